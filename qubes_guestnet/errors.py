@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Errors, sorted by who is to blame and by whether trying again can help.
+
+Every error is one line for a person: what is wrong, with the key, file or operation named, and the remedy.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+SHOWN_VALUE_LENGTH = 60
+
+
+class GuestnetError(Exception):
+    """Base of all our errors.
+
+    Args:
+        problem: what is wrong, in one line, naming the key, file or operation.
+        remedy: what a person can do about it, or "" where nothing but waiting helps.
+    """
+
+    retryable = False
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}" if self.remedy else self.problem
+
+
+class SettingsError(GuestnetError):
+    """dom0's data does not validate. Only a new value heals it, so no retry.
+
+    Args:
+        key: the QubesDB path.
+        untrusted_value: the raw value; shown escaped and shortened.
+        expected: what would be right.
+    """
+
+    def __init__(self, key: str, untrusted_value: bytes, expected: str) -> None:
+        super().__init__(
+            f"{key}: {shown(untrusted_value)} is not valid, expected {expected}",
+            "the settings in use stay; set the value anew from dom0",
+        )
+        self.key = key
+        self.expected = expected
+
+
+class ConfigError(GuestnetError):
+    """A file the user wrote (guestnet.toml) does not validate."""
+
+
+class StoreError(GuestnetError):
+    """QubesDB did not answer as it should. A new connection may."""
+
+    retryable = True
+
+
+class StoreRefused(StoreError):
+    """QubesDB answered ERROR: a write without the right, or a path or value it does not take."""
+
+    retryable = False
+
+
+class KernelError(GuestnetError):
+    """The kernel refused an operation.
+
+    Args:
+        operation: the operation in `ip` words.
+        errno: the positive errno of the reply.
+        remedy: what a person can do.
+        retryable: whether the same operation may succeed later.
+    """
+
+    def __init__(self, operation: str, errno: int, remedy: str = "", retryable: bool = True) -> None:
+        name = _errno.errorcode.get(errno, str(errno))
+        super().__init__(f"{operation}: {os.strerror(errno)} ({name})", remedy)
+        self.errno = errno
+        self.retryable = retryable
+
+
+class Vanished(KernelError):
+    """The interface went away between observe and apply: not a failure, a reason for a fresh pass."""
+
+
+class FileError(GuestnetError):
+    """A file could not be read or published.
+
+    Args:
+        path: the file.
+        error: what the system said.
+        remedy: what a person can do.
+    """
+
+    retryable = True
+
+    def __init__(self, path: str, error: OSError, remedy: str = "") -> None:
+        super().__init__(f"{path}: {error.strerror or error}", remedy)
+        self.path = path
+        self.errno = error.errno
+
+
+class UsageError(GuestnetError):
+    """The command line makes no sense; exit status 2."""
+
+
+def shown(untrusted_value: bytes) -> str:
+    """A hostile value made safe for a log line: ASCII, escaped, quoted, at most 60 characters of it."""
+    text = untrusted_value[: SHOWN_VALUE_LENGTH + 1].decode("ascii", "backslashreplace")
+    text = text.encode("unicode_escape").decode("ascii")
+    if len(text) > SHOWN_VALUE_LENGTH or len(untrusted_value) > SHOWN_VALUE_LENGTH:
+        return f"'{text[:SHOWN_VALUE_LENGTH]}…' ({len(untrusted_value)} bytes)"
+    return f"'{text}'"
