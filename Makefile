@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Every target sets up what it needs (tools/setup): as root it installs missing system packages, else it names them.
+PYTHON ?= python3
+STEPS ?= 10000
+SEED ?=
+VENV := .venv/bin
+export PYTHON
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint unit soak bench coverage-of-behaviours setup-test clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
+
+demo: ## one qube gets its network from QubesDB, step by step (no root, no Xen, no Qubes)
+	@tools/setup demo
+	@$(VENV)/python -m qubes_guestnet lab demo
+
+test: lint ## everything that CI runs: lint, types, all tests, both pyroute2 generations, coverage of core
+	.venv-oldest/bin/python -m pytest -q tests/contract
+	$(VENV)/coverage run -m pytest
+	$(VENV)/coverage report --include='qubes_guestnet/core/*' --fail-under=100
+
+lint: setup-test ## ruff and mypy
+	$(VENV)/ruff check .
+	$(VENV)/mypy
+
+unit: setup-test ## the pure tests only, with the coverage of core
+	$(VENV)/coverage run -m pytest -q tests/core
+	$(VENV)/coverage report --include='qubes_guestnet/core/*'
+
+soak: setup-test ## the random walk, STEPS long (default 10000); SEED=N repeats a walk
+	GUESTNET_SOAK_STEPS=$(STEPS) GUESTNET_SEED=$(SEED) $(VENV)/python -m pytest -m soak -s -o faulthandler_timeout=0
+
+bench: ## each budget as one ratio measured side by side; fails when one is broken
+	@tools/setup bench
+	@PYTHONPATH=. $(VENV)/python -m bench
+
+coverage-of-behaviours: setup-test ## which tests cover which behaviour and scenario; writes docs/behaviours.md
+	@$(VENV)/python -m tools.behaviours --write docs/behaviours.md
+
+setup-test:
+	@tools/setup test
+
+clean: ## remove the environments and everything built
+	rm -rf .venv .venv-oldest build dist .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guards for the pure tests, and a clean exit for the whole session.
+
+A test below `tests/core` or `tests/golden` that opens a socket, spawns a process or writes outside pytest's
+temporary folder fails at once. The error is no `Exception`, so that no `except Exception` of the tested code can
+swallow it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+PURE = (TESTS / "core", TESTS / "golden")
+# Written by the test tools themselves while a test runs, not by the code under test.
+TOOL_FOLDERS = (".hypothesis", ".pytest_cache", "__pycache__")
+
+FORBIDDEN = {
+    "socket.__new__": "opens a socket",
+    "socket.getaddrinfo": "asks a name server",
+    "subprocess.Popen": "spawns a process",
+    "os.system": "spawns a process",
+    "os.exec": "becomes another process",
+    "os.fork": "forks",
+    "os.forkpty": "forks",
+    "os.posix_spawn": "spawns a process",
+}
+# Which arguments of the audit event are paths that are written.
+WRITING = {
+    "os.chmod": (0,),
+    "os.chown": (0,),
+    "os.link": (1,),
+    "os.mkdir": (0,),
+    "os.remove": (0,),
+    "os.rename": (0, 1),
+    "os.rmdir": (0,),
+    "os.symlink": (1,),
+    "os.truncate": (0,),
+    "os.utime": (0,),
+}
+
+
+class ForbiddenInPureTest(BaseException):
+    """The code under test did what pure code must not do; not to be swallowed by `except Exception`."""
+
+
+class _Guard:
+    """An audit hook cannot be taken off again, so there is one for the session, with a switch."""
+
+    def __init__(self) -> None:
+        self.allowed: str | None = None
+
+    def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self.allowed is None:
+            return
+        if event in FORBIDDEN:
+            raise ForbiddenInPureTest(f"{FORBIDDEN[event]}: {event}{arguments!r}")
+        if event == "open":
+            path, mode, flags = arguments
+            writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            if writes or (isinstance(mode, str) and set(mode) & set("wax+")):
+                self._check(event, path)
+        elif event in WRITING:
+            for position in WRITING[event]:
+                self._check(event, arguments[position])
+
+    def _check(self, event: str, path: object) -> None:
+        if not isinstance(path, str | bytes | os.PathLike):
+            return  # an open file descriptor: the open itself was checked
+        where = os.path.abspath(os.fsdecode(path))
+        if where == os.devnull or any(f"/{folder}" in where for folder in TOOL_FOLDERS):
+            return
+        if self.allowed is not None and not where.startswith(self.allowed + os.sep):
+            raise ForbiddenInPureTest(f"writes outside its temporary folder: {event} {where}")
+
+
+_guard = _Guard()
+sys.addaudithook(_guard)
+
+
+@pytest.fixture(autouse=True)
+def _pure_tests_stay_pure(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    if not any(folder in request.path.parents for folder in PURE):
+        yield
+        return
+    _guard.allowed = str(tmp_path_factory.getbasetemp())
+    try:
+        yield
+    finally:
+        _guard.allowed = None

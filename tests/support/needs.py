@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a test needs of the machine. A missing tool is a failure, never a skip: a skipped test proves nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+PACKAGES = {
+    "bash": "bash",
+    "cc": "gcc",
+    "dnsmasq": "dnsmasq-base",
+    "ip": "iproute2",
+    "mandoc": "mandoc",
+    "mount": "mount",
+    "nft": "nftables",
+    "nsenter": "util-linux",
+    "ping": "iputils-ping",
+    "sysctl": "procps",
+    "unshare": "util-linux",
+}
+
+
+def needs(*commands: str) -> None:
+    """Fail the test unless every command is there, naming the Debian packages that have them.
+
+    Raises:
+        Failed (pytest): at least one is missing.
+    """
+    path = f"{os.environ.get('PATH', '')}:{SBIN}"
+    missing = [command for command in commands if shutil.which(command, path=path) is None]
+    if missing:
+        packages = " ".join(sorted({PACKAGES.get(command, command) for command in missing}))
+        pytest.fail(f"missing: {', '.join(missing)}; install with: apt-get install {packages}", pytrace=False)
