@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""QubesDB entries → settings of the uplink. The only place where untrusted values are looked at.
+
+Rules:
+
+1. Every value is hostile until its check has passed. A check first holds the raw bytes against a list of the bytes
+   and the length it allows, and only then decodes and parses: `ipaddress` on its own reads four raw bytes as a packed
+   address, `fe80::1%eth0` as an address with a scope, and `0.0.0.255` as a netmask of length 24.
+2. `parse` never raises on bad data: a bad value becomes a `SettingsError` with key, value and what would be right.
+3. IPv4, IPv6 and DNS are independent. A bad value *holds* its own family: what is configured stays until it is good.
+4. An empty value is no value: dom0 overwrites, it does not remove.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from typing import Generic, NamedTuple, TypeVar
+
+from qubes_guestnet.core.values import BACKEND_MAC, IPV4, IPV6, IPAddress, IPInterface
+from qubes_guestnet.errors import SettingsError, shown
+
+MAC_KEY = "/qubes-mac"
+PRIMARY_DNS_KEY = "/qubes-primary-dns"
+SECONDARY_DNS_KEY = "/qubes-secondary-dns"
+PROVIDER_KEY = "/qubes-netvm-network"
+PER_INTERFACE = "/net-config/"
+
+# Two MULTIREADs with these prefixes read all there is to know.
+UPLINK_PREFIXES: tuple[str, ...] = ("/qubes-", PER_INTERFACE)
+
+_T = TypeVar("_T")
+
+
+class _FamilyFields(NamedTuple):
+    interface: IPInterface
+    gateway: IPAddress | None
+
+
+class Family(_FamilyFields):
+    """What dom0 asks of one address family.
+
+    Args:
+        interface: address and prefix length.
+        gateway: of the same family, or None when dom0 names none (usual for IPv6 in a qube that provides it itself).
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, interface: IPInterface, gateway: IPAddress | None = None) -> Family:
+        """Raise ValueError when the two are not of one family."""
+        if gateway is not None and gateway.version != interface.version:
+            raise ValueError(f"{gateway} cannot be the gateway of {interface}")
+        return super().__new__(cls, interface, gateway)
+
+
+class _UplinkFields(NamedTuple):
+    mac: str
+    ipv4: Family | None
+    ipv6: Family | None
+    custom: bool
+    held: frozenset[int]
+    errors: tuple[SettingsError, ...]
+
+
+class UplinkSettings(_UplinkFields):
+    """What dom0 asks of one interface.
+
+    Args:
+        mac: lower-case; names the interface.
+        ipv4: None when not asked for, or not valid (then 4 is in `held`).
+        ipv6: None when not asked for, or not valid (then 6 is in `held`).
+        custom: `/net-config/MAC/custom` exists: the peer is no Qubes provider, so its MAC is not known.
+        held: families with a value that is not valid: what is configured of them stays as it is.
+        errors: one for each value that is not valid.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        mac: str,
+        ipv4: Family | None = None,
+        ipv6: Family | None = None,
+        *,
+        custom: bool = False,
+        held: frozenset[int] = frozenset(),
+        errors: tuple[SettingsError, ...] = (),
+    ) -> UplinkSettings:
+        """Raise ValueError for a family in the place of the other, or both valid and held."""
+        for family, version in ((ipv4, IPV4), (ipv6, IPV6)):
+            if family is not None and (family.interface.version != version or version in held):
+                raise ValueError(f"{family.interface} is not a valid IPv{version} setting")
+        return super().__new__(cls, mac, ipv4, ipv6, custom, held, errors)
+
+    def family(self, version: int) -> Family | None:
+        """The settings of IPv4 (4) or IPv6 (6)."""
+        return self.ipv4 if version == IPV4 else self.ipv6
+
+
+class DnsSettings(NamedTuple):
+    """The virtual DNS servers.
+
+    Args:
+        servers: in the order of use, without repetition; empty when dom0 names none.
+        held: a value they depend on is not valid: the servers in use stay.
+        errors: one for each value that is not valid.
+    """
+
+    servers: tuple[ipaddress.IPv4Address, ...] = ()
+    held: bool = False
+    errors: tuple[SettingsError, ...] = ()
+
+
+class Settings(NamedTuple):
+    """All that QubesDB says about this qube's own network.
+
+    Args:
+        primary_mac: of `/qubes-mac`; None when absent (no interface is expected) or not valid (then `held`).
+        uplinks: the one of `primary_mac` first, then those of `/net-config/MAC/`, in the order of their MAC.
+        dns: the DNS servers.
+        provider: other qubes get their network from this one.
+        errors: every error, each once.
+        held: it is not known which interface dom0 manages, so none may lose its settings for not being in `uplinks`.
+    """
+
+    primary_mac: str | None = None
+    uplinks: tuple[UplinkSettings, ...] = ()
+    dns: DnsSettings = DnsSettings()
+    provider: bool = False
+    errors: tuple[SettingsError, ...] = ()
+    held: bool = False
+
+
+# Checks: bytes in, a value out, ValueError when it is not one.
+
+_DECIMAL = frozenset(b"0123456789")
+_HEX = frozenset(b"0123456789abcdefABCDEF")
+_IPV4_BYTES = _DECIMAL | frozenset(b".")
+_IPV6_BYTES = _HEX | frozenset(b":.")
+
+# Never the address of a host (RFC 6890), and the kernel refuses or misroutes them.
+_NO_HOST4 = tuple(ipaddress.IPv4Network(net) for net in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255"))
+_NO_HOST6 = tuple(ipaddress.IPv6Network(net) for net in ("::/128", "::1/128", "::ffff:0:0/96", "ff00::/8"))
+_LINK_LOCAL6 = ipaddress.IPv6Network("fe80::/10")
+
+
+def _text(untrusted_value: bytes, allowed: frozenset[int], longest: int) -> str:
+    """The value as text when all its bytes are allowed ones and it is not too long."""
+    if len(untrusted_value) > longest or not allowed.issuperset(untrusted_value):
+        raise ValueError("bytes or length outside the allow-list")
+    return untrusted_value.decode("ascii")
+
+
+def _host4(untrusted_value: bytes) -> ipaddress.IPv4Address:
+    address = ipaddress.IPv4Address(_text(untrusted_value, _IPV4_BYTES, 15))
+    if any(address in network for network in _NO_HOST4):
+        raise ValueError("not the address of a host")
+    return address
+
+
+def _host6(untrusted_value: bytes) -> ipaddress.IPv6Address:
+    address = ipaddress.IPv6Address(_text(untrusted_value, _IPV6_BYTES, 45))
+    if any(address in network for network in _NO_HOST6):
+        raise ValueError("not the address of a host")
+    return address
+
+
+def _address6(untrusted_value: bytes) -> ipaddress.IPv6Address:
+    # The kernel makes link-local addresses by itself; as the qube's only address one would reach nobody.
+    address = _host6(untrusted_value)
+    if address in _LINK_LOCAL6:
+        raise ValueError("link-local")
+    return address
+
+
+def _length(untrusted_value: bytes, longest: int) -> int:
+    """A prefix length of 1 to `longest`. Not 0: the whole Internet would then count as directly connected."""
+    text = _text(untrusted_value, _DECIMAL, 3)
+    if text.startswith("0") or not 1 <= int(text) <= longest:
+        raise ValueError("no prefix length")
+    return int(text)
+
+
+def _netmask4(untrusted_value: bytes) -> int:
+    if b"." not in untrusted_value:
+        return _length(untrusted_value, 32)
+    host_bits = 0xFFFFFFFF ^ int(ipaddress.IPv4Address(_text(untrusted_value, _IPV4_BYTES, 15)))
+    # A netmask is ones, then zeros: what is left for the hosts is 0…01…1, one less than a power of two.
+    if host_bits & (host_bits + 1) or host_bits == 0xFFFFFFFF:
+        raise ValueError("no netmask")
+    return 32 - host_bits.bit_length()
+
+
+def _netmask6(untrusted_value: bytes) -> int:
+    return _length(untrusted_value, 128)
+
+
+def _mac(untrusted_value: bytes) -> str:
+    octets = untrusted_value.split(b":")
+    if len(octets) != 6 or not all(len(octet) == 2 and _HEX.issuperset(octet) for octet in octets):
+        raise ValueError("no MAC address")
+    mac = untrusted_value.decode("ascii").lower()
+    # The backend's address is on every vif of a provider: as "our own" it would make an uplink of a vif.
+    if int(octets[0], 16) & 1 or mac in ("00:00:00:00:00:00", BACKEND_MAC):
+        raise ValueError("not the address of one interface of ours")
+    return mac
+
+
+# The keys, as tables.
+
+
+class _Key(NamedTuple, Generic[_T]):
+    """One key: its path in the global set, its name below `/net-config/MAC/`, its check, and what would be right."""
+
+    path: str
+    leaf: str
+    check: Callable[[bytes], _T]
+    expected: str
+
+    def where(self, folder: str) -> str:
+        """The path to read: in the folder of an interface, or in the global set when that is ""."""
+        return folder + self.leaf if folder else self.path
+
+
+class _FamilyKeys(NamedTuple):
+    """The keys of one family; `longest` is the prefix length where none is given."""
+
+    version: int
+    longest: int
+    address: _Key[IPAddress]
+    prefix: _Key[int]
+    gateway: _Key[IPAddress]
+
+
+_HOST4_EXPECTED = "the IPv4 address of a host such as {}, not 0.x, loopback, multicast or broadcast"
+_HOST6_EXPECTED = "the IPv6 address of a host such as {}, not ::, loopback, multicast or IPv4-mapped"
+_NOT_OWN = ", and not the qube's own"
+
+_FAMILIES = (
+    _FamilyKeys(
+        IPV4,
+        32,
+        _Key("/qubes-ip", "ip", _host4, _HOST4_EXPECTED.format("10.137.0.5")),
+        _Key("/qubes-netmask", "netmask", _netmask4, "a netmask such as 255.255.255.255 or a length from 1 to 32"),
+        _Key("/qubes-gateway", "gateway", _host4, _HOST4_EXPECTED.format("10.138.0.1") + _NOT_OWN),
+    ),
+    _FamilyKeys(
+        IPV6,
+        128,
+        _Key("/qubes-ip6", "ip6", _address6, _HOST6_EXPECTED.format("fd09:24ef:4179::a89:5") + " or link-local"),
+        _Key("/qubes-netmask6", "netmask6", _netmask6, "a prefix length from 1 to 128"),
+        _Key("/qubes-gateway6", "gateway6", _host6, _HOST6_EXPECTED.format("fe80::1") + _NOT_OWN),
+    ),
+)
+_MAC = _Key(MAC_KEY, "", _mac, "a MAC address such as 00:16:3e:5e:6c:00, not multicast, not the backend's")
+_DNS = tuple(
+    _Key(path, "", _host4, _HOST4_EXPECTED.format(example))
+    for path, example in ((PRIMARY_DNS_KEY, "10.139.1.1"), (SECONDARY_DNS_KEY, "10.139.1.2"))
+)
+_CUSTOM = "custom"
+_PATH_BYTES = frozenset(b"/-_.:@0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+# What a watch must be set on to hear of every change of the settings; a path that ends in / stands for all below it.
+WATCHED: tuple[str, ...] = (
+    MAC_KEY,
+    *(key.path for keys in _FAMILIES for key in (keys.address, keys.prefix, keys.gateway)),
+    *(key.path for key in _DNS),
+    PROVIDER_KEY,
+    PER_INTERFACE,
+)
+
+
+class _Reader:
+    """The entries, and the errors met while reading them."""
+
+    def __init__(self, untrusted_entries: Mapping[str, bytes]) -> None:
+        self._untrusted_entries = untrusted_entries
+        self.errors: list[SettingsError] = []
+
+    def exists(self, path: str) -> bool:
+        """There is such a key, with or without a value."""
+        return path in self._untrusted_entries
+
+    def present(self, path: str) -> bool:
+        """There is such a key, with a value."""
+        return bool(self._untrusted_entries.get(path))
+
+    def value(self, path: str, key: _Key[_T]) -> _T | None:
+        """The checked value; None when it is absent, and None with an error when it is not valid."""
+        if not self.present(path):
+            return None
+        try:
+            return key.check(self._untrusted_entries[path])
+        except ValueError:
+            self.refuse(path, key.expected)
+            return None
+
+    def refuse(self, path: str, expected: str) -> None:
+        self.errors.append(SettingsError(path, self._untrusted_entries[path], expected))
+
+    def folders(self) -> dict[str, str]:
+        """MAC → its folder below /net-config/. What is no MAC, or a second spelling of one, becomes one error."""
+        folders: dict[str, str] = {}
+        ignored: set[str] = set()
+        # Sorted backwards, lower case comes before upper case, and that is how the kernel and dom0 spell a MAC.
+        for untrusted_path in sorted(self._untrusted_entries, reverse=True):
+            if not untrusted_path.startswith(PER_INTERFACE):
+                continue
+            untrusted_name, slash, _ = untrusted_path.removeprefix(PER_INTERFACE).partition("/")
+            untrusted_folder = PER_INTERFACE + untrusted_name + slash
+            try:
+                mac = _mac((untrusted_name if slash else "").encode("ascii", "replace"))
+            except ValueError:
+                mac = ""
+            if mac and folders.setdefault(mac, untrusted_folder) == untrusted_folder:
+                continue
+            if self.present(untrusted_path) and untrusted_folder not in ignored:
+                ignored.add(untrusted_folder)
+                self._ignore(untrusted_path, mac)
+        return folders
+
+    def _ignore(self, untrusted_path: str, mac: str) -> None:
+        # Here the path itself is hostile. QubesDB limits what is in a path, but the message is safe without that.
+        untrusted_bytes = untrusted_path.encode("utf-8", "backslashreplace")
+        name = untrusted_path if _PATH_BYTES.issuperset(untrusted_bytes) else shown(untrusted_bytes)
+        expected = f"no second spelling of {mac}" if mac else f"the name of a folder to be {_MAC.expected}"
+        self.errors.append(SettingsError(name, self._untrusted_entries[untrusted_path], expected))
+
+
+def parse(untrusted_entries: Mapping[str, bytes]) -> Settings:
+    """Entries as read with `UPLINK_PREFIXES` → settings.
+
+    Args:
+        untrusted_entries: path → raw value; paths that mean nothing to the uplink are passed over.
+
+    Returns:
+        Settings of which every value has passed its check. It does not raise, whatever the entries are.
+    """
+    reader = _Reader(untrusted_entries)
+    primary_mac = reader.value(_MAC.path, _MAC)
+    held = bool(reader.errors)
+    folders = reader.folders()
+    uplinks = []
+    primary = None
+    if primary_mac is not None:
+        folder = folders.pop(primary_mac, "")
+        own = bool(folder) and reader.present(folder + _FAMILIES[0].address.leaf)
+        primary = _uplink(reader, primary_mac, folder, own)
+        uplinks.append(primary)
+    for mac, folder in sorted(folders.items()):
+        if any(reader.present(folder + keys.address.leaf) for keys in _FAMILIES):
+            uplinks.append(_uplink(reader, mac, folder, own=True))
+    dns = _dns(reader, primary, held)
+    return Settings(primary_mac, tuple(uplinks), dns, reader.present(PROVIDER_KEY), tuple(reader.errors), held)
+
+
+def _uplink(reader: _Reader, mac: str, folder: str, own: bool) -> UplinkSettings:
+    """The settings of one interface: the whole set from its own folder, or the whole of it from the global keys."""
+    before = len(reader.errors)
+    (ipv4, valid4), (ipv6, valid6) = (_family(reader, keys, folder if own else "") for keys in _FAMILIES)
+    held = frozenset(version for version, valid in ((IPV4, valid4), (IPV6, valid6)) if not valid)
+    # The one key that counts by being there, whatever its value (behaviour B11).
+    custom = bool(folder) and reader.exists(folder + _CUSTOM)
+    return UplinkSettings(mac, ipv4, ipv6, custom=custom, held=held, errors=tuple(reader.errors[before:]))
+
+
+def _family(reader: _Reader, keys: _FamilyKeys, folder: str) -> tuple[Family | None, bool]:
+    """One family, and whether it is valid. Without an address it is not asked for, and its other keys mean nothing."""
+    if not reader.present(keys.address.where(folder)):
+        return None, True
+    before = len(reader.errors)
+    address = reader.value(keys.address.where(folder), keys.address)
+    prefix = reader.value(keys.prefix.where(folder), keys.prefix)
+    gateway = reader.value(keys.gateway.where(folder), keys.gateway)
+    if gateway is not None and gateway == address:
+        # The kernel refuses a route through an address of its own.
+        reader.refuse(keys.gateway.where(folder), keys.gateway.expected)
+    if address is None or len(reader.errors) > before:
+        return None, False
+    interface = ipaddress.ip_interface((address, prefix or keys.longest))
+    return Family(interface, gateway), True
+
+
+def _dns(reader: _Reader, primary: UplinkSettings | None, primary_unknown: bool) -> DnsSettings:
+    """The DNS servers. The gateway stands in for a missing primary one, and for nothing else (behaviour B22)."""
+    before = len(reader.errors)
+    first, second = (reader.value(key.path, key) for key in _DNS)
+    errors = tuple(reader.errors[before:])
+    if reader.present(PRIMARY_DNS_KEY):
+        held = bool(errors)
+    else:
+        # A gateway that is not known for now is not the same as none.
+        held = bool(errors) or primary_unknown or (primary is not None and IPV4 in primary.held)
+        gateway = primary.ipv4.gateway if primary is not None and primary.ipv4 is not None else None
+        first = gateway if isinstance(gateway, ipaddress.IPv4Address) else None
+    servers = () if held else tuple(dict.fromkeys(server for server in (first, second) if server is not None))
+    return DnsSettings(servers, held, errors)
