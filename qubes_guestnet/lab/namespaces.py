@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Namespaces without root: the few system calls the lab is made of, and `isolate()`, which puts a whole lab into them.
+
+`isolate()` runs a function as process 1 of fresh user, network, mount, process, host name and IPC namespaces. Whatever
+that function starts, mounts or makes dies with it, also after Ctrl-C and after `kill -9` of any process of the lab: the
+kernel ends all processes of a process namespace with its first one, and frees mounts and interfaces with their last
+user.
+
+The calls go straight to libc: `os.unshare` and `os.setns` exist only from Python 3.12 on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from ..errors import GuestnetError
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
+
+_PR_SET_PDEATHSIG = 1
+_AT_FDCWD = -100
+_AT_RECURSIVE = 0x8000
+_MOUNT_ATTR_RDONLY = 1
+# One number on every architecture Debian and Fedora build for; glibc has the wrapper only since 2.36.
+_SYS_MOUNT_SETATTR = 442
+
+# Folders over which the lab may mount its work folder: there in every Linux, and empty of what Python needs.
+_WORK_CANDIDATES = ("/run", "/mnt", "/media", "/srv")
+_RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALLED = 128
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LabError(GuestnetError):
+    """The lab could not build or keep its namespaces: a tool or a right is missing."""
+
+
+def _call(what: str, result: int) -> None:
+    if result != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+
+
+def unshare(flags: int) -> None:
+    """Move this process (for CLONE_NEWPID: its children) into new namespaces; OSError when the kernel refuses."""
+    _call("unshare", _libc.unshare(flags))
+
+
+def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """Mount, as mount(2); OSError names the target."""
+    result = _libc.mount(source.encode(), target.encode(), fstype.encode() or None, flags, data.encode() or None)
+    _call(f"mount on {target}", result)
+
+
+def bind(source: str, target: str) -> None:
+    """Show `source` with all that is mounted below it at `target`, and nothing of it writable."""
+    mount(source, target, flags=MS_BIND | MS_REC)
+    attributes = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
+    result = _libc.syscall(
+        _SYS_MOUNT_SETATTR, _AT_FDCWD, target.encode(), _AT_RECURSIVE, attributes, ctypes.c_size_t(len(attributes))
+    )
+    _call(f"read-only mount on {target}", result)
+
+
+def pivot(root: str) -> None:
+    """Make `root` (a mount) the root of this mount namespace and let go of the former one."""
+    os.chdir(root)
+    _call("pivot_root", _libc.pivot_root(b".", b"."))
+    _call("umount of the old root", _libc.umount2(b".", MNT_DETACH))
+    os.chdir("/")
+
+
+def die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the parent ends. To be called after unshare(): a change of rights clears it."""
+    _call("prctl", _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+
+
+def socket_in(pid: int, family: int, kind: int, protocol: int = 0) -> socket.socket:
+    """A socket that lives in the network namespace of process `pid`, for the caller to use from where it is.
+
+    A socket keeps for ever the namespace it was made in, so real packets can be sent "from inside a qube" without
+    starting a process there. Not for threaded callers that also make sockets.
+    """
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        there = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _call(f"setns to the network of {pid}", _libc.setns(there, CLONE_NEWNET))
+        finally:
+            os.close(there)
+        try:
+            return socket.socket(family, kind, protocol)
+        finally:
+            _call("setns back", _libc.setns(home, CLONE_NEWNET))
+    finally:
+        os.close(home)
+
+
+def isolate(function: Callable[[], int]) -> int:
+    """Run `function` as process 1 of its own namespaces, as root there; return its exit status.
+
+    The caller's process only waits and hands on SIGINT, SIGTERM and SIGHUP. `function` sees a private /proc and finds
+    an empty work folder in `work_folder()`. An exception in it prints its traceback and gives status 1; a GuestnetError
+    prints its one line, as does a system that does not let us make namespaces: it names the setting.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    unshared, say_unshared = os.pipe()
+    mapped, say_mapped = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(unshared)
+        os.close(say_mapped)
+        _middle(function, say_unshared, mapped)
+    os.close(say_unshared)
+    os.close(mapped)
+    if os.read(unshared, 1):
+        _map_ids(child)
+        os.write(say_mapped, b"1")
+    os.close(unshared)
+    status = _wait_for(child)
+    os.close(say_mapped)
+    return status
+
+
+def _wait_for(child: int) -> int:
+    """Wait for a child, handing on the signals that would end us; its exit status, or 128 + signal."""
+
+    def relay(number: int, _frame: FrameType | None) -> None:
+        os.kill(child, number)
+
+    before = {number: signal.signal(number, relay) for number in _RELAYED}
+    try:
+        _, status = os.waitpid(child, 0)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    code = os.waitstatus_to_exitcode(status)
+    return _SIGNALLED - code if code < 0 else code
+
+
+def _middle(function: Callable[[], int], say_unshared: int, mapped: int) -> NoReturn:
+    """The process between: makes the namespaces, starts process 1 in them, takes it along when it is killed."""
+    try:
+        try:
+            unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC)
+        except OSError as error:
+            raise LabError(
+                f"no namespaces: {error.strerror}",
+                "unprivileged user namespaces must be allowed: sysctl user.max_user_namespaces above 0, "
+                "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0 (where they exist)",
+            ) from error
+        os.write(say_unshared, b"1")
+        os.read(mapped, 1)
+        die_with_parent()
+        alive, keep_alive = os.pipe()
+        first = os.fork()
+        if first == 0:
+            os.close(keep_alive)
+            _first(function, alive)
+        os.close(alive)
+        os._exit(_wait_for(first))
+    except GuestnetError as error:
+        print(f"qubes-guestnet: {error}", file=sys.stderr, flush=True)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
+
+
+def _map_ids(child: int) -> None:
+    """Root of the child's user namespace is the caller; real root keeps every other user and group as well."""
+    try:
+        _write(f"/proc/{child}/uid_map", "0 0 4294967295")
+        _write(f"/proc/{child}/gid_map", "0 0 4294967295")
+    except PermissionError:
+        _write(f"/proc/{child}/setgroups", "deny")
+        _write(f"/proc/{child}/uid_map", f"0 {os.geteuid()} 1")
+        _write(f"/proc/{child}/gid_map", f"0 {os.getegid()} 1")
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def _first(function: Callable[[], int], alive: int) -> NoReturn:
+    """Process 1 of the lab. `alive` is at its end when the parent died before the kernel knew of our wish."""
+    status = 1
+    try:
+        die_with_parent()
+        if select.select([alive], [], [], 0)[0]:
+            os._exit(status)
+        for number in _RELAYED:
+            signal.signal(number, _end)
+        mount("none", "/", flags=MS_REC | MS_PRIVATE)
+        mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV)
+        mount("lab", work_folder(), "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+        status = function()
+    except GuestnetError as error:
+        print(f"qubes-guestnet: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; nothing is left behind", file=sys.stderr)
+        status = _SIGNALLED + signal.SIGINT
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    # Ctrl-C reaches us twice, from the terminal and handed on by our parent: only the first one counts.
+    for relayed in _RELAYED:
+        signal.signal(relayed, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(_SIGNALLED + number)
+
+
+def needed_paths() -> tuple[str, ...]:
+    """Folders this Python and this package run from: they must stay visible in the lab and in every qube."""
+    package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    wanted = [package_parent, sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path]
+    wanted.append(os.path.dirname(os.path.realpath(sys.executable)))
+    folders = (os.path.abspath(folder) for folder in wanted if folder)
+    return tuple(dict.fromkeys(folder for folder in folders if os.path.isdir(folder)))
+
+
+def work_folder() -> str:
+    """The folder over which the lab mounts its private tmpfs; LabError if every candidate is in use by Python."""
+    for folder in _WORK_CANDIDATES:
+        if os.path.isdir(folder) and not any(is_below(path, folder) for path in needed_paths()):
+            return folder
+    raise LabError("no folder to mount the lab's work folder on", f"tried {', '.join(_WORK_CANDIDATES)}")
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether `path` is `folder` or lies in it (both absolute)."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")

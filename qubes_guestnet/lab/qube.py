@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A qube: its own network, mounts, processes and host name, in which the real agent runs unmodified.
+
+Everything is done to it from the lab's process: files through /proc/PID/root, commands through nsenter, packets by
+sockets made in its network. Its QubesDB daemon serves its /run/qubes but is no process *of* the qube: pausing a qube
+must not stop dom0 from writing, as it does not on Xen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from . import init
+from .namespaces import LabError, needed_paths, socket_in, work_folder
+
+QUBESDB_FOLDER = "/run/qubes"
+FLAGS_FOLDER = "/run/qubes-service"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_POLL = 0.005
+_STOPPED = "T"
+T = TypeVar("T")
+
+
+def eventually(what: str, probe: Callable[[], T], deadline: float = 10.0) -> T:
+    """Call `probe` until it gives something true, and return that.
+
+    Args:
+        what: for the error: what was waited for.
+        deadline: seconds after which to give up.
+
+    Raises:
+        LabError: not in time; with what the last probe gave.
+    """
+    end = time.monotonic() + deadline
+    while True:
+        outcome = probe()
+        if outcome:
+            return outcome
+        if time.monotonic() >= end:
+            raise LabError(f"not within {deadline:g} s: {what} (last seen: {outcome!r})")
+        time.sleep(_POLL)
+
+
+class Service:
+    """A process in a qube that goes on until it is stopped; its output goes to a log file of the lab."""
+
+    def __init__(self, name: str, log: Path, process: subprocess.Popen[bytes], own_processes: bool) -> None:
+        self.name = name
+        self.log = log
+        self._nsenter = process
+        self._own_processes = own_processes
+
+    @property
+    def pid(self) -> int:
+        """Process id, as the lab sees it, of the program itself; LabError when it has ended.
+
+        For a process namespace nsenter has to fork and stays as the program's parent, else it becomes the program.
+        """
+
+        def child() -> int:
+            if self._nsenter.poll() is not None:
+                raise LabError(f"{self.name} has ended with {self._nsenter.returncode}", f"its log: {self.tail()}")
+            if not self._own_processes:
+                return self._nsenter.pid
+            children = Path(f"/proc/{self._nsenter.pid}/task/{self._nsenter.pid}/children").read_text().split()
+            return int(children[0]) if children else 0
+
+        return eventually(f"{self.name} has started", child)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._nsenter.poll() is None
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def wait(self, deadline: float = 5.0) -> int:
+        """Wait for its end; its exit status, negative for a signal. LabError when it goes on."""
+
+        def ended() -> bool:
+            if self._nsenter.poll() is None and self._own_processes:
+                # nsenter stops itself when its child is stopped, and would not notice the child's end.
+                self._nsenter.send_signal(signal.SIGCONT)
+            return self._nsenter.poll() is not None
+
+        try:
+            eventually(f"{self.name} has ended", ended, deadline)
+        except LabError as error:
+            raise LabError(error.problem, f"its log: {self.tail()}") from None
+        return int(self._nsenter.returncode)
+
+    def stop(self, deadline: float = 5.0) -> int:
+        """SIGTERM, and wait; its exit status. A service that has ended already is fine."""
+        return self._end(signal.SIGTERM, deadline)
+
+    def kill(self) -> int:
+        """SIGKILL, and wait; its exit status (-9)."""
+        return self._end(signal.SIGKILL, 5.0)
+
+    def _end(self, number: int, deadline: float) -> int:
+        if self.running:
+            with contextlib.suppress(LabError, ProcessLookupError):
+                self.signal(number)
+        return self.wait(deadline)
+
+    def output(self) -> str:
+        """All it has said so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def tail(self, length: int = 600) -> str:
+        """The end of what it has said, for an error message."""
+        return self.output()[-length:].strip() or "(empty)"
+
+
+class Qube:
+    """One qube; made inside `isolate()` only.
+
+    Args:
+        name: host name, and name of its folder in the lab's work folder.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.folder = Path(work_folder()) / name
+        (self.folder / "root").mkdir(parents=True)
+        self.pid = init.start(name, str(self.folder / "root"), work_folder())
+        self.agent: Service | None = None
+        self.store_daemon: Service | None = None
+        self.paused = False
+
+    # --- files -------------------------------------------------------------------------------------------------
+
+    def path(self, inside: str) -> Path:
+        """Where the lab finds a file of the qube. An absolute symbolic link on the way would lead out of it."""
+        return Path(f"/proc/{self.pid}/root{inside}")
+
+    def read(self, inside: str) -> str:
+        """Text of a file; "" when there is none."""
+        try:
+            return self.path(inside).read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def write(self, inside: str, text: str) -> None:
+        """Write a file, making its folders."""
+        file = self.path(inside)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    def set_flag(self, flag: str, on: bool = True) -> None:
+        """Switch a qvm-service flag: a file in /run/qubes-service."""
+        file = self.path(f"{FLAGS_FOLDER}/{flag}")
+        if on:
+            file.touch()
+        else:
+            file.unlink(missing_ok=True)
+
+    # --- commands ----------------------------------------------------------------------------------------------
+
+    def _command(self, arguments: Sequence[str], own_processes: bool = True) -> list[str]:
+        namespaces = ["--net", "--mount", "--uts", "--ipc", *(["--pid"] if own_processes else [])]
+        return ["nsenter", "--target", str(self.pid), *namespaces, "--", *arguments]
+
+    def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
+        # PYTHONPATH and coverage settings of the caller go along, so that the qube runs the very same code.
+        kept = {key: value for key, value in os.environ.items() if key.startswith(("PYTHON", "COVERAGE", "LC_"))}
+        kept["PYTHONPATH"] = ":".join((needed_paths()[0], kept.get("PYTHONPATH", ""))).rstrip(":")
+        return {"PATH": _PATH, "HOME": "/rw", **kept, **(extra or {})}
+
+    def run(
+        self, *arguments: str, check: bool = True, timeout: float = 10.0, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the qube to its end.
+
+        Raises:
+            LabError: it is not installed, took longer than `timeout` seconds, or (with `check`) failed.
+        """
+        environment = self._environment(env)
+        words = " ".join(arguments)
+        try:
+            done = subprocess.run(
+                self._command(arguments), env=environment, timeout=timeout, capture_output=True, text=True,
+                errors="replace", stdin=subprocess.DEVNULL, check=False, start_new_session=True,
+            )  # fmt: skip
+        except FileNotFoundError:
+            raise LabError("nsenter is missing", "apt-get install util-linux") from None
+        except subprocess.TimeoutExpired:
+            raise LabError(f"{self.name}: `{words}` did not end within {timeout:g} s") from None
+        if check and done.returncode != 0:
+            raise LabError(f"{self.name}: `{words}` failed with {done.returncode}: {done.stderr.strip()}")
+        return done
+
+    def guestnet(self, *arguments: str, check: bool = True, timeout: float = 15.0) -> subprocess.CompletedProcess[str]:
+        """Run `qubes-guestnet ARGUMENTS` in the qube."""
+        return self.run(sys.executable, "-m", "qubes_guestnet", *arguments, check=check, timeout=timeout)
+
+    def ip(self, *arguments: str) -> list[dict[str, Any]]:
+        """What `ip -json ARGUMENTS` says: the judge of every test."""
+        text = self.run("ip", "-json", *arguments).stdout.strip()
+        return [entry for entry in json.loads(text or "[]") if entry]
+
+    def spawn(
+        self, name: str, *arguments: str, own_processes: bool = True, env: Mapping[str, str] | None = None
+    ) -> Service:
+        """Start a long-running command; `own_processes` False keeps it out of the qube's process namespace."""
+        log = self.folder / f"{name}.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                self._command(arguments, own_processes), stdin=subprocess.DEVNULL,
+                env={"NOTIFY_SOCKET": init.NOTIFY_SOCKET, **self._environment(env)},
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        return Service(f"{name} of {self.name}", log, process, own_processes)
+
+    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+        """A socket in the qube's network."""
+        return socket_in(self.pid, family, kind, protocol)
+
+    # --- its agent and its QubesDB -----------------------------------------------------------------------------
+
+    def notifications(self) -> list[tuple[float, str]]:
+        """What services said by sd_notify: (seconds of the monotonic clock, message)."""
+        lines = (line.partition(" ") for line in self.read(init.NOTIFY_LOG).splitlines())
+        return [(float(when), message) for when, _, message in lines]
+
+    def start_agent(self, wait: bool = True, env: Mapping[str, str] | None = None, deadline: float = 10.0) -> Service:
+        """Start the real agent; with `wait`, return only when it has said READY=1."""
+        said_before = len(self.notifications())
+        agent = self.agent = self.spawn("agent", sys.executable, "-m", "qubes_guestnet", "agent", env=env)
+
+        def ready() -> bool:
+            if not agent.running:
+                raise LabError(f"{agent.name} ended with {agent.wait()}", f"its log: {agent.tail()}")
+            return any("READY=1" in message for _, message in self.notifications()[said_before:])
+
+        if wait:
+            eventually(f"{agent.name} says READY=1", ready, deadline)
+        return agent
+
+    def start_store(self, entries: Mapping[str, str] | None = None) -> Service:
+        """Start the qube's QubesDB daemon with `entries` and wait until it answers."""
+        settings = [word for key, value in (entries or {}).items() for word in ("--set", f"{key}={value}")]
+        store = self.store_daemon = self.spawn(
+            "store", sys.executable, "-m", "qubes_guestnet", "lab", "store", "--dir", QUBESDB_FOLDER, *settings,
+            own_processes=False,
+        )  # fmt: skip
+
+        def answers() -> bool:
+            if not store.running:
+                raise LabError(f"{store.name} ended with {store.wait()}", f"its log: {store.tail()}")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                return probe.connect_ex(f"{self.path(QUBESDB_FOLDER)}/qubesdb.sock") == 0
+
+        eventually(f"{store.name} listens", answers)
+        return store
+
+    def processes(self) -> list[int]:
+        """Process ids, as the lab sees them, of all processes of the qube, its process 1 among them."""
+        mine = os.readlink(f"/proc/{self.pid}/ns/pid")
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if os.readlink(folder / "ns/pid") == mine:
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+        return found
+
+    def pause(self) -> None:
+        """Stop all its processes, as `qvm-pause` does; returns when none of them runs any more."""
+        self.paused = True
+
+        def all_stopped() -> bool:
+            running = [pid for pid in self.processes() if _state(pid) not in (_STOPPED, "Z", "X", "")]
+            for pid in running:
+                os.kill(pid, signal.SIGSTOP)
+            return not running
+
+        eventually(f"{self.name} is paused", all_stopped)
+
+    def unpause(self) -> None:
+        """Let all its processes go on."""
+        self.paused = False
+        for pid in self.processes():
+            os.kill(pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Kill the qube with all its processes; its interfaces and mounts go with it."""
+        if self.store_daemon is not None:
+            self.store_daemon.kill()
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        if self.agent is not None:
+            self.agent.wait()
+
+
+def _state(pid: int) -> str:
+    """State letter of a process, "" when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
