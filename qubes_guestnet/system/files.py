@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Files: one way to read, one way to write, and the facts about resolv.conf. It decides nothing.
+
+How `publish` writes, and why in this order:
+
+1. What is already there with the same bytes, mode and kind is not touched: whoever watches the file is not woken.
+2. A new file in the same folder gets the bytes, the mode (`fchmod`, the umask does not count), the SELinux label and
+   an fsync, and is then renamed over the old one. A reader has the whole old file or the whole new one open, never
+   half of one, and a symbolic link is replaced without its target being touched. An error before the rename takes
+   the new file away again and leaves the old one.
+3. Where the name cannot be replaced (a bind mount gives EBUSY, and Qubes' bind-dirs makes those; a read-only folder)
+   the old file is overwritten: first the bytes, made as long as the old ones by empty lines at the end, in one write,
+   only then the cut to length. A reader may see empty lines at the end, but no empty file. When the disk is full
+   the old bytes are put back.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import fcntl
+import importlib
+import os
+import stat
+import struct
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from qubes_guestnet.core.resolver import FileFacts
+from qubes_guestnet.errors import FileError
+
+RESOLV_CONF = "/etc/resolv.conf"
+PROTECTED_DIRS = ("/etc/qubes/protected-files.d", "/rw/config/protected-files.d")
+# A resolv.conf is some hundred bytes; of a longer one the beginning tells enough.
+LONGEST = 65536
+LONGEST_LIST = 1 << 20
+
+# Left by editors and rpm beside a list; Qubes' own scripts pass over them too.
+_NO_LISTS = ("~", ".rpmsave", ".rpmnew", ".rpmold")
+# What a list gives that is a link to nowhere or in circles, or went away meanwhile: there is no such list.
+_NO_LIST = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
+
+# <linux/fs.h>: _IOR('f', 1, long) as x86 and arm encode it, and the flags that forbid writing (chattr +i, +a).
+_FS_IOC_GETFLAGS = 2 << 30 | struct.calcsize("l") << 16 | ord("f") << 8 | 1
+_FORBID_WRITING = 0x10 | 0x20
+
+_SELINUX = "/sys/fs/selinux/enforce"
+_SELINUX_LABEL = "security.selinux"
+
+# The folder or the name does not take a new file; the old one may still take new bytes.
+_NOT_REPLACEABLE = (errno.EBUSY, errno.EXDEV, errno.EROFS, errno.EACCES, errno.EPERM)
+# A file system that cannot sync says so with one of these: nothing is lost that it could have kept.
+_CANNOT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP)
+_REMEDIES = {
+    errno.ENOSPC: "what was there before is still in place; free some space on this file system",
+    errno.EDQUOT: "what was there before is still in place; free some space on this file system",
+    errno.EROFS: "make the file system writable",
+    errno.EACCES: "run this as root, and see whether a security module forbids it",
+    errno.EPERM: "run this as root, and see whether chattr +i is set",
+    errno.ENOENT: "the folder does not exist",
+    errno.EISDIR: "a folder stands where the file should be; move it away",
+    errno.EEXIST: "something that is not a file stands where the file should be; move it away",
+    errno.ELOOP: "the path is a circle of symbolic links, or one came in between just now",
+}
+
+
+class Published(enum.Enum):
+    """What `publish` did."""
+
+    UNCHANGED = "unchanged"
+    REPLACED = "replaced"
+    IN_PLACE = "in place"
+
+
+class _Found(NamedTuple):
+    kind: str = "missing"
+    data: bytes = b""
+    mode: int = 0
+    link_target: str = ""
+    immutable: bool = False
+
+
+def read(path: str, limit: int = LONGEST) -> bytes | None:
+    """The bytes of a file, links followed; None when there is none.
+
+    Raises:
+        FileError: it cannot be read, is no regular file, or is longer than `limit` bytes.
+    """
+    try:
+        data = _read_regular(path, limit + 1)
+        if len(data) > limit:
+            raise OSError(errno.EFBIG, f"longer than {limit} bytes")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _file_error(path, error) from error
+    return data
+
+
+def facts(
+    path: str = RESOLV_CONF,
+    protected_dirs: Sequence[str] = PROTECTED_DIRS,
+    *,
+    disabled: bool = False,
+    networkmanager: bool = False,
+) -> FileFacts:
+    """Gather what `core.resolver.choose_owner` needs to know about `path`.
+
+    Args:
+        path: the resolv.conf.
+        protected_dirs: folders with lists of protected files.
+        disabled: the service flag `disable-dns-server`; passed through.
+        networkmanager: NetworkManager configures the uplink; passed through.
+
+    Raises:
+        FileError: the file is there and cannot be looked at.
+    """
+    try:
+        found = _look(path, LONGEST, attributes=True)
+    except OSError as error:
+        raise _file_error(path, error) from error
+    return FileFacts(
+        kind=found.kind,
+        data=found.data,
+        mode=found.mode,
+        link_target=found.link_target,
+        protected_by=_protected_by(path, protected_dirs),
+        immutable=found.immutable,
+        disabled=disabled,
+        networkmanager=networkmanager,
+    )
+
+
+def publish(path: str, data: bytes, mode: int = 0o644, *, durable: bool = True) -> Published:
+    """Make `path` a regular file with exactly these bytes and this mode. The one way in which a file is written.
+
+    Args:
+        path: the file; its folder must exist.
+        data: the whole content.
+        mode: permission bits.
+        durable: it shall survive a power cut. Not needed below /run, and there fsync is not called.
+
+    Raises:
+        FileError: with the remedy. What was there before is still there (but for an error of the disk itself).
+    """
+    try:
+        found = _look(path, len(data) + 1)
+        if found.kind == "regular" and (found.data, found.mode) == (data, mode):
+            return Published.UNCHANGED
+        if found.kind == "other":
+            raise OSError(errno.EEXIST, "not a regular file")
+        try:
+            _replace(path, data, mode, durable=durable, regular=found.kind == "regular")
+        except OSError as error:
+            if found.kind != "regular" or error.errno not in _NOT_REPLACEABLE:
+                raise
+            _overwrite(path, data, mode, durable=durable)
+            return Published.IN_PLACE
+    except OSError as error:
+        raise _file_error(path, error) from error
+    return Published.REPLACED
+
+
+def _file_error(path: str, error: OSError) -> FileError:
+    return FileError(path, error, _REMEDIES.get(error.errno or 0, ""))
+
+
+def _open(path: str, flags: int) -> int:
+    # O_NONBLOCK: the opening of a FIFO would otherwise wait for a writer for ever.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _read_all(fd: int, limit: int) -> bytes:
+    """Up to `limit` bytes from the beginning."""
+    pieces = []
+    while limit > 0 and (piece := os.read(fd, limit)):
+        pieces.append(piece)
+        limit -= len(piece)
+    return b"".join(pieces)
+
+
+def _read_regular(path: str, limit: int) -> bytes:
+    fd = _open(path, os.O_RDONLY)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EEXIST, "not a regular file")
+        return _read_all(fd, limit)
+    finally:
+        os.close(fd)
+
+
+def _look(path: str, limit: int, *, attributes: bool = False) -> _Found:
+    """What stands at `path` itself, links not followed, with the first `limit` bytes of a regular file."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return _Found()
+    if stat.S_ISLNK(mode):
+        return _Found("symlink", link_target=os.readlink(path))
+    if not stat.S_ISREG(mode):
+        return _Found("other")
+    fd = _open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        return _Found("regular", _read_all(fd, limit), mode, immutable=attributes and _immutable(fd))
+    finally:
+        os.close(fd)
+
+
+def _immutable(fd: int) -> bool:
+    flags = bytearray(struct.calcsize("l"))
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETFLAGS, flags)
+    except OSError:
+        return False  # a file system without such attributes
+    # The kernel fills in an int, whatever the size in the request's number says.
+    return bool(struct.unpack_from("i", flags)[0] & _FORBID_WRITING)
+
+
+def _protected_by(path: str, folders: Sequence[str]) -> str:
+    """The list that names `path` in a whole line. One that cannot be read may name it, and so counts as if it did."""
+    for folder in folders:
+        where = folder
+        try:
+            for where in _lists(folder):
+                if os.fsencode(path) in _lines(where):
+                    return where
+        except OSError:
+            return f"{where} (unreadable)"
+    return ""
+
+
+def _lists(folder: str) -> Iterator[str]:
+    """The files below a folder, in the order of their names."""
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            mode = os.stat(path).st_mode
+        except OSError as error:
+            if error.errno in _NO_LIST:
+                continue
+            raise
+        if stat.S_ISDIR(mode) and not os.path.islink(path):
+            yield from _lists(path)
+        elif stat.S_ISREG(mode) and not name.endswith(_NO_LISTS):
+            yield path
+
+
+def _lines(path: str) -> list[bytes]:
+    try:
+        data = _read_regular(path, LONGEST_LIST + 1)
+    except FileNotFoundError:
+        return []  # it went away since its folder was listed
+    if len(data) > LONGEST_LIST:
+        raise OSError(errno.EFBIG, f"longer than {LONGEST_LIST} bytes")
+    return data.split(b"\n")
+
+
+def _replace(path: str, data: bytes, mode: int, *, durable: bool, regular: bool) -> None:
+    folder, name = os.path.split(path)
+    # All in one opened folder: it stays the same one even if its path gets another meaning meanwhile.
+    folder_fd = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        temporary = f".{name}.{os.urandom(8).hex()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o600, dir_fd=folder_fd)
+        try:
+            try:
+                _write_all(fd, data)
+                os.fchmod(fd, mode)
+                _label(fd, path, regular=regular)
+                if durable:
+                    _sync(fd)
+            finally:
+                os.close(fd)
+            os.rename(temporary, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
+        except BaseException:
+            _remove(temporary, folder_fd)
+            raise
+        if durable:
+            _sync(folder_fd)
+    finally:
+        os.close(folder_fd)
+
+
+def _remove(name: str, folder_fd: int) -> None:
+    try:
+        os.unlink(name, dir_fd=folder_fd)
+    except OSError:
+        return  # the error that led here is the one to report
+
+
+def _overwrite(path: str, data: bytes, mode: int, *, durable: bool) -> None:
+    fd = _open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        before = os.fstat(fd)
+        padded = data.ljust(min(before.st_size, LONGEST), b"\n")
+        old = os.pread(fd, len(padded), 0)
+        try:
+            _write_all(fd, padded)
+        except OSError:
+            os.pwrite(fd, old, 0)
+            os.ftruncate(fd, before.st_size)
+            raise
+        os.ftruncate(fd, len(data))
+        if stat.S_IMODE(before.st_mode) != mode:
+            os.fchmod(fd, mode)
+        if durable:
+            _sync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _sync(fd: int) -> None:
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def _label(fd: int, path: str, *, regular: bool) -> None:
+    """Give the new file the SELinux label of the old one, or else the policy's. A missing label is only reported."""
+    if not os.path.exists(_SELINUX):
+        return
+    try:
+        label = os.getxattr(path, _SELINUX_LABEL, follow_symlinks=False) if regular else _policy_label(path)
+        os.setxattr(fd, _SELINUX_LABEL, label)
+    except (OSError, ImportError) as error:
+        import logging  # only met where something is wrong
+
+        logging.getLogger(__name__).warning("%s: no SELinux label: %s; restorecon %s sets it", path, error, path)
+
+
+def _policy_label(path: str) -> bytes:
+    # Only on machines with SELinux, and only where no file stood before: it is a heavy module.
+    selinux = importlib.import_module("selinux")
+    context: str = selinux.matchpathcon(path, stat.S_IFREG)[1]
+    return context.encode() + b"\0"
