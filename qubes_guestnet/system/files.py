@@ -32,6 +32,7 @@ from qubes_guestnet.errors import FileError
 RESOLV_CONF = "/etc/resolv.conf"
 PROTECTED_DIRS = ("/etc/qubes/protected-files.d", "/rw/config/protected-files.d")
 # A resolv.conf is some hundred bytes; of a longer one the beginning tells enough.
+PUBLIC = 0o644
 LONGEST = 65536
 LONGEST_LIST = 1 << 20
 
@@ -131,14 +132,14 @@ def facts(
     )
 
 
-def publish(path: str, data: bytes, mode: int = 0o644, *, durable: bool = True) -> Published:
+def publish(path: str, data: bytes, mode: int = PUBLIC, *, sync: bool = True) -> Published:
     """Make `path` a regular file with exactly these bytes and this mode. The one way in which a file is written.
 
     Args:
         path: the file; its folder must exist.
         data: the whole content.
         mode: permission bits.
-        durable: it shall survive a power cut. Not needed below /run, and there fsync is not called.
+        sync: it shall survive a power cut. Not needed below /run, and there fsync is not called.
 
     Raises:
         FileError: with the remedy. What was there before is still there (but for an error of the disk itself).
@@ -150,11 +151,11 @@ def publish(path: str, data: bytes, mode: int = 0o644, *, durable: bool = True) 
         if found.kind == "other":
             raise OSError(errno.EEXIST, "not a regular file")
         try:
-            _replace(path, data, mode, durable=durable, regular=found.kind == "regular")
+            _replace(path, data, mode, sync=sync, regular=found.kind == "regular")
         except OSError as error:
             if found.kind != "regular" or error.errno not in _NOT_REPLACEABLE:
                 raise
-            _overwrite(path, data, mode, durable=durable)
+            _overwrite(path, data, mode, sync=sync)
             return Published.IN_PLACE
     except OSError as error:
         raise _file_error(path, error) from error
@@ -260,7 +261,7 @@ def _lines(path: str) -> list[bytes]:
     return data.split(b"\n")
 
 
-def _replace(path: str, data: bytes, mode: int, *, durable: bool, regular: bool) -> None:
+def _replace(path: str, data: bytes, mode: int, *, sync: bool, regular: bool) -> None:
     folder, name = os.path.split(path)
     # All in one opened folder: it stays the same one even if its path gets another meaning meanwhile.
     folder_fd = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -273,7 +274,7 @@ def _replace(path: str, data: bytes, mode: int, *, durable: bool, regular: bool)
                 _write_all(fd, data)
                 os.fchmod(fd, mode)
                 _label(fd, path, regular=regular)
-                if durable:
+                if sync:
                     _sync(fd)
             finally:
                 os.close(fd)
@@ -281,7 +282,7 @@ def _replace(path: str, data: bytes, mode: int, *, durable: bool, regular: bool)
         except BaseException:
             _remove(temporary, folder_fd)
             raise
-        if durable:
+        if sync:
             _sync(folder_fd)
     finally:
         os.close(folder_fd)
@@ -294,7 +295,7 @@ def _remove(name: str, folder_fd: int) -> None:
         return  # the error that led here is the one to report
 
 
-def _overwrite(path: str, data: bytes, mode: int, *, durable: bool) -> None:
+def _overwrite(path: str, data: bytes, mode: int, *, sync: bool) -> None:
     fd = _open(path, os.O_RDWR | os.O_NOFOLLOW)
     try:
         before = os.fstat(fd)
@@ -309,7 +310,7 @@ def _overwrite(path: str, data: bytes, mode: int, *, durable: bool) -> None:
         os.ftruncate(fd, len(data))
         if stat.S_IMODE(before.st_mode) != mode:
             os.fchmod(fd, mode)
-        if durable:
+        if sync:
             _sync(fd)
     finally:
         os.close(fd)
