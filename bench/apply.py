@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Cold `apply`, process start to exit, against a plain shell script that does the same work.
+
+The script (baseline/uplink.sh) reads each key with a compiled reader and makes each object with `ip`. Both run in a
+fresh namespace each time, in turn; after every run `ip -json` confirms that the qube is configured.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+
+from bench.figures import Result, spread
+from bench.stage import BASELINE, IPV4_ENTRIES, IPV6_ENTRIES, Stage, child_environment, command, seconds
+
+BUDGET = 1.6
+ROUNDS = 40
+
+
+def measure(python: str = sys.executable, rounds: int = ROUNDS, *, ipv6: bool = False) -> Result:
+    """Run inside `isolate()`. IPv4 alone is the default of Qubes, and the harder case: less of `ip` to beat."""
+    stage = Stage({**IPV4_ENTRIES, **(IPV6_ENTRIES if ipv6 else {})}, python)
+    contenders = {
+        "apply": (command(python, "apply"), child_environment()),
+        "script": ([str(BASELINE / "uplink.sh")], stage.baseline_environment()),
+        "bare": ([python, "-I", "-c", ""], child_environment()),
+    }
+    took: dict[str, list[float]] = {name: [] for name in contenders}
+    try:
+        # Round 0 compiles and warms what a running system has warm.
+        for number in range(rounds + 1):
+            names = list(contenders)
+            for name in names[number % 3 :] + names[: number % 3]:
+                stage.fresh()
+                lasted = seconds(*contenders[name])
+                if name != "bare":
+                    stage.check_configured(name)
+                if number:
+                    took[name].append(lasted * 1e3)
+    finally:
+        stage.close()
+    figures = {name: spread(sample) for name, sample in took.items()}
+    pairs = spread([ours / theirs for ours, theirs in zip(took["apply"], took["script"], strict=True)])
+    families = "IPv4 and IPv6" if ipv6 else "IPv4"
+    return Result(
+        f"apply, cold, {families}, against a shell script",
+        statistics.median(took["apply"]) / statistics.median(took["script"]),
+        BUDGET,
+        (
+            *(f"{name}: {f.median:.1f} ms (quartiles {f.low:.1f} to {f.high:.1f})" for name, f in figures.items()),
+            f"ratio of neighbouring runs: median {pairs.median:.2f}, quartiles {pairs.low:.2f} to {pairs.high:.2f}",
+            f"a bare interpreter alone: ratio {figures['bare'].median / figures['script'].median:.2f}",
+            f"{rounds} runs each, in turn, each in a fresh namespace",
+        ),
+    )

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who may import what, read from the source: the house's walls, and the part of the budgets that is imports."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+TREE = Path(__file__).resolve().parents[2]
+PACKAGE = TREE / "qubes_guestnet"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# core decides and never acts: these modules know values only.
+PURE_LIBRARY = {
+    "__future__", "bisect", "collections", "enum", "errno", "functools", "ipaddress", "itertools", "math", "operator",
+    "re", "string", "struct", "types", "typing",
+}  # fmt: skip
+
+# What the resident agent and a cold `apply` must not load on their way, and why.
+TOO_DEAR = {
+    "argparse": "10 ms; the fast verbs are parsed by hand",
+    "asyncio": "10 MB of resident memory",
+    "concurrent": "threads are not how the agent waits",
+    "ctypes": "1 MB, and a way around every check",
+    "dataclasses": "12 ms and 0.7 MB: it imports inspect; values are NamedTuples",
+    "http": "there is no server and no client of it in here",
+    "importlib.metadata": "20 ms; the version is a constant",
+    "inspect": "8 ms",
+    "json": "5 ms; only `--json` needs it",
+    "multiprocessing": "one process",
+    "pathlib": "4 ms; strings do",
+    "random": "5 ms: it imports hashlib",
+    "shutil": "imports compressors",
+    "ssl": "5 MB",
+    "subprocess": "the agent runs no program on the happy path",
+    "tempfile": "imports random and shutil; publish() names its own temporary file",
+    "threading": "one thread",
+    "tomllib": "only when guestnet.toml exists",
+    "traceback": "only for a bug",
+    "unittest": "3 MB",
+    "urllib": "there is no web in here",
+}
+
+
+class Import(NamedTuple):
+    file: Path
+    line: int
+    module: str
+    late: bool
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(TREE)}:{self.line} imports {self.module}{' (late)' if self.late else ''}"
+
+
+def name_of(file: Path) -> str:
+    """Dotted module name of a file of ours."""
+    parts = file.relative_to(TREE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(file: Path) -> Iterator[Import]:
+    """Every import of a file, relative ones made absolute; `if TYPE_CHECKING:` left out, it never runs.
+
+    `submodule("pkg.mod")` of system.lean is an import too.
+    """
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    own = name_of(file).split(".")
+    package = own if file.name == "__init__.py" else own[:-1]
+    yield from _walk(tree, file, package, late=False)
+
+
+def _walk(node: ast.AST, file: Path, package: list[str], *, late: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            for other in child.orelse:
+                yield from _walk(other, file, package, late=late)
+            continue
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield Import(file, child.lineno, alias.name, late)
+        elif isinstance(child, ast.ImportFrom):
+            base = package[: len(package) - child.level + 1] if child.level else []
+            module = ".".join([*base, *([child.module] if child.module else [])])
+            yield Import(file, child.lineno, module, late)
+            for alias in child.names:
+                if _is_ours(f"{module}.{alias.name}"):
+                    yield Import(file, child.lineno, f"{module}.{alias.name}", late)
+        elif isinstance(child, ast.Call) and _called(child) == "submodule" and isinstance(child.args[0], ast.Constant):
+            yield Import(file, child.lineno, str(child.args[0].value), late)
+        inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        yield from _walk(child, file, package, late=late or inside)
+
+
+def _called(call: ast.Call) -> str:
+    function = call.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _file_of(module: str) -> Path | None:
+    path = TREE.joinpath(*module.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _is_ours(module: str) -> bool:
+    return module.split(".")[0] == "qubes_guestnet" and _file_of(module) is not None
+
+
+def below(module: str, *packages: str) -> bool:
+    return any(module == package or module.startswith(package + ".") for package in packages)
+
+
+def resident() -> dict[Path, str]:
+    """Every file of ours that the agent and a cold `apply` load at import time, and what leads there."""
+    found: dict[Path, str] = {}
+    todo = [
+        (PACKAGE / "__init__.py", "start"),
+        *((PACKAGE / name, "start") for name in ("agent.py", "cli.py", "reconcile.py")),
+    ]
+    while todo:
+        file, reason = todo.pop()
+        if file in found or not file.is_file():
+            continue
+        found[file] = reason
+        for entry in imports(file):
+            target = _file_of(entry.module) if _is_ours(entry.module) else None
+            if target is not None and not entry.late:
+                todo.append((target, str(entry)))
+    return found
+
+
+ALL = [entry for file in FILES for entry in imports(file)]
+
+
+def complain(bad: list[str]) -> None:
+    assert not bad, "\n" + "\n".join(bad)
+
+
+def test_core_imports_values_only() -> None:
+    allowed = ("qubes_guestnet.core", "qubes_guestnet.errors")
+    complain(
+        [
+            f"{entry}: core is pure; move the IO to system/"
+            for entry in ALL
+            if below(name_of(entry.file), "qubes_guestnet.core")
+            and not below(entry.module, *allowed)
+            and entry.module != "qubes_guestnet"
+            and entry.module.split(".")[0] not in PURE_LIBRARY
+        ]
+    )
+
+
+def test_system_decides_nothing() -> None:
+    above = ["reconcile", "agent", "cli", "lab"]
+    complain(
+        [
+            f"{entry}: system/ is thin adapters; who decides calls them"
+            for entry in ALL
+            if below(name_of(entry.file), "qubes_guestnet.system")
+            and below(entry.module, *(f"qubes_guestnet.{name}" for name in above))
+        ]
+    )
+
+
+def test_only_netlink_knows_pyroute2() -> None:
+    complain(
+        [
+            f"{entry}: only system/netlink* may"
+            for entry in ALL
+            if below(entry.module, "pyroute2") and not name_of(entry.file).startswith("qubes_guestnet.system.netlink")
+        ]
+    )
+
+
+def test_only_qubesdb_knows_the_binding() -> None:
+    complain(
+        [
+            f"{entry}: only system/qubesdb.py may"
+            for entry in ALL
+            if below(entry.module, "qubesdb") and not below(name_of(entry.file), "qubes_guestnet.system.qubesdb")
+        ]
+    )
+
+
+def test_the_agent_never_imports_the_lab() -> None:
+    """Nor anything else that is not for production; the command line does for `lab`, late."""
+    complain(
+        [
+            f"{entry}: the lab is not for production"
+            for entry in ALL
+            if below(entry.module, "qubes_guestnet.lab", "tests", "bench")
+            and not below(name_of(entry.file), "qubes_guestnet.lab")
+            and not (name_of(entry.file).startswith("qubes_guestnet.cli") and entry.late)
+        ]
+    )
+
+
+def test_the_resident_files_import_nothing_dear() -> None:
+    found = resident()
+    complain(
+        [
+            f"{entry}: {TOO_DEAR[module]} (loaded because: {found[entry.file]})"
+            for entry in ALL
+            if entry.file in found and not entry.late
+            for module in TOO_DEAR
+            if below(entry.module, module)
+        ]
+    )
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    for package in ("qubes_guestnet", "qubes_guestnet.core", "qubes_guestnet.system", "qubes_guestnet.lab"):
+        file = _file_of(package)
+        assert file is not None
+        assert [entry for entry in imports(file) if entry.module != "__future__"] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import pyroute2", ("pyroute2", False)),
+        ("def f():\n    from ..lab import store", ("qubes_guestnet.lab", True)),
+        ("from .netlink import x", ("qubes_guestnet.system.netlink", False)),
+        ("m = submodule('pyroute2.netlink')", ("pyroute2.netlink", False)),
+    ],
+)
+def test_the_walk_sees_imports_of_every_form(source: str, found: tuple[str, bool]) -> None:
+    package = ["qubes_guestnet", "system"]
+    seen = [(entry.module, entry.late) for entry in _walk(ast.parse(source), PACKAGE / "x.py", package, late=False)]
+    assert found in seen
+
+
+def test_the_walk_reaches_the_whole_resident_agent() -> None:
+    names = {name_of(file) for file in resident()}
+    assert {"qubes_guestnet.core.plan", "qubes_guestnet.core.settings", "qubes_guestnet.system.qubesdb"} <= names

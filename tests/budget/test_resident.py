@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The real resident agent, in its own namespaces against the lab's QubesDB: what it loads, weighs and holds open."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.needs import needs
+
+TREE = Path(__file__).resolve().parents[2]
+MEMORY_BUDGET = 2.0
+LIMIT_S = 120
+
+NOT_RESIDENT = {
+    "argparse": "10 ms and 1 MB; verbs that need it import it late",
+    "asyncio": "10 MB",
+    "ctypes": "1 MB",
+    "dataclasses": "0.7 MB: it imports inspect",
+    "inspect": "1 MB",
+    "json": "only `--json` needs it",
+    "qubes_guestnet.lab": "the lab is not for production",
+    "ssl": "5 MB",
+    "subprocess": "the agent runs no program on the happy path",
+    "tempfile": "1 MB: random, shutil, compressors",
+    "unittest": "3 MB",
+}
+
+
+@pytest.fixture(scope="module")
+def facts() -> Any:
+    needs("ip", "cc")
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "--facts"], cwd=TREE, capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("module", "why"), NOT_RESIDENT.items())
+def test_the_agent_has_not_loaded(facts: Any, module: str, why: str) -> None:
+    assert [name for name in facts["modules"] if name == module or name.startswith(module + ".")] == [], why
+
+
+def test_the_whole_of_pyroute2_is_not_loaded(facts: Any) -> None:
+    """Its package imports everything: 25 MB. The few message classes are loaded without it."""
+    loaded = [name for name in facts["modules"] if name.split(".")[0] == "pyroute2"]
+    assert 0 < len(loaded) < 20, loaded
+
+
+def test_memory_stays_within_the_budget(facts: Any) -> None:
+    """PSS is not a timing: two readings of one build differ by about 1 %."""
+    agent, bare = facts["pss_kib"]["agent"], facts["pss_kib"]["bare"]
+    assert agent / bare <= MEMORY_BUDGET, f"{agent} KiB against {bare} KiB: ratio {agent / bare:.2f}"
+
+
+def test_a_thousand_changes_leave_no_descriptor_open(facts: Any) -> None:
+    before, after = facts["descriptors"]
+    assert after == before
