@@ -202,6 +202,19 @@ class Qube:
             raise LabError(f"{self.name}: `{words}` failed with {done.returncode}: {done.stderr.strip()}")
         return done
 
+    def wire(self, script: str) -> None:
+        """Run shell commands in the qube's network only, from outside: what the hypervisor or a physical cable does.
+
+        `ip … netns PID` and /proc are the lab's here, so interfaces can be moved to other qubes. LabError on failure.
+        """
+        command = ["nsenter", "--target", str(self.pid), "--net", "--", "sh", "-ec", script]
+        done = subprocess.run(
+            command, env=self._environment(None), capture_output=True, text=True, check=False, timeout=10.0,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise LabError(f"{self.name}: {done.stderr.strip() or 'failed'} in: {' '.join(script.split())}")
+
     def guestnet(self, *arguments: str, check: bool = True, timeout: float = 15.0) -> subprocess.CompletedProcess[str]:
         """Run `qubes-guestnet ARGUMENTS` in the qube."""
         return self.run(sys.executable, "-m", "qubes_guestnet", *arguments, check=check, timeout=timeout)
