@@ -102,7 +102,7 @@ class Stage:
     def _start_store(self) -> subprocess.Popen[bytes]:
         sets = [f"--set={key}={value}" for key, value in self.entries.items()]
         store = subprocess.Popen(
-            [sys.executable, "-m", "qubes_guestnet", "lab", "store", "--dir", STORE_FOLDER, *sets],
+            [sys.executable, "-m", "qubes_guestnet.lab.store_cli", "--dir", STORE_FOLDER, *sets],
             env=child_environment(),
             cwd=TREE,
             stdout=subprocess.DEVNULL,
@@ -129,24 +129,24 @@ class Stage:
         if self._provider is not None:
             os.close(self._provider)
         unshare(CLONE_NEWNET)
-        self._provider = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._provider = namespace()
         # Proxy ARP answers only for what is routed out of another interface.
         for words in ("link add out type bridge", "link set out up", "route add default dev out", "link set lo up"):
             self._ip(*words.split())
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         unshare(CLONE_NEWNET)
-        qube = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        qube = namespace()
         self._ip("link", "set", "lo", "up")
         peer = ("peer", "name", "vif1.0", "address", PEER_MAC, "netns", f"/proc/self/fd/{self._provider}")
         self._ip("link", "add", "eth0", "address", MAC, "type", "veth", *peer)
-        _setns(self._provider)
+        enter(self._provider)
         Path("/proc/sys/net/ipv4/conf/vif1.0/proxy_arp").write_text("1")
         Path("/proc/sys/net/ipv4/neigh/vif1.0/proxy_delay").write_text("0")
         self._ip("link", "set", "vif1.0", "up")
         for address in (self.entries.get("/qubes-ip"), OTHER_ADDRESS, self.entries.get("/qubes-ip6")):
             if address:
                 self._ip("route", "add", address, "dev", "vif1.0")
-        _setns(qube)
+        enter(qube)
         os.close(qube)
         shutil.rmtree("/run/qubes-guestnet", ignore_errors=True)
         Path(RESOLV_CONF).unlink(missing_ok=True)
@@ -191,6 +191,12 @@ def seconds(command_line: list[str], environment: Mapping[str, str]) -> float:
     return took
 
 
-def _setns(fd: int) -> None:
+def namespace() -> int:
+    """The network namespace this process is in, as a descriptor."""
+    return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def enter(fd: int) -> None:
+    """Move this process into the network namespace of a descriptor."""
     if _libc.setns(fd, CLONE_NEWNET) != 0:
         raise LabError(f"setns: {os.strerror(ctypes.get_errno())}")
