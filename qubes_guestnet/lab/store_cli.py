@@ -40,7 +40,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
     _add_arguments(parser)
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_arguments(parser: argparse.ArgumentParser, hub: type[Hub] = Hub, daemon: type[Daemon] = Daemon) -> None:
     parser.add_argument(
         "--dir",
         default=os.environ.get(qubesdb.DIRECTORY_VARIABLE),
@@ -53,7 +53,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="removing a folder causes an event for each entry in it (newer daemons), not one for the folder",
     )
-    parser.set_defaults(run=_daemon)
+    parser.set_defaults(run=_daemon, hub=hub, daemon=daemon)
     verbs = parser.add_subparsers(metavar="VERB", title="verbs of a client")
     # SUPPRESS: else a sub-parser's default would overwrite what was given before the verb.
     common = argparse.ArgumentParser(add_help=False)
@@ -96,7 +96,7 @@ def _daemon(args: argparse.Namespace) -> int:
         if not equals:
             raise UsageError(f"--set {text}: there is no `=`", "write --set KEY=VALUE")
         entries[path] = value
-    daemon = Daemon(directory, Hub(entries, each_removal=args.each_removal))
+    daemon = args.daemon(directory, args.hub(entries, each_removal=args.each_removal))
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda _number, _frame: daemon.stop())
@@ -187,10 +187,18 @@ def _watch(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The same without the rest of the lab: `python3 -m qubes_guestnet.lab.store_cli`."""
+def main(arguments: list[str] | None = None, *, hub: type[Hub] = Hub, daemon: type[Daemon] = Daemon) -> int:
+    """The same without the rest of the lab: `python3 -m qubes_guestnet.lab.store_cli`.
+
+    Args:
+        arguments: the command line, else that of the process.
+        hub, daemon: what to serve with; tests have a pair with faults.
+
+    Returns:
+        The exit status.
+    """
     parser = argparse.ArgumentParser(prog="qubes-guestnet lab store", description=__doc__)
-    _add_arguments(parser)
+    _add_arguments(parser, hub, daemon)
     args = parser.parse_args(arguments)
     try:
         return int(args.run(args))
