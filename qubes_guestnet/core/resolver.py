@@ -198,5 +198,5 @@ class RewriteBudget:
         """Seconds until `allow` says yes again for the same content; None when it does so now."""
         if len(self._spent) < self.LIMIT:
             return None
-        left = self._spent[0] + self.WINDOW - now
+        left = self.WINDOW - (now - self._spent[0])
         return left if left > 0 else None

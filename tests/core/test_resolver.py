@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""resolv.conf: its text, whose file it is and why, what it is to hold, and how often we insist."""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qubes_guestnet.core.resolver import (
+    HEADER,
+    MAX_NAMESERVERS,
+    Decision,
+    FileFacts,
+    Owner,
+    RewriteBudget,
+    choose_owner,
+    parse,
+    render,
+    wanted,
+)
+
+FIRST, SECOND = ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2")
+OURS = render([FIRST, SECOND])
+FOREIGN = b"# by hand\nsearch example.test\nnameserver 192.0.2.53\n"
+LIST = "/etc/qubes/protected-files.d/whonix"
+STUB = "../run/systemd/resolve/stub-resolv.conf"
+
+
+def test_render() -> None:
+    assert render([FIRST, SECOND]) == HEADER + b"nameserver 10.139.1.1\nnameserver 10.139.1.2\n"
+    assert render([ipaddress.IPv6Address("fd09::53")]) == HEADER + b"nameserver fd09::53\n"
+    assert render([]) == b""
+    assert b"`qubes-guestnet status`" in HEADER
+    assert all(line.startswith(b"#") for line in HEADER.splitlines())
+    assert HEADER.endswith(b"\n")
+
+
+def test_no_more_servers_than_the_c_library_uses() -> None:
+    four = [ipaddress.IPv4Address(f"10.139.1.{last}") for last in range(1, 5)]
+    assert render(four) == render(four[:3])
+    assert parse(b"".join(b"nameserver %s\n" % str(server).encode() for server in four)).servers == tuple(four[:3])
+
+
+ADDRESSES = st.lists(st.ip_addresses(), max_size=6)
+
+
+@given(ADDRESSES)
+def test_what_is_rendered_is_parsed(servers: list[ipaddress.IPv4Address | ipaddress.IPv6Address]) -> None:
+    text = render(servers)
+    assert parse(text) == (tuple(servers[:MAX_NAMESERVERS]), bool(servers))
+    assert text in (b"", HEADER + text.removeprefix(HEADER))
+    assert not text or text.endswith(b"\n")
+    assert not any(line.split() == [b"nameserver"] for line in text.splitlines()), "no bare nameserver line (B22)"
+
+
+@given(st.binary(max_size=200) | st.text(alphabet="nameserver 10.:;#\n\t", max_size=200).map(str.encode))
+def test_parse_takes_any_bytes(data: bytes) -> None:
+    assert len(parse(data).servers) <= MAX_NAMESERVERS
+
+
+@pytest.mark.parametrize(
+    ("data", "servers"),
+    [
+        (b"nameserver 10.139.1.1", ["10.139.1.1"]),
+        (b"nameserver\t10.139.1.1  \r\n", ["10.139.1.1"]),
+        (b"nameserver 10.139.1.1 # a comment\n", ["10.139.1.1"]),
+        (b"nameserver fe80::1%eth0\n", ["fe80::1%eth0"]),
+        (b"search a\nnameserver 10.139.1.2\nnameserver 10.139.1.1\n", ["10.139.1.2", "10.139.1.1"]),
+        (b"# nameserver 10.139.1.1\n;nameserver 10.139.1.1\n", []),
+        (b" nameserver 10.139.1.1\n", []),
+        (b"nameserver\n", []),
+        (b"nameserver \n", []),
+        (b"nameserver10.139.1.1\n", []),
+        (b"nameservers 10.139.1.1\n", []),
+        (b"NAMESERVER 10.139.1.1\n", []),
+        (b"nameserver x\nnameserver 10.139.1.1\n", ["10.139.1.1"]),
+        (b"nameserver \xff\xfe\nnameserver 10.139.1.1\n", ["10.139.1.1"]),
+        (b"\x00" * 10, []),
+        (b"", []),
+    ],
+)
+def test_parse(data: bytes, servers: list[str]) -> None:
+    assert [str(server) for server in parse(data).servers] == servers
+
+
+@pytest.mark.parametrize(
+    ("facts", "ours"),
+    [
+        (FileFacts("regular", OURS), True),
+        (FileFacts("regular", OURS.splitlines()[0]), True),
+        (FileFacts("regular", b"\n" + OURS), False),
+        (FileFacts("regular", b"# a copy of:\n" + OURS), False),
+        (FileFacts("regular", FOREIGN), False),
+        (FileFacts("regular", b""), False),
+        (FileFacts("symlink", OURS), False),
+        (FileFacts(), False),
+    ],
+)
+def test_ours(facts: FileFacts, ours: bool) -> None:
+    assert facts.ours is ours
+
+
+@pytest.mark.parametrize(
+    ("facts", "holds"),
+    [
+        (FileFacts("regular", OURS, 0o644), True),
+        (FileFacts("regular", OURS, 0o600), False),
+        (FileFacts("regular", OURS + b"\n", 0o644), False),
+        (FileFacts("symlink", OURS, 0o644), False),
+        (FileFacts(), False),
+    ],
+)
+def test_holds(facts: FileFacts, holds: bool) -> None:
+    assert facts.holds(OURS) is holds
+
+
+NO = "protected=no immutable=no disabled=no networkmanager=no"
+DECISIONS = [
+    pytest.param(FileFacts(), Owner.DIRECT, f"{NO} kind=missing ours=no owner=direct", id="missing"),
+    pytest.param(FileFacts("regular", OURS), Owner.DIRECT, f"{NO} kind=regular ours=yes owner=direct", id="ours"),
+    pytest.param(FileFacts("regular", FOREIGN), Owner.DIRECT, f"{NO} kind=regular ours=no owner=direct", id="foreign"),
+    pytest.param(
+        FileFacts("symlink", link_target=STUB),
+        Owner.DIRECT,
+        f"{NO} kind=symlink:{STUB} ours=no owner=direct",
+        id="symlink",
+        marks=pytest.mark.behaviour("B19"),
+    ),
+    pytest.param(
+        FileFacts("symlink", link_target="a\nb\x1b[2Jé"),
+        Owner.DIRECT,
+        f"{NO} kind=symlink:a\\nb\\x1b[2J\\xe9 ours=no owner=direct",
+        id="hostile link",
+    ),
+    pytest.param(FileFacts("other"), Owner.DIRECT, f"{NO} kind=other ours=no owner=direct", id="other"),
+    pytest.param(
+        FileFacts("regular", FOREIGN, protected_by=LIST),
+        Owner.PROTECTED,
+        f"protected={LIST} immutable=no disabled=no networkmanager=no kind=regular ours=no owner=protected",
+        id="protected",
+        marks=pytest.mark.behaviour("B23"),
+    ),
+    pytest.param(
+        FileFacts("regular", FOREIGN, immutable=True),
+        Owner.IMMUTABLE,
+        "protected=no immutable=yes disabled=no networkmanager=no kind=regular ours=no owner=immutable",
+        id="immutable",
+    ),
+    pytest.param(
+        FileFacts("regular", OURS, disabled=True),
+        Owner.DISABLED,
+        "protected=no immutable=no disabled=yes networkmanager=no kind=regular ours=yes owner=disabled",
+        id="disabled",
+        marks=pytest.mark.behaviour("B15"),
+    ),
+    pytest.param(
+        FileFacts("regular", OURS, networkmanager=True),
+        Owner.NETWORKMANAGER,
+        "protected=no immutable=no disabled=no networkmanager=yes kind=regular ours=yes owner=networkmanager",
+        id="networkmanager",
+    ),
+    pytest.param(
+        FileFacts("regular", OURS, protected_by=LIST, immutable=True, disabled=True, networkmanager=True),
+        Owner.PROTECTED,
+        f"protected={LIST} immutable=yes disabled=yes networkmanager=yes kind=regular ours=yes owner=protected",
+        id="all of them",
+    ),
+]
+
+
+@pytest.mark.parametrize(("facts", "owner", "reasons"), DECISIONS)
+def test_the_owner_and_why(facts: FileFacts, owner: Owner, reasons: str) -> None:
+    assert choose_owner(facts) == Decision(owner, reasons)
+
+
+FLAGS = ("protected_by", "immutable", "disabled", "networkmanager")
+OWNERS = (Owner.PROTECTED, Owner.IMMUTABLE, Owner.DISABLED, Owner.NETWORKMANAGER)
+
+
+@pytest.mark.parametrize("answers", list(itertools.product([False, True], repeat=4)))
+def test_the_first_true_fact_decides(answers: tuple[bool, ...]) -> None:
+    facts = FileFacts(
+        protected_by=LIST if answers[0] else "", immutable=answers[1], disabled=answers[2], networkmanager=answers[3]
+    )
+    expected = OWNERS[answers.index(True)] if any(answers) else Owner.DIRECT
+    assert choose_owner(facts).owner is expected
+
+
+@given(st.text(), st.text())
+def test_the_reasons_are_one_safe_line(target: str, listed: str) -> None:
+    reasons = choose_owner(FileFacts("symlink", link_target=target, protected_by=listed)).reasons
+    assert reasons.isascii()
+    assert reasons.isprintable()
+
+
+REGULAR_OURS = FileFacts("regular", OURS, 0o644)
+REGULAR_FOREIGN = FileFacts("regular", FOREIGN, 0o644)
+LINK = FileFacts("symlink", link_target=STUB)
+
+
+@pytest.mark.parametrize(
+    ("facts", "servers", "expected"),
+    [
+        pytest.param(FileFacts(), [FIRST, SECOND], OURS, id="missing"),
+        pytest.param(REGULAR_FOREIGN, [FIRST, SECOND], OURS, id="foreign"),
+        pytest.param(REGULAR_OURS, [SECOND], render([SECOND]), id="ours"),
+        pytest.param(LINK, [FIRST], render([FIRST]), id="link", marks=pytest.mark.behaviour("B19")),
+        pytest.param(FileFacts(), [], None, id="missing, no server"),
+        pytest.param(REGULAR_FOREIGN, [], None, id="foreign, no server"),
+        pytest.param(LINK, [], None, id="link, no server"),
+        pytest.param(REGULAR_OURS, [], b"", id="ours, no server"),
+    ],
+)
+def test_what_it_is_to_hold(facts: FileFacts, servers: list[ipaddress.IPv4Address], expected: bytes | None) -> None:
+    assert wanted(choose_owner(facts), facts, servers) == expected
+
+
+@pytest.mark.behaviour("B15")
+@pytest.mark.parametrize(
+    ("facts", "expected"), [(REGULAR_OURS, b""), (REGULAR_FOREIGN, None), (LINK, None), (FileFacts(), None)]
+)
+def test_disabled_empties_ours_and_leaves_the_foreign(facts: FileFacts, expected: bytes | None) -> None:
+    facts = facts._replace(disabled=True)
+    assert wanted(choose_owner(facts), facts, [FIRST]) == expected
+    emptied = facts._replace(kind="regular", data=b"")
+    assert wanted(choose_owner(emptied), emptied, [FIRST]) is None, "and once empty, that is all"
+
+
+@pytest.mark.behaviour("B23")
+@pytest.mark.parametrize("flag", [{"protected_by": LIST}, {"immutable": True}, {"networkmanager": True}])
+@pytest.mark.parametrize("facts", [REGULAR_OURS, REGULAR_FOREIGN, LINK, FileFacts()])
+def test_hands_off(flag: dict[str, Any], facts: FileFacts) -> None:
+    facts = facts._replace(**flag)
+    for servers in ([], [FIRST, SECOND]):
+        assert wanted(choose_owner(facts), facts, servers) is None
+
+
+class TestRewriteBudget:
+    def test_five_write_backs_in_a_minute_and_no_more(self) -> None:
+        budget = RewriteBudget()
+        assert budget.allow(OURS, 0.0)
+        assert [budget.allow(OURS, now) for now in (1.0, 2.0, 3.0, 4.0, 5.0)] == [True] * 5
+        assert budget.next_try(6.0) == 55.0
+        assert [budget.allow(OURS, now) for now in (6.0, 30.0, 60.9)] == [False] * 3
+        assert budget.next_try(61.0) is None
+        assert budget.allow(OURS, 61.0), "the first of them is a minute ago"
+        assert not budget.allow(OURS, 61.5)
+        assert budget.next_try(61.5) == 0.5
+
+    def test_other_content_is_news(self) -> None:
+        budget = RewriteBudget()
+        for now in range(10):
+            budget.allow(OURS, float(now))
+        assert not budget.allow(OURS, 10.0)
+        assert budget.allow(render([SECOND]), 10.0)
+        assert budget.next_try(10.0) is None
+        assert all(budget.allow(render([SECOND]), 11.0) for _ in range(5))
+        assert not budget.allow(render([SECOND]), 12.0)
+
+    def test_now_and_then_is_always_fine(self) -> None:
+        budget = RewriteBudget()
+        assert all(budget.allow(OURS, now * 13.0) for now in range(100))
+
+    @given(st.lists(st.floats(0, 30), max_size=200))
+    def test_never_more_than_the_limit_in_any_window(self, pauses: list[float]) -> None:
+        budget = RewriteBudget()
+        now, written = 0.0, []
+        budget.allow(OURS, now)
+        for pause in pauses:
+            now += pause
+            if budget.allow(OURS, now):
+                written.append(now)
+            else:
+                left = budget.next_try(now)
+                assert left is not None
+                assert 0 < left <= RewriteBudget.WINDOW
+        for start in written:
+            assert sum(start <= then < start + RewriteBudget.WINDOW for then in written) <= RewriteBudget.LIMIT
