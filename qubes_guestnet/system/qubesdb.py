@@ -141,8 +141,9 @@ def backoff(attempt: int) -> float:
     class Attempt:  # the one field of tenacity's RetryCallState that a wait looks at
         attempt_number = attempt
 
-    wait = submodule("tenacity.wait").wait_exponential_jitter(initial=0.1, max=5, exp_base=2, jitter=0.1)
-    return float(wait(Attempt()))
+    # Not wait_exponential_jitter: the names of its arguments changed between 8.2 and 9.2.
+    wait = submodule("tenacity.wait")
+    return float((wait.wait_exponential(multiplier=0.1, max=4.9) + wait.wait_random(0, 0.1))(Attempt()))
 
 
 def _binding() -> ModuleType | None:

@@ -60,9 +60,9 @@ class FaultyDaemon(Daemon):
         super().stop()
 
     def _serve_client(self, client: Client) -> None:
-        super()._serve_client(client)
         if self._faulty.fault[0] == "hang":
             self._released.wait()
+        super()._serve_client(client)
 
     def _send(self, connection: socket.socket, client: Client) -> int:
         name, number = self._faulty.fault
@@ -93,6 +93,7 @@ class Running(AbstractContextManager["Running"]):
     def __init__(
         self, directory: str, entries: Mapping[bytes, bytes] | None = None, *, each_removal: bool = False
     ) -> None:
+        self.path = directory
         self.hub = FaultyHub(entries, each_removal=each_removal)
         self.daemon = FaultyDaemon(directory, self.hub)
         self._thread = threading.Thread(target=self._run, daemon=True)
