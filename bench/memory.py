@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Resident memory (PSS) of the idle agent against a bare interpreter that waits beside it."""
+"""Resident memory (PSS) of the idle agent against a bare interpreter that waits beside it.
+
+The two share the files of the interpreter with each other and with nobody else, as on a machine where they are the
+only ones that run it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import sys
 import time
 
 from bench.figures import Result
-from bench.resident import agent, bare_interpreter, descriptors, modules, pss_kib, store
+from bench.resident import agent, bare_interpreter, descriptors, modules, private_interpreter, pss_kib, store
 from bench.stage import ADDRESS, IPV4_ENTRIES, IPV6_ENTRIES, OTHER_ADDRESS, Stage
 from tests.support.eventually import eventually
 
@@ -33,6 +37,7 @@ def measure(python: str = sys.executable) -> Result:
     stage = Stage({**IPV4_ENTRIES, **IPV6_ENTRIES}, python)
     try:
         stage.fresh()
+        private_interpreter()
         with agent(stage) as process, bare_interpreter(python) as bare:
             stage.check_configured("the agent")
             start_kib = pss_kib(process.pid)
@@ -59,6 +64,7 @@ def facts(python: str = sys.executable) -> str:
     stage = Stage({**IPV4_ENTRIES, **IPV6_ENTRIES}, python)
     try:
         stage.fresh()
+        private_interpreter()
         with agent(stage, reporting=True) as process, bare_interpreter(python) as bare:
             stage.check_configured("the agent")
             loaded = modules(process)

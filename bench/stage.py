@@ -46,6 +46,8 @@ IPV6_ENTRIES = {
     "/qubes-gateway6": "fd09:24ef:4179::a8a:203",
 }
 
+QUIET = ((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),)
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -183,7 +185,7 @@ def seconds(command_line: list[str], environment: Mapping[str, str]) -> float:
         Failed: it ended with another status than 0.
     """
     start = time.perf_counter()
-    pid = os.posix_spawnp(command_line[0], command_line, environment)
+    pid = os.posix_spawnp(command_line[0], command_line, environment, file_actions=QUIET)
     _, status = os.waitpid(pid, 0)
     took = time.perf_counter() - start
     if status:

@@ -34,6 +34,7 @@ if [ -n "$ip6" ]; then
     ip -6 address replace "$ip6/${netmask6:-128}" dev "$interface" nodad
     if [ -n "$gateway6" ]; then
         [ -n "$custom" ] || ip neighbour replace "$gateway6" lladdr fe:ff:ff:ff:ff:ff nud permanent dev "$interface"
+        case $gateway6 in fe80:*) ;; *) ip -6 route replace "$gateway6" dev "$interface" proto 81 ;; esac
         ip -6 route replace default via "$gateway6" dev "$interface" onlink proto 81
     fi
 fi
