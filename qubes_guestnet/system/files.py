@@ -23,6 +23,7 @@ import importlib
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ PROTECTED_DIRS = ("/etc/qubes/protected-files.d", "/rw/config/protected-files.d"
 PUBLIC = 0o644
 LONGEST = 65536
 LONGEST_LIST = 1 << 20
+# To write a few hundred bytes takes milliseconds, on a disk that spins up some seconds.
+ABANDONED_AFTER_S = 60
 
 # Left by editors and rpm beside a list; Qubes' own scripts pass over them too.
 _NO_LISTS = ("~", ".rpmsave", ".rpmnew", ".rpmold")
@@ -266,7 +269,8 @@ def _replace(path: str, data: bytes, mode: int, *, sync: bool, regular: bool) ->
     # All in one opened folder: it stays the same one even if its path gets another meaning meanwhile.
     folder_fd = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        temporary = f".{name}.{os.urandom(8).hex()}"
+        prefix = f".{name}.guestnet-"
+        temporary = prefix + os.urandom(8).hex()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(temporary, flags, 0o600, dir_fd=folder_fd)
         try:
@@ -282,10 +286,21 @@ def _replace(path: str, data: bytes, mode: int, *, sync: bool, regular: bool) ->
         except BaseException:
             _remove(temporary, folder_fd)
             raise
+        _sweep(prefix, folder_fd)
         if sync:
             _sync(folder_fd)
     finally:
         os.close(folder_fd)
+
+
+def _sweep(prefix: str, folder_fd: int) -> None:
+    """Take away what was left by one of us that was killed on the way; not what another may still be writing."""
+    for name in os.listdir(folder_fd):
+        try:
+            if name.startswith(prefix) and time.time() - os.lstat(name, dir_fd=folder_fd).st_mtime > ABANDONED_AFTER_S:
+                os.unlink(name, dir_fd=folder_fd)
+        except OSError:
+            continue  # another sweeps too
 
 
 def _remove(name: str, folder_fd: int) -> None:

@@ -38,9 +38,6 @@ def resolv_conf(folder: Path) -> Path:
     return path
 
 
-# --- One body, in many places.
-
-
 def test_plain_folder(resolv_conf: Path) -> None:
     contract(resolv_conf, Published.REPLACED)
     readers_see_no_hole(resolv_conf, Published.REPLACED)
@@ -203,9 +200,6 @@ def test_no_descriptor_is_left_open(resolv_conf: Path, monkeypatch: pytest.Monke
     assert os.listdir("/proc/self/fd") == before
 
 
-# --- What stands at the path.
-
-
 def test_where_nothing_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder / "new"
     assert publish(str(path), SHORT, 0o600) is Published.REPLACED
@@ -292,7 +286,38 @@ def test_the_temporary_file_is_in_the_same_folder_and_nobody_can_guess_its_name(
     for turn in range(20):
         publish(str(resolv_conf), str(turn).encode())
     assert len(set(names)) == 20
-    assert all(name.startswith(".resolv.conf.") and len(name) == len(".resolv.conf.") + 16 for name in names)
+    assert all(
+        name.startswith(".resolv.conf.guestnet-") and len(name) == len(".resolv.conf.guestnet-") + 16 for name in names
+    )
+
+
+def test_what_a_killed_publisher_left_is_swept_away(resolv_conf: Path) -> None:
+    folder = resolv_conf.parent
+    program = "import os, signal, sys; from qubes_guestnet.system import files\n"
+    program += "os.rename = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL); files.publish(sys.argv[1], b'x')"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", program, resolv_conf], cwd=ROOT, check=False, timeout=60)
+    assert resolv_conf.read_bytes() == b"old\n"
+    first, second = (name for name in os.listdir(folder) if name.startswith(".resolv.conf.guestnet-"))
+    for name in ("resolv.conf.guestnet-1", ".resolv.conf", ".hosts.guestnet-0123456789abcdef"):
+        (folder / name).write_bytes(b"not ours")
+        os.utime(folder / name, (0, 0))
+    others = set(os.listdir(folder))
+    os.utime(folder / first, (0, 0))
+    publish(str(resolv_conf), SHORT)
+    assert set(os.listdir(folder)) == others - {first}, "the other one may be of somebody who is still writing"
+    os.utime(folder / second, (0, 0))
+    publish(str(resolv_conf), LONG)
+    assert set(os.listdir(folder)) == others - {first, second}
+
+
+@pytest.mark.parametrize("name", ["lstat", "unlink"])
+def test_sweeping_never_fails(name: str, resolv_conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = resolv_conf.parent / ".resolv.conf.guestnet-0123456789abcdef"
+    left.touch()
+    os.utime(left, (0, 0))
+    refuse(monkeypatch, name, errno.ENOENT, lambda path, *_: str(path).startswith(".resolv"))
+    assert publish(str(resolv_conf), SHORT) is Published.REPLACED
 
 
 # --- SELinux: answered here, since no machine of ours runs it.
