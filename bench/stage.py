@@ -82,6 +82,7 @@ class Stage:
         os.makedirs("/run/qubes-service", exist_ok=True)
         self.reader = self._compile_reader()
         self._provider: int | None = None
+        self._kept: list[int] = []
         self._store = self._start_store()
 
     @staticmethod
@@ -126,12 +127,12 @@ class Stage:
 
     def fresh(self) -> None:
         """Move this process into a network namespace with an unconfigured eth0, and behind it a provider that answers
-        every ARP request at once. What the former one had in it is gone.
+        every ARP request at once. Former ones are kept: the kernel takes a namespace down in the background, holding
+        the lock that every change of a network needs, and that would be measured too.
         """
-        if self._provider is not None:
-            os.close(self._provider)
         unshare(CLONE_NEWNET)
         self._provider = namespace()
+        self._kept.append(self._provider)
         # Proxy ARP answers only for what is routed out of another interface.
         for words in ("link add out type bridge", "link set out up", "route add default dev out", "link set lo up"):
             self._ip(*words.split())
@@ -149,7 +150,7 @@ class Stage:
             if address:
                 self._ip("route", "add", address, "dev", "vif1.0")
         enter(qube)
-        os.close(qube)
+        self._kept.append(qube)
         shutil.rmtree("/run/qubes-guestnet", ignore_errors=True)
         Path(RESOLV_CONF).unlink(missing_ok=True)
         Path(RESOLV_CONF).write_text("nameserver 192.0.2.1\n")
