@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from qubes_guestnet.errors import ConfigError, GuestnetError, UsageError
-from qubes_guestnet.lab.store import Daemon, Hub, escape, parse_entries
+from qubes_guestnet.lab.store import Daemon
+from qubes_guestnet.lab.store_entries import escape, parse_entries
+from qubes_guestnet.lab.store_hub import Hub
 from qubes_guestnet.system import qubesdb
+from qubes_guestnet.system.qubesdb_direct import DirectWatches
 
 _EPILOG = """\
 examples:
@@ -171,7 +174,7 @@ def _rm(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    watches = qubesdb.DirectWatches(_directory(args), args.timeout, args.key)
+    watches = DirectWatches(_directory(args), args.timeout, args.key)
     poll = select.poll()
     poll.register(watches, select.POLLIN)
     seen = 0

@@ -15,6 +15,7 @@ import pytest
 from qubes_guestnet.errors import StoreError, StoreRefused
 from qubes_guestnet.system import qubesdb
 from qubes_guestnet.system.qubesdb_binding import BindingStore, BindingWatches
+from qubes_guestnet.system.qubesdb_direct import DirectStore, DirectWatches
 from tests.support.eventually import eventually
 from tests.support.needs import needs
 from tests.support.qubesdb_faulty import Running
@@ -38,8 +39,8 @@ def readable(watches: qubesdb.Watches) -> bool:
 
 def test_connect_takes_the_client_that_is_there(kind: Kind, daemon: Running) -> None:
     bound = kind.name != "direct"
-    assert isinstance(kind.connect(), BindingStore if bound else qubesdb.DirectStore)
-    assert isinstance(kind.watches(), BindingWatches if bound else qubesdb.DirectWatches)
+    assert isinstance(kind.connect(), BindingStore if bound else DirectStore)
+    assert isinstance(kind.watches(), BindingWatches if bound else DirectWatches)
 
 
 def test_a_directory_in_the_environment_means_the_direct_client(
@@ -48,8 +49,8 @@ def test_a_directory_in_the_environment_means_the_direct_client(
     monkeypatch.setenv(qubesdb.DIRECTORY_VARIABLE, kind.directory)
     store = qubesdb.connect()
     watches = qubesdb.connect_watches(["/"])
-    assert isinstance(store, qubesdb.DirectStore)
-    assert isinstance(watches, qubesdb.DirectWatches)
+    assert isinstance(store, DirectStore)
+    assert isinstance(watches, DirectWatches)
     store.close()
     watches.close()
 

@@ -22,7 +22,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 from qubes_guestnet.lab import store_cli
-from qubes_guestnet.lab.store import Client, Daemon, Hub
+from qubes_guestnet.lab.store import Daemon
+from qubes_guestnet.lab.store_hub import Client, Hub
 
 FAULT = b"/fault"
 
