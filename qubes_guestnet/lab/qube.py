@@ -135,6 +135,7 @@ class Qube:
         self.name = name
         self.folder = Path(work_folder()) / name
         (self.folder / "root").mkdir(parents=True)
+        self._services: list[Service] = []
         self.pid = init.start(name, str(self.folder / "root"), work_folder())
         self.agent: Service | None = None
         self.store_daemon: Service | None = None
@@ -235,7 +236,9 @@ class Qube:
                 env={"NOTIFY_SOCKET": init.NOTIFY_SOCKET, **self._environment(env)},
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        return Service(f"{name} of {self.name}", log, process, own_processes)
+        service = Service(f"{name} of {self.name}", log, process, own_processes)
+        self._services.append(service)
+        return service
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         """A socket in the qube's network."""
@@ -311,12 +314,10 @@ class Qube:
 
     def kill(self) -> None:
         """Kill the qube with all its processes; its interfaces and mounts go with it."""
-        if self.store_daemon is not None:
-            self.store_daemon.kill()
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-        if self.agent is not None:
-            self.agent.wait()
+        for service in self._services:
+            service.kill()
 
 
 def _state(pid: int) -> str:

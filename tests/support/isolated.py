@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run each test of a folder as process 1 of its own namespaces, without root; the kernel cleans up after it.
+
+A folder's conftest.py asks for it with `from tests.support.isolated import pytest_runtest_protocol`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+from _pytest.runner import runtestprotocol  # what plugins that fork use; there is no public name for it
+
+from qubes_guestnet.lab.namespaces import die_with_parent, isolate
+
+LIMIT_S = 110
+
+
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+    """Run set-up, test and tear-down in a child with namespaces of its own, and report what it reports."""
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in _reports(item, nextitem):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _reports(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
+    config = item.config
+    answer, say = os.pipe()
+    child = os.fork()
+    if child == 0:
+        die_with_parent()
+        signal.alarm(LIMIT_S)  # ends this process, and with it everything in the namespaces
+        os.close(answer)
+
+        def run() -> int:
+            # Its watchdog thread does not exist here, and it would wait for that thread for ever after a failure.
+            config.pluginmanager.unregister(name="faulthandler")
+            reports = runtestprotocol(item, log=False, nextitem=nextitem)
+            data = [config.hook.pytest_report_to_serializable(config=config, report=report) for report in reports]
+            with open(say, "w", encoding="utf-8") as out:
+                json.dump(data, out, default=str)
+            return 0
+
+        os._exit(isolate(run))
+    os.close(say)
+    with open(answer, encoding="utf-8") as told:
+        text = told.read()
+    _, status = os.waitpid(child, 0)
+    # This process never ran the fixtures' set-up; a later test must not believe that it did.
+    item.session._setupstate.teardown_exact(None)
+    if text:
+        found = json.loads(text)
+        return [config.hook.pytest_report_from_serializable(config=config, data=data) for data in found]
+    problem = f"no report from the isolated process, its exit status is {os.waitstatus_to_exitcode(status)}"
+    return [
+        pytest.TestReport(item.nodeid, item.location, dict.fromkeys(item.keywords, 1), "failed", problem, "call"),
+    ]
