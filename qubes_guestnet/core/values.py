@@ -22,11 +22,11 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 IPV4 = 4
 IPV6 = 6
-DEFAULT = {IPV4: ipaddress.IPv4Network("0.0.0.0/0"), IPV6: ipaddress.IPv6Network("::/0")}
+DEFAULT: dict[int, IPNetwork] = {IPV4: ipaddress.IPv4Network("0.0.0.0/0"), IPV6: ipaddress.IPv6Network("::/0")}
 
 
 class _LinkFields(NamedTuple):
-    index: int
+    ifindex: int
     name: str
     mac: str
     up: bool
@@ -39,7 +39,7 @@ class Link(_LinkFields):
     """A network interface as the kernel shows it.
 
     Args:
-        index: interface index, positive.
+        ifindex: interface index, positive.
         name: its present name; a rename keeps the index.
         mac: lower-case, six octets with colons.
         up: administratively up (IFF_UP).
@@ -51,11 +51,19 @@ class Link(_LinkFields):
     __slots__ = ()
 
     def __new__(
-        cls, index: int, name: str, mac: str, *, up: bool = False, running: bool = False, group: int = 0, driver: str = ""
+        cls,
+        ifindex: int,
+        name: str,
+        mac: str,
+        *,
+        up: bool = False,
+        running: bool = False,
+        group: int = 0,
+        driver: str = "",
     ) -> Link:
-        if index <= 0 or not name:
-            raise ValueError(f"no interface has index {index} and name {name!r}")
-        return super().__new__(cls, index, name, mac, up, running, group, driver)
+        if ifindex <= 0 or not name:
+            raise ValueError(f"no interface has index {ifindex} and name {name!r}")
+        return super().__new__(cls, ifindex, name, mac, up, running, group, driver)
 
 
 class _RouteFields(NamedTuple):
@@ -116,3 +124,33 @@ class Neighbour(_NeighbourFields):
 
     def __new__(cls, address: IPAddress, mac: str = BACKEND_MAC, *, permanent: bool = True) -> Neighbour:
         return super().__new__(cls, address, mac, permanent)
+
+
+class State(NamedTuple):
+    """What an interface has, or should have. Used for both sides of a diff.
+
+    Args:
+        up: administratively up.
+        group: interface group.
+        addresses: addresses with their prefix length (IPv6 link-local ones are the kernel's and left out).
+        neighbours: the entries that matter, not the whole cache.
+        routes: routes of the main table out of the interface.
+    """
+
+    up: bool = False
+    group: int = 0
+    addresses: frozenset[IPInterface] = frozenset()
+    neighbours: frozenset[Neighbour] = frozenset()
+    routes: frozenset[Route] = frozenset()
+
+
+class Owned(NamedTuple):
+    """What we made on one interface, as the record in /run says. Routes need no record: they carry our protocol.
+
+    Args:
+        addresses: addresses we added.
+        neighbours: addresses of the neighbour entries we made permanent.
+    """
+
+    addresses: frozenset[IPInterface] = frozenset()
+    neighbours: frozenset[IPAddress] = frozenset()

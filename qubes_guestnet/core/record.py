@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The owned record: what we made, kept in /run so that a restarted agent removes that and nothing else.
+
+One line a fact, for people and for `split()`; JSON would cost 5 ms and 120 kB to import. A line that does not parse is
+left out: owning too little leaves an address behind, owning what a damaged file invents could remove a user's.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from .values import IPAddress, IPInterface, Link, Owned
+
+HEADER = "# What qubes-guestnet made here. Written by it; do not edit.\n"
+
+
+class Fallback(NamedTuple):
+    """Why an interface left the device route. Holds for this gateway and this probed address only.
+
+    Args:
+        gateway: the IPv4 gateway the interface had.
+        probed: the address whose resolution was watched.
+        reason: for people.
+    """
+
+    gateway: IPAddress
+    probed: IPAddress
+    reason: str
+
+
+class Interface(NamedTuple):
+    """What the record knows of one interface. A replugged one has a new index, and starts empty.
+
+    Args:
+        ifindex: interface index.
+        mac: link-layer address.
+        owned: what we made on it.
+        fallback: None while the default-route style is as configured.
+        removed: taken down by `uplink remove`, and left down until somebody asks for it again.
+    """
+
+    ifindex: int
+    mac: str
+    owned: Owned = Owned()
+    fallback: Fallback | None = None
+    removed: bool = False
+
+
+class Record(NamedTuple):
+    """The whole record.
+
+    Args:
+        interfaces: those present in the last pass.
+        detached: addresses of interfaces that were there and went, with no key written since. dom0 leaves the keys
+            behind when it takes a provider away, so they alone do not say that an interface is expected.
+    """
+
+    interfaces: tuple[Interface, ...] = ()
+    detached: frozenset[str] = frozenset()
+
+    def interface(self, link: Link) -> Interface:
+        """The entry of a link; an empty one where there is none."""
+        for entry in self.interfaces:
+            if (entry.ifindex, entry.mac) == (link.ifindex, link.mac):
+                return entry
+        return Interface(link.ifindex, link.mac)
+
+    def with_interface(self, changed: Interface) -> Record:
+        """A record with this entry in place of the former one of the same index."""
+        others = tuple(entry for entry in self.interfaces if entry.ifindex != changed.ifindex)
+        return self._replace(interfaces=(*others, changed))
+
+    def seen(self, macs: Iterable[str], present: Iterable[Link], keys_written: bool) -> Record:
+        """A record brought up to date with which of the interfaces that the keys name are there.
+
+        Args:
+            macs: addresses of the interfaces that the keys name.
+            present: the links found.
+            keys_written: dom0 wrote keys since the last pass; an interface will follow.
+        """
+        here = {(link.ifindex, link.mac) for link in present}
+        went = {entry.mac for entry in self.interfaces if (entry.ifindex, entry.mac) not in here}
+        detached = frozenset() if keys_written else self.detached | went
+        known = tuple(entry for entry in self.interfaces if (entry.ifindex, entry.mac) in here)
+        fresh = tuple(self.interface(link) for link in present if self.interface(link) not in known)
+        return Record(known + fresh, detached & frozenset(macs) - {link.mac for link in present})
+
+    def revived(self, links: Iterable[Link]) -> Record:
+        """A record in which these links are not taken down any longer."""
+        wanted = {(link.ifindex, link.mac) for link in links}
+        removed = ((entry, entry.removed and (entry.ifindex, entry.mac) not in wanted) for entry in self.interfaces)
+        return self._replace(interfaces=tuple(entry._replace(removed=still) for entry, still in removed))
+
+
+def render(record: Record) -> bytes:
+    """The record as the file holds it; a stable order, so that an unchanged record is an unchanged file."""
+    return (HEADER + "".join(f"{line}\n" for line in _lines(record))).encode()
+
+
+def parse(data: bytes) -> Record:
+    """The file's content as a record; what does not parse is left out."""
+    interfaces: dict[int, Interface] = {}
+    detached: set[str] = set()
+    index = 0
+    for line in data.decode("ascii", "replace").splitlines():
+        word, _, rest = line.partition(" ")
+        try:
+            if word == "interface":
+                index = 0  # facts below a damaged line belong to no interface
+                entry = _interface(rest)
+                index = entry.ifindex
+                interfaces[index] = entry
+            elif word == "detached":
+                detached.add(rest)
+            elif word in _FACTS and index in interfaces:
+                interfaces[index] = _FACTS[word](interfaces[index], rest)
+        except ValueError:
+            continue
+    return Record(tuple(interfaces.values()), frozenset(detached))
+
+
+def _lines(record: Record) -> Iterator[str]:
+    for entry in sorted(record.interfaces):
+        yield f"interface {entry.ifindex} {entry.mac}"
+        yield from sorted(f"address {address}" for address in entry.owned.addresses)
+        yield from sorted(f"neighbour {address}" for address in entry.owned.neighbours)
+        if entry.fallback is not None:
+            yield f"fallback {entry.fallback.gateway} {entry.fallback.probed} {entry.fallback.reason}"
+        if entry.removed:
+            yield "removed"
+    yield from (f"detached {mac}" for mac in sorted(record.detached))
+
+
+def _interface(text: str) -> Interface:
+    index, mac = text.split()
+    return Interface(int(index), mac)
+
+
+def _address(entry: Interface, text: str) -> Interface:
+    address: IPInterface = ipaddress.ip_interface(text)
+    return entry._replace(owned=entry.owned._replace(addresses=entry.owned.addresses | {address}))
+
+
+def _neighbour(entry: Interface, text: str) -> Interface:
+    address: IPAddress = ipaddress.ip_address(text)
+    return entry._replace(owned=entry.owned._replace(neighbours=entry.owned.neighbours | {address}))
+
+
+def _fallback(entry: Interface, text: str) -> Interface:
+    gateway, probed, reason = text.split(" ", 2)
+    return entry._replace(fallback=Fallback(ipaddress.ip_address(gateway), ipaddress.ip_address(probed), reason))
+
+
+def _removed(entry: Interface, _text: str) -> Interface:
+    return entry._replace(removed=True)
+
+
+_FACTS: dict[str, Callable[[Interface, str], Interface]] = {
+    "address": _address,
+    "neighbour": _neighbour,
+    "fallback": _fallback,
+    "removed": _removed,
+}

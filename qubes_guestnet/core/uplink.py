@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Settings of a qube's own interface to the state the kernel should be in."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from .settings import Family, UplinkSettings
+from .values import (
+    DEFAULT,
+    GROUP_UPLINK,
+    IPV4,
+    IPV6,
+    IPAddress,
+    IPInterface,
+    Link,
+    Neighbour,
+    Route,
+    State,
+)
+
+# Drivers of an interface that dom0 can have meant, best first. A passed-through network card or the emulated card of
+# an HVM can carry the same address and must never get the qube's IP (#1882); a VLAN or bridge on top of eth0 inherits
+# its address. veth is eth0 in the lab and in a container.
+DRIVERS = ("vif", "veth")
+
+# ip(8) shows 1024 for an IPv6 route without a metric: the kernel stores IP6_RT_PRIO_USER for 0.
+METRIC_BASE = {IPV4: 0, IPV6: 1024}
+# A second uplink must not tie with the first for the default route: IPv4 would keep only one of the two.
+METRIC_STEP = 100
+
+
+class Style(enum.Enum):
+    """How IPv4 leaves the qube: by a device route (the reference document's), or by the gateway."""
+
+    DEVICE = "device"
+    GATEWAY = "gateway"
+
+
+class Flags(NamedTuple):
+    """qvm-service flags: files in /run/qubes-service.
+
+    Args:
+        disable_default_route: no default route; the route to the gateway stays.
+        disable_dns_server: no nameserver is written.
+        gateway_route: style `gateway` (flag guestnet-gateway-route).
+    """
+
+    disable_default_route: bool = False
+    disable_dns_server: bool = False
+    gateway_route: bool = False
+
+
+class StyleChoice(NamedTuple):
+    """The default-route style in use and, for status and journal, why."""
+
+    style: Style
+    reason: str
+
+
+def choose_link(links: Iterable[Link], mac: str) -> Link | None:
+    """The interface dom0 manages, by address and driver, whatever its name (#7284: eth0 became enX0).
+
+    Args:
+        links: all interfaces, each with its driver where the address fits.
+        mac: the address from QubesDB, lower case.
+
+    Returns:
+        The link, or None while there is none.
+    """
+    fitting = [link for link in links if link.mac == mac and link.driver in DRIVERS]
+    return min(fitting, key=lambda link: (DRIVERS.index(link.driver), link.ifindex), default=None)
+
+
+def choose_style(flags: Flags, configured: Style | None, fallback: str) -> StyleChoice:
+    """Flag before file before fall-back before default.
+
+    Args:
+        flags: of this qube.
+        configured: style from guestnet.toml, None where it says nothing.
+        fallback: why the device route was given up for this interface, "" if it was not.
+    """
+    if flags.gateway_route:
+        return StyleChoice(Style.GATEWAY, "service flag guestnet-gateway-route")
+    if configured is Style.GATEWAY:
+        return StyleChoice(Style.GATEWAY, "guestnet.toml")
+    if fallback:
+        return StyleChoice(Style.GATEWAY, f"fall-back: {fallback}")
+    return StyleChoice(Style.DEVICE, "guestnet.toml" if configured else "default")
+
+
+def desired(settings: UplinkSettings, style: Style, flags: Flags, rank: int = 0) -> State:
+    """The state that the settings ask for. A held family asks for nothing; `plan` leaves what it has.
+
+    Args:
+        settings: validated settings of this interface.
+        style: default-route style of IPv4. IPv6 always goes by the gateway: NDP has no catch-all proxy.
+        flags: of this qube.
+        rank: 0 for the interface of /qubes-mac, 1 and up for further ones.
+    """
+    addresses: set[IPInterface] = set()
+    neighbours: set[Neighbour] = set()
+    routes: set[Route] = set()
+    for family in (settings.ipv4, settings.ipv6):
+        if family is None:
+            continue
+        addresses.add(family.interface)
+        if family.gateway is None:
+            continue  # a qube may give IPv6 to others and have no gateway itself (core-agent-linux af476ef0)
+        if not settings.custom:
+            neighbours.add(Neighbour(family.gateway))
+        routes.update(_routes(family, family.gateway, style, flags, rank))
+    return State(bool(addresses), GROUP_UPLINK, frozenset(addresses), frozenset(neighbours), frozenset(routes))
+
+
+def _routes(family: Family, gateway: IPAddress, style: Style, flags: Flags, rank: int) -> Iterable[Route]:
+    version = gateway.version
+    metric = METRIC_BASE[version] + METRIC_STEP * rank
+    device_style = version == IPV4 and style is Style.DEVICE
+    if (not device_style or flags.disable_default_route) and not gateway.is_link_local:
+        # Scope link, so that a VPN's plain `via GATEWAY` route is accepted (#7123). Link-local is on every link anyway.
+        yield Route(ipaddress.ip_network(gateway), metric=metric)
+    if flags.disable_default_route:
+        return
+    if device_style:
+        yield Route(DEFAULT[version], metric=metric)
+    else:
+        yield Route(DEFAULT[version], gateway, onlink=True, metric=metric)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The owned record on disk, and the lock that makes passes of several processes one after the other."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from types import TracebackType
+
+from ..core import record
+from ..errors import FileError
+from . import files
+
+LOCK_SECONDS = 5.0
+_POLL_SECONDS = 0.005
+
+
+class Ledger:
+    """The record, held under the lock between `with` and its end.
+
+    Args:
+        folder: /run/qubes-guestnet; made 0755 when missing.
+        reading: only look: no lock, nothing is made, and no right to write is needed.
+
+    Attributes:
+        record: as it is on disk; empty when there is none.
+
+    Raises:
+        FileError: the folder cannot be written, or another process holds the lock for longer than 5 s.
+    """
+
+    def __init__(self, folder: str, *, reading: bool = False) -> None:
+        self._folder = folder
+        self._reading = reading
+        self._path = os.path.join(folder, "owned")
+        self._lock = -1
+        self.record = record.Record()
+
+    def __enter__(self) -> Ledger:
+        if self._reading:
+            self._load()
+            return self
+        path = os.path.join(self._folder, "lock")
+        try:
+            os.makedirs(self._folder, mode=0o755, exist_ok=True)
+            self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise FileError(path, error, "run as root") from None
+        try:
+            self._take(path)
+            self._load()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._reading:
+            os.close(self._lock)
+
+    def _load(self) -> None:
+        data = files.read(self._path)
+        self.record = record.parse(data) if data is not None else record.Record()
+
+    def save(self, changed: record.Record) -> None:
+        """Put the record on disk if it differs; not synced, /run does not outlive the kernel."""
+        if changed != self.record:
+            files.publish(self._path, record.render(changed), sync=False)
+            self.record = changed
+
+    def _take(self, path: str) -> None:
+        # flock() without a bound would hang the agent behind one stopped command line
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EINTR) or time.monotonic() > deadline:
+                    raise FileError(path, error, "another qubes-guestnet holds it; is it stopped?") from None
+            time.sleep(_POLL_SECONDS)
