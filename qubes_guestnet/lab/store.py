@@ -12,10 +12,10 @@ import selectors
 import socket
 import stat
 
-from qubes_guestnet.errors import StoreError
-from qubes_guestnet.lab.store_hub import Client, Hub
-from qubes_guestnet.system import qubesdb_wire as wire
-from qubes_guestnet.system.qubesdb import READ_ONLY, READ_WRITE
+from ..errors import StoreError
+from ..system import qubesdb_wire as wire
+from ..system.qubesdb import READ_ONLY, READ_WRITE
+from .store_hub import Client, Hub
 
 # The C client takes a header in one read() and gives up on a shorter one. The kernel queues a send of this size in one
 # piece or not at all, so whole messages in pieces up to this size never show it half a header.

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qubes_guestnet.errors import ConfigError, GuestnetError, UsageError
-from qubes_guestnet.lab.store import Daemon
-from qubes_guestnet.lab.store_entries import escape, parse_entries
-from qubes_guestnet.lab.store_hub import Hub
-from qubes_guestnet.system import qubesdb
-from qubes_guestnet.system.qubesdb_direct import DirectWatches
+from ..errors import ConfigError, GuestnetError, UsageError
+from ..system import qubesdb
+from ..system.qubesdb_direct import DirectWatches
+from .store import Daemon
+from .store_entries import escape, parse_entries
+from .store_hub import Hub
 
 _EPILOG = """\
 examples:

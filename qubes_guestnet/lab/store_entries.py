@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from qubes_guestnet.errors import ConfigError, shown
+from ..errors import ConfigError, shown
 
 _ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
 

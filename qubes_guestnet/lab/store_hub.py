@@ -11,8 +11,8 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping
 
-from qubes_guestnet.errors import ConfigError, shown
-from qubes_guestnet.system import qubesdb_wire as wire
+from ..errors import ConfigError, shown
+from ..system import qubesdb_wire as wire
 
 # A client that does not read its events is dropped at this many bytes; a whole database is far smaller.
 BACKLOG_LIMIT = 8 << 20

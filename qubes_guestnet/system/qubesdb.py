@@ -20,9 +20,9 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from qubes_guestnet.system.qubesdb_direct import READ_ONLY as READ_ONLY
-from qubes_guestnet.system.qubesdb_direct import READ_WRITE as READ_WRITE
-from qubes_guestnet.system.qubesdb_direct import DirectStore, DirectWatches
+from .qubesdb_direct import READ_ONLY as READ_ONLY
+from .qubesdb_direct import READ_WRITE as READ_WRITE
+from .qubesdb_direct import DirectStore, DirectWatches
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -94,7 +94,7 @@ def connect(*, writable: bool = False, directory: str | None = None, timeout: fl
     directory = directory or os.environ.get(DIRECTORY_VARIABLE)
     if directory is None and (module := _binding()) is not None:
         # Needed only where the binding is installed.
-        from qubes_guestnet.system.qubesdb_binding import BindingStore
+        from .qubesdb_binding import BindingStore
 
         return BindingStore(module, DIRECTORY, timeout)
     return DirectStore(directory or DIRECTORY, timeout, writable=writable)
@@ -114,7 +114,7 @@ def connect_watches(paths: Iterable[str], *, directory: str | None = None, timeo
     directory = directory or os.environ.get(DIRECTORY_VARIABLE)
     if directory is None and (module := _binding()) is not None:
         # Needed only where the binding is installed.
-        from qubes_guestnet.system.qubesdb_binding import BindingWatches
+        from .qubesdb_binding import BindingWatches
 
         return BindingWatches(module, DIRECTORY, timeout, paths)
     return DirectWatches(directory or DIRECTORY, timeout, paths)
@@ -130,7 +130,7 @@ def backoff(attempt: int) -> float:
         attempt: how many attempts failed in this outage, from 1.
     """
     # Only on the error path: tenacity.wait imports `random`, a megabyte.
-    from qubes_guestnet.system.lean import submodule
+    from .lean import submodule
 
     class Attempt:  # the one field of tenacity's RetryCallState that a wait looks at
         attempt_number = attempt

@@ -29,9 +29,9 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
-from qubes_guestnet.errors import StoreError, StoreRefused
-from qubes_guestnet.system import qubesdb_wire as wire
-from qubes_guestnet.system.qubesdb_direct import READ_WRITE, DirectStore, checked_path, checked_value
+from ..errors import StoreError, StoreRefused
+from . import qubesdb_wire as wire
+from .qubesdb_direct import READ_WRITE, DirectStore, checked_path, checked_value
 
 _REFUSABLE = ("write", "rm")
 _EVENTS_A_DRAIN = 1000  # whoever writes faster than we read must not hold the loop

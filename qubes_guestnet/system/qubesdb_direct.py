@@ -10,8 +10,8 @@ import struct
 import time
 from collections.abc import Iterable
 
-from qubes_guestnet.errors import StoreError, StoreRefused
-from qubes_guestnet.system import qubesdb_wire as wire
+from ..errors import StoreError, StoreRefused
+from . import qubesdb_wire as wire
 
 READ_WRITE = "qubesdb.sock"
 READ_ONLY = "qubesdb.ro.sock"

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The resident loop: wake-ups, a pause to let them gather, one pass. It decides nothing about the network.
+
+Theory of operation. A wake-up never carries data: a QubesDB watch, a change of a link, address or route, a change in
+the folder of resolv.conf, SIGHUP and timers all mean "look again", and the pass reads everything afresh. So a lost or
+doubled wake-up costs a pass, never a wrong state. When QubesDB goes away both connections are thrown away (the C
+library would reconnect and silently lose every watch), opened anew with growing pauses for ever, and a full pass
+follows. The loop never sleeps anywhere but in poll: the watchdog and SIGTERM are served during an outage too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterable
+
+from .core import pace, proxyarp, settings
+from .core.report import Report
+from .core.resolver import RewriteBudget
+from .errors import GuestnetError, StoreError
+from .reconcile import Pass, Paths, reconcile, record_fallback
+from .system import netlink, qubesdb, standing, systemd, wakeups
+
+_log = logging.getLogger(__name__)
+
+
+class Agent:
+    """The resident agent of one qube.
+
+    Args:
+        paths: where the qube's files are.
+    """
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._signals = wakeups.Signals((signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGIO))
+        self._kernel = netlink.Kernel()
+        self._events = netlink.Events()
+        self._signals.register(self._events.fileno())
+        self._connection = _Connection(self._signals)
+        self._prober = _Prober(self._kernel, self._events, paths)
+        self._budget = RewriteBudget()
+        self._journal = _Journal(paths)
+        self._pace = pace.Pace()
+        self._folder: wakeups.Folder | None = None
+        self._keys_written = False
+        self._failures = 0
+        self._timers: dict[str, float] = {}
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, then leave the network as it is.
+
+        Returns:
+            Exit status 0.
+        """
+        self._watch_folder()
+        period = systemd.watchdog_seconds()
+        self._connect()
+        while True:
+            if period is not None and self._expired("watchdog", default=True):
+                systemd.notify("WATCHDOG=1")
+                self._timers["watchdog"] = time.monotonic() + period
+            ready, came = self._signals.poll(self._patience())
+            if came & {signal.SIGTERM, signal.SIGINT}:
+                break
+            self._gather(ready, bool(came))
+            self._work()
+        systemd.notify("STOPPING=1")
+        self._connection.close()
+        return 0
+
+    def _patience(self) -> float | None:
+        """How long poll may wait: until the first thing that is due."""
+        dues = [*self._timers.values()]
+        dues += [due for due in (self._prober.due(), self._pass_due()) if due is not None]
+        return min(dues) - time.monotonic() if dues else None
+
+    def _pass_due(self) -> float | None:
+        return self._pace.due() if self._connection.up else None
+
+    def _expired(self, name: str, *, default: bool = False) -> bool:
+        """Whether a timer has run out; it is gone then."""
+        due = self._timers.get(name)
+        if due is None:
+            return default
+        if due > time.monotonic():
+            return False
+        del self._timers[name]
+        return True
+
+    def _gather(self, ready: Iterable[int], signalled: bool) -> None:
+        woken = signalled
+        try:
+            if self._events.fileno() in ready:
+                woken |= self._events.drain()
+            if self._connection.fileno() in ready and self._connection.drain():
+                woken = self._keys_written = True
+        except StoreError as error:
+            self._outage(error)
+        if woken:
+            self._pace = self._pace.woken(time.monotonic())
+
+    def _work(self) -> None:
+        """Everything that is due now."""
+        if self._expired("connect"):
+            self._connect()
+        if self._prober.serve() or self._expired("retry"):
+            self._pace = self._pace.woken(time.monotonic())
+        due = self._pass_due()
+        if due is not None and due <= time.monotonic():
+            self._pass()
+
+    def _connect(self) -> None:
+        try:
+            self._connection.open()
+        except StoreError as error:
+            self._outage(error)
+            return
+        # Whether dom0 wrote anything meanwhile is not known, so assume that it did.
+        self._keys_written = True
+        self._pace = self._pace.woken(time.monotonic())
+
+    def _outage(self, error: StoreError) -> None:
+        self._connection.close()
+        self._connection.failed(error)
+        self._journal.waiting(error)
+        self._timers["connect"] = time.monotonic() + qubesdb.backoff(self._connection.attempts)
+
+    def _pass(self) -> None:
+        started = time.monotonic()
+        try:
+            entries = self._connection.entries()
+        except StoreError as error:
+            self._outage(error)
+            return
+        self._connection.answered()
+        asked = Pass(keys_written=self._keys_written, may_rewrite=lambda data: self._budget.allow(data, started))
+        try:
+            report = reconcile(entries, self._kernel, self._paths, asked)
+        except GuestnetError as error:  # the kernel did not even let us look
+            report = Report(settings.Settings(), errors=(error,))
+        fought = bool(report.applied) and not self._keys_written
+        self._keys_written = False
+        self._pace = self._pace.done(time.monotonic(), fought)
+        self._journal.told(report)
+        self._prober.consider(report)
+        self._schedule_retry(report)
+
+    def _schedule_retry(self, report: Report) -> None:
+        self._timers.pop("retry", None)
+        if any(error.retryable for error in report.errors):
+            self._failures += 1
+            self._timers["retry"] = time.monotonic() + qubesdb.backoff(self._failures)
+            return
+        self._failures = 0
+        pause = self._budget.next_try(time.monotonic())
+        if pause is not None and report.resolver is not None and report.resolver.pending:
+            self._timers["retry"] = time.monotonic() + pause
+
+    def _watch_folder(self) -> None:
+        folder = os.path.dirname(self._paths.resolv_conf)
+        try:
+            self._folder = wakeups.Folder(folder)
+        except OSError as error:
+            _log.warning("%s is not watched, a change to resolv.conf is seen late: %s", folder, error)
+
+
+class _Connection:
+    """Two connections to QubesDB that live and die together: one for watches, one for reads."""
+
+    def __init__(self, signals: wakeups.Signals) -> None:
+        self._signals = signals
+        self._watches: qubesdb.Watches | None = None
+        self._store: qubesdb.Store | None = None
+        self.attempts = 0
+
+    @property
+    def up(self) -> bool:
+        return self._store is not None
+
+    def open(self) -> None:
+        """Connect; the watches are set before the first read, or a change between the two would be lost."""
+        self._watches = qubesdb.connect_watches(settings.WATCHED)
+        self._store = qubesdb.connect()
+        self._signals.register(self._watches.fileno())
+
+    def close(self) -> None:
+        if self._watches is not None:
+            if self._store is not None:
+                self._signals.unregister(self._watches.fileno())
+            self._watches.close()
+        if self._store is not None:
+            self._store.close()
+        self._watches = self._store = None
+
+    def fileno(self) -> int:
+        return self._watches.fileno() if self._watches is not None else -1
+
+    def drain(self) -> bool:
+        return self._watches is not None and self._watches.drain()
+
+    def entries(self) -> dict[str, bytes]:
+        """Every entry of the uplink, afresh."""
+        entries: dict[str, bytes] = {}
+        if self._store is not None:
+            for prefix in settings.UPLINK_PREFIXES:
+                entries |= self._store.multiread(prefix)
+        return entries
+
+    def failed(self, error: StoreError) -> None:
+        """Count an attempt; the first of an outage is logged."""
+        self.attempts += 1
+        if self.attempts == 1:
+            _log.warning("%s; what is configured stays, trying again", error)
+
+    def answered(self) -> None:
+        """The outage, if there was one, is over."""
+        if self.attempts:
+            _log.info("QubesDB answers again after %d attempts", self.attempts)
+        self.attempts = 0
+
+
+class _Prober:
+    """Has the kernel resolve an address where a device route is in use, and gives that route up without an answer."""
+
+    def __init__(self, kernel: netlink.Kernel, events: netlink.Events, paths: Paths) -> None:
+        self._kernel, self._events, self._paths = kernel, events, paths
+        self._running: dict[proxyarp.Question, float] = {}
+        self._answered: set[proxyarp.Question] = set()
+
+    def due(self) -> float | None:
+        """When the next question times out."""
+        return min(self._running.values(), default=None)
+
+    def consider(self, report: Report) -> None:
+        """Start probes for interfaces that a pass has just configured; forget those of interfaces that went."""
+        asked = set()
+        for interface in report.interfaces:
+            if interface.plan:
+                continue
+            question = proxyarp.question(report.settings, interface.settings, interface.link, interface.choice.style)
+            if question is not None:
+                asked.add(question)
+        self._answered &= asked
+        self._running = {question: due for question, due in self._running.items() if question in asked}
+        fresh = asked - self._answered - set(self._running)
+        self._events.neighbours(bool(fresh or self._running))
+        for question in fresh:
+            self._start(question)
+
+    def serve(self) -> bool:
+        """Look for answers. True when a device route was given up, and a pass is to follow."""
+        gave_up = False
+        now = time.monotonic()
+        for question, due in list(self._running.items()):
+            state, _ = self._kernel.neighbour_state(question.ifindex, question.address)
+            if state & netlink.NUD_VALID:
+                self._answered.add(question)
+            elif due > now:
+                continue
+            else:
+                gave_up |= self._give_up(question)
+            del self._running[question]
+            self._events.neighbours(bool(self._running))
+        return gave_up
+
+    def _start(self, question: proxyarp.Question) -> None:
+        try:
+            self._kernel.solicit(question.ifindex, question.address)
+        except GuestnetError as error:
+            _log.debug("no probe: %s", error)  # the interface went between the pass and now
+            return
+        self._running[question] = time.monotonic() + proxyarp.PROMPT_SECONDS
+
+    def _give_up(self, question: proxyarp.Question) -> bool:
+        fallback = proxyarp.fallback(question)
+        try:
+            record_fallback(self._paths, question.ifindex, question.mac, fallback)
+        except GuestnetError as error:
+            _log.error("%s", error)
+            return False
+        _log.warning("falling back to the gateway route: %s", fallback.reason)
+        return True
+
+
+class _Journal:
+    """What the agent tells: changes, each once, to the journal, to systemd and to `status`."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self._errors: tuple[str, ...] = ()
+        self._told: tuple[object, ...] = ()
+        self._ready = False
+
+    def waiting(self, error: StoreError) -> None:
+        """QubesDB does not answer."""
+        self._tell(f"waiting for QubesDB: {error.problem}", str(error))
+
+    def told(self, report: Report) -> None:
+        """A pass is over."""
+        for op in report.applied:
+            _log.info("%s", op)
+        resolver = report.resolver
+        if resolver is not None and resolver.written:
+            _log.info("%s written: %s", resolver.path, resolver.decision.reasons)
+        errors = tuple(str(error) for error in report.errors)
+        for text in errors:
+            if text not in self._errors:
+                _log.error("%s", text)
+        if self._errors and not errors:
+            _log.info("all errors are healed")
+        self._errors = errors
+        self._tell("; ".join(self._status(report)), "; ".join(errors))
+        if not self._ready:
+            systemd.notify("READY=1")
+            self._ready = True
+
+    def _status(self, report: Report) -> Iterable[str]:
+        if not report.interfaces:
+            yield "no interface expected"
+        for interface in report.interfaces:
+            name = interface.link.name if interface.link else interface.settings.mac
+            addresses = " ".join(sorted(map(str, interface.observed.addresses))) or "no address"
+            yield f"{name}: {addresses if interface.link else 'not there'}"
+        if report.errors:
+            yield f"{len(report.errors)} errors, first: {report.errors[0]}"
+
+    def _tell(self, status: str, error: str) -> None:
+        if (status, error) == self._told:
+            return
+        self._told = (status, error)
+        systemd.notify(f"STATUS={status}")
+        try:
+            standing.publish(self._paths.run, error)
+        except GuestnetError as failure:
+            _log.error("%s", failure)

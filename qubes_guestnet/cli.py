@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: verbs, exit status, and all printing.
+
+A verb is a row of `VERBS`. A call of the plain form `VERB [WORD…]` goes straight to its function; argparse (10 ms, a
+fifth of a cold `apply`) is loaded for what has options, for help, and to say what is wrong with the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .errors import GuestnetError, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+WAIT_SECONDS = 9.0  # dom0 gives the call 10 s (qubes.WaitForNetworkUplink)
+
+
+class Options(NamedTuple):
+    """What a verb was called with.
+
+    Args:
+        interface: name of an interface, "" for all.
+        action: of a verb that has several.
+        dry_run: change nothing.
+        json: print JSON.
+        timeout: seconds to wait.
+        rest: everything behind `lab`.
+    """
+
+    interface: str = ""
+    action: str = ""
+    dry_run: bool = False
+    json: bool = False
+    timeout: float = WAIT_SECONDS
+    rest: tuple[str, ...] = ()
+
+
+class Verb(NamedTuple):
+    """One verb.
+
+    Args:
+        run: its function in `commands`.
+        words: names of its positional arguments; one in brackets may be left out.
+        choices: what the first word may be, empty where it is free.
+        options: long options it takes.
+        summary: one line of help.
+    """
+
+    run: str
+    words: tuple[str, ...]
+    choices: tuple[str, ...]
+    options: tuple[str, ...]
+    summary: str
+
+
+VERBS: dict[str, Verb] = {
+    "agent": Verb("agent", (), (), (), "stay resident and follow QubesDB; systemd runs it"),
+    "apply": Verb("apply", ("[interface]",), (), ("--dry-run",), "make the network what dom0 asks for, once"),
+    "plan": Verb("plan", ("[interface]",), (), ("--json",), "print what apply would do, one operation a line"),
+    "status": Verb("status", ("[interface]",), (), ("--json",), "what is desired, what is there, since when"),
+    "check": Verb("check", (), (), ("--json",), "diagnose: a code, what is wrong, what to do"),
+    "uplink": Verb("uplink", ("action", "interface"), ("add", "remove"), (), "what udev and the units call"),
+    "wait-uplink": Verb("wait_uplink", (), (), ("--timeout",), "return when the current interface is configured"),
+    "lab": Verb("lab", (), (), (), "qubes out of namespaces: demo, run, store"),
+}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--dry-run": {"action": "store_true", "help": "print the operations and do none of them"},
+    "--json": {"action": "store_true", "help": "print JSON, for programs"},
+    "--timeout": {
+        "type": float,
+        "default": WAIT_SECONDS,
+        "metavar": "SECONDS",
+        "help": "give up after this time (default: %(default)s, dom0 itself gives up after 10)",
+    },
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: arguments without the program's name; None for those of the process.
+
+    Returns:
+        0 done or nothing to do; 1 failed, one line on stderr says what and the remedy; 2 wrong usage.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        verb, options = _plain(arguments) or _parsed(arguments)
+        status = _function(verb)(options)
+        sys.stdout.flush()
+        return status
+    except UsageError as error:
+        print(f"qubes-guestnet: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except GuestnetError as error:
+        print(f"qubes-guestnet: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        return 128 + 2  # as a shell shows SIGINT
+    except BrokenPipeError:
+        # the reader of a pipe went away; keep the interpreter's own flush at exit from complaining
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _function(verb: Verb) -> Callable[[Options], int]:
+    if verb.run == "agent":
+        return _agent
+    if verb.run == "lab":
+        return _lab
+    from . import commands  # the agent needs none of them
+
+    function: Callable[[Options], int] = getattr(commands, verb.run)
+    return function
+
+
+def _agent(_options: Options) -> int:
+    from .agent import Agent
+    from .reconcile import Paths
+    from .system import systemd
+
+    systemd.log_to_stderr(logging.INFO)
+    return Agent(Paths()).run()
+
+
+def _lab(options: Options) -> int:
+    from .lab import cli  # only here: the agent must never load it
+
+    return cli.main(options.rest)
+
+
+def _plain(arguments: list[str]) -> tuple[Verb, Options] | None:
+    """Arguments without any option; None where argparse has to look at them."""
+    verb = VERBS.get(arguments[0]) if arguments else None
+    if verb is None:
+        return None
+    words = arguments[1:]
+    if verb.run == "lab":
+        return verb, Options(rest=tuple(words))
+    required = sum(not name.startswith("[") for name in verb.words)
+    if any(word.startswith("-") for word in words) or not required <= len(words) <= len(verb.words):
+        return None
+    if verb.choices and words[0] not in verb.choices:
+        return None
+    named = {name.strip("[]"): word for name, word in zip(verb.words, words, strict=False)}
+    return verb, Options(interface=named.get("interface", ""), action=named.get("action", ""))
+
+
+def _parsed(arguments: list[str]) -> tuple[Verb, Options]:
+    found = vars(parser().parse_args(arguments))
+    verb = VERBS[found.pop("verb")]
+    return verb, Options(**{name: value for name, value in found.items() if value is not None})
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line as an argparse parser; help and completions are made from it."""
+    import argparse
+
+    from . import __version__
+
+    top = argparse.ArgumentParser(
+        prog="qubes-guestnet",
+        description="Network agent of a Qubes OS virtual machine: QubesDB to kernel and resolv.conf.",
+        epilog="Exit status: 0 done or nothing to do, 1 failed, 2 wrong usage. See qubes-guestnet(8).",
+    )
+    top.add_argument("--version", action="version", version=f"qubes-guestnet {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        sub = verbs.add_parser(name, help=verb.summary, description=verb.summary[0].upper() + verb.summary[1:] + ".")
+        for position, word in enumerate(verb.words):
+            optional = "?" if word.startswith("[") else None
+            choices = verb.choices if position == 0 and verb.choices else None
+            sub.add_argument(word.strip("[]"), nargs=optional, choices=choices)
+        for option in verb.options:
+            sub.add_argument(option, **OPTIONS[option])
+    return top

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verbs of the command line, one function each: options in, exit status out."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from .core.settings import UPLINK_PREFIXES
+from .errors import GuestnetError, StoreError
+from .reconcile import Pass, Paths, reconcile, take_down
+from .system import netlink, qubesdb
+
+if TYPE_CHECKING:
+    from .cli import Options
+    from .core.report import Report
+
+PATHS = Paths()
+STORE_SECONDS = 10.0  # for udev, which can be earlier than qubes-db.service
+POLL_SECONDS = 0.05
+
+
+def apply(options: Options) -> int:
+    """One pass. 1 if anything went wrong."""
+    if options.dry_run:
+        return plan(options)
+    return _applied(_pass(Pass(only=options.interface, revive=True)), options.interface)
+
+
+def plan(options: Options) -> int:
+    """The operations `apply` would do, and nothing else on standard output."""
+    report = _pass(Pass(only=options.interface, dry_run=True))
+    _complain(report.errors)
+    if options.json:
+        _print_json(list(report.plan))
+    else:
+        for line in report.plan:
+            print(line)
+    return 1 if report.errors else 0
+
+
+def status(options: Options) -> int:
+    """What is desired, what is there, since when; 0 also when something is wrong, `check` is for that."""
+    from .core.report import as_data, as_text
+    from .system import standing
+
+    report = _pass(Pass(only=options.interface, dry_run=True))
+    agent = standing.read(PATHS.run)
+    if options.json:
+        _print_json(as_data(report, agent))
+    else:
+        for line in as_text(report, agent):
+            print(line)
+    return 0
+
+
+def check(options: Options) -> int:
+    """Diagnose. 1 if there is an error among the findings."""
+    from . import diagnosis
+
+    found = diagnosis.findings(PATHS, _entries)
+    if options.json:
+        _print_json([finding._asdict() for finding in found])
+    else:
+        for finding in found:
+            print(f"{finding.severity}: {finding.code}: {finding.problem}\n  -> {finding.remedy}")
+        if not found:
+            print("all is well")
+    return 1 if any(finding.severity == "error" for finding in found) else 0
+
+
+def uplink(options: Options) -> int:
+    """`add`: configure the interface if dom0 manages it. `remove`: take it down and leave it so."""
+    if options.action == "remove":
+        _say(take_down(options.interface, netlink.Kernel(), PATHS))
+        return 0
+    entries = _patiently(_entries)
+    asked = Pass(only=options.interface, revive=True)
+    return _applied(reconcile(entries, netlink.Kernel(), PATHS, asked), options.interface)
+
+
+def wait_uplink(options: Options) -> int:
+    """0 once the interface that is there now is configured, at once if none is expected; 1 when time is up."""
+    deadline = time.monotonic() + options.timeout
+    reason = ""
+    while True:
+        try:
+            report = _pass(Pass(dry_run=True))
+            if report.settled:
+                return 0
+            reason = next((str(error) for error in report.errors), "; ".join(report.plan) or "interface missing")
+        except StoreError as error:
+            reason = str(error)
+        if time.monotonic() >= deadline:
+            raise GuestnetError(f"not configured after {options.timeout:g} s: {reason}", "qubes-guestnet check")
+        time.sleep(POLL_SECONDS)
+
+
+def _entries() -> dict[str, bytes]:
+    store = qubesdb.connect()
+    try:
+        entries: dict[str, bytes] = {}
+        for prefix in UPLINK_PREFIXES:
+            entries |= store.multiread(prefix)
+        return entries
+    finally:
+        store.close()
+
+
+def _patiently(read: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+    """The entries, once QubesDB answers."""
+    try:
+        return read()
+    except StoreError:
+        import tenacity  # 24 ms and asyncio (in 8.2), only for who must wait
+
+    retry = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(StoreError),
+        wait=tenacity.wait_exponential(multiplier=0.05, max=1),
+        stop=tenacity.stop_after_delay(STORE_SECONDS),
+        reraise=True,
+    )
+    return retry(read)
+
+
+def _pass(asked: Pass) -> Report:
+    return reconcile(_entries(), netlink.Kernel(), PATHS, asked)
+
+
+def _applied(report: Report, interface: str) -> int:
+    _say(report.applied)
+    if report.resolver is not None and report.resolver.written:
+        print(f"{report.resolver.path} written")
+    _complain(report.errors)
+    if interface and not report.interfaces:
+        print(f"{interface} is not an interface that dom0 manages, or is not there: nothing to do")
+    return 1 if report.errors else 0
+
+
+def _say(lines: Iterable[object]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _complain(errors: Iterable[GuestnetError]) -> None:
+    for error in errors:
+        print(f"qubes-guestnet: {error}", file=sys.stderr)
+
+
+def _print_json(data: Any) -> None:
+    import json
+
+    print(json.dumps(data, indent=2))

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When to start the next pass, given when wake-ups came. Times are seconds of a monotonic clock, passed in.
+
+The first wake-up after a quiet time is followed at once: a change by hand is then in force within a few milliseconds.
+What comes close behind a pass waits for 50 ms of silence, 500 ms at most, and is one pass: dom0 writes a change of
+provider as a dozen keys, one at a time.
+
+Somebody who takes away what we set, each time we set it, is followed only so often: after 20 passes of that kind
+within 10 s there is one a second.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+QUIET_SECONDS = 0.05
+LONGEST_SECONDS = 0.5
+FIGHT_LIMIT = 20
+FIGHT_WINDOW_SECONDS = 10.0
+FIGHT_PAUSE_SECONDS = 1.0
+
+
+class Pace(NamedTuple):
+    """What has happened so far.
+
+    Args:
+        passed: end of the last pass.
+        first: first wake-up that no pass has answered yet, None when there is none.
+        last: the latest such wake-up.
+        fights: when passes had to restore what we had set before, within the window.
+    """
+
+    passed: float = float("-inf")
+    first: float | None = None
+    last: float = float("-inf")
+    fights: tuple[float, ...] = ()
+
+    def woken(self, now: float) -> Pace:
+        """After a wake-up."""
+        return self._replace(first=now if self.first is None else self.first, last=now)
+
+    def done(self, now: float, fought: bool = False) -> Pace:
+        """After a pass, which answers all wake-ups so far.
+
+        Args:
+            now: its end.
+            fought: it had to change something though dom0 had written nothing.
+        """
+        recent = tuple(then for then in self.fights if now - then < FIGHT_WINDOW_SECONDS)
+        return Pace(passed=now, fights=(*recent, now) if fought else recent)
+
+    def due(self) -> float | None:
+        """When to start the next pass; None when nothing asks for one."""
+        if self.first is None:
+            return None
+        if len(self.fights) >= FIGHT_LIMIT:
+            return max(self.first, self.passed + FIGHT_PAUSE_SECONDS)
+        if self.first - self.passed >= QUIET_SECONDS:
+            return self.first
+        return min(self.last + QUIET_SECONDS, self.first + LONGEST_SECONDS)

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`check`: gather the evidence, and let `core.report` say what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .core import report
+from .errors import StoreError
+from .reconcile import Pass, Paths, reconcile
+from .system import nameserver, netlink, standing
+
+_NEIGHBOUR_LIMIT = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"
+
+
+def findings(paths: Paths, entries: Callable[[], dict[str, bytes]]) -> tuple[report.Finding, ...]:
+    """Look at everything, change nothing.
+
+    Args:
+        paths: where the qube's files are.
+        entries: reads QubesDB; may raise StoreError.
+    """
+    agent = standing.read(paths.run)
+    try:
+        untrusted_entries = entries()
+    except StoreError as error:
+        return report.findings(report.Evidence(None, store_error=str(error), standing=agent))
+    found = reconcile(untrusted_entries, netlink.Kernel(), paths, Pass(dry_run=True))
+    there = any(interface.link is not None for interface in found.interfaces)
+    servers = [str(server) for server in found.settings.dns.servers] if there else []
+    silent = tuple(server for server in servers if not nameserver.answers(server))
+    return report.findings(report.Evidence(found, "", agent, silent, _neighbour_limit()))
+
+
+def _neighbour_limit() -> int:
+    """gc_thresh3; 0 in a network namespace other than the first, which shows none."""
+    try:
+        with open(_NEIGHBOUR_LIMIT) as limit:
+            return int(limit.read())
+    except OSError:
+        return 0

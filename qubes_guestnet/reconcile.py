@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The one pass: observe, plan, apply, verify. The agent, the command line and the lab all call it.
+
+Theory of operation. A pass starts from nothing but the entries of QubesDB: the kernel and the files are read afresh,
+so it does not matter what woke us, how often, or what happened in between. It never stops at the first error: IPv4
+goes on when IPv6 is refused, and DNS when both are. It ends by observing again. What still differs then is planned
+once more (the kernel removes routes on its own when an address goes), a bounded number of times, and after that it is
+an error that names the operation the kernel does not keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, Protocol
+
+from .core import plan, proxyarp, resolver, uplink
+from .core.record import Fallback, Interface, Record
+from .core.report import InterfaceReport, Report, ResolverReport
+from .core.settings import Settings, UplinkSettings
+from .core.settings import parse as parse_settings
+from .core.values import IPV4, IPV6, IPAddress, Link, State
+from .errors import GuestnetError, KernelError, Vanished
+from .system import files, services
+from .system.owned import Ledger
+
+ROUNDS = 4
+
+
+class Kernel(Protocol):
+    """What a pass asks of the kernel; `system.netlink.Kernel` in life, a model in the tests."""
+
+    def links(self, macs: frozenset[str]) -> tuple[Link, ...]:
+        """Interfaces with one of these addresses."""
+
+    def observe(self, link: Link, neighbours: Iterable[IPAddress]) -> State:
+        """What an interface has now."""
+
+    def apply(self, op: plan.Op) -> None:
+        """Carry out one operation or raise KernelError."""
+
+
+class Paths(NamedTuple):
+    """Files and folders of a qube."""
+
+    run: str = "/run/qubes-guestnet"
+    resolv_conf: str = "/etc/resolv.conf"
+    flags: str = services.FLAGS_FOLDER
+    config: str = services.CONFIG_FILE
+
+
+class Pass(NamedTuple):
+    """What a pass is asked to do.
+
+    Args:
+        only: name of the one interface to handle, "" for all.
+        dry_run: plan, and change nothing.
+        keys_written: dom0 wrote keys since the last pass.
+        revive: configure an interface that `uplink remove` took down.
+        may_rewrite: asked with the content before somebody's overwriting of resolv.conf is undone.
+    """
+
+    only: str = ""
+    dry_run: bool = False
+    keys_written: bool = False
+    revive: bool = False
+    may_rewrite: Callable[[bytes], bool] = lambda _content: True
+
+
+def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Paths, asked: Pass) -> Report:
+    """Make the kernel and resolv.conf what the entries ask for.
+
+    Args:
+        untrusted_entries: all of QubesDB below `settings.UPLINK_PREFIXES`.
+        kernel: the adapter.
+        paths: where the qube's files are.
+        asked: what to do.
+
+    Returns:
+        What is desired, what is there, what was done, and every error; it does not raise one.
+    """
+    settings = parse_settings(untrusted_entries)
+    flags = services.flags(paths.flags)
+    errors: list[GuestnetError] = list(settings.errors)
+    try:
+        configured = services.configured_style(paths.config)
+    except GuestnetError as error:
+        configured = None
+        errors.append(error)
+    work = _Work(settings, flags, configured, kernel, asked)
+    interfaces: tuple[InterfaceReport, ...] = ()
+    names = None
+    try:
+        with Ledger(paths.run, reading=asked.dry_run) as ledger:
+            interfaces = work.interfaces(ledger)
+            errors += work.errors
+            if any(report.link is not None for report in interfaces):
+                names, failure = _resolver(settings, flags, paths, asked)
+                errors += [failure] if failure else []
+    except GuestnetError as error:
+        errors.append(error)
+    return Report(settings, interfaces, names, tuple(work.applied), tuple(errors))
+
+
+def take_down(name: str, kernel: Kernel, paths: Paths) -> tuple[plan.Op, ...]:
+    """`uplink remove`: link down, before the firewall goes away, and down it stays. No interface is nothing to do.
+
+    It asks the owned record and not QubesDB, which may be gone at shutdown; an interface we never configured is left.
+
+    Raises:
+        KernelError: the kernel refuses.
+        FileError: the record cannot be written.
+    """
+    with Ledger(paths.run) as ledger:
+        record = ledger.record
+        ours = {(entry.ifindex, entry.mac) for entry in record.interfaces}
+        links = kernel.links(frozenset(mac for _, mac in ours)) if ours else ()
+        ops: list[plan.Op] = []
+        for link in links:
+            if link.name == name and (link.ifindex, link.mac) in ours:
+                record = record.with_interface(record.interface(link)._replace(removed=True))
+                ops += plan.takedown(link)
+        ledger.save(record)
+        for op in ops:
+            kernel.apply(op)
+    return tuple(ops)
+
+
+def record_fallback(paths: Paths, index: int, mac: str, fallback: Fallback) -> None:
+    """Note that the device route was given up on an interface; the next pass acts on it.
+
+    Raises:
+        FileError: the record cannot be written.
+    """
+    with Ledger(paths.run) as ledger:
+        entries = [entry for entry in ledger.record.interfaces if (entry.ifindex, entry.mac) == (index, mac)]
+        for entry in entries:
+            ledger.save(ledger.record.with_interface(entry._replace(fallback=fallback)))
+
+
+class _Work:
+    """The interfaces' half of one pass: what it knows, and what it has done so far."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        flags: uplink.Flags,
+        configured: uplink.Style | None,
+        kernel: Kernel,
+        asked: Pass,
+    ) -> None:
+        self._settings, self._flags, self._configured = settings, flags, configured
+        self._kernel, self._asked = kernel, asked
+        self.applied: list[plan.Op] = []
+        self.errors: list[GuestnetError] = []
+
+    def interfaces(self, ledger: Ledger) -> tuple[InterfaceReport, ...]:
+        """Plan and apply in rounds until a plan is empty."""
+        refused: set[plan.Op] = set()
+        for _ in range(ROUNDS):
+            reports = self._observe(ledger)
+            ops = [op for report in reports for op in report.plan if op not in refused]
+            if self._asked.dry_run or not ops:
+                return reports
+            refused |= self._apply(reports, ledger, refused)
+        still = tuple(op for report in reports for op in report.plan)
+        if still and not self.errors:
+            self.errors.append(GuestnetError(f"the kernel does not keep: {still[0]}", "does something else undo it?"))
+        return reports
+
+    def _save(self, ledger: Ledger, entry: Interface) -> None:
+        """Put an interface's entry on disk. A full /run costs the record and not the qube its network."""
+        try:
+            ledger.save(ledger.record.with_interface(entry))
+        except GuestnetError as error:
+            self.errors.append(error)
+
+    def _observe(self, ledger: Ledger) -> tuple[InterfaceReport, ...]:
+        uplinks = self._uplinks(ledger.record)
+        links = self._kernel.links(frozenset(settings.mac for settings in uplinks)) if uplinks else ()
+        found = [(settings, uplink.choose_link(links, settings.mac)) for settings in uplinks]
+        if not self._asked.dry_run:
+            present = [link for _, link in found if link is not None]
+            macs = [settings.mac for settings in self._settings.uplinks]
+            record = ledger.record.seen(macs, present, self._asked.keys_written)
+            if self._asked.revive:
+                record = record.revived(link for link in present if self._asked.only in ("", link.name))
+            ledger.save(record)
+        return tuple(
+            self._report(settings, link, ledger.record, rank)
+            for rank, (settings, link) in enumerate(found)
+            if not self._asked.only or (link is not None and link.name == self._asked.only)
+        )
+
+    def _uplinks(self, record: Record) -> list[UplinkSettings]:
+        """Settings of every interface that the keys name, and of those that they named when we configured them.
+
+        An interface that is not named any longer loses what we made on it; while it is not known which one dom0
+        manages, none does.
+        """
+        uplinks = list(self._settings.uplinks)
+        named = {settings.mac for settings in uplinks}
+        held = frozenset({IPV4, IPV6}) if self._settings.held else frozenset[int]()
+        for mac in sorted({entry.mac for entry in record.interfaces} - named):
+            uplinks.append(UplinkSettings(mac, None, None, custom=False, held=held, errors=()))
+        return uplinks
+
+    def _report(self, settings: UplinkSettings, link: Link | None, record: Record, rank: int) -> InterfaceReport:
+        if link is None:
+            choice = uplink.choose_style(self._flags, self._configured, "")
+            return InterfaceReport(settings, None, choice, detached=settings.mac in record.detached)
+        entry = record.interface(link)
+        if entry.removed:
+            choice = uplink.choose_style(self._flags, self._configured, "")
+            return InterfaceReport(settings, link, choice, observed=self._kernel.observe(link, ()), removed=True)
+        reason = proxyarp.standing(entry.fallback, self._settings, settings)
+        choice = uplink.choose_style(self._flags, self._configured, reason)
+        desired = uplink.desired(settings, choice.style, self._flags, rank)
+        interesting = {neighbour.address for neighbour in desired.neighbours} | entry.owned.neighbours
+        observed = self._kernel.observe(link, interesting)
+        ops = plan.plan(link, desired, observed, entry.owned, settings.held)
+        return InterfaceReport(settings, link, choice, desired, observed, ops)
+
+    def _apply(self, reports: Iterable[InterfaceReport], ledger: Ledger, refused: set[plan.Op]) -> set[plan.Op]:
+        """Apply every plan; the owned record is ahead of the kernel at each moment. Returns what was refused."""
+        failed: set[plan.Op] = set()
+        for report in reports:
+            if report.link is None or not report.plan:
+                continue
+            entry = ledger.record.interface(report.link)
+            ops = [op for op in report.plan if op not in refused]
+            ahead, _ = plan.after(entry.owned, ops)
+            self._save(ledger, entry._replace(owned=ahead))
+            done = self._carry_out(ops, failed)
+            _, owned = plan.after(entry.owned, done)
+            self._save(ledger, entry._replace(owned=owned))
+        return failed
+
+    def _carry_out(self, ops: Iterable[plan.Op], failed: set[plan.Op]) -> list[plan.Op]:
+        done = []
+        for op in ops:
+            try:
+                self._kernel.apply(op)
+            except Vanished:
+                break  # a fresh round sees what is there now
+            except KernelError as error:
+                self.errors.append(error)
+                failed.add(op)
+            else:
+                done.append(op)
+        self.applied += done
+        return done
+
+
+def _resolver(
+    settings: Settings, flags: uplink.Flags, paths: Paths, asked: Pass
+) -> tuple[ResolverReport | None, GuestnetError | None]:
+    """The other half: resolv.conf, published if it is ours and differs."""
+    try:
+        facts = files.facts(paths.resolv_conf, disabled=flags.disable_dns_server)
+    except GuestnetError as error:
+        return None, error
+    decision = resolver.choose_owner(facts)
+    wanted = None if settings.dns.held else resolver.wanted(decision, facts, settings.dns.servers)
+    current = facts.data if facts.kind == "regular" else None
+    report = ResolverReport(paths.resolv_conf, decision, wanted, current, written=False)
+    if wanted is None or asked.dry_run or not (report.pending or facts.mode != files.PUBLIC):
+        return report, None
+    if not asked.may_rewrite(wanted):
+        limit = f"{resolver.RewriteBudget.LIMIT} times in {resolver.RewriteBudget.WINDOW:.0f} s"
+        problem = f"{paths.resolv_conf}: something overwrote it {limit}"
+        return report, GuestnetError(problem, "find out what, or list the file in /rw/config/protected-files.d")
+    try:
+        files.publish(paths.resolv_conf, wanted)
+    except GuestnetError as error:
+        return report, error
+    return report._replace(current=wanted, written=True), None

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the resident agent leaves in /run for `status` and `check`: that it is there, since when, its last error."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ..core.report import Standing
+from ..errors import FileError
+from . import files
+
+_NAME = "status"
+
+
+def publish(folder: str, error: str) -> None:
+    """Note this process as the agent, now as the time of the last change, and its last error.
+
+    Args:
+        folder: /run/qubes-guestnet.
+        error: one line, "" for none.
+
+    Raises:
+        FileError: the folder cannot be written.
+    """
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    text = f"agent {os.getpid()} {_start(os.getpid())}\nsince {now}\nerror {error}\n"
+    try:
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+    except OSError as failure:
+        raise FileError(folder, failure, "run as root") from None
+    files.publish(os.path.join(folder, _NAME), text.encode("utf-8", "replace"), sync=False)
+
+
+def read(folder: str) -> Standing:
+    """What the agent left; `running` only if that very process is there still."""
+    data = files.read(os.path.join(folder, _NAME))
+    facts = dict(line.partition(" ")[::2] for line in (data or b"").decode("utf-8", "replace").splitlines())
+    pid, _, start = facts.get("agent", "").partition(" ")
+    running = pid.isdigit() and start != "" and _start(int(pid)) == start
+    return Standing(running, facts.get("since", ""), facts.get("error", "") if running else "")
+
+
+def _start(pid: int) -> str:
+    """Start time of a process in clock ticks since boot, field 22 of proc(5) stat: a number that is not used again."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[19].decode()
+    except OSError:
+        return ""
