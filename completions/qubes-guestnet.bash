@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# bash completion of qubes-guestnet(8)
+
+_qubes_guestnet() {
+    local word=${COMP_WORDS[COMP_CWORD]} verb=${COMP_WORDS[1]} words=
+    COMPREPLY=()
+    if ((COMP_CWORD == 1)); then
+        words='agent apply plan status check uplink wait-uplink lab --help --version'
+    else
+        case $verb in
+        apply) words="--dry-run --help $(_qubes_guestnet_interfaces)" ;;
+        plan | status) words="--json --help $(_qubes_guestnet_interfaces)" ;;
+        check) words='--json --help' ;;
+        uplink)
+            if ((COMP_CWORD == 2)); then words='add remove --help'; else words=$(_qubes_guestnet_interfaces); fi
+            ;;
+        wait-uplink) words='--timeout --help' ;;
+        agent) words='--help' ;;
+        lab) if ((COMP_CWORD == 2)); then words='@LAB@ --help'; fi ;;
+        esac
+    fi
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
+}
+
+_qubes_guestnet_interfaces() {
+    local folder
+    for folder in /sys/class/net/*; do
+        echo "${folder##*/}"
+    done
+}
+
+complete -F _qubes_guestnet qubes-guestnet
