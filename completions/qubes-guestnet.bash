@@ -16,7 +16,7 @@ _qubes_guestnet() {
             ;;
         wait-uplink) words='--timeout --help' ;;
         agent) words='--help' ;;
-        lab) if ((COMP_CWORD == 2)); then words='@LAB@ --help'; fi ;;
+        lab) if ((COMP_CWORD == 2)); then words='demo run store --help'; fi ;;
         esac
     fi
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")

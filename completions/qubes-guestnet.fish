@@ -19,4 +19,4 @@ complete -c qubes-guestnet -n '__fish_seen_subcommand_from plan status check' -l
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from apply plan status uplink' -a '(__fish_print_interfaces)'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from uplink' -a 'add remove'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from wait-uplink' -l timeout -x -d 'give up after this many seconds'
-complete -c qubes-guestnet -n '__fish_seen_subcommand_from lab' -a '@LAB@'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from lab' -a 'demo run store'

@@ -13,6 +13,7 @@ import pytest
 
 from qubes_guestnet import cli
 from qubes_guestnet.core import settings
+from qubes_guestnet.lab import cli as lab_cli
 from qubes_guestnet.system import qubesdb, services
 from tests.support.needs import needs
 
@@ -60,6 +61,13 @@ def test_every_verb_and_option_is_documented(document: Path) -> None:
     actions = {choice for verb in cli.VERBS.values() for choice in verb.choices}
     missing = [word for word in {*cli.VERBS, *options, *actions} if not has_word(text(document), word)]
     assert missing == []
+
+
+@pytest.mark.parametrize("document", COMPLETIONS, ids=lambda path: path.name)
+def test_every_verb_of_the_lab_is_completed(document: Path) -> None:
+    names = set(re.findall(r"^    (\w+) ", lab_cli.parser().format_help(), re.MULTILINE))
+    assert {"demo", "store"} <= names
+    assert [name for name in names if not has_word(text(document), name)] == []
 
 
 def test_the_man_page_has_every_exit_status() -> None:
