@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import random
 import select
 import signal
 import socket
@@ -23,7 +22,7 @@ from qubes_guestnet.errors import StoreError
 from qubes_guestnet.lab import store_hub
 from qubes_guestnet.system import qubesdb
 from qubes_guestnet.system import qubesdb_wire as wire
-from qubes_guestnet.system.qubesdb_direct import DirectStore
+from qubes_guestnet.system.qubesdb_direct import DirectStore, DirectWatches
 from tests.support.eventually import eventually
 from tests.support.qubesdb_faulty import Running
 from tests.support.qubesdb_kinds import ENTRIES, folder
@@ -138,21 +137,42 @@ def test_a_client_that_never_reads_its_events_is_dropped(
 
 
 def test_headers_are_never_seen_in_halves(directory: str) -> None:
-    """The C client takes a header in one read() and gives up on a shorter one, however slow it is."""
+    """The C client takes a header in one read() and gives up on a shorter one: also when the buffer just ran full."""
     entries = {b"/%04d" % number: b"x" * (number * 37 % 3000) for number in range(1500)}
-    chance = random.Random(1)
-    with Running(directory, entries), raw(directory) as reader:
-        reader.sendall(wire.pack(wire.CMD_MULTIREAD, b"/"))
-        for path in sorted(entries):
+    with Running(directory, entries) as daemon:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        client = daemon.hub.connect(writable=False)
+        client.inbox += wire.pack(wire.CMD_MULTIREAD, b"/")
+        assert daemon.hub.step(client)
+        found: list[bytes] = []
+        while client.outbox:
+            try:
+                while client.outbox:
+                    client.sent(daemon.daemon._send(ours, client))
+            except BlockingIOError:
+                pass
+            found += whole_messages(theirs)
+        assert found == [*sorted(entries), b""]
+        ours.close()
+        theirs.close()
+
+
+def whole_messages(reader: socket.socket) -> list[bytes]:
+    """Read until there is no more, as the C client does; the paths."""
+    found: list[bytes] = []
+    while True:
+        try:
             header = reader.recv(wire.HEADER_SIZE)
-            assert len(header) == wire.HEADER_SIZE
-            found = wire.unpack(header)
-            assert found.path == path
-            value = b""
-            while len(value) < found.length:
-                value += reader.recv(chance.randint(1, found.length - len(value)))
-            assert value == entries[path]
-        assert reader.recv(wire.HEADER_SIZE) == wire.pack(wire.RESP_MULTIREAD)
+        except BlockingIOError:
+            return found
+        assert len(header) == wire.HEADER_SIZE
+        _kind, path, length = wire.unpack(header)
+        found.append(path)
+        left = length
+        while left:
+            left -= len(reader.recv(left))
 
 
 def test_a_half_closed_connection_still_gets_its_answer(directory: str, daemon: Running) -> None:
@@ -264,6 +284,24 @@ def test_after_a_kill_the_next_one_takes_the_place(directory: str, process: subp
     second.terminate()
     assert second.wait(LIMIT_S) == 0
     second.communicate()
+
+
+@pytest.mark.behaviour("B106")
+@pytest.mark.scenario("S-401")
+def test_stopped_and_continued(directory: str, process: subprocess.Popen[str]) -> None:
+    """A hang from outside: bounded errors while it lasts, and everything is there afterwards."""
+    store = DirectStore(directory, 0.1, writable=True)
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(StoreError, match="did not answer"):
+        store.read("/qubes-ip")
+    for _ in range(3):
+        with pytest.raises(StoreError):
+            DirectWatches(directory, 0.1, ["/qubes-ip"])
+    process.send_signal(signal.SIGCONT)
+    store.close()
+    fresh = DirectStore(directory, LIMIT_S)
+    assert fresh.read("/qubes-ip") == b"10.137.0.7"
+    fresh.close()
 
 
 def test_two_in_one_place_are_refused(directory: str, process: subprocess.Popen[str]) -> None:

@@ -17,15 +17,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qubes_guestnet.errors import StoreError, StoreRefused
 from qubes_guestnet.system import qubesdb
 from qubes_guestnet.system.qubesdb_direct import DirectStore, DirectWatches
+from tests.support import qubesdb_standin
 from tests.support.eventually import eventually
 from tests.support.qubesdb_faulty import Running
-from tests.support.qubesdb_kinds import ENTRIES, KINDS, Kind, kind_of
+from tests.support.qubesdb_kinds import ENTRIES, KINDS, Kind, folder, kind_of
 
 SHORT = 0.1
 BOUNDED_S = 20.0  # what "did not wait" means on a busy machine
@@ -137,6 +141,8 @@ def test_reconnecting_to_a_hanging_daemon_for_ever_never_waits_longer(kind: Kind
         listener.bind(os.path.join(kind.directory, name))
         listener.listen(5)  # as the real one
         listeners.append(listener)
+    filler = socket.socket(socket.AF_UNIX)  # an odd number in the queue: the last place is not left to a second step
+    filler.connect(os.path.join(kind.directory, qubesdb.READ_WRITE))
     started = time.monotonic()
     problems = set()
     for _ in range(12):
@@ -146,8 +152,31 @@ def test_reconnecting_to_a_hanging_daemon_for_ever_never_waits_longer(kind: Kind
             problems.add(error.value.problem.partition("did not ")[2].partition(" ")[0])
     assert problems == {"answer", "accept"}
     assert time.monotonic() - started < BOUNDED_S
-    for listener in listeners:
-        listener.close()
+    for opened in (*listeners, filler):
+        opened.close()
+
+
+@pytest.mark.behaviour("B106")
+@pytest.mark.scenario("S-401")
+def test_a_restart_in_the_middle_of_a_request_is_noticed(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between looking whether the daemon is there and asking it: then the library finds a new one, and says nothing."""
+    if kind.name != "binding":
+        return  # the direct client has no such step, and the real library no such hook
+    watch = qubesdb_standin.QubesDB.watch
+    with ExitStack() as second:
+        with kind.serve() as first:
+            watches = kind.watches("/qubes-ip")
+
+            def restart_then_watch(library: qubesdb_standin.QubesDB, path: str) -> None:
+                first.stop()
+                second.enter_context(kind.serve())
+                watch(library, path)
+
+            monkeypatch.setattr(qubesdb_standin.QubesDB, "watch", restart_then_watch)
+            with pytest.raises(StoreError, match="went away"):
+                watches.watch("/qubes-mac")
+        with pytest.raises(StoreError):
+            watches.drain()
 
 
 def requests() -> list[tuple[str, Callable[[qubesdb.Store], object], object]]:
@@ -300,6 +329,27 @@ def test_an_answer_that_makes_no_sense(answer: bytes, tmp_path_factory: pytest.T
         DirectWatches(directory, SHORT, ["/a", "/b"])
     store.close()
     script.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.binary(max_size=80) | st.builds(message, st.integers(0, 14), st.binary(max_size=9)), max_size=5))
+def test_whatever_it_answers_the_direct_client_gets_a_value_or_an_error(answers: list[bytes]) -> None:
+    for directory in folder():
+        script = Script(directory, [b"".join(answers)], [b"".join(answers)])
+        store = DirectStore(directory, 0.02)
+        for request in (store.multiread, store.read, store.list):
+            try:
+                assert isinstance(request("/a"), bytes | dict | list | None)
+            except StoreError:
+                continue
+        try:
+            watches = DirectWatches(directory, 0.02, ["/a"])
+            watches.drain()
+            watches.close()
+        except StoreError:
+            pass
+        store.close()
+        script.close()
 
 
 @pytest.mark.behaviour("B72")
