@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -101,18 +102,28 @@ def bare_interpreter(python: str) -> Iterator[subprocess.Popen[bytes]]:
         yield process
 
 
-def private_interpreter() -> None:
-    """Let interpreters that are started from now on share their files with each other only.
+class OwnCopy:
+    """A copy of the interpreter's files, for processes that are to share them with nobody else.
 
-    The benchmark's own processes (itself, the lab's store) map the same interpreter, and each further process that does
-    makes everybody's share of it smaller, a bare interpreter's above all. In a qube they are not there.
+    The benchmark's own processes (itself, the lab's store) map the same interpreter, and each process that does makes
+    everybody's share of it smaller, a bare interpreter's above all. In a qube they are not there.
     """
-    with open("/proc/self/maps") as maps:
-        mapped = {line.split(None, 5)[5].strip() for line in maps if " r-xp " in line and "python" in line}
-    for number, path in enumerate(sorted(path for path in mapped if "/lib-dynload/" not in path)):
-        copy = f"/run/interpreter-{number}"
-        shutil.copy2(path, copy)
-        mount(copy, path, flags=MS_BIND)
+
+    def __init__(self) -> None:
+        with open("/proc/self/maps") as maps:
+            mapped = {line.split(None, 5)[5].strip() for line in maps if " r-xp " in line and "python" in line}
+        folder = tempfile.mkdtemp(dir="/run")
+        self._files = {
+            path: f"{folder}/{number}"
+            for number, path in enumerate(sorted(path for path in mapped if "/lib-dynload/" not in path))
+        }
+        for path, copy in self._files.items():
+            shutil.copy2(path, copy)
+
+    def use(self) -> None:
+        """Let interpreters that are started from now on run from this copy."""
+        for path, copy in self._files.items():
+            mount(copy, path, flags=MS_BIND)
 
 
 def pss_kib(pid: int) -> int:
