@@ -10,7 +10,6 @@ follows. The loop never sleeps anywhere but in poll: the watchdog and SIGTERM ar
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import time
@@ -22,8 +21,7 @@ from .core.resolver import RewriteBudget
 from .errors import GuestnetError, StoreError
 from .reconcile import Pass, Paths, reconcile, record_fallback
 from .system import netlink, qubesdb, standing, systemd, wakeups
-
-_log = logging.getLogger(__name__)
+from .system.systemd import ERROR, INFO, WARNING, log
 
 
 class Agent:
@@ -164,7 +162,7 @@ class Agent:
         try:
             self._folder = wakeups.Folder(folder)
         except OSError as error:
-            _log.warning("%s is not watched, a change to resolv.conf is seen late: %s", folder, error)
+            log(WARNING, f"{folder} is not watched, a change to resolv.conf is seen late: {error}")
 
 
 class _Connection:
@@ -213,12 +211,12 @@ class _Connection:
         """Count an attempt; the first of an outage is logged."""
         self.attempts += 1
         if self.attempts == 1:
-            _log.warning("%s; what is configured stays, trying again", error)
+            log(WARNING, f"{error}; what is configured stays, trying again")
 
     def answered(self) -> None:
         """The outage, if there was one, is over."""
         if self.attempts:
-            _log.info("QubesDB answers again after %d attempts", self.attempts)
+            log(INFO, f"QubesDB answers again after {self.attempts} attempts")
         self.attempts = 0
 
 
@@ -269,9 +267,8 @@ class _Prober:
     def _start(self, question: proxyarp.Question) -> None:
         try:
             self._kernel.solicit(question.ifindex, question.address)
-        except GuestnetError as error:
-            _log.debug("no probe: %s", error)  # the interface went between the pass and now
-            return
+        except GuestnetError:
+            return  # the interface went between the pass and now, and its event is on the way
         self._running[question] = time.monotonic() + proxyarp.PROMPT_SECONDS
 
     def _give_up(self, question: proxyarp.Question) -> bool:
@@ -279,9 +276,9 @@ class _Prober:
         try:
             record_fallback(self._paths, question.ifindex, question.mac, fallback)
         except GuestnetError as error:
-            _log.error("%s", error)
+            log(ERROR, str(error))
             return False
-        _log.warning("falling back to the gateway route: %s", fallback.reason)
+        log(WARNING, f"falling back to the gateway route: {fallback.reason}")
         return True
 
 
@@ -301,16 +298,16 @@ class _Journal:
     def told(self, report: Report) -> None:
         """A pass is over."""
         for op in report.applied:
-            _log.info("%s", op)
+            log(INFO, str(op))
         resolver = report.resolver
         if resolver is not None and resolver.written:
-            _log.info("%s written: %s", resolver.path, resolver.decision.reasons)
+            log(INFO, f"{resolver.path} written: {resolver.decision.reasons}")
         errors = tuple(str(error) for error in report.errors)
         for text in errors:
             if text not in self._errors:
-                _log.error("%s", text)
+                log(ERROR, text)
         if self._errors and not errors:
-            _log.info("all errors are healed")
+            log(INFO, "all errors are healed")
         self._errors = errors
         self._tell("; ".join(self._status(report)), "; ".join(errors))
         if not self._ready:
@@ -335,4 +332,4 @@ class _Journal:
         try:
             standing.publish(self._paths.run, error)
         except GuestnetError as failure:
-            _log.error("%s", failure)
+            log(ERROR, str(failure))

@@ -7,7 +7,6 @@ fifth of a cold `apply`) is loaded for what has options, for help, and to say wh
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -126,9 +125,7 @@ def _function(verb: Verb) -> Callable[[Options], int]:
 def _agent(_options: Options) -> int:
     from .agent import Agent
     from .reconcile import Paths
-    from .system import systemd
 
-    systemd.log_to_stderr(logging.INFO)
     return Agent(Paths()).run()
 
 

@@ -43,7 +43,7 @@ def plan(options: Options) -> int:
 
 def status(options: Options) -> int:
     """What is desired, what is there, since when; 0 also when something is wrong, `check` is for that."""
-    from .core.report import as_data, as_text
+    from .core.rendering import as_data, as_text
     from .system import standing
 
     report = _pass(Pass(only=options.interface, dry_run=True))

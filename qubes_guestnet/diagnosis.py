@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`check`: gather the evidence, and let `core.report` say what it means."""
+"""`check`: gather the evidence, and let `core.findings` say what it means."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from .core import report
+from .core.findings import Evidence, Finding
+from .core.findings import findings as judge
 from .errors import StoreError
 from .reconcile import Pass, Paths, reconcile
 from .system import nameserver, netlink, standing
@@ -13,7 +14,7 @@ from .system import nameserver, netlink, standing
 _NEIGHBOUR_LIMIT = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"
 
 
-def findings(paths: Paths, entries: Callable[[], dict[str, bytes]]) -> tuple[report.Finding, ...]:
+def findings(paths: Paths, entries: Callable[[], dict[str, bytes]]) -> tuple[Finding, ...]:
     """Look at everything, change nothing.
 
     Args:
@@ -24,12 +25,12 @@ def findings(paths: Paths, entries: Callable[[], dict[str, bytes]]) -> tuple[rep
     try:
         untrusted_entries = entries()
     except StoreError as error:
-        return report.findings(report.Evidence(None, store_error=str(error), standing=agent))
+        return judge(Evidence(None, store_error=str(error), standing=agent))
     found = reconcile(untrusted_entries, netlink.Kernel(), paths, Pass(dry_run=True))
     there = any(interface.link is not None for interface in found.interfaces)
     servers = [str(server) for server in found.settings.dns.servers] if there else []
     silent = tuple(server for server in servers if not nameserver.answers(server))
-    return report.findings(report.Evidence(found, "", agent, silent, _neighbour_limit()))
+    return judge(Evidence(found, "", agent, silent, _neighbour_limit()))
 
 
 def _neighbour_limit() -> int:

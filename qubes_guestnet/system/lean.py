@@ -4,6 +4,9 @@
 `import pyroute2.netlink.rtnl.rtmsg` first runs `pyroute2/__init__.py`, which imports the whole library: 25 MB and
 0.17 s, more than this agent may use altogether. tenacity 8.2 (Debian 12) imports asyncio, another 10 MB, to offer a
 decorator we do not use. What we need of both are plain modules that stand on their own.
+
+Even those import `logging` and `traceback`, for messages about messages that cannot be packed: 6 ms and 1 MB for what
+never happens here. They get stand-ins that load the real modules when such a message is written.
 """
 
 from __future__ import annotations
@@ -12,6 +15,33 @@ import importlib
 import os
 import sys
 from types import ModuleType
+from typing import Any
+
+
+class _Deferred(ModuleType):
+    """A module that is imported when something of it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+class _DeferredLogging(_Deferred):
+    """`logging`, of which modules make a logger when they are imported."""
+
+    def getLogger(self, name: str | None = None) -> Any:
+        """A logger that is made when it is used."""
+        return _DeferredLogger(name)
+
+
+class _DeferredLogger:
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("logging").getLogger(self._name), name)
+
+
+_DEFERRED = {"logging": _DeferredLogging, "traceback": _Deferred}
 
 
 def submodule(name: str) -> ModuleType:
@@ -37,4 +67,11 @@ def submodule(name: str) -> ModuleType:
         stand_in = ModuleType(package, "Stand-in of qubes_guestnet.system.lean")
         stand_in.__path__ = [path]
         sys.modules[package] = stand_in
-    return importlib.import_module(name)
+    deferred = {module: make(module) for module, make in _DEFERRED.items() if module not in sys.modules}
+    sys.modules.update(deferred)
+    try:
+        return importlib.import_module(name)
+    finally:
+        for module, stand_in in deferred.items():
+            if sys.modules.get(module) is stand_in:
+                del sys.modules[module]

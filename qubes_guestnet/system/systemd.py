@@ -6,12 +6,11 @@ python3-systemd would bring a C library and 1 MB for these few lines.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
 
-_LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+ERROR, WARNING, INFO = 3, 4, 6  # syslog(3)
 
 
 def notify(*lines: str) -> None:
@@ -24,7 +23,7 @@ def notify(*lines: str) -> None:
         try:
             sock.sendto("\n".join(lines).encode(), address)
         except OSError as error:
-            logging.getLogger(__name__).debug("NOTIFY_SOCKET %s: %s", path, error)
+            log(WARNING, f"NOTIFY_SOCKET {path}: {error.strerror}")
 
 
 def watchdog_seconds() -> float | None:
@@ -35,19 +34,18 @@ def watchdog_seconds() -> float | None:
     return int(microseconds) / 2e6 or None
 
 
-class _JournalFormatter(logging.Formatter):
-    """The level as the journal reads it from a stream: `<3>` in front of an error."""
+def log(level: int, text: str) -> None:
+    """A line for the journal on standard error; with its level in front when that is the journal (sd-daemon(3)).
 
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record).replace("\n", " | ")
-        return f"<{_LEVELS.get(record.levelno, 6)}>{text}"
+    `logging` would take 6 ms and 1 MB (design, budgets).
 
-
-def log_to_stderr(level: int) -> None:
-    """Messages of this program to standard error, with levels when that is the journal."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JournalFormatter() if os.environ.get("JOURNAL_STREAM") else logging.Formatter("%(message)s"))
-    logger = logging.getLogger("qubes_guestnet")
-    logger.handlers = [handler]
-    logger.propagate = False
-    logger.setLevel(level)
+    Args:
+        level: ERROR, WARNING or INFO.
+        text: one line; further ones are joined to it.
+    """
+    prefix = f"<{level}>" if os.environ.get("JOURNAL_STREAM") else ""
+    try:
+        sys.stderr.write(prefix + " | ".join(text.splitlines()) + "\n")
+        sys.stderr.flush()
+    except OSError:
+        return  # whoever read standard error went away; the network matters more

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `check` says: each finding has a code, what is wrong, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..errors import ConfigError, SettingsError
+from .report import InterfaceReport, Report, Standing
+from .resolver import Owner
+from .uplink import Style
+
+
+class Finding(NamedTuple):
+    """One result of `check`.
+
+    Args:
+        code: stable name, documented in docs/check-codes.md.
+        severity: "error", "warning" or "note"; only errors make `check` fail.
+        problem: what is wrong, one line.
+        remedy: what to do about it.
+    """
+
+    code: str
+    severity: str
+    problem: str
+    remedy: str
+
+
+class Evidence(NamedTuple):
+    """All that `check` looked at.
+
+    Args:
+        report: a dry pass, None when QubesDB did not answer.
+        store_error: why it did not.
+        standing: of the agent.
+        silent_servers: nameservers that did not answer a query.
+        neighbour_limit: net.ipv4.neigh.default.gc_thresh3, 0 when it cannot be read here.
+    """
+
+    report: Report | None
+    store_error: str = ""
+    standing: Standing = Standing()
+    silent_servers: tuple[str, ...] = ()
+    neighbour_limit: int = 0
+
+
+# A device route takes a neighbour entry a destination; at the kernel's default of 1024 the 1022nd fails for 40 s.
+ENOUGH_NEIGHBOURS = 32768
+
+
+def findings(evidence: Evidence) -> tuple[Finding, ...]:
+    """What is wrong, gravest first; empty when all is well."""
+    found = list(_machine_findings(evidence))
+    if evidence.report is not None:
+        found += _settings_findings(evidence.report)
+        for interface in evidence.report.interfaces:
+            found += _interface_findings(interface)
+        found += _resolver_findings(evidence)
+    return tuple(sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.severity)))
+
+
+def _machine_findings(evidence: Evidence) -> Iterator[Finding]:
+    if evidence.report is None:
+        remedy = "is qubes-db.service running? systemctl status qubes-db"
+        yield Finding("no-qubesdb", "error", evidence.store_error, remedy)
+        return
+    if not evidence.standing.running:
+        problem = "the resident agent is not running: changes from dom0 will not be followed"
+        yield Finding("agent-not-running", "warning", problem, "systemctl start qubes-guestnet")
+    elif evidence.standing.error:
+        yield Finding("agent-error", "error", f"the agent's last pass: {evidence.standing.error}", "see its journal")
+    device = any(i.link is not None and i.choice.style is Style.DEVICE for i in evidence.report.interfaces)
+    if device and 0 < evidence.neighbour_limit < ENOUGH_NEIGHBOURS:
+        problem = f"net.ipv4.neigh.default.gc_thresh3 is {evidence.neighbour_limit}: more destinations at once fail"
+        remedy = f"raise it to {ENOUGH_NEIGHBOURS} (sysctl.d), or use the service flag guestnet-gateway-route"
+        yield Finding("neighbour-limit-low", "warning", problem, remedy)
+
+
+def _settings_findings(report: Report) -> Iterator[Finding]:
+    for error in report.errors:
+        code = {SettingsError: "settings-invalid", ConfigError: "config-invalid"}.get(type(error), "pass-failed")
+        yield Finding(code, "error", error.problem, error.remedy or "see the journal of qubes-guestnet")
+    if not any(interface.expected or interface.link for interface in report.interfaces) and not report.settings.held:
+        problem = "no provider is set: dom0 names no interface for this qube"
+        yield Finding("no-provider", "note", problem, "nothing to do; or set one: qvm-prefs QUBE netvm PROVIDER")
+
+
+def _interface_findings(interface: InterfaceReport) -> Iterator[Finding]:
+    mac = interface.settings.mac
+    if interface.link is None:
+        if interface.expected:
+            problem = f"dom0 expects an interface with the address {mac}, and there is none"
+            yield Finding("interface-missing", "error", problem, "is the provider running? set it anew: qvm-prefs")
+        return
+    if interface.removed:
+        problem = f"{interface.link.name} was taken down by `uplink remove`"
+        yield Finding("taken-down", "note", problem, f"qubes-guestnet uplink add {interface.link.name}")
+    if interface.plan:
+        problem = f"{interface.link.name} is not as dom0 asks, first: {interface.plan[0]}"
+        yield Finding("plan-not-empty", "error", problem, "qubes-guestnet apply, and see what it says")
+    if interface.choice.reason.startswith("fall-back"):
+        problem = f"{interface.link.name} uses the gateway route: {interface.choice.reason}"
+        remedy = "set proxy_delay to 0 in the provider, or make it the rule by the flag guestnet-gateway-route"
+        yield Finding("fallback-in-use", "warning", problem, remedy)
+
+
+def _resolver_findings(evidence: Evidence) -> Iterator[Finding]:
+    resolver = evidence.report.resolver if evidence.report else None
+    if resolver is not None and resolver.decision.owner is not Owner.DIRECT:
+        problem = f"{resolver.path} is not ours to write: {resolver.decision.reasons}"
+        yield Finding("resolv-conf-foreign", "warning", problem, "nothing to do if that is meant")
+    elif resolver is not None and resolver.pending:
+        problem = f"{resolver.path} does not name the servers from dom0"
+        remedy = "something overwrites it; qubes-guestnet apply writes it back"
+        yield Finding("resolv-conf-differs", "error", problem, remedy)
+    for server in evidence.silent_servers:
+        problem = f"nameserver {server} does not answer"
+        yield Finding("dns-unreachable", "error", problem, "is the provider online? qubes-guestnet check, there")
