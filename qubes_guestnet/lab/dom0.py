@@ -176,14 +176,25 @@ class Dom0:
         vm.database.pop(key, None)
         self._change(vm, {}, (key,))
 
+    def read_all(self, vm: Vm) -> dict[str, bytes]:
+        """Every entry its QubesDB daemon has now."""
+        store = self._connect(vm)
+        try:
+            return store.multiread("/")
+        finally:
+            store.close()
+
+    def _connect(self, vm: Vm) -> qubesdb.Store:
+        try:
+            return qubesdb.connect(writable=True, directory=str(vm.running.path(QUBESDB_FOLDER)))
+        except StoreError as error:
+            raise LabError(f"QubesDB of {vm.name}: {error}") from error
+
     def _change(self, vm: Vm, written: Mapping[str, bytes], removed: tuple[str, ...]) -> None:
         qube = vm.running
         if qube.store_daemon is None or not qube.store_daemon.running:
             return
-        try:
-            store = qubesdb.connect(writable=True, directory=str(qube.path(QUBESDB_FOLDER)))
-        except StoreError as error:
-            raise LabError(f"QubesDB of {vm.name}: {error}") from error
+        store = self._connect(vm)
         try:
             for key, value in written.items():
                 store.write(key, value)

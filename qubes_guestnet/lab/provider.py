@@ -72,6 +72,8 @@ class Provider:
         self.qube.wire(f"""
             echo 1 > /proc/sys/net/ipv4/ip_forward
             echo {int(ipv6)} > /proc/sys/net/ipv6/conf/all/forwarding
+            # Else a new vif may not speak IPv6 for its first second, and that would be measured as the agent's.
+            echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
             nft -f - <<'RULES'\n{_RULES}RULES
         """)
 

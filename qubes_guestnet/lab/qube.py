@@ -282,6 +282,11 @@ class Qube:
         eventually(f"{store.name} listens", answers)
         return store
 
+    def stop_store(self) -> None:
+        """Stop its QubesDB daemon as its service would be."""
+        if self.store_daemon is not None:
+            self.store_daemon.stop()
+
     def processes(self) -> list[int]:
         """Process ids, as the lab sees them, of all processes of the qube, its process 1 among them."""
         mine = os.readlink(f"/proc/{self.pid}/ns/pid")

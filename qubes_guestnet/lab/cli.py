@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`qubes-guestnet lab …`: qubes out of namespaces, without root, without Xen, without Qubes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..errors import GuestnetError, UsageError
+from . import store_cli
+
+_EPILOG = """\
+examples:
+  qubes-guestnet lab demo            one qube gets its network, step by step
+  qubes-guestnet lab run             every scenario
+  qubes-guestnet lab run S-000 S-40  those whose name begins so
+  qubes-guestnet lab run --list      what there is
+
+exit status: 0 all held, 1 something did not, 2 wrong usage
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of the lab."""
+    top = argparse.ArgumentParser(
+        prog="qubes-guestnet lab", description=__doc__, epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+    demo = verbs.add_parser("demo", help="one qube gets its network from QubesDB, step by step",
+                            description="Shows one qube getting its network, live; ends with a table.")  # fmt: skip
+    demo.add_argument("--json", action="store_true", help="the closing table as JSON, and nothing else")
+    demo.set_defaults(run=_demo)
+    run = verbs.add_parser("run", help="scenarios, end to end, with real packets",
+                           description="Runs scenarios, each on a stage of its own; ends with a table.")  # fmt: skip
+    run.add_argument("scenario", nargs="*", help="begin of a name, such as S-000 or S-40; none: all of them")
+    run.add_argument("--list", action="store_true", help="only list them")
+    run.add_argument("--json", action="store_true", help="the closing table as JSON, and nothing else")
+    run.set_defaults(run=_run)
+    store_cli.add_parsers(verbs)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `qubes-guestnet lab ARGV`; the exit status."""
+    args = parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except UsageError as error:
+        print(f"qubes-guestnet lab: {error}", file=sys.stderr)
+        return 2
+    except GuestnetError as error:
+        print(f"qubes-guestnet lab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from . import demo  # the store verbs start faster without it
+
+    return demo.main(as_json=args.json)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from . import runner
+
+    return runner.main(args.scenario, only_list=args.list, as_json=args.json)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A run inside namespaces, told to a person outside as it goes: a pipe of JSON lines, and a display that stays alive.
+
+The process that watches has nothing else to do, so it moves the indicator without a thread in the lab.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
+
+from .namespaces import die_with_parent, isolate
+
+_TICK = 0.1
+_SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_CHUNK = 65536
+_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
+Event = dict[str, Any]
+
+
+class Teller:
+    """The inside end: says what goes on.
+
+    Args:
+        descriptor: where to write JSON lines, or None to keep quiet.
+    """
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        self._descriptor = descriptor
+
+    def tell(self, **event: Any) -> None:
+        """Say anything: one event."""
+        if self._descriptor is not None:
+            os.write(self._descriptor, json.dumps(event, default=str).encode() + b"\n")
+
+    def step(self, text: str) -> None:
+        """A new step begins; the one before it held."""
+        self.tell(step=text)
+
+    def note(self, text: str) -> None:
+        """A finding of the present step, one or more lines."""
+        self.tell(note=text)
+
+
+def follow(function: Callable[[Teller], None], limit: float = 120.0) -> Iterator[Event | None]:
+    """Run `function` in namespaces of its own; yield what it tells, None every 0.1 s, and last {"status": N}.
+
+    Args:
+        function: told it well when it returns; an exception ends it with status 1 and its lines on stderr.
+        limit: seconds after which it is killed, with everything in the namespaces.
+    """
+    answer, say = os.pipe()
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        die_with_parent()
+        signal.alarm(int(limit))
+        os.close(answer)
+
+        def run() -> int:
+            function(Teller(say))
+            return 0
+
+        os._exit(isolate(run))
+    os.close(say)
+    try:
+        yield from _events(answer)
+        _, status = os.waitpid(child, 0)
+        yield {"status": os.waitstatus_to_exitcode(status)}
+    except BaseException:
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+        raise
+    finally:
+        os.close(answer)
+
+
+def _events(answer: int) -> Iterator[Event | None]:
+    rest = b""
+    while True:
+        if not select.select([answer], [], [], _TICK)[0]:
+            yield None
+            continue
+        data = os.read(answer, _CHUNK)
+        if not data:
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield json.loads(line)
+
+
+class Display:
+    """Where a person reads along: an indicator and colours on a terminal, plain lines elsewhere.
+
+    Args:
+        out: the stream. NO_COLOR in the environment switches colours off, as does TERM=dumb (with the indicator).
+    """
+
+    def __init__(self, out: TextIO = sys.stdout) -> None:
+        self._out = out
+        terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self._moving = terminal
+        self._coloured = terminal and not os.environ.get("NO_COLOR")
+        self._step: str | None = None
+        self._notes: list[str] = []
+        self._began = 0.0
+        self._turn = 0
+
+    def paint(self, text: str, *styles: str) -> str:
+        """The text in styles (bold, dim, red, green, cyan), where colours are wanted."""
+        if not self._coloured or not styles:
+            return text
+        codes = ";".join(_CODES[style] for style in styles)
+        return f"\033[{codes}m{text}\033[0m"
+
+    def line(self, text: str = "") -> None:
+        """A line of its own."""
+        self._erase()
+        print(text, file=self._out, flush=True)
+
+    def begin(self, text: str) -> None:
+        """A step begins."""
+        self._step, self._notes, self._began = text, [], time.monotonic()
+        self.tick()
+
+    def step_within(self, text: str) -> None:
+        """The present step goes on under another name."""
+        self._step = text
+        self.tick()
+
+    def note(self, text: str) -> None:
+        """A finding of the present step: shown below it when it is over."""
+        self._notes += text.splitlines()
+
+    def end(self, held: bool, outcome: str = "") -> None:
+        """The present step is over."""
+        if self._step is None:
+            return
+        mark = self.paint("✓", "green", "bold") if held else self.paint("✗", "red", "bold")
+        took = self.paint(f"{time.monotonic() - self._began:5.2f} s", "dim")
+        shown = f" {self.paint(outcome, 'red')}" if outcome else ""
+        self.line(f" {mark} {took}  {self._step}{shown}")
+        for note in self._notes:
+            self.line(" " * 12 + self.paint(note, "dim"))
+        self._step = None
+
+    def tick(self) -> None:
+        """Move the indicator."""
+        if not self._moving or self._step is None:
+            return
+        self._turn += 1
+        sign = self.paint(_SPINNER[self._turn % len(_SPINNER)], "cyan")
+        print(
+            f"\r\033[K {sign} {time.monotonic() - self._began:5.2f} s  {self._step}", end="", file=self._out, flush=True
+        )
+
+    def _erase(self) -> None:
+        if self._moving and self._step is not None:
+            print("\r\033[K", end="", file=self._out)
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table; the last column may be as long as it likes, the others are as wide as their widest cell."""
+        widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head) - 1)]
+
+        def text(row: Sequence[str]) -> str:
+            return "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+
+        self.line(" " + self.paint(text(head), "bold"))
+        for row in rows:
+            self.line(" " + text(row))

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The end-to-end scenarios, one function each; `SCENARIOS` has them by id, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..stage import Stage
+from . import attach, endure, keys
+
+
+class Scenario(NamedTuple):
+    """One scenario.
+
+    `ipv6` and `gateway` say in which forms it runs besides plain IPv4 with a device route.
+    """
+
+    id: str
+    title: str
+    play: Callable[[Stage], None]
+    ipv6: bool = False
+    gateway: bool = False
+
+
+class Variant(NamedTuple):
+    """A scenario in one form."""
+
+    scenario: Scenario
+    ipv6: bool
+    gateway: bool
+
+    @property
+    def name(self) -> str:
+        """Such as "S-000", "S-000-6", "S-000-g", "S-000-6g"."""
+        form = "6" * self.ipv6 + "g" * self.gateway
+        return f"{self.scenario.id}-{form}" if form else self.scenario.id
+
+
+SCENARIOS = (
+    Scenario("S-000", "a qube starts and reaches the world; no DHCP", attach.s_000, ipv6=True, gateway=True),
+    Scenario("S-001a", "paused without a provider, gets one, unpaused", attach.s_001a, ipv6=True),
+    Scenario("S-001b", "paused, loses its provider, unpaused", attach.s_001b, ipv6=True),
+    Scenario("S-110", "runs without a provider, gets one", attach.s_110),
+    Scenario("S-111", "detached and attached 50 times, configuration slowed", attach.s_111),
+    Scenario("S-400", "100 changes of keys on a live interface", keys.s_400, ipv6=True),
+    Scenario("S-401", "QubesDB restarts, hangs, breaks off, is gone", endure.s_401),
+    Scenario("S-402", "the agent is killed again and again meanwhile", keys.s_402, ipv6=True),
+    Scenario("S-403", "a VPN's and a user's own settings stay", endure.s_403),
+    Scenario("S-404", "hostile values in every key", keys.s_404, ipv6=True),
+)
+
+VARIANTS = tuple(
+    Variant(scenario, ipv6, gateway)
+    for scenario in SCENARIOS
+    for ipv6 in (False, True)[: 1 + scenario.ipv6]
+    for gateway in (False, True)[: 1 + scenario.gateway]
+)
