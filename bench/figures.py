@@ -28,25 +28,20 @@ class Result(NamedTuple):
     """What one benchmark found.
 
     Args:
-        name: of the budget.
+        name: what was measured, against what.
         ratio: measured.
-        budget: the highest ratio allowed, or None where the budget is in `kept` alone.
+        budget: in words; "" where the figure is information.
+        passed: whether the budget is kept.
         details: lines of information.
-        kept: False breaks the budget whatever the ratio.
     """
 
     name: str
     ratio: float
-    budget: float | None
-    details: tuple[str, ...] = ()
-    kept: bool = True
-
-    @property
-    def passed(self) -> bool:
-        """Whether the budget is kept."""
-        return self.kept and (self.budget is None or self.ratio <= self.budget)
+    budget: str
+    passed: bool
+    details: tuple[str, ...]
 
     def __str__(self) -> str:
-        limit = "" if self.budget is None else f" (budget {self.budget:g})"
         verdict = "ok" if self.passed else "BUDGET BROKEN"
-        return "\n".join((f"{self.name}: ratio {self.ratio:.2f}{limit} {verdict}", *(f"    {d}" for d in self.details)))
+        judged = f"budget {self.budget}: {verdict}" if self.budget else "information"
+        return "\n".join((f"{self.name}: ratio {self.ratio:.2f} ({judged})", *(f"    {d}" for d in self.details)))

@@ -71,7 +71,8 @@ def measure(python: str = sys.executable) -> Result:
     return Result(
         "memory (PSS) of the idle agent, against a bare interpreter",
         sizes.agent / sizes.bare,
-        BUDGET,
+        f"{BUDGET:g}",
+        sizes.agent <= BUDGET * sizes.bare,
         (
             f"agent: {_mib(sizes.agent)} after {CHANGES} changes of settings, {_mib(sizes.start)} before them",
             f"bare interpreter beside it: {_mib(sizes.bare)}",
