@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from .core.namedtuple import NamedTuple
 from .errors import GuestnetError, UsageError
 
 if TYPE_CHECKING:

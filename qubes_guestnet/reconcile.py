@@ -11,9 +11,10 @@ an error that names the operation the kernel does not keep.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from .core import plan, proxyarp, resolver, uplink
+from .core.namedtuple import NamedTuple
 from .core.record import Fallback, Interface, Record
 from .core.report import InterfaceReport, Report, ResolverReport
 from .core.settings import Settings, UplinkSettings
@@ -228,10 +229,10 @@ class _Work:
                 continue
             entry = ledger.record.interface(report.link)
             ops = [op for op in report.plan if op not in refused]
-            ahead, _ = plan.after(entry.owned, ops)
+            ahead, _ = plan.after(entry.owned, report.observed, ops)
             self._save(ledger, entry._replace(owned=ahead))
             done = self._carry_out(ops, failed)
-            _, owned = plan.after(entry.owned, done)
+            _, owned = plan.after(entry.owned, report.observed, done)
             self._save(ledger, entry._replace(owned=owned))
         return failed
 

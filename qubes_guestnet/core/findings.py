@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from ..errors import ConfigError, SettingsError
+from .namedtuple import NamedTuple
 from .report import InterfaceReport, Report, Standing
 from .resolver import Owner
 from .uplink import Style

@@ -11,7 +11,7 @@ within 10 s there is one a second.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from .namedtuple import NamedTuple
 
 QUIET_SECONDS = 0.05
 LONGEST_SECONDS = 0.5

@@ -22,8 +22,8 @@ import enum
 import errno
 import ipaddress
 from collections.abc import Iterable
-from typing import NamedTuple
 
+from .namedtuple import NamedTuple
 from .values import (
     IPV6,
     ROUTE_PROTOCOL,
@@ -158,12 +158,16 @@ def plan(
         ops.append((Verb.LINK_GROUP, desired.group))
     if desired.up and not observed.up:
         ops.append((Verb.LINK_UP, None))
-    ops += ((Verb.ADDRESS_ADD, address) for address in desired.addresses - observed.addresses)
+    # IPv6 takes an address once: somebody else's with another prefix length is as good as ours.
+    taken = {address.ip for address in observed.addresses - owned.addresses if address.version == IPV6}
+    missing = desired.addresses - observed.addresses
+    ops += ((Verb.ADDRESS_ADD, address) for address in missing if address.ip not in taken)
     ops += ((Verb.NEIGHBOUR_SET, neighbour) for neighbour in desired.neighbours - observed.neighbours)
     ops += ((Verb.ROUTE_ADD, route) for route in missing_routes(desired.routes, observed.routes))
     ops += ((Verb.ROUTE_DEL, route) for route in stale_routes(desired.routes, observed.routes))
     wanted = {neighbour.address for neighbour in desired.neighbours}
-    present = {neighbour.address for neighbour in observed.neighbours}
+    # An entry with another MAC, or one that the kernel learned, has taken the place of the one we made.
+    present = {neighbour.address for neighbour in observed.neighbours if neighbour == Neighbour(neighbour.address)}
     ops += ((Verb.NEIGHBOUR_DEL, address) for address in (owned.neighbours & present) - wanted)
     ops += ((Verb.ADDRESS_DEL, address) for address in (owned.addresses & observed.addresses) - desired.addresses)
     made = [Op(verb, link.ifindex, link.name, subject) for verb, subject in ops]
@@ -200,13 +204,17 @@ def stale_routes(desired: Iterable[Route], observed: Iterable[Route]) -> list[Ro
     return [route for route in observed if route.protocol == ROUTE_PROTOCOL and _way(route) not in wanted]
 
 
-def after(owned: Owned, ops: Iterable[Op]) -> tuple[Owned, Owned]:
+def after(owned: Owned, observed: State, ops: Iterable[Op]) -> tuple[Owned, Owned]:
     """The owned record before and after `ops` are applied.
+
+    What is in the record and not in `observed` somebody or the kernel has taken away. It is ours no longer: should it
+    come back, then by another's hand.
 
     The first is to be on disk before the kernel is asked: an agent killed between the two then owns too much, which
     harms nobody, and never too little, which would leave an address behind for ever.
     """
-    addresses, neighbours = set(owned.addresses), set(owned.neighbours)
+    addresses = set(owned.addresses & observed.addresses)
+    neighbours = {neighbour.address for neighbour in observed.neighbours} & owned.neighbours
     gone: set[Subject] = set()
     for op in ops:
         if op.verb is Verb.ADDRESS_ADD and isinstance(op.subject, ipaddress.IPv4Interface | ipaddress.IPv6Interface):

@@ -9,8 +9,8 @@ the kernel resolve one address that every qube has, the first virtual DNS server
 from __future__ import annotations
 
 import ipaddress
-from typing import NamedTuple
 
+from .namedtuple import NamedTuple
 from .record import Fallback
 from .settings import Settings, UplinkSettings
 from .uplink import Style

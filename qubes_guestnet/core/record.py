@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
 
+from .namedtuple import NamedTuple
 from .values import IPAddress, IPInterface, Link, Owned
 
 HEADER = "# What qubes-guestnet made here. Written by it; do not edit.\n"

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ..errors import GuestnetError
+from .namedtuple import NamedTuple
 from .plan import Op
 from .resolver import Decision, parse
 from .settings import Settings, UplinkSettings

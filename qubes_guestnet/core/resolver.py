@@ -19,8 +19,8 @@ from __future__ import annotations
 import enum
 import ipaddress
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
+from qubes_guestnet.core.namedtuple import NamedTuple
 from qubes_guestnet.core.values import IPAddress
 
 # resolv.conf(5): the C library uses the first three and no more (MAXNS).

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
+from qubes_guestnet.core.namedtuple import NamedTuple
 from qubes_guestnet.core.values import BACKEND_MAC, IPV4, IPV6, IPAddress, IPInterface
 from qubes_guestnet.errors import SettingsError, shown
 

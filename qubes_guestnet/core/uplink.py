@@ -6,8 +6,8 @@ from __future__ import annotations
 import enum
 import ipaddress
 from collections.abc import Iterable
-from typing import NamedTuple
 
+from .namedtuple import NamedTuple
 from .settings import Family, UplinkSettings
 from .values import (
     DEFAULT,

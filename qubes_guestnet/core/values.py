@@ -8,7 +8,8 @@ a third of the time budget of a cold `apply` (design, budgets).
 from __future__ import annotations
 
 import ipaddress
-from typing import NamedTuple
+
+from .namedtuple import NamedTuple
 
 # Number of our routes in rtm_protocol, named `qubes` in rt_protos.d. It is what tells our routes from a VPN's.
 ROUTE_PROTOCOL = 81

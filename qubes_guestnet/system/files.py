@@ -25,8 +25,8 @@ import stat
 import struct
 import time
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
+from qubes_guestnet.core.namedtuple import NamedTuple
 from qubes_guestnet.core.resolver import FileFacts
 from qubes_guestnet.errors import FileError
 

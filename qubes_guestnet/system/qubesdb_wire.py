@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import NamedTuple
+
+from ..core.namedtuple import NamedTuple
 
 CMD_READ, CMD_WRITE, CMD_MULTIREAD, CMD_LIST, CMD_RM, CMD_WATCH, CMD_UNWATCH = range(7)
 RESP_OK, RESP_NOENT, RESP_ERROR, RESP_READ, RESP_MULTIREAD, RESP_LIST, RESP_WATCH = range(7, 14)

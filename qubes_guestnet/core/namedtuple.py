@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`typing.NamedTuple` without its cost.
+
+The original compiles every annotation that is a string (and ours all are, by `from __future__ import annotations`) into
+a ForwardRef that nobody reads: 0.25 MB and 3 ms for this program. Type checkers see the original.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import NamedTuple
+else:
+    import collections
+
+    class _Maker(type):
+        def __new__(cls, name, bases, namespace):
+            if not bases:
+                return super().__new__(cls, name, bases, namespace)
+            fields = namespace.pop("__annotations__", {})
+            defaults = [namespace.pop(field) for field in fields if field in namespace]
+            made = collections.namedtuple(name, fields, defaults=defaults, module=namespace.pop("__module__"))
+            made.__annotations__ = fields
+            for key, value in namespace.items():
+                setattr(made, key, value)
+            return made
+
+    class NamedTuple(metaclass=_Maker):
+        """Base of a tuple with named fields, declared by annotations."""
+
+
+__all__ = ["NamedTuple"]
