@@ -125,7 +125,9 @@ def addresses(link: dict[str, Any]) -> list[str]:
 def routes(qube: Qube, version: int) -> list[dict[str, Any]]:
     """The main table, without what the kernel makes for addresses, link-local and loopback."""
     found = qube.ip(f"-{version}", "route", "show", "table", "main")
-    return [route for route in found if route.get("protocol") != "kernel"]
+    # IPv6 routes that differ only in the gateway are shown as one with several next hops.
+    single = [{**route, **hop} for route in found for hop in route.get("nexthops", ({},))]
+    return [route for route in single if route.get("protocol") != "kernel"]
 
 
 def default_routes(qube: Qube, version: int = 4) -> list[dict[str, Any]]:
@@ -178,7 +180,7 @@ def _shown(found: list[dict[str, Any]]) -> set[str]:
     """Routes in words that do not depend on the version of iproute2."""
     return {
         " ".join(
-            [route["dst"], *(["via", route["gateway"]] if "gateway" in route else []), "dev", route["dev"]]
+            [route["dst"], *(["via", route["gateway"]] if "gateway" in route else []), "dev", route.get("dev", "-")]
             + (["scope", route["scope"]] if route.get("scope", "global") != "global" else [])
             + (["onlink"] if "onlink" in route.get("flags", ()) else [])
         )

@@ -18,8 +18,9 @@ _VPN = """
     ip route add default dev tun0 table 51820
     ip neighbour add 10.8.0.1 lladdr 02:00:00:00:00:01 nud permanent dev tun0
 """
+# Of host scope: else the kernel could take it as the source of packets into the world, which no answer finds.
 _HOOK = f"""
-    ip address add {FOREIGN_ADDRESS} dev eth0
+    ip address add {FOREIGN_ADDRESS} dev eth0 scope host
     ip route add 203.0.113.0/24 dev eth0 proto static
     ip route add blackhole 192.0.2.0/24
     ip neighbour add 10.137.9.9 lladdr 02:00:00:00:00:02 nud permanent dev eth0

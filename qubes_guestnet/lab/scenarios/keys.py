@@ -101,7 +101,7 @@ class _DefaultRoutes:
     """Counts IPv4 default routes again and again, and how long there was not exactly one."""
 
     def __init__(self, vm: Vm) -> None:
-        self._table = probes.RouteTable(vm.running)
+        self._table = probes.RouteTable(vm.running, "eth0")
         self._wrong_since: float | None = None
         self.gap = 0.0
         self.most = 0
