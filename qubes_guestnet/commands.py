@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -74,7 +75,11 @@ def check(options: Options) -> int:
 def uplink(options: Options) -> int:
     """`add`: configure the interface if dom0 manages it. `remove`: take it down and leave it so."""
     if options.action == "remove":
-        _say(take_down(options.interface, netlink.Kernel(), PATHS))
+        try:
+            index = socket.if_nametoindex(options.interface)
+        except OSError:
+            return 0  # gone already, and what we made went with it
+        _say(take_down(index, netlink.Kernel(), PATHS))
         return 0
     entries = _patiently(_entries)
     asked = Pass(only=options.interface, revive=True)

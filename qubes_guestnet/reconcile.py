@@ -102,10 +102,16 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
     return Report(settings, interfaces, names, tuple(work.applied), tuple(errors))
 
 
-def take_down(name: str, kernel: Kernel, paths: Paths) -> tuple[plan.Op, ...]:
+def take_down(index: int, kernel: Kernel, paths: Paths) -> tuple[plan.Op, ...]:
     """`uplink remove`: link down, before the firewall goes away, and down it stays. No interface is nothing to do.
 
     It asks the owned record and not QubesDB, which may be gone at shutdown; an interface we never configured is left.
+
+    Args:
+        index: interface index when the command came. Not the name: while we wait for the lock the interface can go
+            and a new one of the same name come, which this command did not mean (#8237).
+        kernel: the adapter.
+        paths: where the qube's files are.
 
     Raises:
         KernelError: the kernel refuses.
@@ -117,7 +123,7 @@ def take_down(name: str, kernel: Kernel, paths: Paths) -> tuple[plan.Op, ...]:
         links = kernel.links(frozenset(mac for _, mac in ours)) if ours else ()
         ops: list[plan.Op] = []
         for link in links:
-            if link.name == name and (link.ifindex, link.mac) in ours:
+            if link.ifindex == index and (link.ifindex, link.mac) in ours:
                 record = record.with_interface(record.interface(link)._replace(removed=True))
                 ops += plan.takedown(link)
         ledger.save(record)

@@ -13,6 +13,7 @@ PACKAGES = {
     "bash": "bash",
     "cc": "gcc",
     "dnsmasq": "dnsmasq-base",
+    "flock": "util-linux",
     "ip": "iproute2",
     "mandoc": "mandoc",
     "mount": "mount",
