@@ -20,7 +20,7 @@ from .core.report import Report
 from .core.resolver import RewriteBudget
 from .errors import GuestnetError, StoreError
 from .reconcile import Pass, Paths, reconcile, record_fallback
-from .system import netlink, qubesdb, standing, systemd, wakeups
+from .system import netlink, netlink_messages, qubesdb, standing, systemd, wakeups
 from .system.systemd import ERROR, INFO, WARNING, log
 
 
@@ -254,7 +254,7 @@ class _Prober:
         now = time.monotonic()
         for question, due in list(self._running.items()):
             state, _ = self._kernel.neighbour_state(question.ifindex, question.address)
-            if state & netlink.NUD_VALID:
+            if state & netlink_messages.NUD_VALID:
                 self._answered.add(question)
             elif due > now:
                 continue

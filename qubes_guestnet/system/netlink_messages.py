@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Messages of the routing netlink: an operation or a question as a message, a reply as a value.
+
+The message classes are pyroute2's, loaded one by one (see `lean`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any
+
+from ..core.plan import Op, Verb
+from ..core.values import IPV4, IPAddress, IPInterface, Link, Route
+from . import lean
+
+_nlmsg: Any = lean.submodule("pyroute2.netlink").nlmsg
+rtmsg: Any = lean.submodule("pyroute2.netlink.rtnl.rtmsg").rtmsg
+ifaddrmsg: Any = lean.submodule("pyroute2.netlink.rtnl.ifaddrmsg").ifaddrmsg
+ndmsg: Any = lean.submodule("pyroute2.netlink.rtnl.ndmsg").ndmsg
+
+# linux/rtnetlink.h, linux/if_link.h, linux/neighbour.h
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
+RTM_GETLINK, RTM_SETLINK = 18, 19
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+IFF_UP, IFF_RUNNING = 0x1, 0x40
+RT_TABLE_MAIN, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST = 254, 0, 253, 1
+RTNH_F_ONLINK, RTM_F_CLONED = 0x4, 0x200
+IFA_F_NODAD = 0x2
+NTF_USE = 0x1
+NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE, NUD_NOARP, NUD_PERMANENT = 0x2, 0x4, 0x8, 0x10, 0x40, 0x80
+NUD_VALID = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT
+RTEXT_FILTER_SKIP_STATS = 0x8
+
+FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+class linkmsg(_nlmsg):  # type: ignore[misc]
+    """struct ifinfomsg with the attributes we need. pyroute2's own ifinfmsg loads a plugin a link type: 25 ms, 3 MB."""
+
+    prefix = "IFLA_"
+    fields = (("family", "B"), ("__pad", "B"), ("ifi_type", "H"), ("index", "i"), ("flags", "I"), ("change", "I"))
+    nla_map = (
+        (1, "IFLA_ADDRESS", "l2addr"),
+        (3, "IFLA_IFNAME", "asciiz"),
+        (27, "IFLA_GROUP", "uint32"),
+        (29, "IFLA_EXT_MASK", "uint32"),
+    )
+
+
+def links_question() -> Any:
+    """For a dump of all links, without their counters."""
+    message = linkmsg()
+    message["attrs"] = [("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
+    return message
+
+
+def addresses_question(ifindex: int) -> Any:
+    """For a dump of the addresses of one link."""
+    message = ifaddrmsg()
+    message["index"] = ifindex
+    return message
+
+
+def routes_question(ifindex: int, family: int) -> Any:
+    """For a dump of the routes of the main table out of one link."""
+    message = rtmsg()
+    message["family"] = family
+    message["attrs"] = [("RTA_TABLE", RT_TABLE_MAIN), ("RTA_OIF", ifindex)]
+    return message
+
+
+def neighbour_message(ifindex: int, address: IPAddress, flags: int = 0) -> Any:
+    """For one entry of the neighbour cache, as a question or an order."""
+    message = ndmsg()
+    message["family"], message["ifindex"], message["flags"] = FAMILY[address.version], ifindex, flags
+    message["attrs"] = [("NDA_DST", str(address))]
+    return message
+
+
+def encode(op: Op) -> tuple[Any, int, int]:
+    """An operation as message, message type and flags."""
+    message, kind, flags = _ENCODERS[op.verb](op)
+    return message, kind, flags
+
+
+def decode(message_class: Any, data: bytes, offset: int) -> Any:
+    """The message at an offset of what the socket gave."""
+    message = message_class(data, offset=offset)
+    message.decode()
+    return message
+
+
+def decode_link(reply: Any, driver: str) -> Link:
+    """A link; its driver comes from ethtool and not from the message."""
+    flags, name, mac = reply["flags"], reply.get_attr("IFLA_IFNAME"), reply.get_attr("IFLA_ADDRESS")
+    up, running = bool(flags & IFF_UP), bool(flags & IFF_RUNNING)
+    group = reply.get_attr("IFLA_GROUP") or 0
+    return Link(reply["index"], name, mac, up=up, running=running, group=group, driver=driver)
+
+
+def decode_address(reply: Any, ifindex: int) -> IPInterface | None:
+    """An address of this link; None for another link's, and for an IPv6 link-local one, which is the kernel's."""
+    text = reply.get_attr("IFA_LOCAL") or reply.get_attr("IFA_ADDRESS")
+    if reply["index"] != ifindex or text is None:
+        return None
+    address = ipaddress.ip_interface(f"{text}/{reply['prefixlen']}")
+    return None if address.version != IPV4 and address.is_link_local else address
+
+
+def decode_route(reply: Any, ifindex: int) -> Route | None:
+    """A route of the main table out of this link; None for any other, and for what is no unicast route."""
+    if reply.get_attr("RTA_OIF") != ifindex:
+        return None
+    if reply["type"] != RTN_UNICAST or reply["flags"] & RTM_F_CLONED or reply.get_attr("RTA_TABLE") != RT_TABLE_MAIN:
+        return None
+    any_address = "0.0.0.0" if reply["family"] == socket.AF_INET else "::"
+    destination = reply.get_attr("RTA_DST") or any_address
+    gateway = reply.get_attr("RTA_GATEWAY")
+    return Route(
+        ipaddress.ip_network(f"{destination}/{reply['dst_len']}"),
+        ipaddress.ip_address(gateway) if gateway else None,
+        onlink=bool(gateway and reply["flags"] & RTNH_F_ONLINK),
+        metric=reply.get_attr("RTA_PRIORITY") or 0,
+        protocol=reply["proto"],
+    )
+
+
+def _link_message(op: Op) -> Any:
+    message = linkmsg()
+    message["index"] = op.ifindex
+    return message
+
+
+def _encode_link_group(op: Op) -> tuple[Any, int, int]:
+    message = _link_message(op)
+    message["attrs"] = [("IFLA_GROUP", op.subject)]
+    return message, RTM_SETLINK, 0
+
+
+def _encode_link_flags(flags: int) -> Any:
+    def encode(op: Op) -> tuple[Any, int, int]:
+        message = _link_message(op)
+        message["flags"], message["change"] = flags, IFF_UP
+        return message, RTM_SETLINK, 0
+
+    return encode
+
+
+def _encode_address(kind: int, flags: int) -> Any:
+    def encode(op: Op) -> tuple[Any, int, int]:
+        interface: Any = op.subject
+        message = ifaddrmsg()
+        message["family"], message["prefixlen"] = FAMILY[interface.version], interface.network.prefixlen
+        message["index"] = op.ifindex
+        message["attrs"] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
+        if interface.version != IPV4:
+            # dom0 hands out each address once and nobody else is on the link: duplicate detection only costs a second
+            message["flags"] = IFA_F_NODAD
+        return message, kind, flags
+
+    return encode
+
+
+def _encode_neighbour_set(op: Op) -> tuple[Any, int, int]:
+    neighbour: Any = op.subject
+    message = neighbour_message(op.ifindex, neighbour.address)
+    message["state"] = NUD_PERMANENT
+    message["attrs"].append(("NDA_LLADDR", neighbour.mac))
+    return message, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE
+
+
+def _encode_neighbour_del(op: Op) -> tuple[Any, int, int]:
+    address: Any = op.subject
+    return neighbour_message(op.ifindex, address), RTM_DELNEIGH, 0
+
+
+def _encode_route(kind: int, flags: int) -> Any:
+    def encode(op: Op) -> tuple[Any, int, int]:
+        route: Any = op.subject
+        message = rtmsg()
+        message["family"], message["dst_len"] = FAMILY[route.destination.version], route.destination.prefixlen
+        message["table"], message["type"], message["proto"] = RT_TABLE_MAIN, RTN_UNICAST, route.protocol
+        device_route = route.gateway is None and route.destination.version == IPV4
+        message["scope"] = RT_SCOPE_LINK if device_route else RT_SCOPE_UNIVERSE
+        message["flags"] = RTNH_F_ONLINK if route.onlink else 0
+        message["attrs"] = [("RTA_OIF", op.ifindex)]
+        if route.destination.prefixlen:
+            message["attrs"].append(("RTA_DST", str(route.destination.network_address)))
+        if route.gateway is not None:
+            message["attrs"].append(("RTA_GATEWAY", str(route.gateway)))
+        if route.metric:
+            message["attrs"].append(("RTA_PRIORITY", route.metric))
+        return message, kind, flags
+
+    return encode
+
+
+_ENCODERS: dict[Verb, Any] = {
+    Verb.LINK_GROUP: _encode_link_group,
+    Verb.LINK_UP: _encode_link_flags(IFF_UP),
+    Verb.LINK_DOWN: _encode_link_flags(0),
+    Verb.ADDRESS_ADD: _encode_address(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL),
+    Verb.ADDRESS_DEL: _encode_address(RTM_DELADDR, 0),
+    Verb.NEIGHBOUR_SET: _encode_neighbour_set,
+    Verb.NEIGHBOUR_DEL: _encode_neighbour_del,
+    Verb.ROUTE_ADD: _encode_route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_APPEND),
+    Verb.ROUTE_DEL: _encode_route(RTM_DELROUTE, 0),
+}
