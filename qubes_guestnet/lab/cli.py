@@ -58,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from . import demo  # the store verbs start faster without it
+    from .demo import main as show  # the store verbs start faster without it
 
-    return demo.main(as_json=args.json)
+    return show(as_json=args.json)
 
 
 def _run(args: argparse.Namespace) -> int:
-    from . import runner
+    from .runner import main as play
 
-    return runner.main(args.scenario, only_list=args.list, as_json=args.json)
+    return play(args.scenario, only_list=args.list, as_json=args.json)

@@ -141,8 +141,8 @@ class Dom0:
             self.write_entries(vm)
             self.attach(vm)
 
-    def attach(self, vm: Vm) -> None:
-        """Plug its interface in: a new one, with a new number, each time."""
+    def attach(self, vm: Vm, interface: str = INTERFACE) -> None:
+        """Plug its interface in: a new one, with a new number, each time; the qube's kernel names it `interface`."""
         if vm.netvm is None or vm.netvm.provides is None:
             raise LabError(f"{vm.name} has no provider to attach to")
         address6, gateway6 = (vm.address6, vm.netvm.address6) if vm.has_ipv6 else (None, None)
@@ -150,9 +150,26 @@ class Dom0:
             f"vif{vm.qid}.{vm.attached}", vm.qid, vm.address, vm.netvm.address, address6, gateway6,
             vm.proxy_arp, vm.proxy_delay,
         )  # fmt: skip
-        vm.netvm.provides.attach(vif, vm.running, INTERFACE, vm.mac)
+        vm.netvm.provides.attach(vif, vm.running, interface, vm.mac)
         vm.vif = vif.name
         vm.attached += 1
+
+    def crash_provider(self, netvm: Vm) -> None:
+        """Kill a provider, with its world: no clean shutdown; the interfaces of the qubes behind it vanish."""
+        assert netvm.provides is not None
+        netvm.provides.kill()
+        for vm in self.vms.values():
+            if vm.netvm is netvm:
+                vm.vif = None
+
+    def restart_provider(self, netvm: Vm) -> None:
+        """Start a provider again after a crash, and attach the qubes that are behind it."""
+        assert netvm.provides is not None
+        netvm.provides = Provider(netvm.name, netvm.provides.ipv6)
+        netvm.qube = netvm.provides.qube
+        for vm in self.vms.values():
+            if vm.netvm is netvm:
+                self.attach(vm)
 
     def detach(self, vm: Vm) -> None:
         """Unplug its interface, if it has one. The entries stay."""

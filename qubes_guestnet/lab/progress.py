@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
@@ -18,6 +20,7 @@ from typing import Any, TextIO
 from .namespaces import die_with_parent, isolate
 
 _TICK = 0.1
+_INDENT = 12
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _CHUNK = 65536
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
@@ -147,8 +150,13 @@ class Display:
         shown = f" {self.paint(outcome, 'red')}" if outcome else ""
         self.line(f" {mark} {took}  {self._step}{shown}")
         for note in self._notes:
-            self.line(" " * 12 + self.paint(note, "dim"))
+            self.detail(note)
         self._step = None
+
+    def detail(self, text: str, *styles: str) -> None:
+        """A line below a step; on a terminal folded to its width."""
+        for part in self._folded(text, _INDENT):
+            self.line(" " * _INDENT + self.paint(part, *(styles or ("dim",))))
 
     def tick(self) -> None:
         """Move the indicator."""
@@ -156,9 +164,15 @@ class Display:
             return
         self._turn += 1
         sign = self.paint(_SPINNER[self._turn % len(_SPINNER)], "cyan")
-        print(
-            f"\r\033[K {sign} {time.monotonic() - self._began:5.2f} s  {self._step}", end="", file=self._out, flush=True
-        )
+        # A line that wraps could not be erased.
+        text = f"{time.monotonic() - self._began:5.2f} s  {self._step}"[: shutil.get_terminal_size().columns - 4]
+        print(f"\r\033[K {sign} {text}", end="", file=self._out, flush=True)
+
+    def _folded(self, text: str, indent: int) -> list[str]:
+        room = max(20, shutil.get_terminal_size().columns - indent)
+        if not self._moving or len(text) <= room:
+            return [text]
+        return textwrap.wrap(text, room, subsequent_indent="  ", break_on_hyphens=False) or [text]
 
     def _erase(self) -> None:
         if self._moving and self._step is not None:
@@ -167,10 +181,10 @@ class Display:
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table; the last column may be as long as it likes, the others are as wide as their widest cell."""
         widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head) - 1)]
-
-        def text(row: Sequence[str]) -> str:
-            return "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
-
-        self.line(" " + self.paint(text(head), "bold"))
-        for row in rows:
-            self.line(" " + text(row))
+        indent = 1 + sum(widths) + 2 * len(widths)
+        for number, row in enumerate((head, *rows)):
+            cells = "".join(cell.ljust(width + 2) for cell, width in zip(row, widths, strict=False))
+            first, *more = self._folded(row[-1], indent)
+            self.line((" " + self.paint(f"{cells}{first}".rstrip(), *(["bold"] if number == 0 else []))).rstrip())
+            for part in more:
+                self.line(" " * indent + part)

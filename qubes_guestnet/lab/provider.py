@@ -99,3 +99,8 @@ class Provider:
     def detach(self, vif: str) -> None:
         """Take the interface away, at both ends."""
         self.qube.wire(f"ip link delete {vif}")
+
+    def kill(self) -> None:
+        """Let it crash, and its world with it."""
+        self.qube.kill()
+        self.world.qube.kill()

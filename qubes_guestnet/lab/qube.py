@@ -134,7 +134,7 @@ class Qube:
     def __init__(self, name: str) -> None:
         self.name = name
         self.folder = Path(work_folder()) / name
-        (self.folder / "root").mkdir(parents=True)
+        (self.folder / "root").mkdir(parents=True, exist_ok=True)  # a killed one may come again
         self._services: list[Service] = []
         self.pid = init.start(name, str(self.folder / "root"), work_folder())
         self.agent: Service | None = None

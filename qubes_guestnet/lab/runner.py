@@ -87,7 +87,7 @@ def main(words: Sequence[str], only_list: bool = False, as_json: bool = False) -
             display.note("\n".join(outcome.notes))
             display.end(outcome.held)
             if outcome.error:
-                display.line(f"            {outcome.error}")
+                display.detail(outcome.error, "red")
     if as_json:
         print(json.dumps([_as_json(outcome) for outcome in outcomes], indent=2))
     else:
