@@ -15,7 +15,7 @@ from typing import Protocol
 
 from .core import plan, proxyarp, resolver, uplink
 from .core.namedtuple import NamedTuple
-from .core.record import Fallback, Interface, Record
+from .core.record import Fallback, Record
 from .core.report import InterfaceReport, Report, ResolverReport
 from .core.settings import Settings, UplinkSettings
 from .core.settings import parse as parse_settings
@@ -87,13 +87,12 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
     except GuestnetError as error:
         configured = None
         errors.append(error)
-    work = _Work(settings, flags, configured, kernel, asked)
+    work = _Work(settings, flags, configured, kernel, asked, errors)
     interfaces: tuple[InterfaceReport, ...] = ()
     names = None
     try:
         with Ledger(paths.run, reading=asked.dry_run) as ledger:
             interfaces = work.interfaces(ledger)
-            errors += work.errors
             if any(report.link is not None for report in interfaces):
                 names, failure = _resolver(settings, flags, paths, asked)
                 errors += [failure] if failure else []
@@ -115,7 +114,7 @@ def take_down(index: int, kernel: Kernel, paths: Paths) -> tuple[plan.Op, ...]:
 
     Raises:
         KernelError: the kernel refuses.
-        FileError: the record cannot be written.
+        FileError: the record cannot be written; the link is down all the same.
     """
     with Ledger(paths.run) as ledger:
         record = ledger.record
@@ -126,9 +125,11 @@ def take_down(index: int, kernel: Kernel, paths: Paths) -> tuple[plan.Op, ...]:
             if link.ifindex == index and (link.ifindex, link.mac) in ours:
                 record = record.with_interface(record.interface(link)._replace(removed=True))
                 ops += plan.takedown(link)
-        ledger.save(record)
-        for op in ops:
-            kernel.apply(op)
+        try:
+            ledger.save(record)
+        finally:  # the firewall goes away next, whether /run is full or not
+            for op in ops:
+                kernel.apply(op)
     return tuple(ops)
 
 
@@ -154,32 +155,33 @@ class _Work:
         configured: uplink.Style | None,
         kernel: Kernel,
         asked: Pass,
+        errors: list[GuestnetError],
     ) -> None:
         self._settings, self._flags, self._configured = settings, flags, configured
-        self._kernel, self._asked = kernel, asked
+        self._kernel, self._asked, self._errors = kernel, asked, errors
         self.applied: list[plan.Op] = []
-        self.errors: list[GuestnetError] = []
 
     def interfaces(self, ledger: Ledger) -> tuple[InterfaceReport, ...]:
         """Plan and apply in rounds until a plan is empty."""
         refused: set[plan.Op] = set()
-        for _ in range(ROUNDS):
+        for left in range(ROUNDS, -1, -1):
             reports = self._observe(ledger)
             ops = [op for report in reports for op in report.plan if op not in refused]
             if self._asked.dry_run or not ops:
-                return reports
-            refused |= self._apply(reports, ledger, refused)
-        still = tuple(op for report in reports for op in report.plan)
-        if still and not self.errors:
-            self.errors.append(GuestnetError(f"the kernel does not keep: {still[0]}", "does something else undo it?"))
+                break
+            if left:
+                refused |= self._apply(reports, ledger, refused)
+            else:
+                self._errors.append(GuestnetError(f"the kernel does not keep: {ops[0]}", "does something undo it?"))
         return reports
 
-    def _save(self, ledger: Ledger, entry: Interface) -> None:
-        """Put an interface's entry on disk. A full /run costs the record and not the qube its network."""
+    def _save(self, ledger: Ledger, record: Record) -> None:
+        """Put the record on disk. A full /run costs the record and not the qube its network."""
         try:
-            ledger.save(ledger.record.with_interface(entry))
+            ledger.save(record)
         except GuestnetError as error:
-            self.errors.append(error)
+            if str(error) not in map(str, self._errors):
+                self._errors.append(error)
 
     def _observe(self, ledger: Ledger) -> tuple[InterfaceReport, ...]:
         uplinks = self._uplinks(ledger.record)
@@ -191,10 +193,11 @@ class _Work:
             record = ledger.record.seen(macs, present, self._asked.keys_written)
             if self._asked.revive:
                 record = record.revived(link for link in present if self._asked.only in ("", link.name))
-            ledger.save(record)
+            self._save(ledger, record)
+        # The interface of /qubes-mac has rank 0, also while that key is not valid: nobody then takes its place.
         return tuple(
             self._report(settings, link, ledger.record, rank)
-            for rank, (settings, link) in enumerate(found)
+            for rank, (settings, link) in enumerate(found, start=int(self._settings.held))
             if not self._asked.only or (link is not None and link.name == self._asked.only)
         )
 
@@ -208,7 +211,7 @@ class _Work:
         named = {settings.mac for settings in uplinks}
         held = frozenset({IPV4, IPV6}) if self._settings.held else frozenset[int]()
         for mac in sorted({entry.mac for entry in record.interfaces} - named):
-            uplinks.append(UplinkSettings(mac, None, None, custom=False, held=held, errors=()))
+            uplinks.append(UplinkSettings(mac, held=held))
         return uplinks
 
     def _report(self, settings: UplinkSettings, link: Link | None, record: Record, rank: int) -> InterfaceReport:
@@ -236,10 +239,10 @@ class _Work:
             entry = ledger.record.interface(report.link)
             ops = [op for op in report.plan if op not in refused]
             ahead, _ = plan.after(entry.owned, report.observed, ops)
-            self._save(ledger, entry._replace(owned=ahead))
+            self._save(ledger, ledger.record.with_interface(entry._replace(owned=ahead)))
             done = self._carry_out(ops, failed)
             _, owned = plan.after(entry.owned, report.observed, done)
-            self._save(ledger, entry._replace(owned=owned))
+            self._save(ledger, ledger.record.with_interface(entry._replace(owned=owned)))
         return failed
 
     def _carry_out(self, ops: Iterable[plan.Op], failed: set[plan.Op]) -> list[plan.Op]:
@@ -250,7 +253,7 @@ class _Work:
             except Vanished:
                 break  # a fresh round sees what is there now
             except KernelError as error:
-                self.errors.append(error)
+                self._errors.append(error)
                 failed.add(op)
             else:
                 done.append(op)

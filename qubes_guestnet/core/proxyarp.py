@@ -59,8 +59,13 @@ def fallback(asked: Question) -> Fallback:
 
 
 def standing(recorded: Fallback | None, settings: Settings, uplink: UplinkSettings) -> str:
-    """Why a recorded fall-back still holds, "" when there is none or what it was about has changed."""
+    """Why a recorded fall-back still holds, "" when there is none or what it was about has changed.
+
+    The provider is who it was as long as the gateway is. Another DNS server is a reason to ask anew, but no server,
+    or one that nobody can ask about, is not: a bad DNS value must not cost the qube its routes.
+    """
     gateway = uplink.ipv4.gateway if uplink.ipv4 else None
-    servers = settings.dns.servers
-    holds = recorded is not None and recorded.gateway == gateway and recorded.probed in servers[:1]
-    return recorded.reason if recorded is not None and holds else ""
+    if recorded is None or recorded.gateway != gateway:
+        return ""
+    first = settings.dns.servers[:1]
+    return recorded.reason if not first or first[0] in (recorded.probed, gateway) else ""

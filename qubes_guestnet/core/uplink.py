@@ -76,7 +76,7 @@ def choose_link(links: Iterable[Link], mac: str) -> Link | None:
 
 
 def choose_style(flags: Flags, configured: Style | None, fallback: str) -> StyleChoice:
-    """Flag before file before fall-back before default.
+    """`gateway` where the flag or the file says so or the device route was given up, else `device`.
 
     Args:
         flags: of this qube.

@@ -67,10 +67,13 @@ class Ledger:
         self.record = record.parse(data) if data is not None else record.Record()
 
     def save(self, changed: record.Record) -> None:
-        """Put the record on disk if it differs; not synced, /run does not outlive the kernel."""
+        """Put the record on disk if it differs; not synced, /run does not outlive the kernel.
+
+        `record` is the changed one from now on, also when that fails: the pass that goes on builds on it.
+        """
         if changed != self.record:
-            files.publish(self._path, record.render(changed), sync=False)
             self.record = changed
+            files.publish(self._path, record.render(changed), sync=False)
 
     def _take(self, path: str) -> None:
         # flock() without a bound would hang the agent behind one stopped command line
