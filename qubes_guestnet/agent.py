@@ -253,7 +253,7 @@ class _Prober:
         gave_up = False
         now = time.monotonic()
         for question, due in list(self._running.items()):
-            state, _ = self._kernel.neighbour_state(question.ifindex, question.address)
+            state = self._neighbour_state(question)
             if state & netlink_messages.NUD_VALID:
                 self._answered.add(question)
             elif due > now:
@@ -263,6 +263,12 @@ class _Prober:
             del self._running[question]
             self._events.neighbours(bool(self._running))
         return gave_up
+
+    def _neighbour_state(self, question: proxyarp.Question) -> int:
+        try:
+            return self._kernel.neighbour_state(question.ifindex, question.address)[0]
+        except GuestnetError:
+            return 0  # not knowing is no answer
 
     def _start(self, question: proxyarp.Question) -> None:
         try:

@@ -104,6 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GuestnetError as error:
         print(f"qubes-guestnet: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        if error.name not in ("pyroute2", "tenacity"):
+            raise
+        print(f"qubes-guestnet: {error}; install python3-{error.name}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         return 128 + 2  # as a shell shows SIGINT
     except BrokenPipeError:

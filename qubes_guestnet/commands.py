@@ -89,10 +89,10 @@ def uplink(options: Options) -> int:
 def wait_uplink(options: Options) -> int:
     """0 once the interface that is there now is configured, at once if none is expected; 1 when time is up."""
     deadline = time.monotonic() + options.timeout
-    reason = ""
+    kernel = netlink.Kernel()
     while True:
         try:
-            report = _pass(Pass(dry_run=True))
+            report = reconcile(_entries(), kernel, PATHS, Pass(dry_run=True))
             if report.settled:
                 return 0
             reason = next((str(error) for error in report.errors), "; ".join(report.plan) or "interface missing")

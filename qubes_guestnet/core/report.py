@@ -99,7 +99,8 @@ class Report(NamedTuple):
     @property
     def settled(self) -> bool:
         """True when every interface that is expected is there and configured, at once when none is expected."""
-        return all(report.configured for report in self.interfaces if report.expected)
+        known = not self.settings.held or any(report.configured for report in self.interfaces)
+        return known and all(report.configured for report in self.interfaces if report.expected)
 
 
 class Standing(NamedTuple):

@@ -5,8 +5,8 @@
 0.17 s, more than this agent may use altogether. tenacity 8.2 (Debian 12) imports asyncio, another 10 MB, to offer a
 decorator we do not use. What we need of both are plain modules that stand on their own.
 
-Even those import `logging` and `traceback`, for messages about messages that cannot be packed: 6 ms and 1 MB for what
-never happens here. They get stand-ins that load the real modules when such a message is written.
+Even those import `logging` and `traceback` for messages about messages that cannot be packed, and `random` for a
+jitter: 6 ms and 2 MB for what never happens here. They get stand-ins that load the real modules when they are used.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _DeferredLogger:
         return getattr(importlib.import_module("logging").getLogger(self._name), name)
 
 
-_DEFERRED = {"logging": _DeferredLogging, "traceback": _Deferred}
+_DEFERRED = {"logging": _DeferredLogging, "traceback": _Deferred, "random": _Deferred}
 
 
 def submodule(name: str) -> ModuleType:

@@ -121,23 +121,19 @@ def connect_watches(paths: Iterable[str], *, directory: str | None = None, timeo
 
 
 def backoff(attempt: int) -> float:
-    """Seconds to wait before connecting anew.
+    """Seconds to wait before trying anew: from 0.1 s, doubled with each attempt, at most 5 s, for ever.
 
-    Exponential from 0.1 s with up to 0.1 s of jitter, so that the agents of many qubes do not come back in step;
-    at most 5 s, for ever.
+    Without jitter: each qube has a QubesDB of its own, there is no crowd to disperse.
 
     Args:
         attempt: how many attempts failed in this outage, from 1.
     """
-    # Only on the error path: tenacity.wait imports `random`, a megabyte.
-    from .lean import submodule
+    from . import lean  # only on the error path, as tenacity itself
 
     class Attempt:  # the one field of tenacity's RetryCallState that a wait looks at
         attempt_number = attempt
 
-    # Not wait_exponential_jitter: the names of its arguments changed between 8.2 and 9.2.
-    wait = submodule("tenacity.wait")
-    return float((wait.wait_exponential(multiplier=0.1, max=4.9) + wait.wait_random(0, 0.1))(Attempt()))
+    return float(lean.submodule("tenacity.wait").wait_exponential(multiplier=0.1, max=5)(Attempt()))
 
 
 def _binding() -> ModuleType | None:
