@@ -71,8 +71,10 @@ class Agent:
 
     def _patience(self) -> float | None:
         """How long poll may wait: until the first thing that is due."""
-        dues = [*self._timers.values()]
-        dues += [due for due in (self._prober.due(), self._pass_due()) if due is not None]
+        due = self._pass_due()
+        if due is None:
+            due = self._prober.due()
+        dues = [*self._timers.values(), *([] if due is None else [due])]
         return min(dues) - time.monotonic() if dues else None
 
     def _pass_due(self) -> float | None:
@@ -104,11 +106,15 @@ class Agent:
         """Everything that is due now."""
         if self._expired("connect"):
             self._connect()
-        if self._prober.serve() or self._expired("retry"):
+        if self._expired("retry"):
             self._pace = self._pace.woken(time.monotonic())
         due = self._pass_due()
-        if due is not None and due <= time.monotonic():
+        if due is not None:
+            if due > time.monotonic():
+                return  # what woke us may be that the interface went down, and then its silence means nothing
             self._pass()
+        if self._prober.serve():
+            self._pace = self._pace.woken(time.monotonic())
 
     def _connect(self) -> None:
         try:
@@ -258,6 +264,9 @@ class _Prober:
                 self._answered.add(question)
             elif due > now:
                 continue
+            elif state == 0:
+                self._start(question)  # the link went down and up meanwhile, and the entry with it: ask once more
+                continue
             else:
                 gave_up |= self._give_up(question)
             del self._running[question]
@@ -268,13 +277,15 @@ class _Prober:
         try:
             return self._kernel.neighbour_state(question.ifindex, question.address)[0]
         except GuestnetError:
-            return 0  # not knowing is no answer
+            return netlink_messages.NUD_FAILED  # not knowing is no answer
 
     def _start(self, question: proxyarp.Question) -> None:
         try:
             self._kernel.solicit(question.ifindex, question.address)
         except GuestnetError:
-            return  # the interface went between the pass and now, and its event is on the way
+            # The interface went between the pass and now, and its event is on the way.
+            self._running.pop(question, None)
+            return
         self._running[question] = time.monotonic() + proxyarp.PROMPT_SECONDS
 
     def _give_up(self, question: proxyarp.Question) -> bool:

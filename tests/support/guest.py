@@ -6,9 +6,11 @@ Smaller than a lab with a world: no DNS, nothing to reach, but every detail can 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from qubes_guestnet.lab.qube import Qube, Service
@@ -56,17 +58,21 @@ class Guest:
         needs("ip", "nsenter")
         _alive.append(self)
         self.qube = Qube("guest")
-        self.provider = Qube("provider")
-        # Proxy ARP answers only for what is routed out of another interface.
-        self.provider.wire("""
-            ip link add out type veth peer name far; ip link set far up; ip link set out up
-            ip route add default dev out
-        """)
+        self.provider = self._new_provider("provider")
         self.oracle = Oracle(("nsenter", "-t", str(self.qube.pid), "-n"))
         if entries is not None:
             self.qube.start_store(entries)
         if plugged:
             self.plug()
+
+    def _new_provider(self, name: str) -> Qube:
+        made = Qube(name)
+        # Proxy ARP answers only for what is routed out of another interface.
+        made.wire("""
+            ip link add out type veth peer name far; ip link set far up; ip link set out up
+            ip route add default dev out
+        """)
+        return made
 
     # --- the hypervisor and dom0 -------------------------------------------------------------------------------
 
@@ -94,6 +100,11 @@ class Guest:
         """Take its interface away."""
         self.provider.wire(f"ip link delete {vif}")
 
+    def lose_provider(self) -> None:
+        """The provider crashes, and another one takes its place."""
+        self.provider.kill()
+        self.provider = self._new_provider("provider-again")
+
     def write(self, key: str, value: str | bytes) -> None:
         """Write one entry, as dom0."""
         self._store("write", key, value.encode() if isinstance(value, str) else value)
@@ -119,6 +130,19 @@ class Guest:
         """Start the agent and wait until it is ready."""
         return self.qube.start_agent(**named)
 
+    def disable_ipv6(self, on: bool, interface: str = "eth0") -> None:
+        """What `sysctl net.ipv6.conf.IFACE.disable_ipv6` sets."""
+        self.oracle.run("sh", "-c", f"echo {int(on)} > /proc/sys/net/ipv6/conf/{interface}/disable_ipv6")
+
+    def status(self) -> Json:
+        """What `status --json` says."""
+        found: Json = json.loads(self.qube.guestnet("status", "--json").stdout)
+        return found
+
+    def codes(self) -> list[str]:
+        """The codes that `check` gives."""
+        return [finding["code"] for finding in json.loads(self.qube.guestnet("check", "--json", check=False).stdout)]
+
     def log(self) -> str:
         """What the agent has said."""
         return self.qube.agent.output() if self.qube.agent is not None else "no agent"
@@ -127,16 +151,55 @@ class Guest:
         """In how many lines of its log the agent said this."""
         return sum(text in line for line in self.log().splitlines())
 
+    def lost_events(self) -> bool:
+        """Whether a netlink socket of the qube has overrun (column Drops of /proc/net/netlink)."""
+        lines = self.oracle.run("cat", "/proc/net/netlink").stdout.splitlines()[1:]
+        return any(int(line.split()[8]) for line in lines)
+
+    @contextlib.contextmanager
+    def monitor(self) -> Iterator[Callable[[], str]]:
+        """While it lasts, listen to every change of links, addresses, routes and neighbours.
+
+        Gives a function that tells what `ip monitor` said so far, up to a change of its own.
+        """
+        watch = self.qube.spawn(
+            "monitor", "ip", "-o", "monitor", "link", "address", "route", "neigh", own_processes=False
+        )
+        flush = ("192.0.2.77", "192.0.2.78")
+
+        def said(mark: str) -> str:
+            self.ip("address", "add", f"{mark}/32", "dev", "lo")
+            eventually(lambda: mark in watch.output(), what="ip monitor tells")
+            self.ip("address", "del", f"{mark}/32", "dev", "lo")
+            return watch.output()
+
+        # The kernel tells of its own link-local address once more when nobody has objected to it, after a second.
+        eventually(lambda: "tentative" not in str(self.oracle.ip("address")), what="duplicate detection is over")
+        # Its socket listens from some moment on; what it says before is not meant.
+        eventually(lambda: self._stirs(watch), what="ip monitor listens")
+        begin = len(said(flush[0]))
+        # STALE: an entry of the neighbour cache grows old by itself.
+        ignored = (*flush, "STALE")
+        yield lambda: "\n".join(
+            line for line in said(flush[1])[begin:].splitlines() if not any(mark in line for mark in ignored)
+        )
+        watch.kill()
+
+    def _stirs(self, watch: Service) -> bool:
+        self.ip("address", "add", "192.0.2.76/32", "dev", "lo")
+        self.ip("address", "del", "192.0.2.76/32", "dev", "lo")
+        return "Deleted" in watch.output()
+
     # --- what must hold ----------------------------------------------------------------------------------------
 
-    def is_configured(self, **wanted: Any) -> bool:
+    def is_configured(self, interface: str = "eth0", **wanted: Any) -> bool:
         """For `eventually`: an assertion that says what is not so, see `check`."""
-        self.check(**wanted)
+        self.check(interface, **wanted)
         return True
 
-    def soon_configured(self, deadline_s: float = 10.0, **wanted: Any) -> None:
+    def soon_configured(self, interface: str = "eth0", **wanted: Any) -> None:
         """Wait until `check` finds nothing wrong."""
-        eventually(lambda: self.is_configured(**wanted), deadline_s, "the wanted configuration", self.log)
+        eventually(lambda: self.is_configured(interface, **wanted), 10.0, "the wanted configuration", self.log)
 
     def check(
         self,
