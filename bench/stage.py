@@ -77,6 +77,8 @@ class Stage:
         self.entries = dict(entries)
         self.python = python
         self.oracle = Oracle()
+        # As a package does when it is installed; compiling at the first start takes time and leaves memory behind.
+        subprocess.run([python, "-m", "compileall", "-q", str(TREE / "qubes_guestnet")], check=True)
         self._private_etc()
         os.makedirs(STORE_FOLDER, exist_ok=True)
         os.makedirs("/run/qubes-service", exist_ok=True)
