@@ -102,10 +102,12 @@ class Display:
     """Where a person reads along: an indicator and colours on a terminal, plain lines elsewhere.
 
     Args:
-        out: the stream. NO_COLOR in the environment switches colours off, as does TERM=dumb (with the indicator).
+        out: the stream, else standard output. NO_COLOR in the environment switches colours off, as does TERM=dumb,
+            which switches the indicator off as well.
     """
 
-    def __init__(self, out: TextIO = sys.stdout) -> None:
+    def __init__(self, out: TextIO | None = None) -> None:
+        out = out or sys.stdout
         self._out = out
         terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._moving = terminal

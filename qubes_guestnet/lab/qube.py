@@ -29,6 +29,8 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _POLL = 0.005
 _STOPPED = "T"
 T = TypeVar("T")
+# Python complains of a running process nobody knows any more; the kernel ends them all with the lab.
+_started: list[subprocess.Popen[bytes]] = []
 
 
 def eventually(what: str, probe: Callable[[], T], deadline: float = 10.0) -> T:
@@ -236,6 +238,7 @@ class Qube:
                 env={"NOTIFY_SOCKET": init.NOTIFY_SOCKET, **self._environment(env)},
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+        _started.append(process)
         service = Service(f"{name} of {self.name}", log, process, own_processes)
         self._services.append(service)
         return service

@@ -57,6 +57,8 @@ def _change_keys(stage: Stage, vm: Vm, meanwhile: Callable[[int], None]) -> None
     seed = random.SystemRandom().randrange(1 << 32)
     chance = random.Random(seed)
     stage.step(f"{_CHANGES} changes in random order (seed {seed})")
+    # The provider must know the way back to every address tried: Linux proxies no ARP answer to one it cannot reach.
+    stage.netvm1.running.wire(f"ip route add 10.137.0.0/24 dev {vm.vif}")
     watch = _DefaultRoutes(vm)
     left = _CHANGES
     while left:
