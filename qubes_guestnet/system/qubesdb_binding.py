@@ -51,14 +51,11 @@ class _Handle:
             probe.read("/")
         finally:
             probe.close()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._all_signals)
         try:
-            self._db = module.QubesDB()
+            self._db = module.QubesDB()  # signals are not held: nothing can get mixed up yet, and this may wait
             self._fd: int = self._db.watch_fd()
         except self._errors as error:
             raise self.broken(f"cannot be reached: {error}") from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         # A duplicate: the library may close its own at any time, and the number may then be another file.
         self.sock = socket.socket(fileno=os.dup(self._fd))
         self._inode = os.fstat(self._fd).st_ino

@@ -50,7 +50,12 @@ def raw(directory: str, name: str = qubesdb.READ_WRITE) -> socket.socket:
 
 
 def exactly(client: socket.socket, size: int) -> bytes:
-    return client.recv(size, socket.MSG_WAITALL)
+    found = b""
+    while len(found) < size:
+        piece = client.recv(size - len(found))
+        assert piece, f"closed after {len(found)} of {size} bytes"
+        found += piece
+    return found
 
 
 def closed(client: socket.socket) -> bool:
