@@ -11,7 +11,6 @@ an error that names the operation the kernel does not keep.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
 from .core import plan, proxyarp, resolver, uplink
 from .core.namedtuple import NamedTuple
@@ -24,20 +23,24 @@ from .errors import GuestnetError, KernelError, Vanished
 from .system import files, services
 from .system.owned import Ledger
 
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Kernel(Protocol):
+        """What a pass asks of the kernel; `system.netlink.Kernel` in life, a model in the tests."""
+
+        def links(self, macs: frozenset[str]) -> tuple[Link, ...]:
+            """Interfaces with one of these addresses."""
+
+        def observe(self, link: Link, neighbours: Iterable[IPAddress]) -> State:
+            """What an interface has now."""
+
+        def apply(self, op: plan.Op) -> None:
+            """Carry out one operation or raise KernelError."""
+
+
 ROUNDS = 4
-
-
-class Kernel(Protocol):
-    """What a pass asks of the kernel; `system.netlink.Kernel` in life, a model in the tests."""
-
-    def links(self, macs: frozenset[str]) -> tuple[Link, ...]:
-        """Interfaces with one of these addresses."""
-
-    def observe(self, link: Link, neighbours: Iterable[IPAddress]) -> State:
-        """What an interface has now."""
-
-    def apply(self, op: plan.Op) -> None:
-        """Carry out one operation or raise KernelError."""
 
 
 class Paths(NamedTuple):

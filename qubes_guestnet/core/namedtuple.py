@@ -7,8 +7,7 @@ a ForwardRef that nobody reads: 0.25 MB and 3 ms for this program. Type checkers
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NamedTuple
 else:

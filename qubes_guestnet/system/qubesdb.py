@@ -18,66 +18,66 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
 
 from .qubesdb_direct import READ_ONLY as READ_ONLY
 from .qubesdb_direct import READ_WRITE as READ_WRITE
 from .qubesdb_direct import DirectStore, DirectWatches
 
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from types import ModuleType
+    from typing import Protocol
+
+    class Store(Protocol):
+        """A connection for requests. Every call raises StoreError when there is no proper answer in time."""
+
+        def read(self, path: str) -> bytes | None:
+            """The value of one entry; None when there is no such entry, which is not an error."""
+
+        def multiread(self, prefix: str) -> dict[str, bytes]:
+            """All entries whose path begins with `prefix` (not: in that folder), sorted by path, in one round trip."""
+
+        def list(self, prefix: str) -> list[str]:
+            """The paths that begin with `prefix`, sorted."""
+
+        def write(self, path: str, value: bytes) -> None:
+            """Set an entry. Raises StoreRefused on the read-only socket."""
+
+        def rm(self, path: str) -> None:
+            """Remove an entry, or with a trailing slash all below; nothing there is no error. Raises StoreRefused."""
+
+        def close(self) -> None:
+            """Close the connection; closing twice is fine."""
+
+    class Watches(Protocol):
+        """A connection for watches."""
+
+        def fileno(self) -> int:
+            """For poll: readable when drain() has something to say."""
+
+        def watch(self, path: str) -> None:
+            """Watch an entry, or with a trailing slash everything below. Existing entries cause no event.
+
+            An event may arrive together with the reply: call drain() afterwards, for fileno() does not show that one.
+            """
+
+        def unwatch(self, path: str) -> None:
+            """Take one watch of this path away; one that is not set is no error. Late events still come."""
+
+        def drain(self) -> bool:
+            """Eat all pending events without waiting; True if there was one.
+
+            Raises:
+                StoreError: the daemon went away, or the watches were lost; connect anew and read everything.
+            """
+
+        def close(self) -> None:
+            """Close the connection; closing twice is fine."""
+
 
 DIRECTORY = "/var/run/qubes"
 DIRECTORY_VARIABLE = "QUBES_GUESTNET_QUBESDB_DIR"
 TIMEOUT = 1.0
-
-
-class Store(Protocol):
-    """A connection for requests. Every call raises StoreError when there is no proper answer in time."""
-
-    def read(self, path: str) -> bytes | None:
-        """The value of one entry; None when there is no such entry, which is not an error."""
-
-    def multiread(self, prefix: str) -> dict[str, bytes]:
-        """All entries whose path begins with `prefix` (not: in that folder), sorted by path, in one round trip."""
-
-    def list(self, prefix: str) -> list[str]:
-        """The paths that begin with `prefix`, sorted."""
-
-    def write(self, path: str, value: bytes) -> None:
-        """Set an entry. Raises StoreRefused on the read-only socket."""
-
-    def rm(self, path: str) -> None:
-        """Remove an entry, or with a trailing slash all below; nothing there is no error. Raises StoreRefused."""
-
-    def close(self) -> None:
-        """Close the connection; closing twice is fine."""
-
-
-class Watches(Protocol):
-    """A connection for watches."""
-
-    def fileno(self) -> int:
-        """For poll: readable when drain() has something to say."""
-
-    def watch(self, path: str) -> None:
-        """Watch an entry, or with a trailing slash everything below. Existing entries cause no event.
-
-        An event may arrive together with the reply: call drain() afterwards, for fileno() does not show that one.
-        """
-
-    def unwatch(self, path: str) -> None:
-        """Take one watch of this path away; one that is not set is no error. Late events still come."""
-
-    def drain(self) -> bool:
-        """Eat all pending events without waiting; True if there was one.
-
-        Raises:
-            StoreError: the daemon went away, or the watches were lost; connect anew and read everything.
-        """
-
-    def close(self) -> None:
-        """Close the connection; closing twice is fine."""
 
 
 def connect(*, writable: bool = False, directory: str | None = None, timeout: float = TIMEOUT) -> Store:

@@ -27,11 +27,14 @@ import struct
 import time
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
 
 from ..errors import StoreError, StoreRefused
 from . import qubesdb_wire as wire
 from .qubesdb_direct import READ_WRITE, DirectStore, checked_path, checked_value
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from typing import Any
 
 _REFUSABLE = ("write", "rm")
 _EVENTS_A_DRAIN = 1000  # whoever writes faster than we read must not hold the loop
