@@ -27,7 +27,7 @@ from qubes_guestnet.core.values import (
 )
 from tests.core.model import KERNEL, Interface, Model, taken
 
-many = settings(max_examples=300, deadline=None, derandomize=True)
+many = settings(max_examples=150, deadline=None, derandomize=True)
 
 IPV6_INTERFACE = ipaddress.IPv6Interface
 MAC = "00:16:3e:5e:6c:00"
