@@ -19,6 +19,7 @@ from .dom0 import Vm
 from .namespaces import LabError
 from .progress import Display, Teller, follow
 from .stage import Stage, addresses, interface_of, nameservers, routes
+from .tools import require
 
 _CHANGES = 10
 _MILLI = 1000.0
@@ -189,6 +190,7 @@ def main(as_json: bool = False) -> int:
     Args:
         as_json: print only the closing table, as JSON.
     """
+    require()
     display = Display()
     began = time.monotonic()
     result = _Result(display, quiet=as_json)

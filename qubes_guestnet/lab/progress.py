@@ -156,9 +156,10 @@ class Display:
         self._step = None
 
     def detail(self, text: str, *styles: str) -> None:
-        """A line below a step; on a terminal folded to its width."""
-        for part in self._folded(text, _INDENT):
-            self.line(" " * _INDENT + self.paint(part, *(styles or ("dim",))))
+        """Lines below a step; on a terminal folded to its width."""
+        for line in text.splitlines():
+            for part in self._folded(line, _INDENT):
+                self.line(" " * _INDENT + self.paint(part, *(styles or ("dim",))))
 
     def tick(self) -> None:
         """Move the indicator."""

@@ -20,12 +20,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from . import init
+from . import init, tools
 from .namespaces import LabError, needed_paths, socket_in, work_folder
 
 QUBESDB_FOLDER = "/run/qubes"
 FLAGS_FOLDER = "/run/qubes-service"
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _POLL = 0.005
 _STOPPED = "T"
 T = TypeVar("T")
@@ -180,7 +179,7 @@ class Qube:
         # PYTHONPATH and coverage settings of the caller go along, so that the qube runs the very same code.
         kept = {key: value for key, value in os.environ.items() if key.startswith(("PYTHON", "COVERAGE", "LC_"))}
         kept["PYTHONPATH"] = ":".join((needed_paths()[0], kept.get("PYTHONPATH", ""))).rstrip(":")
-        return {"PATH": _PATH, "HOME": "/rw", **kept, **(extra or {})}
+        return {"PATH": tools.PATH, "HOME": "/rw", **kept, **(extra or {})}
 
     def run(
         self, *arguments: str, check: bool = True, timeout: float = 10.0, env: Mapping[str, str] | None = None
@@ -188,7 +187,7 @@ class Qube:
         """Run a command in the qube to its end.
 
         Raises:
-            LabError: it is not installed, took longer than `timeout` seconds, or (with `check`) failed.
+            LabError: it took longer than `timeout` seconds, or (with `check`) failed.
         """
         environment = self._environment(env)
         words = " ".join(arguments)
@@ -197,8 +196,6 @@ class Qube:
                 self._command(arguments), env=environment, timeout=timeout, capture_output=True, text=True,
                 errors="replace", stdin=subprocess.DEVNULL, check=False, start_new_session=True,
             )  # fmt: skip
-        except FileNotFoundError:
-            raise LabError("nsenter is missing", "apt-get install util-linux") from None
         except subprocess.TimeoutExpired:
             raise LabError(f"{self.name}: `{words}` did not end within {timeout:g} s") from None
         if check and done.returncode != 0:

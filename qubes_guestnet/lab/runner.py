@@ -12,6 +12,7 @@ from ..errors import UsageError
 from .progress import Display, Teller, follow
 from .scenarios import VARIANTS, Variant
 from .stage import Stage
+from .tools import require
 
 
 class Outcome(NamedTuple):
@@ -76,6 +77,7 @@ def main(words: Sequence[str], only_list: bool = False, as_json: bool = False) -
     if only_list:
         display.table(("scenario", "what"), [(v.name, v.scenario.title) for v in variants])
         return 0
+    require()
     outcomes = []
     for variant in variants:
         if not as_json:

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import sys
 
 from .namespaces import LabError
 from .probes import query
 from .qube import Qube, Service, eventually
+from .tools import require
 
 HOST = "192.168.123.45"
 HOST6 = "2000:abcd::1"
@@ -26,12 +26,11 @@ class World:
     """A world of its own; connect a provider's `Qube` to it with `connect`.
 
     Raises:
-        LabError: dnsmasq is not installed, or did not start.
+        LabError: dnsmasq or another tool is not installed, or dnsmasq did not start.
     """
 
     def __init__(self, name: str = "world") -> None:
-        if shutil.which("dnsmasq", path="/usr/sbin:/usr/bin:/sbin:/usr/local/sbin") is None:
-            raise LabError("dnsmasq is missing, the lab's world cannot serve DNS", "apt-get install dnsmasq-base")
+        require("dnsmasq", "ip", "nsenter")
         self.qube = Qube(name)
         self.qube.wire(f"ip address add {HOST}/32 dev lo; ip address add {HOST6}/128 dev lo nodad")
         self.dns = self._start_dns()

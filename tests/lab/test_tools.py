@@ -12,6 +12,7 @@ import pytest
 
 from qubes_guestnet.lab import demo, probes, world
 from qubes_guestnet.lab.capture import Capture
+from qubes_guestnet.lab.cli import main
 from qubes_guestnet.lab.dom0 import Dom0
 from qubes_guestnet.lab.namespaces import LabError
 from qubes_guestnet.lab.progress import Display, Teller, follow
@@ -105,10 +106,13 @@ def test_a_qube_without_settings_reaches_nothing() -> None:
     assert probes.ping(provider.qube, world.HOST) is not None
 
 
-def test_a_world_without_dnsmasq_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda *_args, **_kwargs: None)
+def test_a_missing_tool_names_its_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("shutil.which", lambda tool, path: None if tool in ("dnsmasq", "nft") else tool)
     with pytest.raises(LabError, match="dnsmasq-base"):
         World()
+    assert main(["demo"]) == 1
+    told = capsys.readouterr().err
+    assert told == "qubes-guestnet lab: the lab needs dnsmasq, nft; apt-get install dnsmasq-base nftables\n"
 
 
 def test_a_scenario_that_does_not_hold_is_told() -> None:

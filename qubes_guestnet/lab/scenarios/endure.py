@@ -18,8 +18,8 @@ from ..qube import QUBESDB_FOLDER, eventually
 from ..stage import Stage, difference
 from .foreign import add_foreign, check_foreign, remove_hook
 
-_OUTAGE = 3.0
-_LONG_OUTAGE = 6.0
+_OUTAGE = 2.0
+_LONG_OUTAGE = 4.0
 _HALF_A_HEADER = b"\x07" + bytes(20)
 _VPN_DNS = "# written by the VPN\nnameserver 10.8.0.1\n"
 
