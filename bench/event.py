@@ -11,12 +11,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from bench.figures import Result, spread
 from bench.resident import AddressEvents, agent, store
 from bench.stage import ADDRESS, IPV4_ENTRIES, OTHER_ADDRESS, Failed, Stage, enter, namespace, seconds
 from qubes_guestnet.lab.namespaces import CLONE_NEWNET, unshare
-from qubes_guestnet.system.qubesdb import Store
+
+if TYPE_CHECKING:
+    from qubes_guestnet.system.qubesdb import Store
 
 BUDGET_MS = 5.0
 EVENTS = 200
