@@ -40,6 +40,8 @@ bench: ## each budget as one ratio measured side by side; fails when one is brok
 coverage-of-behaviours: setup-test ## which tests cover which behaviour and scenario; writes docs/behaviours.md
 	@$(VENV)/python -m tools.behaviours --write docs/behaviours.md
 
+include tools/packaging.mk
+
 setup-test:
 	@tools/setup test
 

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Installation, and the packages. `make install` is the one place that knows where each shared file goes; debian/rules
+# and rpm/qubes-guestnet.spec call its half `install-files` and leave the Python modules to their own tools.
+DESTDIR ?=
+PREFIX ?= /usr
+SYSTEM_PYTHON ?= /usr/bin/python3
+BINDIR ?= $(PREFIX)/bin
+LIBEXECDIR ?= $(PREFIX)/libexec/qubes-guestnet
+SYSTEMDDIR ?= $(PREFIX)/lib/systemd
+UDEVDIR ?= $(PREFIX)/lib/udev
+SYSCTLDIR ?= $(PREFIX)/lib/sysctl.d
+# iproute2 older than 6.5 (Debian 12) reads the folder in /etc only; newer ones read both.
+RT_PROTOS_DIR ?= $(PREFIX)/share/iproute2/rt_protos.d
+MANDIR ?= $(PREFIX)/share/man
+BASH_COMPLETIONS ?= $(PREFIX)/share/bash-completion/completions
+ZSH_COMPLETIONS ?= $(PREFIX)/share/zsh/site-functions
+FISH_COMPLETIONS ?= $(PREFIX)/share/fish/vendor_completions.d
+# Where the system's own Python looks for packages of distributions (Debian: dist-packages, not below /usr/local).
+PYTHON_SITE ?= $(shell $(SYSTEM_PYTHON) -c 'import sysconfig as s; \
+	print(s.get_path("purelib", "deb_system" if "deb_system" in s.get_scheme_names() else s.get_default_scheme()))')
+BUILD := build
+
+.PHONY: install install-files install-python deb rpm test-system
+
+install: install-python install-files ## into $DESTDIR; PREFIX, PYTHON_SITE and more: see tools/packaging.mk
+
+install-python:
+	install -d "$(DESTDIR)$(PYTHON_SITE)"
+	find qubes_guestnet \( -name '*.py' -o -name py.typed \) -exec sh -c 'for file; do \
+		install -D -m 0644 "$$file" "$(DESTDIR)$(PYTHON_SITE)/$$file" || exit; done' sh {} +
+	$(SYSTEM_PYTHON) -m compileall -q -s "$(DESTDIR)" "$(DESTDIR)$(PYTHON_SITE)/qubes_guestnet"
+
+install-files:
+	install -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBEXECDIR)"
+	sed '1s|^#!/usr/bin/python3|#!$(SYSTEM_PYTHON)|' bin/qubes-guestnet >"$(DESTDIR)$(BINDIR)/qubes-guestnet"
+	chmod 0755 "$(DESTDIR)$(BINDIR)/qubes-guestnet"
+	sed 's|/usr/bin/qubes-guestnet|$(BINDIR)/qubes-guestnet|' systemd/setup-ip >"$(DESTDIR)$(LIBEXECDIR)/setup-ip"
+	chmod 0755 "$(DESTDIR)$(LIBEXECDIR)/setup-ip"
+	cd systemd && for unit in *.service *.service.d/*.conf; do \
+		install -D -m 0644 "$$unit" "$(DESTDIR)$(SYSTEMDDIR)/system/$$unit" && \
+		sed -i 's|/usr/bin/qubes-guestnet|$(BINDIR)/qubes-guestnet|' "$(DESTDIR)$(SYSTEMDDIR)/system/$$unit" || exit; done
+	install -D -m 0644 -t "$(DESTDIR)$(SYSTEMDDIR)/system-preset" systemd/75-qubes-guestnet.preset
+	install -D -m 0644 -t "$(DESTDIR)$(SYSTEMDDIR)/network" systemd/80-qubes-guestnet.link
+	install -D -m 0644 -t "$(DESTDIR)$(UDEVDIR)/rules.d" systemd/81-qubes-guestnet.rules
+	install -D -m 0644 -t "$(DESTDIR)$(SYSCTLDIR)" systemd/80-qubes-guestnet.conf
+	install -D -m 0644 systemd/rt_protos.conf "$(DESTDIR)$(RT_PROTOS_DIR)/qubes-guestnet.conf"
+	install -D -m 0644 -t "$(DESTDIR)$(MANDIR)/man8" docs/man/qubes-guestnet.8
+	install -D -m 0644 completions/qubes-guestnet.bash "$(DESTDIR)$(BASH_COMPLETIONS)/qubes-guestnet"
+	install -D -m 0644 -t "$(DESTDIR)$(ZSH_COMPLETIONS)" completions/_qubes-guestnet
+	install -D -m 0644 -t "$(DESTDIR)$(FISH_COMPLETIONS)" completions/qubes-guestnet.fish
+
+deb: ## the Debian package, in build/deb
+	@tools/setup packages
+	tools/build-deb "$(BUILD)/deb"
+
+rpm: ## the rpm, in build/rpm; what Fedora's macros do comes from rpm/debian-macros where they are missing
+	@tools/setup packages
+	tools/build-rpm "$(BUILD)/rpm"
+
+test-system: ## the packages: built, compared, installed and booted under systemd-nspawn (as root)
+	@tools/setup system
+	$(VENV)/python -m pytest -q tests/system
