@@ -28,6 +28,8 @@ class _Deferred(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the import system asks for __path__
             raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]  # used while it stands in: the import below would find us again, for ever
         return getattr(importlib.import_module(self.__name__), name)
 
 
@@ -50,6 +52,8 @@ class _DeferredLogger:
 class _DeferredTyping(_Deferred):
     """`typing`, of which modules take names for their annotations when they are imported."""
 
+    TYPE_CHECKING = False
+
     def __getattr__(self, name: str) -> Any:
         return _Annotation() if name in _ANNOTATIONS else super().__getattr__(name)
 
@@ -62,6 +66,11 @@ class _Annotation:
 
     def __call__(self, *_arguments: object, **_named: object) -> _Annotation:
         return self
+
+    def __ror__(self, _other: object) -> _Annotation:
+        return self
+
+    __or__ = __ror__
 
 
 _ANNOTATIONS = frozenset({"Any", "Callable", "Dict", "List", "Literal", "Optional", "Tuple", "TypeVar", "Union"})
