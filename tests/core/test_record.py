@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The owned record: text and back, damage, and which interfaces are there."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qubes_guestnet.core.record import HEADER, Fallback, Interface, Record, parse, render
+from qubes_guestnet.core.values import Link, Owned
+
+MAC, OTHER = "00:16:3e:5e:6c:00", "00:16:3e:5e:6c:01"
+LINK = Link(2, "eth0", MAC)
+OWNED = Owned(
+    frozenset(map(ipaddress.ip_interface, ("10.137.0.5/32", "fd09::5/128"))),
+    frozenset(map(ipaddress.ip_address, ("10.138.0.1", "fe80::1"))),
+)
+FALLBACK = Fallback(ipaddress.ip_address("10.138.0.1"), ipaddress.ip_address("10.139.1.1"), "no answer in 100 ms")
+FULL = Record((Interface(2, MAC, OWNED, FALLBACK), Interface(3, OTHER, removed=True)), frozenset({"00:16:3e:5e:6c:02"}))
+TEXT = f"""{HEADER}interface 2 {MAC}
+address 10.137.0.5/32
+address fd09::5/128
+neighbour 10.138.0.1
+neighbour fe80::1
+fallback 10.138.0.1 10.139.1.1 no answer in 100 ms
+interface 3 {OTHER}
+removed
+detached 00:16:3e:5e:6c:02
+""".encode()
+
+ip4, ip6 = st.ip_addresses(v=4), st.ip_addresses(v=6)
+macs = st.sampled_from((MAC, OTHER, "02:00:00:00:00:09"))
+fallbacks = st.builds(Fallback, ip4, ip4, st.text("abc 0123.,:", max_size=20))
+owned = st.builds(
+    Owned,
+    st.frozensets(st.one_of(ip4, ip6).map(ipaddress.ip_interface), max_size=3),
+    st.frozensets(st.one_of(ip4, ip6), max_size=3),
+)
+interfaces = st.builds(Interface, st.integers(1, 99), macs, owned, st.none() | fallbacks, st.booleans())
+records = st.builds(
+    Record,
+    st.lists(interfaces, max_size=3, unique_by=lambda entry: entry.ifindex).map(tuple),
+    st.frozensets(macs, max_size=2),
+)
+
+
+def test_text_and_back() -> None:
+    assert render(FULL) == TEXT
+    assert parse(TEXT) == FULL
+    assert render(Record()) == HEADER.encode()
+    assert parse(render(Record())) == Record()
+
+
+@given(records)
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_every_record_comes_back_as_it_was(record: Record) -> None:
+    back = parse(render(record))
+    assert back.detached == record.detached
+    assert sorted(back.interfaces, key=lambda entry: entry.ifindex) == sorted(
+        record.interfaces, key=lambda entry: entry.ifindex
+    )
+
+
+@given(st.binary(max_size=200) | st.permutations(TEXT.splitlines()).map(b"\n".join))
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_whatever_the_file_holds_it_can_be_read(data: bytes) -> None:
+    known = parse(data)
+    assert render(parse(render(known))) == render(known)
+
+
+DAMAGED = {
+    "an unknown word": b"hello world\n",
+    "a fact of no interface": b"address 10.137.0.5/32\nremoved\n",
+    "no index": b"interface eth0 aa\naddress 10.137.0.5/32\n",
+    "a word too many": f"interface 2 {MAC} eth0\naddress 10.137.0.5/32\n".encode(),
+    "not ASCII": "interface ² aa\n".encode(),
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED.keys())
+def test_damage_owns_nothing(data: bytes) -> None:
+    assert parse(data) == Record()
+
+
+@pytest.mark.parametrize("line", ["address x", "neighbour 10.138.0.1/32", "fallback 10.138.0.1", "fallback a b c"])
+def test_a_damaged_fact_is_left_out_and_the_next_one_counts(line: str) -> None:
+    data = f"interface 2 {MAC}\n{line}\naddress 10.137.0.5/32\n".encode()
+    assert parse(data) == Record((Interface(2, MAC, Owned(frozenset({ipaddress.ip_interface("10.137.0.5/32")}))),))
+
+
+def test_facts_below_a_damaged_interface_are_not_the_former_ones() -> None:
+    data = f"interface 2 {MAC}\ninterface x\naddress 10.137.0.5/32\n".encode()
+    assert parse(data) == Record((Interface(2, MAC),))
+
+
+def test_the_entry_of_a_link_has_its_index_and_its_mac() -> None:
+    assert FULL.interface(LINK) == FULL.interfaces[0]
+    assert FULL.interface(Link(2, "eth0", OTHER)) == Interface(2, OTHER)
+    assert FULL.interface(Link(9, "eth0", MAC)) == Interface(9, MAC)
+
+
+def test_a_changed_entry_takes_the_place_of_the_former() -> None:
+    changed = Interface(2, OTHER)
+    assert FULL.with_interface(changed).interfaces == (FULL.interfaces[1], changed)
+
+
+def test_seen_keeps_what_is_there_and_forgets_what_went() -> None:
+    fresh = Link(9, "eth1", "00:16:3e:5e:6c:02")
+    record = FULL.seen([MAC, OTHER, fresh.mac], [LINK, fresh], keys_written=False)
+    assert record.interfaces == (FULL.interfaces[0], Interface(9, fresh.mac))
+    assert record.detached == {OTHER}
+    assert record.seen([MAC, OTHER, fresh.mac], [LINK, fresh], keys_written=False) == record
+    assert record.seen([MAC, OTHER], [LINK, fresh], keys_written=True).detached == frozenset()
+
+
+def test_detached_is_only_what_the_keys_still_name() -> None:
+    assert FULL.seen([MAC], [], keys_written=False) == Record((), frozenset({MAC}))
+    assert FULL.seen([], [], keys_written=False) == Record()
+
+
+def test_replugged_with_another_index_it_is_not_detached() -> None:
+    again = Link(7, "eth0", MAC)
+    assert FULL.seen([MAC], [again], keys_written=False) == Record((Interface(7, MAC),))
+
+
+def test_revived_are_the_links_given_and_no_others() -> None:
+    removed = Record((Interface(2, MAC, removed=True), Interface(3, OTHER, removed=True)))
+    assert removed.revived([LINK]) == Record((Interface(2, MAC), Interface(3, OTHER, removed=True)))
+    assert removed.revived([Link(2, "eth0", OTHER)]) == removed
