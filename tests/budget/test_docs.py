@@ -80,7 +80,8 @@ def test_the_man_page_has_every_exit_status() -> None:
 def check_codes() -> dict[str, str]:
     """Code → severity, as the source makes findings. The codes of errors come from a table, all as one severity."""
     codes = {}
-    tree = ast.parse((TREE / "qubes_guestnet" / "core" / "report.py").read_text(encoding="utf-8"))
+    source = "\n".join(path.read_text(encoding="utf-8") for path in sorted((TREE / "qubes_guestnet").glob("core/*.py")))
+    tree = ast.parse(re.sub(r"^from __future__ .*$", "", source, flags=re.MULTILINE))
     for node in ast.walk(tree):
         if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding"):
             continue
@@ -89,10 +90,10 @@ def check_codes() -> dict[str, str]:
         if isinstance(code, ast.Constant):
             codes[str(code.value)] = str(severity.value)
         else:
-            source = ast.unparse(tree)
-            table = re.search(r"\{SettingsError: '([\w-]+)', ConfigError: '([\w-]+)'\}.*?'([\w-]+)'\)", source)
+            table = re.search(r'\{SettingsError: "([\w-]+)", ConfigError: "([\w-]+)"\}.*?"([\w-]+)"\)', source)
             assert table is not None, "where do the codes of errors come from now?"
             codes.update(dict.fromkeys(table.groups(), str(severity.value)))
+    assert len(codes) > 10
     return codes
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 TREE = Path(__file__).resolve().parents[2]
 OWN_NAME = Path(__file__).name
 # Folders that belong to one person's or one build machine's account, and addresses of package registries.
-MACHINE = re.compile(r"/(?:home|Users|workspace)/[a-z]|/root/\.|/work/|(?:pypi|npmjs|debian|pythonhosted)\.org/")
+MACHINE = re.compile(r"/(?:home|Users|workspace)/[a-z]|/root/\.|/work/|(?:deb\.debian|pypi|pythonhosted|npmjs)\.org")
 # What git ignores. The list is walked, and git not asked, because a source archive has no git.
 NOT_OURS = re.compile(r"^\.venv|^\.git$|^__pycache__$|_cache$|\.egg-info$|^(build|dist|\.hypothesis)$")
 PROJECT_FILES = ("README.md", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md", ".ci/run", "Makefile", "docs/design.md")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Nothing grows beyond what a person reads in one go."""
+"""Nothing grows beyond what a person reads in one go, unless its docstring says "N lines because …"."""
 
 from __future__ import annotations
 
@@ -13,12 +13,22 @@ FOLDERS = ("qubes_guestnet", "tests", "bench", "tools")
 FILES = sorted(file for folder in FOLDERS for file in (TREE / folder).rglob("*.py"))
 
 
-def test_files_are_short() -> None:
-    long = {str(file.relative_to(TREE)): len(file.read_text(encoding="utf-8").splitlines()) for file in FILES}
-    assert {name: lines for name, lines in long.items() if lines > FILE_LINES} == {}
+def reason(node: ast.Module | ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether its docstring says why it is that long."""
+    return "lines because" in " ".join((ast.get_docstring(node) or "").split())
 
 
-def test_functions_are_short() -> None:
+def test_files_are_short_or_say_why_not() -> None:
+    long = [
+        f"{file.relative_to(TREE)}: {lines} lines"
+        for file in FILES
+        if (lines := len(file.read_text(encoding="utf-8").splitlines())) > FILE_LINES
+        and not reason(ast.parse(file.read_text(encoding="utf-8")))
+    ]
+    assert long == []
+
+
+def test_functions_are_short_or_say_why_not() -> None:
     long = [
         f"{file.relative_to(TREE)}:{node.lineno} {node.name}: {node.end_lineno - node.lineno + 1} lines"
         for file in FILES
@@ -26,6 +36,7 @@ def test_functions_are_short() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.end_lineno is not None
         and node.end_lineno - node.lineno + 1 > FUNCTION_LINES
+        and not reason(node)
     ]
     assert long == []
 
