@@ -27,8 +27,9 @@ from .values import (
 # its address. veth is eth0 in the lab and in a container.
 DRIVERS = ("vif", "veth")
 
-# ip(8) shows 1024 for an IPv6 route without a metric: the kernel stores IP6_RT_PRIO_USER for 0.
-METRIC_BASE = {IPV4: 0, IPV6: 1024}
+# IPv6: one more than what the kernel takes where no metric is given (IP6_RT_PRIO_USER, 1024). Two IPv6 routes with the
+# same metric and a gateway each become one multipath route: half of the connections would pass a VPN by.
+METRIC_BASE = {IPV4: 0, IPV6: 1025}
 # A second uplink must not tie with the first for the default route: IPv4 would keep only one of the two.
 METRIC_STEP = 100
 

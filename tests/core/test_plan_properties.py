@@ -69,7 +69,7 @@ def routes(draw: st.DrawFn) -> Route:
     destination = draw(st.sampled_from(DESTINATIONS))
     ways = [gateway for gateway in GATEWAYS if gateway.version == destination.version]
     gateway = draw(st.sampled_from([None, *ways]))
-    base = 0 if destination.version == IPV4 else 1024
+    base = 0 if destination.version == IPV4 else 1025
     metric = base + draw(st.sampled_from((0, 0, 50, 100)))
     protocol = draw(st.sampled_from(PROTOCOLS))
     # Of ours, a default route of IPv6 has a gateway and a host route has none: the kernel cannot delete the one and

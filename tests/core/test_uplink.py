@@ -16,7 +16,7 @@ IPV4 = Family(ipaddress.ip_interface("10.137.0.5/32"), ipaddress.ip_address("10.
 IPV6 = Family(ipaddress.ip_interface("fd09::5/128"), ipaddress.ip_address("fd09::1"))
 LINK_LOCAL = Family(ipaddress.ip_interface("fd09::5/128"), ipaddress.ip_address("fe80::1"))
 DEVICE_ROUTE, GATEWAY_ROUTE = {"default dev"}, {"10.138.0.1/32 dev", "default via 10.138.0.1 onlink"}
-IPV6_ROUTES = {"fd09::1/128 dev metric 1024", "default via fd09::1 onlink metric 1024"}
+IPV6_ROUTES = {"fd09::1/128 dev metric 1025", "default via fd09::1 onlink metric 1025"}
 
 
 def ways(state: State) -> set[str]:
@@ -39,7 +39,7 @@ ROUTES = [
     pytest.param(None, IPV6, Style.DEVICE, Flags(), 0, IPV6_ROUTES, id="IPv6 by the gateway, in either style"),
     pytest.param(None, IPV6, Style.GATEWAY, Flags(), 0, IPV6_ROUTES, id="IPv6 in style gateway"),
     pytest.param(
-        None, LINK_LOCAL, Style.DEVICE, Flags(), 0, {"default via fe80::1 onlink metric 1024"}, id="link-local gateway"
+        None, LINK_LOCAL, Style.DEVICE, Flags(), 0, {"default via fe80::1 onlink metric 1025"}, id="link-local gateway"
     ),
     pytest.param(IPV4, IPV6, Style.DEVICE, Flags(), 0, DEVICE_ROUTE | IPV6_ROUTES, id="both"),
     pytest.param(
@@ -48,7 +48,7 @@ ROUTES = [
         Style.DEVICE,
         Flags(),
         1,
-        {"default dev metric 100", "default via fe80::1 onlink metric 1124"},
+        {"default dev metric 100", "default via fe80::1 onlink metric 1125"},
         id="a second uplink does not tie with the first",
     ),
     pytest.param(
@@ -67,7 +67,7 @@ ROUTES = [
         Style.GATEWAY,
         Flags(disable_default_route=True),
         0,
-        {"fd09::1/128 dev metric 1024"},
+        {"fd09::1/128 dev metric 1025"},
         id="no IPv6 default route, but the gateway",
         marks=pytest.mark.behaviour("B15"),
     ),
