@@ -83,6 +83,11 @@ _guard = _Guard()
 sys.addaudithook(_guard)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The one switch of our own."""
+    parser.addoption("--regold", action="store_true", help="write what tests/golden expects anew, then read the diff")
+
+
 @pytest.fixture(autouse=True)
 def _pure_tests_stay_pure(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if not any(folder in request.path.parents for folder in PURE):
