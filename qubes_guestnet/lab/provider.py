@@ -78,23 +78,27 @@ class Provider:
         """)
 
     def attach(self, vif: Vif, qube: Qube, interface: str, mac: str) -> None:
-        """Give `qube` a new interface named `interface` with address `mac`, served by `vif` here."""
+        """Give `qube` a new interface named `interface` with address `mac`, served by `vif` here.
+
+        As on Xen the provider's end is ready before the qube's gets its carrier: there the backend connects only when
+        the hotplug script has said so, here the qube's end is moved to it last.
+        """
+        far = f"far-{vif.name}"
+        ipv6 = ""
+        if self.ipv6 and vif.address6:
+            ipv6 = f"ip route add {vif.address6}/128 dev {vif.name} metric {_METRIC_BASE - vif.domain}"
+            ipv6 += f"; ip address add {vif.gateway6}/128 dev {vif.name} nodad" if vif.gateway6 else ""
         self.qube.wire(f"""
-            ip link add {vif.name} address {BACKEND_MAC} group {_GROUP_VIF} type veth \\
-                peer name {interface} address {mac} netns {qube.pid}
+            ip link add {vif.name} address {BACKEND_MAC} group {_GROUP_VIF} type veth peer name {far} address {mac}
             cd /proc/sys/net/ipv4
             echo {int(vif.proxy_arp)} > conf/{vif.name}/proxy_arp
             echo {vif.proxy_delay} > neigh/{vif.name}/proxy_delay
             ip link set {vif.name} up
             ip address add {vif.gateway}/32 dev {vif.name}
             ip route add {vif.address}/32 dev {vif.name} metric {_METRIC_BASE - vif.domain}
+            {ipv6}
+            ip link set {far} netns {qube.pid} name {interface}
         """)
-        if self.ipv6 and vif.address6:
-            own = f"ip address add {vif.gateway6}/128 dev {vif.name} nodad" if vif.gateway6 else ""
-            self.qube.wire(f"""
-                {own}
-                ip route add {vif.address6}/128 dev {vif.name} metric {_METRIC_BASE - vif.domain}
-            """)
 
     def detach(self, vif: str) -> None:
         """Take the interface away, at both ends."""
