@@ -250,7 +250,11 @@ class _Work:
 
     def _carry_out(self, ops: Iterable[plan.Op], failed: set[plan.Op]) -> list[plan.Op]:
         done = []
+        without_address = set()
         for op in ops:
+            if op.family in without_address and op.verb in plan.ADDING:
+                failed.add(op)  # it would fail for the same reason, or be a route without a source address
+                continue
             try:
                 self._kernel.apply(op)
             except Vanished:
@@ -258,6 +262,8 @@ class _Work:
             except KernelError as error:
                 self._errors.append(error)
                 failed.add(op)
+                if op.verb is plan.Verb.ADDRESS_ADD:
+                    without_address.add(op.family)
             else:
                 done.append(op)
         self.applied += done

@@ -44,7 +44,7 @@ class Link(_LinkFields):
         name: its present name; a rename keeps the index.
         mac: lower-case, six octets with colons.
         up: administratively up (IFF_UP).
-        running: has carrier (IFF_RUNNING).
+        running: has carrier (IFF_LOWER_UP).
         group: interface group (1 = uplink).
         driver: what ethtool calls it: "vif" on Xen, "veth" in the lab, "" when unknown.
     """

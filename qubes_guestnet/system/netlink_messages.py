@@ -28,7 +28,8 @@ RTM_GETLINK, RTM_SETLINK = 18, 19
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
-IFF_UP, IFF_RUNNING = 0x1, 0x40
+# Not IFF_RUNNING for the carrier: a new interface has it too until the kernel has looked, up to a second later.
+IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
 RT_TABLE_MAIN, RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST = 254, 0, 253, 1
 RTNH_F_ONLINK, RTM_F_CLONED = 0x4, 0x200
 IFA_F_NODAD = 0x2
@@ -100,7 +101,7 @@ def decode(message_class: Any, data: bytes, offset: int) -> Any:
 def decode_link(reply: Any, driver: str) -> Link:
     """A link; its driver comes from ethtool and not from the message."""
     flags, name, mac = reply["flags"], reply.get_attr("IFLA_IFNAME"), reply.get_attr("IFLA_ADDRESS")
-    up, running = bool(flags & IFF_UP), bool(flags & IFF_RUNNING)
+    up, running = bool(flags & IFF_UP), bool(flags & IFF_LOWER_UP)
     group = reply.get_attr("IFLA_GROUP") or 0
     return Link(reply["index"], name, mac, up=up, running=running, group=group, driver=driver)
 

@@ -251,6 +251,11 @@ class Guest:
         assert all(route["protocol"] in PROTOCOL for route in found), found
         return found
 
+    def identity(self, path: str = RESOLV_CONF) -> tuple[int, int, int]:
+        """Of a file: changes when it is replaced, written or given another mode."""
+        found = self.qube.path(path).lstat()
+        return found.st_ino, found.st_mtime_ns, found.st_mode
+
     def servers(self) -> list[str]:
         """Name servers in its resolv.conf."""
         lines = (line.split() for line in self.qube.read(RESOLV_CONF).splitlines())
