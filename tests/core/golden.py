@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def route(text: str) -> Route:
         ValueError: `ip` would say it otherwise.
     """
     words = text.removeprefix("-6 ").split()
-    given = dict(zip(words[1:], words[2:], strict=False))
+    given = dict(pairwise(words))
     gateway = ipaddress.ip_address(given["via"]) if "via" in given else None
     default = DEFAULT[6 if text.startswith("-6") else 4]
     made = Route(

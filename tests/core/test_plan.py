@@ -69,14 +69,14 @@ WORDS: dict[str, tuple[Verb, Subject, int]] = {
         Route(DEFAULT[4], GATEWAY, onlink=True),
         4,
     ),
-    "ip -6 route append default via fe80::1 dev eth0 onlink proto 81 metric 1024": (
+    "ip -6 route append default via fe80::1 dev eth0 onlink proto 81 metric 1025": (
         Verb.ROUTE_ADD,
-        Route(DEFAULT[6], GATEWAY6, onlink=True, metric=1024),
+        Route(DEFAULT[6], GATEWAY6, onlink=True, metric=1025),
         6,
     ),
-    "ip -6 route del fd09::1/128 dev eth0 proto 81 metric 1024": (
+    "ip -6 route del fd09::1/128 dev eth0 proto 81 metric 1025": (
         Verb.ROUTE_DEL,
-        Route(net("fd09::1"), metric=1024),
+        Route(net("fd09::1"), metric=1025),
         6,
     ),
 }
@@ -131,7 +131,7 @@ DESIRED = State(
         {
             Route(DEFAULT[4], GATEWAY, onlink=True),
             Route(net("10.138.0.1")),
-            Route(DEFAULT[6], GATEWAY6, onlink=True, metric=1024),
+            Route(DEFAULT[6], GATEWAY6, onlink=True, metric=1025),
         }
     ),
 )
@@ -152,7 +152,7 @@ def test_from_nothing_to_all() -> None:
         "ip link set dev eth0 up",
         "ip route append 10.138.0.1/32 dev eth0 scope link proto 81",
         "ip route append default via 10.138.0.1 dev eth0 onlink proto 81",
-        "ip -6 route append default via fe80::1 dev eth0 onlink proto 81 metric 1024",
+        "ip -6 route append default via fe80::1 dev eth0 onlink proto 81 metric 1025",
     ]
 
 

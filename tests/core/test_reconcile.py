@@ -19,7 +19,7 @@ from tests.support.hostile import GOOD, MAC
 
 IPV4 = {"10.137.0.5/32", "neighbour 10.138.0.1", "0.0.0.0/0 device"}
 IPV6_GATEWAY = "fe80::fcff:ffff:feff:ffff"
-IPV6 = {"fd09:24ef:4179::a89:5/128", f"neighbour {IPV6_GATEWAY}", f"::/0 via {IPV6_GATEWAY} metric 1024"}
+IPV6 = {"fd09:24ef:4179::a89:5/128", f"neighbour {IPV6_GATEWAY}", f"::/0 via {IPV6_GATEWAY} metric 1025"}
 BY_GATEWAY = {"10.137.0.5/32", "neighbour 10.138.0.1", "0.0.0.0/0 via 10.138.0.1", "10.138.0.1/32 device"}
 SERVERS = HEADER + b"nameserver 10.139.1.1\nnameserver 10.139.1.2\n"
 
