@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qubes_guestnet import reconcile as module
-from qubes_guestnet.core.plan import ADDING, Op, Verb
+from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.resolver import HEADER
 from qubes_guestnet.core.values import BACKEND_MAC, IPV6, IPAddress, Link, Route, State
 from qubes_guestnet.errors import FileError, KernelError
