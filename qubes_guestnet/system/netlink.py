@@ -140,9 +140,7 @@ class Kernel:
     def _routes(self, ifindex: int) -> Iterator[Route]:
         for family in (socket.AF_INET, socket.AF_INET6):
             for reply in self._dump(rtnl.routes_question(ifindex, family), rtnl.RTM_GETROUTE, rtnl.rtmsg):
-                route = rtnl.decode_route(reply, ifindex)
-                if route is not None:
-                    yield route
+                yield from rtnl.decode_routes(reply, ifindex)
 
     def _dump(self, message: Any, kind: int, reply_class: Any, fits: _Fits = lambda _raw: True) -> list[Any]:
         for _ in range(DUMP_TRIES):

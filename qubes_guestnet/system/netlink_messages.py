@@ -15,6 +15,7 @@ from . import lean
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 _nlmsg: Any = lean.submodule("pyroute2.netlink").nlmsg
@@ -115,22 +116,26 @@ def decode_address(reply: Any, ifindex: int) -> IPInterface | None:
     return None if address.version != IPV4 and address.is_link_local else address
 
 
-def decode_route(reply: Any, ifindex: int) -> Route | None:
-    """A route of the main table out of this link; None for any other, and for what is no unicast route."""
-    if reply.get_attr("RTA_OIF") != ifindex:
-        return None
+def decode_routes(reply: Any, ifindex: int) -> Iterator[Route]:
+    """The unicast routes of the main table out of this link in one message.
+
+    IPv6 shows routes of the same metric with a gateway each as one of several hops. An agent killed between the route
+    by the new gateway and the removal of the old one would see neither if it were not taken apart.
+    """
     if reply["type"] != RTN_UNICAST or reply["flags"] & RTM_F_CLONED or reply.get_attr("RTA_TABLE") != RT_TABLE_MAIN:
-        return None
+        return
     any_address = "0.0.0.0" if reply["family"] == socket.AF_INET else "::"
-    destination = reply.get_attr("RTA_DST") or any_address
-    gateway = reply.get_attr("RTA_GATEWAY")
-    return Route(
-        ipaddress.ip_network(f"{destination}/{reply['dst_len']}"),
-        ipaddress.ip_address(gateway) if gateway else None,
-        onlink=bool(gateway and reply["flags"] & RTNH_F_ONLINK),
-        metric=reply.get_attr("RTA_PRIORITY") or 0,
-        protocol=reply["proto"],
-    )
+    destination = ipaddress.ip_network(f"{reply.get_attr('RTA_DST') or any_address}/{reply['dst_len']}")
+    hops = [(hop["oif"], hop.get_attr("RTA_GATEWAY"), hop["flags"]) for hop in reply.get_attr("RTA_MULTIPATH") or ()]
+    for oif, gateway, flags in hops or [(reply.get_attr("RTA_OIF"), reply.get_attr("RTA_GATEWAY"), reply["flags"])]:
+        if oif == ifindex:
+            yield Route(
+                destination,
+                ipaddress.ip_address(gateway) if gateway else None,
+                onlink=bool(gateway and flags & RTNH_F_ONLINK),
+                metric=reply.get_attr("RTA_PRIORITY") or 0,
+                protocol=reply["proto"],
+            )
 
 
 def _link_message(op: Op) -> Any:
