@@ -5,8 +5,8 @@ Rules, each held by a property test against a model of the kernel:
 
 1. Only what we made is removed: routes with our protocol number, addresses and neighbours in the owned record. A VPN's
    default route, a user's second address, an entry the kernel learned stay (what others add is never undone).
-2. Add before delete. An interface without any address loses all its IPv4 routes at once (fib_disable_ip in the
-   kernel), and a qube without a default route drops what is on its way.
+2. Add before delete. An interface without any IPv4 address loses its IPv4 routes and neighbours at once
+   (fib_disable_ip in the kernel), and a qube without a default route drops what is on its way.
 3. The one exception: IPv6 takes an address once, whatever its prefix length, so a changed length is deleted first.
 4. A held family (dom0 wrote something invalid) is left exactly as it is.
 5. Applied in full, the plan makes a second plan empty. `reconcile` checks that by observing again.

@@ -4,7 +4,7 @@
 `tests/netns/test_model.py` does the same to it and to the real kernel, and compares. Its rules:
 
 - A link that goes down loses its routes, its neighbours and its IPv6 addresses; IPv4 addresses stay.
-- The last IPv4 address gone takes all IPv4 routes of the interface with it (fib_disable_ip).
+- The last IPv4 address gone takes all IPv4 routes and neighbours of the interface with it (fib_disable_ip).
 - A second IPv4 address of one subnet hangs on the first: without promote_secondaries it goes when the first goes.
 - IPv6 takes an address once, whatever its prefix length. IPv4 takes one a prefix length.
 - A route needs the link up; one by a gateway needs a way there, or `onlink`, or a link-local gateway.
@@ -58,7 +58,9 @@ class Interface:
         self._connect()
 
     def set_down(self) -> None:
-        """`ip link set down`."""
+        """`ip link set down`; what is set on a link that is down already stays."""
+        if not self.up:
+            return
         self.up = False
         self.routes.clear()
         self.neighbours.clear()
@@ -159,6 +161,7 @@ class Model:
         interface.routes = [r for r in interface.routes if r != connected(address) or r in kept]
         if address.version == IPV4 and not any(other.version == IPV4 for other in left):
             interface.routes = [route for route in interface.routes if route.destination.version != IPV4]
+            interface.neighbours = {k: v for k, v in interface.neighbours.items() if k.version != IPV4}
         return 0
 
     def _neighbour_set(self, interface: Interface, neighbour: Any) -> int:
@@ -173,10 +176,10 @@ class Model:
     def _route_add(self, interface: Interface, route: Any) -> int:
         if route.destination.version == IPV6 and not self.ipv6:
             return errno.EACCES
-        if not interface.up:
-            return errno.ENETDOWN
         if not reachable(route, interface):
             return errno.EHOSTUNREACH if route.destination.version == IPV6 else errno.ENETUNREACH
+        if not interface.up:
+            return errno.ENETDOWN
         if any(duplicate(route, other) for other in interface.routes):
             return errno.EEXIST
         interface.routes.append(route)
@@ -214,10 +217,7 @@ def reachable(route: Route, interface: Interface) -> bool:
     if any(address.ip == route.gateway for address in interface.addresses):
         return False
     device_routes = [other.destination for other in interface.routes if other.gateway is None]
-    return any(
-        network.version == route.gateway.version and network.prefixlen and route.gateway in network
-        for network in device_routes
-    )
+    return any(network.version == route.gateway.version and route.gateway in network for network in device_routes)
 
 
 def duplicate(route: Route, other: Route) -> bool:
