@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import warnings
 
 import pytest
 from _pytest.runner import runtestprotocol  # what plugins that fork use; there is no public name for it
@@ -30,7 +31,10 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def _reports(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
     config = item.config
     answer, say = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        # faulthandler's watchdog is a thread; it holds nothing that the child needs, see below.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:
         die_with_parent()
         signal.alarm(LIMIT_S)  # ends this process, and with it everything in the namespaces
