@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"qubes-guestnet lab: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print(file=sys.stderr)  # leave the line of the indicator
         return 130
 
 
