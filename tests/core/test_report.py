@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a report says about itself, how it reads, and what `check` makes of it. The texts are in `tests/golden`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from qubes_guestnet.core.findings import Evidence, Finding, findings
+from qubes_guestnet.core.plan import Op, Verb
+from qubes_guestnet.core.rendering import as_data, as_text
+from qubes_guestnet.core.report import InterfaceReport, Report, ResolverReport, Standing
+from qubes_guestnet.core.resolver import Decision, FileFacts, Owner, choose_owner, render
+from qubes_guestnet.core.settings import Settings, UplinkSettings, parse
+from qubes_guestnet.core.uplink import Flags, Style, StyleChoice, desired
+from qubes_guestnet.core.values import Link, State
+from qubes_guestnet.errors import ConfigError, GuestnetError, KernelError
+from tests.support.hostile import GOOD, MAC
+
+SETTINGS = parse(GOOD)
+UPLINK = SETTINGS.uplinks[0]
+LINK = Link(2, "eth0", MAC, up=True, running=True, group=1, driver="vif")
+CHOICE = StyleChoice(Style.DEVICE, "default")
+STATE = desired(UPLINK, Style.DEVICE, Flags())
+OP = Op(Verb.LINK_UP, 2, "eth0")
+SERVERS = render(SETTINGS.dns.servers)
+DIRECT = choose_owner(FileFacts("regular", SERVERS))
+RESOLVER = ResolverReport("/etc/resolv.conf", DIRECT, SERVERS, SERVERS, written=False)
+DONE = InterfaceReport(UPLINK, LINK, CHOICE, STATE, STATE)
+MISSING = InterfaceReport(UPLINK, None, CHOICE)
+WELL = Report(SETTINGS, (DONE,), RESOLVER)
+AGENT = Standing(True, "2026-01-01T00:00:00Z")
+HELD = UplinkSettings(MAC, held=frozenset({4}))
+
+INTERFACES = {
+    "configured": (DONE, True, True),
+    "not there yet": (MISSING, True, False),
+    "went and is not announced anew": (MISSING._replace(detached=True), False, False),
+    "taken down": (DONE._replace(removed=True), False, False),
+    "something to do": (DONE._replace(plan=(OP,)), True, False),
+    "down": (DONE._replace(observed=STATE._replace(up=False)), True, False),
+    "asked for nothing": (DONE._replace(settings=UplinkSettings(MAC), desired=State()), False, False),
+    "held": (DONE._replace(settings=HELD, desired=State()), True, False),
+}
+
+
+@pytest.mark.parametrize(("interface", "expected", "configured"), INTERFACES.values(), ids=INTERFACES.keys())
+def test_whether_an_interface_is_expected_and_configured(
+    interface: InterfaceReport, expected: bool, configured: bool
+) -> None:
+    assert interface.expected is expected
+    assert interface.configured is configured
+    assert Report(SETTINGS, (interface,)).settled is (configured or not expected)
+    assert Report(SETTINGS, (DONE, interface)).settled is (configured or not expected)
+
+
+def test_settled_where_nothing_is_expected() -> None:
+    assert Report(Settings()).settled
+
+
+@pytest.mark.parametrize(
+    ("wanted", "current", "pending"),
+    [(SERVERS, SERVERS, False), (SERVERS, b"", True), (SERVERS, None, True), (None, b"x", False), (b"", b"x", True)],
+)
+def test_whether_resolv_conf_is_pending(wanted: bytes | None, current: bytes | None, pending: bool) -> None:
+    resolver = RESOLVER._replace(wanted=wanted, current=current)
+    assert resolver.pending is pending
+    assert bool(WELL._replace(resolver=resolver).plan) is pending
+
+
+def test_the_plan_is_the_operations_and_the_file() -> None:
+    report = WELL._replace(interfaces=(DONE._replace(plan=(OP,)),), resolver=RESOLVER._replace(current=None))
+    assert report.plan == ("ip link set dev eth0 up", "publish /etc/resolv.conf: 10.139.1.1 10.139.1.2")
+
+
+FOREIGN = Decision(Owner.PROTECTED, "protected=/rw/list owner=protected")
+EVIDENCE: dict[str, tuple[Evidence, list[tuple[str, str]]]] = {
+    "all is well": (Evidence(WELL, standing=AGENT, neighbour_limit=32768), []),
+    "limits that cannot be read": (Evidence(WELL, standing=AGENT, neighbour_limit=0), []),
+    "no QubesDB": (Evidence(None, "does not answer"), [("no-qubesdb", "error")]),
+    "no agent": (Evidence(WELL), [("agent-not-running", "warning")]),
+    "an agent in trouble": (Evidence(WELL, standing=AGENT._replace(error="oh")), [("agent-error", "error")]),
+    "few neighbours": (Evidence(WELL, standing=AGENT, neighbour_limit=1024), [("neighbour-limit-low", "warning")]),
+    "few neighbours by the gateway": (
+        Evidence(
+            WELL._replace(interfaces=(DONE._replace(choice=StyleChoice(Style.GATEWAY, "guestnet.toml")),)),
+            standing=AGENT,
+            neighbour_limit=1024,
+        ),
+        [],
+    ),
+    "nothing expected": (Evidence(Report(Settings()), standing=AGENT), [("no-provider", "note")]),
+    "a provider that went": (
+        Evidence(Report(SETTINGS, (MISSING._replace(detached=True),)), standing=AGENT),
+        [("no-provider", "note")],
+    ),
+    "not known which": (Evidence(Report(Settings(held=True)), standing=AGENT), []),
+    "missing": (Evidence(Report(SETTINGS, (MISSING,)), standing=AGENT), [("interface-missing", "error")]),
+    "taken down": (
+        Evidence(WELL._replace(interfaces=(DONE._replace(removed=True),)), standing=AGENT),
+        [("taken-down", "note")],
+    ),
+    "something to do": (
+        Evidence(WELL._replace(interfaces=(DONE._replace(plan=(OP,)),)), standing=AGENT),
+        [("plan-not-empty", "error")],
+    ),
+    "fallen back": (
+        Evidence(
+            WELL._replace(interfaces=(DONE._replace(choice=StyleChoice(Style.GATEWAY, "fall-back: slow")),)),
+            standing=AGENT,
+        ),
+        [("fallback-in-use", "warning")],
+    ),
+    "another's file": (
+        Evidence(WELL._replace(resolver=RESOLVER._replace(decision=FOREIGN, wanted=None)), standing=AGENT),
+        [("resolv-conf-foreign", "warning")],
+    ),
+    "an overwritten file": (
+        Evidence(WELL._replace(resolver=RESOLVER._replace(current=b"")), standing=AGENT),
+        [("resolv-conf-differs", "error")],
+    ),
+    "silence": (
+        Evidence(WELL, standing=AGENT, silent_servers=("10.139.1.1", "10.139.1.2")),
+        [("dns-unreachable", "error"), ("dns-unreachable", "error")],
+    ),
+    "errors": (
+        Evidence(
+            WELL._replace(
+                errors=(
+                    *parse({**GOOD, "/qubes-ip": b"x"}).errors,
+                    ConfigError("bad file", "mend it"),
+                    KernelError("ip link", 1),
+                )
+            ),
+            standing=AGENT,
+        ),
+        [("settings-invalid", "error"), ("config-invalid", "error"), ("pass-failed", "error")],
+    ),
+}
+
+
+@pytest.mark.parametrize(("evidence", "expected"), EVIDENCE.values(), ids=EVIDENCE.keys())
+def test_what_check_finds(evidence: Evidence, expected: list[tuple[str, str]]) -> None:
+    found = findings(evidence)
+    assert [(finding.code, finding.severity) for finding in found] == expected
+    for finding in found:
+        assert finding.problem
+        assert finding.remedy
+        assert "\n" not in finding.problem + finding.remedy
+
+
+def test_the_gravest_comes_first() -> None:
+    report = Report(SETTINGS, (DONE._replace(removed=True), DONE._replace(plan=(OP,))), None)
+    codes = [finding.code for finding in findings(Evidence(report))]
+    assert codes == ["plan-not-empty", "agent-not-running", "taken-down"]
+
+
+def test_a_finding_is_plain_data() -> None:
+    assert Finding("code", "note", "this", "that")._asdict() == {
+        "code": "code",
+        "severity": "note",
+        "problem": "this",
+        "remedy": "that",
+    }
+
+
+def test_the_data_of_a_report() -> None:
+    data = as_data(WELL, AGENT)
+    assert json.loads(json.dumps(data)) == data
+    (interface,) = data["interfaces"]
+    assert interface["name"] == "eth0"
+    assert interface["present"] is interface["expected"] is interface["configured"] is True
+    assert interface["style"] == "device"
+    assert interface["observed"] == interface["desired"]
+    assert interface["observed"]["addresses"] == ["10.137.0.5/32", "fd09:24ef:4179::a89:5/128"]
+    assert interface["observed"]["neighbours"][0] == "10.138.0.1 fe:ff:ff:ff:ff:ff permanent"
+    assert data["resolver"]["owner"] == "direct"
+    assert data["resolver"]["servers"] == data["dns"] == ["10.139.1.1", "10.139.1.2"]
+    assert data["agent"] == {"running": True, "since": "2026-01-01T00:00:00Z", "error": ""}
+    assert (data["settled"], data["plan"], data["errors"]) == (True, [], [])
+
+
+def test_the_data_of_what_is_not_there() -> None:
+    report = Report(SETTINGS, (MISSING._replace(settings=HELD),), None, errors=(GuestnetError("oh", "well"),))
+    data = as_data(report, Standing())
+    assert json.loads(json.dumps(data)) == data
+    (interface,) = data["interfaces"]
+    assert (interface["name"], interface["index"], interface["driver"], interface["present"]) == (None,) * 3 + (False,)
+    assert interface["held"] == ["ipv4"]
+    assert data["resolver"] is None
+    assert data["errors"] == ["oh; well"]
+
+
+def test_text_and_data_tell_of_the_same_routes() -> None:
+    state = STATE._replace(routes=STATE.routes | desired(UPLINK, Style.GATEWAY, Flags()).routes)
+    report = WELL._replace(interfaces=(DONE._replace(observed=state),))
+    text = "\n".join(as_text(report, AGENT))
+    (interface,) = as_data(report, AGENT)["interfaces"]
+    assert len(interface["observed"]["routes"]) == 4
+    for words in interface["observed"]["routes"]:
+        assert f"    {words}\n" in text
+
+
+def test_no_carrier_and_no_server_are_said() -> None:
+    link = Link(2, "eth0", MAC, driver="vif")
+    resolver = RESOLVER._replace(current=None)
+    text = "\n".join(as_text(Report(SETTINGS, (InterfaceReport(UPLINK, link, CHOICE),), resolver), Standing()))
+    assert "down, no carrier" in text
+    assert "addresses: none" in text
+    assert "/etc/resolv.conf: no nameserver" in text
+    assert "agent: not running" in text
