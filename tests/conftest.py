@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+# So that a helper's bare `assert` tells what it compared.
+pytest.register_assert_rewrite("tests.support")
+
 TESTS = Path(__file__).parent
 PURE = (TESTS / "core", TESTS / "golden")
 # Written by the test tools themselves while a test runs, not by the code under test.
