@@ -324,3 +324,12 @@ def test_what_the_user_took_over_is_his(qube: Qube) -> None:
     qube.run()
     assert address in qube.state().addresses
     assert ipaddress.ip_interface("fd09::7/128") not in qube.state().addresses
+
+
+def test_of_two_interfaces_one_changes(folder: Path) -> None:
+    qube = Qube(folder, eth0(), eth0(index=3, name="eth1", mac=OTHER_MAC))
+    qube.entries[f"/net-config/{OTHER_MAC}/ip"] = b"10.5.0.1"
+    assert qube.run().settled
+    qube.entries[f"/net-config/{OTHER_MAC}/ip"] = b"10.5.0.2"
+    assert qube.run().settled
+    assert qube.log == ["ip address add 10.5.0.2/32 dev eth1", "ip address del 10.5.0.1/32 dev eth1"]
