@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 
 from bench.figures import Result, spread
-from bench.stage import BASELINE, IPV4_ENTRIES, IPV6_ENTRIES, Stage, child_environment, command, seconds
+from bench.stage import BASELINE, IPV4_ENTRIES, IPV6_ENTRIES, Stage, Took, child_environment, command, timed
 
 BUDGET = 1.6
 ROUNDS = 40
@@ -28,22 +28,27 @@ def measure(python: str = sys.executable, rounds: int = ROUNDS, *, ipv6: bool = 
         "script": ([str(BASELINE / "uplink.sh")], stage.baseline_environment()),
         "bare": ([python, "-I", "-c", ""], child_environment()),
     }
-    took: dict[str, list[float]] = {name: [] for name in contenders}
+    took: dict[str, list[Took]] = {name: [] for name in contenders}
     try:
         # Round 0 compiles and warms what a running system has warm.
         for number in range(rounds + 1):
             names = list(contenders)
             for name in names[number % 3 :] + names[: number % 3]:
                 stage.fresh()
-                lasted = seconds(*contenders[name])
+                lasted = timed(*contenders[name])
                 if name != "bare":
                     stage.check_configured(name)
                 if number:
-                    took[name].append(lasted * 1e3)
+                    took[name].append(lasted)
     finally:
         stage.close()
-    figures = {name: spread(sample) for name, sample in took.items()}
-    pairs = spread([ours / theirs for ours, theirs in zip(took["apply"], took["script"], strict=True)])
+    return _result(took, rounds, ipv6)
+
+
+def _result(took: dict[str, list[Took]], rounds: int, ipv6: bool) -> Result:
+    figures = {name: spread([run.wall * 1e3 for run in runs]) for name, runs in took.items()}
+    cpu = {name: spread([run.cpu * 1e3 for run in runs]).median for name, runs in took.items()}
+    pairs = spread([ours.wall / theirs.wall for ours, theirs in zip(took["apply"], took["script"], strict=True)])
     ratio = figures["apply"].median / figures["script"].median
     families = "IPv4 and IPv6" if ipv6 else "IPv4"
     return Result(
@@ -55,6 +60,8 @@ def measure(python: str = sys.executable, rounds: int = ROUNDS, *, ipv6: bool = 
             *(f"{name}: {f.median:.1f} ms (quartiles {f.low:.1f} to {f.high:.1f})" for name, f in figures.items()),
             f"ratio of neighbouring runs: median {pairs.median:.2f}, quartiles {pairs.low:.2f} to {pairs.high:.2f}",
             f"a bare interpreter alone: ratio {figures['bare'].median / figures['script'].median:.2f}",
+            f"processor time: apply {cpu['apply']:.1f} ms, script {cpu['script']:.1f} ms, "
+            f"ratio {cpu['apply'] / cpu['script']:.2f}",
             f"{rounds} runs each, in turn, each in a fresh namespace",
         ),
     )

