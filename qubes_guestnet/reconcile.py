@@ -199,7 +199,7 @@ class _Work:
             self._save(ledger, record)
         # The interface of /qubes-mac has rank 0, also while that key is not valid: nobody then takes its place.
         return tuple(
-            self._report(settings, link, ledger.record, rank)
+            self._report(settings, link, ledger, rank)
             for rank, (settings, link) in enumerate(found, start=int(self._settings.held))
             if not self._asked.only or (link is not None and link.name == self._asked.only)
         )
@@ -217,11 +217,11 @@ class _Work:
             uplinks.append(UplinkSettings(mac, held=held))
         return uplinks
 
-    def _report(self, settings: UplinkSettings, link: Link | None, record: Record, rank: int) -> InterfaceReport:
+    def _report(self, settings: UplinkSettings, link: Link | None, ledger: Ledger, rank: int) -> InterfaceReport:
         if link is None:
             choice = uplink.choose_style(self._flags, self._configured, "")
-            return InterfaceReport(settings, None, choice, detached=settings.mac in record.detached)
-        entry = record.interface(link)
+            return InterfaceReport(settings, None, choice, detached=settings.mac in ledger.record.detached)
+        entry = ledger.record.interface(link)
         if entry.removed:
             choice = uplink.choose_style(self._flags, self._configured, "")
             return InterfaceReport(settings, link, choice, observed=self._kernel.observe(link, ()), removed=True)
@@ -230,7 +230,10 @@ class _Work:
         desired = uplink.desired(settings, choice.style, self._flags, rank)
         interesting = {neighbour.address for neighbour in desired.neighbours} | entry.owned.neighbours
         observed = self._kernel.observe(link, interesting)
-        ops = plan.plan(link, desired, observed, entry.owned, settings.held)
+        owned = plan.still_there(entry.owned, observed)
+        if owned != entry.owned and not self._asked.dry_run:
+            self._save(ledger, ledger.record.with_interface(entry._replace(owned=owned)))
+        ops = plan.plan(link, desired, observed, owned, settings.held)
         return InterfaceReport(settings, link, choice, desired, observed, ops)
 
     def _apply(self, reports: Iterable[InterfaceReport], ledger: Ledger, refused: set[plan.Op]) -> set[plan.Op]:
@@ -241,10 +244,10 @@ class _Work:
                 continue
             entry = ledger.record.interface(report.link)
             ops = [op for op in report.plan if op not in refused]
-            ahead, _ = plan.after(entry.owned, report.observed, ops)
+            ahead, _ = plan.after(entry.owned, ops)
             self._save(ledger, ledger.record.with_interface(entry._replace(owned=ahead)))
             done = self._carry_out(ops, failed)
-            _, owned = plan.after(entry.owned, report.observed, done)
+            _, owned = plan.after(entry.owned, done)
             self._save(ledger, ledger.record.with_interface(entry._replace(owned=owned)))
         return failed
 

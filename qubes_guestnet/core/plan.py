@@ -204,17 +204,22 @@ def stale_routes(desired: Iterable[Route], observed: Iterable[Route]) -> list[Ro
     return [route for route in observed if route.protocol == ROUTE_PROTOCOL and _way(route) not in wanted]
 
 
-def after(owned: Owned, observed: State, ops: Iterable[Op]) -> tuple[Owned, Owned]:
-    """The owned record before and after `ops` are applied.
+def still_there(owned: Owned, observed: State) -> Owned:
+    """What of the record is there still.
 
-    What is in the record and not in `observed` somebody or the kernel has taken away. It is ours no longer: should it
-    come back, then by another's hand.
+    The rest somebody or the kernel has taken away. It is ours no longer: should it come back, then by another's hand.
+    """
+    neighbours = {neighbour.address for neighbour in observed.neighbours}
+    return Owned(owned.addresses & observed.addresses, owned.neighbours & neighbours)
+
+
+def after(owned: Owned, ops: Iterable[Op]) -> tuple[Owned, Owned]:
+    """The owned record before and after `ops` are applied.
 
     The first is to be on disk before the kernel is asked: an agent killed between the two then owns too much, which
     harms nobody, and never too little, which would leave an address behind for ever.
     """
-    addresses = set(owned.addresses & observed.addresses)
-    neighbours = {neighbour.address for neighbour in observed.neighbours} & owned.neighbours
+    addresses, neighbours = set(owned.addresses), set(owned.neighbours)
     gone: set[Subject] = set()
     for op in ops:
         if op.verb is Verb.ADDRESS_ADD and isinstance(op.subject, ipaddress.IPv4Interface | ipaddress.IPv6Interface):

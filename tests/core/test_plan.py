@@ -21,6 +21,7 @@ from qubes_guestnet.core.plan import (
     in_order,
     meaning,
     plan,
+    still_there,
     takedown,
 )
 from qubes_guestnet.core.values import DEFAULT, IPInterface, IPNetwork, Link, Neighbour, Owned, Route, State
@@ -222,7 +223,9 @@ def test_the_record_before_and_after() -> None:
     observed = State(True, 1, frozenset({old}), frozenset({Neighbour(GATEWAY)}))
     desired = State(True, 1, frozenset({new}), frozenset({Neighbour(GATEWAY6)}))
     owned = Owned(frozenset({old, gone}), frozenset({GATEWAY}))
-    ahead, end = after(owned, observed, plan(LINK, desired, observed, owned))
+    there = still_there(owned, observed)
+    assert there == Owned(frozenset({old}), frozenset({GATEWAY}))
+    ahead, end = after(there, plan(LINK, desired, observed, there))
     assert ahead == Owned(frozenset({old, new}), frozenset({GATEWAY, GATEWAY6}))
     assert end == Owned(frozenset({new}), frozenset({GATEWAY6}))
 
