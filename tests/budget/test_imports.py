@@ -24,6 +24,7 @@ PURE_LIBRARY = {
 TOO_DEAR = {
     "argparse": "10 ms; the fast verbs are parsed by hand",
     "asyncio": "10 MB of resident memory",
+    "contextlib": "2 ms",
     "concurrent": "threads are not how the agent waits",
     "ctypes": "1 MB, and a way around every check",
     "dataclasses": "12 ms and 0.7 MB: it imports inspect; values are NamedTuples",
@@ -31,9 +32,11 @@ TOO_DEAR = {
     "importlib.metadata": "20 ms; the version is a constant",
     "inspect": "8 ms",
     "json": "5 ms; only `--json` needs it",
+    "logging": "1 MB and 6 ms with what it imports; system.systemd writes the journal's lines",
     "multiprocessing": "one process",
     "pathlib": "4 ms; strings do",
-    "random": "5 ms: it imports hashlib",
+    "random": "1 MB and 5 ms: it imports hashlib",
+    "re": "2 ms; allow-lists are sets of bytes",
     "shutil": "imports compressors",
     "ssl": "5 MB",
     "subprocess": "the agent runs no program on the happy path",
@@ -41,6 +44,7 @@ TOO_DEAR = {
     "threading": "one thread",
     "tomllib": "only when guestnet.toml exists",
     "traceback": "only for a bug",
+    "typing": "1 MB and 5 ms; it is for the type checker, see core/namedtuple.py",
     "unittest": "3 MB",
     "urllib": "there is no web in here",
 }
