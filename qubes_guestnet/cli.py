@@ -7,6 +7,7 @@ fifth of a cold `apply`) is loaded for what has options, for help, and to say wh
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -112,9 +113,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except KeyboardInterrupt:
         return 128 + 2  # as a shell shows SIGINT
-    except BrokenPipeError:
-        # the reader of a pipe went away; keep the interpreter's own flush at exit from complaining
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # Standard output: its reader went away, or its disk is full. Keep the interpreter's own flush from failing too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:
+            print(f"qubes-guestnet: standard output: {error.strerror}", file=sys.stderr)
         return EXIT_FAILED
 
 

@@ -27,8 +27,8 @@ def findings(paths: Paths, entries: Callable[[], dict[str, bytes]]) -> tuple[Fin
     except StoreError as error:
         return judge(Evidence(None, store_error=str(error), standing=agent))
     found = reconcile(untrusted_entries, netlink.Kernel(), paths, Pass(dry_run=True))
-    there = any(interface.link is not None for interface in found.interfaces)
-    servers = [str(server) for server in found.settings.dns.servers] if there else []
+    asked = any(interface.link is not None and interface.expected for interface in found.interfaces)
+    servers = [str(server) for server in found.settings.dns.servers] if asked else []
     silent = tuple(server for server in servers if not nameserver.answers(server))
     return judge(Evidence(found, "", agent, silent, _neighbour_limit()))
 

@@ -79,10 +79,12 @@ def _machine_findings(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _settings_findings(report: Report) -> Iterator[Finding]:
+    seen = not report.settings.held  # whether it is known what is expected
     for error in report.errors:
         code = {SettingsError: "settings-invalid", ConfigError: "config-invalid"}.get(type(error), "pass-failed")
+        seen &= code != "pass-failed"
         yield Finding(code, "error", error.problem, error.remedy or "see the journal of qubes-guestnet")
-    if not any(interface.expected or interface.link for interface in report.interfaces) and not report.settings.held:
+    if seen and not any(interface.expected or interface.removed for interface in report.interfaces):
         problem = "no provider is set: dom0 names no interface for this qube"
         yield Finding("no-provider", "note", problem, "nothing to do; or set one: qvm-prefs QUBE netvm PROVIDER")
 

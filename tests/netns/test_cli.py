@@ -1,0 +1,489 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every verb of the command line: what it prints, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.guest import (
+    DNS,
+    DNS2,
+    ENTRIES,
+    ENTRIES6,
+    GATEWAY,
+    GATEWAY6,
+    IP,
+    IP6,
+    MAC,
+    RESOLV_CONF,
+    Guest,
+)
+
+PROGRAM = (sys.executable, "-m", "qubes_guestnet")
+VERBS = {
+    "agent": "stay",
+    "apply": "make",
+    "plan": "print",
+    "status": "what",
+    "check": "diagnose",
+    "uplink": "what",
+    "wait-uplink": "return",
+    "lab": "qubes",
+}
+PLAN = [
+    "ip link set dev eth0 group 1",
+    f"ip address add {IP}/32 dev eth0",
+    f"ip neighbour replace {GATEWAY} lladdr fe:ff:ff:ff:ff:ff nud permanent dev eth0",
+    "ip link set dev eth0 up",
+    "ip route append default dev eth0 scope link proto 81",
+]
+PUBLISH = f"publish /etc/resolv.conf: {DNS} {DNS2}"
+WITH6 = {"ip6": f"{IP6}/128", "gateway6": GATEWAY6}
+
+
+def here(*words: str) -> subprocess.CompletedProcess[str]:
+    """The program in the test's own namespaces, where there is no QubesDB."""
+    return subprocess.run([*PROGRAM, *words], capture_output=True, text=True, timeout=30, check=False)
+
+
+# --- usage ---------------------------------------------------------------------------------------------------------
+
+WRONG = (
+    "", "frob", "apply eth0 eth1", "plan --dry-run", "status --frob", "check eth0", "uplink", "uplink add",
+    "uplink frob eth0", "uplink add eth0 eth1", "wait-uplink eth0", "wait-uplink --timeout", "wait-uplink --timeout x",
+    "agent now", "--frob",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_wrong_usage(words: str) -> None:
+    done = here(*words.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: qubes-guestnet")
+
+
+def test_help_names_every_verb_and_the_exit_status() -> None:
+    done = here("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    text = " ".join(done.stdout.split())
+    assert all(f" {verb} {first}" in text for verb, first in VERBS.items())
+    assert "Exit status: 0 done or nothing to do, 1 failed, 2 wrong usage" in text
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "lab"])
+def test_help_of_a_verb(verb: str) -> None:
+    done = here(verb, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: qubes-guestnet {verb}")
+    assert len(done.stdout.splitlines()) > 4
+
+
+def test_version() -> None:
+    done = here("--version")
+    assert done.returncode == 0
+    assert done.stdout.split()[0] == "qubes-guestnet"
+
+
+@pytest.mark.parametrize(
+    "words", ["apply", "plan", "plan --json", "status", "status --json", "wait-uplink --timeout 0"]
+)
+def test_without_qubesdb_one_line_says_what_to_do(words: str) -> None:
+    done = here(*words.split())
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("qubes-guestnet: ")
+    assert "qubes-db.service running?" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- plan and apply ------------------------------------------------------------------------------------------------
+
+
+def test_what_plan_prints_is_what_apply_does() -> None:
+    guest = Guest()
+    planned = guest.qube.guestnet("plan")
+    assert (planned.stdout.splitlines(), planned.stderr) == ([*PLAN, PUBLISH], "")
+    assert json.loads(guest.qube.guestnet("plan", "--json").stdout) == [*PLAN, PUBLISH]
+    dry = guest.qube.guestnet("apply", "--dry-run")
+    assert dry.stdout == planned.stdout
+    assert guest.oracle.addresses("eth0") == set()
+    assert guest.servers() == []
+    assert not guest.qube.path("/run/qubes-guestnet").exists()
+    applied = guest.qube.guestnet("apply")
+    assert applied.stdout.splitlines() == [*PLAN, "/etc/resolv.conf written"]
+    for verb in ("apply", "plan"):
+        again = guest.qube.guestnet(verb)
+        assert (again.stdout, again.stderr) == ("", "")
+    assert json.loads(guest.qube.guestnet("plan", "--json").stdout) == []
+
+
+def test_the_words_of_a_plan_are_commands_that_work() -> None:
+    """What it prints can be pasted into a shell, and gives the same network."""
+    guest = Guest(ENTRIES6)
+    lines = guest.qube.guestnet("plan").stdout.splitlines()
+    guest.oracle.run("sh", "-ec", "\n".join(line for line in lines if line.startswith("ip ")))
+    guest.check(servers=None, **WITH6)
+    left = guest.qube.guestnet("plan").stdout.splitlines()
+    assert left == [PUBLISH]
+
+
+@pytest.mark.parametrize("name", ["eth0", "eth1", "nothing"])
+def test_one_interface_only(name: str) -> None:
+    guest = Guest()
+    other = "00:16:3e:5e:6c:99"
+    guest.write(f"/net-config/{other}/ip", "192.168.7.5")
+    guest.plug("eth1", other, "vif5.1")
+    done = guest.qube.guestnet("apply", name)
+    assert guest.oracle.addresses("eth0") == ({f"{IP}/32"} if name == "eth0" else set())
+    assert guest.oracle.addresses("eth1") == ({"192.168.7.5/32"} if name == "eth1" else set())
+    assert ("nothing to do" in done.stdout) == (name == "nothing")
+
+
+def test_apply_with_an_error_does_the_rest_and_says_so() -> None:
+    guest = Guest({**ENTRIES, "/qubes-ip6": "fe80::1", "/qubes-secondary-dns": "10.139.1.2"})
+    failed = guest.qube.guestnet("apply", check=False)
+    assert failed.returncode == 1
+    assert failed.stdout.splitlines()[:5] == PLAN
+    assert failed.stderr.startswith("qubes-guestnet: /qubes-ip6: 'fe80::1' is not valid, expected ")
+    assert len(failed.stderr.splitlines()) == 1
+    guest.check()
+
+
+def test_plan_with_an_invalid_value() -> None:
+    guest = Guest({**ENTRIES, "/qubes-ip": "here; rm -rf /\n\x1b[31m"})
+    failed = guest.qube.guestnet("plan", check=False)
+    assert failed.returncode == 1
+    assert "\x1b" not in failed.stderr
+    assert "address add" not in failed.stdout
+
+
+def test_what_is_called_without_the_right_to_change_says_so() -> None:
+    guest = Guest()
+    done = guest.qube.run("unshare", "--user", *PROGRAM, "apply", check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert guest.oracle.addresses("eth0") == set()
+
+
+# --- uplink --------------------------------------------------------------------------------------------------------
+
+
+def test_uplink_add_waits_for_a_qubesdb_that_comes_late() -> None:
+    guest = Guest(None)
+    adding = guest.qube.spawn("add", *PROGRAM, "uplink", "add", "eth0")
+    eventually(lambda: "/usr" in adding.output() or adding.running)
+    guest.qube.start_store(ENTRIES)
+    assert adding.wait(15) == 0, adding.tail()
+    guest.check()
+
+
+def test_uplink_add_gives_up_on_a_qubesdb_that_never_comes() -> None:
+    guest = Guest(None)
+    sooner = "from qubes_guestnet import cli, commands; commands.STORE_SECONDS = 0.5; raise SystemExit(cli.main())"
+    failed = guest.qube.run(sys.executable, "-c", sooner, "uplink", "add", "eth0", check=False)
+    assert failed.returncode == 1
+    assert "qubes-db.service running?" in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+
+
+# --- wait-uplink ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.behaviour("B4")
+@pytest.mark.parametrize("entries", [{}, {"/qubes-mac": MAC}], ids=["nothing", "no-address"])
+def test_wait_uplink_is_done_at_once_when_none_is_expected(entries: dict[str, str]) -> None:
+    guest = Guest(entries, plugged=False)
+    done = guest.qube.guestnet("wait-uplink", "--timeout", "0")
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.behaviour("B3")
+def test_wait_uplink_gives_up_with_a_reason() -> None:
+    guest = Guest(plugged=False)
+    failed = guest.qube.guestnet("wait-uplink", "--timeout", "0.2", check=False)
+    assert failed.returncode == 1
+    assert failed.stderr == ("qubes-guestnet: not configured after 0.2 s: interface missing; qubes-guestnet check\n")
+    guest.plug()
+    failed = guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False)
+    assert failed.returncode == 1
+    assert f"not configured after 0 s: {PLAN[0]}" in failed.stderr
+
+
+@pytest.mark.behaviour("B3")
+@pytest.mark.parametrize("what", ["address", "link", "route", "neighbour"])
+def test_wait_uplink_is_not_content_with_less(what: str) -> None:
+    guest = Guest(ENTRIES6)
+    guest.qube.guestnet("apply")
+    assert guest.qube.guestnet("wait-uplink", "--timeout", "0").returncode == 0
+    harm = {
+        "address": f"address del {IP6}/128 dev eth0",
+        "link": "link set eth0 down",
+        "route": "-6 route del default dev eth0",
+        "neighbour": f"neighbour del {GATEWAY} dev eth0",
+    }
+    guest.ip(*harm[what].split())
+    assert guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 1
+
+
+@pytest.mark.behaviour("B3")
+def test_wait_uplink_waits_for_the_interface_that_is_there_now() -> None:
+    """The configured one goes while it is waited for another state; the new one counts."""
+    guest = Guest(plugged=False)
+    waiting = guest.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "20")
+    guest.plug("eth7")
+    guest.unplug()
+    guest.agent()
+    assert waiting.running
+    guest.plug("enX0")
+    assert waiting.wait(25) == 0, waiting.tail()
+    guest.check("enX0")
+
+
+@pytest.mark.behaviour("B4")
+def test_wait_uplink_of_a_detached_interface() -> None:
+    """dom0 took the provider away and left the keys: nothing is expected, until it writes again."""
+    guest = Guest()
+    guest.agent()
+    guest.unplug()
+    eventually(lambda: guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 0)
+    assert f"interface {MAC}: detached" in guest.qube.guestnet("status").stdout
+    guest.write("/qubes-gateway", "10.137.0.9")
+    eventually(lambda: guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 1)
+    guest.plug()
+    guest.qube.guestnet("wait-uplink")
+    guest.check(gateway="10.137.0.9")
+
+
+def test_wait_uplink_outlives_a_restart_of_qubesdb() -> None:
+    guest = Guest(None)
+    waiting = guest.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "20")
+    guest.qube.start_store(ENTRIES)
+    guest.qube.guestnet("apply")
+    assert waiting.wait(25) == 0, waiting.tail()
+
+
+def test_interrupted() -> None:
+    guest = Guest(plugged=False)
+    waiting = guest.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "30")
+    # It sleeps between two looks: the program is loaded, and what handles the signal is in place.
+    eventually(lambda: "_socket" in Path(f"/proc/{waiting.pid}/maps").read_text())
+    waiting.signal(signal.SIGINT)
+    assert (waiting.wait(), waiting.output()) == (130, "")
+
+
+# --- status --------------------------------------------------------------------------------------------------------
+
+
+def test_status_for_people() -> None:
+    guest = Guest(ENTRIES6)
+    guest.agent()
+    text = guest.qube.guestnet("status").stdout
+    for line in (
+        f"eth0 ({MAC}, veth): configured, up, carrier",
+        f"  addresses: {IP}/32 {IP6}/128",
+        "  default route: style device (default)",
+        f"/etc/resolv.conf: {DNS} {DNS2} (protected=no",
+        "to do: nothing",
+        "agent: running, state unchanged since 20",
+    ):
+        assert any(found.startswith(line) for found in text.splitlines()), (line, text)
+
+
+def test_status_for_programs() -> None:
+    guest = Guest(ENTRIES6)
+    guest.agent()
+    found = guest.status()
+    assert set(found) == {"interfaces", "resolver", "dns", "settled", "plan", "errors", "agent"}
+    (interface,) = found["interfaces"]
+    assert interface["name"] == "eth0"
+    assert interface["mac"] == MAC
+    assert interface["index"] == guest.oracle.link("eth0")["ifindex"]  # type: ignore[index]
+    assert (interface["present"], interface["expected"], interface["configured"]) == (True, True, True)
+    assert interface["desired"]["addresses"] == interface["observed"]["addresses"] == [f"{IP}/32", f"{IP6}/128"]
+    assert interface["plan"] == found["plan"] == found["errors"] == interface["held"] == []
+    assert found["settled"] is True
+    assert found["dns"] == found["resolver"]["servers"] == [DNS, DNS2]
+    assert (found["resolver"]["owner"], found["resolver"]["pending"]) == ("direct", False)
+    assert found["agent"]["running"] is True
+    assert found["agent"]["error"] == ""
+
+
+def test_status_changes_nothing_and_is_no_diagnosis() -> None:
+    guest = Guest({**ENTRIES, "/qubes-ip6": "rubbish"})
+    done = guest.qube.guestnet("status")
+    assert done.returncode == 0
+    assert "eth0 (00:16:3e:5e:6c:05, veth): NOT configured, down, no carrier" in done.stdout
+    assert "  IPv6: settings invalid, what was configured stays" in done.stdout
+    assert "error: /qubes-ip6: 'rubbish' is not valid" in done.stdout
+    assert "agent: not running" in done.stdout
+    assert not guest.oracle.is_up("eth0")
+    assert not guest.qube.path("/run/qubes-guestnet").exists()
+
+
+def test_status_of_an_ordinary_user() -> None:
+    guest = Guest()
+    guest.agent()
+    done = guest.qube.run("unshare", "--user", *PROGRAM, "status")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "configured, up, carrier" in done.stdout
+    if os.path.exists("/usr/bin/setpriv") and Path("/proc/self/uid_map").read_text().split()[2] != "1":
+        command = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *PROGRAM, "status", "--json")
+        done = guest.qube.run(*command, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", ["status", "status --json", "plan", "--help"])
+@pytest.mark.parametrize("where", ["closed-pipe", "full-disk"])
+def test_output_that_nobody_takes(words: str, where: str) -> None:
+    guest = Guest()
+    reader, writer = os.pipe()
+    os.close(reader)
+    if where == "full-disk":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), writer)
+    command = ["nsenter", "-t", str(guest.qube.pid), "-n", "-m", "-p", *PROGRAM, *words.split()]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, timeout=30, check=False
+    )
+    os.close(writer)
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 1, done.stderr
+    assert done.returncode == 1 or words == "--help"
+
+
+# --- check ---------------------------------------------------------------------------------------------------------
+
+# Answers every query by itself, which is an answer.
+DNS_SERVER = f"""
+import socket
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("{GATEWAY}", 53))
+print("up", flush=True)
+while True:
+    query, client = server.recvfrom(512)
+    server.sendto(query[:2] + b"\\x80\\x05" + query[4:], client)
+"""
+WELL = {**ENTRIES, "/qubes-primary-dns": GATEWAY, "/qubes-secondary-dns": ""}
+
+
+def healthy(guest: Guest) -> None:
+    """Its name server is the gateway, where one listens."""
+    server = guest.provider.spawn("dns", sys.executable, "-c", DNS_SERVER)
+    eventually(lambda: "up" in server.output(), trouble=server.output)
+    guest.agent()
+
+
+def test_all_is_well() -> None:
+    guest = Guest(WELL)
+    healthy(guest)
+    done = guest.qube.guestnet("check")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "all is well\n", "")
+    assert json.loads(guest.qube.guestnet("check", "--json").stdout) == []
+
+
+def test_a_finding_has_a_code_what_is_wrong_and_what_to_do() -> None:
+    guest = Guest(WELL, plugged=False)
+    guest.agent()
+    done = guest.qube.guestnet("check", check=False)
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()
+    assert first == f"error: interface-missing: dom0 expects an interface with the address {MAC}, and there is none"
+    assert second.startswith("  -> is the provider running?")
+    (finding,) = json.loads(guest.qube.guestnet("check", "--json", check=False).stdout)
+    assert set(finding) == {"code", "severity", "problem", "remedy"}
+
+
+def kill_qubesdb(guest: Guest) -> None:
+    assert guest.qube.store_daemon is not None
+    guest.qube.store_daemon.kill()
+
+
+def stop_agent(guest: Guest) -> None:
+    assert guest.qube.agent is not None
+    guest.qube.agent.stop()
+
+
+def undo_something(guest: Guest) -> None:
+    stop_agent(guest)
+    guest.ip("link", "set", "eth0", "group", "7")
+
+
+def overwrite_resolv_conf(guest: Guest) -> None:
+    stop_agent(guest)
+    guest.qube.write(RESOLV_CONF, "nameserver 192.0.2.1\n")
+
+
+def lower_the_limit(guest: Guest) -> None:
+    """Shown by the kernel in the first network namespace only."""
+    folder = "/proc/sys/net/ipv4/neigh"
+    guest.qube.run("mount", "-t", "tmpfs", "tmpfs", folder)
+    guest.qube.run("sh", "-ec", f"mkdir {folder}/default; echo 1024 > {folder}/default/gc_thresh3")
+
+
+def damage_the_record(guest: Guest) -> None:
+    stop_agent(guest)
+    guest.qube.run("sh", "-ec", "rm /run/qubes-guestnet/owned; mkdir /run/qubes-guestnet/owned")
+
+
+def break_the_file(guest: Guest) -> None:
+    assert guest.qube.agent is not None
+    guest.qube.write("/etc/qubes/guestnet.toml", "]")
+    guest.qube.agent.signal(signal.SIGHUP)
+
+
+def fall_back(guest: Guest) -> None:
+    guest.write("/qubes-primary-dns", DNS)
+    guest.unplug()
+    guest.plug(arp="own")
+    guest.soon_configured(style="gateway", servers=(DNS,))
+
+
+CODES = {
+    "no-qubesdb": (kill_qubesdb, set()),
+    "no-provider": (lambda guest: guest.remove("/qubes-ip"), set()),
+    "settings-invalid": (lambda guest: guest.write("/qubes-ip6", "rubbish"), {"agent-error"}),
+    "config-invalid": (break_the_file, {"agent-error"}),
+    "plan-not-empty": (undo_something, {"agent-not-running"}),
+    "resolv-conf-differs": (overwrite_resolv_conf, {"agent-not-running"}),
+    "resolv-conf-foreign": (
+        lambda guest: guest.qube.write("/etc/qubes/protected-files.d/mine", "/etc/resolv.conf\n"),
+        set(),
+    ),
+    "dns-unreachable": (lambda guest: guest.write("/qubes-secondary-dns", "10.137.0.7"), set()),
+    "fallback-in-use": (fall_back, {"dns-unreachable"}),
+    "agent-not-running": (stop_agent, set()),
+    "agent-error": (lambda guest: guest.write("/qubes-netmask", "rubbish"), {"settings-invalid"}),
+    "taken-down": (lambda guest: guest.qube.guestnet("uplink", "remove", "eth0"), set()),
+    "neighbour-limit-low": (lower_the_limit, set()),
+    "pass-failed": (damage_the_record, {"agent-not-running"}),
+    "interface-missing": (
+        lambda guest: (guest.unplug(), guest.write("/qubes-gateway", "10.137.0.9")),
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_for_real(code: str) -> None:
+    cause, besides = CODES[code]
+    guest = Guest(WELL)
+    healthy(guest)
+    cause(guest)
+    expected = {code} | besides
+
+    def found() -> bool:
+        done = guest.qube.guestnet("check", "--json", check=False)
+        findings = json.loads(done.stdout)
+        errors = [finding for finding in findings if finding["severity"] == "error"]
+        assert (done.returncode, done.stderr) == (1 if errors else 0, "")
+        assert {finding["code"] for finding in findings} == expected
+        return True
+
+    eventually(found, what=f"{code} alone", trouble=guest.log)
