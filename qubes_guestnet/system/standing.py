@@ -37,7 +37,7 @@ def read(folder: str) -> Standing:
     data = files.read(os.path.join(folder, _NAME))
     facts = dict(line.partition(" ")[::2] for line in (data or b"").decode("utf-8", "replace").splitlines())
     pid, _, start = facts.get("agent", "").partition(" ")
-    running = pid.isdigit() and start != "" and _start(int(pid)) == start
+    running = pid.isdecimal() and start != "" and _start(int(pid)) == start
     return Standing(running, facts.get("since", ""), facts.get("error", "") if running else "")
 
 
