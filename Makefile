@@ -4,6 +4,8 @@ PYTHON ?= python3
 STEPS ?= 10000
 SEED ?=
 VENV := .venv/bin
+# What talks to the kernel through pyroute2, and so is run with its oldest supported release as well.
+NETLINK_TESTS := tests/netns/test_uplink.py tests/netns/test_agent.py tests/netns/test_model.py
 export PYTHON
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
@@ -18,7 +20,7 @@ demo: ## one qube gets its network from QubesDB, step by step (no root, no Xen, 
 	@$(VENV)/python -m qubes_guestnet lab demo
 
 test: lint unit ## everything that CI runs: lint, types, all tests, both pyroute2 generations, coverage of core
-	.venv-oldest/bin/python -m pytest -q tests/contract
+	.venv-oldest/bin/python -m pytest -q tests/contract $(NETLINK_TESTS)
 	$(VENV)/python -m pytest --ignore=tests/core
 
 lint: setup-test ## ruff and mypy
