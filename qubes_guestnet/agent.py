@@ -15,12 +15,13 @@ import signal
 import time
 from collections.abc import Iterable
 
-from .core import pace, proxyarp, settings
+from .core import pace, settings
 from .core.report import Report
 from .core.resolver import RewriteBudget
 from .errors import GuestnetError, StoreError
-from .reconcile import Pass, Paths, reconcile, record_fallback
-from .system import netlink, netlink_messages, qubesdb, standing, systemd, wakeups
+from .prober import Prober
+from .reconcile import Pass, Paths, reconcile
+from .system import netlink, qubesdb, standing, systemd, wakeups
 from .system.systemd import ERROR, INFO, WARNING, log
 
 
@@ -38,7 +39,7 @@ class Agent:
         self._events = netlink.Events()
         self._signals.register(self._events.fileno())
         self._connection = _Connection(self._signals)
-        self._prober = _Prober(self._kernel, self._events, paths)
+        self._prober = Prober(self._kernel, self._events, paths)
         self._budget = RewriteBudget()
         self._journal = _Journal(paths)
         self._pace = pace.Pace()
@@ -224,79 +225,6 @@ class _Connection:
         if self.attempts:
             log(INFO, f"QubesDB answers again after {self.attempts} attempts")
         self.attempts = 0
-
-
-class _Prober:
-    """Has the kernel resolve an address where a device route is in use, and gives that route up without an answer."""
-
-    def __init__(self, kernel: netlink.Kernel, events: netlink.Events, paths: Paths) -> None:
-        self._kernel, self._events, self._paths = kernel, events, paths
-        self._running: dict[proxyarp.Question, float] = {}
-        self._answered: set[proxyarp.Question] = set()
-
-    def due(self) -> float | None:
-        """When the next question times out."""
-        return min(self._running.values(), default=None)
-
-    def consider(self, report: Report) -> None:
-        """Start probes for interfaces that a pass has just configured; forget those of interfaces that went."""
-        asked = set()
-        for interface in report.interfaces:
-            if interface.plan:
-                continue
-            question = proxyarp.question(report.settings, interface.settings, interface.link, interface.choice.style)
-            if question is not None:
-                asked.add(question)
-        self._answered &= asked
-        self._running = {question: due for question, due in self._running.items() if question in asked}
-        fresh = asked - self._answered - set(self._running)
-        self._events.neighbours(bool(fresh or self._running))
-        for question in fresh:
-            self._start(question)
-
-    def serve(self) -> bool:
-        """Look for answers. True when a device route was given up, and a pass is to follow."""
-        gave_up = False
-        now = time.monotonic()
-        for question, due in list(self._running.items()):
-            state = self._neighbour_state(question)
-            if state & netlink_messages.NUD_VALID:
-                self._answered.add(question)
-            elif due > now:
-                continue
-            elif state == 0:
-                self._start(question)  # the link went down and up meanwhile, and the entry with it: ask once more
-                continue
-            else:
-                gave_up |= self._give_up(question)
-            del self._running[question]
-            self._events.neighbours(bool(self._running))
-        return gave_up
-
-    def _neighbour_state(self, question: proxyarp.Question) -> int:
-        try:
-            return self._kernel.neighbour_state(question.ifindex, question.address)[0]
-        except GuestnetError:
-            return netlink_messages.NUD_FAILED  # not knowing is no answer
-
-    def _start(self, question: proxyarp.Question) -> None:
-        try:
-            self._kernel.solicit(question.ifindex, question.address)
-        except GuestnetError:
-            # The interface went between the pass and now, and its event is on the way.
-            self._running.pop(question, None)
-            return
-        self._running[question] = time.monotonic() + proxyarp.PROMPT_SECONDS
-
-    def _give_up(self, question: proxyarp.Question) -> bool:
-        fallback = proxyarp.fallback(question)
-        try:
-            record_fallback(self._paths, question.ifindex, question.mac, fallback)
-        except GuestnetError as error:
-            log(ERROR, str(error))
-            return False
-        log(WARNING, f"falling back to the gateway route: {fallback.reason}")
-        return True
 
 
 class _Journal:

@@ -225,7 +225,7 @@ class _Work:
         if entry.removed:
             choice = uplink.choose_style(self._flags, self._configured, "")
             return InterfaceReport(settings, link, choice, observed=self._kernel.observe(link, ()), removed=True)
-        reason = proxyarp.standing(entry.fallback, self._settings, settings)
+        reason = proxyarp.standing(entry.fallback, settings)
         choice = uplink.choose_style(self._flags, self._configured, reason)
         desired = uplink.desired(settings, choice.style, self._flags, rank)
         interesting = {neighbour.address for neighbour in desired.neighbours} | entry.owned.neighbours

@@ -3,7 +3,10 @@
 
 Linux delays proxied answers by a random 0 to 0.8 s (net.ipv4.neigh.*.proxy_delay), for every new destination anew, and
 Whonix's gateway does not proxy at all: every connection then fails after 3 s. So with the style `device` the agent has
-the kernel resolve one address that every qube has, the first virtual DNS server, and watches how long that takes.
+the kernel resolve addresses that every qube has, the virtual DNS servers, and watches how long that takes.
+
+The best of three answers counts. One that is late by nature comes in time by chance once in eight times, and one that
+is prompt can get lost when the link has just come up: the kernel asks again only after a second.
 """
 
 from __future__ import annotations
@@ -21,19 +24,34 @@ PROMPT_SECONDS = 0.1
 
 
 class Question(NamedTuple):
-    """What a probe is about. The answer holds as long as none of this changes.
+    """What a probe is about. The verdict holds as long as none of this changes.
 
     Args:
         ifindex: interface index.
         mac: its link-layer address.
         gateway: the IPv4 gateway.
-        address: whom the kernel is to resolve.
+        addresses: whom the kernel can be asked to resolve, at least one.
     """
 
     ifindex: int
     mac: str
     gateway: IPAddress
-    address: ipaddress.IPv4Address
+    addresses: tuple[ipaddress.IPv4Address, ...]
+
+    def whom(self, answers: tuple[bool, ...]) -> ipaddress.IPv4Address:
+        """Whose turn it is, given which former answers were prompt.
+
+        Never one that owes us an answer: it could come late and pass for a prompt one.
+        """
+        other = self.addresses[-1]
+        return self.addresses[0] if not answers or (len(answers) > 1 and answers[0]) else other
+
+    def verdict(self, answers: tuple[bool, ...]) -> bool | None:
+        """Whether the provider answers for everybody, promptly; None while another answer is needed."""
+        if answers.count(True) > 1:
+            return True
+        nobody_else = False in answers and len(self.addresses) == 1
+        return False if answers.count(False) > 1 or nobody_else else None
 
 
 def question(settings: Settings, uplink: UplinkSettings, link: Link | None, style: Style) -> Question | None:
@@ -41,31 +59,25 @@ def question(settings: Settings, uplink: UplinkSettings, link: Link | None, styl
 
     An interface without carrier is not asked: on Xen the carrier comes when the provider's side is set up.
     """
-    if link is None or not link.running or style is not Style.DEVICE:
+    if link is None or not link.running or style is not Style.DEVICE or uplink.ipv4 is None:
         return None
-    if uplink.ipv4 is None or uplink.ipv4.gateway is None or not settings.dns.servers:
+    # These have a permanent entry, or are us: the kernel would not ask.
+    ours = (uplink.ipv4.gateway, uplink.ipv4.interface.ip)
+    addresses = tuple(server for server in settings.dns.servers if server not in ours)
+    if uplink.ipv4.gateway is None or not addresses:
         return None
-    address = settings.dns.servers[0]
-    if address == uplink.ipv4.gateway or address == uplink.ipv4.interface.ip:
-        return None  # has a permanent entry, or is us: the kernel would not ask
-    return Question(link.ifindex, link.mac, uplink.ipv4.gateway, address)
+    return Question(link.ifindex, link.mac, uplink.ipv4.gateway, addresses)
 
 
 def fallback(asked: Question) -> Fallback:
-    """The record of an answer that did not come in time."""
+    """The record of answers that did not come in time."""
     milliseconds = int(PROMPT_SECONDS * 1000)
-    reason = f"no ARP answer for {asked.address} within {milliseconds} ms, the provider proxies it late or not at all"
-    return Fallback(asked.gateway, asked.address, reason)
+    names = " and ".join(map(str, asked.addresses))
+    reason = f"no ARP answer for {names} within {milliseconds} ms, the provider proxies it late or not at all"
+    return Fallback(asked.gateway, reason)
 
 
-def standing(recorded: Fallback | None, settings: Settings, uplink: UplinkSettings) -> str:
-    """Why a recorded fall-back still holds, "" when there is none or what it was about has changed.
-
-    The provider is who it was as long as the gateway is. Another DNS server is a reason to ask anew, but no server,
-    or one that nobody can ask about, is not: a bad DNS value must not cost the qube its routes.
-    """
+def standing(recorded: Fallback | None, uplink: UplinkSettings) -> str:
+    """Why a recorded fall-back still holds, "" when there is none, or when another gateway is another provider."""
     gateway = uplink.ipv4.gateway if uplink.ipv4 else None
-    if recorded is None or recorded.gateway != gateway:
-        return ""
-    first = settings.dns.servers[:1]
-    return recorded.reason if not first or first[0] in (recorded.probed, gateway) else ""
+    return recorded.reason if recorded is not None and recorded.gateway == gateway else ""

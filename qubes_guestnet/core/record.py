@@ -17,16 +17,14 @@ HEADER = "# What qubes-guestnet made here. Written by it; do not edit.\n"
 
 
 class Fallback(NamedTuple):
-    """Why an interface left the device route. Holds for this gateway and this probed address only.
+    """Why an interface left the device route. Holds as long as the gateway is the same.
 
     Args:
         gateway: the IPv4 gateway the interface had.
-        probed: the address whose resolution was watched.
         reason: for people.
     """
 
     gateway: IPAddress
-    probed: IPAddress
     reason: str
 
 
@@ -127,7 +125,7 @@ def _lines(record: Record) -> Iterator[str]:
         yield from sorted(f"address {address}" for address in entry.owned.addresses)
         yield from sorted(f"neighbour {address}" for address in entry.owned.neighbours)
         if entry.fallback is not None:
-            yield f"fallback {entry.fallback.gateway} {entry.fallback.probed} {entry.fallback.reason}"
+            yield f"fallback {entry.fallback.gateway} {entry.fallback.reason}"
         if entry.removed:
             yield "removed"
     yield from (f"detached {mac}" for mac in sorted(record.detached))
@@ -149,8 +147,8 @@ def _neighbour(entry: Interface, text: str) -> Interface:
 
 
 def _fallback(entry: Interface, text: str) -> Interface:
-    gateway, probed, reason = text.split(" ", 2)
-    return entry._replace(fallback=Fallback(ipaddress.ip_address(gateway), ipaddress.ip_address(probed), reason))
+    gateway, reason = text.split(" ", 1)
+    return entry._replace(fallback=Fallback(ipaddress.ip_address(gateway), reason))
 
 
 def _removed(entry: Interface, _text: str) -> Interface:

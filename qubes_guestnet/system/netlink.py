@@ -110,6 +110,11 @@ class Kernel:
         message = rtnl.neighbour_message(ifindex, address, rtnl.NTF_USE)
         self._command("neighbour use", message, rtnl.RTM_NEWNEIGH, rtnl.NLM_F_CREATE | rtnl.NLM_F_REPLACE)
 
+    def forget(self, ifindex: int, address: IPAddress) -> None:
+        """Drop what the kernel has learned about a neighbour; the next packet to it has to ask."""
+        message = rtnl.neighbour_message(ifindex, address)
+        self._command(f"neighbour del {address}", message, rtnl.RTM_DELNEIGH, 0, Verb.NEIGHBOUR_DEL)
+
     def apply(self, op: Op) -> None:
         """Carry out one operation. An answer that means "already so" is success.
 

@@ -43,7 +43,7 @@ def test_a_provider_that_does_not_answer(arp: str) -> None:
     (interface,) = guest.status()["interfaces"]
     assert (interface["style"], interface["style_reason"][:28]) == ("gateway", "fall-back: no ARP answer for")
     text = guest.qube.guestnet("status").stdout
-    assert "default route: style gateway (fall-back: no ARP answer for 10.139.1.1 within 100 ms" in text
+    assert "default route: style gateway (fall-back: no ARP answer for 10.139.1.1 and 10.139.1.2 within 100 ms" in text
 
 
 def test_a_provider_that_answers_late() -> None:
@@ -83,19 +83,17 @@ def test_a_new_interface_starts_with_the_device_route_again() -> None:
     never(lambda: guest.said(FALLING) > 1, 0.3)
 
 
-@pytest.mark.parametrize("key", ["/qubes-gateway", "/qubes-primary-dns"])
-def test_another_gateway_or_server_is_tried_anew(key: str) -> None:
+def test_another_gateway_is_tried_anew() -> None:
     guest = Guest(plugged=False)
     guest.plug(arp="own")
     guest.agent()
     guest.soon_configured(style="gateway")
     guest.provider.wire(f"echo 1 > /proc/sys/net/ipv4/conf/{VIF}/proxy_arp")
-    guest.ip("neighbour", "del", DNS, "dev", "eth0")  # the kernel asks for it once a second, and so still does
-    guest.write(key, "10.139.1.7")
-    wanted = {"gateway": "10.139.1.7"} if key == "/qubes-gateway" else {"servers": ("10.139.1.7", "10.139.1.2")}
-    guest.soon_configured(**wanted)
-    never(lambda: guest.said(FALLING) > 1, 0.3)
-    guest.check(**wanted)
+    guest.ip("neighbour", "flush", "dev", "eth0")  # the kernel asks for it once a second, and so still does
+    guest.write("/qubes-gateway", "10.139.1.7")
+    guest.soon_configured(gateway="10.139.1.7")
+    never(lambda: guest.said(FALLING) > 1, 0.5)
+    guest.check(gateway="10.139.1.7")
 
 
 def test_without_carrier_nobody_is_asked() -> None:
