@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +22,6 @@ from tests.support.guest import (
     IP,
     IP6,
     MAC,
-    RESOLV_CONF,
     Guest,
 )
 
@@ -193,91 +191,6 @@ def test_uplink_add_gives_up_on_a_qubesdb_that_never_comes() -> None:
     assert len(failed.stderr.splitlines()) == 1
 
 
-# --- wait-uplink ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.behaviour("B4")
-@pytest.mark.parametrize("entries", [{}, {"/qubes-mac": MAC}], ids=["nothing", "no-address"])
-def test_wait_uplink_is_done_at_once_when_none_is_expected(entries: dict[str, str]) -> None:
-    guest = Guest(entries, plugged=False)
-    done = guest.qube.guestnet("wait-uplink", "--timeout", "0")
-    assert (done.stdout, done.stderr) == ("", "")
-
-
-@pytest.mark.behaviour("B3")
-def test_wait_uplink_gives_up_with_a_reason() -> None:
-    guest = Guest(plugged=False)
-    failed = guest.qube.guestnet("wait-uplink", "--timeout", "0.2", check=False)
-    assert failed.returncode == 1
-    assert failed.stderr == ("qubes-guestnet: not configured after 0.2 s: interface missing; qubes-guestnet check\n")
-    guest.plug()
-    failed = guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False)
-    assert failed.returncode == 1
-    assert f"not configured after 0 s: {PLAN[0]}" in failed.stderr
-
-
-@pytest.mark.behaviour("B3")
-@pytest.mark.parametrize("what", ["address", "link", "route", "neighbour"])
-def test_wait_uplink_is_not_content_with_less(what: str) -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.guestnet("apply")
-    assert guest.qube.guestnet("wait-uplink", "--timeout", "0").returncode == 0
-    harm = {
-        "address": f"address del {IP6}/128 dev eth0",
-        "link": "link set eth0 down",
-        "route": "-6 route del default dev eth0",
-        "neighbour": f"neighbour del {GATEWAY} dev eth0",
-    }
-    guest.ip(*harm[what].split())
-    assert guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 1
-
-
-@pytest.mark.behaviour("B3")
-def test_wait_uplink_waits_for_the_interface_that_is_there_now() -> None:
-    """The configured one goes while it is waited for another state; the new one counts."""
-    guest = Guest(plugged=False)
-    waiting = guest.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "20")
-    guest.plug("eth7")
-    guest.unplug()
-    guest.agent()
-    assert waiting.running
-    guest.plug("enX0")
-    assert waiting.wait(25) == 0, waiting.tail()
-    guest.check("enX0")
-
-
-@pytest.mark.behaviour("B4")
-def test_wait_uplink_of_a_detached_interface() -> None:
-    """dom0 took the provider away and left the keys: nothing is expected, until it writes again."""
-    guest = Guest()
-    guest.agent()
-    guest.unplug()
-    eventually(lambda: guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 0)
-    assert f"interface {MAC}: detached" in guest.qube.guestnet("status").stdout
-    guest.write("/qubes-gateway", "10.137.0.9")
-    eventually(lambda: guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 1)
-    guest.plug()
-    guest.qube.guestnet("wait-uplink")
-    guest.check(gateway="10.137.0.9")
-
-
-def test_wait_uplink_outlives_a_restart_of_qubesdb() -> None:
-    guest = Guest(None)
-    waiting = guest.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "20")
-    guest.qube.start_store(ENTRIES)
-    guest.qube.guestnet("apply")
-    assert waiting.wait(25) == 0, waiting.tail()
-
-
-def test_interrupted() -> None:
-    guest = Guest(plugged=False)
-    waiting = guest.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "30")
-    # It sleeps between two looks: the program is loaded, and what handles the signal is in place.
-    eventually(lambda: "_socket" in Path(f"/proc/{waiting.pid}/maps").read_text())
-    waiting.signal(signal.SIGINT)
-    assert (waiting.wait(), waiting.output()) == (130, "")
-
-
 # --- status --------------------------------------------------------------------------------------------------------
 
 
@@ -356,134 +269,3 @@ def test_output_that_nobody_takes(words: str, where: str) -> None:
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) <= 1, done.stderr
     assert done.returncode == 1 or words == "--help"
-
-
-# --- check ---------------------------------------------------------------------------------------------------------
-
-# Answers every query by itself, which is an answer.
-DNS_SERVER = f"""
-import socket
-server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-server.bind(("{GATEWAY}", 53))
-print("up", flush=True)
-while True:
-    query, client = server.recvfrom(512)
-    server.sendto(query[:2] + b"\\x80\\x05" + query[4:], client)
-"""
-WELL = {**ENTRIES, "/qubes-primary-dns": GATEWAY, "/qubes-secondary-dns": ""}
-
-
-def healthy(guest: Guest) -> None:
-    """Its name server is the gateway, where one listens."""
-    server = guest.provider.spawn("dns", sys.executable, "-c", DNS_SERVER)
-    eventually(lambda: "up" in server.output(), trouble=server.output)
-    guest.agent()
-
-
-def test_all_is_well() -> None:
-    guest = Guest(WELL)
-    healthy(guest)
-    done = guest.qube.guestnet("check")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "all is well\n", "")
-    assert json.loads(guest.qube.guestnet("check", "--json").stdout) == []
-
-
-def test_a_finding_has_a_code_what_is_wrong_and_what_to_do() -> None:
-    guest = Guest(WELL, plugged=False)
-    guest.agent()
-    done = guest.qube.guestnet("check", check=False)
-    assert done.returncode == 1
-    first, second = done.stdout.splitlines()
-    assert first == f"error: interface-missing: dom0 expects an interface with the address {MAC}, and there is none"
-    assert second.startswith("  -> is the provider running?")
-    (finding,) = json.loads(guest.qube.guestnet("check", "--json", check=False).stdout)
-    assert set(finding) == {"code", "severity", "problem", "remedy"}
-
-
-def kill_qubesdb(guest: Guest) -> None:
-    assert guest.qube.store_daemon is not None
-    guest.qube.store_daemon.kill()
-
-
-def stop_agent(guest: Guest) -> None:
-    assert guest.qube.agent is not None
-    guest.qube.agent.stop()
-
-
-def undo_something(guest: Guest) -> None:
-    stop_agent(guest)
-    guest.ip("link", "set", "eth0", "group", "7")
-
-
-def overwrite_resolv_conf(guest: Guest) -> None:
-    stop_agent(guest)
-    guest.qube.write(RESOLV_CONF, "nameserver 192.0.2.1\n")
-
-
-def lower_the_limit(guest: Guest) -> None:
-    """Shown by the kernel in the first network namespace only."""
-    folder = "/proc/sys/net/ipv4/neigh"
-    guest.qube.run("mount", "-t", "tmpfs", "tmpfs", folder)
-    guest.qube.run("sh", "-ec", f"mkdir {folder}/default; echo 1024 > {folder}/default/gc_thresh3")
-
-
-def damage_the_record(guest: Guest) -> None:
-    stop_agent(guest)
-    guest.qube.run("sh", "-ec", "rm /run/qubes-guestnet/owned; mkdir /run/qubes-guestnet/owned")
-
-
-def break_the_file(guest: Guest) -> None:
-    assert guest.qube.agent is not None
-    guest.qube.write("/etc/qubes/guestnet.toml", "]")
-    guest.qube.agent.signal(signal.SIGHUP)
-
-
-def fall_back(guest: Guest) -> None:
-    guest.write("/qubes-primary-dns", DNS)
-    guest.unplug()
-    guest.plug(arp="own")
-    guest.soon_configured(style="gateway", servers=(DNS,))
-
-
-CODES = {
-    "no-qubesdb": (kill_qubesdb, set()),
-    "no-provider": (lambda guest: guest.remove("/qubes-ip"), set()),
-    "settings-invalid": (lambda guest: guest.write("/qubes-ip6", "rubbish"), {"agent-error"}),
-    "config-invalid": (break_the_file, {"agent-error"}),
-    "plan-not-empty": (undo_something, {"agent-not-running"}),
-    "resolv-conf-differs": (overwrite_resolv_conf, {"agent-not-running"}),
-    "resolv-conf-foreign": (
-        lambda guest: guest.qube.write("/etc/qubes/protected-files.d/mine", "/etc/resolv.conf\n"),
-        set(),
-    ),
-    "dns-unreachable": (lambda guest: guest.write("/qubes-secondary-dns", "10.137.0.7"), set()),
-    "fallback-in-use": (fall_back, {"dns-unreachable"}),
-    "agent-not-running": (stop_agent, set()),
-    "agent-error": (lambda guest: guest.write("/qubes-netmask", "rubbish"), {"settings-invalid"}),
-    "taken-down": (lambda guest: guest.qube.guestnet("uplink", "remove", "eth0"), set()),
-    "neighbour-limit-low": (lower_the_limit, set()),
-    "pass-failed": (damage_the_record, {"agent-not-running"}),
-    "interface-missing": (
-        lambda guest: (guest.unplug(), guest.write("/qubes-gateway", "10.137.0.9")),
-        set(),
-    ),
-}
-
-
-@pytest.mark.parametrize("code", CODES)
-def test_every_code_for_real(code: str) -> None:
-    cause, besides = CODES[code]
-    guest = Guest(WELL)
-    healthy(guest)
-    cause(guest)
-    expected = {code} | besides
-
-    def found() -> bool:
-        done = guest.qube.guestnet("check", "--json", check=False)
-        findings = json.loads(done.stdout)
-        errors = [finding for finding in findings if finding["severity"] == "error"]
-        assert (done.returncode, done.stderr) == (1 if errors else 0, "")
-        assert {finding["code"] for finding in findings} == expected
-        return True
-
-    eventually(found, what=f"{code} alone", trouble=guest.log)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`uplink add` and `uplink remove` at the same time, one after the other, and late."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+import pytest
+
+from qubes_guestnet.lab.qube import Service
+from tests.support.eventually import eventually
+from tests.support.guest import ENTRIES6, GATEWAY6, GATEWAY_FLAG, IP6, Guest
+from tests.support.needs import needs
+
+LOCK = "/run/qubes-guestnet/lock"
+WITH6 = {"ip6": f"{IP6}/128", "gateway6": GATEWAY6}
+
+
+def hold_the_lock(guest: Guest) -> Service:
+    """What another run of the program does while it works."""
+    needs("flock")
+    guest.qube.run("mkdir", "-p", os.path.dirname(LOCK))
+    said = len(log.read_text()) if (log := guest.qube.folder / "holder.log").exists() else 0
+    holder = guest.qube.spawn("holder", "flock", "--close", LOCK, "sh", "-c", "echo held; exec sleep 1000")
+    eventually(lambda: "held" in holder.output()[said:])
+    return holder
+
+
+def files_of(service: Service) -> list[str]:
+    """Files that a process has open."""
+    folder = f"/proc/{service.pid}/fd"
+    found = []
+    for number in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"{folder}/{number}"))
+    return found
+
+
+@pytest.mark.behaviour("B2")
+@pytest.mark.parametrize("how_many", [2, 8])
+@pytest.mark.parametrize("style", ["device", "gateway"])
+def test_adding_in_parallel(how_many: int, style: str) -> None:
+    guest = Guest(ENTRIES6)
+    guest.qube.set_flag(GATEWAY_FLAG, style == "gateway")
+    command = [sys.executable, "-m", "qubes_guestnet", "uplink", "add", "eth0"]
+    runs = [guest.qube.spawn(f"add{number}", *command) for number in range(how_many)]
+    assert [run.wait(20) for run in runs] == [0] * how_many, [run.tail() for run in runs]
+    guest.check(style=style, **WITH6)
+    told = [line for run in runs for line in run.output().splitlines()]
+    assert len(told) == len(set(told)), "something was done twice"
+
+
+@pytest.mark.behaviour("B1")
+def test_add_while_a_remove_is_delayed() -> None:
+    """The two wait for the lock together, and either may come first; the remove means the interface that went."""
+    guest = Guest()
+    program = [sys.executable, "-m", "qubes_guestnet", "uplink"]
+    guest.qube.run(*program, "add", "eth0")
+    for round_number in range(3):
+        holder = hold_the_lock(guest)
+        remove = guest.qube.spawn(f"remove{round_number}", *program, "remove", "eth0")
+        eventually(lambda: LOCK in files_of(remove), what="remove waits for the lock")  # noqa: B023
+        guest.unplug()
+        guest.plug()
+        add = guest.qube.spawn(f"add{round_number}", *program, "add", "eth0")
+        eventually(lambda: LOCK in files_of(add), what="add waits for the lock")  # noqa: B023
+        holder.kill()
+        assert [remove.wait(20), add.wait(20)] == [0, 0], remove.tail() + add.tail()
+        guest.check()
+
+
+@pytest.mark.behaviour("B1")
+def test_remove_then_add() -> None:
+    guest = Guest()
+    guest.qube.guestnet("uplink", "add", "eth0")
+    for _ in range(2):
+        guest.unplug()
+        guest.qube.guestnet("uplink", "remove", "eth0")
+        guest.plug()
+        guest.qube.guestnet("uplink", "add", "eth0")
+        guest.check()
+
+
+@pytest.mark.behaviour("B18")
+def test_remove_takes_the_link_down_and_keeps_it_down() -> None:
+    guest = Guest(ENTRIES6)
+    guest.qube.guestnet("uplink", "add", "eth0")
+    done = guest.qube.guestnet("uplink", "remove", "eth0")
+    assert done.stdout == "ip link set dev eth0 down\n"
+    assert not guest.oracle.is_up("eth0")
+    assert guest.oracle.routes(4) == []
+    guest.qube.guestnet("uplink", "remove", "eth0")
+    assert not guest.oracle.is_up("eth0")
+    guest.qube.guestnet("uplink", "add", "eth0")
+    guest.check(**WITH6)
+
+
+@pytest.mark.behaviour("B18")
+def test_remove_without_interface_or_qubesdb() -> None:
+    guest = Guest()
+    guest.qube.guestnet("uplink", "remove", "eth0")
+    assert guest.oracle.link("eth0") is not None
+    guest.qube.guestnet("uplink", "add", "eth0")
+    assert guest.qube.store_daemon is not None
+    guest.qube.store_daemon.kill()
+    guest.qube.guestnet("uplink", "remove", "eth0")
+    assert not guest.oracle.is_up("eth0")
+    guest.unplug()
+    assert guest.qube.guestnet("uplink", "remove", "eth0").stderr == ""
+
+
+@pytest.mark.behaviour("B18")
+@pytest.mark.parametrize("name", ["eth1", "lo"])
+def test_remove_leaves_what_we_never_configured(name: str) -> None:
+    guest = Guest()
+    guest.plug("eth1", "00:16:3e:5e:6c:77", "vif5.1")
+    guest.ip("link", "set", "eth1", "up")
+    guest.qube.guestnet("apply")
+    guest.qube.guestnet("uplink", "remove", name)
+    assert guest.oracle.is_up(name)
+    guest.check()
+
+
+def test_a_lock_that_is_not_given_back() -> None:
+    """A stopped program must not stop all others for ever; the one that waits says who is in its way."""
+    guest = Guest()
+    holder = hold_the_lock(guest)
+    failed = guest.qube.guestnet("apply", check=False, timeout=30)
+    assert failed.returncode == 1
+    assert "another qubes-guestnet holds it" in failed.stderr
+    holder.kill()
+    guest.qube.guestnet("apply")
+    guest.check()

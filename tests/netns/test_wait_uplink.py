@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`wait-uplink`: 0 once the interface that is there now is configured, at once if none is expected, else 1."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.guest import ENTRIES, ENTRIES6, GATEWAY, IP6, MAC, Guest
+
+PROGRAM = (sys.executable, "-m", "qubes_guestnet")
+
+
+@pytest.mark.behaviour("B4")
+@pytest.mark.parametrize("entries", [{}, {"/qubes-mac": MAC}], ids=["nothing", "no-address"])
+def test_wait_uplink_is_done_at_once_when_none_is_expected(entries: dict[str, str]) -> None:
+    guest = Guest(entries, plugged=False)
+    done = guest.qube.guestnet("wait-uplink", "--timeout", "0")
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.behaviour("B3")
+def test_wait_uplink_gives_up_with_a_reason() -> None:
+    guest = Guest(plugged=False)
+    failed = guest.qube.guestnet("wait-uplink", "--timeout", "0.2", check=False)
+    assert failed.returncode == 1
+    assert failed.stderr == ("qubes-guestnet: not configured after 0.2 s: interface missing; qubes-guestnet check\n")
+    guest.plug()
+    failed = guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False)
+    assert failed.returncode == 1
+    assert f"not configured after 0 s: {'ip link set dev eth0 group 1'}" in failed.stderr
+
+
+@pytest.mark.behaviour("B3")
+@pytest.mark.parametrize("what", ["address", "link", "route", "neighbour"])
+def test_wait_uplink_is_not_content_with_less(what: str) -> None:
+    guest = Guest(ENTRIES6)
+    guest.qube.guestnet("apply")
+    assert guest.qube.guestnet("wait-uplink", "--timeout", "0").returncode == 0
+    harm = {
+        "address": f"address del {IP6}/128 dev eth0",
+        "link": "link set eth0 down",
+        "route": "-6 route del default dev eth0",
+        "neighbour": f"neighbour del {GATEWAY} dev eth0",
+    }
+    guest.ip(*harm[what].split())
+    assert guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 1
+
+
+@pytest.mark.behaviour("B3")
+def test_wait_uplink_waits_for_the_interface_that_is_there_now() -> None:
+    """The configured one goes while it is waited for another state; the new one counts."""
+    guest = Guest(plugged=False)
+    waiting = guest.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "20")
+    guest.plug("eth7")
+    guest.unplug()
+    guest.agent()
+    assert waiting.running
+    guest.plug("enX0")
+    assert waiting.wait(25) == 0, waiting.tail()
+    guest.check("enX0")
+
+
+@pytest.mark.behaviour("B4")
+def test_wait_uplink_of_a_detached_interface() -> None:
+    """dom0 took the provider away and left the keys: nothing is expected, until it writes again."""
+    guest = Guest()
+    guest.agent()
+    guest.unplug()
+    eventually(lambda: guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 0)
+    assert f"interface {MAC}: detached" in guest.qube.guestnet("status").stdout
+    guest.write("/qubes-gateway", "10.137.0.9")
+    eventually(lambda: guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 1)
+    guest.plug()
+    guest.qube.guestnet("wait-uplink")
+    guest.check(gateway="10.137.0.9")
+
+
+def test_wait_uplink_outlives_a_restart_of_qubesdb() -> None:
+    guest = Guest(None)
+    waiting = guest.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "20")
+    guest.qube.start_store(ENTRIES)
+    guest.qube.guestnet("apply")
+    assert waiting.wait(25) == 0, waiting.tail()
+
+
+def test_interrupted() -> None:
+    guest = Guest(plugged=False)
+    waiting = guest.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "30")
+    # It sleeps between two looks: the program is loaded, and what handles the signal is in place.
+    eventually(lambda: "_socket" in Path(f"/proc/{waiting.pid}/maps").read_text())
+    waiting.signal(signal.SIGINT)
+    assert (waiting.wait(), waiting.output()) == (130, "")
