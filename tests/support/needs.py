@@ -12,7 +12,10 @@ SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 PACKAGES = {
     "bash": "bash",
     "cc": "gcc",
+    "dh": "debhelper",
+    "dh_python3": "dh-python",
     "dnsmasq": "dnsmasq-base",
+    "dpkg-buildpackage": "dpkg-dev",
     "flock": "util-linux",
     "ip": "iproute2",
     "mandoc": "mandoc",
@@ -20,7 +23,10 @@ PACKAGES = {
     "nft": "nftables",
     "nsenter": "util-linux",
     "ping": "iputils-ping",
+    "rpmbuild": "rpm",
     "sysctl": "procps",
+    "systemd-analyze": "systemd",
+    "systemd-nspawn": "systemd-container",
     "unshare": "util-linux",
 }
 

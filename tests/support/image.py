@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Base images for the boot tests: a minimal Debian with systemd, made once and kept outside the tree.
+
+Where: $GUESTNET_TEST_CACHE, else /var/cache/qubes-guestnet-tests. A missing image is made anew from the mirror that
+this machine's own apt uses; another recipe gives another name. Delete the folder to start over.
+
+What our packages depend on is not installed in it: the packages lie in its apt cache, so that apt resolves and
+installs them in the test itself, without a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.support.needs import needs
+
+SYSTEM = ("systemd", "systemd-sysv", "dbus", "udev", "iproute2", "kmod", "procps")
+DEPENDENCIES = ("python3", "python3-pyroute2", "python3-tenacity")
+# Its units alone, for the check of ordering cycles.
+NETWORK_MANAGER = "/opt/network-manager"
+HOOKS = (
+    f'chroot "$1" apt-get install --quiet --yes --download-only --no-install-recommends {" ".join(DEPENDENCIES)}',
+    'chroot "$1" sh -c "cd /tmp && apt-get download --quiet network-manager'
+    f' && dpkg --extract network-manager_*.deb {NETWORK_MANAGER} && rm network-manager_*.deb"',
+    # It would override the name of the machine.
+    'rm -f "$1/etc/hostname"',
+    # The image shares its kernel with the machine, and what it sets globally would be set there.
+    'ln -s /dev/null "$1/etc/systemd/system/systemd-sysctl.service"',
+    # The machine's other devices are none of its business.
+    'mkdir -p "$1/etc/systemd/system/systemd-udev-trigger.service.d"',
+    r'printf "[Service]\nExecStart=\nExecStart=-udevadm trigger --type=all --action=add --subsystem-match=net\n"'
+    ' > "$1/etc/systemd/system/systemd-udev-trigger.service.d/net-only.conf"',
+    # Without this file systemd believes that there is no udev, and never looks again.
+    r'printf "#!/bin/sh\nmkdir -p /run/udev; : >/run/udev/control\nexec /lib/systemd/systemd \"\$@\"\n"'
+    ' > "$1/usr/local/sbin/early-init"; chmod +x "$1/usr/local/sbin/early-init"',
+)
+BUILD_LIMIT_S = 900
+
+
+def base(suite: str) -> Path:
+    """The folder of the image of a Debian release; it is only ever a lower layer, and never written to."""
+    recipe = hashlib.sha256(repr((SYSTEM, HOOKS)).encode()).hexdigest()[:12]
+    folder = Path(os.environ.get("GUESTNET_TEST_CACHE") or "/var/cache/qubes-guestnet-tests")
+    image = folder / f"{suite}-{recipe}"
+    if not image.is_dir():
+        needs("mmdebstrap")
+        folder.mkdir(parents=True, exist_ok=True)
+        making = folder / f"{image.name}.{os.getpid()}"
+        try:
+            _make(suite, making)
+            making.rename(image)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+    return image
+
+
+def _make(suite: str, folder: Path) -> None:
+    hooks = [f"--customize-hook={hook}" for hook in HOOKS]
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(SYSTEM)}", *hooks]
+    command += ["--skip=cleanup/apt/cache", "--skip=cleanup/apt/lists", suite, str(folder), _mirror()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_LIMIT_S)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def _mirror() -> str:
+    """Where this machine gets its own Debian from."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert found, "apt knows no Debian mirror: run apt-get update"
+    return found[0]

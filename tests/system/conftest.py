@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Our package, built, installed by apt into minimal Debian images, and booted. Needs root."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support import image, packages
+from tests.support.machine import Hall, Machine
+
+SUITES = tuple(os.environ.get("GUESTNET_TEST_SUITES", "bookworm").split())
+# veth plays the driver of Xen. Between the builtin that finds the driver out and the rules that ask for it.
+DRIVER_RULE = 'SUBSYSTEM=="net", ENV{ID_NET_DRIVER}=="veth", ENV{ID_NET_DRIVER}="vif"'
+
+Boot = Callable[..., Machine]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _root() -> None:
+    if os.geteuid() == 0:
+        return
+    message = "systemd-nspawn and overlay mounts need root: sudo make test-system"
+    if os.environ.get("CI"):
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session", params=SUITES)
+def base(request: pytest.FixtureRequest, _root: None) -> Path:
+    return image.base(request.param)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory, _root: None) -> Path:
+    """Our package, as the tree is now."""
+    return packages.ours(tmp_path_factory.mktemp("ours"))
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory, _root: None) -> list[Path]:
+    """What our package needs of Qubes OS."""
+    folder = tmp_path_factory.mktemp("stand-ins")
+    return [packages.binding(folder), packages.store(folder)]
+
+
+@pytest.fixture(scope="session")
+def core_agent(tmp_path_factory: pytest.TempPathFactory, _root: None) -> Path:
+    return packages.core_agent(tmp_path_factory.mktemp("core-agent"))
+
+
+@pytest.fixture(scope="session")
+def hall(tmp_path_factory: pytest.TempPathFactory, _root: None) -> Iterator[Hall]:
+    hall = Hall(tmp_path_factory.mktemp("hall"))
+    try:
+        yield hall
+    finally:
+        hall.close()
+
+
+@pytest.fixture(scope="session")
+def plain(hall: Hall, base: Path, stand_ins: list[Path]) -> Path:
+    """A root with everything but our package, as `changes` over the base."""
+    root = hall.root(base)
+    hall.install(root, stand_ins)
+    hall.run(f"echo '{DRIVER_RULE}' >{root}/tree/etc/udev/rules.d/80-zz-driver.rules")
+    return root / "changes"
+
+
+@pytest.fixture(scope="session")
+def installed(hall: Hall, base: Path, plain: Path, built: Path) -> Path:
+    """The same with our package, installed by apt together with what it depends on."""
+    root = hall.root(base, plain)
+    hall.install(root, [built])
+    return root / "changes"
+
+
+@pytest.fixture(scope="module")
+def boot(hall: Hall) -> Iterator[Boot]:
+    """Boot roots; they end with the module."""
+    with ExitStack() as stack:
+
+        def start(root: Path, name: str, entries: dict[str, str], *, plugged: bool = True) -> Machine:
+            machine = Machine(hall, root, name, entries, plugged=plugged)
+            stack.callback(machine.close)
+            return machine
+
+        yield start

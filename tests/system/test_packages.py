@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The packages as files: clean, the same bytes each time, the same contents in both, and installable."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import packages
+from tests.support.needs import needs
+from tests.support.packages import TREE
+
+BUILD_LIMIT_S = 300
+# Differences that are meant: where each distribution has its things.
+MOVED = (
+    (r"^/lib/", "/usr/lib/"),
+    (r"^/usr/lib/python3[.0-9]*/(?:dist|site)-packages/", "/PYTHON/"),
+    (r"^/usr/share/zsh/vendor-completions/", "/usr/share/zsh/site-functions/"),
+    (r"^/etc/iproute2/", "/usr/share/iproute2/"),
+    (r"\.gz$", ""),
+)
+PAPERS = re.compile(r"^/usr/share/(doc|licenses|lintian)/|\.dist-info/")
+# In the rpm a trigger makes this link, because rpm has no diversions.
+DEB_ONLY = {"/usr/lib/qubes/setup-ip"}
+IMPORT_TO_PACKAGE = {"pyroute2": "python3-pyroute2", "qubesdb": "python3-qubesdb", "tenacity": "python3-tenacity"}
+
+
+def run(*command: str, cwd: Path = TREE) -> str:
+    path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_LIMIT_S, cwd=cwd, env=path)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return packages.ours(tmp_path_factory.mktemp("deb"), build_type="--build=full")
+
+
+@pytest.fixture(scope="module")
+def rpm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    needs("rpmbuild")
+    folder = tmp_path_factory.mktemp("rpm")
+    run("tools/build-rpm", str(folder))
+    (package,) = folder.glob("*.rpm")
+    return package
+
+
+def contents(names: list[str]) -> set[str]:
+    found = set()
+    for name in names:
+        if not PAPERS.search(name):
+            for pattern, replacement in MOVED:
+                name = re.sub(pattern, replacement, name)
+            found.add(name)
+    return found
+
+
+def deb_files(package: Path) -> list[str]:
+    lines = run("dpkg-deb", "--contents", str(package)).splitlines()
+    return [line.split()[5].removeprefix(".") for line in lines if not line.startswith("d")]
+
+
+def test_lintian_is_quiet(deb: Path) -> None:
+    needs("lintian")
+    (changes,) = deb.parent.glob("*.changes")
+    assert run("lintian", "--allow-root", "--info", "--display-info", "--pedantic", str(changes)) == ""
+
+
+def test_each_override_has_its_reason() -> None:
+    lines = (TREE / "debian/qubes-guestnet.lintian-overrides").read_text().splitlines()
+    for number, line in enumerate(lines):
+        assert line.startswith("#") or lines[number - 1].startswith("#"), line
+
+
+def test_two_builds_have_the_same_bytes(deb: Path, tmp_path: Path) -> None:
+    again = packages.ours(tmp_path / "again")
+    digests = {hashlib.sha256(package.read_bytes()).hexdigest() for package in (deb, again)}
+    assert len(digests) == 1
+
+
+def test_rpmlint_is_quiet(rpm: Path) -> None:
+    needs("rpmlint")
+    run("rpmlint", "--config", "rpm/rpmlint.toml", "rpm/qubes-guestnet.spec", str(rpm))
+
+
+def test_both_packages_have_the_same_contents(deb: Path, rpm: Path) -> None:
+    needs("rpm")
+    directories = {line.split()[-1] for line in run("rpm", "-qlvp", str(rpm)).splitlines() if line.startswith("d")}
+    rpm_files = [name for name in run("rpm", "-qlp", str(rpm)).splitlines() if name not in directories]
+    assert contents(deb_files(deb)) - DEB_ONLY == contents(rpm_files)
+
+
+def test_the_rpm_installs_into_a_scratch_root(rpm: Path, tmp_path: Path) -> None:
+    options = ["--root", str(tmp_path), "--dbpath", "/var/lib/rpm", "--nodeps", "--noscripts"]
+    run("rpm", "--install", *options, str(rpm))
+    assert (tmp_path / "usr/bin/qubes-guestnet").read_text().startswith("#!/usr/bin/python3 -I\n")
+    run("rpm", "--verify", *options[:5], "qubes-guestnet")
+    run("rpm", "--erase", *options, "qubes-guestnet")
+    assert not (tmp_path / "usr/bin/qubes-guestnet").exists()
+
+
+@pytest.mark.behaviour("B103")
+def test_both_depend_on_exactly_what_is_imported(deb: Path, rpm: Path) -> None:
+    imported = {
+        name.partition(".")[0]
+        for path in (TREE / "qubes_guestnet").rglob("*.py")
+        if "lab" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in _names(node)
+    }
+    wanted = {IMPORT_TO_PACKAGE.get(name, name) for name in imported - set(sys.stdlib_module_names)}
+    # Only where SELinux is, and only then there: the system brings it.
+    wanted -= {"qubes_guestnet", "selinux"}
+    fields = run("dpkg-deb", "--field", str(deb), "Depends")
+    assert {entry.split()[0] for entry in fields.split(",")} - {"python3:any"} == wanted
+    required = {line.split()[0] for line in run("rpm", "-qpR", str(rpm)).splitlines()}
+    assert {name for name in required if name.startswith("python3-")} == wanted
+    assert "Recommends" not in run("dpkg-deb", "--field", str(deb))
+
+
+def _names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.level == 0:
+        return [node.module or ""]
+    is_lean = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("submodule", "import_module"))
+    first = node.args[0] if isinstance(node, ast.Call) and is_lean and node.args else None
+    return [first.value] if isinstance(first, ast.Constant) and isinstance(first.value, str) else []
+
+
+def test_make_install_alone_is_a_working_program(tmp_path: Path) -> None:
+    run("make", "install", f"DESTDIR={tmp_path}", "SYSTEM_PYTHON=/usr/bin/python3")
+    (package,) = tmp_path.glob("usr/lib/python3*/*-packages/qubes_guestnet")
+    assert (package / "core/__pycache__").is_dir()
+    launcher = (tmp_path / "usr/bin/qubes-guestnet").read_text()
+    assert launcher.splitlines()[0] == "#!/usr/bin/python3 -I"
+    said = run("/usr/bin/python3", "-c", launcher.replace("sys.argv[1:2]", "[]"), "--version", cwd=package.parent)
+    assert said == f"qubes-guestnet {version()}\n"
+
+
+def version() -> str:
+    return (TREE / "VERSION").read_text().strip()
+
+
+def test_one_version_everywhere() -> None:
+    sources = {
+        "qubes_guestnet/__init__.py": r'^__version__ = "(.*)"$',
+        "debian/changelog": r"^qubes-guestnet \((.*?)\)",
+        "rpm/qubes-guestnet.spec": r"^Version: +(.*)$",
+        "CHANGELOG.md": r"^## ([0-9.]+)",
+    }
+    for name, pattern in sources.items():
+        found = re.search(pattern, (TREE / name).read_text(), re.MULTILINE)
+        assert found is not None, name
+        assert found[1] == version(), name
+
+
+def test_the_sandbox_is_within_its_limit() -> None:
+    """The number of the file itself; test_boot has it of the running service."""
+    needs("systemd-analyze")
+    run("systemd-analyze", "security", "--offline=true", "--threshold=15", "systemd/qubes-guestnet.service")
