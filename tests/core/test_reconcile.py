@@ -155,9 +155,7 @@ def test_a_bad_value_holds_its_family_until_a_good_one_heals_it(qube: Qube) -> N
 def test_a_bad_dns_value_leaves_file_and_routes_alone(qube: Qube) -> None:
     qube.run()
     index = qube.record.interfaces[0].ifindex
-    record_fallback(
-        qube.paths, index, MAC, Fallback(ipaddress.ip_address("10.138.0.1"), "slow")
-    )
+    record_fallback(qube.paths, index, MAC, Fallback(ipaddress.ip_address("10.138.0.1"), "slow"))
     qube.run()
     assert qube.shown() == BY_GATEWAY | IPV6
     qube.entries["/qubes-primary-dns"] = b"nonsense"
