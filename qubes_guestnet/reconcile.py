@@ -244,15 +244,11 @@ class _Work:
                 continue
             entry = ledger.record.interface(report.link)
             ops = [op for op in report.plan if op not in refused]
-            ahead, _ = plan.after(entry.owned, ops)
-            self._save(ledger, ledger.record.with_interface(entry._replace(owned=ahead)))
-            done = self._carry_out(ops, failed)
-            _, owned = plan.after(entry.owned, done)
-            self._save(ledger, ledger.record.with_interface(entry._replace(owned=owned)))
+            self._save(ledger, ledger.record.with_interface(entry._replace(owned=plan.ahead(entry.owned, ops))))
+            self._carry_out(ops, failed)
         return failed
 
-    def _carry_out(self, ops: Iterable[plan.Op], failed: set[plan.Op]) -> list[plan.Op]:
-        done = []
+    def _carry_out(self, ops: Iterable[plan.Op], failed: set[plan.Op]) -> None:
         without_address = set()
         for op in ops:
             if op.family in without_address and op.verb in plan.ADDING:
@@ -268,9 +264,7 @@ class _Work:
                 if op.verb is plan.Verb.ADDRESS_ADD:
                     without_address.add(op.family)
             else:
-                done.append(op)
-        self.applied += done
-        return done
+                self.applied.append(op)
 
 
 def _resolver(

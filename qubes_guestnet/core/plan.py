@@ -213,23 +213,19 @@ def still_there(owned: Owned, observed: State) -> Owned:
     return Owned(owned.addresses & observed.addresses, owned.neighbours & neighbours)
 
 
-def after(owned: Owned, ops: Iterable[Op]) -> tuple[Owned, Owned]:
-    """The owned record before and after `ops` are applied.
+def ahead(owned: Owned, ops: Iterable[Op]) -> Owned:
+    """The owned record that has to be on disk before `ops` are applied; `still_there` puts it right afterwards.
 
-    The first is to be on disk before the kernel is asked: an agent killed between the two then owns too much, which
-    harms nobody, and never too little, which would leave an address behind for ever.
+    An agent killed in between owns too much, which harms nobody, and never too little, which would leave an address
+    behind for ever.
     """
     addresses, neighbours = set(owned.addresses), set(owned.neighbours)
-    gone: set[Subject] = set()
     for op in ops:
         if op.verb is Verb.ADDRESS_ADD and isinstance(op.subject, ipaddress.IPv4Interface | ipaddress.IPv6Interface):
             addresses.add(op.subject)
         elif op.verb is Verb.NEIGHBOUR_SET and isinstance(op.subject, Neighbour):
             neighbours.add(op.subject.address)
-        elif op.verb in (Verb.ADDRESS_DEL, Verb.NEIGHBOUR_DEL):
-            gone.add(op.subject)
-    ahead = Owned(frozenset(addresses), frozenset(neighbours))
-    return ahead, Owned(ahead.addresses - gone, ahead.neighbours - gone)
+    return Owned(frozenset(addresses), frozenset(neighbours))
 
 
 def _way(route: Route) -> tuple[object, ...]:

@@ -17,7 +17,7 @@ from qubes_guestnet.core.plan import (
     Op,
     Subject,
     Verb,
-    after,
+    ahead,
     in_order,
     meaning,
     plan,
@@ -225,9 +225,9 @@ def test_the_record_before_and_after() -> None:
     owned = Owned(frozenset({old, gone}), frozenset({GATEWAY}))
     there = still_there(owned, observed)
     assert there == Owned(frozenset({old}), frozenset({GATEWAY}))
-    ahead, end = after(there, plan(LINK, desired, observed, there))
-    assert ahead == Owned(frozenset({old, new}), frozenset({GATEWAY, GATEWAY6}))
-    assert end == Owned(frozenset({new}), frozenset({GATEWAY6}))
+    record = ahead(there, plan(LINK, desired, observed, there))
+    assert record == Owned(frozenset({old, new}), frozenset({GATEWAY, GATEWAY6}))
+    assert still_there(record, desired) == Owned(frozenset({new}), frozenset({GATEWAY6}))
 
 
 def test_order_does_not_depend_on_the_order_given() -> None:
