@@ -13,7 +13,7 @@ import pytest
 from tests.support import image, packages
 from tests.support.machine import Hall, Machine
 
-SUITES = tuple(os.environ.get("GUESTNET_TEST_SUITES", "bookworm").split())
+SUITES = tuple(os.environ.get("GUESTNET_TEST_SUITES", "bookworm trixie").split())
 # veth plays the driver of Xen. Between the builtin that finds the driver out and the rules that ask for it.
 DRIVER_RULE = 'SUBSYSTEM=="net", ENV{ID_NET_DRIVER}=="veth", ENV{ID_NET_DRIVER}="vif"'
 

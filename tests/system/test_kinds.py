@@ -17,10 +17,14 @@ OURS = "../../libexec/qubes-guestnet/setup-ip"
 CALLED = "/run/core-agent-setup-ip"  # what the other package's script notes
 
 
+@pytest.fixture(scope="module")
+def template(hall: Hall, base: Path, plain: Path, installed: Path, boot) -> Machine:
+    return boot(hall.root(base, plain, installed), "template", {"/name": "debian-12"}, plugged=False)
+
+
 @pytest.mark.behaviour("B97")
 @pytest.mark.behaviour("B100")
-def test_a_template_boots_without_waiting(hall: Hall, base: Path, plain: Path, installed: Path, boot) -> None:
-    template = boot(hall.root(base, plain, installed), "template", {"/name": "debian-12"}, plugged=False)
+def test_a_template_boots_without_waiting(template: Machine) -> None:
     assert template.run("systemctl", "--failed", "--no-legend", "--plain") == "", template.jobs()
     assert template.property(UNIT, "ActiveState") == "active"
     assert template.property(UNIT, "StatusText") == "no interface expected"
@@ -32,6 +36,21 @@ def test_a_template_boots_without_waiting(hall: Hall, base: Path, plain: Path, i
     assert ready - began < 10_000_000
     template.run("systemctl", "start", "network-online.target")
     assert template.property("qubes-guestnet-wait-uplink.service", "ActiveState") == "active"
+
+
+@pytest.mark.behaviour("B101")
+def test_a_template_forwards_nothing(template: Machine) -> None:
+    forwarding = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"]
+    assert template.run("cat", *forwarding).split() == ["0", "0"]
+
+
+def test_an_interface_starts_its_agent(template: Machine) -> None:
+    """By our udev rule alone, in a qube that has no other package of Qubes networking."""
+    template.run("systemctl", "stop", UNIT)
+    template.write(*(word for entry in ENTRIES.items() for word in entry))
+    template.plug()
+    eventually(lambda: configured(template), 20, "network", lambda: template.journal(UNIT))
+    assert template.property(UNIT, "ActiveState") in ("activating", "active")
 
 
 @pytest.fixture(scope="module")

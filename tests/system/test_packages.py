@@ -32,7 +32,7 @@ IMPORT_TO_PACKAGE = {"pyroute2": "python3-pyroute2", "qubesdb": "python3-qubesdb
 
 
 def run(*command: str, cwd: Path = TREE) -> str:
-    path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"}
+    path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_LIMIT_S, cwd=cwd, env=path)
     assert done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -166,3 +166,17 @@ def test_the_sandbox_is_within_its_limit() -> None:
     """The number of the file itself; test_boot has it of the running service."""
     needs("systemd-analyze")
     run("systemd-analyze", "security", "--offline=true", "--threshold=15", "systemd/qubes-guestnet.service")
+
+
+@pytest.mark.behaviour("B102")
+def test_no_tool_has_a_path_that_a_distribution_could_change() -> None:
+    """What the package runs is itself, the system's Python and the shell; the agent starts no process at all."""
+    programs = {
+        word
+        for path in [*(TREE / "systemd").rglob("*"), TREE / "bin/qubes-guestnet"]
+        if path.is_file()
+        for line in path.read_text().splitlines()
+        if line.startswith("#!") or not line.startswith("#")
+        for word in re.findall(r"(?:/usr)?/s?bin/[\w.-]+", line)
+    }
+    assert programs == {"/usr/bin/qubes-guestnet", "/usr/bin/python3", "/bin/sh"}
