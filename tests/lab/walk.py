@@ -287,6 +287,9 @@ class Walk(Ground):
                 daemon.signal(signal.SIGCONT)
 
     def kill_agent(self) -> None:
+        if self.chance.random() < 0.6:  # in the middle of a pass
+            self.write_good()
+            self.nap(0.012)
         self.agent.kill()
         self.model.disturb()
         if self.chance.random() < 0.3:
@@ -321,6 +324,10 @@ class Walk(Ground):
             self.called += 1
             service = self.guest.qube.spawn(f"command-{self.called}", PYTHON, "-m", "qubes_guestnet", *words)
             self.commands.append(service)
+            if self.chance.random() < 0.5:  # it takes a while to start, and then to be in the middle of something
+                for _ in range(3):
+                    self.nap(0.08)
+                    self.write_good()
 
     def uplink_remove(self) -> None:
         """What is done to it before the firewall goes away; `uplink add` brings it back."""
@@ -354,5 +361,5 @@ STEPS: dict[str, float] = {
     "overwrite": 1.5, "toggle": 4,
     "stop_store": 0.7, "restart_store": 1.2, "store_hangs": 1,
     "kill_agent": 1.5, "restart_agent": 0.5, "hang_up": 2,
-    "apply": 1, "uplink_add": 1, "look": 0.4, "uplink_remove": 0.7, "uplink_back": 2,
+    "apply": 1, "uplink_add": 1, "look": 0.4, "uplink_remove": 1.5, "uplink_back": 1.5,
 }  # fmt: skip

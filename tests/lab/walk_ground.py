@@ -247,15 +247,13 @@ class Ground:
         self.interface = name
 
     def make_foreign(self, objects: Iterable[Object]) -> None:
-        """A user adds these."""
+        """A user adds these, with the link up: else the kernel takes no route."""
+        self.hand.run(f"ip link set {self.interface} up")
         for each in objects:
             self.tell(" ".join(each))
             status, said = self.hand.run("ip " + FOREIGN[each].format(self.interface))
-            # With the link down, which the agent is about to undo, the kernel takes no route.
-            if status == 0:
-                self.model.foreign.add(each)
-            else:
-                assert "down" in said or "not up" in said, said
+            assert status == 0, said
+            self.model.foreign.add(each)
 
     def take_foreign(self, objects: Iterable[Object]) -> None:
         """A user removes what he had added."""
