@@ -277,8 +277,7 @@ def _resolver(
         return None, error
     decision = resolver.choose_owner(facts)
     wanted = None if settings.dns.held else resolver.wanted(decision, facts, settings.dns.servers)
-    current = facts.data if facts.kind == "regular" else None
-    report = ResolverReport(paths.resolv_conf, decision, wanted, current, written=False)
+    report = ResolverReport(paths.resolv_conf, decision, wanted, facts.data, written=False)
     if wanted is None or asked.dry_run or not (report.pending or facts.mode != files.PUBLIC):
         return report, None
     if not asked.may_rewrite(wanted):

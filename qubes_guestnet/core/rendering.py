@@ -31,7 +31,7 @@ def as_text(report: Report, standing: Standing) -> Iterator[str]:
     for interface in report.interfaces:
         yield from _interface_lines(interface)
     if report.resolver is not None:
-        servers = server_words(report.resolver.current or b"")
+        servers = server_words(report.resolver.current)
         yield f"{report.resolver.path}: {servers} ({report.resolver.decision.reasons})"
     yield "to do:" if report.plan else "to do: nothing"
     yield from (f"  {line}" for line in report.plan)
@@ -96,7 +96,7 @@ def _resolver_data(resolver: ResolverReport | None) -> dict[str, Any] | None:
         "path": resolver.path,
         "owner": resolver.decision.owner.name.lower(),
         "reasons": resolver.decision.reasons,
-        "servers": [str(server) for server in parse(resolver.current or b"").servers],
+        "servers": [str(server) for server in parse(resolver.current).servers],
         "pending": resolver.pending,
     }
 

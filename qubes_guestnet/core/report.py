@@ -55,14 +55,14 @@ class ResolverReport(NamedTuple):
         path: the file.
         decision: who owns it and why.
         wanted: content asked for, None where the file is not ours to write.
-        current: content at the end of the pass.
+        current: content at the end of the pass, b"" where it is no file.
         written: whether this pass wrote it.
     """
 
     path: str
     decision: Decision
     wanted: bytes | None
-    current: bytes | None
+    current: bytes
     written: bool
 
     @property

@@ -132,7 +132,7 @@ def carried_out(report: Report) -> list[str]:
     """What a pass did, in the words of a plan."""
     done = list(map(str, report.applied))
     if report.resolver is not None and report.resolver.written:
-        done.append(report._replace(interfaces=(), resolver=report.resolver._replace(current=None)).plan[0])
+        done.append(report._replace(interfaces=(), resolver=report.resolver._replace(current=b"before")).plan[0])
     return done
 
 

@@ -49,6 +49,7 @@ def test_a_dry_run_changes_nothing_and_says_what_a_pass_would_do(qube: Qube) -> 
     qube.run()
     qube.entries["/qubes-ip"] = b"10.137.0.6"
     qube.entries["/qubes-secondary-dns"] = b"10.139.1.3"
+    qube.kernel.interfaces[2].neighbours.clear()  # so that the record names too much
     files = sorted(qube.folder.rglob("*"))
     contents = [path.read_bytes() for path in files if path.is_file()]
     before = qube.state()
@@ -331,3 +332,11 @@ def test_of_two_interfaces_one_changes(folder: Path) -> None:
     qube.entries[f"/net-config/{OTHER_MAC}/ip"] = b"10.5.0.2"
     assert qube.run().settled
     assert qube.log == ["ip address add 10.5.0.2/32 dev eth1", "ip address del 10.5.0.1/32 dev eth1"]
+
+
+def test_of_two_interfaces_one_is_not_there(folder: Path) -> None:
+    qube = Qube(folder, eth0(index=3, name="eth1", mac=OTHER_MAC))
+    qube.entries[f"/net-config/{OTHER_MAC}/ip"] = b"10.5.0.1"
+    report = qube.run()
+    assert [interface.configured for interface in report.interfaces] == [False, True]
+    assert not report.settled
