@@ -221,6 +221,7 @@ def test_taken_down_it_stays_down_until_somebody_asks_for_it(qube: Qube) -> None
     assert not only(report).expected
     assert report.settled
     qube.run(revive=True, only="eth1")
+    qube.run()
     assert not qube.state().up
     qube.run(revive=True, only="eth0")
     assert qube.shown() == IPV4 | IPV6

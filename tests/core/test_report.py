@@ -95,6 +95,10 @@ EVIDENCE: dict[str, tuple[Evidence, list[tuple[str, str]]]] = {
         Evidence(Report(SETTINGS, (MISSING._replace(detached=True),)), standing=AGENT),
         [("no-provider", "note")],
     ),
+    "not even looked": (
+        Evidence(Report(SETTINGS, errors=(KernelError("netlink dump 18", 1),)), standing=AGENT),
+        [("pass-failed", "error")],
+    ),
     "not known which": (Evidence(Report(Settings(held=True)), standing=AGENT), []),
     "missing": (Evidence(Report(SETTINGS, (MISSING,)), standing=AGENT), [("interface-missing", "error")]),
     "taken down": (
