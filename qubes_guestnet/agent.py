@@ -45,6 +45,7 @@ class Agent:
         self._pace = pace.Pace()
         self._folder: wakeups.Folder | None = None
         self._keys_written = False
+        self._rewriting = False
         self._failures = 0
         self._timers: dict[str, float] = {}
 
@@ -64,6 +65,8 @@ class Agent:
             ready, came = self._signals.poll(self._patience())
             if came & {signal.SIGTERM, signal.SIGINT}:
                 break
+            if self._failures:
+                came -= {signal.SIGIO}  # an attempt that failed stirs the folder too, and would be its own next reason
             self._gather(ready, bool(came))
             self._work()
         systemd.notify("STOPPING=1")
@@ -133,19 +136,25 @@ class Agent:
         self._journal.waiting(error)
         self._timers["connect"] = time.monotonic() + qubesdb.backoff(self._connection.attempts)
 
+    def _may_rewrite(self, data: bytes) -> bool:
+        self._rewriting = self._budget.allow(data, time.monotonic())
+        return self._rewriting
+
     def _pass(self) -> None:
-        started = time.monotonic()
         try:
             entries = self._connection.entries()
         except StoreError as error:
             self._outage(error)
             return
         self._connection.answered()
-        asked = Pass(keys_written=self._keys_written, may_rewrite=lambda data: self._budget.allow(data, started))
+        asked = Pass(keys_written=self._keys_written, may_rewrite=self._may_rewrite)
         try:
             report = reconcile(entries, self._kernel, self._paths, asked)
         except GuestnetError as error:  # the kernel did not even let us look
             report = Report(settings.Settings(), errors=(error,))
+        if self._rewriting and not (report.resolver is not None and report.resolver.written):
+            self._budget.failed()
+        self._rewriting = False
         fought = bool(report.applied) and not self._keys_written
         self._keys_written = False
         self._pace = self._pace.done(time.monotonic(), fought)

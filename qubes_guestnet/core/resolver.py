@@ -194,6 +194,10 @@ class RewriteBudget:
         self._spent.append(now)
         return True
 
+    def failed(self) -> None:
+        """What was allowed last could not be written, so nobody undid it either: it does not count."""
+        del self._spent[-1:]
+
     def next_try(self, now: float) -> float | None:
         """Seconds until `allow` says yes again for the same content; None when it does so now."""
         if len(self._spent) < self.LIMIT:

@@ -252,6 +252,13 @@ class TestRewriteBudget:
         assert not budget.allow(OURS, 61.5)
         assert budget.next_try(61.5) == 0.5
 
+    def test_what_could_not_be_written_does_not_count(self) -> None:
+        budget = RewriteBudget()
+        for now in range(20):
+            assert budget.allow(OURS, float(now))
+            budget.failed()
+        assert [budget.allow(OURS, 20.0) for _ in range(6)] == [True] * 5 + [False]
+
     def test_other_content_is_news(self) -> None:
         budget = RewriteBudget()
         for now in range(10):

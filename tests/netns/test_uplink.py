@@ -319,7 +319,6 @@ def test_without_name_server() -> None:
     assert guest.qube.path(RESOLV_CONF).read_bytes() == b""
 
 
-@pytest.mark.behaviour("B16")
 @pytest.mark.behaviour("B9")
 def test_another_interface_is_not_touched() -> None:
     guest = Guest(ENTRIES6)
