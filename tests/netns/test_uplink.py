@@ -304,6 +304,26 @@ def test_without_default_route(style: str) -> None:
     guest.check(default=False, **WITH6)
 
 
+@pytest.mark.behaviour("B22")
+@pytest.mark.parametrize(
+    ("primary", "secondary", "wanted"),
+    [
+        (DNS, "10.139.1.2", (DNS, "10.139.1.2")),
+        (DNS, "", (DNS,)),
+        (DNS, None, (DNS,)),
+        (None, None, (GATEWAY,)),
+        (None, "10.139.1.2", (GATEWAY, "10.139.1.2")),
+    ],
+)
+def test_name_servers_are_those_of_dom0(primary: str | None, secondary: str | None, wanted: tuple[str, ...]) -> None:
+    keys = {"/qubes-primary-dns": primary, "/qubes-secondary-dns": secondary}
+    guest = Guest({key: value for key, value in {**ENTRIES, **keys}.items() if value is not None})
+    guest.qube.guestnet("apply")
+    guest.check(servers=wanted)
+    lines = guest.qube.read(RESOLV_CONF).splitlines()
+    assert [line for line in lines if not line.startswith("#")] == [f"nameserver {server}" for server in wanted]
+
+
 @pytest.mark.behaviour("B15")
 def test_without_name_server() -> None:
     guest = Guest()

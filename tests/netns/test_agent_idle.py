@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An agent that has nothing to do does nothing: it does not wake, whatever state it has come to."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from qubes_guestnet.lab.qube import Service
+from tests.support.eventually import eventually
+from tests.support.guest import ENTRIES6, RESOLV_CONF, VIF, Guest
+
+WINDOW_S = 1.0
+
+
+def wakings(agent: Service) -> int:
+    """How often it has gone to sleep so far."""
+    lines = Path(f"/proc/{agent.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+
+
+def nothing(_guest: Guest) -> None:
+    pass
+
+
+def no_carrier(guest: Guest) -> None:
+    guest.provider.wire(f"ip link set {VIF} down")
+
+
+def no_qubesdb(guest: Guest) -> None:
+    assert guest.qube.store_daemon is not None
+    guest.qube.store_daemon.kill()
+
+
+def stopped_qubesdb(guest: Guest) -> None:
+    assert guest.qube.store_daemon is not None
+    assert guest.qube.agent is not None
+    guest.qube.store_daemon.signal(signal.SIGSTOP)
+    guest.qube.agent.signal(signal.SIGHUP)
+
+
+def resolv_conf_read_only(guest: Guest) -> None:
+    guest.qube.write("/rw/resolv.conf", "")
+    guest.qube.run("mount", "--bind", "/rw/resolv.conf", RESOLV_CONF)
+    guest.qube.run("mount", "-o", "remount,bind,ro", RESOLV_CONF)
+
+
+def no_ipv6(guest: Guest) -> None:
+    guest.disable_ipv6(True)
+
+
+STATES: tuple[tuple[Callable[[Guest], None], int], ...] = (
+    # The state, and how often a second it may wake in it: to try again what failed.
+    (nothing, 0),
+    (no_carrier, 0),
+    (no_ipv6, 0),
+    (no_qubesdb, 4),
+    (stopped_qubesdb, 6),
+    (resolv_conf_read_only, 4),
+)
+
+
+@pytest.mark.behaviour("B106")
+@pytest.mark.parametrize(("state", "allowed"), STATES, ids=lambda value: getattr(value, "__name__", ""))
+def test_no_spinning(state: Callable[[Guest], None], allowed: int) -> None:
+    guest = Guest(ENTRIES6)
+    agent = guest.agent()
+    state(guest)
+
+    def calm() -> bool:
+        before = wakings(agent)
+        time.sleep(WINDOW_S)  # what is measured is this time, and not an outcome
+        return wakings(agent) - before <= allowed
+
+    eventually(calm, what=f"at most {allowed} wake-ups in {WINDOW_S:g} s", trouble=guest.log)
