@@ -180,3 +180,11 @@ def test_no_tool_has_a_path_that_a_distribution_could_change() -> None:
         for word in re.findall(r"(?:/usr)?/s?bin/[\w.-]+", line)
     }
     assert programs == {"/usr/bin/qubes-guestnet", "/usr/bin/python3", "/bin/sh"}
+
+
+def test_shell_scripts_parse() -> None:
+    scripts = [*(TREE / "debian").glob("*.p*"), *(TREE / "tools").glob("build-*"), TREE / "tools/export-tree"]
+    scripts += [TREE / "systemd/setup-ip", TREE / "debian/tests/namespaces"]
+    assert len(scripts) == 7
+    for script in scripts:
+        run("sh", "-n", str(script))
