@@ -220,7 +220,8 @@ def test_takedown_is_one_operation() -> None:
 def test_the_record_before_and_after() -> None:
     old, new = address("10.137.0.5/32"), address("10.137.0.6/32")
     gone = address("10.137.0.9/32")
-    observed = State(True, 1, frozenset({old}), frozenset({Neighbour(GATEWAY)}))
+    theirs = Neighbour(ipaddress.ip_address("192.168.7.1"), "02:00:00:00:00:01")
+    observed = State(True, 1, frozenset({old}), frozenset({Neighbour(GATEWAY), theirs}))
     desired = State(True, 1, frozenset({new}), frozenset({Neighbour(GATEWAY6)}))
     owned = Owned(frozenset({old, gone}), frozenset({GATEWAY}))
     there = still_there(owned, observed)

@@ -173,7 +173,7 @@ def test_the_data_of_a_report() -> None:
     data = as_data(WELL, AGENT)
     assert json.loads(json.dumps(data)) == data
     (interface,) = data["interfaces"]
-    assert interface["name"] == "eth0"
+    assert (interface["mac"], interface["name"], interface["index"], interface["driver"]) == (MAC, "eth0", 2, "vif")
     assert interface["present"] is interface["expected"] is interface["configured"] is True
     assert interface["style"] == "device"
     assert interface["observed"] == interface["desired"]
