@@ -288,7 +288,8 @@ class Walk(Ground):
 
     def kill_agent(self) -> None:
         if self.chance.random() < 0.6:  # in the middle of a pass
-            self.write_good()
+            leaf = self.chance.choice(("ip", "ip6", "gateway"))
+            self.write(GLOBAL + leaf, self.chance.choice(GOOD[leaf]).encode())
             self.nap(0.012)
         self.agent.kill()
         self.model.disturb()
@@ -355,11 +356,11 @@ class Walk(Ground):
 # What happens, and how often.
 STEPS: dict[str, float] = {
     "write_good": 22, "write_hostile": 8, "write_empty": 3, "remove_key": 4, "heal": 4, "whole_set": 2,
-    "own_set": 2, "own_set_away": 2, "custom": 1.5, "mac": 1.5, "mac_back": 3,
-    "plug": 8, "unplug": 3, "change_provider": 4, "lose_carrier": 1, "pause": 1,
-    "link_down": 2, "link_up": 1, "link_deleted": 1, "rename": 2, "add_foreign": 4, "remove_foreign": 2, "steal": 4,
+    "own_set": 3, "own_set_away": 2, "custom": 1.5, "mac": 1.5, "mac_back": 3,
+    "plug": 12, "unplug": 3, "change_provider": 4, "lose_carrier": 1, "pause": 1,
+    "link_down": 2, "link_up": 1, "link_deleted": 1, "rename": 2, "add_foreign": 4, "remove_foreign": 2, "steal": 6,
     "overwrite": 1.5, "toggle": 4,
     "stop_store": 0.7, "restart_store": 1.2, "store_hangs": 1,
-    "kill_agent": 1.5, "restart_agent": 0.5, "hang_up": 2,
+    "kill_agent": 3, "restart_agent": 0.5, "hang_up": 2,
     "apply": 1, "uplink_add": 1, "look": 0.4, "uplink_remove": 1.5, "uplink_back": 1.5,
 }  # fmt: skip

@@ -40,6 +40,7 @@ FOREIGN: dict[Object, str] = {
 # A VPN's things on other interfaces, and a bridge that has taken over the address of the uplink.
 AROUND = f"""
     echo 1 > /proc/sys/net/ipv4/conf/all/promote_secondaries  # as systemd sets it
+    echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad  # its end would wake the agent, and hide a lost wake-up
     ip link add tun0 type bridge; ip link set tun0 up; ip address add 10.8.0.2/24 dev tun0
     ip route add 198.51.100.0/24 via 10.8.0.1; ip route add default via 10.8.0.1 metric 5000
     ip route add blackhole 192.0.2.0/24; ip -6 route add 2001:db8:8::/48 dev tun0
