@@ -92,6 +92,6 @@ def test_interrupted() -> None:
     guest = Guest(plugged=False)
     waiting = guest.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "30")
     # It sleeps between two looks: the program is loaded, and what handles the signal is in place.
-    eventually(lambda: "_socket" in Path(f"/proc/{waiting.pid}/maps").read_text())
+    eventually(lambda: "sleep" in Path(f"/proc/{waiting.pid}/wchan").read_text())
     waiting.signal(signal.SIGINT)
     assert (waiting.wait(), waiting.output()) == (130, "")
