@@ -72,16 +72,28 @@ class _Handle:
         self._problem = problem
         return StoreError(f"QubesDB at {self._path} {problem}", "is qubes-db.service running?")
 
-    def waiting(self, size: int, flags: int = socket.MSG_DONTWAIT) -> bytes:
+    def waiting(self, size: int) -> bytes:
         """Up to `size` bytes that the library has not read yet; they stay there."""
         try:
-            found = self.sock.recv(size, socket.MSG_PEEK | flags)
+            found = self.sock.recv(size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return b""
         except OSError as error:
             raise self.broken(f"went away: {error.strerror}") from error
         if not found:
             raise self.broken("closed the connection")
+        return found
+
+    def whole(self, size: int) -> bytes:
+        """What is waiting, once it is nothing or `size` bytes; less only after the timeout.
+
+        MSG_WAITALL is of no use here: an AF_UNIX socket does not wait for the rest when it is asked to peek.
+        """
+        deadline = time.monotonic() + self._timeout
+        found = self.waiting(size)
+        while 0 < len(found) < size and time.monotonic() < deadline:
+            time.sleep(0.001)
+            found = self.waiting(size)
         return found
 
     def call(self, method: str, *args: Any) -> Any:
@@ -222,11 +234,9 @@ class BindingWatches:
         """
         woken, self._woken = self._woken, False
         for _ in range(_EVENTS_A_DRAIN):
-            event = self._handle.waiting(wire.HEADER_SIZE)
+            event = self._handle.whole(wire.HEADER_SIZE)
             if not event:
                 break
-            if len(event) < wire.HEADER_SIZE:
-                event = self._handle.waiting(wire.HEADER_SIZE, socket.MSG_WAITALL)
             if len(event) < wire.HEADER_SIZE or event[0] != wire.RESP_WATCH:
                 raise self._handle.broken("sent an answer that nobody asked for")
             self._handle.call("read_watch")

@@ -8,7 +8,6 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -19,18 +18,7 @@ from qubes_guestnet.system.qubesdb_direct import DirectStore, DirectWatches
 from tests.support.eventually import eventually
 from tests.support.needs import needs
 from tests.support.qubesdb_faulty import Running
-from tests.support.qubesdb_kinds import ENTRIES, KINDS, LIBRARY, Kind, kind_of
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kind]:
-    yield from kind_of(request, monkeypatch)
-
-
-@pytest.fixture
-def daemon(kind: Kind) -> Iterator[Running]:
-    with kind.serve() as running:
-        yield running
+from tests.support.qubesdb_kinds import ENTRIES, LIBRARY, Kind
 
 
 def readable(watches: qubesdb.Watches) -> bool:

@@ -11,12 +11,11 @@ import ctypes
 import errno
 import os
 import select
-import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 
 import pytest
@@ -29,21 +28,10 @@ from qubes_guestnet.system.qubesdb_direct import DirectStore, DirectWatches
 from tests.support import qubesdb_standin
 from tests.support.eventually import eventually
 from tests.support.qubesdb_faulty import Running
-from tests.support.qubesdb_kinds import ENTRIES, KINDS, Kind, folder, kind_of
+from tests.support.qubesdb_kinds import ENTRIES, Kind, folder
 
 SHORT = 0.1
 BOUNDED_S = 20.0  # what "did not wait" means on a busy machine
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kind]:
-    yield from kind_of(request, monkeypatch)
-
-
-@pytest.fixture
-def daemon(kind: Kind) -> Iterator[Running]:
-    with kind.serve() as running:
-        yield running
 
 
 def fault(daemon: Running, order: str) -> None:
@@ -346,50 +334,6 @@ def test_whatever_it_answers_the_direct_client_gets_a_value_or_an_error(answers:
             watches.drain()
         store.close()
         script.close()
-
-
-@pytest.mark.behaviour("B72")
-def test_a_storm_of_signals_does_not_mix_up_the_answers(kind: Kind, daemon: Running) -> None:
-    store, watches = kind.connect(writable=True), kind.watches("/n")
-    seen = 0
-
-    def handler(_number: int, _frame: object) -> None:
-        nonlocal seen
-        seen += 1
-
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
-    try:
-        for number in range(300):
-            store.write("/n", b"%d" % number)
-            assert store.read("/n") == b"%d" % number
-            assert watches.drain()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert seen > 10
-
-
-@pytest.mark.behaviour("B72")
-def test_after_an_exception_in_the_middle_the_connection_is_given_up(kind: Kind, daemon: Running) -> None:
-    class Stop(Exception):
-        pass
-
-    def handler(_number: int, _frame: object) -> None:
-        raise Stop
-
-    store = kind.connect()
-    fault(daemon, "delay 0.3")
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.02)
-    try:
-        with pytest.raises(Stop):
-            store.read("/qubes-ip")
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    with pytest.raises(StoreError, match="interrupted"):
-        store.read("/qubes-mac")
 
 
 @pytest.mark.behaviour("B106")

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every client of the store, and a daemon that can be made to misbehave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.qubesdb_faulty import Running
+from tests.support.qubesdb_kinds import KINDS, Kind, kind_of
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kind]:
+    yield from kind_of(request, monkeypatch)
+
+
+@pytest.fixture
+def daemon(kind: Kind) -> Iterator[Running]:
+    with kind.serve() as running:
+        yield running
