@@ -140,10 +140,10 @@ def test_any_name_of_the_interface(qube: Machine) -> None:
 
 @pytest.mark.behaviour("B8")
 def test_our_link_file_keeps_the_name_and_the_address(qube: Machine) -> None:
-    """With the driver that is here in the place of Xen's; there udev would call it enX0."""
+    """With the driver that is here beside Xen's; there udev would call it enX0."""
     copy = "/run/systemd/network/00-test.link"
     source = "/lib/systemd/network/80-qubes-guestnet.link"
-    qube.run("sh", "-euc", f"mkdir -p /run/systemd/network; sed s/=vif/=veth/ {source} >{copy}")
+    qube.run("sh", "-euc", f"mkdir -p /run/systemd/network; sed 's/=vif/=veth vif/' {source} >{copy}")
     told = qube.inside.run("udevadm", "test-builtin", "net_setup_link", "/sys/class/net/eth0")
     assert f"ID_NET_LINK_FILE={copy}" in told.stdout + told.stderr
     assert "gnoring" not in told.stderr  # what systemd says of a key or value that it does not know
