@@ -31,7 +31,7 @@ SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_GET_STRICT
 RTNLGRP_LINK, RTNLGRP_NEIGH = 1, 3
 # What another program can take away from us: links, addresses, routes of both families.
 RTNLGRP_WATCHED = (RTNLGRP_LINK, 5, 7, 9, 11)
-SIOCETHTOOL, ETHTOOL_GDRVINFO = 0x8946, 3  # linux/sockios.h, linux/ethtool.h
+SIOCGIFINDEX, SIOCETHTOOL, ETHTOOL_GDRVINFO = 0x8933, 0x8946, 3  # linux/sockios.h, linux/ethtool.h
 
 RECEIVE_BYTES = 1 << 16  # the kernel sends dumps in pieces of at most 32 KiB
 ANSWER_SECONDS = 5.0  # the kernel answers within the send() itself; this only bounds the unthinkable
@@ -65,10 +65,16 @@ class Kernel:
             macs: link-layer addresses, lower case.
         """
         octets = [bytes.fromhex(mac.replace(":", "")) for mac in macs]
-        # Decoding costs 0.2 ms an interface, and a provider has 250 that are none of our business.
-        replies = self._dump(rtnl.links_question(), rtnl.RTM_GETLINK, rtnl.linkmsg, lambda raw: _holds(raw, octets))
-        fitting = [reply for reply in replies if reply.get_attr("IFLA_ADDRESS") in macs]
-        return tuple(rtnl.decode_link(reply, driver(reply.get_attr("IFLA_IFNAME"))) for reply in fitting)
+        for _ in range(DUMP_TRIES):
+            # Decoding costs 0.2 ms an interface, and a provider has 250 that are none of our business.
+            replies = self._dump(rtnl.links_question(), rtnl.RTM_GETLINK, rtnl.linkmsg, lambda raw: _holds(raw, octets))
+            fitting = [reply for reply in replies if reply.get_attr("IFLA_ADDRESS") in macs]
+            links = tuple(rtnl.decode_link(reply, driver(reply.get_attr("IFLA_IFNAME"))) for reply in fitting)
+            # A driver is asked for by name. Renamed meanwhile, the interface would seem to have none, and so to be
+            # gone, and with it the record of what we made on it.
+            if all(_index(link.name) == link.ifindex for link in links):
+                return links
+        raise KernelError("netlink links", errno.EAGAIN, retryable=True)
 
     def observe(self, link: Link, neighbours: Iterable[IPAddress]) -> State:
         """What the interface has now.
@@ -242,6 +248,18 @@ def driver(name: str) -> str:
         except OSError:
             return ""
     return info.tobytes()[4:36].split(b"\0", 1)[0].decode("ascii", "replace")
+
+
+def _index(name: str) -> int:
+    """Index of the interface that has this name now, 0 when none has."""
+    request = struct.pack("16si", name.encode()[:15], 0).ljust(40, b"\0")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        try:
+            answer = fcntl.ioctl(control, SIOCGIFINDEX, request)
+        except OSError:
+            return 0
+    index: int = struct.unpack_from("i", answer, 16)[0]
+    return index
 
 
 def _open() -> socket.socket:
