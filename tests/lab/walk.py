@@ -333,12 +333,14 @@ class Walk(Ground):
     def uplink_remove(self) -> None:
         """What is done to it before the firewall goes away; `uplink add` brings it back."""
         self.wait_for_commands()
-        if self.model.plugged and not self.model.removed:
+        model = self.model
+        if model.plugged and model.served and not model.removed and model.wanted().known:
+            # It takes down only what was configured, and whether the agent has come to that is a matter of time.
+            self.guest.qube.guestnet("uplink", "add", self.interface, check=False)
             done = self.guest.qube.guestnet("uplink", "remove", self.interface)
-            if "down" in done.stdout:
-                self.tell("taken down")
-                self.model.downed()
-                self.model.removed = True
+            assert "down" in done.stdout, done
+            model.downed()
+            model.removed = True
 
     def uplink_back(self) -> None:
         """Someone asks for it again."""
