@@ -135,7 +135,7 @@ class State(NamedTuple):
         group: interface group.
         addresses: addresses with their prefix length (IPv6 link-local ones are the kernel's and left out).
         neighbours: the entries that matter, not the whole cache.
-        routes: routes of the main table out of the interface.
+        routes: routes of the main table out of the interface: ours, and others to everywhere or to one host.
     """
 
     up: bool = False

@@ -150,7 +150,8 @@ class Kernel:
 
     def _routes(self, ifindex: int) -> Iterator[Route]:
         for family in (socket.AF_INET, socket.AF_INET6):
-            for reply in self._dump(rtnl.routes_question(ifindex, family), rtnl.RTM_GETROUTE, rtnl.rtmsg):
+            question = rtnl.routes_question(ifindex, family)
+            for reply in self._dump(question, rtnl.RTM_GETROUTE, rtnl.rtmsg, rtnl.matters):
                 yield from rtnl.decode_routes(reply, ifindex)
 
     def _dump(self, message: Any, kind: int, reply_class: Any, fits: _Fits = lambda _raw: True) -> list[Any]:

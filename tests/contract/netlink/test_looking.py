@@ -121,14 +121,14 @@ def test_only_this_interface(oracle: Oracle, kernel: netlink.Kernel) -> None:
         """
         ip address add 10.137.0.5/32 dev eth0; ip address add 10.137.0.6/32 dev eth1
         ip address add fd00::5/128 dev eth0 nodad; ip address add fd00::6/128 dev eth1 nodad
-        ip route add 192.0.2.0/24 dev eth0; ip route add 198.51.100.0/24 dev eth1
-        ip route add 2001:db8:1::/48 dev eth0; ip route add 2001:db8:2::/48 dev eth1
+        ip route add 192.0.2.1/32 dev eth0; ip route add 198.51.100.1/32 dev eth1
+        ip route add 2001:db8:1::1 dev eth0; ip route add 2001:db8:2::1 dev eth1
         ip neighbour add 10.137.0.1 lladdr 02:00:00:00:00:01 dev eth1
     """,
     )
     state = seen(kernel)
     assert state.addresses == {ipaddress.ip_interface("10.137.0.5/32"), ipaddress.ip_interface("fd00::5/128")}
-    assert {str(route.destination) for route in own(state)} == {"192.0.2.0/24", "2001:db8:1::/48"}
+    assert {str(route.destination) for route in own(state)} == {"192.0.2.1/32", "2001:db8:1::1/128"}
     assert state.neighbours == frozenset()
     assert {n.mac for n in seen(kernel, OTHER_MAC).neighbours} == {"02:00:00:00:00:01"}
 
@@ -202,9 +202,17 @@ def test_addresses_of_every_kind(oracle: Oracle, kernel: netlink.Kernel) -> None
 
 
 def test_thousands_of_routes(oracle: Oracle, kernel: netlink.Kernel) -> None:
-    adding = "i=0; while [ $i -lt 3000 ]; do echo route add 192.$((i/250)).$((i%250)).0/24 dev eth0; i=$((i+1)); done"
+    """A user's are passed over, and none of ours is missed among them."""
+    adding = (
+        "i=0; while [ $i -lt 3000 ]; do echo route add 192.$((i/250)).$((i%250)).0/24 dev eth0 proto $((81 + i%2));"
+        "echo route add 2001:db8:$((i/250)):$((i%250))::/64 dev eth0 proto $((81 + i%2)); i=$((i+1)); done"
+    )
     oracle.run("sh", "-ec", f"({adding}) | ip -batch -")
-    assert len(own(seen(kernel))) == 3000
+    found = own(seen(kernel))
+    assert len(found) == 3000
+    assert {route.protocol for route in found} == {81}
+    oracle.run("ip", "route", "add", "default", "dev", "eth0", "proto", "static")
+    assert own(seen(kernel)) - found == {Route(ipaddress.ip_network("0.0.0.0/0"), protocol=4)}
 
 
 # --- neighbours ----------------------------------------------------------------------------------------------------
