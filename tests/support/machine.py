@@ -95,14 +95,14 @@ class Machine:
     Args:
         hall: where the root is.
         root: what to boot.
-        name: for messages and the hostname; unique among those that run at a time.
+        name: the beginning of its host name.
         entries: of QubesDB, at boot.
         plugged: whether eth0 is there before process 1.
     """
 
     def __init__(self, hall: Hall, root: Path, name: str, entries: Mapping[str, str], *, plugged: bool = True) -> None:
         needs("systemd-nspawn", "ip", "sysctl")
-        self.name = f"{name}-{os.getpid()}"
+        self.name = f"{name}-{root.name}-{os.getpid()}"
         text = "".join(f"{path} = {value}\n" for path, value in entries.items())
         hall.run(f"cat >{root}/tree{ENTRIES} <<'END'\n{text}END\n")
         self._router = _spawn("unshare", "--net", "sh", "-c", f"{PROVIDER}echo ready; exec sleep infinity")

@@ -80,8 +80,8 @@ def installed(hall: Hall, base: Path, plain: Path, built: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def boot(hall: Hall) -> Iterator[Boot]:
-    """Boot roots; they end with the module."""
+def boot(hall: Hall, base: Path) -> Iterator[Boot]:
+    """Boot roots; they end with the module, and before another release has its turn."""
     with ExitStack() as stack:
 
         def start(root: Path, name: str, entries: dict[str, str], *, plugged: bool = True) -> Machine:
