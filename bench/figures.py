@@ -30,7 +30,7 @@ class Result(NamedTuple):
     Args:
         name: what was measured, against what.
         ratio: measured.
-        budget: in words; "" where the figure is information.
+        budget: in words.
         passed: whether the budget is kept.
         details: lines of information.
     """
@@ -43,5 +43,5 @@ class Result(NamedTuple):
 
     def __str__(self) -> str:
         verdict = "ok" if self.passed else "BUDGET BROKEN"
-        judged = f"budget {self.budget}: {verdict}" if self.budget else "information"
-        return "\n".join((f"{self.name}: ratio {self.ratio:.2f} ({judged})", *(f"    {d}" for d in self.details)))
+        line = f"{self.name}: ratio {self.ratio:.2f} (budget {self.budget}: {verdict})"
+        return "\n".join((line, *(f"    {detail}" for detail in self.details)))
