@@ -121,6 +121,19 @@ def test_a_watch_changes_the_network(qube: Machine) -> None:
     eventually(lambda: configured(qube), what="the old address")
 
 
+def test_resolv_conf_is_put_back_from_within_the_sandbox(qube: Machine) -> None:
+    ours = qube.run("cat", "/etc/resolv.conf")
+    qube.run("sh", "-c", "echo nameserver 192.0.2.53 >/etc/resolv.conf")
+    eventually(lambda: qube.run("cat", "/etc/resolv.conf") == ours, what="our file")
+    # As bind-dirs of Qubes OS does it, after the agent has got its own view of the file system.
+    qube.run("sh", "-c", "echo nameserver 192.0.2.53 >/var/bound; mount --bind /var/bound /etc/resolv.conf")
+    qube.run("systemctl", "reload", UNIT)
+    eventually(
+        lambda: qube.run("cat", "/var/bound") == ours, what="our file, in place", trouble=lambda: qube.journal(UNIT)
+    )
+    qube.run("umount", "/etc/resolv.conf")
+
+
 def test_the_interface_goes_and_returns(qube: Machine) -> None:
     qube.unplug()
     assert qube.inside.link("eth0") is None
