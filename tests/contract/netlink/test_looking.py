@@ -3,52 +3,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import select
 import socket
 import struct
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.values import Neighbour, Route, State
-from qubes_guestnet.errors import KernelError
 from qubes_guestnet.system import netlink
 from tests.support.eventually import eventually
-from tests.support.needs import needs
 from tests.support.oracle import Oracle
 
 MAC, OTHER_MAC = "00:16:3e:5e:6c:05", "00:16:3e:5e:6c:06"
 GATEWAY = ipaddress.ip_address("10.137.0.1")
-RTM_NEWLINK, RTM_NEWADDR, NLMSG_DONE = 16, 20, 3
-
-
-@pytest.fixture
-def oracle() -> Oracle:
-    needs("ip")
-    judge = Oracle()
-    # No link-local addresses: the kernel would tell of them at some later moment.
-    judge.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/addr_gen_mode")
-    for name, peer, mac in (("eth0", "peer", MAC), ("eth1", "peer1", OTHER_MAC)):
-        judge.run("sh", "-ec", f"ip link add {name} address {mac} type veth peer name {peer}; ip link set {peer} up")
-        judge.run("ip", "link", "set", name, "up")
-    eventually(lambda: [link["operstate"] for link in judge.ip("link", "show", "type", "veth")] == ["UP"] * 4)
-    return judge
-
-
-@pytest.fixture
-def kernel(oracle: Oracle) -> Iterator[netlink.Kernel]:
-    with contextlib.closing(netlink.Kernel()) as made:
-        yield made
-
-
-@pytest.fixture
-def events(oracle: Oracle) -> Iterator[netlink.Events]:
-    with contextlib.closing(netlink.Events()) as made:
-        yield made
 
 
 def seen(kernel: netlink.Kernel, mac: str = MAC) -> State:
@@ -102,6 +70,40 @@ def test_a_rename_keeps_the_index(oracle: Oracle, kernel: netlink.Kernel) -> Non
     assert (after.name, after.ifindex, after.driver) == ("a-name-as-long1", before.ifindex, "veth")
     kernel.apply(Op(Verb.LINK_UP, before.ifindex, before.name))
     assert oracle.is_up("a-name-as-long1")
+
+
+@pytest.mark.behaviour("B8")
+@pytest.mark.parametrize("other", ["", "eth1"])
+def test_renamed_between_its_name_and_its_driver(
+    oracle: Oracle, kernel: netlink.Kernel, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """The driver is asked for by name. It must neither be missed nor be that of who has the name now."""
+    real, renames = netlink.driver, []
+
+    def driver(name: str) -> str:
+        if not renames:
+            renames.append(name)
+            oracle.run("sh", "-ec", "ip link set eth0 down; ip link set eth0 name enX0")
+            if other:
+                oracle.run("sh", "-ec", f"ip link set {other} down; ip link set {other} name eth0")
+        return real(name)
+
+    monkeypatch.setattr(netlink, "driver", driver)
+    (link,) = kernel.links(frozenset({MAC}))
+    assert (link.name, link.driver) == ("enX0", "veth")
+    assert renames == ["eth0"]
+
+
+@pytest.mark.behaviour("B8")
+def test_gone_between_its_name_and_its_driver(
+    oracle: Oracle, kernel: netlink.Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def driver(_name: str) -> str:
+        oracle.run("ip", "link", "delete", "eth0", check=False)
+        return ""
+
+    monkeypatch.setattr(netlink, "driver", driver)
+    assert kernel.links(frozenset({MAC})) == ()
 
 
 def test_many_links(oracle: Oracle, kernel: netlink.Kernel) -> None:
@@ -250,146 +252,3 @@ def test_a_solicited_neighbour_is_asked_for_and_answered(oracle: Oracle, kernel:
     found = eventually(lambda: kernel.neighbour(link.ifindex, ipaddress.ip_address("10.139.1.1")))
     eventually(lambda: kernel.neighbour_state(link.ifindex, found.address)[0] & 0x2)  # NUD_REACHABLE
     assert oracle.neighbours("eth0", permanent=False) == {"10.139.1.1": "fe:ff:ff:ff:ff:ff"}
-
-
-# --- answers out of order, interrupted, wrong ----------------------------------------------------------------------
-
-
-class Scripted:
-    """A socket that says what it is told; the sequence number of the request is put in."""
-
-    def __init__(self, *packets: bytes) -> None:
-        self.packets: Iterator[bytes] = iter(packets)
-        self.sent = 0
-        self.sequence = b""
-
-    def send(self, data: bytes) -> int:
-        self.sent += 1
-        self.sequence = bytes(data[8:12])
-        return len(data)
-
-    def close(self) -> None:
-        pass
-
-    def recv(self, _size: int) -> bytes:
-        packet = next(self.packets)
-        return packet.replace(b"SEQN", self.sequence)
-
-
-def message(kind: int, flags: int = 2, body: bytes = b"", sequence: bytes = b"SEQN") -> bytes:
-    return struct.pack("=IHH", 16 + len(body), kind, flags) + sequence + struct.pack("=I", 0) + body
-
-
-DONE = message(NLMSG_DONE, body=struct.pack("=i", 0))
-
-
-def scripted(kernel: netlink.Kernel, *packets: bytes) -> Scripted:
-    kernel.close()
-    kernel._socket = script = Scripted(*packets)  # type: ignore[assignment]
-    return script
-
-
-def test_the_tail_of_an_old_request_is_passed_over(kernel: netlink.Kernel) -> None:
-    old = message(2, body=struct.pack("=i", -1) + bytes(16), sequence=b"\xff\xff\xff\x7f")
-    script = scripted(kernel, old + old, DONE)
-    assert kernel.links(frozenset({MAC})) == ()
-    assert script.sent == 1
-
-
-@pytest.mark.parametrize("place", ["entry", "end"])
-def test_an_interrupted_dump_is_asked_for_again(kernel: netlink.Kernel, place: str) -> None:
-    entry = message(RTM_NEWLINK, 0x12 if place == "entry" else 2, bytes(16))
-    end = message(NLMSG_DONE, 0x12 if place == "end" else 2, struct.pack("=i", 0))
-    script = scripted(kernel, entry + end, DONE)
-    assert kernel.links(frozenset({MAC})) == ()
-    assert script.sent == 2
-
-
-def test_a_dump_that_never_is_whole_is_an_error_that_may_heal(kernel: netlink.Kernel) -> None:
-    interrupted = message(NLMSG_DONE, 0x12, struct.pack("=i", 0))
-    scripted(kernel, *[interrupted] * 50)
-    with pytest.raises(KernelError) as error:
-        kernel.links(frozenset({MAC}))
-    assert error.value.retryable
-
-
-@pytest.mark.parametrize("number", [93, 95, 97, 2])  # EPROTONOSUPPORT and its like, from a kernel without IPv6
-def test_a_kernel_without_ipv6_has_no_ipv6_things(kernel: netlink.Kernel, number: int) -> None:
-    (link,) = kernel.links(frozenset({MAC}))
-    refusal = message(2, 0, struct.pack("=i", -number) + bytes(16))
-    scripted(kernel, DONE, DONE, refusal)
-    if number == 93:
-        with pytest.raises(KernelError):
-            kernel.observe(link, ())
-    else:
-        assert kernel.observe(link, ()).routes == frozenset()
-
-
-def test_a_kernel_that_does_not_answer_is_an_error(kernel: netlink.Kernel) -> None:
-    class Silent(Scripted):
-        def recv(self, _size: int) -> bytes:
-            raise TimeoutError("timed out")
-
-    (link,) = kernel.links(frozenset({MAC}))
-    kernel.close()
-    kernel._socket = Silent()  # type: ignore[assignment]
-    for call in (
-        lambda: kernel.links(frozenset({MAC})),
-        lambda: kernel.neighbour(link.ifindex, GATEWAY),
-        lambda: kernel.apply(Op(Verb.LINK_UP, link.ifindex, "eth0")),
-        lambda: kernel.solicit(link.ifindex, GATEWAY),
-    ):
-        with pytest.raises(KernelError):
-            call()
-
-
-# --- being woken ---------------------------------------------------------------------------------------------------
-
-
-def readable(events: netlink.Events) -> bool:
-    return bool(select.select([events.fileno()], [], [], 10)[0])
-
-
-CHANGES = [
-    "ip address add 10.137.0.5/32 dev eth0",
-    "ip address add fd00::5/128 dev eth0 nodad",
-    "ip route add 192.0.2.0/24 dev eth0",
-    "ip -6 route add 2001:db8::/48 dev eth0",
-    "ip link set eth0 group 7",
-    "ip link set eth0 down",
-    "ip link add new type veth peer name newer",
-]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_changes_wake(oracle: Oracle, events: netlink.Events, change: str) -> None:
-    assert events.drain() is False
-    oracle.run("sh", "-ec", change)
-    assert readable(events)
-    assert events.drain() is True
-    assert events.drain() is False
-
-
-def test_neighbours_wake_only_when_they_are_wanted(oracle: Oracle, events: netlink.Events) -> None:
-    add = ("ip", "neighbour", "replace", "10.137.0.1", "lladdr", OTHER_MAC, "nud", "permanent", "dev", "eth0")
-    oracle.run(*add)
-    assert events.drain() is False
-    events.neighbours(True)
-    oracle.run("ip", "neighbour", "del", "10.137.0.1", "dev", "eth0")
-    assert readable(events)
-    assert events.drain() is True
-    events.neighbours(False)
-    oracle.run(*add)
-    assert events.drain() is False
-
-
-def test_an_overrun_is_a_wake_up(oracle: Oracle, events: netlink.Events) -> None:
-    events._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    flood = "ip address add 192.0.2.1/32 dev lo; ip address del 192.0.2.1/32 dev lo; " * 20
-    oracle.run("sh", "-ec", flood)
-    drops = [int(line.split()[8]) for line in Path("/proc/net/netlink").read_text().splitlines()[1:]]
-    assert any(drops)
-    assert events.drain() is True
-    assert events.drain() is False
-    oracle.run("ip", "link", "set", "eth1", "down")
-    assert readable(events)
