@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import warnings
+from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol  # what plugins that fork use; there is no public name for it
@@ -19,13 +20,24 @@ from qubes_guestnet.lab.namespaces import die_with_parent, isolate
 LIMIT_S = 110
 
 
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Run set-up, test and tear-down in a child with namespaces of its own, and report what it reports."""
+    if not _asked_for(item):
+        return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in _reports(item, nextitem):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+def _asked_for(item: pytest.Item) -> bool:
+    """Whether it was a conftest.py above this test: pytest puts this hook, unlike others, to all that it has loaded."""
+    return any(
+        getattr(plugin, "pytest_runtest_protocol", None) is pytest_runtest_protocol
+        and Path(plugin.__file__).parent in item.path.parents
+        for plugin in item.config.pluginmanager.get_plugins()
+    )
 
 
 def _reports(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
