@@ -23,10 +23,6 @@ def wakings(agent: Service) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
 
 
-def nothing(_guest: Guest) -> None:
-    pass
-
-
 def no_carrier(guest: Guest) -> None:
     guest.provider.wire(f"ip link set {VIF} down")
 
@@ -55,7 +51,6 @@ def no_ipv6(guest: Guest) -> None:
 
 STATES: tuple[tuple[Callable[[Guest], None], int], ...] = (
     # The state, and how often a second it may wake in it: to try again what failed.
-    (nothing, 0),
     (no_carrier, 0),
     (no_ipv6, 0),
     (no_qubesdb, 4),
