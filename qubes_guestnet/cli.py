@@ -165,7 +165,11 @@ def _plain(arguments: list[str]) -> tuple[Verb, Options] | None:
 
 
 def _parsed(arguments: list[str]) -> tuple[Verb, Options]:
-    found = vars(parser().parse_args(arguments))
+    try:
+        found = vars(parser().parse_args(arguments))
+    except SystemExit:
+        sys.stdout.flush()  # after --help; here a closed pipe is told as for every other verb
+        raise
     verb = VERBS[found.pop("verb")]
     return verb, Options(**{name: value for name, value in found.items() if value is not None})
 
