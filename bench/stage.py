@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from qubes_guestnet.lab.daemons import BUS, bus_config
 from qubes_guestnet.lab.namespaces import CLONE_NEWNET, LabError, mount, unshare
 from tests.support.eventually import eventually
 from tests.support.oracle import Oracle
@@ -87,6 +88,7 @@ class Stage:
         self._provider: int | None = None
         self._kept: list[int] = []
         self._store = self._start_store()
+        self._bus = self._start_bus()
 
     @staticmethod
     def _private_etc() -> None:
@@ -123,10 +125,24 @@ class Stage:
         eventually(serves, what="the lab's store")
         return store
 
+    @staticmethod
+    def _start_bus() -> subprocess.Popen[bytes]:
+        """A system bus: the resident agent stays connected to it, and that is part of what it costs."""
+        if shutil.which("dbus-daemon") is None:
+            raise Failed("dbus-daemon is missing; install with: apt-get install dbus-daemon")
+        os.makedirs(os.path.dirname(BUS), exist_ok=True)
+        config = Path("/run/bus.conf")
+        config.write_text(bus_config())
+        words = ["dbus-daemon", "--nofork", "--nopidfile", f"--config-file={config}"]
+        bus = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        eventually(lambda: os.path.exists(BUS), what="the system bus")
+        return bus
+
     def close(self) -> None:
-        """End the store. Everything else goes with the namespaces."""
-        self._store.terminate()
-        self._store.wait()
+        """End the store and the bus. Everything else goes with the namespaces."""
+        for process in (self._store, self._bus):
+            process.terminate()
+            process.wait()
 
     def fresh(self) -> None:
         """Move this process into a network namespace with an unconfigured eth0, and behind it a provider that answers

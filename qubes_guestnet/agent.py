@@ -19,6 +19,7 @@ from .core import pace, settings
 from .core.report import Report
 from .core.resolver import RewriteBudget
 from .errors import GuestnetError, StoreError
+from .others import Others
 from .prober import Prober
 from .reconcile import Pass, Paths, reconcile
 from .system import netlink, qubesdb, standing, systemd, wakeups
@@ -44,6 +45,8 @@ class Agent:
         self._journal = _Journal(paths)
         self._pace = pace.Pace()
         self._folder: wakeups.Folder | None = None
+        self._others = Others(paths.flags, resident=True)
+        self._bus_fd = -1
         self._keys_written = False
         self._rewriting = False
         self._failures = 0
@@ -103,8 +106,21 @@ class Agent:
                 woken = self._keys_written = True
         except StoreError as error:
             self._outage(error)
+        if self._bus_fd in ready:
+            woken |= self._others.drain()
+            self._follow_bus()
         if woken:
             self._pace = self._pace.woken(time.monotonic())
+
+    def _follow_bus(self) -> None:
+        """Wait for the bus too, which comes and goes."""
+        fd = self._others.fileno()
+        if fd != self._bus_fd:
+            if self._bus_fd >= 0:
+                self._signals.unregister(self._bus_fd)
+            if fd >= 0:
+                self._signals.register(fd)
+            self._bus_fd = fd
 
     def _work(self) -> None:
         """Everything that is due now."""
@@ -147,11 +163,12 @@ class Agent:
             self._outage(error)
             return
         self._connection.answered()
-        asked = Pass(keys_written=self._keys_written, may_rewrite=self._may_rewrite)
+        asked = Pass(keys_written=self._keys_written, may_rewrite=self._may_rewrite, others=self._others)
         try:
             report = reconcile(entries, self._kernel, self._paths, asked)
         except GuestnetError as error:  # the kernel did not even let us look
             report = Report(settings.Settings(), errors=(error,))
+        self._follow_bus()
         if self._rewriting and not (report.resolver is not None and report.resolver.written):
             self._budget.failed()
         self._rewriting = False
@@ -164,7 +181,7 @@ class Agent:
 
     def _schedule_retry(self, report: Report) -> None:
         self._timers.pop("retry", None)
-        if any(error.retryable for error in report.errors):
+        if any(error.retryable for error in report.errors) or (report.todo and not self._others.wakes):
             self._failures += 1
             self._timers["retry"] = time.monotonic() + qubesdb.backoff(self._failures)
             return
@@ -253,6 +270,8 @@ class _Journal:
         """A pass is over."""
         for op in report.applied:
             log(INFO, str(op))
+        for words in report.done:
+            log(INFO, words)
         resolver = report.resolver
         if resolver is not None and resolver.written:
             log(INFO, f"{resolver.path} written: {resolver.decision.reasons}")

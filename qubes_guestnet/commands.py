@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 from .core.settings import UPLINK_PREFIXES
 from .errors import GuestnetError, StoreError
+from .others import Others
 from .reconcile import Pass, Paths, reconcile, take_down
 from .system import netlink, qubesdb
 
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
 PATHS = Paths()
 STORE_SECONDS = 10.0  # for udev, which can be earlier than qubes-db.service
 POLL_SECONDS = 0.05
+NETWORKMANAGER_SECONDS = 5.0
 
 
 def apply(options: Options) -> int:
     """One pass. 1 if anything went wrong."""
     if options.dry_run:
         return plan(options)
-    return _applied(_pass(Pass(only=options.interface, revive=True)), options.interface)
+    return _applied(_settling(_entries(), options.interface), options.interface)
 
 
 def plan(options: Options) -> int:
@@ -47,14 +49,14 @@ def plan(options: Options) -> int:
 def status(options: Options) -> int:
     """What is desired, what is there, since when; 0 also when something is wrong, `check` is for that."""
     from .core.rendering import as_data, as_text
-    from .system import standing
+    from .system import presence, standing
 
     report = _pass(Pass(only=options.interface, dry_run=True))
     agent = standing.read(PATHS.run)
     if options.json:
-        _print_json(as_data(report, agent))
+        _print_json(as_data(report, agent, presence.look()))
     else:
-        for line in as_text(report, agent):
+        for line in as_text(report, agent, presence.look()):
             print(line)
     return 0
 
@@ -81,23 +83,21 @@ def uplink(options: Options) -> int:
             index = socket.if_nametoindex(options.interface)
         except OSError:
             return 0  # gone already, and what we made went with it
-        _say(take_down(index, netlink.Kernel(), PATHS))
+        _say(take_down(index, netlink.Kernel(), PATHS, Others(PATHS.flags)))
         return 0
-    entries = _patiently(_entries)
-    asked = Pass(only=options.interface, revive=True)
-    return _applied(reconcile(entries, netlink.Kernel(), PATHS, asked), options.interface)
+    return _applied(_settling(_patiently(_entries), options.interface), options.interface)
 
 
 def wait_uplink(options: Options) -> int:
     """0 once the interface that is there now is configured, at once if none is expected; 1 when time is up."""
     deadline = time.monotonic() + options.timeout
-    kernel = netlink.Kernel()
+    kernel, others = netlink.Kernel(), Others(PATHS.flags, attending=False)
     while True:
         try:
-            report = reconcile(_entries(), kernel, PATHS, Pass(dry_run=True))
+            report = reconcile(_entries(), kernel, PATHS, Pass(dry_run=True, others=others))
             if report.settled:
                 return 0
-            reason = next((str(error) for error in report.errors), "; ".join(report.plan) or "interface missing")
+            reason = next((str(error) for error in report.errors), "; ".join(report.plan) or report.waiting)
         except StoreError as error:
             reason = str(error)
         if time.monotonic() >= deadline:
@@ -133,11 +133,25 @@ def _patiently(read: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
 
 
 def _pass(asked: Pass) -> Report:
-    return reconcile(_entries(), netlink.Kernel(), PATHS, asked)
+    return reconcile(_entries(), netlink.Kernel(), PATHS, asked._replace(others=Others(PATHS.flags)))
+
+
+def _settling(entries: dict[str, bytes], interface: str) -> Report:
+    """One pass; and when it has set NetworkManager to work, another once that is done: what is ours comes after."""
+    asked = Pass(only=interface, revive=True, others=Others(PATHS.flags))
+    kernel = netlink.Kernel()
+    report = reconcile(entries, kernel, PATHS, asked)
+    deadline = time.monotonic() + NETWORKMANAGER_SECONDS
+    while report.done and report.waited_for and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        again = reconcile(entries, kernel, PATHS, asked)
+        report = again._replace(applied=report.applied + again.applied, done=report.done + again.done)
+    return report
 
 
 def _applied(report: Report, interface: str) -> int:
     _say(report.applied)
+    _say(report.done)
     if report.resolver is not None and report.resolver.written:
         print(f"{report.resolver.path} written")
     _complain(report.errors)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from .core.findings import Evidence, Finding
 from .core.findings import findings as judge
 from .errors import StoreError
+from .others import Others
 from .reconcile import Pass, Paths, reconcile
-from .system import nameserver, netlink, standing
+from .system import nameserver, netlink, presence, standing
 
 _NEIGHBOUR_LIMIT = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"
 
@@ -26,11 +27,11 @@ def findings(paths: Paths, entries: Callable[[], dict[str, bytes]]) -> tuple[Fin
         untrusted_entries = entries()
     except StoreError as error:
         return judge(Evidence(None, store_error=str(error), standing=agent))
-    found = reconcile(untrusted_entries, netlink.Kernel(), paths, Pass(dry_run=True))
+    found = reconcile(untrusted_entries, netlink.Kernel(), paths, Pass(dry_run=True, others=Others(paths.flags)))
     asked = any(interface.link is not None and interface.expected for interface in found.interfaces)
     servers = [str(server) for server in found.settings.dns.servers] if asked else []
     silent = tuple(server for server in servers if not nameserver.answers(server))
-    return judge(Evidence(found, "", agent, silent, _neighbour_limit()))
+    return judge(Evidence(found, "", agent, silent, _neighbour_limit(), presence.look()))
 
 
 def _neighbour_limit() -> int:

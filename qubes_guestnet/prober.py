@@ -47,7 +47,7 @@ class Prober:
         """Ask about interfaces that a pass found configured; forget what was about others."""
         about = set()
         for interface in report.interfaces:
-            if interface.plan:
+            if interface.plan or interface.waiting:
                 continue
             question = proxyarp.question(report.settings, interface.settings, interface.link, interface.choice.style)
             if question is not None:

@@ -11,11 +11,13 @@ an error that names the operation the kernel does not keep.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
-from .core import plan, proxyarp, resolver, uplink
+from .core import mtu, networkmanager, plan, proxyarp, resolver, uplink
 from .core.namedtuple import NamedTuple
+from .core.networkmanager import ManagerChoice
 from .core.record import Fallback, Record
-from .core.report import InterfaceReport, Report, ResolverReport
+from .core.report import Attended, InterfaceReport, Report, ResolverReport
 from .core.settings import Settings, UplinkSettings
 from .core.settings import parse as parse_settings
 from .core.values import IPV4, IPV6, IPAddress, Link, State
@@ -26,6 +28,8 @@ from .system.owned import Ledger
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from typing import Protocol
+
+    from .others import Others
 
     class Kernel(Protocol):
         """What a pass asks of the kernel; `system.netlink.Kernel` in life, a model in the tests."""
@@ -61,6 +65,7 @@ class Pass(NamedTuple):
         keys_written: dom0 wrote keys since the last pass.
         revive: configure an interface that `uplink remove` took down.
         may_rewrite: asked with the content before somebody's overwriting of resolv.conf is undone.
+        others: the other programs of the qube; None leaves them alone.
     """
 
     only: str = ""
@@ -68,6 +73,7 @@ class Pass(NamedTuple):
     keys_written: bool = False
     revive: bool = False
     may_rewrite: Callable[[bytes], bool] = lambda _content: True
+    others: Others | None = None
 
 
 def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Paths, asked: Pass) -> Report:
@@ -90,21 +96,27 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
     except GuestnetError as error:
         configured = None
         errors.append(error)
-    work = _Work(settings, flags, configured, kernel, asked, errors)
+    mtus, bad = mtu.parse(untrusted_entries, [interface.mac for interface in settings.uplinks])
+    errors += bad
+    manager = asked.others.manager() if asked.others is not None else ManagerChoice()
+    work = _Work(settings, flags, _Choices(configured, manager, mtus), kernel, asked, errors)
     interfaces: tuple[InterfaceReport, ...] = ()
-    names = None
+    names, attended = None, Attended()
     try:
         with Ledger(paths.run, reading=asked.dry_run) as ledger:
             interfaces = work.interfaces(ledger)
             if any(report.link is not None for report in interfaces):
-                names, failure = _resolver(settings, flags, paths, asked)
+                names, failure = _resolver(settings, flags, paths, asked, manager)
                 errors += [failure] if failure else []
+            if asked.others is not None:
+                attended = asked.others.attend(settings, flags, interfaces, ledger, asked.dry_run, not asked.only)
+                errors += attended.errors
     except GuestnetError as error:
         errors.append(error)
-    return Report(settings, interfaces, names, tuple(work.applied), tuple(errors))
+    return Report(settings, interfaces, names, tuple(work.applied), tuple(errors), attended.done, attended.todo)
 
 
-def take_down(index: int, kernel: Kernel, paths: Paths) -> tuple[plan.Op, ...]:
+def take_down(index: int, kernel: Kernel, paths: Paths, others: Others | None = None) -> tuple[plan.Op, ...]:
     """`uplink remove`: link down, before the firewall goes away, and down it stays. No interface is nothing to do.
 
     It asks the owned record and not QubesDB, which may be gone at shutdown; an interface we never configured is left.
@@ -114,6 +126,7 @@ def take_down(index: int, kernel: Kernel, paths: Paths) -> tuple[plan.Op, ...]:
             and a new one of the same name come, which this command did not mean (#8237).
         kernel: the adapter.
         paths: where the qube's files are.
+        others: the other programs of the qube; they let go of the interface first, or would take it up again.
 
     Raises:
         KernelError: the kernel refuses.
@@ -124,12 +137,18 @@ def take_down(index: int, kernel: Kernel, paths: Paths) -> tuple[plan.Op, ...]:
         ours = {(entry.ifindex, entry.mac) for entry in record.interfaces}
         links = kernel.links(frozenset(mac for _, mac in ours)) if ours else ()
         ops: list[plan.Op] = []
+        letting_go: list[Callable[[], None]] = []
         for link in links:
             if link.ifindex == index and (link.ifindex, link.mac) in ours:
-                record = record.with_interface(record.interface(link)._replace(removed=True))
+                entry = record.interface(link)
+                record = record.with_interface(entry._replace(removed=True, profile="", resolved=False))
                 ops += plan.takedown(link)
+                if others is not None:
+                    letting_go.append(partial(others.take_down, entry, link.name))
         try:
             ledger.save(record)
+            for let_go in letting_go:
+                let_go()
         finally:  # the firewall goes away next, whether /run is full or not
             for op in ops:
                 kernel.apply(op)
@@ -148,6 +167,14 @@ def record_fallback(paths: Paths, index: int, mac: str, fallback: Fallback) -> N
             ledger.save(ledger.record.with_interface(entry._replace(fallback=fallback)))
 
 
+class _Choices(NamedTuple):
+    """What was chosen for this qube, by its owner and by dom0: default-route style, manager, MTUs by MAC."""
+
+    style: uplink.Style | None
+    manager: ManagerChoice
+    mtus: Mapping[str, int]
+
+
 class _Work:
     """The interfaces' half of one pass: what it knows, and what it has done so far."""
 
@@ -155,12 +182,12 @@ class _Work:
         self,
         settings: Settings,
         flags: uplink.Flags,
-        configured: uplink.Style | None,
+        choices: _Choices,
         kernel: Kernel,
         asked: Pass,
         errors: list[GuestnetError],
     ) -> None:
-        self._settings, self._flags, self._configured = settings, flags, configured
+        self._settings, self._flags, self._choices = settings, flags, choices
         self._kernel, self._asked, self._errors = kernel, asked, errors
         self.applied: list[plan.Op] = []
 
@@ -218,23 +245,31 @@ class _Work:
         return uplinks
 
     def _report(self, settings: UplinkSettings, link: Link | None, ledger: Ledger, rank: int) -> InterfaceReport:
+        manager = self._choices.manager
+        choice = uplink.choose_style(self._flags, self._choices.style, "")
         if link is None:
-            choice = uplink.choose_style(self._flags, self._configured, "")
-            return InterfaceReport(settings, None, choice, detached=settings.mac in ledger.record.detached)
+            detached = settings.mac in ledger.record.detached
+            return InterfaceReport(settings, None, choice, detached=detached, manager=manager)
         entry = ledger.record.interface(link)
         if entry.removed:
-            choice = uplink.choose_style(self._flags, self._configured, "")
-            return InterfaceReport(settings, link, choice, observed=self._kernel.observe(link, ()), removed=True)
+            observed = self._kernel.observe(link, ())
+            return InterfaceReport(settings, link, choice, observed=observed, removed=True, manager=manager)
         reason = proxyarp.standing(entry.fallback, settings)
-        choice = uplink.choose_style(self._flags, self._configured, reason)
-        desired = uplink.desired(settings, choice.style, self._flags, rank)
+        choice = uplink.choose_style(self._flags, self._choices.style, reason)
+        mtu_asked = self._choices.mtus.get(settings.mac, 0)
+        desired = uplink.desired(settings, choice.style, self._flags, rank, mtu_asked)
         interesting = {neighbour.address for neighbour in desired.neighbours} | entry.owned.neighbours
         observed = self._kernel.observe(link, interesting)
         owned = plan.still_there(entry.owned, observed)
         if owned != entry.owned and not self._asked.dry_run:
             self._save(ledger, ledger.record.with_interface(entry._replace(owned=owned)))
         ops = plan.plan(link, desired, observed, owned, settings.held)
-        return InterfaceReport(settings, link, choice, desired, observed, ops)
+        waiting = ""
+        if manager.networkmanager:
+            ops, waiting = networkmanager.left_to_us(ops, observed), networkmanager.waiting(desired, observed)
+        return InterfaceReport(
+            settings, link, choice, desired, observed, ops, manager=manager, waiting=waiting, rank=rank
+        )
 
     def _apply(self, reports: Iterable[InterfaceReport], ledger: Ledger, refused: set[plan.Op]) -> set[plan.Op]:
         """Apply every plan; the owned record is ahead of the kernel at each moment. Returns what was refused."""
@@ -245,6 +280,8 @@ class _Work:
             entry = ledger.record.interface(report.link)
             ops = [op for op in report.plan if op not in refused]
             self._save(ledger, ledger.record.with_interface(entry._replace(owned=plan.ahead(entry.owned, ops))))
+            if self._asked.others is not None and any(op.verb is plan.Verb.LINK_UP for op in ops):
+                self._asked.others.going_up(report.link.name)
             self._carry_out(ops, failed)
         return failed
 
@@ -268,11 +305,11 @@ class _Work:
 
 
 def _resolver(
-    settings: Settings, flags: uplink.Flags, paths: Paths, asked: Pass
+    settings: Settings, flags: uplink.Flags, paths: Paths, asked: Pass, manager: ManagerChoice
 ) -> tuple[ResolverReport | None, GuestnetError | None]:
     """The other half: resolv.conf, published if it is ours and differs."""
     try:
-        facts = files.facts(paths.resolv_conf, disabled=flags.disable_dns_server)
+        facts = files.facts(paths.resolv_conf, disabled=flags.disable_dns_server, networkmanager=manager.networkmanager)
     except GuestnetError as error:
         return None, error
     decision = resolver.choose_owner(facts)

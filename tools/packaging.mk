@@ -43,6 +43,8 @@ install-files:
 	install -D -m 0644 -t "$(DESTDIR)$(SYSTEMDDIR)/network" systemd/80-qubes-guestnet.link
 	install -D -m 0644 -t "$(DESTDIR)$(UDEVDIR)/rules.d" systemd/81-qubes-guestnet.rules
 	install -D -m 0644 -t "$(DESTDIR)$(SYSCTLDIR)" systemd/80-qubes-guestnet.conf
+	install -D -m 0644 -t "$(DESTDIR)$(PREFIX)/lib/NetworkManager/conf.d" config/NetworkManager/conf.d/*.conf
+	install -D -m 0644 -t "$(DESTDIR)$(PREFIX)/lib/systemd/resolved.conf.d" config/systemd/resolved.conf.d/*.conf
 	install -D -m 0644 systemd/rt_protos.conf "$(DESTDIR)$(RT_PROTOS_DIR)/qubes-guestnet.conf"
 	install -D -m 0644 -t "$(DESTDIR)$(MANDIR)/man8" docs/man/qubes-guestnet.8
 	install -D -m 0644 completions/qubes-guestnet.bash "$(DESTDIR)$(BASH_COMPLETIONS)/qubes-guestnet"

@@ -25,6 +25,9 @@ ip6=$(read_key ip6) netmask6=$(read_key netmask6) gateway6=$(read_key gateway6)
 primary=$("$QDB_READ" /qubes-primary-dns) || :
 secondary=$("$QDB_READ" /qubes-secondary-dns) || :
 
+sysctl=/lib/systemd/systemd-sysctl
+[ ! -x $sysctl ] || $sysctl --prefix="/net/ipv4/conf/$interface" --prefix="/net/ipv4/neigh/$interface" \
+    --prefix="/net/ipv6/conf/$interface" --prefix="/net/ipv6/neigh/$interface"
 ip link set dev "$interface" group 1
 ip link set dev "$interface" up
 ip -4 address replace "$ip/${netmask:-255.255.255.255}" dev "$interface"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from ..errors import ConfigError, SettingsError
 from .namedtuple import NamedTuple
+from .presence import Presence, remarks
 from .report import InterfaceReport, Report, Standing
 from .resolver import Owner
 from .uplink import Style
@@ -37,6 +38,7 @@ class Evidence(NamedTuple):
         standing: of the agent.
         silent_servers: nameservers that did not answer a query.
         neighbour_limit: net.ipv4.neigh.default.gc_thresh3, 0 when it cannot be read here.
+        presence: other programs in this qube.
     """
 
     report: Report | None
@@ -44,6 +46,7 @@ class Evidence(NamedTuple):
     standing: Standing = Standing()
     silent_servers: tuple[str, ...] = ()
     neighbour_limit: int = 0
+    presence: Presence = Presence()
 
 
 # A device route takes a neighbour entry a destination; at the kernel's default of 1024 the 1022nd fails for 40 s.
@@ -58,6 +61,7 @@ def findings(evidence: Evidence) -> tuple[Finding, ...]:
         for interface in evidence.report.interfaces:
             found += _interface_findings(interface)
         found += _resolver_findings(evidence)
+        found += map(Finding._make, remarks(evidence.report, evidence.presence))
     return tuple(sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.severity)))
 
 
@@ -110,7 +114,7 @@ def _interface_findings(interface: InterfaceReport) -> Iterator[Finding]:
 
 def _resolver_findings(evidence: Evidence) -> Iterator[Finding]:
     resolver = evidence.report.resolver if evidence.report else None
-    if resolver is not None and resolver.decision.owner is not Owner.DIRECT:
+    if resolver is not None and resolver.decision.owner not in (Owner.DIRECT, Owner.NETWORKMANAGER):
         problem = f"{resolver.path} is not ours to write: {resolver.decision.reasons}"
         yield Finding("resolv-conf-foreign", "warning", problem, "nothing to do if that is meant")
     elif resolver is not None and resolver.pending:

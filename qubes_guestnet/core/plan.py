@@ -43,6 +43,7 @@ class Verb(enum.Enum):
     """What an operation does; the value is the start of its `ip` command."""
 
     LINK_GROUP = "link set"
+    LINK_MTU = "link set mtu"
     LINK_UP = "link set up"
     LINK_DOWN = "link set down"
     ADDRESS_ADD = "address add"
@@ -95,6 +96,7 @@ class Op(NamedTuple):
 # Creation order. Neighbour before link up: the first packet then needs no ARP. Host routes before the default route.
 ORDER = (
     Verb.LINK_GROUP,
+    Verb.LINK_MTU,
     Verb.ADDRESS_ADD,
     Verb.NEIGHBOUR_SET,
     Verb.LINK_UP,
@@ -156,6 +158,8 @@ def plan(
     ops: list[tuple[Verb, Subject]] = []
     if desired.up and observed.group != desired.group:
         ops.append((Verb.LINK_GROUP, desired.group))
+    if desired.up and desired.mtu and observed.mtu != desired.mtu:
+        ops.append((Verb.LINK_MTU, desired.mtu))
     if desired.up and not observed.up:
         ops.append((Verb.LINK_UP, None))
     # IPv6 takes an address once: somebody else's with another prefix length is as good as ours.
@@ -242,9 +246,10 @@ def _words(op: Op) -> Iterable[str]:
         yield "-6"
     thing, _, action = op.verb.value.partition(" ")
     yield thing
-    if op.verb in (Verb.LINK_GROUP, Verb.LINK_UP, Verb.LINK_DOWN):
+    if op.verb in (Verb.LINK_GROUP, Verb.LINK_MTU, Verb.LINK_UP, Verb.LINK_DOWN):
         yield f"set dev {op.name}"
-        yield f"group {op.subject}" if op.verb is Verb.LINK_GROUP else action.removeprefix("set ")
+        word = "group" if op.verb is Verb.LINK_GROUP else action.removeprefix("set ")
+        yield f"{word} {op.subject}" if op.subject is not None else word
         return
     yield action
     if isinstance(op.subject, Neighbour):

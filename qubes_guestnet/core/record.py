@@ -37,6 +37,9 @@ class Interface(NamedTuple):
         owned: what we made on it.
         fallback: None while the default-route style is as configured.
         removed: taken down by `uplink remove`, and left down until somebody asks for it again.
+        profile: sum of the NetworkManager profile that NetworkManager has taken up, "" for none.
+        hooked: what the user's hooks were told last, see `hooks.fingerprint`.
+        resolved: we set name servers for this link in systemd-resolved.
     """
 
     ifindex: int
@@ -44,6 +47,9 @@ class Interface(NamedTuple):
     owned: Owned = Owned()
     fallback: Fallback | None = None
     removed: bool = False
+    profile: str = ""
+    hooked: str = ""
+    resolved: bool = False
 
 
 class Record(NamedTuple):
@@ -128,6 +134,12 @@ def _lines(record: Record) -> Iterator[str]:
             yield f"fallback {entry.fallback.gateway} {entry.fallback.reason}"
         if entry.removed:
             yield "removed"
+        if entry.profile:
+            yield f"profile {entry.profile}"
+        if entry.hooked:
+            yield f"hooked {entry.hooked}"
+        if entry.resolved:
+            yield "resolved"
     yield from (f"detached {mac}" for mac in sorted(record.detached))
 
 
@@ -155,9 +167,24 @@ def _removed(entry: Interface, _text: str) -> Interface:
     return entry._replace(removed=True)
 
 
+def _profile(entry: Interface, text: str) -> Interface:
+    return entry._replace(profile=text)
+
+
+def _hooked(entry: Interface, text: str) -> Interface:
+    return entry._replace(hooked=text)
+
+
+def _resolved(entry: Interface, _text: str) -> Interface:
+    return entry._replace(resolved=True)
+
+
 _FACTS: dict[str, Callable[[Interface, str], Interface]] = {
     "address": _address,
     "neighbour": _neighbour,
     "fallback": _fallback,
     "removed": _removed,
+    "profile": _profile,
+    "hooked": _hooked,
+    "resolved": _resolved,
 }

@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from .networkmanager import ManagerChoice
+from .presence import NOBODY, Presence, programs
 from .report import InterfaceReport, Report, ResolverReport, Standing, server_words
 from .resolver import parse
 from .values import State
 
 
-def as_data(report: Report, standing: Standing) -> dict[str, Any]:
+def as_data(report: Report, standing: Standing, presence: Presence = NOBODY) -> dict[str, Any]:
     """A report as dictionaries, lists and strings, for `--json`. Keys are part of the interface."""
     return {
         "interfaces": [_interface_data(interface) for interface in report.interfaces],
@@ -21,10 +23,11 @@ def as_data(report: Report, standing: Standing) -> dict[str, Any]:
         "plan": list(report.plan),
         "errors": [str(error) for error in report.errors],
         "agent": standing._asdict(),
+        "others": list(programs(presence)),
     }
 
 
-def as_text(report: Report, standing: Standing) -> Iterator[str]:
+def as_text(report: Report, standing: Standing, presence: Presence = NOBODY) -> Iterator[str]:
     """A report as lines for a terminal."""
     if not report.interfaces:
         yield "no interface is expected: dom0 has set no provider for this qube"
@@ -37,6 +40,9 @@ def as_text(report: Report, standing: Standing) -> Iterator[str]:
     yield from (f"  {line}" for line in report.plan)
     since = f" since {standing.since}" if standing.since else ""
     yield f"agent: running, state unchanged{since}" if standing.running else "agent: not running"
+    others = programs(presence)
+    if others:
+        yield f"other programs: {', '.join(others)}"
     if standing.error:
         yield f"last error: {standing.error}"
     yield from (f"error: {error}" for error in report.errors)
@@ -51,6 +57,10 @@ def _interface_lines(interface: InterfaceReport) -> Iterator[str]:
     state = "configured" if interface.configured else "taken down" if interface.removed else "NOT configured"
     carrier = "carrier" if link.running else "no carrier"
     yield f"{link.name} ({link.mac}, {link.driver}): {state}, {'up' if interface.observed.up else 'down'}, {carrier}"
+    if interface.manager != ManagerChoice():
+        yield f"  configured by: {interface.manager.reasons}"
+    if interface.waiting:
+        yield f"  NetworkManager has not configured it: {interface.waiting}"
     yield f"  addresses: {_join(interface.observed.addresses) or 'none'}"
     yield f"  default route: style {interface.choice.style.value} ({interface.choice.reason})"
     for route in sorted(interface.observed.routes, key=str):
@@ -72,6 +82,9 @@ def _interface_data(interface: InterfaceReport) -> dict[str, Any]:
         "style": interface.choice.style.value,
         "style_reason": interface.choice.reason,
         "removed": interface.removed,
+        "manager": interface.manager.manager.value,
+        "waiting": interface.waiting,
+        "mtu": interface.observed.mtu,
         "held": [f"ipv{family}" for family in sorted(interface.settings.held)],
         "desired": _state_data(interface.desired),
         "observed": _state_data(interface.observed),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ..errors import GuestnetError
 from .namedtuple import NamedTuple
+from .networkmanager import ManagerChoice
 from .plan import Op
 from .resolver import Decision, parse
 from .settings import Settings, UplinkSettings
@@ -24,6 +25,9 @@ class InterfaceReport(NamedTuple):
         plan: what was still to do then; after a pass that was not dry, empty or an error.
         detached: it was there and went, and dom0 has written nothing since.
         removed: `uplink remove` took it down, and it stays down.
+        manager: who configures it.
+        waiting: what NetworkManager has still to do on it, "" for nothing.
+        rank: 0 for the interface of /qubes-mac, 1 and up for further ones.
     """
 
     settings: UplinkSettings
@@ -34,6 +38,9 @@ class InterfaceReport(NamedTuple):
     plan: tuple[Op, ...] = ()
     detached: bool = False
     removed: bool = False
+    manager: ManagerChoice = ManagerChoice()
+    waiting: str = ""
+    rank: int = 0
 
     @property
     def expected(self) -> bool:
@@ -45,7 +52,7 @@ class InterfaceReport(NamedTuple):
     def configured(self) -> bool:
         """Present, up and as the settings ask, of which at least one family is valid."""
         there = self.link is not None and self.observed.up and not self.removed
-        return there and not self.plan and bool(self.desired.addresses)
+        return there and not self.plan and not self.waiting and bool(self.desired.addresses)
 
 
 class ResolverReport(NamedTuple):
@@ -71,6 +78,14 @@ class ResolverReport(NamedTuple):
         return self.wanted is not None and self.wanted != self.current
 
 
+class Attended(NamedTuple):
+    """What came of looking after the other programs, in words: done now, still to do, and what went wrong."""
+
+    done: tuple[str, ...] = ()
+    todo: tuple[str, ...] = ()
+    errors: tuple[GuestnetError, ...] = ()
+
+
 class Report(NamedTuple):
     """One pass.
 
@@ -80,6 +95,8 @@ class Report(NamedTuple):
         resolver: None where no interface is there, or the file could not be looked at.
         applied: operations carried out, in order.
         errors: everything that went wrong, settings first.
+        done: what was done with other programs, in words.
+        todo: what is still to do with them.
     """
 
     settings: Settings
@@ -87,6 +104,8 @@ class Report(NamedTuple):
     resolver: ResolverReport | None = None
     applied: tuple[Op, ...] = ()
     errors: tuple[GuestnetError, ...] = ()
+    done: tuple[str, ...] = ()
+    todo: tuple[str, ...] = ()
 
     @property
     def plan(self) -> tuple[str, ...]:
@@ -94,7 +113,17 @@ class Report(NamedTuple):
         lines = [str(op) for interface in self.interfaces for op in interface.plan]
         if self.resolver is not None and self.resolver.pending:
             lines.append(f"publish {self.resolver.path}: {server_words(self.resolver.wanted or b'')}")
-        return tuple(lines)
+        return (*lines, *self.todo)
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether NetworkManager is at work on an interface, and not only to be started some day."""
+        return any(interface.waiting for interface in self.interfaces) and not self.todo
+
+    @property
+    def waiting(self) -> str:
+        """What somebody else has still to do, for a line of text."""
+        return next((interface.waiting for interface in self.interfaces if interface.waiting), "interface missing")
 
     @property
     def settled(self) -> bool:

@@ -157,7 +157,10 @@ def wanted(decision: Decision, facts: FileFacts, servers: Iterable[IPAddress]) -
         (its servers are dom0's old ones) and anything else stays as it is.
     """
     data = b""
-    if decision.owner is Owner.DIRECT:
+    # Until NetworkManager writes it: a link is made a file, for NetworkManager would write through it (B20).
+    nobodys = facts.kind != "regular" or facts.ours or not facts.data
+    before_networkmanager = decision.owner is Owner.NETWORKMANAGER and nobodys
+    if decision.owner is Owner.DIRECT or before_networkmanager:
         data = render(servers)
     elif decision.owner is not Owner.DISABLED:
         return None

@@ -29,9 +29,10 @@ PRIMARY_DNS_KEY = "/qubes-primary-dns"
 SECONDARY_DNS_KEY = "/qubes-secondary-dns"
 PROVIDER_KEY = "/qubes-netvm-network"
 PER_INTERFACE = "/net-config/"
+MTU_KEY = "/vm-config/net-mtu"
 
-# Two MULTIREADs with these prefixes read all there is to know.
-UPLINK_PREFIXES: tuple[str, ...] = ("/qubes-", PER_INTERFACE)
+# MULTIREADs with these prefixes read all there is to know.
+UPLINK_PREFIXES: tuple[str, ...] = ("/qubes-", PER_INTERFACE, MTU_KEY)
 
 
 class _FamilyFields(NamedTuple):
@@ -209,9 +210,6 @@ def _mac(untrusted_value: bytes) -> str:
     return mac
 
 
-# The keys, as tables.
-
-
 class _Key(NamedTuple):
     """One key: its path in the global set, its name below `/net-config/MAC/`, its check, and what would be right."""
 
@@ -270,6 +268,7 @@ WATCHED: tuple[str, ...] = (
     *(key.path for key in _DNS),
     PROVIDER_KEY,
     PER_INTERFACE,
+    MTU_KEY,
 )
 
 

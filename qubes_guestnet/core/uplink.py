@@ -93,7 +93,7 @@ def choose_style(flags: Flags, configured: Style | None, fallback: str) -> Style
     return StyleChoice(Style.DEVICE, "guestnet.toml" if configured else "default")
 
 
-def desired(settings: UplinkSettings, style: Style, flags: Flags, rank: int = 0) -> State:
+def desired(settings: UplinkSettings, style: Style, flags: Flags, rank: int = 0, mtu: int = 0) -> State:
     """The state that the settings ask for. A held family asks for nothing; `plan` leaves what it has.
 
     Args:
@@ -101,6 +101,7 @@ def desired(settings: UplinkSettings, style: Style, flags: Flags, rank: int = 0)
         style: default-route style of IPv4. IPv6 always goes by the gateway: NDP has no catch-all proxy.
         flags: of this qube.
         rank: 0 for the interface of /qubes-mac, 1 and up for further ones.
+        mtu: in bytes, 0 for leaving it as it is.
     """
     addresses: set[IPInterface] = set()
     neighbours: set[Neighbour] = set()
@@ -114,7 +115,7 @@ def desired(settings: UplinkSettings, style: Style, flags: Flags, rank: int = 0)
         if not settings.custom:
             neighbours.add(Neighbour(family.gateway))
         routes.update(_routes(family, family.gateway, style, flags, rank))
-    return State(bool(addresses), GROUP_UPLINK, frozenset(addresses), frozenset(neighbours), frozenset(routes))
+    return State(bool(addresses), GROUP_UPLINK, frozenset(addresses), frozenset(neighbours), frozenset(routes), mtu)
 
 
 def _routes(family: Family, gateway: IPAddress, style: Style, flags: Flags, rank: int) -> Iterable[Route]:

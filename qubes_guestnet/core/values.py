@@ -34,6 +34,7 @@ class _LinkFields(NamedTuple):
     running: bool
     group: int
     driver: str
+    mtu: int
 
 
 class Link(_LinkFields):
@@ -47,6 +48,7 @@ class Link(_LinkFields):
         running: has carrier (IFF_LOWER_UP).
         group: interface group (1 = uplink).
         driver: what ethtool calls it: "vif" on Xen, "veth" in the lab, "" when unknown.
+        mtu: in bytes, 0 when unknown.
     """
 
     __slots__ = ()
@@ -61,10 +63,11 @@ class Link(_LinkFields):
         running: bool = False,
         group: int = 0,
         driver: str = "",
+        mtu: int = 0,
     ) -> Link:
         if ifindex <= 0 or not name:
             raise ValueError(f"no interface has index {ifindex} and name {name!r}")
-        return super().__new__(cls, ifindex, name, mac, up, running, group, driver)
+        return super().__new__(cls, ifindex, name, mac, up, running, group, driver, mtu)
 
 
 class _RouteFields(NamedTuple):
@@ -136,6 +139,7 @@ class State(NamedTuple):
         addresses: addresses with their prefix length (IPv6 link-local ones are the kernel's and left out).
         neighbours: the entries that matter, not the whole cache.
         routes: routes of the main table out of the interface: ours, and others to everywhere or to one host.
+        mtu: in bytes; of a desired state, 0 for leaving it as it is.
     """
 
     up: bool = False
@@ -143,6 +147,7 @@ class State(NamedTuple):
     addresses: frozenset[IPInterface] = frozenset()
     neighbours: frozenset[Neighbour] = frozenset()
     routes: frozenset[Route] = frozenset()
+    mtu: int = 0
 
 
 class Owned(NamedTuple):

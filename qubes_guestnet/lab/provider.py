@@ -108,3 +108,25 @@ class Provider:
         """Let it crash, and its world with it."""
         self.qube.kill()
         self.world.qube.kill()
+
+
+class Proxy(Provider):
+    """A qube that passes on the network it has itself: what is between a network qube and the qubes of a user.
+
+    Args:
+        qube: started, with an uplink of its own.
+        uplink: the name of that.
+        ipv6: whether it forwards IPv6 as well.
+    """
+
+    def __init__(self, qube: Qube, uplink: str, ipv6: bool = False) -> None:
+        self.ipv6, self.qube = ipv6, qube
+        # Names are asked of the next provider by its own virtual addresses: nothing is to be changed in their packets.
+        rule = f'chain out {{ type nat hook postrouting priority srcnat; oifname "{uplink}" masquerade; }}'
+        tables = "".join(f"table {family} lab {{ {rule}\n}}\n" for family in ("ip", "ip6"))
+        qube.wire(f"""
+            echo 1 > /proc/sys/net/ipv4/ip_forward
+            echo {int(ipv6)} > /proc/sys/net/ipv6/conf/all/forwarding
+            echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
+            nft -f - <<'RULES'\n{tables}RULES
+        """)

@@ -91,6 +91,7 @@ class Kernel:
             addresses=frozenset(self._addresses(link.ifindex)),
             neighbours=frozenset(entry for entry in entries if entry is not None),
             routes=frozenset(self._routes(link.ifindex)),
+            mtu=link.mtu,
         )
 
     def neighbour(self, ifindex: int, address: IPAddress) -> Neighbour | None:

@@ -51,6 +51,7 @@ class linkmsg(_nlmsg):  # type: ignore[misc]
     nla_map = (
         (1, "IFLA_ADDRESS", "l2addr"),
         (3, "IFLA_IFNAME", "asciiz"),
+        (4, "IFLA_MTU", "uint32"),
         (27, "IFLA_GROUP", "uint32"),
         (29, "IFLA_EXT_MASK", "uint32"),
     )
@@ -103,8 +104,8 @@ def decode_link(reply: Any, driver: str) -> Link:
     """A link; its driver comes from ethtool and not from the message."""
     flags, name, mac = reply["flags"], reply.get_attr("IFLA_IFNAME"), reply.get_attr("IFLA_ADDRESS")
     up, running = bool(flags & IFF_UP), bool(flags & IFF_LOWER_UP)
-    group = reply.get_attr("IFLA_GROUP") or 0
-    return Link(reply["index"], name, mac, up=up, running=running, group=group, driver=driver)
+    group, mtu = reply.get_attr("IFLA_GROUP") or 0, reply.get_attr("IFLA_MTU") or 0
+    return Link(reply["index"], name, mac, up=up, running=running, group=group, driver=driver, mtu=mtu)
 
 
 def decode_address(reply: Any, ifindex: int) -> IPInterface | None:
@@ -154,10 +155,13 @@ def _link_message(op: Op) -> Any:
     return message
 
 
-def _encode_link_group(op: Op) -> tuple[Any, int, int]:
-    message = _link_message(op)
-    message["attrs"] = [("IFLA_GROUP", op.subject)]
-    return message, RTM_SETLINK, 0
+def _encode_link_number(attribute: str) -> Any:
+    def encode(op: Op) -> tuple[Any, int, int]:
+        message = _link_message(op)
+        message["attrs"] = [(attribute, op.subject)]
+        return message, RTM_SETLINK, 0
+
+    return encode
 
 
 def _encode_link_flags(flags: int) -> Any:
@@ -219,7 +223,8 @@ def _encode_route(kind: int, flags: int) -> Any:
 
 
 _ENCODERS: dict[Verb, Any] = {
-    Verb.LINK_GROUP: _encode_link_group,
+    Verb.LINK_GROUP: _encode_link_number("IFLA_GROUP"),
+    Verb.LINK_MTU: _encode_link_number("IFLA_MTU"),
     Verb.LINK_UP: _encode_link_flags(IFF_UP),
     Verb.LINK_DOWN: _encode_link_flags(0),
     Verb.ADDRESS_ADD: _encode_address(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL),

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from qubes_guestnet import cli
-from qubes_guestnet.core import settings
+from qubes_guestnet.core import hooks, settings
 from qubes_guestnet.lab import cli as lab_cli
-from qubes_guestnet.system import qubesdb, services
+from qubes_guestnet.system import networkmanager, qubesdb, services
 from tests.support.needs import needs
 
 TREE = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ CHECK_CODES = TREE / "docs" / "check-codes.md"
 BEHAVIOURS = TREE / "docs" / "behaviours.md"
 MAN_PAGE = TREE / "docs" / "man" / "qubes-guestnet.8"
 COMPLETIONS = sorted((TREE / "completions").iterdir())
-LEAVES = ("ip", "netmask", "gateway", "ip6", "netmask6", "gateway6", "custom")
+LEAVES = ("ip", "netmask", "gateway", "ip6", "netmask6", "gateway6", "custom", "mtu")
 
 
 def text(path: Path) -> str:
@@ -46,12 +46,15 @@ def test_every_key_is_documented(document: Path) -> None:
 def test_no_key_of_the_program_is_missing_from_the_list_here() -> None:
     source = (TREE / "qubes_guestnet" / "core" / "settings.py").read_text(encoding="utf-8")
     found = set(re.findall(r'_Key\("/[^"]+", "(\w+)"', source)) | set(re.findall(r'_CUSTOM = "(\w+)"', source))
+    source = (TREE / "qubes_guestnet" / "core" / "mtu.py").read_text(encoding="utf-8")
+    found |= set(re.findall(r"PER_INTERFACE}{mac}/(\w+)", source))
     assert found == set(LEAVES)
 
 
 @pytest.mark.parametrize("document", [SETTINGS, MAN_PAGE], ids=lambda path: path.name)
 def test_every_flag_file_and_variable_is_documented(document: Path) -> None:
-    names = [*services._NAMES, "guestnet.toml", "default-route", qubesdb.DIRECTORY_VARIABLE]
+    names = [*services._NAMES, networkmanager.FLAG, *hooks.HOOKS]
+    names += ["guestnet.toml", "default-route", qubesdb.DIRECTORY_VARIABLE]
     assert [name for name in names if name not in text(document)] == []
 
 
@@ -83,7 +86,7 @@ def check_codes() -> dict[str, str]:
     source = "\n".join(path.read_text(encoding="utf-8") for path in sorted((TREE / "qubes_guestnet").glob("core/*.py")))
     tree = ast.parse(re.sub(r"^from __future__ .*$", "", source, flags=re.MULTILINE))
     for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding"):
+        if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "Remark")):
             continue
         code, severity = node.args[:2]
         assert isinstance(severity, ast.Constant)

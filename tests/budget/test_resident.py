@@ -38,7 +38,7 @@ NOT_RESIDENT = {
 
 @pytest.fixture(scope="module")
 def facts() -> Any:
-    needs("ip", "cc")
+    needs("ip", "cc", "dbus-daemon")
     done = subprocess.run(
         [sys.executable, "-m", "bench", "--facts"], cwd=TREE, capture_output=True, text=True, timeout=LIMIT_S
     )
@@ -55,6 +55,12 @@ def test_the_whole_of_pyroute2_is_not_loaded(facts: Any) -> None:
     """Its package imports everything: 25 MB. The few message classes are loaded without it."""
     loaded = [name for name in facts["modules"] if name.split(".")[0] == "pyroute2"]
     assert 0 < len(loaded) < 20, loaded
+
+
+def test_it_is_connected_to_the_bus(facts: Any) -> None:
+    """Else the figures here would not be those of a qube with one."""
+    assert "jeepney.low_level" in facts["modules"]
+    assert not {"jeepney.io", "jeepney.bus"} & set(facts["modules"])
 
 
 def test_memory_stays_within_the_budget(facts: Any) -> None:

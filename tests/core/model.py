@@ -35,7 +35,7 @@ class Interface:
     def __init__(self, link: Link, state: State | None = None) -> None:
         self.link = link
         state = state or State()
-        self.up, self.group = state.up, state.group
+        self.up, self.group, self.mtu = state.up, state.group, state.mtu
         self.addresses: list[IPInterface] = sorted(state.addresses, key=str)
         self.neighbours = {neighbour.address: neighbour for neighbour in state.neighbours}
         self.routes = sorted(state.routes, key=str)
@@ -50,6 +50,7 @@ class Interface:
             frozenset(self.addresses),
             frozenset(self.neighbours.values()),
             frozenset(self.routes),
+            self.mtu,
         )
 
     def set_up(self) -> None:
@@ -131,6 +132,9 @@ class Model:
 
     def _group(self, interface: Interface, group: Any) -> None:
         interface.group = group
+
+    def _mtu(self, interface: Interface, mtu: Any) -> None:
+        interface.mtu = mtu
 
     def _up(self, interface: Interface, _nothing: Any) -> None:
         interface.set_up()
@@ -241,6 +245,7 @@ def fits(asked: Route, other: Route) -> bool:
 
 _ACTIONS: dict[Verb, Callable[[Model, Interface, Any], int | None]] = {
     Verb.LINK_GROUP: Model._group,
+    Verb.LINK_MTU: Model._mtu,
     Verb.LINK_UP: Model._up,
     Verb.LINK_DOWN: Model._down,
     Verb.ADDRESS_ADD: Model._address_add,

@@ -19,7 +19,13 @@ OWNED = Owned(
     frozenset(map(ipaddress.ip_address, ("10.138.0.1", "fe80::1"))),
 )
 FALLBACK = Fallback(ipaddress.ip_address("10.138.0.1"), "no answer in 100 ms")
-FULL = Record((Interface(2, MAC, OWNED, FALLBACK), Interface(3, OTHER, removed=True)), frozenset({"00:16:3e:5e:6c:02"}))
+FULL = Record(
+    (
+        Interface(2, MAC, OWNED, FALLBACK),
+        Interface(3, OTHER, removed=True, profile="1f", hooked="a|b|c", resolved=True),
+    ),
+    frozenset({"00:16:3e:5e:6c:02"}),
+)
 TEXT = f"""{HEADER}interface 2 {MAC}
 address 10.137.0.5/32
 address fd09::5/128
@@ -28,6 +34,9 @@ neighbour fe80::1
 fallback 10.138.0.1 no answer in 100 ms
 interface 3 {OTHER}
 removed
+profile 1f
+hooked a|b|c
+resolved
 detached 00:16:3e:5e:6c:02
 """.encode()
 
@@ -39,7 +48,10 @@ owned = st.builds(
     st.frozensets(st.one_of(ip4, ip6).map(ipaddress.ip_interface), max_size=3),
     st.frozensets(st.one_of(ip4, ip6), max_size=3),
 )
-interfaces = st.builds(Interface, st.integers(1, 99), macs, owned, st.none() | fallbacks, st.booleans())
+words = st.text("abc0123.,:|", max_size=20)
+interfaces = st.builds(
+    Interface, st.integers(1, 99), macs, owned, st.none() | fallbacks, st.booleans(), words, words, st.booleans()
+)
 records = st.builds(
     Record,
     st.lists(interfaces, max_size=3, unique_by=lambda entry: entry.ifindex).map(tuple),

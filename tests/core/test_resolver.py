@@ -232,12 +232,21 @@ def test_disabled_empties_ours_and_leaves_the_foreign(facts: FileFacts, expected
 
 
 @pytest.mark.behaviour("B23")
-@pytest.mark.parametrize("flag", [{"protected_by": LIST}, {"immutable": True}, {"networkmanager": True}])
+@pytest.mark.parametrize("flag", [{"protected_by": LIST}, {"immutable": True}])
 @pytest.mark.parametrize("facts", [REGULAR_OURS, REGULAR_FOREIGN, LINK, FileFacts()])
 def test_hands_off(flag: dict[str, Any], facts: FileFacts) -> None:
     facts = facts._replace(**flag)
     for servers in ([], [FIRST, SECOND]):
         assert wanted(choose_owner(facts), facts, servers) is None
+
+
+@pytest.mark.behaviour("B20")
+@pytest.mark.parametrize(
+    ("facts", "written"), [(REGULAR_OURS, True), (REGULAR_FOREIGN, False), (LINK, True), (FileFacts(), True)]
+)
+def test_networkmanager_finds_a_plain_file_and_keeps_it(facts: FileFacts, written: bool) -> None:
+    facts = facts._replace(networkmanager=True)
+    assert wanted(choose_owner(facts), facts, [FIRST]) == (render([FIRST]) if written else None)
 
 
 class TestRewriteBudget:

@@ -379,7 +379,7 @@ def test_what_is_watched_and_read_is_all_that_counts(entries: dict[str, bytes], 
 
 
 def test_watched() -> None:
-    assert set(WATCHED) == {*GOOD, "/qubes-netvm-network", "/net-config/"}
+    assert set(WATCHED) == {*GOOD, "/qubes-netvm-network", "/net-config/", "/vm-config/net-mtu"}
     assert len(WATCHED) == len(set(WATCHED))
 
 

@@ -211,7 +211,7 @@ def test_status_for_programs() -> None:
     guest = Guest(ENTRIES6)
     guest.agent()
     found = guest.status()
-    assert set(found) == {"interfaces", "resolver", "dns", "settled", "plan", "errors", "agent"}
+    assert set(found) == {"interfaces", "resolver", "dns", "settled", "plan", "errors", "agent", "others"}
     (interface,) = found["interfaces"]
     assert interface["name"] == "eth0"
     assert interface["mac"] == MAC

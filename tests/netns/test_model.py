@@ -135,7 +135,8 @@ def test_model_and_kernel_go_the_same_way(seed: int, promote: bool) -> None:
         history.append(str(op))
         assert outcome(kernel, op) == outcome(model, op), history[-5:]
         (now,) = kernel.links(frozenset({MAC}))
-        real, modelled = kernel.observe(now, GATEWAYS), model.observe(model.links(frozenset({MAC}))[0], GATEWAYS)
+        modelled = model.observe(model.links(frozenset({MAC}))[0], GATEWAYS)
+        real = kernel.observe(now, GATEWAYS)._replace(mtu=0)  # which nothing here changes
         assert real == shown(modelled), history[-5:]
         if step % LOOK_EVERY == 0:
             assert seen(oracle) == told(modelled), history[-5:]

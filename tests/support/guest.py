@@ -10,6 +10,7 @@ import contextlib
 import json
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -142,6 +143,11 @@ class Guest:
     def codes(self) -> list[str]:
         """The codes that `check` gives."""
         return [finding["code"] for finding in json.loads(self.qube.guestnet("check", "--json", check=False).stdout)]
+
+    @staticmethod
+    def program(*words: str) -> list[str]:
+        """`qubes-guestnet WORDS` as a command, for `spawn`."""
+        return [sys.executable, "-m", "qubes_guestnet", *words]
 
     def log(self) -> str:
         """What the agent has said."""

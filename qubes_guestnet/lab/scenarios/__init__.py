@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..stage import Stage
-from . import attach, endure, keys
+from . import attach, company, endure, keys
 
 
 class Scenario(NamedTuple):
@@ -41,6 +41,7 @@ SCENARIOS = (
     Scenario("S-000", "a qube starts and reaches the world; no DHCP", attach.s_000, ipv6=True, gateway=True),
     Scenario("S-001a", "paused without a provider, gets one, unpaused", attach.s_001a, ipv6=True),
     Scenario("S-001b", "paused, loses its provider, unpaused", attach.s_001b, ipv6=True),
+    Scenario("S-020", "NetworkManager owns a proxy's uplink; nmcli down and up", company.s_020, ipv6=True),
     Scenario("S-110", "runs without a provider, gets one", attach.s_110),
     Scenario("S-111", "detached and attached 50 times, configuration slowed", attach.s_111),
     Scenario("S-400", "100 changes of keys on a live interface", keys.s_400, ipv6=True),

@@ -245,7 +245,7 @@ def test_looking_at_an_interface_that_vanished(bench: Bench) -> None:
     link = bench.link
     bench.sh("ip link delete eth0")
     assert bench.kernel.links(frozenset({MAC})) == ()
-    assert bench.kernel.observe(link, (GATEWAY, GATEWAY6)) == State(up=link.up, group=link.group)
+    assert bench.kernel.observe(link, (GATEWAY, GATEWAY6)) == State(up=link.up, group=link.group, mtu=link.mtu)
     assert bench.kernel.neighbour_state(link.ifindex, GATEWAY) == (0, "")
     assert netlink.driver("eth0") == ""
 

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When a user's own scripts run after a change of the uplink (behaviour B14).
+
+Only in a qube that provides network to others, once for each real change: other addresses, gateways or name servers, or
+another interface. What a hook itself, a VPN or a restart of the agent causes is no change: what was told to the hooks
+last is in the owned record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .namedtuple import NamedTuple
+from .values import IPAddress, State
+
+# The second name is from before Qubes 4.0 and still in use.
+HOOKS = ("/rw/config/qubes-ip-change-hook", "/rw/config/qubes_ip_change_hook")
+LIMIT_SECONDS = 60.0
+
+
+class HookFacts(NamedTuple):
+    """One hook as it is on disk.
+
+    Args:
+        path: where.
+        executable: a regular file with an executable bit.
+        target: where it is after links, so that two names of one file are one hook.
+    """
+
+    path: str
+    executable: bool
+    target: str
+
+
+def fingerprint(desired: State, servers: Iterable[IPAddress]) -> str:
+    """What the hooks are told about, in one word without spaces: it goes into the owned record."""
+    gateways = {str(neighbour.address) for neighbour in desired.neighbours}
+    gateways |= {str(route.gateway) for route in desired.routes if route.gateway is not None}
+    parts = (sorted(map(str, desired.addresses)), sorted(gateways), map(str, servers))
+    return "|".join(",".join(part) for part in parts)
+
+
+def due(told: str, now: str, *, provider: bool, configured: bool) -> bool:
+    """Whether the hooks are to run.
+
+    Args:
+        told: fingerprint at their last run for this interface, "" for never.
+        now: present fingerprint.
+        provider: this qube gives network to others.
+        configured: the interface is as asked for; a hook that ran earlier would find half of it.
+    """
+    return provider and configured and now != told
+
+
+def runnable(hooks: Iterable[HookFacts]) -> tuple[str, ...]:
+    """The hooks to run, in order, each file once. One without its executable bit is switched off by its owner."""
+    chosen: dict[str, str] = {}
+    for hook in hooks:
+        if hook.executable:
+            chosen.setdefault(hook.target, hook.path)
+    return tuple(chosen.values())

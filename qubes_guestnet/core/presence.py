@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which other programs are about in this qube, and what they do to our work. Pure: facts in, findings out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from .namedtuple import NamedTuple
+from .networkmanager import profile_name
+from .report import InterfaceReport, Report
+
+
+class Presence(NamedTuple):
+    """What was seen.
+
+    Args:
+        programs: names of running processes as the kernel shortens them to 15 characters.
+        tunnels: interfaces of a VPN: WireGuard, and tun.
+        leading: interface of the IPv4 default route that is in force, "" for none.
+    """
+
+    programs: frozenset[str] = frozenset()
+    tunnels: tuple[str, ...] = ()
+    leading: str = ""
+
+
+NOBODY = Presence()
+
+
+class Remark(NamedTuple):
+    """One finding: code, severity, what is so, and what to do; see `findings.Finding`."""
+
+    code: str
+    severity: str
+    problem: str
+    remedy: str
+
+
+_NETWORKMANAGER, _RESOLVED, _NETWORKD = "NetworkManager", "systemd-resolve", "systemd-network"
+_DHCP = ("dhclient", "dhcpcd", "udhcpc", "connmand")
+_NOTHING = "nothing to do"
+
+
+def programs(presence: Presence) -> tuple[str, ...]:
+    """The programs that have to do with an uplink, for a line of text."""
+    known = (_NETWORKMANAGER, _RESOLVED, _NETWORKD, *_DHCP, "dockerd", "openvpn", "tailscaled", "iwd")
+    return tuple(_full(name) for name in known if name in presence.programs) + tuple(
+        f"VPN {name}" for name in presence.tunnels
+    )
+
+
+def _full(name: str) -> str:
+    return {_RESOLVED: "systemd-resolved", _NETWORKD: "systemd-networkd"}.get(name, name)
+
+
+def remarks(report: Report, presence: Presence) -> Iterator[Remark]:
+    """What there is to say about the others."""
+    there = [interface for interface in report.interfaces if interface.link is not None and not interface.removed]
+    yield from _networkmanager(there, presence)
+    if not there:
+        return
+    if _RESOLVED in presence.programs:
+        problem = "systemd-resolved is running: it is told the name servers of the uplink; resolv.conf does without it"
+        yield Remark("resolved-present", "note", problem, _NOTHING)
+    if _NETWORKD in presence.programs:
+        problem = "systemd-networkd is running: at its start it may remove routes it does not know, ours among them"
+        remedy = "they are put back at once; ManageForeignRoutes=no in networkd.conf keeps it from that"
+        yield Remark("networkd-present", "note", problem, remedy)
+    for name in _DHCP:
+        if name in presence.programs:
+            problem = f"{name} is running: nobody answers DHCP in Qubes, and it may overwrite resolv.conf"
+            yield Remark(
+                "dhcp-client", "warning", problem, f"switch it off for the uplink, unless {name} serves another"
+            )
+    if presence.leading and presence.leading not in [interface.link.name for interface in there if interface.link]:
+        problem = f"the default route in force is by {presence.leading}: it goes before the uplink's, which stays"
+        yield Remark("foreign-default-route", "note", problem, "nothing to do if that is a VPN's")
+    elif presence.tunnels:
+        problem = f"{', '.join(presence.tunnels)}: a VPN is there; its routes, rules and name servers are left alone"
+        yield Remark("vpn-present", "note", problem, _NOTHING)
+
+
+def _networkmanager(interfaces: Iterable[InterfaceReport], presence: Presence) -> Iterator[Remark]:
+    running = _NETWORKMANAGER in presence.programs
+    for interface in interfaces:
+        name, owner = interface.link.name if interface.link else "", interface.manager.networkmanager
+        if owner and not running:
+            problem = f"{name} is NetworkManager's to configure (service flag network-manager), which is not running"
+            yield Remark("networkmanager-not-running", "error", problem, "systemctl status NetworkManager")
+        elif owner and interface.waiting:
+            problem = f"NetworkManager does not have {name} as dom0 asks: {interface.waiting}"
+            remedy = f'was it disconnected? nmcli connection up "{profile_name(name)}"'
+            yield Remark("networkmanager-waiting", "warning", problem, remedy)
+        elif owner:
+            problem = f"NetworkManager configures {name} from our profile, and writes resolv.conf"
+            yield Remark("networkmanager-present", "note", problem, _NOTHING)
+        elif running:
+            problem = f"NetworkManager is running, and {name} is configured directly: {interface.manager.reasons}"
+            remedy = "nothing to do; or switch on the service network-manager, and see that nmcli is installed"
+            yield Remark("networkmanager-present", "note", problem, remedy)
+        elif "nmcli=no" in interface.manager.reasons:
+            problem = f"the service network-manager is on and nmcli is not installed: {name} is configured directly"
+            yield Remark("networkmanager-missing", "warning", problem, "install it, or switch the service off")

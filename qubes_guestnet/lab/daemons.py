@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The real NetworkManager, systemd-resolved, systemd-networkd and D-Bus, in a qube of the lab and without systemd.
+
+They are Debian's own programs with what they need around them: a writable /etc and /var of their own, a bus, and users
+that exist in the lab's user namespace, which without root has only one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+from .namespaces import LabError
+from .qube import Qube, Service, eventually
+
+# In the source tree; an installed package has these files where the daemons look for them.
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+BUS = "/run/dbus/system_bus_socket"
+RESOLVED, NETWORKD = "/lib/systemd/systemd-resolved", "/lib/systemd/systemd-networkd"
+_BUS_CONFIG = Path("/usr/share/dbus-1/system.conf")
+# What the lab's veth is in place of xen-netfront, see config/NetworkManager/conf.d.
+_LAB_CONFIG = "[main]\nplugins=keyfile\nno-auto-default=driver:veth\n[logging]\nlevel=INFO\n"
+
+
+class Daemons:
+    """The daemons of one qube.
+
+    Args:
+        qube: where they run.
+    """
+
+    def __init__(self, qube: Qube) -> None:
+        _needs("dbus-daemon", "dbus-daemon")
+        self.qube = qube
+        self.running: dict[str, Service] = {}
+        # Daemons that drop their rights to a user of their own find that it is root here.
+        users = [
+            line if not line.startswith(("systemd-", "messagebus:")) else _as_root(line)
+            for line in Path("/etc/passwd").read_text().splitlines()
+        ]
+        without_host_link(qube, "/etc/passwd", "\n".join(users) + "\n")
+        qube.run("mount", "-o", "remount,ro,bind", "/sys")  # else NetworkManager waits for udev
+        qube.run("mkdir", "-p", "/run/dbus", "/run/systemd")
+        qube.write("/run/lab/dbus.conf", bus_config())
+
+    def _start(self, name: str, *command: str) -> Service:
+        self.running[name] = self.qube.spawn(name, *command)
+        return self.running[name]
+
+    def stop(self, name: str) -> None:
+        """Stop one as its unit would."""
+        self.running.pop(name).stop()
+
+    def _ready(self, name: str, probe: tuple[str, ...], wanted: str) -> None:
+        def answers() -> bool:
+            service = self.running[name]
+            if not service.running:
+                raise LabError(f"{name} ended", service.tail(3000))
+            return wanted in self.qube.run(*probe, check=False).stdout
+
+        eventually(f"{name} answers", answers)
+
+    def dbus(self) -> None:
+        """Start the system bus."""
+        self._start("dbus", "dbus-daemon", "--nofork", "--nopidfile", "--config-file=/run/lab/dbus.conf")
+        eventually("the bus is there", lambda: self.qube.path(BUS).exists())
+
+    # --- NetworkManager ------------------------------------------------------------------------------------------
+
+    def prepare_networkmanager(self, extra: str = _LAB_CONFIG) -> None:
+        """Its folders and configuration, as a package installs them, before it is started."""
+        _needs("NetworkManager", "network-manager")
+        without_host_link(self.qube, "/etc/NetworkManager")
+        self.qube.run("mkdir", "-p", "/etc/NetworkManager/conf.d", "/etc/NetworkManager/system-connections")
+        for file in (CONFIG / "NetworkManager" / "conf.d").glob("*.conf"):
+            self.qube.write(f"/etc/NetworkManager/conf.d/{file.name}", file.read_text())
+        self.qube.write("/etc/NetworkManager/conf.d/99-lab.conf", extra)
+        self.qube.run("mount", "-t", "tmpfs", "lab", "/var/lib/NetworkManager")
+
+    def networkmanager(self, wait: bool = True) -> Service:
+        """Start it; with `wait` until it answers nmcli."""
+        service = self._start("networkmanager", "NetworkManager", "--debug", "--log-level=INFO")
+        if wait:
+            self._ready("networkmanager", ("nmcli", "-t", "-f", "RUNNING", "general"), "running")
+        return service
+
+    def nmcli(self, *words: str, check: bool = True) -> str:
+        """`nmcli WORDS` in the qube."""
+        done = self.qube.run("nmcli", *words, check=False)
+        if check and done.returncode:
+            raise LabError(
+                f"nmcli {' '.join(words)}: {done.stdout}{done.stderr}", self.running["networkmanager"].tail()
+            )
+        return done.stdout.strip()
+
+    def device(self, field: str, interface: str = "eth0") -> str:
+        """One field of `nmcli device show`."""
+        return self.nmcli("-g", field, "device", "show", interface, check=False)
+
+    # --- systemd -------------------------------------------------------------------------------------------------
+
+    def resolved(self) -> Service:
+        """Start systemd-resolved, with our drop-in."""
+        _needs(RESOLVED, "systemd-resolved")
+        self.qube.run("mkdir", "-p", "/run/systemd/resolve", "/run/systemd/resolved.conf.d")
+        for file in (CONFIG / "systemd" / "resolved.conf.d").glob("*.conf"):
+            self.qube.write(f"/run/systemd/resolved.conf.d/{file.name}", file.read_text())
+        service = self._start("resolved", RESOLVED)
+        self._ready("resolved", ("resolvectl", "dns"), "Global")
+        return service
+
+    def resolvectl(self, *words: str) -> str:
+        """`resolvectl WORDS` in the qube, what it says after the colon."""
+        return self.qube.run("resolvectl", *words).stdout.strip().rpartition(": ")[2]
+
+    def networkd(self) -> Service:
+        """Start systemd-networkd with its default settings."""
+        _needs(NETWORKD, "systemd")
+        self.qube.run("mkdir", "-p", "/run/systemd/netif/links", "/run/systemd/network")
+        service = self._start("networkd", NETWORKD)
+        self._ready("networkd", ("networkctl", "--no-pager", "list"), "links listed")
+        return service
+
+
+def _needs(program: str, package: str) -> None:
+    """LabError unless a program is installed."""
+    if shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin") is None:
+        raise LabError(f"{program} is missing", f"apt-get install {package}")
+
+
+def without_host_link(qube: Qube, path: str, text: str | None = None) -> None:
+    """In place of a link into the host's /etc, a file or an empty folder of the qube's own."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(qube.path(path))
+    if text is None:
+        qube.run("mkdir", "-p", path)
+    else:
+        qube.write(path, text)
+
+
+def _as_root(line: str) -> str:
+    fields = line.split(":")
+    return ":".join([*fields[:2], "0", "0", *fields[4:]])
+
+
+def bus_config() -> str:
+    """The distribution's policy, without starting services and without a user of the bus's own."""
+    text = _BUS_CONFIG.read_text()
+    for element in ("user", "pidfile", "servicehelper"):
+        text = re.sub(rf"<{element}>.*?</{element}>", "", text)
+    text = re.sub(r"<(fork|syslog|standard_system_servicedirs)/>", "", text)
+    text = re.sub(r"<includedir>(?!/)", f"<includedir>{_BUS_CONFIG.parent}/", text)
+    return re.sub(r"<listen>.*?</listen>", f"<listen>unix:path={BUS}</listen>", text)

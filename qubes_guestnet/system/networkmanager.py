@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""NetworkManager: its profile files, and its `nmcli`, by arguments and for a bounded time. It decides nothing."""
+
+from __future__ import annotations
+
+import os
+
+from ..core.networkmanager import FOLDER, ManagerFacts, is_ours
+from ..errors import FileError, GuestnetError
+from . import files, programs
+
+SERVICE = "org.freedesktop.NetworkManager"
+FLAG = "network-manager"
+PRIVATE = 0o600  # NetworkManager does not read a profile that others may read
+_SECONDS = 1.0
+_NOT_RUNNING = 8  # nmcli(1), exit status
+_LONGEST_PROFILE = 1 << 16
+
+
+class NotRunning(GuestnetError):
+    """It is not there (yet). It reads our profile when it starts."""
+
+
+def facts(flags: str) -> ManagerFacts:
+    """What the choice of the manager needs.
+
+    Args:
+        flags: folder of the service flags.
+    """
+    flag = os.path.exists(os.path.join(flags, FLAG))
+    return ManagerFacts(flag, flag and bool(programs.find("nmcli")))
+
+
+def profiles() -> tuple[str, ...]:
+    """File names of the profiles that are ours."""
+    return tuple(name for name in _listed() if is_ours(name))
+
+
+def _listed() -> list[str]:
+    try:
+        return sorted(os.listdir(FOLDER))
+    except OSError:
+        return []
+
+
+def holds(name: str, text: bytes) -> bool:
+    """Whether a profile's file has exactly this text."""
+    try:
+        return files.read(os.path.join(FOLDER, name)) == text
+    except FileError:
+        return False
+
+
+def publish(name: str, text: bytes) -> None:
+    """Write a profile.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    try:
+        os.makedirs(FOLDER, mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise FileError(FOLDER, error, "run as root") from None
+    files.publish(os.path.join(FOLDER, name), text, PRIVATE)
+
+
+def remove(name: str) -> None:
+    """Take a profile's file away. FileError when that cannot be."""
+    path = os.path.join(FOLDER, name)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise FileError(path, error, "run as root") from None
+
+
+def checksum(text: bytes) -> str:
+    """A word that tells one profile from another, for the owned record."""
+    import binascii  # only where NetworkManager is in use
+
+    return f"{binascii.crc32(text):08x}"
+
+
+def load(name: str) -> None:
+    """Have it read a profile: it does not watch the folder. NotRunning, or another GuestnetError."""
+    _nmcli("connection", "load", os.path.join(FOLDER, name))
+
+
+def is_active(interface: str, uuid: str) -> bool:
+    """Whether it has, or is about to have, a profile in force on an interface."""
+    return _nmcli("-g", "GENERAL.CON-UUID", "device", "show", interface) == uuid
+
+
+def activate(interface: str, uuid: str) -> None:
+    """Put a profile in force on an interface, without waiting until it is."""
+    _nmcli("--wait", "0", "connection", "up", "uuid", uuid, "ifname", interface)
+
+
+def forget(uuid: str) -> None:
+    """Have it drop a profile, and its file with it."""
+    _nmcli("connection", "delete", "uuid", uuid)
+
+
+def _nmcli(*words: str) -> str:
+    done = programs.run((programs.find("nmcli"), *words), _SECONDS)
+    if done.status == _NOT_RUNNING:
+        raise NotRunning("NetworkManager is not running")
+    if done.status:
+        raise programs.ProgramError(f"nmcli {' '.join(words)}: {done.output[-200:]}")
+    return done.output
+
+
+def saved() -> dict[str, str]:
+    """Texts of all profiles that others saved, by file name."""
+    found = {}
+    for name in _listed():
+        try:
+            data = files.read(os.path.join(FOLDER, name), _LONGEST_PROFILE)
+        except FileError:
+            continue
+        if data is not None and not is_ours(name):
+            found[name] = data.decode("utf-8", "surrogateescape")
+    return found
+
+
+def rewrite(name: str, text: str) -> None:
+    """Save a profile of somebody else's anew. FileError when that cannot be."""
+    files.publish(os.path.join(FOLDER, name), text.encode("utf-8", "surrogateescape"), PRIVATE)
+
+
+def reapply(interface: str, uuid: str) -> None:
+    """Put a changed profile in force without taking the device down, or where that cannot be, with it."""
+    try:
+        _nmcli("--wait", "0", "device", "reapply", interface)
+    except programs.ProgramError:
+        activate(interface, uuid)
+
+
+def uuid_of(name: str) -> str:
+    """The uuid that a profile's file names, "" for none."""
+    try:
+        data = files.read(os.path.join(FOLDER, name), _LONGEST_PROFILE) or b""
+    except FileError:
+        return ""
+    found = (line for line in data.decode("utf-8", "replace").splitlines() if line.startswith("uuid="))
+    return next(found, "").removeprefix("uuid=").strip()

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""systemd-resolved's settings of one link: over the bus, or where that cannot be had, by resolvectl.
+
+Each raises a GuestnetError that a later try may heal; a service that is not running is no error but None or nothing.
+`dbus` is loaded by who makes a bus: most qubes have none to talk to.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+
+from ..core.resolved import LinkNames, parse_resolvectl
+from ..errors import GuestnetError
+from . import programs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .dbus import Bus
+
+SERVICE = "org.freedesktop.resolve1"
+FOLDER = "/run/systemd/resolve"
+_MANAGER = (SERVICE, "/org/freedesktop/resolve1", "org.freedesktop.resolve1.Manager")
+_SECONDS = 0.9
+_NOBODY = "not provided by any .service"
+_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+def present() -> bool:
+    """Whether it runs or ran: one look at a folder, and then nothing else is asked in a qube without it."""
+    return os.path.isdir(FOLDER)
+
+
+class ByBus:
+    """Its D-Bus interface (org.freedesktop.resolve1(5))."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    def link(self, ifindex: int, _interface: str) -> LinkNames | None:
+        """What the link has; None while the service is not running."""
+        from .dbus import BusError
+
+        try:
+            if not self._bus.owner(SERVICE):
+                return None
+            (path,) = self._bus.call(*_MANAGER, "GetLink", "i", (ifindex,))
+            names = ("org.freedesktop.DBus.Properties", "GetAll", "s", ("org.freedesktop.resolve1.Link",))
+            (found,) = self._bus.call(SERVICE, path, *names)
+        except BusError as error:
+            if error.absent or error.name.endswith(".NoSuchLink"):
+                return None
+            raise
+        properties = {name: value[1] for name, value in found.items()}
+        servers = tuple(str(ipaddress.ip_address(bytes(octets))) for _, octets in properties.get("DNS", ()))
+        domains = tuple(("~" if routing else "") + name for name, routing in properties.get("Domains", ()))
+        # The property tells what is in force, which after SetLinkDefaultRoute is what was set.
+        return LinkNames(servers, domains, bool(properties.get("DefaultRoute", False)))
+
+    def set(self, ifindex: int, _interface: str, names: LinkNames) -> None:
+        """Give the link these servers and domains."""
+        addresses = [ipaddress.ip_address(server) for server in names.servers]
+        dns = [(int(_FAMILY[address.version]), address.packed) for address in addresses]
+        domains = [(name.removeprefix("~"), name.startswith("~")) for name in names.domains]
+        self._bus.call(*_MANAGER, "SetLinkDNS", "ia(iay)", (ifindex, dns))
+        self._bus.call(*_MANAGER, "SetLinkDomains", "ia(sb)", (ifindex, domains))
+        self._bus.call(*_MANAGER, "SetLinkDefaultRoute", "ib", (ifindex, names.default_route))
+
+    def revert(self, ifindex: int, _interface: str) -> None:
+        """Take away what anybody set by this interface; what networkd says is in force again."""
+        from .dbus import BusError
+
+        try:
+            self._bus.call(*_MANAGER, "RevertLink", "i", (ifindex,))
+        except BusError as error:
+            if not error.absent and not error.name.endswith(".NoSuchLink"):
+                raise
+
+
+class _Absent(GuestnetError):
+    """The service is not running; it left its files behind when it was killed."""
+
+
+class ByCommand:
+    """resolvectl. Asked only once for each start of the service, because a program takes 10 ms."""
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+        self._seen: dict[tuple[int, object], LinkNames] = {}
+
+    def link(self, ifindex: int, interface: str) -> LinkNames | None:
+        """See ByBus."""
+        started = _started()
+        if started is None:
+            return None
+        if (ifindex, started) not in self._seen:
+            try:
+                servers, domains = parse_resolvectl(self._run("dns", interface), self._run("domain", interface))
+                default = self._run("default-route", interface).endswith("yes")
+            except _Absent:
+                return None
+            self._seen = {(ifindex, started): LinkNames(servers, domains, default)}
+        return self._seen[ifindex, started]
+
+    def set(self, _ifindex: int, interface: str, names: LinkNames) -> None:
+        """See ByBus."""
+        self._seen = {}
+        self._run("dns", interface, *names.servers)
+        self._run("domain", interface, *names.domains)
+        self._run("default-route", interface, "yes" if names.default_route else "no")
+
+    def revert(self, _ifindex: int, interface: str) -> None:
+        """See ByBus."""
+        self._seen = {}
+        try:
+            if _started() is not None:
+                self._run("revert", interface)
+        except _Absent:
+            return
+
+    def _run(self, *words: str) -> str:
+        done = programs.run((self._program, *words), _SECONDS / 3)
+        if done.status and _NOBODY in done.output:
+            raise _Absent("systemd-resolved is not running")
+        if done.status:
+            raise GuestnetError(f"resolvectl {' '.join(words)}: {done.output[-200:]}")
+        return done.output
+
+
+def _started() -> object:
+    """Something that differs after each start of the service; None while it is not running."""
+    try:
+        status = os.stat(f"{FOLDER}/io.systemd.Resolve")
+    except OSError:
+        return None
+    return status.st_ino, status.st_ctime_ns

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `check` and `status` say about other programs."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from qubes_guestnet.core.networkmanager import ManagerFacts, choose_manager
+from qubes_guestnet.core.presence import Presence, programs, remarks
+from qubes_guestnet.core.rendering import as_data, as_text
+from qubes_guestnet.core.report import InterfaceReport, Report, Standing
+from qubes_guestnet.core.settings import Family, Settings, UplinkSettings
+from qubes_guestnet.core.uplink import Style, StyleChoice
+from qubes_guestnet.core.values import Link
+
+MAC = "00:16:3e:5e:6c:05"
+SETTINGS = UplinkSettings(MAC, Family(ipaddress.ip_interface("10.137.0.5/32")))
+CHOICE = StyleChoice(Style.DEVICE, "default")
+DIRECT = InterfaceReport(SETTINGS, Link(2, "eth0", MAC, driver="vif"), CHOICE)
+OWNED = DIRECT._replace(manager=choose_manager(ManagerFacts(True, True)))
+NM = frozenset({"NetworkManager"})
+
+
+def said(interface: InterfaceReport, presence: Presence) -> list[tuple[str, str]]:
+    report = Report(Settings(MAC, (SETTINGS,)), (interface,))
+    return [(remark.code, remark.severity) for remark in remarks(report, presence)]
+
+
+@pytest.mark.parametrize(
+    ("interface", "presence", "expected"),
+    [
+        (DIRECT, Presence(), []),
+        (DIRECT, Presence(leading="eth0"), []),
+        (DIRECT, Presence(NM), [("networkmanager-present", "note")]),
+        (OWNED, Presence(NM), [("networkmanager-present", "note")]),
+        (OWNED._replace(waiting="link is down"), Presence(NM), [("networkmanager-waiting", "warning")]),
+        (OWNED, Presence(), [("networkmanager-not-running", "error")]),
+        (
+            DIRECT._replace(manager=choose_manager(ManagerFacts(True, False))),
+            Presence(),
+            [("networkmanager-missing", "warning")],
+        ),
+        (
+            DIRECT,
+            Presence(frozenset({"systemd-resolve", "systemd-network", "dhclient"})),
+            [("resolved-present", "note"), ("networkd-present", "note"), ("dhcp-client", "warning")],
+        ),
+        (DIRECT, Presence(leading="wg0", tunnels=("wg0",)), [("foreign-default-route", "note")]),
+        (DIRECT, Presence(leading="eth0", tunnels=("wg0",)), [("vpn-present", "note")]),
+        (DIRECT._replace(link=None), Presence(NM | {"dhclient"}), []),
+        (DIRECT._replace(removed=True), Presence(NM | {"dhclient"}), []),
+    ],
+)
+def test_what_is_said(interface: InterfaceReport, presence: Presence, expected: list[tuple[str, str]]) -> None:
+    assert said(interface, presence) == expected
+
+
+def test_the_names_are_whole_and_strangers_left_out() -> None:
+    presence = Presence(frozenset({"systemd-resolve", "bash", "NetworkManager"}), ("wg0",))
+    assert programs(presence) == ("NetworkManager", "systemd-resolved", "VPN wg0")
+
+
+def test_status_names_them_and_what_is_waited_for() -> None:
+    report = Report(Settings(MAC, (SETTINGS,)), (OWNED._replace(waiting="link is down"),))
+    presence = Presence(NM)
+    text = list(as_text(report, Standing(), presence))
+    assert "other programs: NetworkManager" in text
+    assert "  configured by: network-manager=yes nmcli=yes manager=networkmanager" in text
+    assert "  NetworkManager has not configured it: link is down" in text
+    data = as_data(report, Standing(), presence)
+    assert data["others"] == ["NetworkManager"]
+    assert (data["interfaces"][0]["manager"], data["interfaces"][0]["waiting"]) == ("networkmanager", "link is down")
