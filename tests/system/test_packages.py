@@ -170,7 +170,7 @@ def test_the_sandbox_is_within_its_limit() -> None:
 
 @pytest.mark.behaviour("B102")
 def test_no_tool_has_a_path_that_a_distribution_could_change() -> None:
-    """What the package runs is itself, the system's Python and the shell; the agent starts no process at all."""
+    """What units and scripts run is ourselves, the system's Python and the shell."""
     programs = {
         word
         for path in [*(TREE / "systemd").rglob("*"), TREE / "bin/qubes-guestnet"]
