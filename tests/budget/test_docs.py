@@ -134,9 +134,9 @@ def test_the_table_of_behaviours_is_up_to_date() -> None:
     )
 
 
-# What "one qube online" promises. B14, the hook of network providers, is not among them: it comes with that role.
+# What "one qube online" promises.
 PROMISED = (
-    *(f"B{number}" for number in (*range(1, 14), 15, 18, 19, 22, 23, 105, 106)),
+    *(f"B{number}" for number in (*range(1, 16), 18, 19, 22, 23, 105, 106)),
     *("S-000", "S-001a", "S-001b", "S-110", "S-111", "S-400", "S-401", "S-402", "S-403", "S-404"),
 )
 
