@@ -302,12 +302,16 @@ class Qube:
     def pause(self) -> None:
         """Stop all its processes, as `qvm-pause` does; returns when none of them runs any more."""
         self.paused = True
+        sent: set[int] = set()
 
         def all_stopped() -> bool:
-            running = [pid for pid in self.processes() if _state(pid) not in (_STOPPED, "Z", "X", "")]
+            running = {pid for pid in self.processes() if _state(pid) not in (_STOPPED, "Z", "X", "")}
             for pid in running:
                 os.kill(pid, signal.SIGSTOP)
-            return not running
+            # A parent in vfork() stays asleep, in state D, until its child goes on; SIGSTOP is waiting for it.
+            waiting = {pid for pid in running & sent if _state(pid) == "D"}
+            sent.update(running)
+            return running == waiting
 
         eventually(f"{self.name} is paused", all_stopped)
 

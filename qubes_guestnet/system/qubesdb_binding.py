@@ -21,6 +21,7 @@ What the C library below it does, and what is done about it here:
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import struct
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _REFUSABLE = ("write", "rm")
+_HANG_UP_SECONDS = 0.2
 _EVENTS_A_DRAIN = 1000  # whoever writes faster than we read must not hold the loop
 
 
@@ -116,6 +118,8 @@ class _Handle:
             if time.monotonic() - started >= self._timeout:
                 raise self.broken(f"did not answer within {self._timeout:g} s") from error
             self._same()
+            # Half an answer fails like a refusal, and only the hang-up behind it tells the two apart.
+            select.select([self.sock], [], [], _HANG_UP_SECONDS)
             if method not in _REFUSABLE or self.waiting(1):
                 raise self.broken(f"failed to {method}: {error}") from error
             self._problem = ""
