@@ -11,6 +11,7 @@ import socket
 import sys
 
 ERROR, WARNING, INFO = 3, 4, 6  # syslog(3)
+NOTIFY_SECONDS = 0.5  # a socket that nobody reads holds ten messages, and the eleventh would wait for ever
 
 
 def notify(*lines: str) -> None:
@@ -20,10 +21,11 @@ def notify(*lines: str) -> None:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.settimeout(NOTIFY_SECONDS)
         try:
             sock.sendto("\n".join(lines).encode(), address)
         except OSError as error:
-            log(WARNING, f"NOTIFY_SOCKET {path}: {error.strerror}")
+            log(WARNING, f"NOTIFY_SOCKET {path}: {error}")
 
 
 def watchdog_seconds() -> float | None:
