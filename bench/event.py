@@ -88,8 +88,8 @@ def measure(python: str = sys.executable, events: int = EVENTS) -> Result:
     return Result(
         "event to configured, resident agent, against plain `ip`",
         agent_ms.median / ip_ms.median,
-        f"{BUDGET_MS:g} ms, median, or ratio 1",
-        agent_ms.median <= max(BUDGET_MS, ip_ms.median),
+        f"{BUDGET_MS:g} ms, median",
+        agent_ms.median <= BUDGET_MS,
         (
             f"agent: median {agent_ms.median:.2f} ms, p99 {agent_ms.p99:.2f} ms",
             f"one compiled read and two `ip`: median {ip_ms.median:.2f} ms, p99 {ip_ms.p99:.2f} ms",
