@@ -234,11 +234,7 @@ class _Connection:
 
     def entries(self) -> dict[str, bytes]:
         """Every entry of the uplink, afresh."""
-        entries: dict[str, bytes] = {}
-        if self._store is not None:
-            for prefix in settings.UPLINK_PREFIXES:
-                entries |= self._store.multiread(prefix)
-        return entries
+        return qubesdb.read_all(self._store, settings.UPLINK_PREFIXES) if self._store is not None else {}
 
     def failed(self, error: StoreError) -> None:
         """Count an attempt; the first of an outage is logged."""

@@ -108,10 +108,7 @@ def wait_uplink(options: Options) -> int:
 def _entries() -> dict[str, bytes]:
     store = qubesdb.connect()
     try:
-        entries: dict[str, bytes] = {}
-        for prefix in UPLINK_PREFIXES:
-            entries |= store.multiread(prefix)
-        return entries
+        return qubesdb.read_all(store, UPLINK_PREFIXES)
     finally:
         store.close()
 
@@ -144,7 +141,7 @@ def _settling(entries: dict[str, bytes], interface: str) -> Report:
     deadline = time.monotonic() + NETWORKMANAGER_SECONDS
     while report.done and report.waited_for and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-        again = reconcile(entries, kernel, PATHS, asked)
+        again = reconcile(_entries(), kernel, PATHS, asked)  # read anew: dom0 may have written meanwhile
         report = again._replace(applied=report.applied + again.applied, done=report.done + again.done)
     return report
 

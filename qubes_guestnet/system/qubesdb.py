@@ -120,6 +120,18 @@ def connect_watches(paths: Iterable[str], *, directory: str | None = None, timeo
     return DirectWatches(directory or DIRECTORY, timeout, paths)
 
 
+def read_all(store: Store, prefixes: Iterable[str]) -> dict[str, bytes]:
+    """Every entry whose path begins with one of the prefixes, in one round trip a prefix.
+
+    Raises:
+        StoreError: there is no proper answer in time.
+    """
+    entries: dict[str, bytes] = {}
+    for prefix in prefixes:
+        entries |= store.multiread(prefix)
+    return entries
+
+
 def backoff(attempt: int) -> float:
     """Seconds to wait before trying anew: from 0.1 s, doubled with each attempt, at most 5 s, for ever.
 
