@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QubesDB entries → settings of the uplink. The only place where untrusted values are looked at.
+"""QubesDB entries → settings of the uplink. Here and in `provider` and `mtu`, untrusted values are looked at.
 
 Rules:
 
-1. Every value is hostile until its check has passed. A check first holds the raw bytes against a list of the bytes
-   and the length it allows, and only then decodes and parses: `ipaddress` on its own reads four raw bytes as a packed
-   address, `fe80::1%eth0` as an address with a scope, and `0.0.0.255` as a netmask of length 24.
+1. Every value is hostile until its check has passed (see `checks`).
 2. `parse` never raises on bad data: a bad value becomes a `SettingsError` with key, value and what would be right.
 3. IPv4, IPv6 and DNS are independent. A bad value *holds* its own family: what is configured stays until it is good.
 4. An empty value is no value: dom0 overwrites, it does not remove.
@@ -16,8 +14,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Mapping
 
+from qubes_guestnet.core import checks
 from qubes_guestnet.core.namedtuple import NamedTuple
-from qubes_guestnet.core.values import BACKEND_MAC, IPV4, IPV6, IPAddress, IPInterface
+from qubes_guestnet.core.values import IPV4, IPV6, IPAddress, IPInterface
 from qubes_guestnet.errors import SettingsError, shown
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -33,6 +32,18 @@ MTU_KEY = "/vm-config/net-mtu"
 
 # MULTIREADs with these prefixes read all there is to know.
 UPLINK_PREFIXES: tuple[str, ...] = ("/qubes-", PER_INTERFACE, MTU_KEY)
+# The same for a provider, where "/qubes-" would also read the rules of every qube behind it: 5000 entries below
+# /qubes-firewall/ with 250 of them. "/qubes-net" covers the netmasks and all of /qubes-netvm-….
+UPLINK_PREFIXES_OF_A_PROVIDER: tuple[str, ...] = (
+    MAC_KEY,
+    "/qubes-ip",
+    "/qubes-net",
+    "/qubes-gateway",
+    PRIMARY_DNS_KEY,
+    SECONDARY_DNS_KEY,
+    PER_INTERFACE,
+    MTU_KEY,
+)
 
 
 class _FamilyFields(NamedTuple):
@@ -135,81 +146,6 @@ class Settings(NamedTuple):
     held: bool = False
 
 
-# Checks: bytes in, a value out, ValueError when it is not one.
-
-_DECIMAL = frozenset(b"0123456789")
-_HEX = frozenset(b"0123456789abcdefABCDEF")
-_IPV4_BYTES = _DECIMAL | frozenset(b".")
-_IPV6_BYTES = _HEX | frozenset(b":.")
-
-# Never the address of a host (RFC 6890), and the kernel refuses or misroutes them.
-_NO_HOST4 = tuple(ipaddress.IPv4Network(net) for net in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255"))
-_NO_HOST6 = tuple(ipaddress.IPv6Network(net) for net in ("::/128", "::1/128", "::ffff:0:0/96", "ff00::/8"))
-_LINK_LOCAL6 = ipaddress.IPv6Network("fe80::/10")
-
-
-def _text(untrusted_value: bytes, allowed: frozenset[int], longest: int) -> str:
-    """The value as text when all its bytes are allowed ones and it is not too long."""
-    if len(untrusted_value) > longest or not allowed.issuperset(untrusted_value):
-        raise ValueError("bytes or length outside the allow-list")
-    return untrusted_value.decode("ascii")
-
-
-def _host4(untrusted_value: bytes) -> ipaddress.IPv4Address:
-    address = ipaddress.IPv4Address(_text(untrusted_value, _IPV4_BYTES, 15))
-    if any(address in network for network in _NO_HOST4):
-        raise ValueError("not the address of a host")
-    return address
-
-
-def _host6(untrusted_value: bytes) -> ipaddress.IPv6Address:
-    address = ipaddress.IPv6Address(_text(untrusted_value, _IPV6_BYTES, 45))
-    if any(address in network for network in _NO_HOST6):
-        raise ValueError("not the address of a host")
-    return address
-
-
-def _address6(untrusted_value: bytes) -> ipaddress.IPv6Address:
-    # The kernel makes link-local addresses by itself; as the qube's only address one would reach nobody.
-    address = _host6(untrusted_value)
-    if address in _LINK_LOCAL6:
-        raise ValueError("link-local")
-    return address
-
-
-def _length(untrusted_value: bytes, longest: int) -> int:
-    """A prefix length of 1 to `longest`. Not 0: the whole Internet would then count as directly connected."""
-    text = _text(untrusted_value, _DECIMAL, 3)
-    if text.startswith("0") or not 1 <= int(text) <= longest:
-        raise ValueError("no prefix length")
-    return int(text)
-
-
-def _netmask4(untrusted_value: bytes) -> int:
-    if b"." not in untrusted_value:
-        return _length(untrusted_value, 32)
-    host_bits = 0xFFFFFFFF ^ int(ipaddress.IPv4Address(_text(untrusted_value, _IPV4_BYTES, 15)))
-    # A netmask is ones, then zeros: what is left for the hosts is 0…01…1, one less than a power of two.
-    if host_bits & (host_bits + 1) or host_bits == 0xFFFFFFFF:
-        raise ValueError("no netmask")
-    return 32 - host_bits.bit_length()
-
-
-def _netmask6(untrusted_value: bytes) -> int:
-    return _length(untrusted_value, 128)
-
-
-def _mac(untrusted_value: bytes) -> str:
-    octets = untrusted_value.split(b":")
-    if len(octets) != 6 or not all(len(octet) == 2 and _HEX.issuperset(octet) for octet in octets):
-        raise ValueError("no MAC address")
-    mac = untrusted_value.decode("ascii").lower()
-    # The backend's address is on every vif of a provider: as "our own" it would make an uplink of a vif.
-    if int(octets[0], 16) & 1 or mac in ("00:00:00:00:00:00", BACKEND_MAC):
-        raise ValueError("not the address of one interface of ours")
-    return mac
-
-
 class _Key(NamedTuple):
     """One key: its path in the global set, its name below `/net-config/MAC/`, its check, and what would be right."""
 
@@ -233,29 +169,29 @@ class _FamilyKeys(NamedTuple):
     gateway: _Key
 
 
-_HOST4_EXPECTED = "the IPv4 address of a host such as {}, not 0.x, loopback, multicast or broadcast"
-_HOST6_EXPECTED = "the IPv6 address of a host such as {}, not ::, loopback, multicast or IPv4-mapped"
+_NETMASK4_EXPECTED = "a netmask such as 255.255.255.255 or a length from 1 to 32"
+_ADDRESS6_EXPECTED = checks.HOST6_EXPECTED.format("fd09:24ef:4179::a89:5") + " or link-local"
 _NOT_OWN = ", and not the qube's own"
 
 _FAMILIES = (
     _FamilyKeys(
         IPV4,
         32,
-        _Key("/qubes-ip", "ip", _host4, _HOST4_EXPECTED.format("10.137.0.5")),
-        _Key("/qubes-netmask", "netmask", _netmask4, "a netmask such as 255.255.255.255 or a length from 1 to 32"),
-        _Key("/qubes-gateway", "gateway", _host4, _HOST4_EXPECTED.format("10.138.0.1") + _NOT_OWN),
+        _Key("/qubes-ip", "ip", checks.host4, checks.HOST4_EXPECTED.format("10.137.0.5")),
+        _Key("/qubes-netmask", "netmask", checks.netmask4, _NETMASK4_EXPECTED),
+        _Key("/qubes-gateway", "gateway", checks.host4, checks.HOST4_EXPECTED.format("10.138.0.1") + _NOT_OWN),
     ),
     _FamilyKeys(
         IPV6,
         128,
-        _Key("/qubes-ip6", "ip6", _address6, _HOST6_EXPECTED.format("fd09:24ef:4179::a89:5") + " or link-local"),
-        _Key("/qubes-netmask6", "netmask6", _netmask6, "a prefix length from 1 to 128"),
-        _Key("/qubes-gateway6", "gateway6", _host6, _HOST6_EXPECTED.format("fe80::1") + _NOT_OWN),
+        _Key("/qubes-ip6", "ip6", checks.address6, _ADDRESS6_EXPECTED),
+        _Key("/qubes-netmask6", "netmask6", checks.netmask6, "a prefix length from 1 to 128"),
+        _Key("/qubes-gateway6", "gateway6", checks.host6, checks.HOST6_EXPECTED.format("fe80::1") + _NOT_OWN),
     ),
 )
-_MAC = _Key(MAC_KEY, "", _mac, "a MAC address such as 00:16:3e:5e:6c:00, not multicast, not the backend's")
+_MAC = _Key(MAC_KEY, "", checks.mac, "a MAC address such as 00:16:3e:5e:6c:00, not multicast, not the backend's")
 _DNS = tuple(
-    _Key(path, "", _host4, _HOST4_EXPECTED.format(example))
+    _Key(path, "", checks.host4, checks.HOST4_EXPECTED.format(example))
     for path, example in ((PRIMARY_DNS_KEY, "10.139.1.1"), (SECONDARY_DNS_KEY, "10.139.1.2"))
 )
 _CUSTOM = "custom"
@@ -311,7 +247,7 @@ class _Reader:
             untrusted_name, slash, _ = untrusted_path.removeprefix(PER_INTERFACE).partition("/")
             untrusted_folder = PER_INTERFACE + untrusted_name + slash
             try:
-                mac = _mac((untrusted_name if slash else "").encode("ascii", "replace"))
+                mac = checks.mac((untrusted_name if slash else "").encode("ascii", "replace"))
             except ValueError:
                 mac = ""
             if mac and folders.setdefault(mac, untrusted_folder) == untrusted_folder:

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Checks: untrusted bytes in, a value out, ValueError when it is not one. And what would be right, for the errors.
+
+A check first holds the raw bytes against a list of the bytes and the length it allows, and only then decodes and
+parses: `ipaddress` on its own reads four raw bytes as a packed address, `fe80::1%eth0` as an address with a scope, and
+`0.0.0.255` as a netmask of length 24.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from .values import BACKEND_MAC, IPAddress
+
+# To be completed by an example.
+HOST4_EXPECTED = "the IPv4 address of a host such as {}, not 0.x, loopback, multicast or broadcast"
+HOST6_EXPECTED = "the IPv6 address of a host such as {}, not ::, loopback, multicast or IPv4-mapped"
+
+_DECIMAL = frozenset(b"0123456789")
+_HEX = frozenset(b"0123456789abcdefABCDEF")
+_IPV4_BYTES = _DECIMAL | frozenset(b".")
+_IPV6_BYTES = _HEX | frozenset(b":.")
+_WORD_BYTES = frozenset(b"-_.0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+# Never the address of a host (RFC 6890), and the kernel refuses or misroutes them.
+_NO_HOST4 = tuple(ipaddress.IPv4Network(net) for net in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255"))
+_NO_HOST6 = tuple(ipaddress.IPv6Network(net) for net in ("::/128", "::1/128", "::ffff:0:0/96", "ff00::/8"))
+LINK_LOCAL6 = ipaddress.IPv6Network("fe80::/10")
+
+
+def is_host(address: IPAddress) -> bool:
+    """It can be the address of one host that is not this one."""
+    return not any(address in network for network in (*_NO_HOST4, *_NO_HOST6))
+
+
+def host4(untrusted_value: bytes) -> ipaddress.IPv4Address:
+    """The IPv4 address of a host."""
+    address = ipaddress.IPv4Address(_text(untrusted_value, _IPV4_BYTES, 15))
+    if not is_host(address):
+        raise ValueError("not the address of a host")
+    return address
+
+
+def host6(untrusted_value: bytes) -> ipaddress.IPv6Address:
+    """The IPv6 address of a host, also a link-local one."""
+    address = ipaddress.IPv6Address(_text(untrusted_value, _IPV6_BYTES, 45))
+    if not is_host(address):
+        raise ValueError("not the address of a host")
+    return address
+
+
+def address6(untrusted_value: bytes) -> ipaddress.IPv6Address:
+    """The IPv6 address of a qube."""
+    # The kernel makes link-local addresses by itself; as the qube's only address one would reach nobody.
+    address = host6(untrusted_value)
+    if address in LINK_LOCAL6:
+        raise ValueError("link-local")
+    return address
+
+
+def address(untrusted_value: bytes) -> IPAddress:
+    """The address of a qube, of either family."""
+    return address6(untrusted_value) if b":" in untrusted_value else host4(untrusted_value)
+
+
+def netmask4(untrusted_value: bytes) -> int:
+    """A prefix length from 1 to 32, also where it is written as a netmask."""
+    if b"." not in untrusted_value:
+        return _length(untrusted_value, 32)
+    host_bits = 0xFFFFFFFF ^ int(ipaddress.IPv4Address(_text(untrusted_value, _IPV4_BYTES, 15)))
+    # A netmask is ones, then zeros: what is left for the hosts is 0…01…1, one less than a power of two.
+    if host_bits & (host_bits + 1) or host_bits == 0xFFFFFFFF:
+        raise ValueError("no netmask")
+    return 32 - host_bits.bit_length()
+
+
+def netmask6(untrusted_value: bytes) -> int:
+    """A prefix length from 1 to 128."""
+    return _length(untrusted_value, 128)
+
+
+def mac(untrusted_value: bytes) -> str:
+    """The link-layer address of one interface, in lower case."""
+    octets = untrusted_value.split(b":")
+    if len(octets) != 6 or not all(len(octet) == 2 and _HEX.issuperset(octet) for octet in octets):
+        raise ValueError("no MAC address")
+    found = untrusted_value.decode("ascii").lower()
+    # The backend's address is on every vif of a provider: as "our own" it would make an uplink of a vif.
+    if int(octets[0], 16) & 1 or found in ("00:00:00:00:00:00", BACKEND_MAC):
+        raise ValueError("not the address of one interface of ours")
+    return found
+
+
+def word(untrusted_value: bytes) -> str:
+    """A word that is safe as an argument of a program, at most 32 characters; empty for none."""
+    if untrusted_value.startswith(b"-"):
+        raise ValueError("an option and no word")
+    return _text(untrusted_value, _WORD_BYTES, 32)
+
+
+def _text(untrusted_value: bytes, allowed: frozenset[int], longest: int) -> str:
+    """The value as text when all its bytes are allowed ones and it is not too long."""
+    if len(untrusted_value) > longest or not allowed.issuperset(untrusted_value):
+        raise ValueError("bytes or length outside the allow-list")
+    return untrusted_value.decode("ascii")
+
+
+def _length(untrusted_value: bytes, longest: int) -> int:
+    """A prefix length of 1 to `longest`. Not 0: the whole Internet would then count as directly connected."""
+    digits = _text(untrusted_value, _DECIMAL, 3)
+    if digits.startswith("0") or not 1 <= int(digits) <= longest:
+        raise ValueError("no prefix length")
+    return int(digits)
