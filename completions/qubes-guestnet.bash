@@ -5,7 +5,7 @@ _qubes_guestnet() {
     local word=${COMP_WORDS[COMP_CWORD]} verb=${COMP_WORDS[1]} words=
     COMPREPLY=()
     if ((COMP_CWORD == 1)); then
-        words='agent apply plan status check uplink wait-uplink lab --help --version'
+        words='agent apply plan status check uplink wait-uplink vif dns rules forwarding lab --help --version'
     else
         case $verb in
         apply) words="--dry-run --help $(_qubes_guestnet_interfaces)" ;;
@@ -15,6 +15,10 @@ _qubes_guestnet() {
             if ((COMP_CWORD == 2)); then words='add remove --help'; else words=$(_qubes_guestnet_interfaces); fi
             ;;
         wait-uplink) words='--timeout --help' ;;
+        vif) if ((COMP_CWORD == 2)); then words='online offline --help'; fi ;;
+        dns) if ((COMP_CWORD == 2)); then words='sync --help'; fi ;;
+        rules) if ((COMP_CWORD == 2)); then words='load unload --help'; fi ;;
+        forwarding) if ((COMP_CWORD == 2)); then words='on off --help'; fi ;;
         agent) words='--help' ;;
         lab) if ((COMP_CWORD == 2)); then words='demo run store --help'; fi ;;
         esac

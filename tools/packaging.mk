@@ -34,8 +34,9 @@ install-files:
 	install -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBEXECDIR)"
 	sed '1s|^#!/usr/bin/python3|#!$(SYSTEM_PYTHON)|' bin/qubes-guestnet >"$(DESTDIR)$(BINDIR)/qubes-guestnet"
 	chmod 0755 "$(DESTDIR)$(BINDIR)/qubes-guestnet"
-	sed 's|/usr/bin/qubes-guestnet|$(BINDIR)/qubes-guestnet|' systemd/setup-ip >"$(DESTDIR)$(LIBEXECDIR)/setup-ip"
-	chmod 0755 "$(DESTDIR)$(LIBEXECDIR)/setup-ip"
+	cd systemd && for script in setup-ip qubes-setup-dnat-to-ns vif-route-qubes; do \
+		install -m 0755 "$$script" "$(DESTDIR)$(LIBEXECDIR)" && \
+		sed -i 's|/usr/bin/qubes-guestnet|$(BINDIR)/qubes-guestnet|' "$(DESTDIR)$(LIBEXECDIR)/$$script" || exit; done
 	cd systemd && for unit in *.service *.service.d/*.conf; do \
 		install -D -m 0644 "$$unit" "$(DESTDIR)$(SYSTEMDDIR)/system/$$unit" && \
 		sed -i 's|/usr/bin/qubes-guestnet|$(BINDIR)/qubes-guestnet|' "$(DESTDIR)$(SYSTEMDDIR)/system/$$unit" || exit; done
@@ -44,6 +45,9 @@ install-files:
 	install -D -m 0644 -t "$(DESTDIR)$(UDEVDIR)/rules.d" systemd/81-qubes-guestnet.rules
 	install -D -m 0644 -t "$(DESTDIR)$(SYSCTLDIR)" systemd/80-qubes-guestnet.conf
 	install -D -m 0644 -t "$(DESTDIR)$(PREFIX)/lib/NetworkManager/conf.d" config/NetworkManager/conf.d/*.conf
+	cd config && for script in NetworkManager/dispatcher.d/*; do \
+		install -D -m 0755 "$$script" "$(DESTDIR)$(PREFIX)/lib/$$script" && \
+		sed -i 's|/usr/bin/qubes-guestnet|$(BINDIR)/qubes-guestnet|' "$(DESTDIR)$(PREFIX)/lib/$$script" || exit; done
 	install -D -m 0644 -t "$(DESTDIR)$(PREFIX)/lib/systemd/resolved.conf.d" config/systemd/resolved.conf.d/*.conf
 	install -D -m 0644 systemd/rt_protos.conf "$(DESTDIR)$(RT_PROTOS_DIR)/qubes-guestnet.conf"
 	install -D -m 0644 -t "$(DESTDIR)$(MANDIR)/man8" docs/man/qubes-guestnet.8

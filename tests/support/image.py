@@ -19,11 +19,14 @@ from pathlib import Path
 from tests.support.needs import needs
 
 SYSTEM = ("systemd", "systemd-sysv", "dbus", "udev", "iproute2", "kmod", "procps")
-DEPENDENCIES = ("python3", "python3-pyroute2", "python3-tenacity")
+DEPENDENCIES = ("nftables", "python3", "python3-pyroute2", "python3-tenacity", "xenstore-utils")
+# Others that tests install beside ours.
+OTHERS = ("firewalld",)
+CACHED = " ".join((*DEPENDENCIES, *OTHERS))
 # Its units alone, for the check of ordering cycles.
 NETWORK_MANAGER = "/opt/network-manager"
 HOOKS = (
-    f'chroot "$1" apt-get install --quiet --yes --download-only --no-install-recommends {" ".join(DEPENDENCIES)}',
+    f'chroot "$1" apt-get install --quiet --yes --download-only --no-install-recommends {CACHED}',
     'chroot "$1" sh -c "cd /tmp && apt-get download --quiet network-manager'
     f' && dpkg --extract network-manager_*.deb {NETWORK_MANAGER} && rm network-manager_*.deb"',
     # It would override the name of the machine.

@@ -26,9 +26,21 @@ MOVED = (
     (r"\.gz$", ""),
 )
 PAPERS = re.compile(r"^/usr/share/(doc|licenses|lintian)/|\.dist-info/")
-# In the rpm a trigger makes this link, because rpm has no diversions.
-DEB_ONLY = {"/usr/lib/qubes/setup-ip"}
+# In the rpm a scriptlet makes these links, because rpm has no diversions.
+LAUNCHERS = {
+    "/usr/lib/qubes/setup-ip",
+    "/usr/lib/qubes/qubes-setup-dnat-to-ns",
+    "/etc/xen/scripts/vif-route-qubes",
+}
 IMPORT_TO_PACKAGE = {"pyroute2": "python3-pyroute2", "qubesdb": "python3-qubesdb", "tenacity": "python3-tenacity"}
+# What is run, and no system of Debian or Fedora is without systemd's own.
+PROGRAM_TO_PACKAGE = {"ip": "iproute2", "nft": "nftables", "xenstore-read": "xenstore-utils"}
+IN_FEDORA = {
+    "iproute": "iproute2",
+    "/usr/bin/xenstore-read": "xenstore-utils",
+    "/usr/bin/xenstore-write": "xenstore-utils",
+}
+SANDBOXED = ("qubes-guestnet.service", "qubes-guestnet-rules.service")
 
 
 def run(*command: str, cwd: Path = TREE) -> str:
@@ -94,7 +106,7 @@ def test_both_packages_have_the_same_contents(deb: Path, rpm: Path) -> None:
     needs("rpm")
     directories = {line.split()[-1] for line in run("rpm", "-qlvp", str(rpm)).splitlines() if line.startswith("d")}
     rpm_files = [name for name in run("rpm", "-qlp", str(rpm)).splitlines() if name not in directories]
-    assert contents(deb_files(deb)) - DEB_ONLY == contents(rpm_files)
+    assert contents(deb_files(deb)) - LAUNCHERS == contents(rpm_files)
 
 
 def test_the_rpm_installs_into_a_scratch_root(rpm: Path, tmp_path: Path) -> None:
@@ -118,11 +130,27 @@ def test_both_depend_on_exactly_what_is_imported(deb: Path, rpm: Path) -> None:
     wanted = {IMPORT_TO_PACKAGE.get(name, name) for name in imported - set(sys.stdlib_module_names)}
     # Only where SELinux is, and only then there: the system brings it. jeepney has resolvectl to stand in for it.
     wanted -= {"qubes_guestnet", "selinux", "jeepney"}
+    wanted |= set(PROGRAM_TO_PACKAGE.values())
     fields = run("dpkg-deb", "--field", str(deb), "Depends")
     assert {entry.split()[0] for entry in fields.split(",")} - {"python3:any"} == wanted
     required = {line.split()[0] for line in run("rpm", "-qpR", str(rpm)).splitlines()}
-    assert {name for name in required if name.startswith("python3-")} == wanted
+    made = ("rpmlib(", "python(", "python3.", "/bin/", "/usr/bin/python3")  # by rpm, of what it finds in the files
+    required = {name for name in required if not name.startswith(made)} - {"systemd"}
+    assert {IN_FEDORA.get(name, name) for name in required} == wanted
     assert "Recommends" not in run("dpkg-deb", "--field", str(deb))
+
+
+@pytest.mark.behaviour("B103")
+def test_each_program_that_is_run_has_its_package() -> None:
+    """Those of systemd and of what is optional apart, which are looked for and done without."""
+    optional = {"nmcli", "resolvectl", "systemctl", "systemd-run"}
+    found = {
+        name
+        for path in (TREE / "qubes_guestnet").rglob("*.py")
+        if "lab" not in path.parts
+        for name in re.findall(r"""(?:programs\.|\b_?)find\("([\w-]+)"\)""", path.read_text())
+    }
+    assert found - optional == set(PROGRAM_TO_PACKAGE)
 
 
 def _names(node: ast.AST) -> list[str]:
@@ -162,10 +190,11 @@ def test_one_version_everywhere() -> None:
         assert found[1] == version(), name
 
 
-def test_the_sandbox_is_within_its_limit() -> None:
+@pytest.mark.parametrize("unit", SANDBOXED)
+def test_the_sandbox_is_within_its_limit(unit: str) -> None:
     """The number of the file itself; test_boot has it of the running service."""
     needs("systemd-analyze")
-    run("systemd-analyze", "security", "--offline=true", "--threshold=15", "systemd/qubes-guestnet.service")
+    run("systemd-analyze", "security", "--offline=true", "--threshold=15", f"systemd/{unit}")
 
 
 @pytest.mark.behaviour("B102")
@@ -184,7 +213,8 @@ def test_no_tool_has_a_path_that_a_distribution_could_change() -> None:
 
 def test_shell_scripts_parse() -> None:
     scripts = [*(TREE / "debian").glob("*.p*"), *(TREE / "tools").glob("build-*"), TREE / "tools/export-tree"]
-    scripts += [TREE / "systemd/setup-ip", TREE / "debian/tests/namespaces"]
-    assert len(scripts) == 7
+    scripts += [TREE / "systemd" / Path(launcher).name for launcher in LAUNCHERS]
+    scripts += [TREE / "config/NetworkManager/dispatcher.d/30-qubes-guestnet", TREE / "debian/tests/namespaces"]
+    assert len(scripts) == 10
     for script in scripts:
         run("sh", "-n", str(script))

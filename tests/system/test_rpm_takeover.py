@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""rpm has no diversions: its triggers move setup-ip of qubes-core-agent-networking aside, and back, in any order."""
+"""rpm has no diversions: our scriptlets move scripts of qubes-core-agent-networking aside, and back, in any order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 from tests.support.machine import Hall
 from tests.support.needs import needs
 from tests.support.packages import TREE
+from tests.system.test_packages import LAUNCHERS
 
+SCRIPTS = sorted(LAUNCHERS)
 SPEC = """\
 Name: qubes-core-agent-networking
 Version: {version}
@@ -22,13 +24,14 @@ BuildArch: noarch
 %description
 Stand-in made by a test, not the package of Qubes OS.
 %install
-mkdir -p %{{buildroot}}/usr/lib/qubes
-echo '#!/bin/sh -e # {version}' > %{{buildroot}}/usr/lib/qubes/setup-ip
-chmod 0755 %{{buildroot}}/usr/lib/qubes/setup-ip
+for script in {scripts}; do
+    mkdir -p %{{buildroot}}${{script%%/*}}
+    echo '#!/bin/sh -e # {version}' > %{{buildroot}}$script
+    chmod 0755 %{{buildroot}}$script
+done
 %files
-/usr/lib/qubes/setup-ip
+{files}
 """
-LINK = "../../libexec/qubes-guestnet/setup-ip"
 LIMIT_S = 120
 
 
@@ -46,14 +49,14 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {"ours": next(folder.glob("*.rpm"))}
     for version in ("1", "2"):
         spec = folder / f"{version}.spec"
-        spec.write_text(SPEC.format(version=version))
+        spec.write_text(SPEC.format(version=version, scripts=" ".join(SCRIPTS), files="\n".join(SCRIPTS)))
         build("rpmbuild", "-bb", "--quiet", "--define", f"_topdir {folder}/top", str(spec))
         found[version] = next(folder.glob(f"top/RPMS/noarch/*-{version}-1.noarch.rpm"))
     return found
 
 
 class Root:
-    """An image with an empty rpm database, and setup-ip in it."""
+    """An image with an empty rpm database, and the scripts in it."""
 
     def __init__(self, hall: Hall, base: Path) -> None:
         self._hall, self._tree = hall, hall.root(base) / "tree"
@@ -63,36 +66,47 @@ class Root:
         done = self._hall.run(f"rpm --root {self._tree} --dbpath /var/lib/rpm --nodeps {words}")
         assert "failed" not in done.stderr, done.stderr
 
-    def setup_ip(self) -> str:
-        """Where the link leads, or else what the script says."""
-        path = f"{self._tree}/usr/lib/qubes/setup-ip"
-        return self._hall.run(f"readlink {path} || cat {path} || echo none", check=False).stdout.strip()
+    def found(self) -> dict[str, str]:
+        """Where each link leads, or else what the script says."""
+        paths = {script: f"{self._tree}{script}" for script in SCRIPTS}
+        texts = {
+            script: self._hall.run(f"readlink {path} || cat {path} || echo none", check=False).stdout.strip()
+            for script, path in paths.items()
+        }
+        return {script: text.removeprefix("#!/bin/sh -e # ") for script, text in texts.items()}
 
     def left(self) -> list[str]:
-        return self._hall.run(f"ls {self._tree}/usr/lib/qubes 2>/dev/null || :").stdout.split()
+        """Every file beside the scripts."""
+        folders = sorted({f"{self._tree}{Path(script).parent}" for script in SCRIPTS})
+        names = self._hall.run(f"find {' '.join(folders)} ! -type d 2>/dev/null || :").stdout.split()
+        return sorted(name.removeprefix(str(self._tree)) for name in names)
+
+
+OURS = {script: f"/usr/libexec/qubes-guestnet/{Path(script).name}" for script in SCRIPTS}
 
 
 def test_beside_and_gone_again(hall: Hall, base: Path, packages: dict[str, Path]) -> None:
     root = Root(hall, base)
     root.rpm("--install", packages["1"])
     root.rpm("--install", packages["ours"])
-    assert root.setup_ip() == LINK
+    assert root.found() == OURS
     root.rpm("--upgrade", packages["2"])
-    assert root.setup_ip() == LINK
+    assert root.found() == OURS
     root.rpm("--erase", "qubes-guestnet")
-    assert root.setup_ip().endswith("# 2")
-    assert root.left() == ["setup-ip"]
+    assert root.found() == dict.fromkeys(SCRIPTS, "2")
+    assert root.left() == SCRIPTS
 
 
 def test_installed_before_it_and_left_behind_by_it(hall: Hall, base: Path, packages: dict[str, Path]) -> None:
     root = Root(hall, base)
     root.rpm("--install", packages["ours"])
-    assert root.left() == []
+    assert root.found() == OURS
     root.rpm("--install", packages["1"])
-    assert root.setup_ip() == LINK
+    assert root.found() == OURS
     root.rpm("--install", "--replacepkgs", packages["ours"])
-    assert root.setup_ip() == LINK
+    assert root.found() == OURS
     root.rpm("--erase", "qubes-core-agent-networking")
-    assert root.left() == []
+    assert root.found() == OURS
+    assert root.left() == SCRIPTS
     root.rpm("--erase", "qubes-guestnet")
     assert root.left() == []
