@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from .values import BACKEND_MAC, IPAddress
+from .values import BACKEND_MAC, IPAddress, IPNetwork
 
 # To be completed by an example.
 HOST4_EXPECTED = "the IPv4 address of a host such as {}, not 0.x, loopback, multicast or broadcast"
@@ -23,14 +23,16 @@ _IPV6_BYTES = _HEX | frozenset(b":.")
 _WORD_BYTES = frozenset(b"-_.0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 # Never the address of a host (RFC 6890), and the kernel refuses or misroutes them.
-_NO_HOST4 = tuple(ipaddress.IPv4Network(net) for net in ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255"))
-_NO_HOST6 = tuple(ipaddress.IPv6Network(net) for net in ("::/128", "::1/128", "::ffff:0:0/96", "ff00::/8"))
+_NO_HOST: tuple[IPNetwork, ...] = (
+    *map(ipaddress.IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "255.255.255.255")),
+    *map(ipaddress.IPv6Network, ("::/128", "::1/128", "::ffff:0:0/96", "ff00::/8")),
+)
 LINK_LOCAL6 = ipaddress.IPv6Network("fe80::/10")
 
 
 def is_host(address: IPAddress) -> bool:
     """It can be the address of one host that is not this one."""
-    return not any(address in network for network in (*_NO_HOST4, *_NO_HOST6))
+    return not any(address in network for network in _NO_HOST)
 
 
 def host4(untrusted_value: bytes) -> ipaddress.IPv4Address:

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The interface of one qube behind this one: its name, what is known of it, and how that is written down and passed on.
+
+The file of a vif below /run and the message on the agent's socket are the same lines, one fact each, closed by a line
+`end`: what was cut off is known as damaged, and a damaged one is worth nothing, for it says who may send what.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable
+
+from ..errors import shown
+from . import checks
+from .namedtuple import NamedTuple
+from .values import IPAddress, IPInterface
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# Xen's highest domain number is one less than DOMID_FIRST_RESERVED (0x7ff0).
+HIGHEST_DOMID = 0x7FF0
+# IFNAMSIZ less the terminating zero.
+_LONGEST_NAME = 15
+_DIGITS = frozenset("0123456789")
+ONLINE, OFFLINE = "online", "offline"
+_ACTIONS = {action.encode(): action for action in (ONLINE, OFFLINE)}
+_END = "end"
+
+
+class _VifNameFields(NamedTuple):
+    text: str
+    domid: int
+    devid: int
+
+
+class VifName(_VifNameFields):
+    """The name of a vif.
+
+    Args:
+        text: `vifDOMID.DEVID`.
+        domid: number of the domain at the other end, 0 to 32752. dom0 (0) is legal.
+        devid: number of the interface there.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str, domid: int, devid: int) -> VifName:
+        """Raise ValueError when the name does not say what the numbers say."""
+        if text != f"vif{domid}.{devid}" or not 0 <= domid <= HIGHEST_DOMID or devid < 0 or len(text) > _LONGEST_NAME:
+            raise ValueError(f"{text!r} is not the name of a vif")
+        return super().__new__(cls, text, domid, devid)
+
+
+def parse_name(text: str) -> VifName:
+    """The name of a vif such as `vif4.0`.
+
+    Raises:
+        ValueError: it is not one (behaviour B58).
+    """
+    domid, dot, devid = text.removeprefix("vif").partition(".")
+    numbers = (domid, devid) if dot and len(text) <= _LONGEST_NAME else ()
+    if not numbers or not all(number and _DIGITS.issuperset(number) for number in numbers):
+        raise ValueError(f"{text[:60]!r} is not the name of a vif: vifDOMID.DEVID, at most {_LONGEST_NAME} characters")
+    return VifName(text, int(domid), int(devid))
+
+
+def metric(domid: int) -> int:
+    """The metric of the routes to a domain: the later one started is preferred (behaviour B58)."""
+    return HIGHEST_DOMID - domid
+
+
+class Mapping(NamedTuple):
+    """A qube that believes to have another address than it has (`/mapped-ip/`).
+
+    Args:
+        real: the one that this qube and the others see.
+        visible: the one that it sees.
+        gateway: the one that it sees of its gateway; None for the real one.
+    """
+
+    real: ipaddress.IPv4Address
+    visible: ipaddress.IPv4Address
+    gateway: ipaddress.IPv4Address | None = None
+
+
+class _VifFields(NamedTuple):
+    name: VifName
+    mac: str
+    kind: str
+    addresses: tuple[IPAddress, ...]
+    mappings: tuple[Mapping, ...]
+    gateways: frozenset[IPInterface]
+
+
+class Vif(_VifFields):
+    """What is known of a vif.
+
+    Args:
+        name: of the interface.
+        mac: of the other end, lower-case.
+        kind: what the toolstack calls it ("vif", "vif_ioemu"), "" when it is not known.
+        addresses: what the qube may use, without repetition; none: it may send nothing.
+        mappings: of those that it sees as others.
+        gateways: addresses of ours that we put on the interface.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        name: VifName,
+        mac: str,
+        kind: str = "",
+        addresses: tuple[IPAddress, ...] = (),
+        mappings: tuple[Mapping, ...] = (),
+        gateways: frozenset[IPInterface] = frozenset(),
+    ) -> Vif:
+        """Raise ValueError for a MAC, kind or address that is not one, and a mapping of an address it has not."""
+        if checks.mac(mac.encode()) != mac or checks.word(kind.encode()) != kind:
+            raise ValueError(f"{mac!r} is not a lower-case MAC address")
+        wrong = [address for address in addresses if not checks.is_host(address) or address in checks.LINK_LOCAL6]
+        wrong += [mapping.real for mapping in mappings if mapping.real not in addresses]
+        if wrong:
+            raise ValueError(f"{wrong[0]} cannot be an address of {name.text}")
+        return super().__new__(cls, name, mac, kind, tuple(dict.fromkeys(addresses)), mappings, gateways)
+
+
+def described(name: str, untrusted_mac: bytes, untrusted_kind: bytes, untrusted_addresses: bytes) -> Vif:
+    """A vif as the toolstack tells of it.
+
+    Args:
+        name: of the interface.
+        untrusted_mac: of the other end.
+        untrusted_kind: `type` in xenstore, empty when there is none.
+        untrusted_addresses: separated by blanks; empty for none.
+
+    Raises:
+        ValueError: in one line, what is wrong with it.
+    """
+    known = parse_name(name)
+    mac = _checked(name, "MAC address", checks.mac, untrusted_mac)
+    kind = _checked(name, "type", checks.word, untrusted_kind)
+    addresses = tuple(_checked(name, "address", checks.address, word) for word in untrusted_addresses.split())
+    return Vif(known, mac, kind, addresses)
+
+
+def _checked(name: str, what: str, check: Callable[[bytes], Any], untrusted_value: bytes) -> Any:
+    try:
+        return check(untrusted_value)
+    except ValueError:
+        raise ValueError(f"{name}: {shown(untrusted_value)} is not a valid {what}") from None
+
+
+def render(vif: Vif) -> bytes:
+    """The lines of a vif, in a stable order."""
+    lines = [f"vif {vif.name.text} {vif.mac} {vif.kind}".rstrip()]
+    lines += [f"address {address}" for address in vif.addresses]
+    lines += [f"mapping {mapping.real} {mapping.visible} {mapping.gateway or ''}".rstrip() for mapping in vif.mappings]
+    lines += sorted(f"gateway {gateway}" for gateway in vif.gateways)
+    return "".join(f"{line}\n" for line in (*lines, _END)).encode("ascii")
+
+
+def parse(data: bytes) -> Vif | None:
+    """The vif that these lines are of; None when they are damaged."""
+    try:
+        first, *facts = _lines(data)
+        word, name, mac, *kind = first.split(" ")
+        addresses, mappings, gateways = [], [], set()
+        for fact in facts:
+            key, *values = fact.split(" ")
+            if key == "address" and len(values) == 1:
+                addresses.append(ipaddress.ip_address(values[0]))
+            elif key == "mapping" and len(values) in (2, 3):
+                mappings.append(Mapping(*map(ipaddress.IPv4Address, values)))
+            elif key == "gateway" and len(values) == 1:
+                gateways.add(ipaddress.ip_interface(values[0]))
+            else:
+                return None
+        if word != "vif" or len(kind) > 1:
+            return None
+        return Vif(parse_name(name), mac, "".join(kind), tuple(addresses), tuple(mappings), frozenset(gateways))
+    except ValueError:  # also UnicodeDecodeError
+        return None
+
+
+def ask(action: str, vif: Vif) -> bytes:
+    """The message to the agent: do `ONLINE` or `OFFLINE` with this vif."""
+    return f"{action}\n".encode("ascii") + render(vif)
+
+
+def asked(data: bytes) -> tuple[str, Vif]:
+    """Action and vif of a message.
+
+    Raises:
+        ValueError: it is not one, or not the whole of it.
+    """
+    untrusted_action, _, rest = data.partition(b"\n")
+    action = _ACTIONS.get(untrusted_action)
+    vif = parse(rest)
+    if action is None or vif is None:
+        raise ValueError(f"no request about a vif: {shown(data)}")
+    return action, vif
+
+
+def answer(problem: str, done: Iterable[str]) -> bytes:
+    """The agent's answer.
+
+    Args:
+        problem: what went wrong, "" for nothing.
+        done: what was done, a line each.
+    """
+    lines = (f"problem {problem}", *(f"done {line}" for line in done))
+    return "".join(f"{' '.join(line.split())}\n" for line in (*lines, _END)).encode()
+
+
+def answered(data: bytes) -> tuple[str, tuple[str, ...]]:
+    """Problem and what was done, of an answer.
+
+    Raises:
+        ValueError: it is not one, or not the whole of it: what was done then is not known.
+    """
+    first, *rest = _lines(data)
+    problem, *done = (line.partition(" ") for line in (first, *rest))
+    if problem[0] != "problem" or any(word != "done" for word, _, _ in done):
+        raise ValueError(f"no answer about a vif: {shown(data)}")
+    return problem[2], tuple(text for _, _, text in done)
+
+
+def _lines(data: bytes) -> list[str]:
+    """The lines before the closing one, at least one; ValueError when that is not there."""
+    *lines, end, nothing = ["", "", *data.decode().split("\n")]
+    if (end, nothing) != (_END, "") or not lines[2:]:
+        raise ValueError(f"cut off: {shown(data[-60:])}")
+    return lines[2:]
