@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The rules of a provider as text for `nft -f`; each text is one transaction, and texts may be joined to be one.
+
+The names are a public interface: other tools and users' scripts add to the sets and to `custom-input` and
+`custom-forward`, which are made once and never touched again. No text deletes or flushes a set, so that a load in the
+middle of a session changes nothing for anybody.
+
+Both families come from one template: a rule once was in the IPv4 file only (behaviour B94). Where IPv6 is off the same
+chains exist, for users' rules name them, and let nothing through (behaviour B92).
+
+Only values that cannot carry a command get in: names of vifs that are checked here, and addresses.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from .namedtuple import NamedTuple
+from .values import IPV4, IPV6, IPAddress
+from .vif import parse_name
+
+TABLE = "qubes"
+
+
+class _Family(NamedTuple):
+    """What differs between the families: the words, and the rules that only one of them needs."""
+
+    version: int
+    word: str
+    address: str
+    ping: str
+    prohibited: str
+    neighbours: tuple[str, ...] = ()
+    uplink: tuple[str, ...] = ()
+
+
+_FAMILIES = (
+    _Family(IPV4, "ip", "ipv4_addr", "icmp type echo-request", "icmp admin-prohibited"),
+    _Family(
+        IPV6,
+        "ip6",
+        "ipv6_addr",
+        "icmpv6 type echo-request",
+        "icmpv6 admin-prohibited",
+        # Neighbour discovery is to IPv6 what ARP is to IPv4, and passes by here.
+        ("iifgroup 2 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",),
+        (
+            "iifgroup != 2 icmpv6 type { nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept",
+            # The answer comes from an address that was not asked, so conntrack does not know it (behaviour B93).
+            "iifgroup != 2 ip6 saddr fe80::/64 ip6 daddr fe80::/64 udp dport 546 accept",
+        ),
+    ),
+)
+_WORDS = {family.version: family.word for family in _FAMILIES}
+
+# Chains with a hook: type, hook and priority.
+_HOOKS = {
+    "prerouting": "filter hook prerouting priority raw",
+    "egress": "filter hook postrouting priority 300",  # behind all NAT: what leaves as it is
+    "postrouting": "nat hook postrouting priority srcnat",
+    "input": "filter hook input priority filter",
+    "forward": "filter hook forward priority filter",
+    "dnat-dns": "nat hook prerouting priority dstnat",
+}
+_REGULAR = ("antispoof", "dns-reject")
+_CUSTOM = ("custom-input", "custom-forward")
+_BASE = ("prerouting", "antispoof", "egress", "postrouting", "input", "forward")
+# What `base` fills, and what `dnat` does: as (family, chain). Whoever lists them sees whether all is as it was loaded.
+CHAINS: tuple[tuple[str, str], ...] = tuple((family.word, chain) for family in _FAMILIES for chain in _BASE)
+DNS_CHAINS: tuple[tuple[str, str], ...] = (("ip", "dnat-dns"), ("ip", "dns-reject"))
+
+
+def base(*, ipv6: bool) -> str:
+    """Everything but the DNS redirection: tables, sets, chains and the rules in them.
+
+    What is in the sets, in the users' chains and in those of the DNS redirection stays.
+
+    Args:
+        ipv6: whether the qubes behind this one have IPv6.
+    """
+    return "".join(_family(family, on=family.version == IPV4 or ipv6) for family in _FAMILIES)
+
+
+def _family(family: _Family, *, on: bool) -> str:
+    """The transaction of one family; `on`: it is for the qubes."""
+    rules = _rules(family) if on else _rules_off(family)
+    closed = ("input",) if on else ("input", "forward")
+    lines = [
+        f"set allowed {{ type ifname . {family.address}; }}",
+        f"set downstream {{ type {family.address}; }}",
+        *(f"chain {chain} {{ }}" for chain in (*_REGULAR, *_CUSTOM)),
+        *(f"chain {chain} {{ type {hook}; policy accept; }}" for chain, hook in _HOOKS.items() if chain not in closed),
+        *(f"chain {chain} {{ type {_HOOKS[chain]}; policy drop; }}" for chain in closed),
+    ]
+    text = _block(f"table {family.word} {TABLE}", lines)
+    text += "".join(f"flush chain {family.word} {TABLE} {chain}\n" for chain in _BASE)
+    return text + "".join(
+        f"add rule {family.word} {TABLE} {chain} {rule}\n" for chain in _BASE for rule in rules[chain]
+    )
+
+
+def _rules(family: _Family) -> dict[str, tuple[str, ...]]:
+    word = family.word
+    return {
+        "prerouting": (
+            "iif lo accept",
+            "iifgroup 2 goto antispoof",
+            # QSB-056: an uplink's network must not speak for the qubes behind, nor to them.
+            f"{word} saddr @downstream counter drop",
+            f"{word} daddr @downstream counter drop",
+        ),
+        "antispoof": (f"iifname . {word} saddr @allowed accept", "counter drop"),
+        "egress": (
+            "oifgroup 2 accept",
+            "oif lo accept",
+            f"{word} saddr @downstream counter drop",
+            f"{word} daddr @downstream counter drop",
+        ),
+        "postrouting": ("oifgroup 2 accept", "oif lo accept", "masquerade"),
+        "input": (
+            "iif lo accept",
+            # Conntrack does not know it, so it is not translated: it would leak addresses (behaviour B86).
+            "ct state invalid counter drop",
+            *family.neighbours,
+            "jump custom-input",
+            "ct state established,related accept",
+            *family.uplink,
+            f"iifgroup 2 {family.ping} accept",
+            f"iifgroup 2 counter reject with {family.prohibited}",
+        ),
+        "forward": (
+            "ct state invalid counter drop",
+            "jump custom-forward",
+            "ct state established,related accept",
+            "jump dns-reject",
+            # From qube to qube, and from outside to a qube. What concerns no qube is not ours (behaviour B83).
+            "oifgroup 2 counter drop",
+        ),
+    }
+
+
+def _rules_off(family: _Family) -> dict[str, tuple[str, ...]]:
+    """Nothing of the qubes, neither what they send nor what is for them. What this qube has itself is not touched."""
+    return _rules(family) | {
+        "prerouting": ("iif lo accept", "iifgroup 2 counter drop", *_rules(family)["prerouting"][2:]),
+        "input": (
+            "iif lo accept",
+            "iifgroup 2 counter drop",
+            "ct state invalid counter drop",
+            "ct state established,related accept",
+            *family.uplink,
+        ),
+        "forward": ("counter",),
+    }
+
+
+def _block(head: str, lines: Iterable[str]) -> str:
+    return f"{head} {{\n" + "".join(f"  {line}\n" for line in lines) + "}\n"
+
+
+def attach(name: str, addresses: Iterable[IPAddress]) -> str:
+    """Allow a vif to send from these addresses, and let nobody else.
+
+    Args:
+        name: of the vif; ValueError when it is not the name of one.
+        addresses: of either family.
+    """
+    addresses = tuple(addresses)
+    return _elements("add", "allowed", _pairs(name, addresses)) + downstream(addresses, ())
+
+
+def detach(name: str, addresses: Iterable[IPAddress], keep_downstream: Iterable[IPAddress]) -> str:
+    """The reverse of `attach`; what is not there is no error.
+
+    Args:
+        name: of the vif; ValueError when it is not the name of one.
+        addresses: of either family.
+        keep_downstream: those that stay protected: another vif has them, or a qube that may come back.
+    """
+    addresses, keep = tuple(addresses), frozenset(keep_downstream)
+    return _removal("allowed", _pairs(name, addresses)) + downstream((), (own for own in addresses if own not in keep))
+
+
+def downstream(add: Iterable[IPAddress], remove: Iterable[IPAddress]) -> str:
+    """Addresses of qubes behind this one that nobody outside may use; what is to be removed need not be there."""
+    added, removed = (tuple((address.version, str(address)) for address in which) for which in (add, remove))
+    return _elements("add", "downstream", added) + _removal("downstream", removed)
+
+
+def _pairs(name: str, addresses: Iterable[IPAddress]) -> tuple[tuple[int, str], ...]:
+    """Elements of `allowed`, with the version of the family."""
+    text = parse_name(name).text
+    return tuple((address.version, f'"{text}" . {address}') for address in addresses)
+
+
+def _removal(name: str, elements: tuple[tuple[int, str], ...]) -> str:
+    """To delete what is not there is an error, to add what is there is none; nft 1.0.6 knows no `destroy`."""
+    return _elements("add", name, elements) + _elements("delete", name, elements)
+
+
+def _elements(verb: str, name: str, elements: tuple[tuple[int, str], ...]) -> str:
+    text = ""
+    for version, word in _WORDS.items():
+        members = ", ".join(dict.fromkeys(member for family, member in elements if family == version))
+        text += f"{verb} element {word} {TABLE} {name} {{ {members} }}\n" if members else ""
+    return text
+
+
+def dnat(
+    pairs: Iterable[tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]],
+    virtual: Iterable[ipaddress.IPv4Address],
+    servers: Iterable[ipaddress.IPv4Address],
+) -> str:
+    """The redirection of the virtual DNS addresses, and the refusal of what it does not redirect, in one.
+
+    Half of it or two of it was what users saw of updates that were no transaction (behaviour B33). Without a pair all
+    that goes to the virtual addresses is refused, at once, instead of running out into the next network (B39, B40).
+
+    Args:
+        pairs: virtual address → server; UDP and TCP (behaviour B43).
+        virtual: the addresses that are never to leave as they are.
+        servers: the real ones. A proxy's are the virtual ones of the next provider: these do leave, for port 53 only.
+    """
+    pairs, virtual = tuple(pairs), tuple(dict.fromkeys(virtual))
+    through = tuple(address for address in virtual if address in frozenset(servers))
+    lines = [f"flush chain {word} {TABLE} {chain}" for word, chain in DNS_CHAINS]
+    lines += [
+        f"add rule ip {TABLE} dnat-dns ip daddr {address} {protocol} dport 53 dnat to {server}"
+        for address, server in pairs
+        for protocol in ("udp", "tcp")
+    ]
+    if through:
+        passing = ", ".join(map(str, through))
+        lines.append(
+            f"add rule ip {TABLE} dns-reject ip daddr {{ {passing} }} meta l4proto {{ tcp, udp }} th dport 53 return"
+        )
+    if virtual:
+        refused = f"add rule ip {TABLE} dns-reject ip daddr {{ {', '.join(map(str, virtual))} }}"
+        lines.append(f"{refused} meta l4proto tcp counter reject with tcp reset")
+        lines.append(f"{refused} counter reject with icmp port-unreachable")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def unload() -> str:
+    """Take all of it away, users' chains and sets with it; tables that are not there are no error.
+
+    One transaction: there is no moment with forwarding rules and without anti-spoofing. Forwarding has to be off by
+    then.
+    """
+    return "".join(f"{verb} table {family.word} {TABLE}\n" for family in _FAMILIES for verb in ("add", "delete"))
