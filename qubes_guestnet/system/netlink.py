@@ -19,23 +19,20 @@ from ..core.plan import REMEDIES, Meaning, Op, Verb, meaning
 from ..core.values import IPAddress, IPInterface, Link, Neighbour, Route, State
 from ..errors import KernelError, Vanished
 from . import netlink_messages as rtnl
+from . import netlink_wire as wire
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from typing import Any
 
-# linux/netlink.h
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP, NETLINK_GET_STRICT_CHK = 270, 1, 2, 12
+# linux/rtnetlink.h
 RTNLGRP_LINK, RTNLGRP_NEIGH = 1, 3
 # What another program can take away from us: links, addresses, routes of both families.
 RTNLGRP_WATCHED = (RTNLGRP_LINK, 5, 7, 9, 11)
 SIOCGIFINDEX, SIOCETHTOOL, ETHTOOL_GDRVINFO = 0x8933, 0x8946, 3  # linux/sockios.h, linux/ethtool.h
 
-RECEIVE_BYTES = 1 << 16  # the kernel sends dumps in pieces of at most 32 KiB
-ANSWER_SECONDS = 5.0  # the kernel answers within the send() itself; this only bounds the unthinkable
 DUMP_TRIES = 8
+VIF_DRIVERS = ("vif", "veth")  # the latter in the lab
 
 _Fits = Callable[[bytes], bool]
 
@@ -48,10 +45,10 @@ class Kernel:
     """
 
     def __init__(self) -> None:
-        self._socket = _open()
-        self._socket.settimeout(ANSWER_SECONDS)
+        self._socket = wire.opened(socket.NETLINK_ROUTE)
+        self._socket.settimeout(wire.ANSWER_SECONDS)
         # Linux 4.20: the kernel filters dumps, so that 250 vifs or a full routing table cost nothing.
-        self._socket.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
+        self._socket.setsockopt(wire.SOL_NETLINK, wire.NETLINK_GET_STRICT_CHK, 1)
         self._sequence = itertools.count(1)
 
     def close(self) -> None:
@@ -75,6 +72,36 @@ class Kernel:
             if all(_index(link.name) == link.ifindex for link in links):
                 return links
         raise KernelError("netlink links", errno.EAGAIN, retryable=True)
+
+    def link_named(self, name: str) -> Link | None:
+        """The interface of this name, or None; one question, however many others there are.
+
+        Args:
+            name: at most 15 characters.
+        """
+        for _ in range(DUMP_TRIES):
+            try:
+                (reply,) = self._request(rtnl.link_question(name), rtnl.RTM_GETLINK, 0, rtnl.LinkReply)
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    return None
+                raise KernelError(f"netlink link {name}", error.errno or errno.EIO) from None
+            link = rtnl.decode_link(reply, driver(name))
+            if link.name != name:
+                return None  # it is the other name (IFLA_ALT_IFNAME) of one that is called differently
+            if _index(name) == link.ifindex:  # else the driver may be another's, see `links`
+                return link
+        raise KernelError(f"netlink link {name}", errno.EAGAIN, retryable=True)
+
+    def vifs(self) -> tuple[Link, ...]:
+        """The interfaces to the qubes behind this one: named as Xen names them, made by Xen or, in the lab, a veth."""
+        for _ in range(DUMP_TRIES):
+            replies = self._dump(rtnl.links_question(), rtnl.RTM_GETLINK, rtnl.LinkReply, rtnl.may_be_vif)
+            names = [(reply, reply.get_attr("IFLA_IFNAME")) for reply in replies]
+            links = [rtnl.decode_link(reply, driver(name)) for reply, name in names if rtnl.is_vif_name(name)]
+            if all(_index(link.name) == link.ifindex for link in links):
+                return tuple(link for link in links if link.driver in VIF_DRIVERS)
+        raise KernelError("netlink vifs", errno.EAGAIN, retryable=True)
 
     def observe(self, link: Link, neighbours: Iterable[IPAddress]) -> State:
         """What the interface has now.
@@ -134,7 +161,7 @@ class Kernel:
 
     def _command(self, words: str, message: Any, kind: int, flags: int, verb: Verb = Verb.NEIGHBOUR_SET) -> None:
         try:
-            self._request(message, kind, flags | NLM_F_ACK, None)
+            self._request(message, kind, flags | wire.NLM_F_ACK, None)
         except OSError as error:
             number = error.errno or errno.EIO
             what = meaning(verb, number)
@@ -158,7 +185,7 @@ class Kernel:
     def _dump(self, message: Any, kind: int, reply_class: Any, fits: _Fits = lambda _raw: True) -> list[Any]:
         for _ in range(DUMP_TRIES):
             try:
-                return self._request(message, kind, NLM_F_DUMP, reply_class, fits)
+                return self._request(message, kind, wire.NLM_F_DUMP, reply_class, fits)
             except InterruptedError:
                 continue  # the table changed under the dump; half a table must not reach the planner
             except OSError as error:
@@ -176,26 +203,26 @@ class Kernel:
         fits: _Fits = lambda _raw: True,
     ) -> list[Any]:
         sequence = next(self._sequence)
-        message["header"] = {"type": kind, "flags": flags | NLM_F_REQUEST, "sequence_number": sequence, "pid": 0}
+        message["header"] = {"type": kind, "flags": flags | wire.NLM_F_REQUEST, "sequence_number": sequence, "pid": 0}
         message.reset()
         message.encode()
         self._socket.send(message.data)
         replies: list[Any] = []
         interrupted = False
         while True:
-            data = self._socket.recv(RECEIVE_BYTES)
-            for offset, length, reply_kind, reply_flags, reply_sequence in _messages(data):
+            data = self._socket.recv(wire.RECEIVE_BYTES)
+            for offset, length, reply_kind, reply_flags, reply_sequence in wire.messages(data):
                 if reply_sequence != sequence:
                     continue  # the tail of a request that was given up
-                interrupted |= bool(reply_flags & NLM_F_DUMP_INTR)
-                if reply_kind in (NLMSG_ERROR, NLMSG_DONE):
-                    _raise_errno(data, offset, length)
+                interrupted |= bool(reply_flags & wire.NLM_F_DUMP_INTR)
+                if reply_kind in (wire.NLMSG_ERROR, wire.NLMSG_DONE):
+                    wire.raise_errno(data, offset, length)
                     if interrupted:
                         raise InterruptedError(errno.EINTR, "dump interrupted")
                     return replies
                 if fits(data[offset : offset + length]):
                     replies.append(rtnl.decode(reply_class, data, offset))
-                if flags & (NLM_F_DUMP | NLM_F_ACK) == 0:
+                if flags & (wire.NLM_F_DUMP | wire.NLM_F_ACK) == 0:
                     return replies
 
 
@@ -203,10 +230,10 @@ class Events:
     """A socket that becomes readable when links, addresses or routes change. What changed is not looked at."""
 
     def __init__(self) -> None:
-        self._socket = _open()
+        self._socket = wire.opened(socket.NETLINK_ROUTE)
         self._socket.setblocking(False)
         for group in RTNLGRP_WATCHED:
-            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+            self._socket.setsockopt(wire.SOL_NETLINK, wire.NETLINK_ADD_MEMBERSHIP, group)
 
     def fileno(self) -> int:
         """For poll."""
@@ -218,22 +245,12 @@ class Events:
 
     def neighbours(self, wanted: bool) -> None:
         """Listen to neighbour changes too, or not. Only while a probe runs: a device route makes one a destination."""
-        option = NETLINK_ADD_MEMBERSHIP if wanted else NETLINK_DROP_MEMBERSHIP
-        self._socket.setsockopt(SOL_NETLINK, option, RTNLGRP_NEIGH)
+        option = wire.NETLINK_ADD_MEMBERSHIP if wanted else wire.NETLINK_DROP_MEMBERSHIP
+        self._socket.setsockopt(wire.SOL_NETLINK, option, RTNLGRP_NEIGH)
 
     def drain(self) -> bool:
         """Eat what is there. True if there was anything; an overrun (ENOBUFS) is one more reason to look."""
-        seen = False
-        while True:
-            try:
-                if not self._socket.recv(1):
-                    return seen
-            except BlockingIOError:
-                return seen
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise KernelError("netlink events", error.errno or errno.EIO) from None
-            seen = True
+        return wire.drain(self._socket, "netlink events")
 
 
 def driver(name: str) -> str:
@@ -262,27 +279,6 @@ def _index(name: str) -> int:
             return 0
     index: int = struct.unpack_from("i", answer, 16)[0]
     return index
-
-
-def _open() -> socket.socket:
-    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-    made.bind((0, 0))
-    return made
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    offset = 0
-    while offset + 16 <= len(data):
-        length, kind, flags, sequence = struct.unpack_from("IHHI", data, offset)
-        yield offset, length, kind, flags, sequence
-        offset += (max(length, 16) + 3) & ~3
-
-
-def _raise_errno(data: bytes, offset: int, length: int) -> None:
-    """NLMSG_ERROR and NLMSG_DONE both carry the negative errno first; 0 is success."""
-    number = struct.unpack_from("i", data, offset + 16)[0] if length >= 20 else 0
-    if number:
-        raise OSError(-number, "netlink")
 
 
 def _holds(raw: bytes, octets: Iterable[bytes]) -> bool:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import struct
+import sys
 
 from ..core.plan import Op, Verb
 from ..core.values import IPV4, ROUTE_PROTOCOL, IPAddress, IPInterface, Link, Route
+from ..core.vif import parse_name
 from . import lean
+from .netlink_wire import HEADER, attributes
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -55,6 +59,65 @@ class linkmsg(_nlmsg):  # type: ignore[misc]
         (27, "IFLA_GROUP", "uint32"),
         (29, "IFLA_EXT_MASK", "uint32"),
     )
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value, sys.byteorder)
+
+
+_LINK_FIELDS = struct.Struct("=BxHiII")
+_LINK_READERS: dict[int, tuple[str, Any]] = {
+    1: ("IFLA_ADDRESS", lambda value: value.hex(":")),
+    3: ("IFLA_IFNAME", lambda value: value.rstrip(b"\0").decode("utf-8", "replace")),
+    4: ("IFLA_MTU", _number),
+    27: ("IFLA_GROUP", _number),
+}
+
+
+class LinkReply:
+    """What the kernel tells of one interface, read as `linkmsg` would: pyroute2 takes 0.2 ms, and there may be 250."""
+
+    def __init__(self, data: bytes, offset: int) -> None:
+        self._data, self._offset = data, offset
+        self._values: dict[str, Any] = {}
+
+    def decode(self) -> None:
+        """Read it."""
+        begin = self._offset + HEADER.size
+        _, _, self._values["index"], self._values["flags"], _ = _LINK_FIELDS.unpack_from(self._data, begin)
+        end = self._offset + HEADER.unpack_from(self._data, self._offset)[0]
+        for kind, value, stop in attributes(self._data, begin + _LINK_FIELDS.size, end):
+            if kind in _LINK_READERS:
+                name, read = _LINK_READERS[kind]
+                self._values[name] = read(self._data[value:stop])
+
+    def __getitem__(self, field: str) -> Any:
+        return self._values[field]
+
+    def get_attr(self, name: str) -> Any:
+        """As pyroute2's."""
+        return self._values.get(name)
+
+
+def link_question(name: str) -> Any:
+    """For the one link of this name."""
+    message = linkmsg()
+    message["attrs"] = [("IFLA_IFNAME", name), ("IFLA_EXT_MASK", RTEXT_FILTER_SKIP_STATS)]
+    return message
+
+
+def may_be_vif(raw: bytes) -> bool:
+    """Whether it is worth reading: a look at the bytes is all that interfaces of others cost."""
+    return b"vif" in raw
+
+
+def is_vif_name(name: str) -> bool:
+    """Whether Xen names an interface so."""
+    try:
+        parse_name(name)
+    except ValueError:
+        return False
+    return True
 
 
 def links_question() -> Any:

@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run another program for a bounded time. By posix_spawn: `subprocess` costs 8 ms and 1 MB that stays."""
+"""Run other programs for a bounded time. By posix_spawn: `subprocess` costs 8 ms and 1 MB that stays."""
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import signal
 import time
+from collections.abc import Iterable, Mapping
 
 from ..core.namedtuple import NamedTuple
 from ..errors import GuestnetError
 
-SEARCHED = ("/usr/bin", "/usr/sbin", "/bin", "/sbin")
+SEARCHED = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 # A clean environment: what a user exported where the agent was started must not change what a program does.
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
-_LONGEST_OUTPUT = 65536
+ENVIRONMENT = {"LC_ALL": "C.UTF-8", "HOME": "/root"}
+LONGEST_OUTPUT = 65536  # of what is longer the beginning tells enough
+_PIECE = 65536
 
 
 class ProgramError(GuestnetError):
@@ -36,65 +37,184 @@ class Done(NamedTuple):
     output: str
 
 
+class Started(NamedTuple):
+    """A program that runs; to be handed to `finish`.
+
+    Args:
+        command: path of the program, and its arguments.
+        pid: its process, and the number of its process group.
+        reader: where its output comes from.
+        writer: where its input goes to; -1 when it has none.
+        input: what is to be written there.
+    """
+
+    command: tuple[str, ...]
+    pid: int
+    reader: int
+    writer: int
+    input: bytes
+
+
+def folders() -> tuple[str, ...]:
+    """Where programs are looked for: the PATH we were started with, then the usual folders (behaviour B102).
+
+    Xen's tools may be below /usr/local or /usr/lib/xen; who starts us says so in PATH.
+    """
+    own = os.environ.get("PATH", "").split(":")
+    # An empty or relative word would mean the folder we happen to be in.
+    return tuple(dict.fromkeys((*(folder for folder in own if folder.startswith("/")), *SEARCHED)))
+
+
 def find(name: str) -> str:
     """Path of an installed program, "" when it is not there."""
-    for folder in SEARCHED:
+    for folder in folders():
         path = os.path.join(folder, name)
-        if os.access(path, os.X_OK):
+        if os.access(path, os.X_OK) and os.path.isfile(path):
             return path
     return ""
 
 
-def run(command: tuple[str, ...], seconds: float) -> Done:
+def run(
+    command: tuple[str, ...],
+    seconds: float,
+    *,
+    input: bytes = b"",  # noqa: A002 - what subprocess calls it
+    environment: Mapping[str, str] | None = None,
+) -> Done:
     """Run a command to its end.
 
     Args:
         command: path of the program, and its arguments.
         seconds: after which it and its children are killed.
+        input: its standard input; without any that is /dev/null.
+        environment: what it finds in its environment besides the clean one.
 
     Raises:
         ProgramError: it cannot be started, or was too slow.
     """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
-    actions += [(os.POSIX_SPAWN_DUP2, writer, fd) for fd in (1, 2)]  # type: ignore[misc]
+    return finish(start(command, input=input, environment=environment), seconds)
+
+
+def run_together(
+    commands: Iterable[tuple[str, ...]], seconds: float, *, longest: int = LONGEST_OUTPUT
+) -> tuple[Done, ...]:
+    """Run commands at the same time, to the end of each.
+
+    Args:
+        commands: as for `run`.
+        seconds: after which each is killed.
+        longest: bytes of output that are kept of each.
+
+    Raises:
+        ProgramError: the first one that cannot be started, or was too slow; none is left running.
+    """
+    started, done, errors = list[Started](), list[Done](), list[ProgramError]()
+    for command in commands:
+        try:
+            started.append(start(command))
+        except ProgramError as error:
+            errors.append(error)
+    for each in started:
+        try:
+            done.append(finish(each, seconds, longest=longest))
+        except ProgramError as error:
+            errors.append(error)
+    for first in errors:
+        raise first
+    return tuple(done)
+
+
+def start(
+    command: tuple[str, ...],
+    *,
+    input: bytes = b"",  # noqa: A002
+    environment: Mapping[str, str] | None = None,
+) -> Started:
+    """Start a command, so that several run at once; see `run`. Each that was started must be handed to `finish`.
+
+    Raises:
+        ProgramError: it cannot be started.
+    """
+    reader, output = os.pipe2(os.O_CLOEXEC)
+    source, writer = os.pipe2(os.O_CLOEXEC) if input else (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1)
+    actions = [(os.POSIX_SPAWN_DUP2, source, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+    clean = {"PATH": ":".join(folders()), **ENVIRONMENT, **(environment or {})}
     try:
         pid = os.posix_spawn(
-            command[0], command, ENVIRONMENT, file_actions=actions, setpgroup=0, setsigmask=(),
+            command[0], command, clean, file_actions=actions, setpgroup=0, setsigmask=(),
             setsigdef=(signal.SIGPIPE, signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGIO),
         )  # fmt: skip
     except OSError as error:
         os.close(reader)
+        if writer >= 0:
+            os.close(writer)
         raise ProgramError(f"{command[0]}: {error.strerror}") from None
     finally:
-        os.close(writer)
+        os.close(output)
+        os.close(source)
+    return Started(command, pid, reader, writer, input)
+
+
+def finish(started: Started, seconds: float, *, longest: int = LONGEST_OUTPUT) -> Done:
+    """Wait for the end of a started command.
+
+    Args:
+        started: by `start`.
+        seconds: from now on, after which it and its children are killed.
+        longest: bytes of output that are kept.
+
+    Raises:
+        ProgramError: it was too slow.
+    """
+    ended = False
     try:
-        output, ended = _read(reader, time.monotonic() + seconds)
+        output, ended = _talk(started, time.monotonic() + seconds, longest)
     finally:
-        os.close(reader)
+        os.close(started.reader)
+        if not ended:
+            os.killpg(started.pid, signal.SIGKILL)
+        _, status = os.waitpid(started.pid, 0)
     if not ended:
-        os.killpg(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    if not ended:
-        raise ProgramError(f"{' '.join(command)}: no end within {seconds:g} s")
+        raise ProgramError(f"{' '.join(started.command)}: no end within {seconds:g} s")
     return Done(os.waitstatus_to_exitcode(status), output.decode("utf-8", "replace").strip())
 
 
-def _read(reader: int, deadline: float) -> tuple[bytes, bool]:
-    """All that comes until the end, and whether the end came in time."""
-    data = b""
+def _talk(started: Started, deadline: float, longest: int) -> tuple[bytes, bool]:
+    """Give a program its input and take all that it says until the end; and whether the end came in time.
+
+    In turn, as either is ready: one that answers before it has read everything would wait for us, and we for it.
+    """
+    reader, writer, data, rest = started.reader, started.writer, b"", started.input
     poll = select.poll()
     poll.register(reader, select.POLLIN)
-    while (left := deadline - time.monotonic()) > 0:
-        try:
-            if not poll.poll(left * 1000):
-                continue
-            piece = os.read(reader, _LONGEST_OUTPUT)
-        except OSError as error:
-            if error.errno != errno.EINTR:
-                raise
-            continue
-        if not piece:
-            return data, True
-        data = (data + piece)[:_LONGEST_OUTPUT]
-    return data, False
+    if writer >= 0:
+        os.set_blocking(writer, False)
+        poll.register(writer, select.POLLOUT)
+    try:
+        while (left := deadline - time.monotonic()) > 0:
+            ready = {fd for fd, _ in poll.poll(left * 1000)}
+            if writer in ready:
+                rest = _give(writer, rest)
+                if not rest:
+                    poll.unregister(writer)
+                    os.close(writer)
+                    writer = -1
+            if reader in ready:
+                piece = os.read(reader, _PIECE)
+                if not piece:
+                    return data, True
+                data = (data + piece)[:longest]
+        return data, False
+    finally:
+        if writer >= 0:
+            os.close(writer)
+
+
+def _give(writer: int, data: bytes) -> bytes:
+    """Write what goes, and give the rest."""
+    try:
+        return data[os.write(writer, data[:_PIECE]) :]
+    except BlockingIOError:
+        return data
+    except BrokenPipeError:
+        return b""  # it ended, or reads no more; what it says about that is its answer

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Forget the connections of an address, so that whoever gets it next cannot speak in them (behaviour B50).
+
+Not by the program `conntrack`: it walks the kernel's whole table once for each address and direction, 12 ms each where
+the table has 262144 buckets, and finds no entry by the addresses of its reply. Here one walk finds all of them, and an
+empty table is not walked at all; `vif online` has 10 ms.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable
+
+from ..core.values import IPAddress
+from ..errors import KernelError
+from . import tunables
+from .netlink_wire import NLM_F_ACK, NLM_F_DUMP, Netfilter, attributes
+
+# linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h
+NFNL_SUBSYS_CTNETLINK = 1
+IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE = 1, 2
+CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ID, CTA_ZONE = 1, 2, 12, 18
+CTA_TUPLE_IP = 1
+
+_COUNT = ("netfilter", "nf_conntrack_count")
+_TRIES = 4
+_ATTRIBUTE_BYTES = 4
+
+
+def purge(addresses: Iterable[IPAddress]) -> int:
+    """Delete every entry that has one of these addresses in either direction, translated or not.
+
+    Args:
+        addresses: of both families.
+
+    Returns:
+        How many entries were deleted.
+
+    Raises:
+        KernelError: the kernel refuses.
+    """
+    wanted = frozenset(address.packed for address in addresses)
+    # Without the module there is no such file, and no connection either.
+    if not wanted or tunables.read(_COUNT) in (None, "0"):
+        return 0
+    try:
+        table = Netfilter(NFNL_SUBSYS_CTNETLINK)
+        try:
+            return sum(_delete(table, entry) for entry in _find(table, wanted))
+        finally:
+            table.close()
+    except OSError as error:
+        raise KernelError("conntrack purge", error.errno or errno.EIO) from None
+
+
+def _find(table: Netfilter, wanted: frozenset[bytes]) -> list[bytes]:
+    """The entries of both families with one of these addresses; a dump that was interrupted is asked for again."""
+    for _ in range(_TRIES - 1):
+        try:
+            return _dump(table, wanted)
+        except InterruptedError:
+            continue
+    return _dump(table, wanted)
+
+
+def _dump(table: Netfilter, wanted: frozenset[bytes]) -> list[bytes]:
+    # To search the bytes first is what makes ten thousand entries of others cheap.
+    return [
+        entry
+        for entry in table.request(IPCTNL_MSG_CT_GET, NLM_F_DUMP)
+        if any(address in entry for address in wanted) and not wanted.isdisjoint(_addresses(entry))
+    ]
+
+
+def _addresses(entry: bytes) -> list[bytes]:
+    """The four addresses of an entry: source and destination of either direction."""
+    return [
+        entry[begin:end]
+        for kind, tuple_begin, tuple_end in attributes(entry, Netfilter.HEADER_BYTES, len(entry))
+        if kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY)
+        for part, part_begin, part_end in attributes(entry, tuple_begin, tuple_end)
+        if part == CTA_TUPLE_IP
+        for _, begin, end in attributes(entry, part_begin, part_end)
+    ]
+
+
+def _delete(table: Netfilter, entry: bytes) -> int:
+    """Delete one entry by what the kernel said it is; 1, or 0 when it has gone meanwhile."""
+    named = b"".join(
+        entry[begin - _ATTRIBUTE_BYTES : (end + 3) & ~3]
+        for kind, begin, end in attributes(entry, Netfilter.HEADER_BYTES, len(entry))
+        # CTA_ID: not a new connection that has the same addresses and ports by now.
+        if kind in (CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE)
+    )
+    family = socket.AddressFamily(entry[16])
+    try:
+        for _ in table.request(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, named, family):
+            continue
+    except FileNotFoundError:
+        return 0
+    return 1

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the command that Xen's hotplug calls hands its work to the resident agent: one question, one answer.
+
+A SOCK_SEQPACKET keeps messages whole, so there is nothing to take apart and no half of a question to wait for. Only
+root may ask: by the mode of the socket, and by what the kernel says of the one who connected.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+
+from ..errors import FileError
+from .systemd import WARNING, log
+
+NAME = "vif.sock"  # in our folder below /run
+# A message is a few lines; what is longer was not sent by us.
+LONGEST = 65536
+CLIENT_SECONDS = 0.5  # for one who connects and says nothing, or does not read
+_QUEUE = 256  # as many vifs as can come at once; who finds it full waits
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
+_NOBODY_LISTENS = (errno.ENOENT, errno.ECONNREFUSED)
+
+
+class Reply:
+    """Answers one question: call it with the answer, once. Whoever is not answered sees the connection close."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def __call__(self, data: bytes) -> None:
+        """Send the answer and close. One who has gone meanwhile is no error: the work is done."""
+        try:
+            self._connection.send(data)
+        except OSError as error:
+            log(WARNING, f"vif: the answer was not taken: {error.strerror or error}")
+        self.close()
+
+    def close(self) -> None:
+        """Close without an answer."""
+        self._connection.close()
+
+
+class Server:
+    """The agent's end.
+
+    Args:
+        path: of the socket; its folder must exist. One that a former agent left is replaced.
+
+    Raises:
+        FileError: it cannot be made.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            _remove_stale(path)
+            self._socket.bind(path)
+            os.chmod(path, 0o600)  # before listen(): until then nobody can connect
+            self._socket.listen(_QUEUE)
+            self._socket.setblocking(False)
+        except OSError as error:
+            self._socket.close()
+            raise FileError(path, error, "run as root") from None
+
+    def fileno(self) -> int:
+        """For poll."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Stop listening. The file stays: it may be the next agent's already."""
+        self._socket.close()
+
+    def accept(self) -> tuple[bytes, Reply] | None:
+        """One question, and how to answer it; None when there is none after all, or not from root, or not in time.
+
+        Waits at most half a second for one who has connected.
+        """
+        try:
+            connection, _ = self._socket.accept()
+        except OSError as error:
+            if not isinstance(error, BlockingIOError):
+                log(WARNING, f"vif: nobody can be let in: {error.strerror or error}")
+            return None
+        try:
+            question = _question(connection)
+        except OSError as error:
+            connection.close()
+            log(WARNING, f"vif: a question was not heard: {error.strerror or error}")
+            return None
+        return question, Reply(connection)
+
+
+def request(path: str, data: bytes, seconds: float) -> bytes | None:
+    """Ask the agent.
+
+    Args:
+        path: of its socket.
+        data: the question.
+        seconds: to wait for the answer.
+
+    Returns:
+        The answer; None when nobody listens, or no answer came in time or at all.
+
+    Raises:
+        FileError: the socket is there and cannot be used.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as asking:
+        asking.settimeout(seconds)
+        try:
+            asking.connect(path)
+            asking.send(data)
+            return asking.recv(LONGEST) or None
+        except (TimeoutError, BlockingIOError, ConnectionResetError, BrokenPipeError):
+            return None
+        except OSError as error:
+            if error.errno in _NOBODY_LISTENS:
+                return None
+            raise FileError(path, error, "run as root") from None
+
+
+def _question(connection: socket.socket) -> bytes:
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(raw)
+    if user != 0:
+        raise PermissionError(errno.EACCES, f"user {user} is not root")
+    connection.settimeout(CLIENT_SECONDS)
+    question = connection.recv(LONGEST + 1)
+    if not 0 < len(question) <= LONGEST:
+        raise OSError(errno.EBADMSG, "empty, or too long")
+    return question
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
+    except FileNotFoundError:
+        return

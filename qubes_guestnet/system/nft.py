@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""nftables: load a transaction, list chains, notice that somebody changed something. It decides nothing.
+
+Loading and listing are the program's, because its text is what people read and write. That nothing has changed since is
+asked far more often, and that is one message to the kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterable
+
+from ..errors import KernelError
+from . import netlink_wire as wire
+from . import programs
+
+# linux/netfilter/nfnetlink.h, nf_tables.h
+NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES = 10, 7
+NFT_MSG_GETGEN, NFTA_GEN_ID = 16, 1
+
+# Names that users' scripts rely on (design, the provider).
+TABLE, FAMILIES, SETS = "qubes", ("ip", "ip6"), ("allowed", "downstream")
+
+_SECONDS = 10.0  # 250 qubes with 20 rules each take 0.3 s; a busy machine more
+_LONGEST = 1 << 22  # a set of thousands of addresses
+_GONE = "No such file or directory"
+
+
+class NftError(programs.ProgramError):
+    """nft is missing, too slow, or refuses a transaction, of which nothing is in force then.
+
+    Trying again can help: another one may have changed the rules in that moment.
+    """
+
+
+def run(text: str) -> None:
+    """Load one transaction: all of it, or nothing.
+
+    Args:
+        text: in nft's own language, made of checked values only.
+
+    Raises:
+        NftError: it was not loaded.
+    """
+    command = (_program(), "-f", "-")
+    try:
+        done = programs.run(command, _SECONDS, input=text.encode())
+    except programs.ProgramError as error:
+        raise NftError(error.problem, error.remedy) from None
+    if done.status:
+        raise NftError(f"nft: {_first_line(done.output)}")
+
+
+def listing(chains: Iterable[tuple[str, str]]) -> str:
+    """What chains of ours hold, without counters; "" when one of them, or its table, is not there.
+
+    Args:
+        chains: family and name of each.
+
+    Raises:
+        NftError: nft does not run.
+    """
+    return _listed("chain", tuple(chains))
+
+
+def sets() -> str:
+    """What our sets of both families hold, as `listing`.
+
+    Raises:
+        NftError: nft does not run.
+    """
+    return _listed("set", tuple((family, name) for family in FAMILIES for name in SETS))
+
+
+def generation() -> int:
+    """A number that is another one after each transaction of anybody. Cheaper than a listing by three milliseconds.
+
+    Raises:
+        KernelError: the kernel has no nftables, or we may not ask.
+    """
+    try:
+        asking = wire.Netfilter(NFNL_SUBSYS_NFTABLES)
+        try:
+            for answer in asking.request(NFT_MSG_GETGEN, 0):
+                for kind, begin, _ in wire.attributes(answer, asking.HEADER_BYTES, len(answer)):
+                    if kind == NFTA_GEN_ID:
+                        return int(struct.unpack_from("!I", answer, begin)[0])
+            raise OSError(errno.EPROTO, "no generation")
+        finally:
+            asking.close()
+    except OSError as error:
+        raise KernelError("nft generation", error.errno or errno.EIO) from None
+
+
+class Events:
+    """A socket that becomes readable when anybody changes a rule, a set or a table. What changed is not looked at."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket = wire.opened(wire.NETLINK_NETFILTER)
+        self._socket.setblocking(False)
+        self._socket.setsockopt(wire.SOL_NETLINK, wire.NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+
+    def fileno(self) -> int:
+        """For poll."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def drain(self) -> bool:
+        """Eat what is there. True if there was anything; an overrun (ENOBUFS) is one more reason to look."""
+        return wire.drain(self._socket, "nft events")
+
+
+def _listed(kind: str, wanted: tuple[tuple[str, str], ...]) -> str:
+    """Some blocks of our tables, each table with what it says of itself: one that is dormant does nothing."""
+    text = ""
+    for family, table in _tables(tuple(dict.fromkeys(family for family, _ in wanted))).items():
+        own, blocks = _taken_apart(table)
+        found = [blocks.get(f"{kind} {name} {{", "") for word, name in wanted if word == family]
+        if "" in found:
+            return ""
+        text += own + "".join(found) + "}\n"
+    return text
+
+
+def _tables(families: tuple[str, ...]) -> dict[str, str]:
+    """What nft says of our tables; "" for one that is not there.
+
+    Not `list chain` for each: version 1.0.6 finds only what the last such line of a transaction names.
+    """
+    program = _program()
+    commands = [(program, "-s", "list", "table", family, TABLE) for family in families]
+    try:
+        done = programs.run_together(commands, _SECONDS, longest=_LONGEST)
+    except programs.ProgramError as error:
+        raise NftError(error.problem, error.remedy) from None
+    for each in done:
+        if each.status and _GONE not in each.output:
+            raise NftError(f"nft: {_first_line(each.output)}")
+    return {family: "" if each.status else each.output for family, each in zip(families, done, strict=True)}
+
+
+def _taken_apart(table: str) -> tuple[str, dict[str, str]]:
+    """The lines of the table itself, and its blocks by their first line."""
+    own, blocks, head = "", dict[str, str](), ""
+    for line in table.splitlines():
+        if head:
+            blocks[head] += f"{line}\n"
+            head = "" if line == "\t}" else head
+        elif line.startswith("\t") and line.endswith("{"):
+            head = line.strip()
+            blocks[head] = f"{line}\n"
+        elif line not in ("", "}"):
+            own += f"{line}\n"
+    return own, blocks
+
+
+def _program() -> str:
+    program = programs.find("nft")
+    if not program:
+        raise NftError("nft is not there", "install nftables")
+    return program
+
+
+def _first_line(output: str) -> str:
+    # nft repeats the text and underlines it with ^^^; the first line says what and where.
+    return output.partition("\n")[0] or "no word about why"
