@@ -215,9 +215,11 @@ class Qube:
         if done.returncode != 0:
             raise LabError(f"{self.name}: {done.stderr.strip() or 'failed'} in: {' '.join(script.split())}")
 
-    def guestnet(self, *arguments: str, check: bool = True, timeout: float = 15.0) -> subprocess.CompletedProcess[str]:
+    def guestnet(
+        self, *arguments: str, check: bool = True, timeout: float = 15.0, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run `qubes-guestnet ARGUMENTS` in the qube."""
-        return self.run(sys.executable, "-m", "qubes_guestnet", *arguments, check=check, timeout=timeout)
+        return self.run(sys.executable, "-m", "qubes_guestnet", *arguments, check=check, timeout=timeout, env=env)
 
     def ip(self, *arguments: str) -> list[dict[str, Any]]:
         """What `ip -json ARGUMENTS` says: the judge of every test."""

@@ -31,13 +31,16 @@ class Stage:
         ipv6: `ipv6 = "1"` on the providers.
         gateway: default-route style `gateway` in every qube, else `device`.
         teller: where steps are told.
+        plain: providers by plain commands and not by the real role, which alone can be slow or silent.
     """
 
-    def __init__(self, ipv6: bool = False, gateway: bool = False, teller: Teller | None = None) -> None:
+    def __init__(
+        self, ipv6: bool = False, gateway: bool = False, teller: Teller | None = None, plain: bool = True
+    ) -> None:
         self.ipv6 = ipv6
         self.gateway = gateway
         self.teller = teller or Teller()
-        self.dom0 = Dom0()
+        self.dom0 = Dom0(plain)
         self.step = self.teller.step
         self.note = self.teller.note
         # Whether qubes have things that are not the agent's, see scenarios.foreign: they are no difference then.
@@ -51,12 +54,19 @@ class Stage:
     def start(self, name: str, netvm: Vm | None, agent: bool = True) -> Vm:
         """Create and start a qube, and its agent."""
         vm = self.dom0.create(name, netvm)
-        qube = self.dom0.start(vm)
-        if self.gateway:
-            qube.set_flag(GATEWAY_FLAG)
-        if agent:
-            qube.start_agent()
+        self._boot(vm, agent)
         return vm
+
+    def proxy(self, name: str, netvm: Vm | None = None, ipv6: bool | None = None, agent: bool = True) -> Vm:
+        """Create and start a qube that passes on the network it has itself, from `netvm1` if nothing else is said."""
+        vm = self.dom0.create(name, netvm or self.netvm1, ipv6, provides_network=True)
+        self._boot(vm, agent)
+        return vm
+
+    def _boot(self, vm: Vm, agent: bool) -> None:
+        if self.gateway:
+            vm.flags.add(GATEWAY_FLAG)
+        self.dom0.start(vm, agent)
 
     # --- what must hold ----------------------------------------------------------------------------------------
 
@@ -91,7 +101,7 @@ class Stage:
 def unreached(vm: Vm) -> str:
     """What of the world the qube does not reach; "" when all of it."""
     qube = vm.running
-    targets = [(4, world.HOST), *([(6, world.HOST6)] if vm.has_ipv6 and vm.netvm and vm.netvm.has_ipv6 else [])]
+    targets = [(4, world.HOST), *([(6, world.HOST6)] if vm.reaches6 else [])]
     for version, address in targets:
         if probes.ping(qube, address) is None:
             return f"no answer from {address}"
@@ -153,6 +163,8 @@ def difference(vm: Vm, gateway_style: bool, foreign: bool = False) -> str:
         return f"interface {entries['/qubes-mac']}: {link and link['flags']}"
     name = link["ifname"]
     seen4, seen6 = routes(qube, 4), default_routes(qube, 6)
+    if vm.provides_network:
+        seen4 = [route for route in seen4 if route.get("dev") == name]
     if foreign:
         seen4 = [route for route in seen4 if route.get("dev") == name and route.get("protocol") != "static"]
     checks = (

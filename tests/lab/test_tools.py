@@ -57,7 +57,7 @@ def test_the_capture_sees_dhcp_where_there_is_some(version: int, source: int, de
 
 
 def test_dom0_writes_in_its_order_and_leaves_ipv6_keys_behind() -> None:
-    dom0 = Dom0()
+    dom0 = Dom0(plain=True)
     with_ipv6, without = dom0.create_provider("netvm1", ipv6=True), dom0.create_provider("netvm2")
     vm = dom0.create("vm1", with_ipv6)
     qube = dom0.start(vm)

@@ -7,7 +7,6 @@ from .. import probes, world
 from ..daemons import Daemons
 from ..dom0 import INTERFACE
 from ..namespaces import LabError
-from ..provider import Proxy
 from ..qube import eventually
 from ..stage import Stage
 
@@ -18,9 +17,8 @@ _PROFILE = f"VM uplink {INTERFACE}"
 def s_020(stage: Stage) -> None:
     """A proxy's uplink is NetworkManager's: the qube behind it follows `nmcli` down and up again, names included."""
     stage.step("proxy starts behind netvm1, with the service network-manager")
-    proxy = stage.start("proxy", stage.netvm1, agent=False)
+    proxy = stage.proxy("proxy", stage.netvm1, agent=False)
     qube = proxy.running
-    stage.dom0.write(proxy, "/qubes-netvm-network", "10.137.0.0")
     qube.set_flag(_FLAG)
     daemons = Daemons(qube)
     daemons.dbus()
@@ -32,7 +30,6 @@ def s_020(stage: Stage) -> None:
     if daemons.device("GENERAL.CONNECTION") != _PROFILE:
         raise LabError(f"{INTERFACE} has the profile {daemons.device('GENERAL.CONNECTION')}", qube.agent.tail())  # type: ignore[union-attr]
     stage.step("vm1 starts behind proxy, and reaches the world")
-    proxy.provides = Proxy(qube, INTERFACE, proxy.has_ipv6)
     vm1 = stage.start("vm1", proxy)
     stage.reaches(vm1)
     for _ in range(2):

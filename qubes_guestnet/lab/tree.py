@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Trees of qubes, from TOML files: who provides network for whom, with which settings, and what lies outside.
+
+A table `[qube.NAME]` has the keys of `QubeSpec` but its name and `offer`; `[world.NAME]`, for a provider, those of
+`world.Offer`: what is outside. A provider without a provider has IPv4 outside, if nothing else is said. One behind
+another may have a world too, with `ipv4 = false`: that is the other end of its tunnel. `trees/` has examples.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import UsageError
+from . import world
+from .dom0 import Dom0
+from .vm import FAKE_GATEWAY, FAKE_IP, FAKE_NETMASK, Vm
+from .world import Offer
+
+BUILT_IN = Path(__file__).resolve().parent / "trees"
+DEFAULT = "default"
+_NAME_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+_LONGEST_NAME = 31
+
+
+class QubeSpec(NamedTuple):
+    """One qube of a tree; each setting as in the file, None where it is not there.
+
+    Attributes:
+        name: of the qube.
+        netvm: name of its provider.
+        provides_network: whether others can be connected to it.
+        ipv6: the feature: "1" on, "" off.
+        fake_ip: the feature net.fake-ip; fake_gateway and fake_netmask likewise.
+        ip: its address, set by hand; ip6 likewise.
+        disposable: whether it is one.
+        flags: service flags.
+        offer: what is outside.
+    """
+
+    name: str
+    netvm: str | None = None
+    provides_network: bool = False
+    ipv6: str | None = None
+    fake_ip: str | None = None
+    fake_gateway: str | None = None
+    fake_netmask: str | None = None
+    ip: str | None = None
+    ip6: str | None = None
+    disposable: bool = False
+    flags: tuple[str, ...] = ()
+    offer: Offer | None = None
+
+
+class Tree(NamedTuple):
+    """A tree; `qubes` has every provider before those connected to it, and else the order of the file."""
+
+    name: str
+    qubes: tuple[QubeSpec, ...]
+
+
+def names() -> tuple[str, ...]:
+    """The trees that come with the program."""
+    return tuple(sorted(file.stem for file in BUILT_IN.glob("*.toml")))
+
+
+def load(word: str = DEFAULT) -> Tree:
+    """A tree by its file's path, or by the name of one that comes with the program.
+
+    Raises:
+        UsageError: there is no such tree, or something in it is not valid.
+    """
+    built_in = BUILT_IN / f"{word}.toml"
+    file = built_in if word in names() else Path(word)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"{word}: {reason}", f"give a file, or one of {', '.join(names())}") from None
+    return parse(text, str(file) if file is not built_in else word)
+
+
+def plant(tree: Tree, dom0: Dom0) -> dict[str, Vm]:
+    """Create the qubes of a tree, none of them started; see `Dom0.start_all`."""
+    made: dict[str, Vm] = {}
+    for spec in tree.qubes:
+        vm = dom0.create(
+            spec.name, made[spec.netvm] if spec.netvm is not None else None, spec.ipv6,
+            provides_network=spec.provides_network, disposable=spec.disposable, offer=spec.offer,
+        )  # fmt: skip
+        features = {FAKE_IP: spec.fake_ip, FAKE_GATEWAY: spec.fake_gateway, FAKE_NETMASK: spec.fake_netmask}
+        vm.features |= {name: value for name, value in features.items() if value is not None}
+        vm.custom_ip, vm.custom_ip6 = spec.ip, spec.ip6
+        vm.flags |= set(spec.flags)
+        vm.agent = True
+        made[spec.name] = vm
+    return made
+
+
+# --- reading a file --------------------------------------------------------------------------------------------------
+
+
+def parse(text: str, source: str) -> Tree:
+    """A tree from its text.
+
+    Args:
+        text: TOML.
+        source: the file, for error messages; its last part is the tree's name.
+
+    Raises:
+        UsageError: naming file, table and key.
+    """
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source}: {error}") from None
+    _no_others(source, "the file", data, ("qube", "world"))
+    qubes, worlds = (_tables(source, kind, data.get(kind, {})) for kind in ("qube", "world"))
+    if not qubes:
+        raise UsageError(f"{source}: there is no [qube.NAME]")
+    for name in worlds:
+        if not qubes.get(name, {}).get("provides_network"):
+            raise UsageError(f"{source}: [world.{name}]: there is no [qube.{name}] that provides network")
+    specs = {name: _spec(source, name, table, worlds.get(name)) for name, table in qubes.items()}
+    return Tree(Path(source).stem, tuple(_ordered(source, specs)))
+
+
+def _tables(source: str, kind: str, tables: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(tables, dict):
+        raise UsageError(f"{source}: {kind} is no table", f"write [{kind}.NAME]")
+    for name, table in tables.items():
+        if not _NAME_CHARACTERS.issuperset(name) or not 0 < len(name) <= _LONGEST_NAME or not name[0].isalpha():
+            raise UsageError(f"{source}: [{kind}.{name}]: not the name of a qube", "letters, digits, - and _")
+        if not isinstance(table, dict):
+            raise UsageError(f"{source}: [{kind}] {name} is no table", f"write [{kind}.{name}]")
+    return dict(tables)
+
+
+def _no_others(source: str, where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
+    for key in table:
+        if key not in known:
+            raise UsageError(f"{source}: {where}: {key} is not known", f"known are {', '.join(sorted(known))}")
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _feature(value: Any) -> str:
+    if value not in ("", "1"):
+        raise ValueError('"1" or ""')
+    return str(value)
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or not value or not _NAME_CHARACTERS.issuperset(value):
+        raise ValueError("a name in quotes")
+    return value
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError("a list of names")
+    return tuple(map(_word, value))
+
+
+def _address(value: Any) -> str:
+    return str(ipaddress.IPv4Address(_text(value, "an IPv4 address in quotes")))
+
+
+def _address6(value: Any) -> str:
+    return str(ipaddress.IPv6Address(_text(value, "an IPv6 address in quotes")))
+
+
+def _addresses(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError("a list of IPv4 addresses")
+    return tuple(map(_address, value))
+
+
+def _network(value: Any) -> str:
+    return str(ipaddress.IPv4Network(_text(value, "a network such as 192.168.0.0/24, in quotes")))
+
+
+def _text(value: Any, wanted: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(wanted)
+    return value
+
+
+_Check = Callable[[Any], Any]
+_QUBE: Mapping[str, _Check] = {
+    "netvm": _word, "provides_network": _boolean, "ipv6": _feature, "fake_ip": _address, "fake_gateway": _address,
+    "fake_netmask": _address, "ip": _address, "ip6": _address6, "disposable": _boolean, "flags": _words,
+}  # fmt: skip
+_WORLD: Mapping[str, _Check] = {
+    "ipv4": _boolean, "ipv6": _boolean, "network": _network, "router": _address, "address": _address,
+    "dns": _addresses,
+}  # fmt: skip
+
+
+def _checked(source: str, where: str, table: Mapping[str, Any], checks: Mapping[str, _Check]) -> dict[str, Any]:
+    _no_others(source, where, table, checks)
+    found = {}
+    for key, value in table.items():
+        try:
+            found[key] = checks[key](value)
+        except ValueError as error:
+            raise UsageError(f"{source}: {where}: {key} = {value!r} is not valid, expected {error}") from None
+    return found
+
+
+def _spec(source: str, name: str, table: dict[str, Any], outside: dict[str, Any] | None) -> QubeSpec:
+    values = _checked(source, f"[qube.{name}]", table, _QUBE)
+    offer = None
+    if outside is not None:
+        offer = _offer(source, name, outside, behind=values.get("netvm"))
+    elif values.get("provides_network") and "netvm" not in values:
+        offer = Offer()
+    return QubeSpec(name, **values, offer=offer)
+
+
+def _offer(source: str, name: str, table: dict[str, Any], behind: str | None) -> Offer:
+    where = f"[world.{name}]"
+    offer = Offer(**_checked(source, where, table, _WORLD))
+    if behind is not None and offer.ipv4:
+        raise UsageError(
+            f"{source}: {where}: {name} has IPv4 from {behind}", "give it a tunnel: ipv4 = false, ipv6 = true"
+        )
+    if behind is None and not offer.ipv4:
+        raise UsageError(f"{source}: {where}: ipv4 = false is for a tunnel, of a qube with a netvm")
+    network = ipaddress.ip_network(offer.network)
+    for key in ("router", "address"):
+        if ipaddress.ip_address(getattr(offer, key)) not in network:
+            raise UsageError(f"{source}: {where}: {key} {getattr(offer, key)} is not in {network}")
+    if offer.router == offer.address:
+        raise UsageError(f"{source}: {where}: router and address are the same")
+    if ipaddress.ip_address(world.HOST) in network:
+        raise UsageError(f"{source}: {where}: network {network} has the world's host {world.HOST} in it")
+    return offer
+
+
+def _ordered(source: str, specs: Mapping[str, QubeSpec]) -> Iterable[QubeSpec]:
+    placed: dict[str, QubeSpec] = {}
+    left = dict(specs)
+    while left:
+        ready = [spec for spec in left.values() if spec.netvm is None or spec.netvm in placed]
+        if not ready:
+            spec = next(iter(left.values()))
+            raise UsageError(f"{source}: [qube.{spec.name}]: netvm = {spec.netvm!r}: it provides for itself in the end")
+        for spec in left.values():
+            if spec.netvm is not None and (spec.netvm not in specs or not specs[spec.netvm].provides_network):
+                raise UsageError(
+                    f"{source}: [qube.{spec.name}]: netvm = {spec.netvm!r}: no such qube that provides network"
+                )
+        for spec in ready:
+            placed[spec.name] = left.pop(spec.name)
+    return placed.values()

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A qube as dom0 knows it: its settings, and what follows from them for QubesDB.
+
+Read in core-admin (`vm/mix/net.py`, `vm/qubesvm.py`): which address is whose, how the feature ipv6 comes down the
+tree, and who is told which address of a qube that is shown another one than it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .namespaces import LabError
+from .provider import VIRTUAL_DNS, Networking, Vif
+from .qube import Qube
+from .world import Offer, World
+
+FAKE_IP, FAKE_GATEWAY, FAKE_NETMASK = "net.fake-ip", "net.fake-gateway", "net.fake-netmask"
+IPV6 = "ipv6"
+PROVIDER_FLAG = "qubes-network"
+_NETMASK = "255.255.255.255"
+_PREFIX6 = "fd09:24ef:4179:"
+_LAST_QID = 0xFFFF
+
+
+class Vm:
+    """A qube.
+
+    Args:
+        name: its name.
+        qid: its number, from 1: the last part of its addresses and of its MAC. A disposable's own number.
+        provides_network: whether other qubes can be connected to it.
+        ipv6: the feature of that name: True or "1" on, False or "" off, None: as what it is connected to.
+        disposable: whether it has the addresses of a disposable.
+        offer: what it has outside, None for nothing.
+    """
+
+    def __init__(
+        self, name: str, qid: int, *, provides_network: bool = False, ipv6: bool | str | None = None,
+        disposable: bool = False, offer: Offer | None = None,
+    ) -> None:  # fmt: skip
+        if not 0 < qid <= _LAST_QID:
+            raise LabError(f"{name}: there is no address for the number {qid}")
+        self.name = name
+        self.qid = qid
+        self.provides_network = provides_network
+        self.disposable = disposable
+        # Features by their names in dom0; "" is off, absent is as the provider's.
+        self.features: dict[str, str] = {}
+        if ipv6 is not None:
+            self.features[IPV6] = "1" if ipv6 else ""
+        # As `qvm-prefs VM ip …` sets them.
+        self.custom_ip: str | None = None
+        self.custom_ip6: str | None = None
+        # Service flags, there from its start on.
+        self.flags: set[str] = {PROVIDER_FLAG} if provides_network else set()
+        self.netvm: Vm | None = None
+        self.offer = offer
+        # What of it runs: 0 and None while it does not.
+        self.domid = 0
+        self.qube: Qube | None = None
+        self.agent = provides_network  # whether a start of it starts its agent
+        self.world: World | None = None
+        self.provides: Networking | None = None
+        self.database: dict[str, bytes] = {}
+        # Its interface: the provider's end, its name in the qube, and how often one was plugged in since its start.
+        self.plugged: Vif | None = None
+        self.interface = ""
+        self.attached = 0
+        # Only a plain provider knows these, see `Vif`.
+        self.plain = False
+        self.proxy_arp = True
+        self.proxy_delay = 0
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    # --- addresses ---------------------------------------------------------------------------------------------
+
+    @property
+    def address(self) -> str:
+        """Its real IPv4 address: what its provider and everybody behind that know it by."""
+        if self.custom_ip is not None:
+            return self.custom_ip
+        return f"10.{138 if self.disposable else 137}.{self.qid >> 8}.{self.qid & 255}"
+
+    @property
+    def address6(self) -> str:
+        """Its IPv6 address, in use where IPv6 is on."""
+        if self.custom_ip6 is not None:
+            return self.custom_ip6
+        return f"{_PREFIX6}:a8{'a' if self.disposable else '9'}:{self.qid:x}"
+
+    @property
+    def visible_address(self) -> str:
+        """The IPv4 address it is told."""
+        return self.features.get(FAKE_IP) or self.address
+
+    @property
+    def visible_gateway(self) -> str | None:
+        """The IPv4 gateway it is told."""
+        return self.features.get(FAKE_GATEWAY) or (self.netvm.visible_address if self.netvm else None)
+
+    @property
+    def mac(self) -> str:
+        """Address of its interface."""
+        return f"00:16:3e:5e:6c:{self.qid & 255:02x}"
+
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether the feature is on, by itself or by what it is connected to."""
+        if IPV6 in self.features:
+            return bool(self.features[IPV6])
+        return self.netvm is not None and self.netvm.has_ipv6
+
+    @property
+    def networked6(self) -> str | None:
+        """The IPv6 address dom0 gives it, None for none; one that was set by hand is given whatever the feature is."""
+        return self.address6 if self.has_ipv6 or self.custom_ip6 is not None else None
+
+    @property
+    def gateway6(self) -> str | None:
+        """The IPv6 gateway of the qubes behind it."""
+        return self.networked6 if self.provides_network and self.has_ipv6 else None
+
+    @property
+    def reaches6(self) -> bool:
+        """Whether IPv6 leads all the way out: it has it, nothing is translated, and so up to a world with IPv6."""
+        if self.world is not None and self.world.offer.ipv6:
+            return True
+        return (
+            self.has_ipv6 and FAKE_IP not in self.features
+            and self.netvm is not None and self.netvm.gateway6 is not None and self.netvm.reaches6
+        )  # fmt: skip
+
+    # --- QubesDB -----------------------------------------------------------------------------------------------
+
+    def entries(self) -> dict[str, str]:
+        """The network entries dom0 writes for it, in its order; none without a provider and without providing."""
+        return {**self.provider_entries(), **self.uplink_entries()}
+
+    def uplink_entries(self) -> dict[str, str]:
+        """Those about its own interface; none without a provider."""
+        if self.netvm is None or self.visible_gateway is None:
+            return {}
+        written = {
+            "/qubes-mac": self.mac,
+            "/qubes-ip": self.visible_address,
+            "/qubes-netmask": self.features.get(FAKE_NETMASK) or _NETMASK,
+            "/qubes-gateway": self.visible_gateway,
+            "/qubes-primary-dns": VIRTUAL_DNS[0],
+            "/qubes-secondary-dns": VIRTUAL_DNS[1],
+        }
+        if self.networked6 is not None:
+            written["/qubes-ip6"] = self.networked6
+        if self.has_ipv6 and self.netvm.gateway6 is not None:
+            written["/qubes-gateway6"] = self.netvm.gateway6
+        return written
+
+    def provider_entries(self) -> dict[str, str]:
+        """Those about the network it gives to others; none when it gives none."""
+        if not self.provides_network:
+            return {}
+        written = {"/qubes-netvm-network": self.visible_address, "/qubes-netvm-gateway": self.visible_address}
+        if self.gateway6 is not None:
+            written["/qubes-netvm-gateway6"] = self.gateway6
+        return {
+            **written,
+            "/qubes-netvm-netmask": _NETMASK,
+            "/qubes-netvm-primary-dns": VIRTUAL_DNS[0],
+            "/qubes-netvm-secondary-dns": VIRTUAL_DNS[1],
+        }
+
+    def mapped_entries(self) -> dict[str, str]:
+        """What its provider is told: dom0 says so of every qube, also of one that is told its real addresses."""
+        base = f"/mapped-ip/{self.address}"
+        return {
+            f"{base}/visible-ip": self.visible_address,
+            **({f"{base}/visible-gateway": self.visible_gateway} if self.visible_gateway is not None else {}),
+        }
+
+    @staticmethod
+    def connected_entries(connected: Iterable[Vm]) -> dict[str, str]:
+        """What a provider is told of all qubes connected to it, also of halted ones."""
+        vms = tuple(connected)
+        return {
+            "/connected-ips": " ".join(vm.visible_address for vm in vms),
+            "/connected-ips6": " ".join(vm.networked6 for vm in vms if vm.networked6 is not None),
+        }
+
+    # --- what runs ---------------------------------------------------------------------------------------------
+
+    @property
+    def vif(self) -> str | None:
+        """Name of the provider's end of its interface, None while it has none."""
+        return self.plugged.name if self.plugged is not None else None
+
+    @property
+    def running(self) -> Qube:
+        """The qube; LabError when it is not started."""
+        if self.qube is None:
+            raise LabError(f"{self.name} is not running")
+        return self.qube
