@@ -25,6 +25,10 @@ from .reconcile import Pass, Paths, reconcile
 from .system import netlink, qubesdb, standing, systemd, wakeups
 from .system.systemd import ERROR, INFO, WARNING, log
 
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from .host import Host
+
 
 class Agent:
     """The resident agent of one qube.
@@ -46,6 +50,7 @@ class Agent:
         self._pace = pace.Pace()
         self._folder: wakeups.Folder | None = None
         self._others = Others(paths.flags, resident=True)
+        self._host: Host | None = None
         self._bus_fd = -1
         self._keys_written = False
         self._rewriting = False
@@ -68,6 +73,8 @@ class Agent:
             ready, came = self._signals.poll(self._patience())
             if came & {signal.SIGTERM, signal.SIGINT}:
                 break
+            if self._host is not None and signal.SIGHUP in came:
+                self._host.look_at_everything()
             if self._failures:
                 came -= {signal.SIGIO}  # an attempt that failed stirs the folder too, and would be its own next reason
             self._gather(ready, bool(came))
@@ -109,6 +116,8 @@ class Agent:
         if self._bus_fd in ready:
             woken |= self._others.drain()
             self._follow_bus()
+        if self._host is not None:
+            woken |= self._host.gather(ready)
         if woken:
             self._pace = self._pace.woken(time.monotonic())
 
@@ -158,12 +167,15 @@ class Agent:
 
     def _pass(self) -> None:
         try:
-            entries = self._connection.entries()
+            host, entries = self._hosting(self._connection.entries())
         except StoreError as error:
             self._outage(error)
             return
         self._connection.answered()
-        asked = Pass(keys_written=self._keys_written, may_rewrite=self._may_rewrite, others=self._others)
+        asked = Pass(
+            keys_written=self._keys_written, may_rewrite=self._may_rewrite, others=self._others,
+            provider=host.provider if host is not None else None,
+        )  # fmt: skip
         try:
             report = reconcile(entries, self._kernel, self._paths, asked)
         except GuestnetError as error:  # the kernel did not even let us look
@@ -176,8 +188,34 @@ class Agent:
         self._keys_written = False
         self._pace = self._pace.done(time.monotonic(), fought)
         self._journal.told(report)
+        if host is not None:
+            host.find(entries)
         self._prober.consider(report)
         self._schedule_retry(report)
+
+    def _hosting(self, entries: dict[str, bytes]) -> tuple[Host | None, dict[str, bytes]]:
+        """What serves the qubes behind this one, from the first pass on in which there can be some; and the entries.
+
+        Only a provider loads it, and reads and watches what is about other qubes.
+
+        Raises:
+            StoreError: QubesDB does not answer.
+        """
+        if self._host is None and entries.get(settings.PROVIDER_KEY):
+            from . import host
+
+            try:
+                self._host = host.Host(self._paths, self._kernel, self._others, self._connection.entries)
+            except GuestnetError as error:
+                self._journal.failed(error)
+                return None, entries
+            for fd in self._host.filenos():
+                self._signals.register(fd)
+            self._connection.close()
+            self._connection.watched, self._connection.prefixes = host.WATCHED, host.PREFIXES
+            self._connection.open()
+            entries = self._connection.entries()
+        return self._host, entries
 
     def _schedule_retry(self, report: Report) -> None:
         self._timers.pop("retry", None)
@@ -206,6 +244,7 @@ class _Connection:
         self._watches: qubesdb.Watches | None = None
         self._store: qubesdb.Store | None = None
         self.attempts = 0
+        self.watched, self.prefixes = settings.WATCHED, settings.UPLINK_PREFIXES
 
     @property
     def up(self) -> bool:
@@ -213,7 +252,7 @@ class _Connection:
 
     def open(self) -> None:
         """Connect; the watches are set before the first read, or a change between the two would be lost."""
-        self._watches = qubesdb.connect_watches(settings.WATCHED)
+        self._watches = qubesdb.connect_watches(self.watched)
         self._store = qubesdb.connect()
         self._signals.register(self._watches.fileno())
 
@@ -233,8 +272,14 @@ class _Connection:
         return self._watches is not None and self._watches.drain()
 
     def entries(self) -> dict[str, bytes]:
-        """Every entry of the uplink, afresh."""
-        return qubesdb.read_all(self._store, settings.UPLINK_PREFIXES) if self._store is not None else {}
+        """Every entry that counts, afresh; in a provider those for the qubes behind it too.
+
+        Raises:
+            StoreError: QubesDB does not answer.
+        """
+        if self._store is None:
+            raise StoreError("QubesDB is not connected")
+        return qubesdb.read_all(self._store, self.prefixes)
 
     def failed(self, error: StoreError) -> None:
         """Count an attempt; the first of an outage is logged."""
@@ -257,16 +302,23 @@ class _Journal:
         self._errors: tuple[str, ...] = ()
         self._told: tuple[object, ...] = ()
         self._ready = False
+        self._failure = ""
 
     def waiting(self, error: StoreError) -> None:
         """QubesDB does not answer."""
         self._tell(f"waiting for QubesDB: {error.problem}", str(error))
 
+    def failed(self, error: GuestnetError) -> None:
+        """Something outside of a pass went wrong; each time it is the same it is told once."""
+        if str(error) != self._failure:
+            self._failure = str(error)
+            log(ERROR, self._failure)
+
     def told(self, report: Report) -> None:
         """A pass is over."""
         for op in report.applied:
             log(INFO, str(op))
-        for words in report.done:
+        for words in (*report.done, *(report.provided.done if report.provided is not None else ())):
             log(INFO, words)
         resolver = report.resolver
         if resolver is not None and resolver.written:

@@ -70,6 +70,10 @@ VERBS: dict[str, Verb] = {
     "check": Verb("check", (), (), ("--json",), "diagnose: a code, what is wrong, what to do"),
     "uplink": Verb("uplink", ("action", "interface"), ("add", "remove"), (), "what udev and the units call"),
     "wait-uplink": Verb("wait_uplink", (), (), ("--timeout",), "return when the current interface is configured"),
+    "vif": Verb("vif", ("action",), ("online", "offline"), (), "what Xen's hotplug calls for a qube behind this one"),
+    "dns": Verb("dns", ("action",), ("sync",), (), "lead the virtual DNS to the real servers; 100 if it does"),
+    "rules": Verb("rules", ("action",), ("load", "unload"), (), "anti-spoofing and base rules, in or out"),
+    "forwarding": Verb("forwarding", ("action",), ("on", "off"), (), "start or stop to forward for the qubes behind"),
     "lab": Verb("lab", (), (), (), "qubes out of namespaces: demo, run, store"),
 }
 
@@ -92,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None for those of the process.
 
     Returns:
-        0 done or nothing to do; 1 failed, one line on stderr says what and the remedy; 2 wrong usage.
+        0 done or nothing to do; 1 failed, one line on stderr says what and the remedy; 2 wrong usage; 100 `dns sync`
+        found nothing to change.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -183,7 +188,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="qubes-guestnet",
         description="Network agent of a Qubes OS virtual machine: QubesDB to kernel and resolv.conf.",
-        epilog="Exit status: 0 done or nothing to do, 1 failed, 2 wrong usage. See qubes-guestnet(8).",
+        epilog="Exit status: 0 done or nothing to do, 1 failed, 2 wrong usage, 100 nothing changed (dns sync). "
+        "See qubes-guestnet(8).",
     )
     top.add_argument("--version", action="version", version=f"qubes-guestnet {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)

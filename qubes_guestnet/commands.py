@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
 
-from .core.settings import UPLINK_PREFIXES
+from .core.settings import PROVIDER_KEY, UPLINK_PREFIXES, parse
 from .errors import GuestnetError, StoreError
 from .others import Others
 from .reconcile import Pass, Paths, reconcile, take_down
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 
     from .cli import Options
     from .core.report import Report
+    from .providing import Provider
 
 PATHS = Paths()
 STORE_SECONDS = 10.0  # for udev, which can be earlier than qubes-db.service
 POLL_SECONDS = 0.05
 NETWORKMANAGER_SECONDS = 5.0
+UNCHANGED = 100  # as users' scripts and NetworkManager's dispatcher know it
 
 
 def apply(options: Options) -> int:
@@ -85,7 +88,7 @@ def uplink(options: Options) -> int:
             return 0  # gone already, and what we made went with it
         _say(take_down(index, netlink.Kernel(), PATHS, Others(PATHS.flags)))
         return 0
-    return _applied(_settling(_patiently(_entries), options.interface), options.interface)
+    return _applied(_settling(patiently(_entries), options.interface), options.interface)
 
 
 def wait_uplink(options: Options) -> int:
@@ -105,15 +108,76 @@ def wait_uplink(options: Options) -> int:
         time.sleep(POLL_SECONDS)
 
 
+def vif(options: Options) -> int:
+    """What Xen's hotplug calls for an interface of a qube behind this one."""
+    from . import hotplug
+
+    _say((hotplug.online if options.action == "online" else hotplug.offline)(os.environ, PATHS))
+    return 0
+
+
+def dns(_options: Options) -> int:
+    """Have the virtual DNS addresses lead to the servers that this qube uses itself; 100 if they do already."""
+    from .providing import Provider
+
+    entries, kernel = _entries(), netlink.Kernel()
+    settings = parse(entries)
+    links = kernel.links(frozenset(uplink.mac for uplink in settings.uplinks)) if settings.uplinks else ()
+    indexes = frozenset(link.ifindex for link in links)
+    done = Provider(PATHS, kernel, Others(PATHS.flags)).sync_names(entries, settings.dns.servers, indexes)
+    _say(done)
+    return 0 if done else UNCHANGED
+
+
+def rules(options: Options) -> int:
+    """`load`: anti-spoofing and base rules, before any network. `unload`: forwarding off, and they go."""
+    from .providing import Provider
+
+    try:
+        entries = _entries()
+    except StoreError as error:
+        if options.action == "load":
+            _complain((error,))  # what does not depend on QubesDB is loaded all the same
+        entries = None
+    provider = Provider(PATHS, netlink.Kernel(), Others(PATHS.flags))
+    _say(provider.load(entries) if options.action == "load" else provider.unload())
+    return 0
+
+
+def forwarding(options: Options) -> int:
+    """`on`: all that a provider does, forwarding last. `off`: forwarding ends and stays off until `on`."""
+    from .providing import Provider
+
+    provider = Provider(PATHS, netlink.Kernel(), Others(PATHS.flags))
+    if options.action == "off":
+        _say(provider.close())
+        return 0
+    provider.reopen()
+    return _applied(_settling(_entries(), ""), "")
+
+
 def _entries() -> dict[str, bytes]:
     store = qubesdb.connect()
     try:
-        return qubesdb.read_all(store, UPLINK_PREFIXES)
+        if not store.read(PROVIDER_KEY):
+            return qubesdb.read_all(store, UPLINK_PREFIXES)
+        from .core import provider  # the other prefixes pass by the firewall rules of 250 qubes
+
+        return qubesdb.read_all(store, provider.EVERYTHING)
     finally:
         store.close()
 
 
-def _patiently(read: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+def _provider(entries: dict[str, bytes], kernel: netlink.Kernel, others: Others) -> Provider | None:
+    """The provider's half of a pass, in a qube that has one."""
+    if not entries.get(PROVIDER_KEY):
+        return None
+    from .providing import Provider
+
+    return Provider(PATHS, kernel, others)
+
+
+def patiently(read: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
     """The entries, once QubesDB answers."""
     try:
         return read()
@@ -130,13 +194,16 @@ def _patiently(read: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
 
 
 def _pass(asked: Pass) -> Report:
-    return reconcile(_entries(), netlink.Kernel(), PATHS, asked._replace(others=Others(PATHS.flags)))
+    entries, kernel, others = _entries(), netlink.Kernel(), Others(PATHS.flags)
+    asked = asked._replace(others=others, provider=_provider(entries, kernel, others))
+    return reconcile(entries, kernel, PATHS, asked)
 
 
 def _settling(entries: dict[str, bytes], interface: str) -> Report:
     """One pass; and when it has set NetworkManager to work, another once that is done: what is ours comes after."""
-    asked = Pass(only=interface, revive=True, others=Others(PATHS.flags))
-    kernel = netlink.Kernel()
+    kernel, others = netlink.Kernel(), Others(PATHS.flags)
+    provider = None if interface else _provider(entries, kernel, others)
+    asked = Pass(only=interface, revive=True, others=others, provider=provider)
     report = reconcile(entries, kernel, PATHS, asked)
     deadline = time.monotonic() + NETWORKMANAGER_SECONDS
     while report.done and report.waited_for and time.monotonic() < deadline:
@@ -149,6 +216,8 @@ def _settling(entries: dict[str, bytes], interface: str) -> Report:
 def _applied(report: Report, interface: str) -> int:
     _say(report.applied)
     _say(report.done)
+    if report.provided is not None:
+        _say(report.provided.done)
     if report.resolver is not None and report.resolver.written:
         print(f"{report.resolver.path} written")
     _complain(report.errors)

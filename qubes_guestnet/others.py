@@ -8,27 +8,27 @@ passes.
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 
+from .bus import BusHolder
 from .core import hooks as hook_rules
 from .core import networkmanager as nm
 from .core import resolved as resolved_rules
 from .core.networkmanager import ManagerChoice, ProfileOptions
-from .core.record import Interface
+from .core.record import Interface, checksum
 from .core.report import Attended, InterfaceReport
 from .core.settings import Settings
 from .core.uplink import Flags
 from .errors import GuestnetError
-from .system import networkmanager, programs, resolved, sysctl, wakeups
+from .system import networkmanager, programs, resolved, sysctl
 from .system.owned import Ledger
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
-    from .system import dbus
+    from .core.nameservers import LinkServers
 
 # After systemd-resolved let us wait in vain once, passes do not wait for it again for so long.
 PATIENCE_SECONDS = 3.0
@@ -64,6 +64,10 @@ class Others:
     def wakes(self) -> bool:
         """Whether it will be noticed when NetworkManager starts; else somebody has to look from time to time."""
         return self._bus.fileno() >= 0
+
+    def follow_names(self) -> None:
+        """Be woken too when systemd-resolved gets other servers: a provider's virtual DNS follows them."""
+        self._bus.follow_names()
 
     # --- what a pass asks ----------------------------------------------------------------------------------------
 
@@ -128,6 +132,18 @@ class Others:
             self._resolved_error = error
             work.errors.append(error)
 
+    def name_servers(self, uplinks: frozenset[int]) -> tuple[LinkServers, ...] | None:
+        """The servers that systemd-resolved asks; None where it is not to be had, for whatever reason (behaviour B35).
+
+        Args:
+            uplinks: interface indexes of this qube's uplinks.
+        """
+        if not resolved.present():
+            return None
+        self._bus.open()
+        port = self._bus.resolved()
+        return resolved.upstream(port, uplinks) if port is not None else None
+
     def take_down(self, entry: Interface, interface: str) -> None:
         """`uplink remove`: NetworkManager and systemd-resolved let go of it. What they refuse is harmless then."""
         if entry.profile:
@@ -172,7 +188,7 @@ class _Work:
         servers, mtu = self._settings.dns.servers, interface.desired.mtu
         options = ProfileOptions(interface.choice.style, self._flags, servers, mtu, interface.rank)
         text = nm.keyfile(link.name, settings, options)
-        name, wanted = nm.file_name(link.name), networkmanager.checksum(text)
+        name, wanted = nm.file_name(link.name), checksum(text)
         if not networkmanager.holds(name, text):
             self._do(f"publish {nm.FOLDER}/{name}", partial(networkmanager.publish, name, text))
         entry = self._ledger.record.interface(link)
@@ -297,85 +313,3 @@ def _forget(name: str, uuid: str = "") -> None:
     except (networkmanager.NotRunning, programs.ProgramError):
         pass  # it is not there, or does not know the profile; the file is what counts
     networkmanager.remove(name)
-
-
-class BusHolder:
-    """The system bus: opened when it is there, opened anew when it comes back, and never waited for."""
-
-    SERVICES = (resolved.SERVICE, networkmanager.SERVICE)
-
-    def __init__(self, resident: bool) -> None:
-        self._resident = resident
-        self._bus: dbus.Bus | None = None
-        self._library = True
-        self._watched = ""
-        self._folder: wakeups.Folder | None = None
-        self._command: resolved.ByCommand | None = None
-
-    def fileno(self) -> int:
-        """-1 while closed."""
-        return self._bus.fileno() if self._bus is not None else -1
-
-    def open(self) -> None:
-        """Connect if we are not and somebody listens."""
-        if not self._resident and not resolved.present():
-            return
-        from .system import dbus  # 0.7 ms that `apply` pays only where there is somebody to talk to
-
-        if self._resident:
-            self._watch(dbus.ADDRESS if self._library else f"{resolved.FOLDER}/x")
-        if self._bus is not None or not self._library or not os.path.exists(dbus.ADDRESS):
-            return
-        try:
-            bus = dbus.Bus()
-        except ImportError:
-            self._library = False
-            return
-        except dbus.BusError:
-            return
-        try:
-            if self._resident:
-                for service in self.SERVICES:
-                    bus.watch_owner(service)
-        except dbus.BusError:
-            bus.close()
-            return
-        self._bus = bus
-
-    def drain(self) -> bool:
-        """See Others.drain."""
-        if self._bus is None:
-            return False
-        from .system import dbus
-
-        try:
-            return self._bus.drain()
-        except dbus.BusError:
-            self._bus.close()
-            self._bus = None
-            return True
-
-    def resolved(self) -> resolved.ByBus | resolved.ByCommand | None:
-        """The way to systemd-resolved; None for none."""
-        if self._bus is not None:
-            return resolved.ByBus(self._bus)
-        if self._command is None:
-            program = programs.find("resolvectl")
-            self._command = resolved.ByCommand(program) if program else None
-        return self._command
-
-    def _watch(self, path: str) -> None:
-        """Be woken by a change in the nearest folder above `path` that is there."""
-        if self._bus is not None:
-            return
-        folder = os.path.dirname(path)
-        while not os.path.isdir(folder):
-            folder = os.path.dirname(folder)
-        if folder == self._watched:
-            return
-        if self._folder is not None:
-            self._folder.close()
-        try:
-            self._folder, self._watched = wakeups.Folder(folder), folder
-        except OSError:
-            self._folder, self._watched = None, ""

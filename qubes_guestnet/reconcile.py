@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from .others import Others
+    from .providing import Provider
 
     class Kernel(Protocol):
         """What a pass asks of the kernel; `system.netlink.Kernel` in life, a model in the tests."""
@@ -66,6 +67,7 @@ class Pass(NamedTuple):
         revive: configure an interface that `uplink remove` took down.
         may_rewrite: asked with the content before somebody's overwriting of resolv.conf is undone.
         others: the other programs of the qube; None leaves them alone.
+        provider: the provider's half; None in a qube that gives network to nobody.
     """
 
     only: str = ""
@@ -74,6 +76,7 @@ class Pass(NamedTuple):
     revive: bool = False
     may_rewrite: Callable[[bytes], bool] = lambda _content: True
     others: Others | None = None
+    provider: Provider | None = None
 
 
 def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Paths, asked: Pass) -> Report:
@@ -101,9 +104,10 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
     manager = asked.others.manager() if asked.others is not None else ManagerChoice()
     work = _Work(settings, flags, _Choices(configured, manager, mtus), kernel, asked, errors)
     interfaces: tuple[InterfaceReport, ...] = ()
-    names, attended = None, Attended()
+    names, attended, provided = None, Attended(), None
     try:
         with Ledger(paths.run, reading=asked.dry_run) as ledger:
+            ruled = asked.provider.before(untrusted_entries, ledger, asked.dry_run) if asked.provider else None
             interfaces = work.interfaces(ledger)
             if any(report.link is not None for report in interfaces):
                 names, failure = _resolver(settings, flags, paths, asked, manager)
@@ -111,9 +115,14 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
             if asked.others is not None:
                 attended = asked.others.attend(settings, flags, interfaces, ledger, asked.dry_run, not asked.only)
                 errors += attended.errors
+            if asked.provider is not None and ruled is not None:
+                provided = asked.provider.after(ruled, settings.dns.servers, interfaces)
+                errors += provided.errors
     except GuestnetError as error:
         errors.append(error)
-    return Report(settings, interfaces, names, tuple(work.applied), tuple(errors), attended.done, attended.todo)
+    return Report(
+        settings, interfaces, names, tuple(work.applied), tuple(errors), attended.done, attended.todo, provided
+    )
 
 
 def take_down(index: int, kernel: Kernel, paths: Paths, others: Others | None = None) -> tuple[plan.Op, ...]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""When a user's own scripts run after a change of the uplink (behaviour B14).
+"""When a user's own scripts run after a change of the uplink (behaviour B14), and those for vifs.
 
-Only in a qube that provides network to others, once for each real change: other addresses, gateways or name servers, or
-another interface. What a hook itself, a VPN or a restart of the agent causes is no change: what was told to the hooks
-last is in the owned record.
+The former only in a qube that provides network to others, once for each real change: other addresses, gateways or name
+servers, or another interface. What a hook itself, a VPN or a restart of the agent causes is no change: what was told to
+the hooks last is in the owned record.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from .values import IPAddress, State
 # The second name is from before Qubes 4.0 and still in use.
 HOOKS = ("/rw/config/qubes-ip-change-hook", "/rw/config/qubes_ip_change_hook")
 LIMIT_SECONDS = 60.0
+# Called for each vif of a provider as COMMAND VIF TYPE ADDRESS (behaviour B59). Xen waits for them.
+NETWORK_HOOKS = "/rw/config/network-hooks.d"
+NETWORK_LIMIT_SECONDS = 10.0
 
 
 class HookFacts(NamedTuple):

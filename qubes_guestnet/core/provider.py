@@ -14,7 +14,7 @@ from collections.abc import Mapping as Entries
 from ..errors import SettingsError
 from . import checks
 from .namedtuple import NamedTuple
-from .settings import PROVIDER_KEY
+from .settings import PROVIDER_KEY, UPLINK_PREFIXES_OF_A_PROVIDER
 from .values import IPV4, IPV6, IPAddress, IPInterface, Neighbour, Route, State
 from .vif import Mapping, Vif, metric
 
@@ -30,6 +30,8 @@ MAPPED = "/mapped-ip/"
 
 # What a provider reads besides `settings.UPLINK_PREFIXES_OF_A_PROVIDER`; mappings are read for one address each.
 PROVIDER_PREFIXES: tuple[str, ...] = CONNECTED_KEYS[:1]  # a prefix of both
+# All that counts in a provider, for who reads it in one go; few qubes have mappings.
+EVERYTHING: tuple[str, ...] = (*UPLINK_PREFIXES_OF_A_PROVIDER, *PROVIDER_PREFIXES, MAPPED)
 # What a provider watches besides `settings.WATCHED`.
 PROVIDER_WATCHED: tuple[str, ...] = (GATEWAY_KEY, GATEWAY6_KEY, *DNS_KEYS, *CONNECTED_KEYS, MAPPED)
 

@@ -7,11 +7,12 @@ left out: owning too little leaves an address behind, owning what a damaged file
 
 from __future__ import annotations
 
+import binascii
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 
 from .namedtuple import NamedTuple
-from .values import IPAddress, IPInterface, Link, Owned
+from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned
 
 HEADER = "# What qubes-guestnet made here. Written by it; do not edit.\n"
 
@@ -52,6 +53,36 @@ class Interface(NamedTuple):
     resolved: bool = False
 
 
+class Loaded(NamedTuple):
+    """One nft transaction of ours that is in force.
+
+    Args:
+        text: sum of the text that was loaded, "" for never.
+        seen: sum of what nft listed right after. A later listing with another sum was changed by somebody else.
+    """
+
+    text: str = ""
+    seen: str = ""
+
+
+class Provided(NamedTuple):
+    """What was made for the qubes behind this one, apart from their interfaces.
+
+    Args:
+        rules: the base rules.
+        names: the redirection of the virtual DNS addresses.
+        servers: where it leads to; the updates proxy was last started with them.
+        forwarding: families (4, 6) whose forwarding we switched on. What another switched on is not ours to end.
+        closed: `forwarding off` was said, and nothing is forwarded until `forwarding on`.
+    """
+
+    rules: Loaded = Loaded()
+    names: Loaded = Loaded()
+    servers: tuple[str, ...] = ()
+    forwarding: frozenset[int] = frozenset()
+    closed: bool = False
+
+
 class Record(NamedTuple):
     """The whole record.
 
@@ -59,10 +90,12 @@ class Record(NamedTuple):
         interfaces: those present in the last pass.
         detached: addresses of interfaces that were there and went, with no key written since. dom0 leaves the keys
             behind when it takes a provider away, so they alone do not say that an interface is expected.
+        provided: what was made for others.
     """
 
     interfaces: tuple[Interface, ...] = ()
     detached: frozenset[str] = frozenset()
+    provided: Provided = Provided()
 
     def interface(self, link: Link) -> Interface:
         """The entry of a link; an empty one where there is none."""
@@ -89,13 +122,19 @@ class Record(NamedTuple):
         detached = frozenset() if keys_written else self.detached | went
         known = tuple(entry for entry in self.interfaces if (entry.ifindex, entry.mac) in here)
         fresh = tuple(self.interface(link) for link in present if self.interface(link) not in known)
-        return Record(known + fresh, detached & frozenset(macs) - {link.mac for link in present})
+        gone = detached & frozenset(macs) - {link.mac for link in present}
+        return self._replace(interfaces=known + fresh, detached=gone)
 
     def revived(self, links: Iterable[Link]) -> Record:
         """A record in which these links are not taken down any longer."""
         wanted = {(link.ifindex, link.mac) for link in links}
         removed = ((entry, entry.removed and (entry.ifindex, entry.mac) not in wanted) for entry in self.interfaces)
         return self._replace(interfaces=tuple(entry._replace(removed=still) for entry, still in removed))
+
+
+def checksum(data: bytes) -> str:
+    """A word that tells one text from another; against change by accident, not by intent."""
+    return f"{binascii.crc32(data):08x}"
 
 
 def render(record: Record) -> bytes:
@@ -107,6 +146,7 @@ def parse(data: bytes) -> Record:
     """The file's content as a record; what does not parse is left out."""
     interfaces: dict[int, Interface] = {}
     detached: set[str] = set()
+    provided = Provided()
     index = 0
     for line in data.decode("ascii", "replace").splitlines():
         word, _, rest = line.partition(" ")
@@ -118,11 +158,13 @@ def parse(data: bytes) -> Record:
                 interfaces[index] = entry
             elif word == "detached":
                 detached.add(rest)
+            elif word in _PROVIDED:
+                provided = _PROVIDED[word](provided, rest)
             elif word in _FACTS and index in interfaces:
                 interfaces[index] = _FACTS[word](interfaces[index], rest)
         except ValueError:
             continue
-    return Record(tuple(interfaces.values()), frozenset(detached))
+    return Record(tuple(interfaces.values()), frozenset(detached), provided)
 
 
 def _lines(record: Record) -> Iterator[str]:
@@ -141,6 +183,15 @@ def _lines(record: Record) -> Iterator[str]:
         if entry.resolved:
             yield "resolved"
     yield from (f"detached {mac}" for mac in sorted(record.detached))
+    provided = record.provided
+    for word, loaded in (("rules", provided.rules), ("names", provided.names)):
+        if loaded.text:
+            yield f"{word} {loaded.text} {loaded.seen}"
+    if provided.servers:
+        yield f"servers {' '.join(provided.servers)}"
+    yield from (f"forwarding {family}" for family in sorted(provided.forwarding))
+    if provided.closed:
+        yield "closed"
 
 
 def _interface(text: str) -> Interface:
@@ -187,4 +238,38 @@ _FACTS: dict[str, Callable[[Interface, str], Interface]] = {
     "profile": _profile,
     "hooked": _hooked,
     "resolved": _resolved,
+}
+
+
+def _loaded(text: str) -> Loaded:
+    loaded, seen = text.split()
+    return Loaded(loaded, seen)
+
+
+def _rules(provided: Provided, text: str) -> Provided:
+    return provided._replace(rules=_loaded(text))
+
+
+def _names(provided: Provided, text: str) -> Provided:
+    return provided._replace(names=_loaded(text))
+
+
+def _servers(provided: Provided, text: str) -> Provided:
+    return provided._replace(servers=tuple(str(ipaddress.ip_address(word)) for word in text.split()))
+
+
+def _forwarding(provided: Provided, text: str) -> Provided:
+    return provided._replace(forwarding=provided.forwarding | ({int(text)} & {IPV4, IPV6}))
+
+
+def _closed(provided: Provided, _text: str) -> Provided:
+    return provided._replace(closed=True)
+
+
+_PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
+    "rules": _rules,
+    "names": _names,
+    "servers": _servers,
+    "forwarding": _forwarding,
+    "closed": _closed,
 }

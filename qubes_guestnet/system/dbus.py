@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ADDRESS = "/run/dbus/system_bus_socket"
 SECONDS = 0.5  # a bus answers in 1 ms
 _BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+_SIGNALS = ("NameOwnerChanged", "PropertiesChanged")
 _PATH, _INTERFACE, _MEMBER, _ERROR_NAME, _REPLY_SERIAL, _DESTINATION, _SENDER, _SIGNATURE = range(1, 9)
 
 
@@ -92,6 +93,11 @@ class Bus:
         rule = f"type='signal',sender='{_BUS[0]}',interface='{_BUS[2]}',member='NameOwnerChanged',arg0='{service}'"
         self.call(*_BUS, "AddMatch", "s", (rule,))
 
+    def watch_properties(self, service: str) -> None:
+        """Be woken when a service says that a property of one of its objects has changed."""
+        changed = "interface='org.freedesktop.DBus.Properties',member='PropertiesChanged'"
+        self.call(*_BUS, "AddMatch", "s", (f"type='signal',sender='{service}',{changed}",))
+
     def owner(self, service: str) -> str:
         """Unique name of the connection that owns a service's name, another after each restart; "" for none."""
         try:
@@ -102,7 +108,7 @@ class Bus:
             raise
 
     def drain(self) -> bool:
-        """Eat what is there without waiting; True if a service came or went since the last time.
+        """Eat what is there without waiting; True if a service came, went or changed since the last time.
 
         Raises:
             BusError: the bus went away.
@@ -178,6 +184,6 @@ class Bus:
     def _next(self) -> Any:
         """The next whole message that came, or None. Signals are noted on the way."""
         message = self._parser.get_next_message()
-        if message is not None and message.header.fields.get(_MEMBER) == "NameOwnerChanged":
+        if message is not None and message.header.fields.get(_MEMBER) in _SIGNALS:
             self._signalled = True
         return message

@@ -75,13 +75,6 @@ def remove(name: str) -> None:
         raise FileError(path, error, "run as root") from None
 
 
-def checksum(text: bytes) -> str:
-    """A word that tells one profile from another, for the owned record."""
-    import binascii  # only where NetworkManager is in use
-
-    return f"{binascii.crc32(text):08x}"
-
-
 def load(name: str) -> None:
     """Have it read a profile: it does not watch the folder. NotRunning, or another GuestnetError."""
     _nmcli("connection", "load", os.path.join(FOLDER, name))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the qube's owner chose: qvm-service flags and /etc/qubes/guestnet.toml."""
+"""What the qube's owner chose: qvm-service flags and /etc/qubes/guestnet.toml; and the one service we restart."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import os
 
 from ..core.uplink import Flags, Style
 from ..errors import ConfigError
-from . import files
+from . import files, programs
 
 FLAGS_FOLDER = "/run/qubes-service"
 CONFIG_FILE = "/etc/qubes/guestnet.toml"
+PROVIDES = "qubes-network"
+UPDATES_PROXY = "qubes-updates-proxy"
+_RESTART_SECONDS = 5.0
 # In the order of the fields of Flags.
 _NAMES = ("disable-default-route", "disable-dns-server", "guestnet-gateway-route")
 
@@ -39,3 +42,27 @@ def configured_style(path: str = CONFIG_FILE) -> Style | None:
         return None if text is None else Style(text)
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors too
         raise ConfigError(f"{path}: {error}", remedy) from None
+
+
+def provides(folder: str = FLAGS_FOLDER) -> bool:
+    """Whether the flag is set without which a qube never forwards: templates have it not (#7801)."""
+    return os.path.exists(os.path.join(folder, PROVIDES))
+
+
+def restart_updates_proxy(folder: str = FLAGS_FOLDER) -> tuple[str, ...]:
+    """Have the updates proxy take up other name servers, if it runs: it reads them at its start only (#3135).
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        ProgramError: systemctl cannot be started, or says no.
+    """
+    systemctl = programs.find("systemctl")
+    if not systemctl or not os.path.exists(os.path.join(folder, UPDATES_PROXY)):
+        return ()
+    words = (systemctl, "--no-block", "try-restart", f"{UPDATES_PROXY}.service")
+    done = programs.run(words, _RESTART_SECONDS)
+    if done.status:
+        raise programs.ProgramError(f"{' '.join(words[1:])}: {done.output[-200:]}", "systemctl status " + UPDATES_PROXY)
+    return (" ".join(words[1:]),)

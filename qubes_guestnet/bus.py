@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The system bus of an agent's life: it comes and goes, and with it the services on it."""
+
+from __future__ import annotations
+
+import os
+
+from .system import networkmanager, programs, resolved, wakeups
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from .system import dbus
+
+
+class BusHolder:
+    """The system bus: opened when it is there, opened anew when it comes back, and never waited for."""
+
+    SERVICES = (resolved.SERVICE, networkmanager.SERVICE)
+
+    def __init__(self, resident: bool) -> None:
+        self._resident = resident
+        self._bus: dbus.Bus | None = None
+        self._library = True
+        self._watched = ""
+        self._folder: wakeups.Folder | None = None
+        self._command: resolved.ByCommand | None = None
+        self._following = False
+        self._names: wakeups.Folder | None = None
+
+    def fileno(self) -> int:
+        """-1 while closed."""
+        return self._bus.fileno() if self._bus is not None else -1
+
+    def open(self) -> None:
+        """Connect if we are not and somebody listens."""
+        if not self._resident and not resolved.present():
+            return
+        from .system import dbus  # 0.7 ms that `apply` pays only where there is somebody to talk to
+
+        if self._resident:
+            self._watch(dbus.ADDRESS if self._library else f"{resolved.FOLDER}/x")
+        if self._bus is not None or not self._library or not os.path.exists(dbus.ADDRESS):
+            return
+        try:
+            bus = dbus.Bus()
+        except ImportError:
+            self._library = False
+            return
+        except dbus.BusError:
+            return
+        try:
+            if self._resident:
+                for service in self.SERVICES:
+                    bus.watch_owner(service)
+                if self._following:
+                    bus.watch_properties(resolved.SERVICE)
+        except dbus.BusError:
+            bus.close()
+            return
+        self._bus = bus
+
+    def follow_names(self) -> None:
+        """See Others.follow_names. The folder tells it too, and without a bus alone."""
+        if not self._following and self._bus is not None:
+            self._bus.close()
+            self._bus = None  # the next one is asked for it from its start
+        self._following = True
+        if self._names is None and resolved.present():
+            try:
+                self._names = wakeups.Folder(resolved.FOLDER)
+            except OSError:
+                return  # it went just now; the next pass looks again
+
+    def drain(self) -> bool:
+        """See Others.drain."""
+        if self._bus is None:
+            return False
+        from .system import dbus
+
+        try:
+            return self._bus.drain()
+        except dbus.BusError:
+            self._bus.close()
+            self._bus = None
+            return True
+
+    def resolved(self) -> resolved.ByBus | resolved.ByCommand | None:
+        """The way to systemd-resolved; None for none."""
+        if self._bus is not None:
+            return resolved.ByBus(self._bus)
+        if self._command is None:
+            program = programs.find("resolvectl")
+            self._command = resolved.ByCommand(program) if program else None
+        return self._command
+
+    def _watch(self, path: str) -> None:
+        """Be woken by a change in the nearest folder above `path` that is there."""
+        if self._bus is not None:
+            return
+        folder = os.path.dirname(path)
+        while not os.path.isdir(folder):
+            folder = os.path.dirname(folder)
+        if folder == self._watched:
+            return
+        if self._folder is not None:
+            self._folder.close()
+        try:
+            self._folder, self._watched = wakeups.Folder(folder), folder
+        except OSError:
+            self._folder, self._watched = None, ""

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One vif: in which order it is set up and taken down, and how that reads.
+
+The order is what keeps a packet from passing unfiltered (behaviour B50): conntrack entries of a former holder of the
+address go first, then neighbour and anti-spoofing element are made, and only then does the link go up and get routes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import itertools
+from collections.abc import Iterable
+
+from . import plan
+from .namedtuple import NamedTuple
+from .provider import ProviderSettings
+from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned, State
+from .vif import Vif
+
+# Beyond the dump of set elements, nothing here depends on how many vifs there are.
+_LATE = frozenset({plan.Verb.LINK_UP, plan.Verb.ROUTE_ADD})
+
+
+class Tunable(NamedTuple):
+    """A file below /proc/sys/net.
+
+    Args:
+        path: the words of its path.
+        value: what it is to hold.
+    """
+
+    path: tuple[str, ...]
+    value: str
+
+    def __str__(self) -> str:
+        # sysctl(8): with slashes a dot in a name stays a dot.
+        return f"sysctl net/{'/'.join(self.path)}={self.value}"
+
+
+class VifReport(NamedTuple):
+    """One vif in one pass.
+
+    Args:
+        vif: as recorded.
+        link: the interface, None while it is not there.
+        ops: operations of the kernel's that are still to do.
+        elements: elements of the set `allowed` that are missing, in nft's words.
+        tunables: still to set.
+    """
+
+    vif: Vif
+    link: Link | None
+    ops: tuple[plan.Op, ...] = ()
+    elements: tuple[str, ...] = ()
+    tunables: tuple[Tunable, ...] = ()
+
+    @property
+    def configured(self) -> bool:
+        """Present, and all as it should be."""
+        return self.link is not None and not self.todo
+
+    @property
+    def todo(self) -> tuple[str, ...]:
+        """What is still to do, one line each, in the order to do it."""
+        early, late = split(self.ops)
+        return (*map(str, early), *self.elements, *map(str, self.tunables), *map(str, late))
+
+
+def tunables(name: str, *, ipv6: bool) -> tuple[Tunable, ...]:
+    """What has to be set for a vif before its link goes up.
+
+    Args:
+        name: of the vif.
+        ipv6: whether the qube behind it has IPv6.
+    """
+    found = [
+        # HVMs and Windows ask by ARP for everything (behaviour B57), and so do our own uplinks, by their device route.
+        Tunable(("ipv4", "conf", name, "proxy_arp"), "1"),
+        # Else the kernel delays each of these answers by a random 0 to 0.8 s.
+        Tunable(("ipv4", "neigh", name, "proxy_delay"), "0"),
+    ]
+    if not ipv6:
+        return (*found, Tunable(("ipv6", "conf", name, "disable_ipv6"), "1"))
+    return (
+        *found,
+        Tunable(("ipv6", "conf", name, "disable_ipv6"), "0"),
+        # Nobody behind a vif tells this qube its routers or its neighbours (behaviour B56).
+        Tunable(("ipv6", "conf", name, "accept_ra"), "0"),
+        Tunable(("ipv6", "conf", name, "drop_unsolicited_na"), "1"),
+        Tunable(("ipv6", "conf", name, "proxy_ndp"), "1"),
+        Tunable(("ipv6", "neigh", name, "proxy_delay"), "0"),
+    )
+
+
+def has_ipv6(vif: Vif, settings: ProviderSettings) -> bool:
+    """Whether the qube behind a vif has IPv6: it has an address, its provider has IPv6, and nothing is translated."""
+    return settings.gateway6 is not None and not vif.mappings and any(a.version == IPV6 for a in vif.addresses)
+
+
+def split(ops: Iterable[plan.Op]) -> tuple[tuple[plan.Op, ...], tuple[plan.Op, ...]]:
+    """Operations that come before the anti-spoofing elements, and those that let packets through and so come after."""
+    ops = tuple(ops)
+    first = next((number for number, op in enumerate(ops) if op.verb in _LATE), len(ops))
+    return ops[:first], ops[first:]
+
+
+def added(ops: Iterable[plan.Op]) -> frozenset[IPInterface]:
+    """The addresses that operations add."""
+    return frozenset(
+        op.subject
+        for op in ops
+        if op.verb is plan.Verb.ADDRESS_ADD
+        and isinstance(op.subject, ipaddress.IPv4Interface | ipaddress.IPv6Interface)
+    )
+
+
+def owned(vif: Vif) -> Owned:
+    """What on a vif is ours: its gateway addresses as recorded, and the neighbours it was told."""
+    return Owned(vif.gateways, frozenset(vif.addresses))
+
+
+def up(link: Link, desired: State, observed: State, vif: Vif, held: frozenset[str]) -> tuple[plan.Op, ...]:
+    """Operations that make a vif what it should be.
+
+    Args:
+        link: the interface.
+        desired: by `provider.desired`.
+        observed: what it has.
+        vif: as recorded.
+        held: settings that are not valid; what was made by them stays.
+    """
+    families = {"gateway": IPV4, "ipv6": IPV6}
+    ops = plan.plan(link, desired, observed, owned(vif))
+    kept = {families[name] for name in held if name in families}
+    return tuple(op for op in ops if op.family not in kept or op.verb in plan.ADDING)
+
+
+def down(link: Link, observed: State, vif: Vif) -> tuple[plan.Op, ...]:
+    """Operations that take a vif out of service: the link first, so that nothing passes while the rest goes."""
+    return (*plan.takedown(link), *plan.plan(link, State(), observed, owned(vif)))
+
+
+def listed(listing: str) -> frozenset[str]:
+    """The elements that nft lists, as words: family, set, element.
+
+    Args:
+        listing: of the sets `allowed` and `downstream`, of both families.
+    """
+    found = set()
+    family = name = ""
+    for block in listing.split("}"):
+        head, opened, members = block.partition("elements = {")
+        words = head.split()
+        for word, following in itertools.pairwise(words):
+            family = following if word == "table" else family
+            name = following if word == "set" else name
+        found |= _members(family, name, members) if opened else set()
+    return frozenset(found)
+
+
+def is_there(line: str, present: frozenset[str]) -> bool:
+    """Whether all that a line of nft adds is listed.
+
+    Args:
+        line: `add element FAMILY qubes SET { … }`.
+        present: by `listed`.
+    """
+    head, _, members = line.rstrip(" }").partition("{")
+    _, _, family, _, name = head.split()
+    return _members(family, name, members) <= present
+
+
+def downstream(present: frozenset[str]) -> frozenset[IPAddress]:
+    """The addresses in the sets `downstream`."""
+    words = (element.split() for element in present)
+    return frozenset(ipaddress.ip_address(element) for _, name, element, *_ in words if name == "downstream")
+
+
+def _members(family: str, name: str, members: str) -> set[str]:
+    return {f"{family} {name} {' '.join(member.split())}" for member in members.split(",")}

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the resident agent does for hotplug in a provider: it is asked by a socket, and finds what nobody told it.
+
+The agent sits in a sandbox without xenstore and without the right to make namespaces. So the command that Xen's hotplug
+calls (`hotplug`) finds out what the vif is, has it set up here, and runs the user's hooks. A vif that was there before
+anybody listened, and one whose fake addresses came late, is handed to that same command, outside the sandbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+from .core import provider, settings
+from .core import vif as vif_rules
+from .core.vif import Vif
+from .errors import FileError, GuestnetError, StoreError
+from .providing import Provider
+from .system import hotplug_socket, nft, outside, programs
+from .system.systemd import ERROR, INFO, log
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from .others import Others
+    from .reconcile import Paths
+    from .system.netlink import Kernel
+
+PREFIXES = provider.EVERYTHING
+WATCHED = (*settings.WATCHED, *provider.PROVIDER_WATCHED)
+# The command itself waits this long for a device, for xenstore and for hooks, with room to spare.
+_COMMAND_SECONDS = 120.0
+
+
+class Host:
+    """The provider's part of the agent's loop.
+
+    Args:
+        paths: where the qube's files are.
+        kernel: the adapter.
+        others: the other programs of the qube.
+        entries: reads QubesDB afresh.
+
+    Raises:
+        FileError: the socket cannot be made.
+        KernelError: nftables tells nobody of changes.
+    """
+
+    def __init__(self, paths: Paths, kernel: Kernel, others: Others, entries: Callable[[], dict[str, bytes]]) -> None:
+        self.provider = Provider(paths, kernel, others)
+        self._entries, self._known = entries, dict[str, bytes]()
+        try:
+            os.makedirs(paths.run, mode=0o755, exist_ok=True)
+        except OSError as error:
+            raise FileError(paths.run, error, "run as root") from None
+        self._server = hotplug_socket.Server(os.path.join(paths.run, hotplug_socket.NAME))
+        self._rules = nft.Events()
+        self._everything = True
+        self._started: set[str] = set()
+        others.follow_names()
+
+    def filenos(self) -> tuple[int, ...]:
+        """For poll."""
+        return self._server.fileno(), self._rules.fileno()
+
+    def look_at_everything(self) -> None:
+        """The next pass takes nothing for granted."""
+        self._everything = True
+        self._started.clear()
+        self.provider.look_at_everything()
+
+    def gather(self, ready: Iterable[int]) -> bool:
+        """Serve who asks, at once; True if a pass has to follow."""
+        if self._server.fileno() in ready:
+            self._serve()
+        return self._rules.fileno() in ready and self._rules.drain()
+
+    def _serve(self) -> None:
+        came = self._server.accept()
+        if came is None:
+            return
+        data, reply = came
+        problem, done = "", tuple[str, ...]()
+        try:
+            done = self._do(*vif_rules.asked(data))
+        except ValueError as error:
+            problem = f"the agent was asked something strange: {error}"
+        except GuestnetError as error:
+            problem = str(error)
+        for words in done:
+            log(INFO, words)
+        if problem:
+            log(ERROR, problem)
+        reply(vif_rules.answer(problem, done))
+
+    def _do(self, action: str, vif: Vif) -> tuple[str, ...]:
+        # What it said last is in force while it does not answer, and the loop tells of the outage.
+        with contextlib.suppress(StoreError):
+            self._known = self._entries()
+        if action == vif_rules.ONLINE:
+            return self.provider.online(vif, self._known)
+        self._started.discard(vif.name.text)
+        return self.provider.offline(vif, self._known)
+
+    def find(self, entries: dict[str, bytes]) -> None:
+        """After a pass: hand vifs to the command that needs it.
+
+        Args:
+            entries: as read for the pass.
+        """
+        self._known = entries
+        names = []
+        if self._everything:
+            names += [(name, "") for name in self.provider.strangers()]
+            self._everything = False
+        names += [(vif.name.text, " ".join(map(str, vif.addresses))) for vif in self.provider.unmapped(entries)]
+        for name, addresses in names:
+            self._start(name, addresses)
+
+    def _start(self, name: str, addresses: str) -> None:
+        if name in self._started:
+            return  # once is enough: what fails then is in the journal, and hotplug can be called again
+        self._started.add(name)
+        parsed = vif_rules.parse_name(name)
+        environment = {"vif": name, "XENBUS_PATH": f"backend/vif/{parsed.domid}/{parsed.devid}"}
+        if addresses:
+            environment["ip"] = addresses
+        log(INFO, f"{name}: there already, set up now")
+        outside.start((outside.Command(name, (*_ourselves(), "vif", "online"), environment),), _COMMAND_SECONDS)
+
+
+def _ourselves() -> tuple[str, ...]:
+    """The command line of the program that runs."""
+    installed = programs.find("qubes-guestnet")
+    launched = os.path.basename(sys.argv[0]) == "qubes-guestnet"
+    if launched and installed:
+        return (installed,)
+    return (sys.executable, "-m", "qubes_guestnet")

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`vif online` and `vif offline`: what Xen's hotplug calls for each interface of a qube behind this one.
+
+It runs as root outside the agent's sandbox and finds out what the vif is: name and addresses from the environment, the
+rest from xenstore, fake addresses from QubesDB. Setting it up is the resident agent's if one answers, which then knows
+at once; else the very same function is called here. Users' hooks come last but one, because a user may close with them
+what the rules leave open, and the word to Xen that the qube can be connected comes last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from .commands import patiently
+from .core import hooks as hook_rules
+from .core import provider, settings
+from .core import vif as vif_rules
+from .core.vif import Vif, VifName
+from .errors import GuestnetError, UsageError, shown
+from .reconcile import Paths
+from .system import hooks, hotplug_socket, programs, qubesdb, vifs, xenstore
+from .system.systemd import WARNING, log
+
+DEVICE_SECONDS = 10.0
+ANSWER_SECONDS = 15.0
+_POLL_SECONDS = 0.01
+# Where Xen's own scripts write, and so where people look (behaviour B48).
+HOTPLUG_LOG = "/var/log/xen/xen-hotplug.log"
+# Of a vif that nobody knows any more: on the way down nothing asks for the address of its other end.
+_NO_MAC = b"02:00:00:00:00:00"
+_PATH_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-/_@")
+
+
+def online(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
+    """Set a vif up.
+
+    Args:
+        environment: of the process: `vif`, `ip`, `XENBUS_PATH`.
+        paths: where the qube's files are.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        UsageError: the environment is not what Xen's hotplug gives.
+        GuestnetError: it could not be done; xenstore's hotplug-error and Xen's log say so as well.
+    """
+    call = _Call(environment)
+    try:
+        vif = call.vif()
+        untrusted_entries = patiently(partial(_entries, vif))
+        mappings, errors = provider.parse_mappings(untrusted_entries, vif.addresses)
+        if errors:
+            raise errors[0]
+        vif = vif._replace(mappings=mappings)
+        _await(vif.name)
+        done = [*_translate(vif, untrusted_entries), *_hand_over("online", vif, untrusted_entries, paths)]
+        done += _run_hooks("online", vif)
+        xenstore.write(f"{call.folder}/hotplug-status", "connected")
+    except GuestnetError as error:
+        call.failed(error)
+        raise
+    return tuple(done)
+
+
+def offline(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
+    """Take a vif out of service; see `online`. Its device is usually gone by then."""
+    call = _Call(environment)
+    known = vifs.Folder(paths.run).load(call.name.text)
+    vif = known or call.vif(_NO_MAC)
+    done: list[str] = []
+    failures: list[GuestnetError] = []
+    steps: list[Callable[[], tuple[str, ...]]] = [partial(_hand_over, "offline", vif, {}, paths)]
+    if known is None or known.mappings:
+        steps.append(partial(_demolish, vif))
+    steps.append(partial(_run_hooks, "offline", vif))
+    for step in steps:
+        try:
+            done += step()
+        except GuestnetError as error:  # the next step is done all the same
+            failures.append(error)
+    if failures:
+        call.failed(failures[0])
+        raise failures[0]
+    return tuple(done)
+
+
+class _Call:
+    """One call by Xen's hotplug: what its environment says, what xenstore adds, and how a failure is told."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        remedy = "this is called by Xen's hotplug, see qubes-guestnet(8)"
+        untrusted_name = environment.get("vif", "")
+        try:
+            self.name = vif_rules.parse_name(untrusted_name)
+        except ValueError:
+            shown_name = shown(untrusted_name.encode("utf-8", "replace"))
+            raise UsageError(f"environment variable vif: {shown_name} is not vifN.M", remedy) from None
+        untrusted_folder = environment.get("XENBUS_PATH") or f"backend/vif/{self.name.domid}/{self.name.devid}"
+        if len(untrusted_folder) > 256 or not _PATH_CHARACTERS.issuperset(untrusted_folder):
+            raise UsageError("environment variable XENBUS_PATH is not a path of xenstore", remedy)
+        self.folder = untrusted_folder
+        leaves = ("mac", "type") if environment.get("ip") else ("mac", "type", "ip")
+        found = xenstore.read(tuple(f"{self.folder}/{leaf}" for leaf in leaves))
+        self._untrusted = {leaf: found.get(f"{self.folder}/{leaf}", b"") for leaf in leaves}
+        if environment.get("ip"):
+            self._untrusted["ip"] = environment["ip"].encode("utf-8", "replace")
+
+    def vif(self, untrusted_mac: bytes = b"") -> Vif:
+        """The vif, every part of it checked.
+
+        Args:
+            untrusted_mac: instead of what xenstore says.
+
+        Raises:
+            GuestnetError: what is not valid.
+        """
+        untrusted = self._untrusted
+        try:
+            return vif_rules.described(
+                self.name.text, untrusted_mac or untrusted["mac"], untrusted["type"], untrusted["ip"]
+            )
+        except ValueError as error:
+            raise GuestnetError(str(error), f"it comes from xenstore, {self.folder}; attach the qube again") from None
+
+    def failed(self, error: GuestnetError) -> None:
+        """Tell Xen, which then tells dom0 why the interface is not there."""
+        with contextlib.suppress(OSError), open(HOTPLUG_LOG, "a", encoding="utf-8") as file:
+            file.write(f"qubes-guestnet: {self.name.text}: {error}\n")
+        try:
+            xenstore.write(f"{self.folder}/hotplug-error", str(error))
+            xenstore.write(f"{self.folder}/hotplug-status", "error")
+        except GuestnetError as failure:
+            log(WARNING, f"xenstore was not told of it: {failure}")
+
+
+def _entries(vif: Vif) -> dict[str, bytes]:
+    """What matters for a vif: the provider's own entries, and the mappings of its addresses."""
+    mapped = tuple(provider.mapping_prefix(address) for address in vif.addresses)
+    store = qubesdb.connect()
+    try:
+        return qubesdb.read_all(store, (*settings.UPLINK_PREFIXES_OF_A_PROVIDER, *provider.PROVIDER_PREFIXES, *mapped))
+    finally:
+        store.close()
+
+
+def _await(name: VifName) -> None:
+    """Xen can be earlier than the kernel's device (#4446)."""
+    deadline = time.monotonic() + DEVICE_SECONDS
+    while True:
+        try:
+            socket.if_nametoindex(name.text)
+            return
+        except OSError:
+            if time.monotonic() >= deadline:
+                problem = f"{name.text}: no such device after {DEVICE_SECONDS:g} s"
+                raise GuestnetError(problem, "is xen-netback loaded? Detach and attach the qube again") from None
+        time.sleep(_POLL_SECONDS)
+
+
+def _translate(vif: Vif, untrusted_entries: Mapping[str, bytes]) -> tuple[str, ...]:
+    """Put the namespace of its fake addresses between the qube and us."""
+    if not vif.mappings:
+        return ()
+    from .system import fakeip  # few qubes have them
+
+    gateway = provider.parse_provider(untrusted_entries).gateway
+    if gateway is None:
+        raise GuestnetError(f"{vif.name.text}: fake addresses need /qubes-netvm-gateway", "is the qube a provider?")
+    for mapping in vif.mappings:
+        fakeip.build(vif, mapping, gateway)
+    return tuple(f"{vif.name.text}: {mapping.real} is shown as {mapping.visible}" for mapping in vif.mappings)
+
+
+def _demolish(vif: Vif) -> tuple[str, ...]:
+    from .system import fakeip  # only where a namespace may be left
+
+    fakeip.demolish(vif.name.text)
+    return ()
+
+
+def _hand_over(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], paths: Paths) -> tuple[str, ...]:
+    """Have the resident agent do it; without one, or one that does not answer, do it here."""
+    path = os.path.join(paths.run, hotplug_socket.NAME)
+    answer = hotplug_socket.request(path, vif_rules.ask(action, vif), ANSWER_SECONDS)
+    if answer is None:
+        from .others import Others
+        from .providing import Provider
+        from .system import netlink
+
+        alone = Provider(paths, netlink.Kernel(), Others(paths.flags))
+        return alone.online(vif, untrusted_entries) if action == "online" else alone.offline(vif, untrusted_entries)
+    problem, done = vif_rules.answered(answer)
+    if problem:
+        raise GuestnetError(problem)
+    return done
+
+
+def _run_hooks(command: str, vif: Vif) -> tuple[str, ...]:
+    """The user's own programs, each once an address. What they say or whether they fail is theirs (behaviour B59)."""
+    paths = hook_rules.runnable(hooks.facts(hooks.network_hooks()))
+    done = []
+    for path in paths:
+        for address in map(str, vif.addresses or ("",)):
+            words = (path, command, vif.name.text, vif.kind, address)
+            try:
+                ended = programs.run(words, hook_rules.NETWORK_LIMIT_SECONDS)
+            except programs.ProgramError as error:
+                log(WARNING, f"hook {error}")
+                continue
+            if ended.status:
+                log(WARNING, f"hook {' '.join(words)} failed with {ended.status}: {ended.output[-200:]}")
+            done.append(f"hook {' '.join(words)}")
+    return tuple(done)

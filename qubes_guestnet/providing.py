@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The provider's half of a pass: rules, vifs, virtual DNS and forwarding for the qubes behind this one.
+
+Theory of operation. Order is safety: anti-spoofing and base rules, then the vifs, then the redirection of the virtual
+DNS addresses, and forwarding last; on the way down the reverse. `before` and `after` are these two ends, and the uplink
+is configured between them. Firewall rules of single qubes have their place behind the base rules and before forwarding.
+
+A vif is set up by `online` alone, which costs the same with 1 and with 250 vifs; a pass looks at all of them only when
+something made it doubtful that they are as they were: a start, other settings, rules that somebody else changed. The
+generation number of nftables tells whether anybody did, so an idle provider's pass lists nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from ipaddress import IPv4Address
+
+from .attaching import Attachments
+from .core import nameservers, nftables, provider
+from .core.attachment import Tunable
+from .core.provided import ProviderReport
+from .core.provider import ProviderSettings
+from .core.record import Loaded, Provided, checksum
+from .core.values import IPV4, IPV6
+from .core.vif import Vif
+from .system import conntrack, files, nft, services, tunables
+from .system.owned import Ledger
+from .work import Work
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from .core.report import InterfaceReport
+    from .others import Others
+    from .reconcile import Paths
+    from .system.netlink import Kernel
+
+MISSING = "-"  # in place of a sum, where a chain is not there
+FORWARDING = {IPV4: ("ipv4", "ip_forward"), IPV6: ("ipv6", "conf", "all", "forwarding")}
+
+
+class Provider:
+    """The provider's half; one for each process, because it remembers what it need not look at again.
+
+    Args:
+        paths: where the qube's files are.
+        kernel: the adapter.
+        others: the other programs of the qube, for systemd-resolved's servers.
+    """
+
+    def __init__(self, paths: Paths, kernel: Kernel, others: Others) -> None:
+        self._paths, self._kernel, self._others = paths, kernel, others
+        self._attachments = Attachments(paths.run, kernel, self._transaction)
+        self._verified = -1  # generation of nftables at which our rules were as recorded
+        self._swept: object = None  # what the vifs were last made for
+
+    # --- a pass ------------------------------------------------------------------------------------------------
+
+    def before(self, untrusted_entries: Mapping[str, bytes], ledger: Ledger, dry_run: bool) -> Work:
+        """What has to be in force before anything else: the rules; and off with what is not wanted any more.
+
+        Args:
+            untrusted_entries: all of QubesDB below the provider's prefixes.
+            ledger: the owned record.
+            dry_run: only say what is to do.
+        """
+        settings = provider.parse_provider(untrusted_entries)
+        active = settings.active and services.provides(self._paths.flags)
+        work = Work(settings, active, self._wants_ipv6(settings, active, ledger), ledger, dry_run)
+        work.attempt(partial(self._forwarding_off, work))
+        work.attempt(partial(self._rules, work))
+        if not work.ruled and not dry_run and work.provided.forwarding and self._seen(nftables.CHAINS) == MISSING:
+            # Somebody took the rules away, and they cannot be loaded: no rules, no forwarding.
+            for family in sorted(work.provided.forwarding):
+                work.attempt(partial(tunables.write, FORWARDING[family], "0"))
+        return work
+
+    def after(
+        self, work: Work, own_servers: tuple[IPv4Address, ...], uplinks: Iterable[InterfaceReport]
+    ) -> ProviderReport:
+        """The rest, once the uplink is configured.
+
+        Args:
+            work: from `before`.
+            own_servers: the virtual DNS servers that this qube itself was given.
+            uplinks: its own interfaces.
+        """
+        if work.active:
+            work.attempt(partial(self._sweep, work))
+            indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
+            work.attempt(partial(self._names, work, own_servers, indexes))
+            work.attempt(partial(self._forwarding_on, work))
+        report = work.report(frozenset(family for family in FORWARDING if self._forwards(family)))
+        return report
+
+    # --- what the command line asks ----------------------------------------------------------------------------
+
+    def load(self, untrusted_entries: Mapping[str, bytes] | None) -> tuple[str, ...]:
+        """The base rules, before any network.
+
+        Args:
+            untrusted_entries: of QubesDB; None when it does not answer: rules that are there then stay as they are, and
+                where there are none IPv6 is closed.
+
+        Raises:
+            GuestnetError: they are not in.
+        """
+        with Ledger(self._paths.run) as ledger:
+            if untrusted_entries is None:
+                work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
+                if self._seen(nftables.CHAINS) == MISSING:
+                    self._rules(work)
+            else:
+                work = self.before(untrusted_entries, ledger, dry_run=False)
+            work.raise_first()
+            return tuple(work.done)
+
+    def unload(self) -> tuple[str, ...]:
+        """Forwarding off, and only then the rules out. Sets and users' chains go with them."""
+        done = self.close()
+        with Ledger(self._paths.run) as ledger:
+            nft.run(nftables.unload())
+            ledger.save(ledger.record._replace(provided=Provided(closed=True)))
+        return (*done, "nft -f: tables ip qubes and ip6 qubes deleted")
+
+    def close(self) -> tuple[str, ...]:
+        """No forwarding until `reopen`: what is forwarded by us ends."""
+        with Ledger(self._paths.run) as ledger:
+            work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
+            work.save(work.provided._replace(closed=True))
+            self._forwarding_off(work)
+            return tuple(work.done)
+
+    def reopen(self) -> None:
+        """The next pass forwards again."""
+        with Ledger(self._paths.run) as ledger:
+            ledger.save(ledger.record._replace(provided=ledger.record.provided._replace(closed=False)))
+
+    def sync_names(
+        self, untrusted_entries: Mapping[str, bytes], own_servers: tuple[IPv4Address, ...], uplinks: frozenset[int]
+    ) -> tuple[str, ...]:
+        """The redirection of the virtual DNS addresses alone.
+
+        Returns:
+            What was done, in words; empty when they led to the right servers.
+
+        Raises:
+            GuestnetError: it could not be done.
+        """
+        with Ledger(self._paths.run) as ledger:
+            work = self.before(untrusted_entries, ledger, dry_run=False)
+            work.raise_first()
+            if work.active:
+                self._names(work, own_servers, uplinks)
+            return tuple(work.done)
+
+    # --- for the resident agent ----------------------------------------------------------------------------------
+
+    def look_at_everything(self) -> None:
+        """The next pass takes nothing for granted."""
+        self._verified, self._swept = -1, None
+
+    def strangers(self) -> tuple[str, ...]:
+        """Names of vifs that nobody has told us about: they were there before anybody listened (#1990)."""
+        return self._attachments.strangers()
+
+    def unmapped(self, untrusted_entries: Mapping[str, bytes]) -> tuple[Vif, ...]:
+        """Vifs whose fake addresses came into QubesDB only after they were set up (#9318)."""
+        if not any(path.startswith(provider.MAPPED) for path in untrusted_entries):
+            return ()
+        every = ((vif, provider.parse_mappings(untrusted_entries, vif.addresses)[0]) for vif in self._attachments.all())
+        return tuple(vif for vif, mappings in every if mappings and mappings != vif.mappings)
+
+    # --- one vif -----------------------------------------------------------------------------------------------
+
+    def online(self, vif: Vif, untrusted_entries: Mapping[str, bytes]) -> tuple[str, ...]:
+        """Set up one vif, or make one right that is set up.
+
+        Args:
+            vif: as hotplug found it.
+            untrusted_entries: of QubesDB, for the gateway's addresses and IPv6.
+
+        Returns:
+            What was done, in words.
+
+        Raises:
+            GuestnetError: something is refused. The link is then not up, or was already, and sends nothing that the
+                rules do not know.
+        """
+        with Ledger(self._paths.run) as ledger:
+            work = self.before(untrusted_entries, ledger, dry_run=False)
+            work.raise_first()
+            self._attachments.online(vif, work)
+            return tuple(work.done)
+
+    def offline(self, vif: Vif, untrusted_entries: Mapping[str, bytes]) -> tuple[str, ...]:
+        """Take one vif out of service; usually its device is gone by then. Every step is done, whatever another says.
+
+        Args:
+            vif: what hotplug knows; the record completes it.
+            untrusted_entries: of QubesDB, empty where it is not to be had.
+
+        Returns:
+            What was done, in words.
+
+        Raises:
+            GuestnetError: the first step that failed, after the others were done.
+        """
+        with Ledger(self._paths.run) as ledger:
+            work = Work(provider.parse_provider(untrusted_entries), True, False, ledger, dry_run=False)
+            self._attachments.drop(vif, work)
+            work.raise_first()
+            return tuple(work.done)
+
+    # --- rules -------------------------------------------------------------------------------------------------
+
+    def _wants_ipv6(self, settings: ProviderSettings, active: bool, ledger: Ledger) -> bool:
+        if active and "ipv6" in settings.held:
+            return ledger.record.provided.rules.text == checksum(nftables.base(ipv6=True).encode())
+        return active and settings.gateway6 is not None
+
+    def _rules(self, work: Work) -> None:
+        """The base rules, loaded unless those that are there are ours."""
+        text = nftables.base(ipv6=work.ipv6)
+        wanted, there = checksum(text.encode()), work.provided.rules
+        generation = nft.generation()
+        if there.text == wanted and generation == self._verified:
+            work.ruled = True
+            return
+        if there.text != wanted or there.seen != self._seen(nftables.CHAINS):
+            self._swept = None
+            work.do("nft -f: base rules of the tables ip qubes and ip6 qubes", partial(nft.run, text))
+            if work.dry_run:
+                return
+            generation = nft.generation()
+            loaded = Loaded(wanted, self._seen(nftables.CHAINS))
+            # What redirects the virtual DNS addresses may have gone with the rest.
+            work.save(work.provided._replace(rules=loaded, names=Loaded()))
+        self._verified = generation
+        work.ruled = True
+
+    @staticmethod
+    def _seen(chains: Iterable[tuple[str, str]]) -> str:
+        """Sum of what nft lists now; MISSING when a chain is."""
+        listing = nft.listing(chains)
+        return checksum(listing.encode()) if listing else MISSING
+
+    def _transaction(self, text: str) -> None:
+        """Change rules, and know afterwards whether it was only us."""
+        before = nft.generation()
+        nft.run(text)
+        if before == self._verified and nft.generation() == before + 1:
+            self._verified = before + 1
+
+    # --- vifs --------------------------------------------------------------------------------------------------
+
+    def _sweep(self, work: Work) -> None:
+        """All vifs and the addresses behind this qube, unless they were last made for just this."""
+        settings = work.settings
+        reason = (settings.connected, settings.gateway, settings.gateway6, work.ipv6)
+        if self._swept == reason and not work.dry_run:
+            return
+        self._attachments.sweep(work)
+        if not work.errors:
+            self._swept = reason
+
+    # --- virtual DNS -------------------------------------------------------------------------------------------
+
+    def _names(self, work: Work, own_servers: tuple[IPv4Address, ...], uplinks: frozenset[int]) -> None:
+        """The virtual DNS addresses lead to the servers that this qube uses itself."""
+        if "dns" in work.settings.held:
+            return
+        data = files.read(self._paths.resolv_conf) or b""
+        links = self._others.name_servers(uplinks)
+        servers, work.servers_reason = nameservers.upstream(links, data, own_servers)
+        work.servers = servers
+        virtual = work.settings.virtual_dns
+        pairs = nameservers.pairs(virtual, servers)
+        text = nftables.dnat(pairs, virtual, servers)
+        wanted, there = checksum(text.encode()), work.provided.names
+        unchanged = self._verified == nft.generation() or there.seen == self._seen(nftables.DNS_CHAINS)
+        if there.text == wanted and unchanged:
+            return
+        words = " ".join(f"{address}->{server}" for address, server in pairs) or "rejected, no server is known"
+        work.do(f"nft -f: virtual DNS {words}", partial(self._transaction, text))
+        if work.dry_run:
+            return
+        texts = tuple(map(str, servers))
+        before = work.provided.servers
+        work.save(work.provided._replace(names=Loaded(wanted, self._seen(nftables.DNS_CHAINS)), servers=texts))
+        conntrack.purge(virtual)  # else whoever asks from the same port is led to the former server for ever
+        if texts != before:
+            work.done += services.restart_updates_proxy(self._paths.flags)
+
+    # --- forwarding --------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _forwards(family: int) -> bool:
+        return tunables.read(FORWARDING[family]) == "1"
+
+    def _forwarding_off(self, work: Work) -> None:
+        wanted = work.families
+        for family in sorted(work.provided.forwarding - wanted):
+            if self._forwards(family):
+                work.do(str(Tunable(FORWARDING[family], "0")), partial(tunables.write, FORWARDING[family], "0"))
+            if not work.dry_run:
+                work.save(work.provided._replace(forwarding=work.provided.forwarding - {family}))
+
+    def _forwarding_on(self, work: Work) -> None:
+        """Only when the rules are in: an error before this one leaves forwarding as it is."""
+        if not work.ruled:
+            return
+        for family in sorted(work.families):
+            if self._forwards(family):
+                continue
+            if not work.dry_run:
+                work.save(work.provided._replace(forwarding=work.provided.forwarding | {family}))
+            work.do(str(Tunable(FORWARDING[family], "1")), partial(tunables.write, FORWARDING[family], "1"))

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Start commands outside the agent's sandbox, in a clean environment, for a bounded time, without waiting."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable, Mapping
+
+from ..core.namedtuple import NamedTuple
+from . import programs
+from .systemd import WARNING, log
+
+_SYSTEMD = "/run/systemd/system"
+_START_SECONDS = 5.0
+
+
+class Command(NamedTuple):
+    """One command.
+
+    Args:
+        title: for the journal and the name of its unit.
+        words: path of the program, and its arguments.
+        environment: what it finds in its environment besides the clean one.
+    """
+
+    title: str
+    words: tuple[str, ...]
+    environment: Mapping[str, str] = {}
+
+
+def start(commands: Iterable[Command], seconds: float) -> None:
+    """Start commands one after the other and return at once. A failure is logged and harms nothing.
+
+    Args:
+        commands: in order.
+        seconds: time limit of each.
+    """
+    systemd_run = programs.find("systemd-run") if os.path.isdir(_SYSTEMD) else ""
+    if systemd_run:
+        for command in commands:
+            _transient(systemd_run, command, seconds)
+    else:
+        _supervised(tuple(commands), seconds)
+
+
+def _transient(systemd_run: str, command: Command, seconds: float) -> None:
+    # A unit of its own: not in our sandbox, and its end, its output and its time limit are systemd's to log.
+    name = f"qubes-guestnet-{os.path.basename(command.title)}-{time.monotonic_ns()}"
+    limits = (f"--property=RuntimeMaxSec={seconds:g}", "--property=KillMode=mixed", "--property=TimeoutStopSec=5")
+    settings = tuple(f"--setenv={key}={value}" for key, value in command.environment.items())
+    words = (systemd_run, "--quiet", "--collect", "--no-block", f"--unit={name}", *limits, *settings, "--")
+    try:
+        done = programs.run((*words, *command.words), _START_SECONDS)
+    except programs.ProgramError as error:
+        log(WARNING, f"{command.title} not started: {error}")
+        return
+    if done.status:
+        log(WARNING, f"{command.title} not started: {done.output}")
+
+
+def _supervised(commands: tuple[Command, ...], seconds: float) -> None:
+    """Without systemd as process 1: a process of ours waits for them, and process 1 for that one."""
+    between = os.fork()
+    if between:
+        os.waitpid(between, 0)
+        return
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        _be_alone()
+        for command in commands:
+            try:
+                done = programs.run(command.words, seconds, environment=command.environment)
+                if done.status:
+                    log(WARNING, f"{command.title} failed with {done.status}: {done.output[-200:]}")
+            except programs.ProgramError as error:
+                log(WARNING, f"{command.title}: {error}")
+    finally:
+        os._exit(0)
+
+
+def _be_alone() -> None:
+    """Let go of what is the agent's: its signals, its lock and its sockets."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGIO):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))

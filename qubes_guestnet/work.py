@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One pass over the provider's half: what it knows, what it has done so far, and what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .core.attachment import VifReport
+from .core.provided import ProviderReport
+from .core.provider import ProviderSettings
+from .core.record import Provided
+from .core.values import IPV4, IPV6, IPAddress
+from .errors import GuestnetError
+from .system.owned import Ledger
+
+
+class Work:
+    """One pass of a provider.
+
+    Args:
+        settings: validated.
+        active: this qube gives network to others; False also where that is not known.
+        ipv6: IPv6 as well.
+        ledger: the owned record.
+        dry_run: only say what is to do.
+    """
+
+    def __init__(self, settings: ProviderSettings, active: bool, ipv6: bool, ledger: Ledger, dry_run: bool) -> None:
+        self.settings, self.active, self.ipv6, self.dry_run = settings, active, ipv6, dry_run
+        self._ledger = ledger
+        self.ruled = False
+        self.servers: tuple[IPAddress, ...] = ()
+        self.servers_reason = ""
+        self.vifs: list[VifReport] = []
+        self.todo: list[str] = []
+        self.done: list[str] = []
+        self.errors: list[GuestnetError] = []
+
+    @property
+    def families(self) -> frozenset[int]:
+        """Families that this qube is to forward."""
+        wanted = ((IPV4, self.active), (IPV6, self.ipv6))
+        return frozenset(family for family, on in wanted if on and not self.provided.closed)
+
+    @property
+    def provided(self) -> Provided:
+        """The record of what was made for others."""
+        return self._ledger.record.provided
+
+    def save(self, provided: Provided) -> None:
+        """Put it on disk, but for a dry run."""
+        if not self.dry_run:
+            self._ledger.save(self._ledger.record._replace(provided=provided))
+
+    def attempt(self, step: Callable[[], object]) -> None:
+        """One step, whose failure does not stop the next."""
+        try:
+            step()
+        except GuestnetError as error:
+            self.errors.append(error)
+
+    def do(self, words: str, action: Callable[[], object]) -> None:
+        """Do it, or in a dry run say that it is to do."""
+        if self.dry_run:
+            self.todo.append(words)
+            return
+        action()
+        self.done.append(words)
+
+    def raise_first(self) -> None:
+        """Raise the first error there was."""
+        for error in self.errors:
+            raise error
+
+    def report(self, forwarding: frozenset[int]) -> ProviderReport:
+        """What came of it."""
+        return ProviderReport(
+            self.settings, self.active, self.ipv6, forwarding, self.servers, self.servers_reason,
+            tuple(self.vifs), tuple(self.todo), tuple(self.done), (*self.settings.errors, *self.errors),
+        )  # fmt: skip
