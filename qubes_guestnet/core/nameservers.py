@@ -85,9 +85,11 @@ def upstream(
         if found or (rank.final and any(rank.version in (0, server.version) for server in chosen)):
             return found, f"systemd-resolved: {rank.reason}"
     found = _usable(named)
-    # Addresses that nobody else can ask mean a resolver of this qube's own, and its provider's is another.
-    if found or (links is None and named):
+    if any(server not in own for server in found):
         return found, "/etc/resolv.conf"
+    if links is None and named and not found:
+        # Addresses that nobody else can ask mean a resolver of this qube's own, and its provider's is another.
+        return (), "/etc/resolv.conf: a resolver of this qube alone"
     return _usable(own), "this qube's own provider" if own else "none known"
 
 

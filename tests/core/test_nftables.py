@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The text of the rules: what is in it whatever goes in. Whether the kernel takes it is for tests/netns."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qubes_guestnet.core import nftables
+from qubes_guestnet.core.values import IPAddress
+
+V = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
+S = ipaddress.IPv4Address("9.9.9.9")
+OWN, OWN6 = ipaddress.ip_address("10.137.0.5"), ipaddress.ip_address("fd09::5")
+addresses4 = st.integers(0, 0xFFFFFFFF).map(ipaddress.IPv4Address)
+addresses = st.lists(st.ip_addresses(), max_size=5)
+
+
+def commands(text: str) -> Iterator[str]:
+    """The lines that are no block."""
+    return (line for line in text.splitlines() if line.startswith(("add ", "delete ", "flush ")))
+
+
+@pytest.mark.parametrize("ipv6", [True, False])
+def test_no_text_takes_away_what_others_put_there(ipv6: bool) -> None:
+    text = nftables.base(ipv6=ipv6)
+    assert not [line for line in commands(text) if line.startswith("delete")]
+    flushed = {tuple(line.split()[2:]) for line in commands(text) if line.startswith("flush")}
+    assert flushed == {(family, "qubes", chain) for family, chain in nftables.CHAINS}
+    assert not [chain for _, _, chain in flushed if chain.startswith("custom-")]
+    assert not flushed & {(family, "qubes", chain) for family, chain in nftables.DNS_CHAINS}
+    assert "flush set" not in text
+    assert "flush table" not in text
+
+
+@pytest.mark.parametrize("ipv6", [True, False])
+def test_each_text_ends_its_last_line_so_that_they_can_be_joined(ipv6: bool) -> None:
+    texts = [
+        nftables.base(ipv6=ipv6),
+        nftables.attach("vif4.0", [OWN, OWN6]),
+        nftables.detach("vif4.0", [OWN, OWN6], []),
+        nftables.downstream([OWN], [OWN6]),
+        nftables.dnat([(V[0], S)], V, [S]),
+        nftables.unload(),
+    ]
+    assert all(text.endswith("\n") and not text.startswith("\n") for text in texts)
+
+
+def test_a_vif_in_the_sets() -> None:
+    assert nftables.attach("vif4.0", iter([OWN, OWN6, OWN])).splitlines() == [
+        'add element ip qubes allowed { "vif4.0" . 10.137.0.5 }',
+        'add element ip6 qubes allowed { "vif4.0" . fd09::5 }',
+        "add element ip qubes downstream { 10.137.0.5 }",
+        "add element ip6 qubes downstream { fd09::5 }",
+    ]
+    assert nftables.attach("vif4.0", []) == ""
+
+
+def test_a_vif_out_of_the_sets() -> None:
+    assert nftables.detach("vif4.0", iter([OWN, OWN6]), iter([OWN])).splitlines() == [
+        'add element ip qubes allowed { "vif4.0" . 10.137.0.5 }',
+        'add element ip6 qubes allowed { "vif4.0" . fd09::5 }',
+        'delete element ip qubes allowed { "vif4.0" . 10.137.0.5 }',
+        'delete element ip6 qubes allowed { "vif4.0" . fd09::5 }',
+        "add element ip6 qubes downstream { fd09::5 }",
+        "delete element ip6 qubes downstream { fd09::5 }",
+    ]
+
+
+@pytest.mark.parametrize("name", ["", "eth0", "vif4.*", 'vif4.0" . 10.0.0.1, "vif5.0', "vif4.0 }\nflush ruleset"])
+def test_no_name_carries_a_command(name: str) -> None:
+    with pytest.raises(ValueError, match="not the name of a vif"):
+        nftables.attach(name, [OWN])
+    with pytest.raises(ValueError, match="not the name of a vif"):
+        nftables.detach(name, [OWN], [])
+
+
+@given(addresses, addresses, addresses)
+def test_only_elements_and_only_of_their_own_family(
+    add: list[IPAddress], remove: list[IPAddress], keep: list[IPAddress]
+) -> None:
+    text = nftables.attach("vif4.0", add) + nftables.detach("vif4.0", remove, keep) + nftables.downstream(add, remove)
+    for line in text.splitlines():
+        head, members = line.rstrip(" }").split(" { ")
+        verb, kind, family, table, name = head.split()
+        assert (verb in ("add", "delete"), kind, table) == (True, "element", "qubes")
+        for member in members.split(", "):
+            vif, dot, address = member.rpartition(" . ")
+            assert (vif, dot) == (('"vif4.0"', " . ") if name == "allowed" else ("", ""))
+            assert ipaddress.ip_address(address).version == {"ip": 4, "ip6": 6}[family]
+
+
+@pytest.mark.behaviour("B43")
+@pytest.mark.parametrize(
+    ("pairs", "virtual", "servers", "rules"),
+    [
+        ((), (), (), []),
+        (
+            ((V[0], S), (V[1], S)),
+            V,
+            (S,),
+            [
+                "dnat-dns ip daddr 10.139.1.1 udp dport 53 dnat to 9.9.9.9",
+                "dnat-dns ip daddr 10.139.1.1 tcp dport 53 dnat to 9.9.9.9",
+                "dnat-dns ip daddr 10.139.1.2 udp dport 53 dnat to 9.9.9.9",
+                "dnat-dns ip daddr 10.139.1.2 tcp dport 53 dnat to 9.9.9.9",
+                "dns-reject ip daddr { 10.139.1.1, 10.139.1.2 } meta l4proto tcp counter reject with tcp reset",
+                "dns-reject ip daddr { 10.139.1.1, 10.139.1.2 } counter reject with icmp port-unreachable",
+            ],
+        ),
+        (
+            (),
+            V[:1],
+            (),
+            [
+                "dns-reject ip daddr { 10.139.1.1 } meta l4proto tcp counter reject with tcp reset",
+                "dns-reject ip daddr { 10.139.1.1 } counter reject with icmp port-unreachable",
+            ],
+        ),
+        (
+            ((V[0], V[0]),),
+            V[:1],
+            V,
+            [
+                "dnat-dns ip daddr 10.139.1.1 udp dport 53 dnat to 10.139.1.1",
+                "dnat-dns ip daddr 10.139.1.1 tcp dport 53 dnat to 10.139.1.1",
+                "dns-reject ip daddr { 10.139.1.1 } meta l4proto { tcp, udp } th dport 53 return",
+                "dns-reject ip daddr { 10.139.1.1 } meta l4proto tcp counter reject with tcp reset",
+                "dns-reject ip daddr { 10.139.1.1 } counter reject with icmp port-unreachable",
+            ],
+        ),
+    ],
+)
+def test_dns(
+    pairs: tuple[tuple[ipaddress.IPv4Address, ipaddress.IPv4Address], ...],
+    virtual: tuple[ipaddress.IPv4Address, ...],
+    servers: tuple[ipaddress.IPv4Address, ...],
+    rules: list[str],
+) -> None:
+    first, second, *rest = nftables.dnat(iter(pairs), iter(virtual), iter(servers)).splitlines()
+    assert [first, second] == ["flush chain ip qubes dnat-dns", "flush chain ip qubes dns-reject"]
+    assert rest == [f"add rule ip qubes {rule}" for rule in rules]
+
+
+@pytest.mark.behaviour("B43")
+@given(st.lists(addresses4, min_size=1, unique=True), st.lists(addresses4))
+def test_every_virtual_address_has_both_protocols_and_a_refusal(
+    virtual: list[ipaddress.IPv4Address], servers: list[ipaddress.IPv4Address]
+) -> None:
+    pairs = [(address, server) for address, server in zip(virtual, servers, strict=False)]
+    lines = nftables.dnat(pairs, virtual, servers).splitlines()
+    for address, server in pairs:
+        for protocol in ("udp", "tcp"):
+            assert (
+                lines.count(f"add rule ip qubes dnat-dns ip daddr {address} {protocol} dport 53 dnat to {server}") == 1
+            )
+    assert sum("dnat to" in line for line in lines) == 2 * len(pairs)
+    refusals = [line for line in lines if " reject with " in line]
+    assert len(refusals) == 2
+    assert all(str(address) in line for address in virtual for line in refusals)
