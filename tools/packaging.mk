@@ -26,7 +26,7 @@ install: install-python install-files ## into $DESTDIR; PREFIX, PYTHON_SITE and 
 
 install-python:
 	install -d "$(DESTDIR)$(PYTHON_SITE)"
-	find qubes_guestnet \( -name '*.py' -o -name py.typed \) -exec sh -c 'for file; do \
+	find qubes_guestnet \( -name '*.py' -o -name py.typed -o -name '*.toml' \) -exec sh -c 'for file; do \
 		install -D -m 0644 "$$file" "$(DESTDIR)$(PYTHON_SITE)/$$file" || exit; done' sh {} +
 	$(SYSTEM_PYTHON) -m compileall -q -s "$(DESTDIR)" "$(DESTDIR)$(PYTHON_SITE)/qubes_guestnet"
 

@@ -10,6 +10,7 @@ feature writes nothing at all until something else makes dom0 write.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 
 from ..errors import StoreError
@@ -231,7 +232,8 @@ class Dom0:
             networking.online(vm.plugged)
             self.connect(vm, interface)
         except LabError:
-            self.detach(vm)
+            with contextlib.suppress(LabError):  # the first one says why
+                self.detach(vm)
             raise
         if late:
             self._tell_of_mapping(vm)

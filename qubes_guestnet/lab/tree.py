@@ -246,6 +246,10 @@ def _offer(source: str, name: str, table: dict[str, Any], behind: str | None) ->
 
 
 def _ordered(source: str, specs: Mapping[str, QubeSpec]) -> Iterable[QubeSpec]:
+    for spec in specs.values():
+        if spec.netvm is not None and (spec.netvm not in specs or not specs[spec.netvm].provides_network):
+            where = f"{source}: [qube.{spec.name}]: netvm = {spec.netvm!r}"
+            raise UsageError(f"{where}: no such qube that provides network")
     placed: dict[str, QubeSpec] = {}
     left = dict(specs)
     while left:
@@ -253,11 +257,6 @@ def _ordered(source: str, specs: Mapping[str, QubeSpec]) -> Iterable[QubeSpec]:
         if not ready:
             spec = next(iter(left.values()))
             raise UsageError(f"{source}: [qube.{spec.name}]: netvm = {spec.netvm!r}: it provides for itself in the end")
-        for spec in left.values():
-            if spec.netvm is not None and (spec.netvm not in specs or not specs[spec.netvm].provides_network):
-                raise UsageError(
-                    f"{source}: [qube.{spec.name}]: netvm = {spec.netvm!r}: no such qube that provides network"
-                )
         for spec in ready:
             placed[spec.name] = left.pop(spec.name)
     return placed.values()

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Trees: what may stand in a file, what dom0 makes of it, and that the trees that come along grow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qubes_guestnet.errors import UsageError
+from qubes_guestnet.lab import probes, tree, world
+from qubes_guestnet.lab.dom0 import Dom0
+from qubes_guestnet.lab.stage import unreached
+from qubes_guestnet.lab.world import Offer
+from tests.support.eventually import eventually
+from tests.support.needs import needs
+
+NET = "[qube.net]\nprovides_network = true\n"
+
+
+def test_every_key_arrives() -> None:
+    text = f"""{NET}ipv6 = "1"
+[qube.fake]
+netvm = "net"
+fake_ip = "192.168.1.128"
+fake_gateway = "192.168.1.1"
+fake_netmask = "255.255.255.0"
+ip = "10.9.9.9"
+ip6 = "2000:aaaa:bbbb::1"
+flags = ["network-manager"]
+[qube.disp]
+disposable = true
+ipv6 = ""
+[world.net]
+ipv6 = true
+network = "172.16.0.0/16"
+router = "172.16.0.1"
+address = "172.16.9.9"
+dns = ["172.16.0.1", "9.9.9.9"]
+"""
+    qubes = {spec.name: spec for spec in tree.parse(text, "some/where.toml").qubes}
+    assert qubes["net"].offer == Offer(
+        True, True, "172.16.0.0/16", "172.16.0.1", "172.16.9.9", ("172.16.0.1", "9.9.9.9")
+    )
+    dom0 = Dom0()
+    vms = tree.plant(tree.parse(text, "where"), dom0)
+    assert vms == dom0.vms
+    assert vms["fake"].entries() == {
+        "/qubes-mac": "00:16:3e:5e:6c:02",
+        "/qubes-ip": "192.168.1.128",
+        "/qubes-netmask": "255.255.255.0",
+        "/qubes-gateway": "192.168.1.1",
+        "/qubes-primary-dns": "10.139.1.1",
+        "/qubes-secondary-dns": "10.139.1.2",
+        "/qubes-ip6": "2000:aaaa:bbbb::1",
+        "/qubes-gateway6": "fd09:24ef:4179::a89:1",
+    }
+    assert vms["fake"].flags == {"network-manager"}
+    assert vms["disp"].address == "10.138.0.1"
+    assert vms["disp"].entries() == {}
+
+
+def test_providers_come_before_those_behind_them() -> None:
+    text = '[qube.a]\nnetvm = "b"\n[qube.b]\nnetvm = "net"\nprovides_network = true\n' + NET
+    found = tree.parse(text, "x")
+    assert [spec.name for spec in found.qubes] == ["net", "b", "a"]
+    assert [spec.offer for spec in found.qubes] == [Offer(), None, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[qube.a", "x.toml: Expected ']'"),
+        ("", "x.toml: there is no"),
+        ("qube = 3", "x.toml: qube is no table"),
+        ("[qube]\na = 3", "x.toml: [qube] a is no table"),
+        ("[qubes.a]", "x.toml: the file: qubes is not known; known are qube, world"),
+        ('[qube."a b"]', "x.toml: [qube.a b]: not the name"),
+        ('[qube."-a"]', "x.toml: [qube.-a]: not the name"),
+        ("[qube.a]\nnetwm = 3", "x.toml: [qube.a]: netwm is not known; known are disposable, "),
+        ("[qube.a]\ndisposable = 1", "x.toml: [qube.a]: disposable = 1 is not valid, expected true or false"),
+        ("[qube.a]\nipv6 = true", "x.toml: [qube.a]: ipv6 = True is not valid, expected \"1\" or \"\""),
+        ('[qube.a]\nip = "10.0.0"', "x.toml: [qube.a]: ip = '10.0.0' is not valid, expected "),
+        ("[qube.a]\nip = 10", "x.toml: [qube.a]: ip = 10 is not valid, expected an IPv4 address in quotes"),
+        ('[qube.a]\nip6 = "10.0.0.1"', "x.toml: [qube.a]: ip6 = '10.0.0.1' is not valid"),
+        ('[qube.a]\nflags = "x"', "x.toml: [qube.a]: flags = 'x' is not valid, expected a list of names"),
+        ('[qube.a]\nflags = ["../x"]', "x.toml: [qube.a]: flags = ['../x'] is not valid"),
+        ('[qube.a]\nnetvm = "b"', "x.toml: [qube.a]: netvm = 'b': no such qube that provides network"),
+        ('[qube.a]\nnetvm = "b"\n[qube.b]', "x.toml: [qube.a]: netvm = 'b': no such qube that provides network"),
+        ('[qube.a]\nnetvm = "a"\nprovides_network = true', "x.toml: [qube.a]: netvm = 'a': it provides for itself"),
+        ("[qube.a]\n[world.a]", "x.toml: [world.a]: there is no [qube.a] that provides network"),
+        (NET + "[world.net]\nipv4 = false", "x.toml: [world.net]: ipv4 = false is for a tunnel"),
+        (NET + "[world.net]\ndns = []", "x.toml: [world.net]: dns = [] is not valid, expected a list of IPv4"),
+        (NET + '[world.net]\nrouter = "10.0.0.1"', "x.toml: [world.net]: router 10.0.0.1 is not in 192.168.0.0/24"),
+        (NET + '[world.net]\nrouter = "192.168.0.2"', "x.toml: [world.net]: router and address are the same"),
+        (
+            NET + '[world.net]\nnetwork = "192.168.0.0/16"',
+            "x.toml: [world.net]: network 192.168.0.0/16 has the world's host 192.168.123.45 in it",
+        ),
+        (
+            NET + '[qube.b]\nnetvm = "net"\nprovides_network = true\n[world.b]',
+            "x.toml: [world.b]: b has IPv4 from net; give it a tunnel: ipv4 = false, ipv6 = true",
+        ),
+    ],
+)
+def test_what_is_not_valid_is_told_by_file_table_and_key(text: str, told: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        tree.parse(text, "x.toml")
+    assert str(caught.value).startswith(told)
+
+
+def test_a_tree_is_found_by_name_or_path(tmp_path: Path) -> None:
+    assert tree.names() == ("default", "ipv6-feature", "ipv6-tunnel")
+    assert tree.load().name == "default"
+    (tmp_path / "mine.toml").write_text(NET)
+    assert tree.load(str(tmp_path / "mine.toml")).name == "mine"
+    with pytest.raises(UsageError, match="ipv6-feature"):
+        tree.load("nothing-of-the-kind")
+    with pytest.raises(UsageError, match=f"{tmp_path}: Is a directory"):
+        tree.load(str(tmp_path))
+
+
+def test_the_figures_of_the_reference_document() -> None:
+    feature = tree.plant(tree.load("ipv6-feature"), Dom0())
+    assert {name for name, vm in feature.items() if not vm.has_ipv6} == {"ipv4-only"}
+    assert feature["work"].entries()["/qubes-gateway6"] == feature["sys-firewall"].address6
+    tunnel = tree.plant(tree.load("ipv6-tunnel"), Dom0())
+    assert {name for name, vm in tunnel.items() if vm.has_ipv6} == {"ipv6-tunnel", "work", "research"}
+    assert "/qubes-gateway6" not in tunnel["ipv6-tunnel"].entries()
+    assert "/qubes-ip6" in tunnel["ipv6-tunnel"].entries()
+
+
+@pytest.mark.parametrize("name", tree.names())
+def test_a_tree_grows_and_everybody_reaches_what_it_should(name: str) -> None:
+    needs("ip", "nft", "nsenter", "dnsmasq")
+    dom0 = Dom0()
+    vms = tree.plant(tree.load(name), dom0)
+    dom0.start_all()
+    for vm in vms.values():
+        if vm.netvm is not None:
+            assert eventually(lambda vm=vm: not unreached(vm), what=f"{vm} reaches"), unreached(vm)
+        reached = probes.ping(vm.running, world.HOST6, 0.3) is not None
+        assert reached is vm.reaches6, f"{vm} over IPv6"
