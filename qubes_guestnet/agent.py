@@ -184,7 +184,8 @@ class Agent:
         if self._rewriting and not (report.resolver is not None and report.resolver.written):
             self._budget.failed()
         self._rewriting = False
-        fought = bool(report.applied) and not self._keys_written
+        undone = report.applied or (report.provided is not None and report.provided.done)
+        fought = bool(undone) and not self._keys_written
         self._keys_written = False
         self._pace = self._pace.done(time.monotonic(), fought)
         self._journal.told(report)

@@ -46,14 +46,14 @@ class Attachments:
         """Set up one vif, or make one right that is set up. Raises GuestnetError; see Provider.online."""
         known = self._vifs.load(vif.name.text)
         vif = vif._replace(gateways=known.gateways if known is not None else frozenset())
-        report = self._look(vif, work.settings)
+        report = self._look(vif, work)
         if report.link is None:
             raise GuestnetError(f"{vif.name.text} is not there", "did the qube behind it just end?")
         if known != vif or not report.link.up:
             # Another qube may have had the address before, and must leave no open door behind (behaviour B53).
             work.done.append(f"conntrack: {conntrack.purge(vif.addresses)} entries purged")
         self._set_up(report._replace(elements=self._elements(vif, work.settings)), work)
-        left = self._look(self._vifs.load(vif.name.text) or vif, work.settings)
+        left = self._look(self._vifs.load(vif.name.text) or vif, work)
         if left.todo:
             raise GuestnetError(f"the kernel does not keep: {left.todo[0]}", "does something undo it?")
 
@@ -92,15 +92,15 @@ class Attachments:
         except Vanished:
             return  # it goes while we work, and takes everything with it
 
-    def _look(self, vif: Vif, settings: ProviderSettings) -> VifReport:
+    def _look(self, vif: Vif, work: Work) -> VifReport:
         """A vif as it is, its set elements left aside."""
         name = vif.name.text
         link = self._kernel.link_named(name)
         if link is None:
             return VifReport(vif, None)
-        desired = provider.desired(vif, settings)
-        ops = attachment.up(link, desired, self._kernel.observe(link, vif.addresses), vif, settings.held)
-        wanted = attachment.tunables(name, ipv6=attachment.has_ipv6(vif, settings))
+        desired = provider.desired(vif, work.settings)._replace(mtu=work.mtu)
+        ops = attachment.up(link, desired, self._kernel.observe(link, vif.addresses), vif, work.settings.held)
+        wanted = attachment.tunables(name, ipv6=attachment.has_ipv6(vif, work.settings))
         return VifReport(vif, link, ops, (), tuple(tunable for tunable in wanted if _differs(tunable)))
 
     @staticmethod
@@ -115,12 +115,12 @@ class Attachments:
         gateways = attachment.added(early)
         # The record is ahead of the kernel, as the uplink's is.
         self._vifs.save(vif._replace(gateways=vif.gateways | gateways))
+        for tunable in report.tunables:
+            tunables.write(tunable.path, tunable.value)
         for op in early:
             self._kernel.apply(op)
         if report.elements:
             self._transaction("".join(f"{element}\n" for element in report.elements))
-        for tunable in report.tunables:
-            tunables.write(tunable.path, tunable.value)
         for op in late:
             self._kernel.apply(op)
         work.done += report.todo
@@ -145,7 +145,7 @@ class Attachments:
                 self._transaction(text)
 
     def _sweep_one(self, work: Work, vif: Vif, present: frozenset[str]) -> None:
-        report = self._look(vif, work.settings)
+        report = self._look(vif, work)
         if report.link is None:
             if work.dry_run:
                 work.todo.append(f"{vif.name.text}: out of service, its device is gone")

@@ -17,7 +17,7 @@ from functools import partial
 from ipaddress import IPv4Address
 
 from .attaching import Attachments
-from .core import nameservers, nftables, provider
+from .core import mtu, nameservers, nftables, provider
 from .core.attachment import Tunable
 from .core.provided import ProviderReport
 from .core.provider import ProviderSettings
@@ -67,6 +67,7 @@ class Provider:
         settings = provider.parse_provider(untrusted_entries)
         active = settings.active and services.provides(self._paths.flags)
         work = Work(settings, active, self._wants_ipv6(settings, active, ledger), ledger, dry_run)
+        work.mtu = mtu.common(untrusted_entries)
         work.attempt(partial(self._forwarding_off, work))
         work.attempt(partial(self._rules, work))
         if not work.ruled and not dry_run and work.provided.forwarding and self._seen(nftables.CHAINS) == MISSING:
@@ -257,7 +258,7 @@ class Provider:
     def _sweep(self, work: Work) -> None:
         """All vifs and the addresses behind this qube, unless they were last made for just this."""
         settings = work.settings
-        reason = (settings.connected, settings.gateway, settings.gateway6, work.ipv6)
+        reason = (settings.connected, settings.gateway, settings.gateway6, work.ipv6, work.mtu)
         if self._swept == reason and not work.dry_run:
             return
         self._attachments.sweep(work)

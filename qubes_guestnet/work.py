@@ -23,11 +23,16 @@ class Work:
         ipv6: IPv6 as well.
         ledger: the owned record.
         dry_run: only say what is to do.
+
+    Attributes:
+        mtu: of the vifs, in bytes; 0 for leaving it as it is.
+        ruled: the base rules are in.
     """
 
     def __init__(self, settings: ProviderSettings, active: bool, ipv6: bool, ledger: Ledger, dry_run: bool) -> None:
         self.settings, self.active, self.ipv6, self.dry_run = settings, active, ipv6, dry_run
         self._ledger = ledger
+        self.mtu = 0
         self.ruled = False
         self.servers: tuple[IPAddress, ...] = ()
         self.servers_reason = ""

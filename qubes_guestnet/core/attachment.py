@@ -3,6 +3,7 @@
 
 The order is what keeps a packet from passing unfiltered (behaviour B50): conntrack entries of a former holder of the
 address go first, then neighbour and anti-spoofing element are made, and only then does the link go up and get routes.
+The interface's tunables come before all of these: with IPv6 switched off on it, it takes no IPv6 address.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class VifReport(NamedTuple):
     def todo(self) -> tuple[str, ...]:
         """What is still to do, one line each, in the order to do it."""
         early, late = split(self.ops)
-        return (*map(str, early), *self.elements, *map(str, self.tunables), *map(str, late))
+        return (*map(str, self.tunables), *map(str, early), *self.elements, *map(str, late))
 
 
 def tunables(name: str, *, ipv6: bool) -> tuple[Tunable, ...]:

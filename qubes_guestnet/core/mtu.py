@@ -43,6 +43,11 @@ def parse(untrusted_entries: Mapping[str, bytes], macs: Iterable[str]) -> tuple[
     return found, errors
 
 
+def common(untrusted_entries: Mapping[str, bytes]) -> int:
+    """The MTU of all interfaces, those of the qubes behind this one too; 0 for none, or one that is not valid."""
+    return _value(untrusted_entries, MTU_KEY, []) or 0  # `parse` tells of the error
+
+
 def _value(untrusted_entries: Mapping[str, bytes], path: str, errors: list[SettingsError]) -> int | None:
     untrusted_value = untrusted_entries.get(path, b"")
     if not untrusted_value:
