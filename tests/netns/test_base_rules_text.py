@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The texts of core/nftables in a real kernel: what they make, and above all what they leave alone."""
+
+from __future__ import annotations
+
+import ipaddress
+import subprocess
+from typing import Any
+
+import pytest
+
+from qubes_guestnet.core import nftables
+from tests.support.oracle import Oracle
+
+ORACLE = Oracle()
+OWN, OTHER = ipaddress.ip_address("10.137.0.5"), ipaddress.ip_address("10.137.0.6")
+OWN6 = ipaddress.ip_address("fd09:24ef:4179::a89:5")
+V = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
+SERVERS = (ipaddress.IPv4Address("192.168.1.1"), ipaddress.IPv4Address("192.168.1.2"))
+FAMILIES = ("ip", "ip6")
+
+# type, hook, priority and policy, as the design names them. None: a chain without a hook.
+CHAINS = {
+    "prerouting": ("filter", "prerouting", -300, "accept"),
+    "egress": ("filter", "postrouting", 300, "accept"),
+    "postrouting": ("nat", "postrouting", 100, "accept"),
+    "input": ("filter", "input", 0, "drop"),
+    "forward": ("filter", "forward", 0, "accept"),
+    "dnat-dns": ("nat", "prerouting", -100, "accept"),
+    "antispoof": None,
+    "dns-reject": None,
+    "custom-input": None,
+    "custom-forward": None,
+}
+USERS = """
+add rule ip qubes custom-input tcp dport 22 accept
+add rule ip6 qubes custom-input tcp dport 22 accept
+add rule ip qubes custom-forward ip daddr 10.137.0.6 accept
+add rule ip6 qubes custom-forward ip6 daddr fd09:24ef:4179::a89:6 accept
+add chain ip qubes mine
+add rule ip qubes mine counter
+add table inet theirs
+add chain inet theirs forward { type filter hook forward priority 10; policy accept; }
+add rule inet theirs forward tcp dport 25 drop
+"""
+
+
+def load(text: str) -> None:
+    """One transaction."""
+    done = subprocess.run(["nft", "-f", "-"], input=text, text=True, capture_output=True, timeout=20)
+    assert done.returncode == 0, f"{done.stderr}\n{text}"
+
+
+def listing(*what: str) -> str:
+    """What nft says, without the counters."""
+    return ORACLE.run("nft", "-s", "list", *what).stdout
+
+
+def objects(kind: str) -> list[dict[str, Any]]:
+    return [entry[kind] for entry in ORACLE.ruleset() if kind in entry]
+
+
+def chains() -> dict[tuple[str, str], tuple[str, str, int, str] | None]:
+    return {
+        (chain["family"], chain["name"]): (chain["type"], chain["hook"], chain["prio"], chain["policy"])
+        if "hook" in chain
+        else None
+        for chain in objects("chain")
+        if chain["table"] == "qubes"
+    }
+
+
+def rules(family: str, chain: str) -> list[str]:
+    """The rules of a chain as nft words them, without the counters."""
+    lines = listing("chain", family, "qubes", chain).splitlines()
+    return [line.strip() for line in lines[2:-2] if not line.strip().startswith("type ")]
+
+
+def elements(family: str, name: str) -> set[str]:
+    """The elements of a set, those with two parts as "vif4.0 10.137.0.5"."""
+    (found,) = (one for one in objects("set") if (one["family"], one["table"], one["name"]) == (family, "qubes", name))
+    parts = [one["concat"] if isinstance(one, dict) else [one] for one in found.get("elem", [])]
+    return {" ".join(part) for part in parts}
+
+
+@pytest.mark.parametrize("ipv6", [True, False])
+def test_the_chains_and_their_policies(ipv6: bool) -> None:
+    load(nftables.base(ipv6=ipv6))
+    found = chains()
+    expected: dict[tuple[str, str], Any] = {
+        (family, name): chain for family in FAMILIES for name, chain in CHAINS.items()
+    }
+    if not ipv6:
+        expected["ip6", "forward"] = ("filter", "forward", 0, "drop")
+    assert found == expected
+    assert {*nftables.CHAINS, *nftables.DNS_CHAINS} <= set(found)
+    assert {(own["family"], own["name"], str(own["type"])) for own in objects("set")} == {
+        ("ip", "allowed", "['ifname', 'ipv4_addr']"),
+        ("ip6", "allowed", "['ifname', 'ipv6_addr']"),
+        ("ip", "downstream", "ipv4_addr"),
+        ("ip6", "downstream", "ipv6_addr"),
+    }
+
+
+@pytest.mark.behaviour("B94")
+def test_both_families_have_the_same_rules() -> None:
+    load(nftables.base(ipv6=True))
+    for name in CHAINS:
+        translated = [
+            line.replace("icmpv6", "icmp").replace("ip6 ", "ip ")
+            for line in rules("ip6", name)
+            if "nd-neighbor" not in line and "dport 546" not in line
+        ]
+        assert translated == rules("ip", name)
+    assert "jump custom-forward" in rules("ip6", "forward")
+    assert "jump custom-input" in rules("ip6", "input")
+
+
+@pytest.mark.behaviour("B86")
+def test_invalid_packets_end_before_anything_is_accepted() -> None:
+    load(nftables.base(ipv6=True))
+    for family in FAMILIES:
+        assert rules(family, "forward")[0] == "ct state invalid counter drop"
+        assert rules(family, "input")[:2] == ['iif "lo" accept', "ct state invalid counter drop"]
+    load(nftables.base(ipv6=False))
+    assert rules("ip", "forward")[0] == "ct state invalid counter drop"
+    accepting = [rule for rule in rules("ip6", "input") if "accept" in rule and '"lo"' not in rule]
+    first = rules("ip6", "input").index("ct state invalid counter drop")
+    assert all(rules("ip6", "input").index(rule) > first for rule in accepting)
+
+
+@pytest.mark.behaviour("B93")
+@pytest.mark.parametrize("ipv6", [True, False])
+def test_a_dhcpv6_server_may_answer(ipv6: bool) -> None:
+    load(nftables.base(ipv6=ipv6))
+    wanted = "ip6 saddr fe80::/64 ip6 daddr fe80::/64 udp dport 546 accept"
+    assert [rule for rule in rules("ip6", "input") if wanted in rule] == [f"iifgroup != 2 {wanted}"]
+
+
+@pytest.mark.behaviour("B92")
+def test_where_ipv6_is_off_nothing_passes_and_users_rules_still_load() -> None:
+    load(nftables.base(ipv6=False))
+    load(USERS)
+    assert chains()["ip6", "forward"] == ("filter", "forward", 0, "drop")
+    assert rules("ip6", "forward") == ["counter"]
+    assert rules("ip6", "prerouting")[:2] == ['iif "lo" accept', "iifgroup 2 counter drop"]
+    assert rules("ip6", "input")[:2] == ['iif "lo" accept', "iifgroup 2 counter drop"]
+    assert "jump" not in listing("chain", "ip6", "qubes", "input") + listing("chain", "ip6", "qubes", "forward")
+    assert rules("ip6", "custom-forward") == ["ip6 daddr fd09:24ef:4179::a89:6 accept"]
+    assert "jump custom-forward" in rules("ip", "forward")
+
+
+@pytest.mark.behaviour("B90")
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+def test_a_second_load_changes_nothing_that_others_made(before: bool, after: bool) -> None:
+    load(nftables.base(ipv6=after))
+    fresh = {chain: rules(*chain) for chain in nftables.CHAINS}
+    load(nftables.unload())
+    load(nftables.base(ipv6=before))
+    load(nftables.attach("vif4.0", [OWN, OWN6]))
+    load(nftables.downstream([OTHER], []))
+    load(nftables.dnat(zip(V, SERVERS, strict=True), V, SERVERS))
+    load(USERS)
+    theirs = [("ip", "custom-input"), ("ip6", "custom-input"), ("ip", "custom-forward"), ("ip6", "custom-forward")]
+    kept = {chain: rules(*chain) for chain in (*theirs, ("ip", "mine"), *nftables.DNS_CHAINS)}
+    assert all(kept.values())
+    for _ in range(2):
+        load(nftables.base(ipv6=after))
+        assert {chain: rules(*chain) for chain in kept} == kept
+        assert {chain: rules(*chain) for chain in nftables.CHAINS} == fresh
+        assert chains()["ip6", "forward"] == ("filter", "forward", 0, "accept" if after else "drop")
+        assert "tcp dport 25 drop" in listing("table", "inet", "theirs")
+        assert [elements(family, "allowed") for family in FAMILIES] == [{f"vif4.0 {OWN}"}, {f"vif4.0 {OWN6}"}]
+        assert [elements(family, "downstream") for family in FAMILIES] == [{str(OWN), str(OTHER)}, {str(OWN6)}]
+
+
+@pytest.mark.behaviour("B58")
+def test_vifs_come_and_go() -> None:
+    load(nftables.base(ipv6=True))
+    load(nftables.detach("vif4.0", [OWN, OWN6], []))
+    # An HVM without drivers of its own has two, with the same address.
+    load(nftables.attach("vif4.0", [OWN, OWN6]) + nftables.attach("vif4.1", [OWN]))
+    load(nftables.attach("vif4.0", [OWN, OWN6]))
+    assert elements("ip", "allowed") == {f"vif4.0 {OWN}", f"vif4.1 {OWN}"}
+    load(nftables.detach("vif4.0", [OWN, OWN6, OTHER], [OWN]))
+    assert elements("ip", "allowed") == {f"vif4.1 {OWN}"}
+    assert elements("ip", "downstream") == {str(OWN)}
+    assert (elements("ip6", "allowed"), elements("ip6", "downstream")) == (set(), set())
+    load(nftables.downstream([OWN6], [OWN, OTHER]))
+    assert (elements("ip", "downstream"), elements("ip6", "downstream")) == (set(), {str(OWN6)})
+
+
+def test_one_transaction_moves_an_address_from_a_vif_to_another() -> None:
+    load(nftables.base(ipv6=True) + nftables.attach("vif4.0", [OWN]))
+    load(nftables.detach("vif4.0", [OWN], []) + nftables.attach("vif5.0", [OWN]))
+    assert (elements("ip", "allowed"), elements("ip", "downstream")) == ({f"vif5.0 {OWN}"}, {str(OWN)})
+
+
+@pytest.mark.behaviour("B33")
+@pytest.mark.behaviour("B43")
+def test_however_many_load_it_at_once_there_is_one_pair_for_each_address() -> None:
+    load(nftables.base(ipv6=False))
+    texts = [nftables.dnat(zip(V, order, strict=True), V, order) for order in (SERVERS, SERVERS[::-1], SERVERS, V)]
+    started = [subprocess.Popen(["nft", "-f", "-"], stdin=subprocess.PIPE, text=True) for _ in range(3) for _ in texts]
+    for i, process in enumerate(started):
+        assert process.stdin is not None
+        process.stdin.write(texts[i % len(texts)])
+        process.stdin.close()
+    assert [process.wait(20) for process in started] == [0] * len(started)
+    found = [rule.rpartition(" dnat to ")[0] for rule in rules("ip", "dnat-dns")]
+    assert found == [f"ip daddr {address} {protocol} dport 53" for address in V for protocol in ("udp", "tcp")]
+    # The refusal is of the same hand as the redirection.
+    itself = rules("ip", "dnat-dns")[0].endswith(f"dnat to {V[0]}")
+    passing = [rule for rule in rules("ip", "dns-reject") if rule.endswith("return")]
+    assert len(passing) == (1 if itself else 0)
+
+
+@pytest.mark.behaviour("B39")
+def test_what_is_not_redirected_is_refused() -> None:
+    load(nftables.base(ipv6=False))
+    load(nftables.dnat((), V, ()))
+    assert rules("ip", "dnat-dns") == []
+    assert rules("ip", "dns-reject") == [
+        "ip daddr { 10.139.1.1, 10.139.1.2 } meta l4proto tcp counter reject with tcp reset",
+        "ip daddr { 10.139.1.1, 10.139.1.2 } counter reject",
+    ]
+    before = [rule for rule in rules("ip", "forward") if "jump" in rule or "drop" in rule]
+    assert before.index("jump dns-reject") < before.index("oifgroup 2 counter drop")
+    load(nftables.dnat((), (), ()))
+    assert rules("ip", "dns-reject") == []
+
+
+def test_unload_leaves_nothing_of_ours_and_all_of_others() -> None:
+    load(nftables.unload())
+    assert objects("table") == []
+    load(nftables.base(ipv6=True) + nftables.attach("vif4.0", [OWN, OWN6]))
+    load(nftables.dnat(zip(V, V, strict=True), V, V))
+    load(USERS)
+    load(nftables.unload())
+    assert [(table["family"], table["name"]) for table in objects("table")] == [("inet", "theirs")]
+    load(nftables.unload())
