@@ -35,7 +35,7 @@ class Stage:
     """
 
     def __init__(
-        self, ipv6: bool = False, gateway: bool = False, teller: Teller | None = None, plain: bool = True
+        self, ipv6: bool = False, gateway: bool = False, teller: Teller | None = None, plain: bool = False
     ) -> None:
         self.ipv6 = ipv6
         self.gateway = gateway

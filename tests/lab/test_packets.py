@@ -56,7 +56,7 @@ def test_a_prompt_provider_keeps_the_device_route() -> None:
 
 @pytest.mark.parametrize(("proxy_arp", "proxy_delay"), [(False, 0), (True, SLOW)], ids=["no-answer", "late-answer"])
 def test_a_provider_without_prompt_proxy_arp_means_the_gateway_route(proxy_arp: bool, proxy_delay: int) -> None:
-    stage = Stage()
+    stage = Stage(plain=True)
     vm = start(stage, proxy_arp=proxy_arp, proxy_delay=proxy_delay)
     stage.gateway = True
     stage.configured(vm)
@@ -68,7 +68,7 @@ def test_a_provider_without_prompt_proxy_arp_means_the_gateway_route(proxy_arp: 
 
 
 def test_the_fall_back_ends_with_the_interface() -> None:
-    stage = Stage()
+    stage = Stage(plain=True)
     vm = start(stage, proxy_arp=False)
     stage.gateway = True
     stage.configured(vm)
@@ -80,7 +80,7 @@ def test_the_fall_back_ends_with_the_interface() -> None:
 
 @pytest.mark.behaviour("B10")
 def test_behind_a_provider_without_proxy_arp_a_vpns_own_route_works() -> None:
-    stage = Stage(gateway=True)
+    stage = Stage(gateway=True, plain=True)
     vm = start(stage, proxy_arp=False, flags=(GATEWAY_FLAG,))
     stage.configured(vm)  # the gateway's route is `scope link`, the default route `onlink`
     gateway = stage.netvm1.address

@@ -78,8 +78,9 @@ def test_dom0_writes_in_its_order_and_leaves_ipv6_keys_behind() -> None:
     assert vm.vif == "vif3.1"
 
 
-def test_the_providers_table_is_a_host_route_a_vif() -> None:
-    stage = Stage()
+@pytest.mark.parametrize("plain", [False, True], ids=["real", "plain"])
+def test_the_providers_table_is_a_host_route_a_vif(plain: bool) -> None:
+    stage = Stage(plain=plain)
     vm = stage.start("vm1", stage.netvm1, agent=False)
     routes = {route["dst"]: route for route in stage.netvm1.running.ip("-4", "route")}
     assert set(routes) == {"default", "192.168.0.0/24", vm.address}
@@ -87,8 +88,8 @@ def test_the_providers_table_is_a_host_route_a_vif() -> None:
 
 
 @pytest.mark.parametrize(("proxy_arp", "answered"), [(True, True), (False, False)])
-def test_the_provider_answers_arp_as_told(proxy_arp: bool, answered: bool) -> None:
-    stage = Stage()
+def test_the_plain_provider_answers_arp_as_told(proxy_arp: bool, answered: bool) -> None:
+    stage = Stage(plain=True)
     vm = stage.dom0.create("vm1", stage.netvm1)
     vm.proxy_arp = proxy_arp
     qube = stage.dom0.start(vm)
