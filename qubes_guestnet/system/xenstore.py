@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""xenstore by Xen's own programs: what the toolstack says of a vif, and the word to it that the vif is ready.
+
+By the programs and not by the socket: each of them finds the way that this domain has (a device, or a socket in the
+domain where the daemon runs), and only the short-lived hotplug command asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from . import programs
+
+_SECONDS = 5.0  # it answers in 1 ms; a starting dom0 is slower
+_ABSENT = "couldn't read path"
+
+
+class XenstoreError(programs.ProgramError):
+    """xenstore could not be asked, or refuses a write."""
+
+
+def read(paths: Iterable[str]) -> dict[str, bytes]:
+    """Values of some nodes.
+
+    One program a path, all at the same time: given several paths, it ends at the first one that is not there.
+
+    Args:
+        paths: absolute, or relative to this domain's own folder; not from outside, or checked.
+
+    Returns:
+        Path → untrusted value; a node that is not there, or not to be read by us, is not in it.
+
+    Raises:
+        XenstoreError: the program is missing or slow, or finds no xenstore.
+    """
+    program = _program("xenstore-read")
+    started: list[tuple[str, programs.Started]] = []
+    ended: list[tuple[str, programs.Done]] = []
+    try:
+        for path in paths:
+            started.append((path, programs.start((program, "--", path))))
+    finally:
+        # Also when one of them could not be started: who started a program must take its end.
+        problem: programs.ProgramError | None = None
+        for path, running in started:
+            try:
+                ended.append((path, programs.finish(running, _SECONDS)))
+            except programs.ProgramError as error:
+                problem = error
+    if problem is not None:
+        raise XenstoreError(problem.problem)
+    for path, done in ended:
+        if done.status and _ABSENT not in done.output:
+            raise _refused(f"xenstore-read {path}", done)
+    return {path: done.output.encode() for path, done in ended if not done.status}
+
+
+def write(path: str, value: str) -> None:
+    """Write one node.
+
+    Args:
+        path: as for `read`.
+        value: one line.
+
+    Raises:
+        XenstoreError: it was not written.
+    """
+    done = programs.run((_program("xenstore-write"), "--", path, value), _SECONDS)
+    if done.status:
+        raise _refused(f"xenstore-write {path}", done)
+
+
+def _program(name: str) -> str:
+    program = programs.find(name)
+    if not program:
+        raise XenstoreError(f"{name} is not there", "install xenstore-utils (Debian) or xen-runtime (Fedora)")
+    return program
+
+
+def _refused(words: str, done: programs.Done) -> XenstoreError:
+    return XenstoreError(f"{words}: {done.output.strip() or f'exit status {done.status}'}")
