@@ -34,25 +34,26 @@ def read(paths: Iterable[str]) -> dict[str, bytes]:
         XenstoreError: the program is missing or slow, or finds no xenstore.
     """
     program = _program("xenstore-read")
-    started: list[tuple[str, programs.Started]] = []
-    ended: list[tuple[str, programs.Done]] = []
-    try:
-        for path in paths:
-            started.append((path, programs.start((program, "--", path))))
-    finally:
-        # Also when one of them could not be started: who started a program must take its end.
-        problem: programs.ProgramError | None = None
-        for path, running in started:
-            try:
-                ended.append((path, programs.finish(running, _SECONDS)))
-            except programs.ProgramError as error:
-                problem = error
+    started: dict[str, programs.Started] = {}
+    ended: dict[str, programs.Done] = {}
+    problem: programs.ProgramError | None = None
+    for path in paths:
+        try:
+            started[path] = programs.start((program, "--", path))
+        except programs.ProgramError as error:
+            problem = error
+    # The end of each one that was started has to be taken, whatever became of the others.
+    for path, running in started.items():
+        try:
+            ended[path] = programs.finish(running, _SECONDS)
+        except programs.ProgramError as error:
+            problem = error
     if problem is not None:
         raise XenstoreError(problem.problem)
-    for path, done in ended:
+    for path, done in ended.items():
         if done.status and _ABSENT not in done.output:
             raise _refused(f"xenstore-read {path}", done)
-    return {path: done.output.encode() for path, done in ended if not done.status}
+    return {path: done.output.encode() for path, done in ended.items() if not done.status}
 
 
 def write(path: str, value: str) -> None:
@@ -65,7 +66,11 @@ def write(path: str, value: str) -> None:
     Raises:
         XenstoreError: it was not written.
     """
-    done = programs.run((_program("xenstore-write"), "--", path, value), _SECONDS)
+    program = _program("xenstore-write")
+    try:
+        done = programs.run((program, "--", path, value), _SECONDS)
+    except programs.ProgramError as error:
+        raise XenstoreError(error.problem) from None
     if done.status:
         raise _refused(f"xenstore-write {path}", done)
 
@@ -78,4 +83,4 @@ def _program(name: str) -> str:
 
 
 def _refused(words: str, done: programs.Done) -> XenstoreError:
-    return XenstoreError(f"{words}: {done.output.strip() or f'exit status {done.status}'}")
+    return XenstoreError(f"{words}: {' '.join(done.output.split()) or f'exit status {done.status}'}")
