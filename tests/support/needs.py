@@ -13,6 +13,7 @@ PACKAGES = {
     "bash": "bash",
     "NetworkManager": "network-manager",
     "cc": "gcc",
+    "conntrack": "conntrack",
     "dbus-daemon": "dbus-daemon",
     "dh": "debhelper",
     "dh_python3": "dh-python",
