@@ -69,8 +69,10 @@ def attributes(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int, i
     """The attributes between two places: type without its flags, and where its value begins and ends."""
     while offset + ATTRIBUTE.size <= end:
         length, kind = ATTRIBUTE.unpack_from(data, offset)
-        yield kind & NLA_TYPE_MASK, offset + ATTRIBUTE.size, offset + max(length, ATTRIBUTE.size)
-        offset += (max(length, ATTRIBUTE.size) + 3) & ~3
+        if length < 4:
+            length = 4  # nonsense, of which 0 would be read for ever
+        yield kind & NLA_TYPE_MASK, offset + 4, offset + length
+        offset += (length + 3) & ~3
 
 
 class Netfilter:
