@@ -39,8 +39,8 @@ class Dom0:
     def __init__(self, plain: bool = False) -> None:
         self.plain = plain
         self.vms: dict[str, Vm] = {}
-        # At the start of a qube dom0 tells its provider of a fake address only after the vif was attached.
-        self.late_mappings = False
+        # At the start of a qube dom0 tells its provider of a fake address only when the vif is there already.
+        self.late_mappings = True
         self._last_domid = 0
         self._unheard: list[tuple[Networking, Vif]] = []
 
@@ -142,6 +142,7 @@ class Dom0:
         vm.running.kill()
         vm.qube, vm.provides, vm.plugged, vm.domid = None, None, None, 0
         if vif is not None and netvm is not None and netvm.provides is not None:
+            netvm.provides.vanished(vif)
             self._unheard.append((netvm.provides, vif))
         for other in self.connected(vm):
             if other.qube is not None and other.plugged is not None:
@@ -249,7 +250,7 @@ class Dom0:
         gateway6 = vm.netvm.gateway6 if vm.has_ipv6 else None
         vm.plugged = Vif(
             vm.domid, vm.attached, vm.mac, vm.address, vm.netvm.visible_address, vm.networked6, gateway6,
-            vm.proxy_arp, vm.proxy_delay,
+            vm.visible_address != vm.address, vm.proxy_arp, vm.proxy_delay,
         )  # fmt: skip
         vm.attached += 1
         vm.netvm.provides.plug(vm.plugged)

@@ -25,9 +25,9 @@ METRIC_BASE = 32752
 class Vif(NamedTuple):
     """The provider's end of a qube's interface.
 
-    `proxy_arp` False answers ARP only for the gateway, as a Whonix gateway does; `proxy_delay` is in hundredths of a
-    second, and at the kernel's default of 80 an answer comes at a random moment within 0.8 s. Only a plain provider
-    heeds these two.
+    `mapped` says that the qube is told another address than its own. `proxy_arp` False answers ARP only for the
+    gateway, as a Whonix gateway does; `proxy_delay` is in hundredths of a second, and at the kernel's default of 80 an
+    answer comes at a random moment within 0.8 s. Only a plain provider heeds these two.
     """
 
     domain: int
@@ -37,6 +37,7 @@ class Vif(NamedTuple):
     gateway: str
     address6: str | None = None
     gateway6: str | None = None
+    mapped: bool = False
     proxy_arp: bool = True
     proxy_delay: int = 0
 
@@ -74,14 +75,16 @@ class Networking:
         self.qube.wire(f"ip link set {vif.far} netns {qube.pid} name {interface}")
 
     def unplug(self, vif: Vif, qube: Qube, interface: str) -> None:
-        """The device goes, at both ends.
+        """The device goes, at both ends; `interface` is its name in the qube, "" when it never got there."""
+        if vif.mapped and interface:
+            qube.wire(f"ip link delete {interface}")  # its other end is in a network of its own
+        else:
+            self.qube.wire(f"ip link delete {vif.far if vif.mapped else vif.name}")
 
-        By the qube's end, where it got that far: a vif with a fake address is not in the provider's own network.
-        """
-        at_home = [f"ip link delete {name} 2>/dev/null" for name in (vif.far, vif.name)]
-        done = qube.run("ip", "link", "delete", "dev", interface, check=False) if interface else None
-        if done is None or done.returncode:
-            self.qube.wire(" || ".join(at_home))
+    def vanished(self, vif: Vif) -> None:
+        """The qube is gone, and its end of the device with it, which the kernel does at some moment of its own."""
+        if not vif.mapped:
+            self.qube.wire(f"ip link delete {vif.name} 2>/dev/null || :")
 
     def offline(self, vif: Vif) -> None:
         """The hotplug script, when the device is gone."""
