@@ -20,8 +20,8 @@ from tests.support.needs import needs
 
 SYSTEM = ("systemd", "systemd-sysv", "dbus", "udev", "iproute2", "kmod", "procps")
 DEPENDENCIES = ("nftables", "python3", "python3-pyroute2", "python3-tenacity", "xenstore-utils")
-# Others that tests install beside ours.
-OTHERS = ("firewalld",)
+# Others that tests install beside ours; of the second the first only knows its protocols.
+OTHERS = ("firewalld", "netbase")
 CACHED = " ".join((*DEPENDENCIES, *OTHERS))
 # Its units alone, for the check of ordering cycles.
 NETWORK_MANAGER = "/opt/network-manager"

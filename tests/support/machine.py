@@ -53,8 +53,8 @@ class Hall:
         needs("unshare", "nsenter", "mount")
         self.folder = folder
         script = f"mount -t tmpfs -o mode=0755 hall {folder} && echo ready && exec sleep infinity"
-        self._holder = _spawn("unshare", "--mount", "--propagation", "private", "sh", "-c", script)
-        assert _line(self._holder) == "ready"
+        self._holder = spawn("unshare", "--mount", "--propagation", "private", "sh", "-c", script)
+        assert line_of(self._holder) == "ready"
         self._count = 0
 
     def root(self, lower: Path, *uppers: Path) -> Path:
@@ -86,7 +86,7 @@ class Hall:
 
     def close(self) -> None:
         """Everything in it goes."""
-        _end(self._holder)
+        end(self._holder)
 
 
 class Machine:
@@ -98,23 +98,35 @@ class Machine:
         name: the beginning of its host name.
         entries: of QubesDB, at boot.
         plugged: whether eth0 is there before process 1.
+        flags: services that dom0 switched on.
     """
 
-    def __init__(self, hall: Hall, root: Path, name: str, entries: Mapping[str, str], *, plugged: bool = True) -> None:
+    def __init__(
+        self,
+        hall: Hall,
+        root: Path,
+        name: str,
+        entries: Mapping[str, str],
+        *,
+        plugged: bool = True,
+        flags: Sequence[str] = (),
+    ) -> None:
         needs("systemd-nspawn", "ip", "sysctl")
         self.name = f"{name}-{root.name}-{os.getpid()}"
         text = "".join(f"{path} = {value}\n" for path, value in entries.items())
         hall.run(f"cat >{root}/tree{ENTRIES} <<'END'\n{text}END\n")
-        self._router = _spawn("unshare", "--net", "sh", "-c", f"{PROVIDER}echo ready; exec sleep infinity")
-        assert _line(self._router) == "ready"
+        lines = "".join(f"f /run/qubes-service/{flag}\n" for flag in flags)
+        hall.run(f"printf 'd /run/qubes-service\n{lines}' >{root}/tree/etc/tmpfiles.d/qubes-service-stand-in.conf")
+        self._router = spawn("unshare", "--net", "sh", "-c", f"{PROVIDER}echo ready; exec sleep infinity")
+        assert line_of(self._router) == "ready"
         self.router = Oracle(["nsenter", "-t", str(self._router.pid), "--net"])
         self._join_cgroup()
         boot = [*NSPAWN, f"--machine={self.name}", f"--directory={root}/tree", "/usr/local/sbin/early-init"]
         script = 'echo ready; read _; export SYSTEMD_NSPAWN_API_VFS_WRITABLE=1; exec "$@"'
         command = [*hall.prefix, "unshare", "--net", "sh", "-c", script, "boot", *boot]
         # Killed, nspawn would leave the machine running.
-        self._nspawn = _spawn(*command, prepare=self._enter_cgroup, end=signal.SIGTERM)
-        assert _line(self._nspawn) == "ready"
+        self._nspawn = spawn(*command, prepare=self._enter_cgroup, death=signal.SIGTERM)
+        assert line_of(self._nspawn) == "ready"
         self.leader = self._nspawn.pid
         if plugged:
             self.plug()
@@ -166,8 +178,8 @@ class Machine:
             self._nspawn.wait(20)
         except subprocess.TimeoutExpired:
             os.kill(self.leader, signal.SIGKILL)
-        _end(self._nspawn)
-        _end(self._router)
+        end(self._nspawn)
+        end(self._router)
         eventually(self._leave_cgroup, 10, "an empty control group")
 
     def _find_leader(self) -> int:
@@ -211,24 +223,25 @@ class Machine:
         return True
 
 
-def _spawn(*command: str, prepare: Callable[[], None] = lambda: None, end: int = signal.SIGKILL) -> Process:
+def spawn(*command: str, prepare: Callable[[], None] = lambda: None, death: int = signal.SIGKILL) -> Process:
     """Start a process that ends with this one.
 
     Args:
         command: what to run.
         prepare: done in the new process before.
-        end: the signal it gets when this process goes.
+        death: the signal it gets when this process goes.
     """
 
     def begin() -> None:
         prepare()
-        _libc.prctl(PR_SET_PDEATHSIG, end)
+        _libc.prctl(PR_SET_PDEATHSIG, death)
 
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen(command, text=True, preexec_fn=begin, **streams)  # type: ignore[call-overload, no-any-return]
 
 
-def _line(process: Process) -> str:
+def line_of(process: Process) -> str:
+    """The next line that a process prints."""
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
@@ -240,7 +253,8 @@ def _run(command: Sequence[str], check: bool) -> subprocess.CompletedProcess[str
     return done
 
 
-def _end(process: Process) -> None:
+def end(process: Process) -> None:
+    """Kill a process, and close what was open to it."""
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):

@@ -53,9 +53,35 @@ ExecStart=/usr/lib/qubes/setup-ip wait
 [Install]
 WantedBy=multi-user.target
 """
-SETUP_IP = """\
+# Name, what it stands in for, its place in the boot, and what it would run.
+PROVIDER_UNIT = """\
+[Unit]
+Description=Stand-in for the {name} unit of qubes-core-agent-networking
+{order}
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'echo {name} >>/run/core-agent-units'
+
+[Install]
+"""
+PROVIDER_UNITS = {
+    "antispoof": ("Before=network-pre.target", "network-pre.target.requires"),
+    "iptables": ("Requires=qubes-antispoof.service\nAfter=qubes-antispoof.service", "basic.target.wants"),
+    "network": (
+        "ConditionPathExists=/var/run/qubes-service/qubes-network\nBefore=network.target\n"
+        "After=network-pre.target qubes-iptables.service",
+        "multi-user.target.wants",
+    ),
+}
+# Each takes notes of its arguments; the last one is in /etc, so a configuration file of its package.
+CONFFILE = "/etc/xen/scripts/vif-route-qubes"
+SCRIPTS = ("/usr/lib/qubes/setup-ip", "/usr/lib/qubes/qubes-setup-dnat-to-ns", CONFFILE)
+SCRIPT = """\
 #!/bin/sh
-echo "$@" >>/run/core-agent-setup-ip
+# {version}
+echo "$@" >>/run/core-agent-{name}
 """
 
 
@@ -105,39 +131,53 @@ def store(folder: Path) -> Path:
     return _pack(root, "qubesdb-vm", "stand-in made by a test: a QubesDB daemon in Python", "python3")
 
 
-def core_agent(folder: Path) -> Path:
-    """qubes-core-agent-networking: the names that other things know, and a setup-ip that only takes notes."""
-    root = folder / "qubes-core-agent-networking"
-    units, script = root / "lib/systemd/system", root / "usr/lib/qubes/setup-ip"
-    rule = root / "lib/udev/rules.d/99-qubes-network.rules"
-    (units / "multi-user.target.wants").mkdir(parents=True)
-    script.parent.mkdir(parents=True)
-    rule.parent.mkdir(parents=True)
-    (units / "qubes-network-uplink@.service").write_text(UPLINK_UNIT)
-    (units / "qubes-network-uplink.service").write_text(WAIT_UNIT)
-    (units / "multi-user.target.wants/qubes-network-uplink.service").symlink_to("../qubes-network-uplink.service")
-    script.write_text(SETUP_IP)
-    script.chmod(0o755)
-    rule.write_text(
-        'ACTION=="add", SUBSYSTEM=="net", ENV{ID_NET_DRIVER}=="vif", TAG+="systemd", '
-        'ENV{SYSTEMD_WANTS}+="qubes-network-uplink@$name.service"\n'
+def core_agent(folder: Path, version: str = "4.3.0") -> Path:
+    """qubes-core-agent-networking: the names that other things know, and scripts that only take notes."""
+    root = folder / f"qubes-core-agent-networking-{version}"
+    units, rule = root / "lib/systemd/system", root / "lib/udev/rules.d/99-qubes-network.rules"
+    _put(units / "qubes-network-uplink@.service", UPLINK_UNIT)
+    _put(units / "qubes-network-uplink.service", WAIT_UNIT)
+    _enable(units, "qubes-network-uplink.service", "multi-user.target.wants")
+    for name, (order, wanted_by) in PROVIDER_UNITS.items():
+        _put(units / f"qubes-{name}.service", PROVIDER_UNIT.format(name=name, order=order))
+        _enable(units, f"qubes-{name}.service", wanted_by)
+    for script in SCRIPTS:
+        path = root / script[1:]
+        _put(path, SCRIPT.format(name=path.name, version=version))
+        path.chmod(0o755)
+    _put(
+        rule,
+        'ACTION=="add", SUBSYSTEM=="net", KERNEL!="vif*", ENV{ID_NET_DRIVER}=="vif", TAG+="systemd", '
+        'ENV{SYSTEMD_WANTS}+="qubes-network-uplink@$name.service"\n',
     )
-    return _pack(root, "qubes-core-agent-networking", "stand-in made by a test, not the package of Qubes OS")
+    _put(root / "DEBIAN/conffiles", f"{CONFFILE}\n")
+    summary = "stand-in made by a test, not the package of Qubes OS"
+    return _pack(root, "qubes-core-agent-networking", summary, version=version)
 
 
-def _pack(root: Path, name: str, summary: str, depends: str = "") -> Path:
+def _put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _enable(units: Path, unit: str, wanted_by: str) -> None:
+    (units / wanted_by).mkdir(exist_ok=True)
+    (units / wanted_by / unit).symlink_to(f"../{unit}")
+
+
+def _pack(root: Path, name: str, summary: str, depends: str = "", version: str = "4.3.0") -> Path:
     control = root / "DEBIAN/control"
-    control.parent.mkdir()
+    control.parent.mkdir(exist_ok=True)
     fields = {
         "Package": name,
-        "Version": "4.3.0",
+        "Version": version,
         "Architecture": "all",
         "Maintainer": "nobody <nobody@localhost>",
         **({"Depends": depends} if depends else {}),
         "Description": summary,
     }
     control.write_text("".join(f"{field}: {value}\n" for field, value in fields.items()))
-    package = root.with_suffix(".deb")
+    package = root.with_name(f"{name}_{version}.deb")
     command = ["dpkg-deb", "--root-owner-group", "--build", str(root), str(package)]
     subprocess.run(command, capture_output=True, check=True)
     return package

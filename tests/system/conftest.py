@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -84,8 +84,10 @@ def boot(hall: Hall, base: Path) -> Iterator[Boot]:
     """Boot roots; they end with the module, and before another release has its turn."""
     with ExitStack() as stack:
 
-        def start(root: Path, name: str, entries: dict[str, str], *, plugged: bool = True) -> Machine:
-            machine = Machine(hall, root, name, entries, plugged=plugged)
+        def start(
+            root: Path, name: str, entries: dict[str, str], *, plugged: bool = True, flags: Sequence[str] = ()
+        ) -> Machine:
+            machine = Machine(hall, root, name, entries, plugged=plugged, flags=flags)
             stack.callback(machine.close)
             return machine
 

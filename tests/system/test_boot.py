@@ -239,7 +239,7 @@ def test_the_sandbox_holds(qube: Machine) -> None:
 
 @pytest.mark.behaviour("B32")
 def test_no_unit_complains_and_no_cycle(qube: Machine) -> None:
-    ours = [UNIT, "qubes-guestnet-wait-uplink.service"]
+    ours = [UNIT, "qubes-guestnet-rules.service", "qubes-guestnet-wait-uplink.service"]
     told = qube.run("systemd-analyze", "verify", "--man=no", *ours, "default.target", check=False)
     assert [line for line in told.splitlines() if "guestnet" in line or "cycle" in line.lower()] == []
 
@@ -282,8 +282,9 @@ def test_removal_leaves_the_network_and_purge_no_trace(qube: Machine, tmp_path: 
         assert qube.property(UNIT, "LoadState") == "not-found"
         install(qube, "purge", "qubes-guestnet")
     assert configured(qube)
-    traces = "find / -xdev '(' -name '*guestnet*' -o -path '*/lib/qubes/setup-ip*' ')'"
+    scripts = " ".join(f"-o -path '*{script}*'" for script in packages.SCRIPTS)
+    traces = f"find / -xdev '(' -name '*guestnet*' {scripts} ')'"
     left = qube.run("sh", "-c", f"{traces} ! -path '/opt/*' ! -path '/var/tmp/*' ! -path '/proc/*' ! -path '/sys/*'")
     assert [line for line in left.splitlines() if not line.startswith(("/var/log", "/var/lib/dpkg/diversions"))] == []
-    assert qube.run("dpkg-divert", "--list", "*setup-ip*") == ""
+    assert qube.run("dpkg-divert", "--list", "*qubes*") == ""
     assert qube.run("systemctl", "--failed", "--no-legend", "--plain") == ""

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The same boot as a provider, with qubes behind it; one machine, in the order of this file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support import behind, packages
+from tests.support.behind import Behind
+from tests.support.eventually import eventually
+from tests.support.machine import Hall, Machine
+from tests.system.test_boot import ENTRIES, UNIT, configured, install, pid
+
+RULES = "qubes-guestnet-rules.service"
+GATEWAY, GATEWAY6 = "10.138.7.9", "fd09:24ef:4179::a8a:709"
+PROVIDER = {
+    **ENTRIES,
+    "/qubes-netvm-network": "10.138.7.9",
+    "/qubes-netvm-netmask": "255.255.255.255",
+    "/qubes-netvm-gateway": GATEWAY,
+    "/qubes-netvm-gateway6": GATEWAY6,
+    "/qubes-netvm-primary-dns": "10.139.1.1",
+    "/qubes-netvm-secondary-dns": "10.139.1.2",
+}
+FORWARDING = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding")
+OUTSIDE, OUTSIDE6 = "192.0.2.80", "2001:db8::80"
+# What is in force when network-pre.target is reached, seen by who waits for nothing else.
+WITNESS = f"""\
+[Unit]
+DefaultDependencies=no
+After=network-pre.target
+Before=qubes-guestnet.service
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c '{{ nft list ruleset; ip -oneline address; cat {" ".join(FORWARDING)}; }} >/run/at-network-pre'
+"""
+# A name server that answers whatever it is asked with where it was asked.
+ANSWERER = """\
+import socket
+port = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+port.bind(("10.139.1.1", 53))
+print("ready", flush=True)
+while True:
+    data, asker = port.recvfrom(512)
+    port.sendto(data + b" answered", asker)
+"""
+ASK = """\
+import socket, sys
+port = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+port.settimeout(2)
+port.sendto(b"question", (sys.argv[1], 53))
+print(port.recvfrom(512)[0].decode())
+"""
+AT_ONCE = 10
+# Of one attach: Xen's script, which becomes our program; three questions to xenstore and one answer; nft. And two more.
+PROCESSES_EACH = 8
+# The whole of an agent may take 64 MB; a tenth qube makes it no bigger than the first.
+GROWTH_KB = 2048
+
+
+@pytest.fixture(scope="module")
+def qube(hall: Hall, base: Path, plain: Path, installed: Path, boot) -> Machine:
+    root = hall.root(base, plain, installed)
+    behind.put_xenstore(hall, root)
+    units = f"{root}/tree/etc/systemd/system"
+    hall.run(f"mkdir -p {units}/multi-user.target.wants; cat >{units}/witness.service <<'END'\n{WITNESS}END\n")
+    hall.run(f"ln -s ../witness.service {units}/multi-user.target.wants/")
+    machine = boot(root, "provider", PROVIDER, flags=("qubes-network",))
+    outside(machine)
+    return machine
+
+
+def outside(machine: Machine) -> None:
+    """A host beyond the provider's own provider, which knows the way to the provider and to nobody behind it."""
+    for words in (
+        f"address replace {OUTSIDE}/32 dev lo",
+        f"-6 address replace {OUTSIDE6}/128 dev lo",
+        f"route replace {ENTRIES['/qubes-ip']}/32 dev vif4.0",
+        f"-6 route replace {ENTRIES['/qubes-ip6']}/128 dev vif4.0",
+    ):
+        machine.router.run("ip", *words.split())
+
+
+@pytest.fixture(scope="module")
+def close_qubes() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def first(qube: Machine, close_qubes: ExitStack) -> Behind:
+    """The qube that is behind this one all the time."""
+    return attached(qube, close_qubes, 4)
+
+
+def attached(qube: Machine, stack: ExitStack, domid: int) -> Behind:
+    another = Behind(qube, domid)
+    stack.callback(another.close)
+    another.plug(GATEWAY6)
+    another.hotplug()
+    return another
+
+
+def forwards(qube: Machine) -> list[str]:
+    return qube.run("cat", *FORWARDING).split()
+
+
+def elements(qube: Machine, family: str = "ip", name: str = "allowed") -> list[object]:
+    """What a set of ours holds."""
+    listed = json.loads(qube.run("nft", "-j", "list", "set", family, "qubes", name))["nftables"]
+    return next(entry["set"].get("elem", []) for entry in listed if "set" in entry)
+
+
+def told(qube: Machine) -> str:
+    return qube.journal(UNIT) + qube.journal(RULES)
+
+
+@pytest.mark.behaviour("B99")
+def test_the_rules_are_there_before_any_network(qube: Machine) -> None:
+    times = [
+        int(qube.property(unit, name))
+        for unit, name in (
+            (RULES, "ActiveEnterTimestampMonotonic"),
+            ("network-pre.target", "ActiveEnterTimestampMonotonic"),
+            (UNIT, "InactiveExitTimestampMonotonic"),
+        )
+    ]
+    assert 0 < times[0] <= times[1] <= times[2], (times, told(qube))
+    seen = qube.run("cat", "/run/at-network-pre")
+    for wanted in ("table ip qubes {", "table ip6 qubes {", "chain antispoof {", "chain input {"):
+        assert wanted in seen
+    assert "eth0    inet" not in seen
+    # And nothing was forwarded yet.
+    assert seen.split()[-2:] == ["0", "0"]
+
+
+@pytest.mark.behaviour("B99")
+def test_the_uplink_needs_the_rules(qube: Machine) -> None:
+    assert RULES in qube.property(UNIT, "Requires").split()
+    assert RULES in qube.property(UNIT, "After").split()
+    assert "network-pre.target" in qube.property(RULES, "Before").split()
+    assert RULES in qube.property("network-pre.target", "Requires").split()
+
+
+@pytest.mark.behaviour("B101")
+def test_it_forwards_after_the_boot(qube: Machine) -> None:
+    assert qube.run("systemctl", "--failed", "--no-legend", "--plain") == "", qube.jobs()
+    assert configured(qube), told(qube)
+    eventually(lambda: forwards(qube) == ["1", "1"], what="forwarding", trouble=lambda: told(qube))
+
+
+@pytest.mark.scenario("S-001a")
+def test_a_qube_is_attached_and_reaches_the_world(qube: Machine, first: Behind) -> None:
+    assert first.xenstore("hotplug-status") == "connected", told(qube)
+    assert first.xenstore("hotplug-error") == ""
+    assert qube.inside.is_up(first.vif)
+    eventually(lambda: first.reaches(OUTSIDE), what="a packet through", trouble=lambda: told(qube))
+    eventually(lambda: first.reaches(OUTSIDE6), what="an IPv6 packet through", trouble=lambda: told(qube))
+
+
+def test_its_names_are_resolved_by_the_provider_s_servers(qube: Machine, first: Behind) -> None:
+    answerer = subprocess.Popen([*qube.router.prefix, "python3", "-c", ANSWERER], stdout=subprocess.PIPE, text=True)
+    try:
+        assert answerer.stdout is not None
+        assert answerer.stdout.readline() == "ready\n"
+        ask = lambda: first.inside.run("python3", "-c", ASK, "10.139.1.1", check=False).stdout  # noqa: E731
+        eventually(lambda: ask() == "question answered\n", what="an answer", trouble=lambda: told(qube))
+    finally:
+        answerer.kill()
+        answerer.communicate()
+
+
+@pytest.mark.behaviour("B99")
+def test_another_address_than_its_own_gets_nowhere(qube: Machine, first: Behind) -> None:
+    first.inside.run("ip", "address", "add", "10.137.0.99/32", "dev", "lo")
+    spoofed = first.inside.run(
+        "ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", "-I", "10.137.0.99", OUTSIDE, check=False
+    )
+    assert spoofed.returncode == 1
+    assert ", 0 received" in spoofed.stdout
+    assert first.reaches(OUTSIDE)
+
+
+def test_the_tap_device_of_a_device_model_is_left_alone(qube: Machine, first: Behind) -> None:
+    before = qube.run("nft", "-s", "list", "ruleset")
+    qube.run("sh", "-c", f"rm -f {behind.XENSTORE}/{first.folder}/hotplug-status")
+    for command in ("add", "remove"):
+        first.hotplug(command, device="tap")
+    assert first.xenstore("hotplug-status") == ""
+    assert qube.run("nft", "-s", "list", "ruleset") == before
+    assert qube.inside.is_up(first.vif)
+
+
+@pytest.mark.parametrize("way", ["restart", "reload", "kill"])
+def test_no_packet_is_lost_when_the_agent_is_another_one(qube: Machine, first: Behind, way: str) -> None:
+    before = pid(qube)
+    with first.every_packet_returns(OUTSIDE):
+        if way == "kill":
+            qube.run("kill", "-KILL", str(before))
+            eventually(lambda: pid(qube) not in (0, before), 30, "another process")
+        else:
+            qube.run("systemctl", way, UNIT)
+        eventually(lambda: qube.property(UNIT, "ActiveState") == "active", 30, "a ready agent")
+    assert forwards(qube) == ["1", "1"]
+
+
+def test_nothing_is_forwarded_without_the_unit_of_the_rules(qube: Machine, first: Behind) -> None:
+    """Stopping it is what a shutdown does; the rules themselves stay to the end."""
+    rules = qube.run("nft", "-s", "list", "chain", "ip", "qubes", "antispoof")
+    qube.run("systemctl", "stop", RULES)
+    assert qube.property(UNIT, "ActiveState") == "inactive"
+    assert forwards(qube) == ["0", "0"]
+    assert not first.inside.reaches(OUTSIDE, within_s=1)
+    assert qube.run("nft", "-s", "list", "chain", "ip", "qubes", "antispoof") == rules
+    qube.run("systemctl", "start", UNIT)
+    assert forwards(qube) == ["0", "0"]  # whoever said so has to take it back
+    qube.run("qubes-guestnet", "forwarding", "on")
+    eventually(lambda: first.reaches(OUTSIDE), what="a packet through", trouble=lambda: told(qube))
+
+
+def processes(qube: Machine) -> int:
+    """How many were ever started in it; the last number of its process namespace (proc(5), loadavg)."""
+    return int(qube.run("cat", "/proc/loadavg").split()[4])
+
+
+def memory(qube: Machine) -> int:
+    """Of the agent, in kB."""
+    rollup = qube.run("grep", "^Pss:", f"/proc/{pid(qube)}/smaps_rollup")
+    return int(rollup.split()[1])
+
+
+@pytest.mark.behaviour("B104")
+def test_many_at_once_cost_few_processes(
+    qube: Machine, first: Behind, close_qubes: ExitStack, record_property, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = [Behind(qube, domid) for domid in range(10, 10 + AT_ONCE)]
+    for another in many:
+        close_qubes.callback(another.close)
+        another.plug(GATEWAY6)
+    qube.run("udevadm", "settle")
+    started, kilobytes = processes(qube), memory(qube)
+    behind.hotplug_all(many)
+    each, growth = (processes(qube) - started) / AT_ONCE, memory(qube) - kilobytes
+    with capsys.disabled():
+        print(f"\n{AT_ONCE} vifs at once: {each:.1f} processes each, agent {kilobytes} kB and {growth} kB more")
+    record_property("processes_each", each)
+    record_property("growth_kb", growth)
+    assert [another.xenstore("hotplug-status") for another in many] == ["connected"] * AT_ONCE, told(qube)
+    for another in many:
+        assert another.reaches(OUTSIDE), told(qube)
+    assert each <= PROCESSES_EACH
+    assert growth <= GROWTH_KB
+    group = f"cd /sys/fs/cgroup; cat systemd/system.slice/{UNIT}/cgroup.procs || cat system.slice/{UNIT}/cgroup.procs"
+    assert qube.run("sh", "-c", group).split() == [str(pid(qube))]
+    with first.every_packet_returns(OUTSIDE):
+        for another in many:
+            another.unplug()
+    assert len(elements(qube)) == 1, elements(qube)
+
+
+@pytest.mark.behaviour("B36")
+@pytest.mark.behaviour("B42")
+def test_network_manager_s_word_is_followed(qube: Machine) -> None:
+    """NetworkManager takes any other exit status than 0 for a failure."""
+    script = "/usr/lib/NetworkManager/dispatcher.d/30-qubes-guestnet"
+    assert qube.run("stat", "--format=%u %a", script) == "0 755"
+    for event in (
+        "up",
+        "down",
+        "vpn-up",
+        "vpn-down",
+        "dhcp4-change",
+        "dhcp6-change",
+        "connectivity-change",
+        "hostname",
+    ):
+        qube.run(script, "eth0", event)
+    unchanged = qube.inside.run("/usr/lib/qubes/qubes-setup-dnat-to-ns", check=False)
+    assert unchanged.returncode == 100, unchanged.stderr
+    # Where the agent does not run, nobody else follows a change.
+    qube.run("systemctl", "stop", UNIT)
+    qube.run("sh", "-c", "cp /etc/resolv.conf /run/ours; echo nameserver 192.0.2.53 >/etc/resolv.conf")
+    qube.run(script, "eth0", "hostname")
+    assert "192.0.2.53" not in qube.run("nft", "list", "chain", "ip", "qubes", "dnat-dns")
+    qube.run(script, "eth0", "dhcp4-change")
+    assert "192.0.2.53" in qube.run("nft", "list", "chain", "ip", "qubes", "dnat-dns")
+    qube.run("sh", "-c", "cat /run/ours >/etc/resolv.conf")
+    changed = qube.inside.run("/usr/lib/qubes/qubes-setup-dnat-to-ns", check=False)
+    assert changed.returncode == 0, changed.stderr
+    qube.run("systemctl", "start", UNIT)
+
+
+def test_an_upgrade_loses_no_packet(qube: Machine, first: Behind, tmp_path: Path) -> None:
+    following, target = packages.ours(tmp_path / "following", "9.0"), "/var/tmp/following.deb"
+    with following.open("rb") as package:
+        subprocess.run([*qube.inside.prefix, "sh", "-c", f"cat >{target}"], stdin=package, check=True)
+    with first.every_packet_returns(OUTSIDE):
+        install(qube, "install", target)
+    assert "Version: 9.0" in qube.run("dpkg", "--status", "qubes-guestnet")
+    assert forwards(qube) == ["1", "1"]
+    first.unplug()
+    first.plug(GATEWAY6)
+    first.hotplug()
+    eventually(lambda: first.reaches(OUTSIDE), what="a packet through", trouble=lambda: told(qube))
+
+
+def test_after_removal_nothing_is_forwarded(qube: Machine, first: Behind) -> None:
+    install(qube, "remove", "qubes-guestnet")
+    assert forwards(qube) == ["0", "0"]
+    assert not first.inside.reaches(OUTSIDE, within_s=1)
+    assert configured(qube)  # its own network it keeps
+    for script in packages.SCRIPTS:
+        assert qube.run("sh", "-c", f"test -e {script} || echo gone") == "gone"
+    assert qube.run("dpkg-divert", "--list", "*qubes*") == ""
+    assert qube.run("systemctl", "--failed", "--no-legend", "--plain") == ""
