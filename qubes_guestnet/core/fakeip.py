@@ -79,6 +79,10 @@ def commands(vif: Vif, mapping: Mapping, gateway: IPv4Address) -> tuple[str, ...
         f"address replace {NOBODY}/32 dev lo",
         "link set dev lo up",
         f"link set dev {PEER} up",
+        # Another mapping than before leaves nothing behind.
+        f"neighbour flush dev {PEER} nud permanent",
+        f"neighbour flush dev {name} nud permanent",
+        f"route flush dev {name}",
         f"neighbour replace {gateway} lladdr {BACKEND_MAC} nud permanent dev {PEER}",
         f"route replace default via {gateway} dev {PEER} onlink",
         f"link set dev {name} address {BACKEND_MAC}",
