@@ -269,13 +269,15 @@ class Provider:
 
     def _names(self, work: Work, own_servers: tuple[IPv4Address, ...], uplinks: frozenset[int]) -> None:
         """The virtual DNS addresses lead to the servers that this qube uses itself."""
+        virtual = work.settings.virtual_dns
         if "dns" in work.settings.held:
-            return
+            if work.provided.names.text:
+                return
+            virtual = provider.VIRTUAL_DNS  # what the qubes were told all the same; nothing is to pass by the rules
         data = files.read(self._paths.resolv_conf) or b""
         links = self._others.name_servers(uplinks)
         servers, work.servers_reason = nameservers.upstream(links, data, own_servers)
         work.servers = servers
-        virtual = work.settings.virtual_dns
         pairs = nameservers.pairs(virtual, servers)
         text = nftables.dnat(pairs, virtual, servers)
         wanted, there = checksum(text.encode()), work.provided.names
@@ -308,8 +310,8 @@ class Provider:
                 work.save(work.provided._replace(forwarding=work.provided.forwarding - {family}))
 
     def _forwarding_on(self, work: Work) -> None:
-        """Only when the rules are in: an error before this one leaves forwarding as it is."""
-        if not work.ruled:
+        """Only when the rules are in, those for the virtual DNS too: an error before leaves forwarding as it is."""
+        if not work.ruled or not (work.provided.names.text or work.dry_run):
             return
         for family in sorted(work.families):
             if self._forwards(family):

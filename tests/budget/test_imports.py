@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # core decides and never acts: these modules know values only.
 PURE_LIBRARY = {
-    "__future__", "bisect", "collections", "enum", "errno", "functools", "ipaddress", "itertools", "math", "operator",
-    "re", "string", "struct", "types", "typing",
+    "__future__", "binascii", "bisect", "collections", "enum", "errno", "functools", "ipaddress", "itertools", "math",
+    "operator", "re", "string", "struct", "types", "typing",
 }  # fmt: skip
 
 # What the resident agent and a cold `apply` must not load on their way, and why.
