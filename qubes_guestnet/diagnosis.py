@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
+from functools import partial
 
 from .core.findings import Evidence, Finding
 from .core.findings import findings as judge
-from .errors import StoreError
+from .core.provider_findings import CHANGED, GOOD, MISSING, Ground
+from .core.report import Report
+from .core.settings import PROVIDER_KEY
+from .errors import GuestnetError, KernelError, StoreError
 from .others import Others
 from .reconcile import Pass, Paths, reconcile
-from .system import nameserver, netlink, presence, standing
+from .system import nameserver, netlink, nft, presence, standing
 
 _NEIGHBOUR_LIMIT = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"
 
@@ -27,11 +32,56 @@ def findings(paths: Paths, entries: Callable[[], dict[str, bytes]]) -> tuple[Fin
         untrusted_entries = entries()
     except StoreError as error:
         return judge(Evidence(None, store_error=str(error), standing=agent))
-    found = reconcile(untrusted_entries, netlink.Kernel(), paths, Pass(dry_run=True, others=Others(paths.flags)))
+    found, ground = _looked(untrusted_entries, paths)
     asked = any(interface.link is not None and interface.expected for interface in found.interfaces)
     servers = [str(server) for server in found.settings.dns.servers] if asked else []
     silent = tuple(server for server in servers if not nameserver.answers(server))
-    return judge(Evidence(found, "", agent, silent, _neighbour_limit(), presence.look()))
+    return judge(Evidence(found, "", agent, silent, _neighbour_limit(), presence.look(), ground))
+
+
+def _looked(untrusted_entries: dict[str, bytes], paths: Paths) -> tuple[Report, Ground]:
+    """A dry pass, and the ground it stands on; what cannot be looked at is an error of the pass."""
+    kernel, others = netlink.Kernel(), Others(paths.flags)
+    if not untrusted_entries.get(PROVIDER_KEY):
+        report = reconcile(untrusted_entries, kernel, paths, Pass(dry_run=True, others=others))
+        return _ground(report, _rules_of_a_plain_qube)
+    from .providing import Provider
+
+    provider = Provider(paths, kernel, others)
+    asked = Pass(dry_run=True, others=others, provider=provider)
+    return _ground(reconcile(untrusted_entries, kernel, paths, asked), partial(_of_a_provider, paths, kernel))
+
+
+def _ground(report: Report, look: Callable[[], Ground]) -> tuple[Report, Ground]:
+    try:
+        return report, look()
+    except GuestnetError as error:
+        known = str(error) in map(str, report.errors)
+        return report if known else report._replace(errors=(*report.errors, error)), Ground()
+
+
+def _rules_of_a_plain_qube() -> Ground:
+    try:
+        return Ground(GOOD if nft.present() else MISSING)
+    except KernelError as error:
+        if error.errno == errno.EPERM:
+            return Ground()  # an ordinary user may ask how the network is, and not about the rules
+        raise
+
+
+def _of_a_provider(paths: Paths, kernel: netlink.Kernel) -> Ground:
+    from .core.nftables import CHAINS
+    from .core.record import checksum
+    from .core.shadows import shadows
+    from .system import vifs
+    from .system.owned import Ledger
+
+    listing = nft.listing(CHAINS)
+    with Ledger(paths.run, reading=True) as ledger:
+        seen = ledger.record.provided.rules.seen
+    rules = MISSING if not listing else GOOD if checksum(listing.encode()) == seen else CHANGED
+    known, there = set(vifs.Folder(paths.run).names()), {link.name for link in kernel.vifs()}
+    return Ground(rules, tuple(sorted(there - known)), tuple(sorted(known - there)), shadows(nft.chains()))
 
 
 def _neighbour_limit() -> int:

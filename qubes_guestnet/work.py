@@ -82,4 +82,5 @@ class Work:
         return ProviderReport(
             self.settings, self.active, self.ipv6, forwarding, self.servers, self.servers_reason,
             tuple(self.vifs), tuple(self.todo), tuple(self.done), (*self.settings.errors, *self.errors),
+            self.ruled, self.provided.closed,
         )  # fmt: skip

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from ..errors import ConfigError, SettingsError
 from .namedtuple import NamedTuple
 from .presence import Presence, remarks
+from .provider_findings import Ground
+from .provider_findings import remarks as provider_remarks
 from .report import InterfaceReport, Report, Standing
 from .resolver import Owner
 from .uplink import Style
@@ -39,6 +41,7 @@ class Evidence(NamedTuple):
         silent_servers: nameservers that did not answer a query.
         neighbour_limit: net.ipv4.neigh.default.gc_thresh3, 0 when it cannot be read here.
         presence: other programs in this qube.
+        ground: the rules, and what is found of vifs.
     """
 
     report: Report | None
@@ -47,6 +50,7 @@ class Evidence(NamedTuple):
     silent_servers: tuple[str, ...] = ()
     neighbour_limit: int = 0
     presence: Presence = Presence()
+    ground: Ground = Ground()
 
 
 # A device route takes a neighbour entry a destination; at the kernel's default of 1024 the 1022nd fails for 40 s.
@@ -62,6 +66,7 @@ def findings(evidence: Evidence) -> tuple[Finding, ...]:
             found += _interface_findings(interface)
         found += _resolver_findings(evidence)
         found += map(Finding._make, remarks(evidence.report, evidence.presence))
+        found += map(Finding._make, provider_remarks(evidence.report.provided, evidence.ground))
     return tuple(sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.severity)))
 
 
@@ -88,6 +93,8 @@ def _settings_findings(report: Report) -> Iterator[Finding]:
         code = {SettingsError: "settings-invalid", ConfigError: "config-invalid"}.get(type(error), "pass-failed")
         seen &= code != "pass-failed"
         yield Finding(code, "error", error.problem, error.remedy or "see the journal of qubes-guestnet")
+    # A provider needs no interface of dom0's: it may be the one with the network card (B108).
+    seen &= report.provided is None or not report.provided.active
     if seen and not any(interface.expected or interface.removed for interface in report.interfaces):
         problem = "no provider is set: dom0 names no interface for this qube"
         yield Finding("no-provider", "note", problem, "nothing to do; or set one: qvm-prefs QUBE netvm PROVIDER")

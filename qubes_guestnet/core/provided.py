@@ -24,6 +24,8 @@ class ProviderReport(NamedTuple):
         todo: what is still to do, one line each.
         done: what was done, in words.
         errors: everything that went wrong, settings first.
+        ruled: the base rules are in force as they were loaded.
+        closed: `forwarding off` was said, and not taken back.
     """
 
     settings: ProviderSettings
@@ -36,3 +38,5 @@ class ProviderReport(NamedTuple):
     todo: tuple[str, ...] = ()
     done: tuple[str, ...] = ()
     errors: tuple[GuestnetError, ...] = ()
+    ruled: bool = False
+    closed: bool = False

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from . import rendering_provider
 from .networkmanager import ManagerChoice
 from .presence import NOBODY, Presence, programs
 from .report import InterfaceReport, Report, ResolverReport, Standing, server_words
@@ -19,6 +20,7 @@ def as_data(report: Report, standing: Standing, presence: Presence = NOBODY) -> 
         "interfaces": [_interface_data(interface) for interface in report.interfaces],
         "resolver": _resolver_data(report.resolver),
         "dns": [str(server) for server in report.settings.dns.servers],
+        "provider": rendering_provider.as_data(report.provided),
         "settled": report.settled,
         "plan": list(report.plan),
         "errors": [str(error) for error in report.errors],
@@ -30,12 +32,15 @@ def as_data(report: Report, standing: Standing, presence: Presence = NOBODY) -> 
 def as_text(report: Report, standing: Standing, presence: Presence = NOBODY) -> Iterator[str]:
     """A report as lines for a terminal."""
     if not report.interfaces:
-        yield "no interface is expected: dom0 has set no provider for this qube"
+        alone = report.provided is not None and report.provided.active
+        nothing = "dom0 has set no provider for this qube"
+        yield f"no uplink of Qubes: {nothing}" if alone else f"no interface is expected: {nothing}"
     for interface in report.interfaces:
         yield from _interface_lines(interface)
     if report.resolver is not None:
         servers = server_words(report.resolver.current)
         yield f"{report.resolver.path}: {servers} ({report.resolver.decision.reasons})"
+    yield from rendering_provider.as_text(report.provided)
     yield "to do:" if report.plan else "to do: nothing"
     yield from (f"  {line}" for line in report.plan)
     since = f" since {standing.since}" if standing.since else ""

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the provider's half of a report reads: lines for a terminal, plain data for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from .values import IPAddress
+
+if TYPE_CHECKING:
+    from .attachment import VifReport
+    from .provided import ProviderReport
+    from .vif import Mapping
+
+
+def as_data(report: ProviderReport | None) -> dict[str, Any] | None:
+    """The provider's half for `--json`; None in a qube that gives network to nobody. Keys are part of the interface."""
+    if report is None:
+        return None
+    return {
+        "active": report.active,
+        "ipv6": report.ipv6,
+        "forwarding": _families(report.forwarding),
+        "closed": report.closed,
+        "rules": report.ruled,
+        "held": sorted(report.settings.held),
+        "dns": {
+            "virtual": list(map(str, report.settings.virtual_dns)),
+            "servers": list(map(str, report.servers)),
+            "reason": report.servers_reason,
+        },
+        "vifs": [_vif_data(vif) for vif in report.vifs],
+        "plan": list(report.todo),
+    }
+
+
+def as_text(report: ProviderReport | None) -> Iterator[str]:
+    """The provider's half as lines."""
+    if report is None:
+        return
+    yield f"provider: {_forwarding(report)}"
+    if not report.ruled:
+        yield "  base rules: NOT as they have to be"
+    for name in sorted(report.settings.held):
+        yield f"  {name}: settings invalid, what is in force stays"
+    if report.active:
+        yield f"virtual DNS: {_names(report)}"
+    for vif in report.vifs:
+        yield _vif_line(vif)
+
+
+def _forwarding(report: ProviderReport) -> str:
+    if not report.active:
+        return "forwards nothing (service flag qubes-network is not set)"
+    if report.forwarding:
+        named = " and ".join(word.replace("ipv", "IPv") for word in _families(report.forwarding))
+        return f"forwards {named}"
+    return "forwards nothing (`forwarding off` was said)" if report.closed else "forwards nothing yet"
+
+
+def _families(forwarding: Iterable[int]) -> list[str]:
+    return [f"ipv{family}" for family in sorted(forwarding)]
+
+
+def _names(report: ProviderReport) -> str:
+    virtual = _join(report.settings.virtual_dns)
+    if "dns" in report.settings.held:
+        return "as it was"
+    if not report.servers:
+        return f"{virtual} rejected: no server known ({report.servers_reason})"
+    return f"{virtual} -> {_join(report.servers)} ({report.servers_reason})"
+
+
+def _vif_line(report: VifReport) -> str:
+    vif = report.vif
+    shown: dict[IPAddress, str] = {mapping.real: _mapping(mapping) for mapping in vif.mappings}
+    addresses = " ".join(f"{address}{shown.get(address, '')}" for address in vif.addresses) or "no address"
+    if report.configured:
+        return f"{vif.name.text}: {addresses}, configured"
+    return f"{vif.name.text}: {addresses}, NOT configured, first: {next(iter(report.todo), 'its device is gone')}"
+
+
+def _mapping(mapping: Mapping) -> str:
+    gateway = f" by {mapping.gateway}" if mapping.gateway is not None else ""
+    return f" (it sees {mapping.visible}{gateway})"
+
+
+def _vif_data(report: VifReport) -> dict[str, Any]:
+    vif, link = report.vif, report.link
+    return {
+        "name": vif.name.text,
+        "domid": vif.name.domid,
+        "mac": vif.mac,
+        "type": vif.kind,
+        "addresses": list(map(str, vif.addresses)),
+        "mappings": [
+            {"real": str(m.real), "visible": str(m.visible), "gateway": str(m.gateway) if m.gateway else None}
+            for m in vif.mappings
+        ],
+        "present": link is not None,
+        "up": link is not None and link.up,
+        "configured": report.configured,
+        "plan": list(report.todo),
+    }
+
+
+def _join(things: Iterable[object]) -> str:
+    return " ".join(map(str, things))
