@@ -65,8 +65,13 @@ class Behind:
         assert line_of(self._holder) == "ready"
         self.inside = Oracle(["nsenter", "-t", str(self._holder.pid), "--net"])
 
-    def plug(self, gateway6: str = "") -> None:
-        """What the toolstack does in dom0: entries in xenstore, and a pair of devices."""
+    def plug(self, gateway6: str = "", *, visible: str = "") -> None:
+        """What the toolstack does in dom0: entries in xenstore, and a pair of devices.
+
+        Args:
+            gateway6: the qube has IPv6 too, by this gateway.
+            visible: the address that the qube is told, when that is not its real one.
+        """
         entries = {"mac": f"00:16:3e:5e:7c:{self.domid:02x}", "type": "vif", "ip": f"{self.address} {self.address6}"}
         for leaf, value in entries.items():
             self.provider.run("xenstore-write", f"{self.folder}/{leaf}", value)
@@ -76,7 +81,7 @@ class Behind:
         )
         for words in (
             "link set eth0 up",
-            f"address add {self.address}/32 dev eth0",
+            f"address add {visible or self.address}/32 dev eth0",
             "route add default dev eth0 scope link",
             *((f"-6 address add {self.address6}/128 dev eth0 nodad",) if gateway6 else ()),
             *((f"-6 neighbour add {gateway6} lladdr {VIF_MAC} dev eth0 nud permanent",) if gateway6 else ()),

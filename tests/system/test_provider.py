@@ -265,6 +265,47 @@ def test_many_at_once_cost_few_processes(
     assert len(elements(qube)) == 1, elements(qube)
 
 
+@pytest.mark.behaviour("B14")
+def test_a_vif_that_nobody_told_of_is_set_up_outside_the_sandbox(qube: Machine, close_qubes: ExitStack) -> None:
+    """It came before anybody listened. xenstore and a user's hook are out of reach for the agent itself."""
+    hook = "/rw/config/network-hooks.d/note"
+    qube.run("sh", "-c", f"mkdir -p {Path(hook).parent}; printf '#!/bin/sh\\necho \"$@\" >>/usr/noted\\n' >{hook}")
+    qube.run("chmod", "+x", hook)
+    qube.run("systemctl", "stop", UNIT)
+    late = Behind(qube, 30)
+    close_qubes.callback(late.close)
+    late.plug()
+    assert forwards(qube) == ["1", "1"]
+    assert not late.inside.reaches(OUTSIDE, within_s=1)
+    qube.run("systemctl", "start", UNIT)
+    eventually(lambda: late.xenstore("hotplug-status") == "connected", what="its vif", trouble=lambda: told(qube))
+    assert late.reaches(OUTSIDE), told(qube)
+    assert qube.run("cat", "/usr/noted").splitlines() == [
+        f"online {late.vif} vif {address}" for address in (late.address, late.address6)
+    ]
+    late.unplug()
+
+
+def test_a_qube_with_a_fake_address_reaches_the_world(qube: Machine, close_qubes: ExitStack) -> None:
+    """Its namespace is made by what Xen calls, and survives the agent."""
+    mapped, visible = Behind(qube, 31), "10.137.0.250"
+    close_qubes.callback(mapped.close)
+    folder = f"/mapped-ip/{mapped.address}"
+    qube.write(f"{folder}/visible-ip", visible, f"{folder}/visible-gateway", "10.137.0.251")
+    mapped.plug(visible=visible)
+    mapped.hotplug()
+    assert mapped.xenstore("hotplug-status") == "connected", told(qube)
+    eventually(lambda: mapped.reaches(OUTSIDE), what="a packet through", trouble=lambda: told(qube))
+    link = qube.inside.link(mapped.vif)
+    assert link is not None
+    assert link["address"] == behind.VIF_MAC
+    with mapped.every_packet_returns(OUTSIDE):
+        qube.run("systemctl", "restart", UNIT)
+    mapped.unplug()
+    assert qube.inside.link(mapped.vif) is None
+    assert qube.run("ip", "netns") == ""
+
+
 @pytest.mark.behaviour("B36")
 @pytest.mark.behaviour("B42")
 def test_network_manager_s_word_is_followed(qube: Machine) -> None:
