@@ -60,7 +60,13 @@ class Dom0:
         self, name: str, netvm: Vm | None = None, ipv6: bool | str | None = None, *,
         provides_network: bool = False, disposable: bool = False, offer: Offer | None = None,
     ) -> Vm:  # fmt: skip
-        """Create a qube, not started. See `Vm` for what can be set besides before its start."""
+        """Create a qube, not started. See `Vm` for what can be set besides before its start.
+
+        Raises:
+            LabError: there is one of that name.
+        """
+        if name in self.vms:
+            raise LabError(f"there is a qube {name} already")
         same_kind = sum(vm.disposable == disposable for vm in self.vms.values())
         vm = Vm(
             name, same_kind + 1, provides_network=provides_network, ipv6=ipv6, disposable=disposable, offer=offer
@@ -173,7 +179,11 @@ class Dom0:
     # --- settings ----------------------------------------------------------------------------------------------
 
     def set_netvm(self, vm: Vm, netvm: Vm | None) -> None:
-        """`qvm-prefs VM netvm`."""
+        """`qvm-prefs VM netvm`. LabError for one that provides no network, or has its own from this qube."""
+        if netvm is not None and not netvm.provides_network:
+            raise LabError(f"{netvm.name} provides no network")
+        if netvm is not None and netvm in self.below(vm):
+            raise LabError(f"{vm.name} would provide network for itself: {netvm.name} is behind it")
         self.detach(vm)
         former, vm.netvm = vm.netvm, netvm
         self._tell_of_connected(former)
@@ -249,7 +259,7 @@ class Dom0:
             raise LabError(f"{vm.name} cannot be attached: {vm.netvm.name} provides no network")
         gateway6 = vm.netvm.gateway6 if vm.has_ipv6 else None
         vm.plugged = Vif(
-            vm.domid, vm.attached, vm.mac, vm.address, vm.netvm.visible_address, vm.networked6, gateway6,
+            vm.domid, vm.attached, vm.mac, vm.address, vm.netvm.visible_address, vm.visible_address6, gateway6,
             vm.visible_address != vm.address, vm.proxy_arp, vm.proxy_delay,
         )  # fmt: skip
         vm.attached += 1

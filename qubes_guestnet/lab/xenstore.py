@@ -46,6 +46,7 @@ def install(qube: Qube) -> None:
         "sh", "-ec", f"""
         sbin=$(readlink -f /usr/sbin)
         mkdir {_HIDDEN}
+        PATH="$PATH:{_HIDDEN}"  # where /usr/sbin is /usr/bin the next commands are in it
         mount --bind "$sbin" {_HIDDEN}
         mount -t tmpfs -o mode=755 sbin "$sbin"
         ln -s {_HIDDEN}/* "$sbin"

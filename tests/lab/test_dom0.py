@@ -116,6 +116,21 @@ def test_addresses_set_by_hand() -> None:
     }  # fmt: skip
 
 
+def test_what_dom0_refuses() -> None:
+    dom0 = Dom0()
+    netvm = dom0.create("netvm", provides_network=True)
+    proxy = dom0.create("proxy", netvm, provides_network=True)
+    vm = dom0.create("vm", proxy)
+    for qube, other, told in ((vm, vm, "vm provides no"), (netvm, proxy, "itself"), (netvm, netvm, "itself")):
+        with pytest.raises(LabError, match=told):
+            dom0.set_netvm(qube, other)
+    with pytest.raises(LabError, match="already"):
+        dom0.create("vm")
+    dom0.set_netvm(vm, netvm)
+    assert dom0.connected(netvm) == (proxy, vm)
+    assert [*dom0.below(netvm)] == [netvm, proxy, vm]
+
+
 # --- what it writes --------------------------------------------------------------------------------------------------
 
 
