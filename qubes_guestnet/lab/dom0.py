@@ -259,7 +259,7 @@ class Dom0:
             raise LabError(f"{vm.name} cannot be attached: {vm.netvm.name} provides no network")
         gateway6 = vm.netvm.gateway6 if vm.has_ipv6 else None
         vm.plugged = Vif(
-            vm.domid, vm.attached, vm.mac, vm.address, vm.netvm.visible_address, vm.visible_address6, gateway6,
+            vm.domid, vm.attached, vm.mac, vm.address, vm.netvm.visible_address, vm.networked6, gateway6,
             vm.visible_address != vm.address, vm.proxy_arp, vm.proxy_delay,
         )  # fmt: skip
         vm.attached += 1

@@ -113,14 +113,14 @@ class Vm:
         return self.netvm is not None and self.netvm.has_ipv6
 
     @property
-    def visible_address6(self) -> str | None:
+    def networked6(self) -> str | None:
         """The IPv6 address it is told, None for none; one that was set by hand is told whatever the feature is."""
         return self.address6 if self.has_ipv6 or self.custom_ip6 is not None else None
 
     @property
     def gateway6(self) -> str | None:
         """The IPv6 gateway of the qubes behind it."""
-        return self.visible_address6 if self.provides_network and self.has_ipv6 else None
+        return self.networked6 if self.provides_network and self.has_ipv6 else None
 
     @property
     def reaches6(self) -> bool:
@@ -151,8 +151,8 @@ class Vm:
             "/qubes-primary-dns": VIRTUAL_DNS[0],
             "/qubes-secondary-dns": VIRTUAL_DNS[1],
         }
-        if self.visible_address6 is not None:
-            written["/qubes-ip6"] = self.visible_address6
+        if self.networked6 is not None:
+            written["/qubes-ip6"] = self.networked6
         if self.has_ipv6 and self.netvm.gateway6 is not None:
             written["/qubes-gateway6"] = self.netvm.gateway6
         return written
@@ -185,7 +185,7 @@ class Vm:
         vms = tuple(connected)
         return {
             "/connected-ips": " ".join(vm.visible_address for vm in vms),
-            "/connected-ips6": " ".join(vm.visible_address6 for vm in vms if vm.visible_address6 is not None),
+            "/connected-ips6": " ".join(vm.networked6 for vm in vms if vm.networked6 is not None),
         }
 
     # --- what runs ---------------------------------------------------------------------------------------------
