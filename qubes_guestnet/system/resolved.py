@@ -17,12 +17,16 @@ from . import programs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ..core.nameservers import LinkServers
+    from ..core.resolved_servers import Domain, Server
     from .dbus import Bus
 
 SERVICE = "org.freedesktop.resolve1"
 FOLDER = "/run/systemd/resolve"
 _MANAGER = (SERVICE, "/org/freedesktop/resolve1", "org.freedesktop.resolve1.Manager")
 _SECONDS = 0.9
+_UPSTREAM_SECONDS = 0.5
+_PROPERTIES = "org.freedesktop.DBus.Properties"
 _NOBODY = "not provided by any .service"
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -46,7 +50,7 @@ class ByBus:
             if not self._bus.owner(SERVICE):
                 return None
             (path,) = self._bus.call(*_MANAGER, "GetLink", "i", (ifindex,))
-            names = ("org.freedesktop.DBus.Properties", "GetAll", "s", ("org.freedesktop.resolve1.Link",))
+            names = (_PROPERTIES, "GetAll", "s", ("org.freedesktop.resolve1.Link",))
             (found,) = self._bus.call(SERVICE, path, *names)
         except BusError as error:
             if error.absent or error.name.endswith(".NoSuchLink"):
@@ -57,6 +61,15 @@ class ByBus:
         domains = tuple(("~" if routing else "") + name for name, routing in properties.get("Domains", ()))
         # The property tells what is in force, which after SetLinkDefaultRoute is what was set.
         return LinkNames(servers, domains, bool(properties.get("DefaultRoute", False)))
+
+    def everything(self) -> tuple[list[Server], list[Domain]]:
+        """Servers and domains of all links; in one call, so that one time limit is enough."""
+        from ..core.resolved_servers import bus_servers
+
+        service, path, interface = _MANAGER
+        (found,) = self._bus.call(service, path, _PROPERTIES, "GetAll", "s", (interface,))
+        domains = [(ifindex, name) for ifindex, name, _ in found["Domains"][1]]
+        return bus_servers(found["DNS"][1]), domains
 
     def set(self, ifindex: int, _interface: str, names: LinkNames) -> None:
         """Give the link these servers and domains."""
@@ -103,6 +116,19 @@ class ByCommand:
             self._seen = {(ifindex, started): LinkNames(servers, domains, default)}
         return self._seen[ifindex, started]
 
+    def everything(self) -> tuple[list[Server], list[Domain]]:
+        """See ByBus. Both programs run at the same time."""
+        from ..core.resolved_servers import printed_domains, printed_servers
+
+        if _started() is None:
+            raise _Absent("systemd-resolved is not running")  # and asking would start it
+        commands = ((self._program, verb) for verb in ("dns", "domain"))
+        servers, domains = programs.run_together(commands, _UPSTREAM_SECONDS / 2)
+        for done in (servers, domains):
+            if done.status:
+                raise GuestnetError(f"resolvectl: {done.output[-200:]}")
+        return printed_servers(servers.output), printed_domains(domains.output)
+
     def set(self, _ifindex: int, interface: str, names: LinkNames) -> None:
         """See ByBus."""
         self._seen = {}
@@ -126,6 +152,25 @@ class ByCommand:
         if done.status:
             raise GuestnetError(f"resolvectl {' '.join(words)}: {done.output[-200:]}")
         return done.output
+
+
+def upstream(port: ByBus | ByCommand, uplinks: frozenset[int]) -> tuple[LinkServers, ...] | None:
+    """The servers of every link, within half a second.
+
+    Args:
+        port: the way to the service.
+        uplinks: interface indexes of this qube's uplinks.
+
+    Returns:
+        None when the service is not to be had, for whatever reason: resolv.conf tells then.
+    """
+    from ..core.resolved_servers import link_servers
+
+    try:
+        return link_servers(*port.everything(), uplinks)
+    except Exception:
+        # Behaviour B35: all networking failed on a name of an error that nobody had thought of, and on an empty reply.
+        return None
 
 
 def _started() -> object:
