@@ -34,22 +34,12 @@ def read(paths: Iterable[str]) -> dict[str, bytes]:
         XenstoreError: the program is missing or slow, or finds no xenstore.
     """
     program = _program("xenstore-read")
-    started: dict[str, programs.Started] = {}
-    ended: dict[str, programs.Done] = {}
-    problem: programs.ProgramError | None = None
-    for path in paths:
-        try:
-            started[path] = programs.start((program, "--", path))
-        except programs.ProgramError as error:
-            problem = error
-    # The end of each one that was started has to be taken, whatever became of the others.
-    for path, running in started.items():
-        try:
-            ended[path] = programs.finish(running, _SECONDS)
-        except programs.ProgramError as error:
-            problem = error
-    if problem is not None:
-        raise XenstoreError(problem.problem)
+    paths = tuple(paths)
+    commands = ((program, "--", path) for path in paths)
+    try:
+        ended = dict(zip(paths, programs.run_together(commands, _SECONDS), strict=True))
+    except programs.ProgramError as error:
+        raise XenstoreError(error.problem) from None
     for path, done in ended.items():
         if done.status and _ABSENT not in done.output:
             raise _refused(f"xenstore-read {path}", done)
