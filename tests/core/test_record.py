@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.record import HEADER, Fallback, Interface, Record, parse, render
+from qubes_guestnet.core.record import HEADER, Fallback, Interface, Loaded, Provided, Record, checksum, parse, render
 from qubes_guestnet.core.values import Link, Owned
 
 MAC, OTHER = "00:16:3e:5e:6c:00", "00:16:3e:5e:6c:01"
@@ -25,6 +25,7 @@ FULL = Record(
         Interface(3, OTHER, removed=True, profile="1f", hooked="a|b|c", resolved=True),
     ),
     frozenset({"00:16:3e:5e:6c:02"}),
+    Provided(Loaded("0a1b", "2c3d"), Loaded("4e5f", "-"), ("9.9.9.9", "1.1.1.1"), frozenset({4, 6}), closed=True),
 )
 TEXT = f"""{HEADER}interface 2 {MAC}
 address 10.137.0.5/32
@@ -38,6 +39,12 @@ profile 1f
 hooked a|b|c
 resolved
 detached 00:16:3e:5e:6c:02
+rules 0a1b 2c3d
+names 4e5f -
+servers 9.9.9.9 1.1.1.1
+forwarding 4
+forwarding 6
+closed
 """.encode()
 
 ip4, ip6 = st.ip_addresses(v=4), st.ip_addresses(v=6)
@@ -52,10 +59,21 @@ words = st.text("abc0123.,:|", max_size=20)
 interfaces = st.builds(
     Interface, st.integers(1, 99), macs, owned, st.none() | fallbacks, st.booleans(), words, words, st.booleans()
 )
+sums = st.text("0123456789abcdef-", min_size=1, max_size=8)
+loaded = st.builds(Loaded, sums, sums)
+provided = st.builds(
+    Provided,
+    st.just(Loaded()) | loaded,
+    st.just(Loaded()) | loaded,
+    st.lists(ip4.map(str), max_size=3).map(tuple),
+    st.frozensets(st.sampled_from((4, 6))),
+    st.booleans(),
+)
 records = st.builds(
     Record,
     st.lists(interfaces, max_size=3, unique_by=lambda entry: entry.ifindex).map(tuple),
     st.frozensets(macs, max_size=2),
+    provided,
 )
 
 
@@ -70,7 +88,7 @@ def test_text_and_back() -> None:
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_every_record_comes_back_as_it_was(record: Record) -> None:
     back = parse(render(record))
-    assert back.detached == record.detached
+    assert (back.detached, back.provided) == (record.detached, record.provided)
     assert sorted(back.interfaces, key=lambda entry: entry.ifindex) == sorted(
         record.interfaces, key=lambda entry: entry.ifindex
     )
@@ -91,6 +109,16 @@ DAMAGED = {
     "not ASCII": "interface ² aa\n".encode(),
     "empty": b"",
 }
+
+
+@pytest.mark.parametrize("line", ["rules 0a1b", "names", "servers 9.9.9.9 x", "forwarding 5", "forwarding x"])
+def test_a_damaged_fact_of_the_provider_is_none(line: str) -> None:
+    assert parse(f"{line}\nclosed\n".encode()).provided == Provided(closed=True)
+
+
+def test_a_checksum_tells_texts_apart() -> None:
+    assert checksum(b"a") == checksum(b"a") != checksum(b"b")
+    assert " " not in checksum(b"") != ""
 
 
 @pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED.keys())
@@ -130,13 +158,13 @@ def test_seen_keeps_what_is_there_and_forgets_what_went() -> None:
 
 
 def test_detached_is_only_what_the_keys_still_name() -> None:
-    assert FULL.seen([MAC], [], keys_written=False) == Record((), frozenset({MAC}))
-    assert FULL.seen([], [], keys_written=False) == Record()
+    assert FULL.seen([MAC], [], keys_written=False) == Record((), frozenset({MAC}), FULL.provided)
+    assert FULL.seen([], [], keys_written=False) == Record(provided=FULL.provided)
 
 
 def test_replugged_with_another_index_it_is_not_detached() -> None:
     again = Link(7, "eth0", MAC)
-    assert FULL.seen([MAC], [again], keys_written=False) == Record((Interface(7, MAC),))
+    assert FULL.seen([MAC], [again], keys_written=False) == Record((Interface(7, MAC),), provided=FULL.provided)
 
 
 def test_revived_are_the_links_given_and_no_others() -> None:

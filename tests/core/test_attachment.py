@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One vif: the order in which it is set up and taken down, and what nft's listing says of its elements."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qubes_guestnet.core import attachment, nftables, provider
+from qubes_guestnet.core.attachment import Tunable, VifReport
+from qubes_guestnet.core.plan import Op, Verb
+from qubes_guestnet.core.provider import ProviderSettings
+from qubes_guestnet.core.values import IPAddress, Link, Neighbour, Route, State
+from qubes_guestnet.core.vif import Mapping, Vif, parse_name
+
+MAC = "00:16:3e:5e:6c:05"
+ADDRESS, ADDRESS6 = ipaddress.ip_address("10.137.0.5"), ipaddress.ip_address("fd09::5")
+GATEWAY = ipaddress.IPv4Address("10.138.0.1")
+VIF = Vif(parse_name("vif4.0"), MAC, "vif", (ADDRESS,))
+DUAL = VIF._replace(addresses=(ADDRESS, ADDRESS6))
+LINK = Link(7, "vif4.0", "fe:ff:ff:ff:ff:ff", driver="vif")
+UP = Link(7, "vif4.0", "fe:ff:ff:ff:ff:ff", up=True, group=2, driver="vif")
+ON = ProviderSettings(True, GATEWAY, ipaddress.IPv6Address("fe80::1"))
+OFF = ON._replace(gateway6=None)
+NOTHING = frozenset[str]()
+WORDS = [
+    "ip link set dev vif4.0 group 2",
+    "ip address add 10.138.0.1/32 dev vif4.0",
+    f"ip neighbour replace 10.137.0.5 lladdr {MAC} nud permanent dev vif4.0",
+    "ip link set dev vif4.0 up",
+    "ip route append 10.137.0.5/32 dev vif4.0 scope link proto 81 metric 32748",
+]
+
+
+def fresh(vif: Vif = VIF, settings: ProviderSettings = OFF) -> tuple[Op, ...]:
+    return attachment.up(LINK, provider.desired(vif, settings), State(), vif, settings.held)
+
+
+@pytest.mark.behaviour("B50")
+def test_nothing_passes_before_its_element_is_there() -> None:
+    report = VifReport(VIF, LINK, fresh(), ("add element x",), attachment.tunables("vif4.0", ipv6=False)[:1])
+    assert list(report.todo) == ["sysctl net/ipv4/conf/vif4.0/proxy_arp=1", *WORDS[:3], "add element x", *WORDS[3:]]
+    early, late = attachment.split(iter(report.ops))
+    assert [op.verb for op in late] == [Verb.LINK_UP, Verb.ROUTE_ADD]
+    assert attachment.added(early) == {ipaddress.ip_interface("10.138.0.1/32")}
+    assert attachment.split(early) == (early, ())
+
+
+def test_what_is_configured() -> None:
+    assert VifReport(VIF, LINK).configured
+    assert not VifReport(VIF, None).configured
+    for left in ({"ops": fresh()}, {"elements": ("x",)}, {"tunables": attachment.tunables("vif4.0", ipv6=False)}):
+        assert not VifReport(VIF, LINK)._replace(**left).configured
+
+
+@pytest.mark.behaviour("B57")
+@pytest.mark.behaviour("B56")
+def test_tunables() -> None:
+    four = ["sysctl net/ipv4/conf/vif4.0/proxy_arp=1", "sysctl net/ipv4/neigh/vif4.0/proxy_delay=0"]
+    assert list(map(str, attachment.tunables("vif4.0", ipv6=False))) == [
+        *four,
+        "sysctl net/ipv6/conf/vif4.0/disable_ipv6=1",
+    ]
+    assert list(map(str, attachment.tunables("vif4.0", ipv6=True))) == [
+        *four,
+        "sysctl net/ipv6/conf/vif4.0/disable_ipv6=0",
+        "sysctl net/ipv6/conf/vif4.0/accept_ra=0",
+        "sysctl net/ipv6/conf/vif4.0/drop_unsolicited_na=1",
+        "sysctl net/ipv6/conf/vif4.0/proxy_ndp=1",
+        "sysctl net/ipv6/neigh/vif4.0/proxy_delay=0",
+    ]
+    assert str(Tunable(("ipv4", "ip_forward"), "1")) == "sysctl net/ipv4/ip_forward=1"
+
+
+@pytest.mark.parametrize(
+    ("vif", "settings", "has"),
+    [
+        (DUAL, ON, True),
+        (DUAL, OFF, False),
+        (VIF, ON, False),
+        (DUAL._replace(mappings=(Mapping(GATEWAY, GATEWAY),)), ON, False),
+    ],
+)
+def test_who_has_ipv6(vif: Vif, settings: ProviderSettings, has: bool) -> None:
+    assert attachment.has_ipv6(vif, settings) is has
+
+
+def done(vif: Vif, settings: ProviderSettings) -> State:
+    """What a vif has once it is set up."""
+    desired = provider.desired(vif, settings)
+    return desired._replace(
+        neighbours=frozenset(Neighbour(entry.address, vif.mac) for entry in desired.neighbours),
+        routes=frozenset(Route(route.destination, metric=route.metric or 1024) for route in desired.routes),
+    )
+
+
+def test_a_second_time_there_is_nothing_to_do() -> None:
+    mine = VIF._replace(gateways=frozenset({ipaddress.ip_interface("10.138.0.1/32")}))
+    assert attachment.up(UP, provider.desired(mine, OFF), done(mine, OFF), mine, NOTHING) == ()
+
+
+@pytest.mark.behaviour("B95")
+def test_ipv6_goes_and_stays_while_its_key_is_not_valid() -> None:
+    mine = DUAL._replace(gateways=frozenset({ipaddress.ip_interface("10.138.0.1/32")}))
+    went = attachment.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, NOTHING)
+    assert [str(op) for op in went] == ["ip -6 route del fd09::5/128 dev vif4.0 proto 81 metric 32748"]
+    assert attachment.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, frozenset({"ipv6"})) == ()
+    other = frozenset({"connected"})
+    assert attachment.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, other) == went
+
+
+def test_the_link_goes_down_before_the_rest_goes() -> None:
+    mine = VIF._replace(gateways=frozenset({ipaddress.ip_interface("10.138.0.1/32")}))
+    assert [str(op) for op in attachment.down(UP, done(mine, OFF), mine)] == [
+        "ip link set dev vif4.0 down",
+        "ip route del 10.137.0.5/32 dev vif4.0 scope link proto 81 metric 32748",
+        "ip address del 10.138.0.1/32 dev vif4.0",
+    ]
+
+
+LISTING = """table ip qubes {
+ set allowed {
+  type ifname . ipv4_addr
+  elements = { "vif4.0" . 10.137.0.5,
+               "vif5.0" . 10.137.0.6 }
+ }
+ set downstream {
+  type ipv4_addr
+  elements = { 10.137.0.5, 10.137.0.7 }
+ }
+}
+table ip6 qubes {
+ set allowed {
+  type ifname . ipv6_addr
+ }
+ set downstream {
+  type ipv6_addr
+  elements = { fd09::5 }
+ }
+}
+"""
+
+
+def test_the_elements_that_nft_lists() -> None:
+    present = attachment.listed(LISTING)
+    assert present == {
+        'ip allowed "vif4.0" . 10.137.0.5',
+        'ip allowed "vif5.0" . 10.137.0.6',
+        "ip downstream 10.137.0.5",
+        "ip downstream 10.137.0.7",
+        "ip6 downstream fd09::5",
+    }
+    assert attachment.downstream(present) == set(map(ipaddress.ip_address, ("10.137.0.5", "10.137.0.7", "fd09::5")))
+    assert attachment.listed("") == frozenset()
+
+
+LINES = {
+    'add element ip qubes allowed { "vif4.0" . 10.137.0.5 }': True,
+    'add element ip qubes allowed { "vif4.0" . 10.137.0.5, "vif4.0" . 10.137.0.8 }': False,
+    'add element ip qubes allowed { "vif5.0" . 10.137.0.5 }': False,
+    'add element ip6 qubes allowed { "vif4.0" . fd09::5 }': False,
+    "add element ip6 qubes downstream { fd09::5 }": True,
+    "add element ip qubes downstream { 10.137.0.5, 10.137.0.7 }": True,
+}
+
+
+@pytest.mark.parametrize(("line", "there"), LINES.items())
+def test_what_is_there(line: str, there: bool) -> None:
+    assert attachment.is_there(line, attachment.listed(LISTING)) is there
+
+
+@given(st.lists(st.ip_addresses(), max_size=4))
+def test_every_line_of_an_attach_is_understood(addresses: list[IPAddress]) -> None:
+    lines = nftables.attach("vif4.0", addresses).splitlines()
+    listing = ""
+    for family, name in (("ip", "allowed"), ("ip", "downstream"), ("ip6", "allowed"), ("ip6", "downstream")):
+        members = [line.partition("{")[2] for line in lines if line.split()[2:5] == [family, "qubes", name]]
+        listing += f"table {family} qubes {{\n set {name} {{\n"
+        listing += "".join(f"\t\telements = {{{text}\n" for text in members) + "\t}\n}\n"
+    present = attachment.listed(listing)
+    assert all(attachment.is_there(line, present) for line in lines)
+    assert attachment.downstream(present) == set(addresses)

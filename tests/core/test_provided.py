@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The provider's half of a report: how it reads, and what `check` makes of it and of the ground it stands on."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+
+import pytest
+
+from qubes_guestnet.core import rendering_provider
+from qubes_guestnet.core.attachment import VifReport
+from qubes_guestnet.core.findings import Evidence, findings
+from qubes_guestnet.core.plan import Op, Verb
+from qubes_guestnet.core.provided import ProviderReport
+from qubes_guestnet.core.provider import ProviderSettings
+from qubes_guestnet.core.provider_findings import CHANGED, MISSING, Ground
+from qubes_guestnet.core.rendering import as_data, as_text
+from qubes_guestnet.core.report import Report, Standing
+from qubes_guestnet.core.settings import Settings
+from qubes_guestnet.core.shadows import Chain, shadows
+from qubes_guestnet.core.values import Link
+from qubes_guestnet.core.vif import Mapping, Vif, parse_name
+
+MAC = "00:16:3e:5e:6c:05"
+ADDRESS, ADDRESS6 = ipaddress.IPv4Address("10.137.0.5"), ipaddress.IPv6Address("fd09::5")
+SEEN, SEEN_GATEWAY = ipaddress.IPv4Address("192.168.1.128"), ipaddress.IPv4Address("192.168.1.1")
+VIRTUAL = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
+VIF = Vif(parse_name("vif4.0"), MAC, "vif", (ADDRESS, ADDRESS6))
+LINK = Link(7, "vif4.0", "fe:ff:ff:ff:ff:ff", up=True, group=2, driver="vif")
+OP = Op(Verb.LINK_UP, 7, "vif4.0")
+SETTINGS = ProviderSettings(True, virtual_dns=VIRTUAL)
+WELL = ProviderReport(
+    SETTINGS, True, forwarding=frozenset({4}), servers=(SEEN_GATEWAY,), servers_reason="/etc/resolv.conf",
+    vifs=(VifReport(VIF, LINK),), ruled=True,
+)  # fmt: skip
+TODO = VifReport(VIF, LINK, (OP,), ("add element x",))
+
+TEXTS = {
+    "none in a plain qube": (None, []),
+    "all is well": (
+        WELL,
+        [
+            "provider: forwards IPv4",
+            "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
+            "vif4.0: 10.137.0.5 fd09::5, configured",
+        ],
+    ),
+    "without the flag": (
+        ProviderReport(SETTINGS, ruled=True),
+        ["provider: forwards nothing (service flag qubes-network is not set)"],
+    ),
+    "both families, and no server": (
+        WELL._replace(forwarding=frozenset({6, 4}), servers=(), servers_reason="none known", vifs=()),
+        [
+            "provider: forwards IPv4 and IPv6",
+            "virtual DNS: 10.139.1.1 10.139.1.2 rejected: no server known (none known)",
+        ],
+    ),
+    "closed": (
+        WELL._replace(forwarding=frozenset(), closed=True, vifs=()),
+        [
+            "provider: forwards nothing (`forwarding off` was said)",
+            "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
+        ],
+    ),
+    "fresh, with settings that are not valid": (
+        ProviderReport(SETTINGS._replace(virtual_dns=(), held=frozenset({"gateway", "dns"})), True),
+        [
+            "provider: forwards nothing yet",
+            "  base rules: NOT as they have to be",
+            "  dns: settings invalid, what is in force stays",
+            "  gateway: settings invalid, what is in force stays",
+            "virtual DNS: as it was",
+        ],
+    ),
+    "vifs of all kinds": (
+        WELL._replace(
+            vifs=(
+                TODO,
+                VifReport(VIF._replace(addresses=()), None),
+                VifReport(VIF._replace(mappings=(Mapping(ADDRESS, SEEN, SEEN_GATEWAY),)), LINK),
+                VifReport(VIF._replace(addresses=(ADDRESS,), mappings=(Mapping(ADDRESS, SEEN),)), LINK),
+            )
+        ),
+        [
+            "provider: forwards IPv4",
+            "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
+            "vif4.0: 10.137.0.5 fd09::5, NOT configured, first: add element x",
+            "vif4.0: no address, NOT configured, first: its device is gone",
+            "vif4.0: 10.137.0.5 (it sees 192.168.1.128 by 192.168.1.1) fd09::5, configured",
+            "vif4.0: 10.137.0.5 (it sees 192.168.1.128), configured",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("report", "lines"), TEXTS.values(), ids=TEXTS.keys())
+def test_as_text(report: ProviderReport | None, lines: list[str]) -> None:
+    assert list(rendering_provider.as_text(report)) == lines
+
+
+def test_in_the_whole_text_it_is_before_what_is_to_do() -> None:
+    assert list(as_text(Report(Settings(), provided=WELL), Standing())) == [
+        "no uplink of Qubes: dom0 has set no provider for this qube",
+        *TEXTS["all is well"][1],
+        "to do: nothing",
+        "agent: not running",
+    ]
+    idle = Report(Settings(), provided=ProviderReport(SETTINGS, ruled=True))
+    assert next(as_text(idle, Standing())).startswith("no interface is expected")
+
+
+def test_as_data() -> None:
+    mapped = VIF._replace(mappings=(Mapping(ADDRESS, SEEN, SEEN_GATEWAY), Mapping(ADDRESS, SEEN)))
+    report = WELL._replace(vifs=(VifReport(mapped, LINK), TODO._replace(link=None)), todo=("x",))
+    data = as_data(Report(Settings(), provided=report), Standing())["provider"]
+    assert json.loads(json.dumps(data)) == data
+    first, second = data.pop("vifs")
+    assert data == {
+        "active": True,
+        "ipv6": False,
+        "forwarding": ["ipv4"],
+        "closed": False,
+        "rules": True,
+        "held": [],
+        "dns": {"virtual": ["10.139.1.1", "10.139.1.2"], "servers": ["192.168.1.1"], "reason": "/etc/resolv.conf"},
+        "plan": ["x"],
+    }
+    assert first == {
+        "name": "vif4.0",
+        "domid": 4,
+        "mac": MAC,
+        "type": "vif",
+        "addresses": ["10.137.0.5", "fd09::5"],
+        "mappings": [
+            {"real": "10.137.0.5", "visible": "192.168.1.128", "gateway": "192.168.1.1"},
+            {"real": "10.137.0.5", "visible": "192.168.1.128", "gateway": None},
+        ],
+        "present": True,
+        "up": True,
+        "configured": True,
+        "plan": [],
+    }
+    assert (second["present"], second["up"], second["configured"]) == (False, False, False)
+    assert second["plan"] == ["add element x", "ip link set dev vif4.0 up"]
+    assert as_data(Report(Settings()), Standing())["provider"] is None
+
+
+SHADOW = shadows([Chain("inet", "t", "f", "filter", "forward", 0, "drop")])
+FOUND = {
+    "all is well": (WELL, Ground(), []),
+    "without the flag": (
+        ProviderReport(SETTINGS),
+        Ground(),
+        [("provider-flag-missing", "warning"), ("no-provider", "note")],
+    ),
+    "no rules in a plain qube": (None, Ground(MISSING), [("rules-missing", "error"), ("no-provider", "note")]),
+    "no rules, which is told once": (
+        WELL._replace(vifs=(TODO._replace(ops=()),)),
+        Ground(MISSING),
+        [("rules-missing", "error")],
+    ),
+    "no rules, and other trouble": (
+        WELL._replace(vifs=(TODO,)),
+        Ground(MISSING),
+        [("rules-missing", "error"), ("vif-not-configured", "error")],
+    ),
+    "changed rules": (WELL, Ground(CHANGED), [("rules-changed", "warning")]),
+    "somebody before us": (WELL, Ground(shadows=SHADOW), [("foreign-chain", "note")]),
+    "nothing is forwarded": (WELL._replace(forwarding=frozenset()), Ground(), [("forwarding-off", "error")]),
+    "not all is forwarded": (WELL._replace(ipv6=True), Ground(), [("forwarding-off", "error")]),
+    "closed": (WELL._replace(forwarding=frozenset(), closed=True), Ground(), [("forwarding-off", "error")]),
+    "no server": (WELL._replace(servers=()), Ground(), [("dns-unknown", "warning")]),
+    "nobody knows": (
+        WELL._replace(servers=(), settings=SETTINGS._replace(held=frozenset({"dns"}))),
+        Ground(),
+        [],
+    ),
+    "a vif that lacks something": (WELL._replace(vifs=(TODO,)), Ground(), [("vif-not-configured", "error")]),
+    "vifs that nobody told of": (
+        WELL,
+        Ground(unknown=("vif5.0",), gone=("vif4.0",)),
+        [("vif-unknown", "error"), ("vif-gone", "warning")],
+    ),
+}
+
+
+@pytest.mark.parametrize(("report", "ground", "expected"), FOUND.values(), ids=FOUND.keys())
+def test_what_check_finds(report: ProviderReport | None, ground: Ground, expected: list[tuple[str, str]]) -> None:
+    evidence = Evidence(Report(Settings(), provided=report), standing=Standing(True), ground=ground)
+    found = findings(evidence)
+    assert [(finding.code, finding.severity) for finding in found] == expected
+    for finding in found:
+        assert finding.problem
+        assert finding.remedy
+        assert "\n" not in finding.problem + finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("report", "words", "remedy"),
+    [
+        (WELL._replace(forwarding=frozenset(), ipv6=True), "IPv4 and IPv6 is not", "apply"),
+        (WELL._replace(ipv6=True), "IPv6 is not", "apply"),
+        (WELL._replace(forwarding=frozenset(), closed=True), "`forwarding off` was said", "forwarding on"),
+    ],
+)
+def test_what_is_not_forwarded_is_named(report: ProviderReport, words: str, remedy: str) -> None:
+    (finding,) = findings(Evidence(Report(Settings(), provided=report), standing=Standing(True)))
+    assert words in finding.problem
+    assert remedy in finding.remedy
+
+
+def test_the_plan_of_a_report_has_what_the_provider_has_to_do() -> None:
+    assert Report(Settings(), todo=("a",), provided=WELL._replace(todo=("b", "c"))).plan == ("a", "b", "c")
