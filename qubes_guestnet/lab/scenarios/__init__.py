@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..stage import Stage
-from . import attach, company, endure, keys
+from . import attach, comeback, company, endure, keys, names, paused
 
 
 class Scenario(NamedTuple):
@@ -41,9 +41,20 @@ SCENARIOS = (
     Scenario("S-000", "a qube starts and reaches the world; no DHCP", attach.s_000, ipv6=True, gateway=True),
     Scenario("S-001a", "paused without a provider, gets one, unpaused", attach.s_001a, ipv6=True),
     Scenario("S-001b", "paused, loses its provider, unpaused", attach.s_001b, ipv6=True),
+    Scenario("S-001c", "paused, moved to another provider, the former one ends", paused.s_001c, ipv6=True),
+    Scenario("S-001d", "paused, moved to another provider, the former one is deleted", paused.s_001d, ipv6=True),
+    Scenario("S-001e", "paused, its provider restarts, unpaused", paused.s_001e, ipv6=True),
+    Scenario("S-001f", "paused, its provider ends, unpaused, its provider starts", paused.s_001f, ipv6=True),
+    Scenario("S-010", "a proxy loses its provider, and regains it elsewhere", names.s_010, ipv6=True, gateway=True),
     Scenario("S-020", "NetworkManager owns a proxy's uplink; nmcli down and up", company.s_020, ipv6=True),
+    Scenario("S-100", "the vif is there before its provider is ready", comeback.s_100),
     Scenario("S-110", "runs without a provider, gets one", attach.s_110),
     Scenario("S-111", "detached and attached 50 times, configuration slowed", attach.s_111),
+    Scenario("S-112", "the proxy is shut down and starts again", comeback.s_112, ipv6=True),
+    Scenario("S-113", "the proxy is killed and starts again", comeback.s_113, ipv6=True),
+    Scenario("S-114", "the proxy crashes and starts again", comeback.s_114, ipv6=True),
+    Scenario("S-302", "real DNS servers change; names at every depth", names.s_302),
+    Scenario("S-320", "a name with an IPv6 address only", names.s_320),
     Scenario("S-400", "100 changes of keys on a live interface", keys.s_400, ipv6=True),
     Scenario("S-401", "QubesDB restarts, hangs, breaks off, is gone", endure.s_401),
     Scenario("S-402", "the agent is killed again and again meanwhile", keys.s_402, ipv6=True),
