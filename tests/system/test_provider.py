@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import behind, packages
 from tests.support.behind import Behind
-from tests.support.eventually import eventually
+from tests.support.eventually import eventually, never
 from tests.support.machine import Hall, Machine
 from tests.system.test_boot import ENTRIES, UNIT, configured, install, pid
 
@@ -40,6 +40,11 @@ Before=qubes-guestnet.service
 [Service]
 Type=oneshot
 ExecStart=/bin/sh -c '{{ nft list ruleset; ip -oneline address; cat {" ".join(FORWARDING)}; }} >/run/at-network-pre'
+"""
+PROXY = "qubes-updates-proxy"
+PROXY_UNIT = """\
+[Service]
+ExecStart=/bin/sleep infinity
 """
 # A name server that answers whatever it is asked with where it was asked.
 ANSWERER = """\
@@ -72,7 +77,8 @@ def qube(hall: Hall, base: Path, plain: Path, installed: Path, boot) -> Machine:
     units = f"{root}/tree/etc/systemd/system"
     hall.run(f"mkdir -p {units}/multi-user.target.wants; cat >{units}/witness.service <<'END'\n{WITNESS}END\n")
     hall.run(f"ln -s ../witness.service {units}/multi-user.target.wants/")
-    machine = boot(root, "provider", PROVIDER, flags=("qubes-network",))
+    hall.run(f"cat >{units}/{PROXY}.service <<'END'\n{PROXY_UNIT}END\n")
+    machine = boot(root, "provider", PROVIDER, flags=("qubes-network", PROXY))
     outside(machine)
     return machine
 
@@ -336,6 +342,25 @@ def test_network_manager_s_word_is_followed(qube: Machine) -> None:
     changed = qube.inside.run("/usr/lib/qubes/qubes-setup-dnat-to-ns", check=False)
     assert changed.returncode == 0, changed.stderr
     qube.run("systemctl", "start", UNIT)
+
+
+@pytest.mark.behaviour("B42")
+def test_the_updates_proxy_is_restarted_when_the_servers_change_and_only_then(qube: Machine) -> None:
+    """From within the sandbox."""
+    unit = f"{PROXY}.service"
+    run = lambda: qube.property(unit, "InvocationID")  # noqa: E731
+    qube.run("systemctl", "start", unit)
+    first_run = run()
+    for server in ("10.139.1.77", ENTRIES["/qubes-primary-dns"]):
+        before = run()
+        qube.write("/qubes-primary-dns", server)
+        eventually(lambda before=before: run() not in ("", before), what="another run", trouble=lambda: told(qube))
+    assert run() != first_run
+    eventually(lambda: qube.property(unit, "ActiveState") == "active", what="a proxy that runs")
+    before = run()
+    qube.write("/qubes-secondary-dns", ENTRIES["/qubes-secondary-dns"])
+    qube.run("systemctl", "reload", UNIT)
+    never(lambda: run() != before, 0.5, "a restart for nothing")
 
 
 def test_an_upgrade_loses_no_packet(qube: Machine, first: Behind, tmp_path: Path) -> None:
