@@ -29,6 +29,7 @@ def healthy(guest: Guest) -> None:
     """Its name server is the gateway, where one listens."""
     server = guest.provider.spawn("dns", sys.executable, "-c", DNS_SERVER)
     eventually(lambda: "up" in server.output(), trouble=server.output)
+    guest.qube.guestnet("rules", "load")
     guest.agent()
 
 
@@ -42,6 +43,7 @@ def test_all_is_well() -> None:
 
 def test_a_finding_has_a_code_what_is_wrong_and_what_to_do() -> None:
     guest = Guest(WELL, plugged=False)
+    guest.qube.guestnet("rules", "load")
     guest.agent()
     done = guest.qube.guestnet("check", check=False)
     assert done.returncode == 1
