@@ -54,16 +54,17 @@ class Stage:
     def start(self, name: str, netvm: Vm | None, agent: bool = True) -> Vm:
         """Create and start a qube, and its agent."""
         vm = self.dom0.create(name, netvm)
-        self._boot(vm, agent)
+        self.boot(vm, agent)
         return vm
 
     def proxy(self, name: str, netvm: Vm | None = None, ipv6: bool | None = None, agent: bool = True) -> Vm:
         """Create and start a qube that passes on the network it has itself, from `netvm1` if nothing else is said."""
         vm = self.dom0.create(name, netvm or self.netvm1, ipv6, provides_network=True)
-        self._boot(vm, agent)
+        self.boot(vm, agent)
         return vm
 
-    def _boot(self, vm: Vm, agent: bool) -> None:
+    def boot(self, vm: Vm, agent: bool = True) -> None:
+        """Start a qube that was created with settings of its own."""
         if self.gateway:
             vm.flags.add(GATEWAY_FLAG)
         self.dom0.start(vm, agent)
