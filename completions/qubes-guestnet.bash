@@ -20,7 +20,7 @@ _qubes_guestnet() {
         rules) if ((COMP_CWORD == 2)); then words='load unload --help'; fi ;;
         forwarding) if ((COMP_CWORD == 2)); then words='on off --help'; fi ;;
         agent) words='--help' ;;
-        lab) if ((COMP_CWORD == 2)); then words='demo run store --help'; fi ;;
+        lab) if ((COMP_CWORD == 2)); then words='demo run up exec set feature status diagram down store --help'; fi ;;
         esac
     fi
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")

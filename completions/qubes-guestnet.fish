@@ -27,4 +27,4 @@ complete -c qubes-guestnet -n '__fish_seen_subcommand_from vif' -a 'online offli
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from dns' -a 'sync'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from rules' -a 'load unload'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from forwarding' -a 'on off'
-complete -c qubes-guestnet -n '__fish_seen_subcommand_from lab' -a 'demo run store'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from lab' -a 'demo run up exec set feature status diagram down store'
