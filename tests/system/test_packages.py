@@ -153,7 +153,7 @@ def test_each_program_that_is_run_has_its_package() -> None:
         name
         for path in (TREE / "qubes_guestnet").rglob("*.py")
         if "lab" not in path.parts
-        for name in re.findall(r"""(?:programs\.|\b_?)find\("([\w-]+)"\)""", path.read_text())
+        for name in re.findall(r"""\b(?:find|_program)\("([\w-]+)"\)""", path.read_text())
     }
     assert found - optional == set(PROGRAM_TO_PACKAGE)
 
