@@ -7,6 +7,7 @@ process start that would hide the latency it measures.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import select
@@ -32,23 +33,54 @@ _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 4, 5, 6
 _MAIN_TABLE = 254
 
 
+class Echo:
+    """ICMP echoes from a qube to one address, all alike: an answer to any of them is an answer.
+
+    Args:
+        qube: who asks.
+        address: who is asked.
+    """
+
+    def __init__(self, qube: Qube, address: str) -> None:
+        self._version = ipaddress.ip_address(address).version
+        family, protocol = (socket.AF_INET, socket.IPPROTO_ICMP) if self._version == 4 else (socket.AF_INET6, 58)
+        self._address = address
+        self._mark = os.urandom(8)
+        self._socket = qube.socket(family, socket.SOCK_RAW, protocol)
+
+    def fileno(self) -> int:
+        """Readable when something came, which need not be an answer."""
+        return self._socket.fileno()
+
+    def send(self) -> bool:
+        """Send one; False when the qube's kernel refuses, as without a route."""
+        try:
+            self._socket.sendto(_echo_request(self._version, self._mark), (self._address, 0))
+        except OSError:
+            return False
+        return True
+
+    def answered(self) -> bool:
+        """Whether what came is an answer; to be called when it is readable."""
+        packet, sender = self._socket.recvfrom(_BUFFER)
+        payload = packet[(packet[0] & 15) * 4 :] if self._version == 4 else packet
+        return bool(
+            sender[0] == self._address and payload[0] == _ECHO_REPLY[self._version] and payload.endswith(self._mark)
+        )
+
+    def close(self) -> None:
+        """No more of it."""
+        self._socket.close()
+
+
 def ping(qube: Qube, address: str, timeout: float = 1.0) -> float | None:
     """One ICMP echo from the qube; the round trip in seconds, or None: no answer in time, or no route."""
-    version = ipaddress.ip_address(address).version
-    family, protocol = (socket.AF_INET, socket.IPPROTO_ICMP) if version == 4 else (socket.AF_INET6, 58)
-    mark = os.urandom(8)
-    with qube.socket(family, socket.SOCK_RAW, protocol) as probe:
+    with contextlib.closing(Echo(qube, address)) as echoes:
         start = time.monotonic()
-        try:
-            probe.sendto(_echo_request(version, mark), (address, 0))
-        except OSError:
+        if not echoes.send():
             return None
-        while (left := start + timeout - time.monotonic()) > 0:
-            if not select.select([probe], [], [], left)[0]:
-                return None
-            answer, sender = probe.recvfrom(_BUFFER)
-            payload = answer[(answer[0] & 15) * 4 :] if version == 4 else answer
-            if sender[0] == address and payload[0] == _ECHO_REPLY[version] and payload.endswith(mark):
+        while (left := start + timeout - time.monotonic()) > 0 and select.select([echoes], [], [], left)[0]:
+            if echoes.answered():
                 return time.monotonic() - start
     return None
 

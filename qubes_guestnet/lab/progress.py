@@ -73,7 +73,7 @@ def follow(function: Callable[[Teller], None], limit: float = 120.0) -> Iterator
         os._exit(isolate(run))
     os.close(say)
     try:
-        yield from _events(answer)
+        yield from events(answer)
         _, status = os.waitpid(child, 0)
         yield {"status": os.waitstatus_to_exitcode(status)}
     except BaseException:
@@ -84,7 +84,12 @@ def follow(function: Callable[[Teller], None], limit: float = 120.0) -> Iterator
         os.close(answer)
 
 
-def _events(answer: int) -> Iterator[Event | None]:
+def events(answer: int) -> Iterator[Event | None]:
+    """What a teller tells, until its end of the pipe is closed; None every 0.1 s.
+
+    Args:
+        answer: the reading end.
+    """
     rest = b""
     while True:
         if not select.select([answer], [], [], _TICK)[0]:

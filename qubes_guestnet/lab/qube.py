@@ -202,6 +202,16 @@ class Qube:
             raise LabError(f"{self.name}: `{words}` failed with {done.returncode}: {done.stderr.strip()}")
         return done
 
+    def begin(
+        self, *arguments: str, descriptors: Sequence[int], env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a command in the qube and return at once; its standard input, output and error are given."""
+        stdin, stdout, stderr = descriptors
+        return subprocess.Popen(
+            self._command(arguments), env=self._environment(env), stdin=stdin, stdout=stdout, stderr=stderr,
+            start_new_session=True,
+        )  # fmt: skip
+
     def wire(self, script: str) -> None:
         """Run shell commands in the qube's network only, from outside: what the hypervisor or a physical cable does.
 
