@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet import cli
-from qubes_guestnet.core import hooks, settings
+from qubes_guestnet import cli, commands
+from qubes_guestnet.core import hooks, provider, settings
 from qubes_guestnet.lab import cli as lab_cli
 from qubes_guestnet.system import networkmanager, qubesdb, services
 from tests.support.needs import needs
@@ -38,9 +38,10 @@ def has_word(document: str, word: str) -> bool:
 
 @pytest.mark.parametrize("document", [SETTINGS, MAN_PAGE], ids=lambda path: path.name)
 def test_every_key_is_documented(document: Path) -> None:
-    keys = [key for key in settings.WATCHED if not key.endswith("/")]
+    keys = [key for key in (*settings.WATCHED, *provider.PROVIDER_WATCHED) if not key.endswith("/")]
     assert [key for key in keys if not has_word(text(document), key)] == []
-    assert [leaf for leaf in LEAVES if not has_word(text(document), leaf)] == []
+    leaves = (*LEAVES, "visible-ip", "visible-gateway")
+    assert [leaf for leaf in leaves if not has_word(text(document), leaf)] == []
 
 
 def test_no_key_of_the_program_is_missing_from_the_list_here() -> None:
@@ -53,7 +54,7 @@ def test_no_key_of_the_program_is_missing_from_the_list_here() -> None:
 
 @pytest.mark.parametrize("document", [SETTINGS, MAN_PAGE], ids=lambda path: path.name)
 def test_every_flag_file_and_variable_is_documented(document: Path) -> None:
-    names = [*services._NAMES, networkmanager.FLAG, *hooks.HOOKS]
+    names = [*services._NAMES, services.PROVIDES, networkmanager.FLAG, *hooks.HOOKS, hooks.NETWORK_HOOKS, "XENBUS_PATH"]
     names += ["guestnet.toml", "default-route", qubesdb.DIRECTORY_VARIABLE]
     assert [name for name in names if name not in text(document)] == []
 
@@ -74,9 +75,9 @@ def test_every_verb_of_the_lab_is_completed(document: Path) -> None:
 
 
 def test_the_man_page_has_every_exit_status() -> None:
-    documented = {int(number) for number in re.findall(r"^\.It (\d)$", text(MAN_PAGE), re.MULTILINE)}
-    assert documented == {cli.EXIT_DONE, cli.EXIT_FAILED, cli.EXIT_USAGE}
-    in_settings = {int(number) for number in re.findall(r"^\| (\d) \|", text(SETTINGS), re.MULTILINE)}
+    documented = {int(number) for number in re.findall(r"^\.It (\d+)$", text(MAN_PAGE), re.MULTILINE)}
+    assert documented == {cli.EXIT_DONE, cli.EXIT_FAILED, cli.EXIT_USAGE, commands.UNCHANGED}
+    in_settings = {int(number) for number in re.findall(r"^\| (\d+) \|", text(SETTINGS), re.MULTILINE)}
     assert in_settings == documented
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +14,13 @@ from qubes_guestnet.lab.qube import Qube
 from tests.support.eventually import eventually
 from tests.support.needs import needs
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "provider.md"
 BLOCK = "ip daddr 192.168.0.0/16 counter drop"
-VIRTUAL = "ct original ip daddr { 10.139.1.1, 10.139.1.2 } accept"
+# The one of docs/provider.md.
+BUT_NAMES = (
+    "oifgroup != 2 ip daddr { 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 }"
+    " ct original ip daddr != { 10.139.1.1, 10.139.1.2 } counter reject"
+)
 BEFORE = "add table inet mine; add chain inet mine lan { type filter hook forward priority filter - 5; }"
 PLACES = {
     "custom-forward": ("", "ip qubes custom-forward"),
@@ -58,10 +64,12 @@ def test_a_block_of_the_lan_takes_the_names_along_unless_it_asks_for_the_origina
     provider.run("nft", f"{setup}; add rule {chain} {BLOCK}")
     assert not reaches(qube)
     assert not resolves(qube), "the server is in the LAN, and the rule sees the address it was redirected to"
-    provider.run("nft", f"insert rule {chain} {VIRTUAL}")
+    provider.run("nft", f"flush chain {chain}; add rule {chain} {BUT_NAMES}")
     assert resolves(qube)
     assert not reaches(qube)
     assert not probes.echo(qube, world.HOST, world.ECHO_PORTS[0], 0.5)
+    documented = " ".join(DOCUMENT.read_text(encoding="utf-8").replace("\\\n", "").split())
+    assert f"nft add rule ip qubes custom-forward {BUT_NAMES}" in documented
 
 
 @pytest.mark.behaviour("B37")
