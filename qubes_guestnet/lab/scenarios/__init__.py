@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..stage import Stage
-from . import attach, comeback, company, endure, keys, names, paused
+from . import attach, comeback, company, endure, isolation, keys, names, paused
 
 
 class Scenario(NamedTuple):
@@ -47,6 +47,8 @@ SCENARIOS = (
     Scenario("S-001f", "paused, its provider ends, unpaused, its provider starts", paused.s_001f, ipv6=True),
     Scenario("S-010", "a proxy loses its provider, and regains it elsewhere", names.s_010, ipv6=True, gateway=True),
     Scenario("S-020", "NetworkManager owns a proxy's uplink; nmcli down and up", company.s_020, ipv6=True),
+    Scenario("S-040", "two qubes behind the same provider, or not, are apart", isolation.s_040, ipv6=True),
+    Scenario("S-050", "a qube takes addresses that are not its own", isolation.s_050, ipv6=True),
     Scenario("S-100", "the vif is there before its provider is ready", comeback.s_100),
     Scenario("S-110", "runs without a provider, gets one", attach.s_110),
     Scenario("S-111", "detached and attached 50 times, configuration slowed", attach.s_111),
