@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import GuestnetError, UsageError
-from . import store_cli
+from . import session_cli, store_cli
 
 _EPILOG = """\
 examples:
@@ -16,8 +16,9 @@ examples:
   qubes-guestnet lab run             every scenario
   qubes-guestnet lab run S-000 S-40  those whose name begins so
   qubes-guestnet lab run --list      what there is
+  qubes-guestnet lab up default      a tree of qubes to play with; `lab up --help` says how
 
-exit status: 0 all held, 1 something did not, 2 wrong usage
+exit status: 0 all held, 1 something did not, 2 wrong usage; of `exec` that of the command
 """
 
 
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--list", action="store_true", help="only list them")
     run.add_argument("--json", action="store_true", help="the closing table as JSON, and nothing else")
     run.set_defaults(run=_run)
+    session_cli.add_parsers(verbs)
     store_cli.add_parsers(verbs)
     return top
 

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A command that runs in a qube for somebody outside, with that person's input, output and error."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from . import tools
+from .qube import Qube
+
+_PROGRAMS = "/run/lab/bin"
+_OWN = f"{_PROGRAMS}/qubes-guestnet"
+_SIGNALLED = 128
+
+
+class Execution:
+    """One such command, started. Readable when it has ended.
+
+    It leads a session of its own inside the qube, so that a signal can be sent to it and its children alone, not to
+    nsenter, which has to tell its status.
+
+    Args:
+        qube: where.
+        command: program and arguments.
+        terminal: its standard input is a terminal that is to be its own.
+        descriptors: standard input, output and error; they stay open here.
+        env: variables besides those every command in a qube has.
+    """
+
+    def __init__(
+        self, qube: Qube, command: Sequence[str], terminal: bool, descriptors: Sequence[int], env: Mapping[str, str]
+    ) -> None:
+        _install(qube)
+        environment = {**env, "PATH": f"{_PROGRAMS}:{tools.PATH}"}
+        leader = ["setsid", *(["--ctty"] if terminal else []), "--"]
+        self._process: subprocess.Popen[bytes] = qube.begin(*leader, *command, descriptors=descriptors, env=environment)
+        self._pidfd = os.pidfd_open(self._process.pid)
+
+    def fileno(self) -> int:
+        """Readable when it has ended."""
+        return self._pidfd
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command and its children, as a terminal does."""
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+            for leader in [int(child) for child in children] or [self._process.pid]:
+                # It leads no group before it has come to setsid().
+                try:
+                    os.killpg(leader, number)
+                except ProcessLookupError:
+                    os.kill(leader, number)
+
+    def close(self) -> int:
+        """To be called when it has ended: its exit status, 128 + the number of a signal."""
+        os.close(self._pidfd)
+        status = self._process.wait()
+        return _SIGNALLED - status if status < 0 else status
+
+    def hang_up(self) -> None:
+        """Whoever ran it is gone: it is told so, as by a terminal that is closed, and goes on if it likes."""
+        self.signal(signal.SIGHUP)
+        os.close(self._pidfd)
+
+
+def _install(qube: Qube) -> None:
+    """Make `qubes-guestnet` in the qube this program, wherever it was started from."""
+    if not qube.path(_OWN).exists():
+        qube.write(_OWN, f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m qubes_guestnet "$@"\n')
+        qube.path(_OWN).chmod(0o755)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where an interactive lab is found: a folder of one's own for each, with a lock, a socket and a log.
+
+Who holds the lock is the lab, for as long as one process of it is there: the kernel lets go of it with the last one. So
+what an end by force left behind is known as stale, without any process id that could be somebody else's by now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import UsageError
+from .namespaces import LabError
+
+DEFAULT = "lab"
+UP_REMEDY = "qubes-guestnet lab up TREE"
+_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+_LONGEST = 31
+_PRIVATE = 0o700
+_BACKLOG = 16
+_ATTEMPTS = 100
+
+
+def base() -> Path:
+    """The folder of all labs of this user."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(runtime) and os.access(runtime, os.W_OK | os.X_OK):
+        return Path(runtime) / "qubes-guestnet-lab"
+    return Path(f"/tmp/qubes-guestnet-lab-{os.geteuid()}")
+
+
+class Place:
+    """The place of one lab.
+
+    Args:
+        name: of the lab.
+
+    Raises:
+        UsageError: no name for a lab.
+    """
+
+    def __init__(self, name: str = DEFAULT) -> None:
+        if not _CHARACTERS.issuperset(name) or not 0 < len(name) <= _LONGEST:
+            raise UsageError(f"{name!r} is no name for a lab", f"letters, digits, - and _, at most {_LONGEST}")
+        self.name = name
+        self.folder = base() / name
+        self.log = self.folder / "log"
+        self._lock = self.folder / "lock"
+
+    def claim(self) -> int:
+        """Take the place for a new lab, removing what a former one left; a descriptor that holds it while it is open.
+
+        Raises:
+            LabError: a lab of that name is up, or the folder is somebody else's.
+        """
+        lock = self._locked()
+        if lock is None:
+            other = f"end it by `qubes-guestnet lab down --name {self.name}`, or give another --name"
+            raise LabError(f"a lab named {self.name} is up already", other)
+        for file in self.folder.iterdir():
+            if file != self._lock:
+                file.unlink()
+        return lock
+
+    def clear(self) -> bool:
+        """Remove what is left of a lab that has ended; False while it is there."""
+        if not self.folder.is_dir():
+            return True
+        lock = self._locked()
+        if lock is None:
+            return False
+        self.remove()
+        os.close(lock)
+        return True
+
+    def remove(self) -> None:
+        """Remove all files of the place. For who holds it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # other labs are in there
+            self.folder.parent.rmdir()
+
+    def _locked(self) -> int | None:
+        for _ in range(_ATTEMPTS):
+            try:
+                _private(self.folder.parent)
+                _private(self.folder)
+                lock = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                return None
+            except FileNotFoundError:
+                continue  # whoever was here before has just removed the folder
+            # Its former holder may have removed it between these two steps: then it is a lock nobody else would find.
+            if self._lock.exists() and os.path.samestat(os.fstat(lock), self._lock.stat()):
+                return lock
+            os.close(lock)
+        raise LabError(f"{self.folder} does not stay", "set XDG_RUNTIME_DIR to a folder of your own")
+
+    # --- its socket --------------------------------------------------------------------------------------------
+
+    def listen(self) -> socket.socket:
+        """The socket the lab answers at."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        _with_path(self.folder, listener.bind)
+        listener.listen(_BACKLOG)
+        return listener
+
+    def connect(self) -> socket.socket:
+        """A connection to the lab; LabError when it is not up."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            _with_path(self.folder, connection.connect)
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            raise self._not_up() from None
+        return connection
+
+    def _not_up(self) -> LabError:
+        others = names() if self.name == DEFAULT else ()
+        if others:
+            return LabError(f"no lab named {DEFAULT} is up, but {', '.join(others)}", f"give --name {others[0]}")
+        which = "no lab is up" if self.name == DEFAULT else f"no lab named {self.name} is up"
+        return LabError(which, UP_REMEDY + ("" if self.name == DEFAULT else f" --name {self.name}"))
+
+
+def names() -> tuple[str, ...]:
+    """The labs that are up."""
+    found = []
+    for folder in base().iterdir() if base().is_dir() else ():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+            _with_path(folder, probe.connect)
+            found.append(folder.name)
+    return tuple(sorted(found))
+
+
+def _with_path(folder: Path, call: Callable[[str], None]) -> None:
+    """Call with a short path of the socket: the real one may be longer than the 107 bytes that unix(7) has for it."""
+    descriptor = os.open(folder, os.O_PATH)
+    try:
+        call(f"/proc/self/fd/{descriptor}/socket")
+    finally:
+        os.close(descriptor)
+
+
+def _private(folder: Path) -> None:
+    """Make a folder nobody else may look into; LabError when one is there that is not so."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(_PRIVATE)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise LabError(f"{folder} is not a folder of yours alone (mode 700)", "remove it, or set XDG_RUNTIME_DIR")

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who reaches the world: measured with real packets from all qubes at once: silence costs its time but once."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from . import world
+from .probes import Echo
+from .qube import Qube
+
+LIMIT = 1.5
+# The first packet may be lost while a neighbour is looked for, or find an agent still at work on the route.
+_AGAIN = 0.1
+_HOSTS = {4: world.HOST, 6: world.HOST6}
+
+
+class Reach(NamedTuple):
+    """Whether the host of the world answered, by IPv4 and by IPv6."""
+
+    ipv4: bool
+    ipv6: bool
+
+
+NOTHING = Reach(False, False)
+
+
+def measure(qubes: Mapping[str, Qube], limit: float = LIMIT) -> dict[str, Reach]:
+    """Ping the world from each qube, over and over until it answers.
+
+    Args:
+        qubes: running ones, by name. One that is paused sends nothing.
+        limit: seconds after which no answer means "not reached".
+    """
+    with contextlib.ExitStack() as stack:
+        waiting = {
+            stack.enter_context(contextlib.closing(Echo(qube, host))): (name, version)
+            for name, qube in qubes.items()
+            for version, host in _HOSTS.items()
+            if not qube.paused
+        }
+        reached = _answered(waiting, time.monotonic() + limit)
+    return {name: Reach((name, 4) in reached, (name, 6) in reached) for name in qubes}
+
+
+def _answered(waiting: dict[Echo, tuple[str, int]], end: float) -> set[tuple[str, int]]:
+    """Those of the values whose echoes were answered until the end (monotonic seconds)."""
+    reached = set()
+    while waiting and (now := time.monotonic()) < end:
+        for echoes in waiting:
+            echoes.send()
+        pause = min(now + _AGAIN, end)
+        while waiting and (left := pause - time.monotonic()) > 0:
+            for echoes in select.select(list(waiting), [], [], left)[0]:
+                if echoes.answered():
+                    reached.add(waiting.pop(echoes))
+    return reached
