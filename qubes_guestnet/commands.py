@@ -132,13 +132,16 @@ def dns(_options: Options) -> int:
 def rules(options: Options) -> int:
     """`load`: anti-spoofing and base rules, before any network. `unload`: forwarding off, and they go."""
     from .providing import Provider
+    from .system import standing
 
+    entries = None
     try:
         entries = _entries()
     except StoreError as error:
         if options.action == "load":
             _complain((error,))  # what does not depend on QubesDB is loaded all the same
-        entries = None
+    if options.action == "unload" and entries and entries.get(PROVIDER_KEY) and standing.read(PATHS.run).running:
+        raise GuestnetError("the resident agent would load them again", "systemctl stop qubes-guestnet")
     provider = Provider(PATHS, netlink.Kernel(), Others(PATHS.flags))
     _say(provider.load(entries) if options.action == "load" else provider.unload())
     return 0

@@ -8,7 +8,6 @@ anybody listened, and one whose fake addresses came late, is handed to that same
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -95,9 +94,12 @@ class Host:
         reply(vif_rules.answer(problem, done))
 
     def _do(self, action: str, vif: Vif) -> tuple[str, ...]:
-        # What it said last is in force while it does not answer, and the loop tells of the outage.
-        with contextlib.suppress(StoreError):
+        try:
             self._known = self._entries()
+        except StoreError:
+            if not self._known:
+                raise
+            # What it said last is in force while it does not answer, and the loop tells of the outage.
         if action == vif_rules.ONLINE:
             return self.provider.online(vif, self._known)
         self._started.discard(vif.name.text)

@@ -21,7 +21,7 @@ from .core import hooks as hook_rules
 from .core import provider, settings
 from .core import vif as vif_rules
 from .core.vif import Vif, VifName
-from .errors import GuestnetError, UsageError, shown
+from .errors import GuestnetError, StoreError, UsageError, shown
 from .reconcile import Paths
 from .system import hooks, hotplug_socket, programs, qubesdb, vifs, xenstore
 from .system.systemd import WARNING, log
@@ -59,7 +59,7 @@ def online(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
             raise errors[0]
         vif = vif._replace(mappings=mappings)
         _await(vif.name)
-        done = [*_translate(vif, untrusted_entries), *_hand_over("online", vif, untrusted_entries, paths)]
+        done = [*_translate(vif, untrusted_entries), *_hand_over("online", vif, lambda: untrusted_entries, paths)]
         done += _run_hooks("online", vif)
         xenstore.write(f"{call.folder}/hotplug-status", "connected")
     except GuestnetError as error:
@@ -75,7 +75,7 @@ def offline(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
     vif = known or call.vif(_NO_MAC)
     done: list[str] = []
     failures: list[GuestnetError] = []
-    steps: list[Callable[[], tuple[str, ...]]] = [partial(_hand_over, "offline", vif, {}, paths)]
+    steps: list[Callable[[], tuple[str, ...]]] = [partial(_hand_over, "offline", vif, partial(_known, vif), paths)]
     if known is None or known.mappings:
         steps.append(partial(_demolish, vif))
     steps.append(partial(_run_hooks, "offline", vif))
@@ -149,6 +149,14 @@ def _entries(vif: Vif) -> dict[str, bytes]:
         store.close()
 
 
+def _known(vif: Vif) -> dict[str, bytes]:
+    """The same; nothing when QubesDB is gone already, as at shutdown: a vif goes all the same."""
+    try:
+        return _entries(vif)
+    except StoreError:
+        return {}
+
+
 def _await(name: VifName) -> None:
     """Xen can be earlier than the kernel's device (#4446)."""
     deadline = time.monotonic() + DEVICE_SECONDS
@@ -164,17 +172,17 @@ def _await(name: VifName) -> None:
 
 
 def _translate(vif: Vif, untrusted_entries: Mapping[str, bytes]) -> tuple[str, ...]:
-    """Put the namespace of its fake addresses between the qube and us."""
+    """Put the namespace of its fake address between the qube and us."""
     if not vif.mappings:
         return ()
     from .system import fakeip  # few qubes have them
 
     gateway = provider.parse_provider(untrusted_entries).gateway
     if gateway is None:
-        raise GuestnetError(f"{vif.name.text}: fake addresses need /qubes-netvm-gateway", "is the qube a provider?")
-    for mapping in vif.mappings:
-        fakeip.build(vif, mapping, gateway)
-    return tuple(f"{vif.name.text}: {mapping.real} is shown as {mapping.visible}" for mapping in vif.mappings)
+        raise GuestnetError(f"{vif.name.text}: a fake address needs /qubes-netvm-gateway", "is the qube a provider?")
+    mapping = vif.mappings[0]  # a qube has one IPv4 address
+    fakeip.build(vif, mapping, gateway)
+    return (f"{vif.name.text}: {mapping.real} is shown as {mapping.visible}",)
 
 
 def _demolish(vif: Vif) -> tuple[str, ...]:
@@ -184,8 +192,8 @@ def _demolish(vif: Vif) -> tuple[str, ...]:
     return ()
 
 
-def _hand_over(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], paths: Paths) -> tuple[str, ...]:
-    """Have the resident agent do it; without one, or one that does not answer, do it here."""
+def _hand_over(action: str, vif: Vif, entries: Callable[[], Mapping[str, bytes]], paths: Paths) -> tuple[str, ...]:
+    """Have the resident agent do it; without one, or one that does not answer, do it here, with these entries."""
     path = os.path.join(paths.run, hotplug_socket.NAME)
     answer = hotplug_socket.request(path, vif_rules.ask(action, vif), ANSWER_SECONDS)
     if answer is None:
@@ -194,7 +202,13 @@ def _hand_over(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], pa
         from .system import netlink
 
         alone = Provider(paths, netlink.Kernel(), Others(paths.flags))
-        return alone.online(vif, untrusted_entries) if action == "online" else alone.offline(vif, untrusted_entries)
+        if action == vif_rules.ONLINE:
+            return alone.online(vif, untrusted_entries)
+        try:
+            untrusted_entries = _entries(vif)
+        except StoreError as error:
+            log(WARNING, f"{error}; its addresses stay protected")
+        return alone.offline(vif, untrusted_entries)
     problem, done = vif_rules.answered(answer)
     if problem:
         raise GuestnetError(problem)

@@ -17,15 +17,17 @@ from functools import partial
 from ipaddress import IPv4Address
 
 from .attaching import Attachments
-from .core import mtu, nameservers, nftables, provider
+from .core import mtu, nftables, provider
 from .core.attachment import Tunable
 from .core.provided import ProviderReport
 from .core.provider import ProviderSettings
 from .core.record import Loaded, Provided, checksum
 from .core.values import IPV4, IPV6
 from .core.vif import Vif
-from .system import conntrack, files, nft, services, tunables
+from .naming import MISSING, Names, seen
+from .system import nft, services, tunables
 from .system.owned import Ledger
+from .transactions import Transactions
 from .work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from .reconcile import Paths
     from .system.netlink import Kernel
 
-MISSING = "-"  # in place of a sum, where a chain is not there
+RULES = "base rules"
 FORWARDING = {IPV4: ("ipv4", "ip_forward"), IPV6: ("ipv6", "conf", "all", "forwarding")}
 
 
@@ -50,8 +52,9 @@ class Provider:
 
     def __init__(self, paths: Paths, kernel: Kernel, others: Others) -> None:
         self._paths, self._kernel, self._others = paths, kernel, others
-        self._attachments = Attachments(paths.run, kernel, self._transaction)
-        self._verified = -1  # generation of nftables at which our rules were as recorded
+        self._nft = Transactions()
+        self._attachments = Attachments(paths.run, kernel, self._nft.run)
+        self._names = Names(paths, others, self._nft)
         self._swept: object = None  # what the vifs were last made for
 
     # --- a pass ------------------------------------------------------------------------------------------------
@@ -70,7 +73,7 @@ class Provider:
         work.mtu = mtu.common(untrusted_entries)
         work.attempt(partial(self._forwarding_off, work))
         work.attempt(partial(self._rules, work))
-        if not work.ruled and not dry_run and work.provided.forwarding and self._seen(nftables.CHAINS) == MISSING:
+        if not work.ruled and not dry_run and work.provided.forwarding and seen(nftables.CHAINS) == MISSING:
             # Somebody took the rules away, and they cannot be loaded: no rules, no forwarding.
             for family in sorted(work.provided.forwarding):
                 work.attempt(partial(tunables.write, FORWARDING[family], "0"))
@@ -89,7 +92,7 @@ class Provider:
         if work.active:
             work.attempt(partial(self._sweep, work))
             indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
-            work.attempt(partial(self._names, work, own_servers, indexes))
+            work.attempt(partial(self._names.lead, work, own_servers, indexes))
             work.attempt(partial(self._forwarding_on, work))
         report = work.report(frozenset(family for family in FORWARDING if self._forwards(family)))
         return report
@@ -109,7 +112,7 @@ class Provider:
         with Ledger(self._paths.run) as ledger:
             if untrusted_entries is None:
                 work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
-                if self._seen(nftables.CHAINS) == MISSING:
+                if seen(nftables.CHAINS) == MISSING:
                     self._rules(work)
             else:
                 work = self.before(untrusted_entries, ledger, dry_run=False)
@@ -152,14 +155,15 @@ class Provider:
             work = self.before(untrusted_entries, ledger, dry_run=False)
             work.raise_first()
             if work.active:
-                self._names(work, own_servers, uplinks)
+                self._names.lead(work, own_servers, uplinks)
             return tuple(work.done)
 
     # --- for the resident agent ----------------------------------------------------------------------------------
 
     def look_at_everything(self) -> None:
         """The next pass takes nothing for granted."""
-        self._verified, self._swept = -1, None
+        self._nft.doubt()
+        self._swept = None
 
     def strangers(self) -> tuple[str, ...]:
         """Names of vifs that nobody has told us about: they were there before anybody listened (#1990)."""
@@ -224,34 +228,21 @@ class Provider:
         """The base rules, loaded unless those that are there are ours."""
         text = nftables.base(ipv6=work.ipv6)
         wanted, there = checksum(text.encode()), work.provided.rules
-        generation = nft.generation()
-        if there.text == wanted and generation == self._verified:
+        if there.text == wanted and self._nft.settled(RULES):
             work.ruled = True
             return
-        if there.text != wanted or there.seen != self._seen(nftables.CHAINS):
+        generation = nft.generation()
+        if there.text != wanted or there.seen != seen(nftables.CHAINS):
             self._swept = None
-            work.do("nft -f: base rules of the tables ip qubes and ip6 qubes", partial(nft.run, text))
+            work.do("nft -f: base rules of the tables ip qubes and ip6 qubes", partial(self._nft.run, text))
             if work.dry_run:
                 return
             generation = nft.generation()
-            loaded = Loaded(wanted, self._seen(nftables.CHAINS))
+            loaded = Loaded(wanted, seen(nftables.CHAINS))
             # What redirects the virtual DNS addresses may have gone with the rest.
             work.save(work.provided._replace(rules=loaded, names=Loaded()))
-        self._verified = generation
+        self._nft.found_right(RULES, generation)
         work.ruled = True
-
-    @staticmethod
-    def _seen(chains: Iterable[tuple[str, str]]) -> str:
-        """Sum of what nft lists now; MISSING when a chain is."""
-        listing = nft.listing(chains)
-        return checksum(listing.encode()) if listing else MISSING
-
-    def _transaction(self, text: str) -> None:
-        """Change rules, and know afterwards whether it was only us."""
-        before = nft.generation()
-        nft.run(text)
-        if before == self._verified and nft.generation() == before + 1:
-            self._verified = before + 1
 
     # --- vifs --------------------------------------------------------------------------------------------------
 
@@ -264,36 +255,6 @@ class Provider:
         self._attachments.sweep(work)
         if not work.errors:
             self._swept = reason
-
-    # --- virtual DNS -------------------------------------------------------------------------------------------
-
-    def _names(self, work: Work, own_servers: tuple[IPv4Address, ...], uplinks: frozenset[int]) -> None:
-        """The virtual DNS addresses lead to the servers that this qube uses itself."""
-        virtual = work.settings.virtual_dns
-        if "dns" in work.settings.held:
-            if work.provided.names.text:
-                return
-            virtual = provider.VIRTUAL_DNS  # what the qubes were told all the same; nothing is to pass by the rules
-        data = files.read(self._paths.resolv_conf) or b""
-        links = self._others.name_servers(uplinks)
-        servers, work.servers_reason = nameservers.upstream(links, data, own_servers)
-        work.servers = servers
-        pairs = nameservers.pairs(virtual, servers)
-        text = nftables.dnat(pairs, virtual, servers)
-        wanted, there = checksum(text.encode()), work.provided.names
-        unchanged = self._verified == nft.generation() or there.seen == self._seen(nftables.DNS_CHAINS)
-        if there.text == wanted and unchanged:
-            return
-        words = " ".join(f"{address}->{server}" for address, server in pairs) or "rejected, no server is known"
-        work.do(f"nft -f: virtual DNS {words}", partial(self._transaction, text))
-        if work.dry_run:
-            return
-        texts = tuple(map(str, servers))
-        before = work.provided.servers
-        work.save(work.provided._replace(names=Loaded(wanted, self._seen(nftables.DNS_CHAINS)), servers=texts))
-        conntrack.purge(virtual)  # else whoever asks from the same port is led to the former server for ever
-        if texts != before:
-            work.done += services.restart_updates_proxy(self._paths.flags)
 
     # --- forwarding --------------------------------------------------------------------------------------------
 

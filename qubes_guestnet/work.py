@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import IPv4Address
 
 from .core.attachment import VifReport
 from .core.provided import ProviderReport
 from .core.provider import ProviderSettings
 from .core.record import Provided
-from .core.values import IPV4, IPV6, IPAddress
+from .core.values import IPV4, IPV6
 from .errors import GuestnetError
 from .system.owned import Ledger
 
@@ -34,7 +35,7 @@ class Work:
         self._ledger = ledger
         self.mtu = 0
         self.ruled = False
-        self.servers: tuple[IPAddress, ...] = ()
+        self.servers: tuple[IPv4Address, ...] = ()
         self.servers_reason = ""
         self.vifs: list[VifReport] = []
         self.todo: list[str] = []

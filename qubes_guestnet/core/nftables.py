@@ -21,6 +21,8 @@ from .values import IPV4, IPV6, IPAddress
 from .vif import parse_name
 
 TABLE = "qubes"
+# The table that the firewall's service makes, and the servers that its rules for DNS let through.
+FIREWALL_TABLE, DNS_SET = "qubes-firewall", "dns-addr"
 
 
 class _Family(NamedTuple):
@@ -240,6 +242,13 @@ def dnat(
         lines.append(f"{refused} meta l4proto tcp counter reject with tcp reset")
         lines.append(f"{refused} counter reject with icmp port-unreachable")
     return "".join(f"{line}\n" for line in lines)
+
+
+def firewall_servers(servers: Iterable[ipaddress.IPv4Address]) -> str:
+    """Make the firewall's set hold these servers and no others (behaviour B45). The set has to be there."""
+    members = ", ".join(map(str, servers))
+    text = f"flush set ip {FIREWALL_TABLE} {DNS_SET}\n"
+    return text + (f"add element ip {FIREWALL_TABLE} {DNS_SET} {{ {members} }}\n" if members else "")
 
 
 def unload() -> str:

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 from ..errors import GuestnetError
 from .attachment import VifReport
 from .namedtuple import NamedTuple
 from .provider import ProviderSettings
-from .values import IPAddress
 
 
 class ProviderReport(NamedTuple):
@@ -32,7 +33,7 @@ class ProviderReport(NamedTuple):
     active: bool = False
     ipv6: bool = False
     forwarding: frozenset[int] = frozenset()
-    servers: tuple[IPAddress, ...] = ()
+    servers: tuple[IPv4Address, ...] = ()
     servers_reason: str = ""
     vifs: tuple[VifReport, ...] = ()
     todo: tuple[str, ...] = ()

@@ -79,6 +79,21 @@ def sets() -> str:
     return _listed("set", tuple((family, name) for family in FAMILIES for name in SETS))
 
 
+def named_set(family: str, table: str, name: str) -> str:
+    """What a set holds, of anybody; "" when it, or its table, is not there.
+
+    Raises:
+        NftError: nft does not run.
+    """
+    try:
+        done = programs.run((_program(), "-s", "list", "set", family, table, name), _SECONDS)
+    except programs.ProgramError as error:
+        raise NftError(error.problem, error.remedy) from None
+    if done.status and _GONE not in done.output:
+        raise NftError(f"nft: {_first_line(done.output)}")
+    return "" if done.status else done.output
+
+
 def generation() -> int:
     """A number that is another one after each transaction of anybody. Cheaper than a listing by three milliseconds.
 

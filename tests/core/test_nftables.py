@@ -162,3 +162,11 @@ def test_every_virtual_address_has_both_protocols_and_a_refusal(
     refusals = [line for line in lines if " reject with " in line]
     assert len(refusals) == 2
     assert all(str(address) in line for address in virtual for line in refusals)
+
+
+def test_the_firewall_gets_the_servers_and_no_others() -> None:
+    servers = tuple(map(ipaddress.IPv4Address, ("192.168.1.1", "9.9.9.9")))
+    flush = "flush set ip qubes-firewall dns-addr\n"
+    added = "add element ip qubes-firewall dns-addr { 192.168.1.1, 9.9.9.9 }\n"
+    assert nftables.firewall_servers(servers) == flush + added
+    assert nftables.firewall_servers(()) == flush

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Transactions of nft, and whether somebody else made one since a part of the rules was last looked at."""
+
+from __future__ import annotations
+
+from .system import nft
+
+
+class Transactions:
+    """What this process does to the rules. The kernel counts the transactions of everybody; ours are known by count."""
+
+    def __init__(self) -> None:
+        self._verified: dict[str, int] = {}
+
+    def settled(self, part: str) -> bool:
+        """Whether nobody but us has changed anything since this part was found right.
+
+        Args:
+            part: a name for some of the rules.
+
+        Raises:
+            KernelError: the kernel has no nftables, or we may not ask.
+        """
+        return self._verified.get(part) == nft.generation()
+
+    def found_right(self, part: str, generation: int) -> None:
+        """Note that a part is as it should be.
+
+        Args:
+            part: as for `settled`.
+            generation: asked before looking, so that a change meanwhile is noticed.
+        """
+        self._verified[part] = generation
+
+    def doubt(self) -> None:
+        """Nothing is known to be right any more."""
+        self._verified.clear()
+
+    def run(self, text: str) -> None:
+        """Load one transaction. Raises NftError when it was refused; nothing of it is in force then."""
+        before = nft.generation()
+        nft.run(text)
+        if nft.generation() == before + 1:
+            for part, generation in self._verified.items():
+                self._verified[part] = before + 1 if generation == before else generation
