@@ -75,6 +75,21 @@ PROVIDER_UNITS = {
         "multi-user.target.wants",
     ),
 }
+# As slow as a user's script in it; what was forwarded when it was ready is what a test asks it.
+FIREWALL_UNIT = """\
+[Unit]
+Description=Stand-in for the firewall unit of qubes-core-agent-networking
+ConditionPathExists=/var/run/qubes-service/qubes-firewall
+After=qubes-iptables.service
+Before=qubes-network.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'until systemctl is-active --quiet qubes-guestnet.service; do sleep 0.05; done'
+ExecStart=/bin/sh -c 'cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding >/run/at-qubes-firewall'
+TimeoutStartSec=60s
+"""
 # Each takes notes of its arguments; the last one is in /etc, so a configuration file of its package.
 CONFFILE = "/etc/xen/scripts/vif-route-qubes"
 SCRIPTS = ("/usr/lib/qubes/setup-ip", "/usr/lib/qubes/qubes-setup-dnat-to-ns", CONFFILE)
@@ -141,6 +156,8 @@ def core_agent(folder: Path, version: str = "4.3.0") -> Path:
     for name, (order, wanted_by) in PROVIDER_UNITS.items():
         _put(units / f"qubes-{name}.service", PROVIDER_UNIT.format(name=name, order=order))
         _enable(units, f"qubes-{name}.service", wanted_by)
+    _put(units / "qubes-firewall.service", FIREWALL_UNIT)
+    _enable(units, "qubes-firewall.service", "multi-user.target.wants")
     for script in SCRIPTS:
         path = root / script[1:]
         _put(path, SCRIPT.format(name=path.name, version=version))

@@ -80,7 +80,7 @@ def beside(hall: Hall, base: Path, plain: Path, installed: Path, core_agent: Pat
     """The other package came after ours, which is the harder order for a diversion."""
     root = hall.root(base, plain, installed)
     hall.install(root, [core_agent])
-    return boot(root, "beside", PROVIDER, flags=("qubes-network",))
+    return boot(root, "beside", PROVIDER, flags=("qubes-network", "qubes-firewall"))
 
 
 def test_beside_core_agent_networking_the_network_is_there(beside: Machine) -> None:
@@ -105,6 +105,18 @@ def test_its_units_of_the_provider_run_our_commands(beside: Machine, name: str) 
     eventually(lambda: beside.property(unit, "ActiveState") == "active", 20, unit)
     assert beside.property(unit, "ExecMainStatus") == "0"
     assert "core-agent-units" not in beside.run("ls", "/run")
+
+
+@pytest.mark.behaviour("B99")
+def test_nothing_is_forwarded_before_its_firewall_is_ready(beside: Machine) -> None:
+    """The uplink is there before it: a user's script in it may ask for names."""
+    assert beside.run("cat", "/run/at-qubes-firewall").split() == ["0", "0"]
+    agent, firewall, network = (
+        int(beside.property(unit, "ActiveEnterTimestampMonotonic"))
+        for unit in (UNIT, "qubes-firewall.service", "qubes-network.service")
+    )
+    assert agent <= firewall <= network
+    eventually(lambda: forwards(beside) == ["1", "1"], what="forwarding", trouble=lambda: told(beside))
 
 
 @pytest.mark.behaviour("B101")

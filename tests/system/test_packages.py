@@ -45,7 +45,7 @@ IN_FEDORA = {
     "/usr/bin/xenstore-read": "xenstore-utils",
     "/usr/bin/xenstore-write": "xenstore-utils",
 }
-SANDBOXED = ("qubes-guestnet.service", "qubes-guestnet-rules.service")
+SANDBOXED = ("qubes-guestnet.service", "qubes-guestnet-rules.service", "qubes-guestnet-hold.service")
 
 
 def run(*command: str, cwd: Path = TREE) -> str:
