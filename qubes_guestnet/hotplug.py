@@ -59,7 +59,7 @@ def online(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
             raise errors[0]
         vif = vif._replace(mappings=mappings)
         _await(vif.name)
-        done = [*_translate(vif, untrusted_entries), *_hand_over("online", vif, lambda: untrusted_entries, paths)]
+        done = [*_translate(vif, untrusted_entries), *_hand_over("online", vif, untrusted_entries, paths)]
         done += _run_hooks("online", vif)
         xenstore.write(f"{call.folder}/hotplug-status", "connected")
     except GuestnetError as error:
@@ -75,7 +75,7 @@ def offline(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
     vif = known or call.vif(_NO_MAC)
     done: list[str] = []
     failures: list[GuestnetError] = []
-    steps: list[Callable[[], tuple[str, ...]]] = [partial(_hand_over, "offline", vif, partial(_known, vif), paths)]
+    steps: list[Callable[[], tuple[str, ...]]] = [partial(_hand_over, "offline", vif, {}, paths)]
     if known is None or known.mappings:
         steps.append(partial(_demolish, vif))
     steps.append(partial(_run_hooks, "offline", vif))
@@ -149,14 +149,6 @@ def _entries(vif: Vif) -> dict[str, bytes]:
         store.close()
 
 
-def _known(vif: Vif) -> dict[str, bytes]:
-    """The same; nothing when QubesDB is gone already, as at shutdown: a vif goes all the same."""
-    try:
-        return _entries(vif)
-    except StoreError:
-        return {}
-
-
 def _await(name: VifName) -> None:
     """Xen can be earlier than the kernel's device (#4446)."""
     deadline = time.monotonic() + DEVICE_SECONDS
@@ -192,8 +184,8 @@ def _demolish(vif: Vif) -> tuple[str, ...]:
     return ()
 
 
-def _hand_over(action: str, vif: Vif, entries: Callable[[], Mapping[str, bytes]], paths: Paths) -> tuple[str, ...]:
-    """Have the resident agent do it; without one, or one that does not answer, do it here, with these entries."""
+def _hand_over(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], paths: Paths) -> tuple[str, ...]:
+    """Have the resident agent do it; without one, or one that does not answer, do it here."""
     path = os.path.join(paths.run, hotplug_socket.NAME)
     answer = hotplug_socket.request(path, vif_rules.ask(action, vif), ANSWER_SECONDS)
     if answer is None:
