@@ -89,7 +89,8 @@ def _machine_findings(evidence: Evidence) -> Iterator[Finding]:
 
 def _settings_findings(report: Report) -> Iterator[Finding]:
     seen = not report.settings.held  # whether it is known what is expected
-    for error in report.errors:
+    # One cause can fail several steps of a pass.
+    for error in {str(error): error for error in report.errors}.values():
         code = {SettingsError: "settings-invalid", ConfigError: "config-invalid"}.get(type(error), "pass-failed")
         seen &= code != "pass-failed"
         yield Finding(code, "error", error.problem, error.remedy or "see the journal of qubes-guestnet")

@@ -50,7 +50,7 @@ def as_text(report: Report, standing: Standing, presence: Presence = NOBODY) -> 
         yield f"other programs: {', '.join(others)}"
     if standing.error:
         yield f"last error: {standing.error}"
-    yield from (f"error: {error}" for error in report.errors)
+    yield from dict.fromkeys(f"error: {error}" for error in report.errors)
 
 
 def _interface_lines(interface: InterfaceReport) -> Iterator[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..errors import SettingsError
 from .values import IPAddress
 
 if TYPE_CHECKING:
@@ -41,7 +42,9 @@ def as_text(report: ProviderReport | None) -> Iterator[str]:
         return
     yield f"provider: {_forwarding(report)}"
     if not report.ruled:
-        yield "  base rules: NOT as they have to be"
+        # Who may not ask the kernel for them (an ordinary user) does not know.
+        looked = all(isinstance(error, SettingsError) for error in report.errors)
+        yield f"  base rules: {'NOT as they have to be' if looked else 'not known, see the errors'}"
     for name in sorted(report.settings.held):
         yield f"  {name}: settings invalid, what is in force stays"
     if report.active:

@@ -21,6 +21,7 @@ from qubes_guestnet.core.settings import Settings
 from qubes_guestnet.core.shadows import Chain, shadows
 from qubes_guestnet.core.values import Link
 from qubes_guestnet.core.vif import Mapping, Vif, parse_name
+from qubes_guestnet.errors import KernelError
 
 MAC = "00:16:3e:5e:6c:05"
 ADDRESS, ADDRESS6 = ipaddress.IPv4Address("10.137.0.5"), ipaddress.IPv6Address("fd09::5")
@@ -72,6 +73,14 @@ TEXTS = {
             "  dns: settings invalid, what is in force stays",
             "  gateway: settings invalid, what is in force stays",
             "virtual DNS: as it was",
+        ],
+    ),
+    "rules that nobody could look at": (
+        WELL._replace(ruled=False, vifs=(), errors=(KernelError("nft generation", 1),)),
+        [
+            "provider: forwards IPv4",
+            "  base rules: not known, see the errors",
+            "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
         ],
     ),
     "vifs of all kinds": (
@@ -209,6 +218,13 @@ def test_what_is_not_forwarded_is_named(report: ProviderReport, words: str, reme
     (finding,) = findings(Evidence(Report(Settings(), provided=report), standing=Standing(True)))
     assert words in finding.problem
     assert remedy in finding.remedy
+
+
+def test_an_error_that_failed_several_steps_is_told_once() -> None:
+    errors = (KernelError("nft generation", 1), KernelError("nft generation", 1))
+    report = Report(Settings(), provided=WELL, errors=errors)
+    assert [finding.code for finding in findings(Evidence(report, standing=Standing(True)))] == ["pass-failed"]
+    assert sum(line.startswith("error: ") for line in as_text(report, Standing())) == 1
 
 
 def test_the_plan_of_a_report_has_what_the_provider_has_to_do() -> None:
