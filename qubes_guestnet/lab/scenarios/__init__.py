@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..stage import Stage
-from . import attach, comeback, company, endure, isolation, keys, names, paused
+from . import attach, comeback, company, endure, faked, isolation, keys, names, paused
 
 
 class Scenario(NamedTuple):
@@ -55,6 +55,12 @@ SCENARIOS = (
     Scenario("S-112", "the proxy is shut down and starts again", comeback.s_112, ipv6=True),
     Scenario("S-113", "the proxy is killed and starts again", comeback.s_113, ipv6=True),
     Scenario("S-114", "the proxy crashes and starts again", comeback.s_114, ipv6=True),
+    Scenario("S-200", "a fake address, gateway and netmask", faked.s_200, gateway=True),
+    Scenario("S-201", "a fake address alone", faked.s_201),
+    Scenario("S-203", "a user lets a qube through to one with a fake address", faked.s_203),
+    Scenario("S-204", "a proxy with a fake address", faked.s_204, gateway=True),
+    Scenario("S-210", "a qube with addresses of the user's", faked.s_210, ipv6=True),
+    Scenario("S-211", "a proxy with addresses of the user's", faked.s_211, ipv6=True),
     Scenario("S-302", "real DNS servers change; names at every depth", names.s_302),
     Scenario("S-320", "a name with an IPv6 address only", names.s_320),
     Scenario("S-400", "100 changes of keys on a live interface", keys.s_400, ipv6=True),
