@@ -186,7 +186,11 @@ class Machine:
         assert self._nspawn.poll() is None, self._said()
         children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
         for child in map(int, children):
-            if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
+            try:
+                name = Path(f"/proc/{child}/comm").read_text().strip()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # one of nspawn's own short-lived ones
+            if name == "systemd":
                 return child
         return 0
 
