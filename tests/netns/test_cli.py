@@ -211,7 +211,9 @@ def test_status_for_programs() -> None:
     guest = Guest(ENTRIES6)
     guest.agent()
     found = guest.status()
-    assert set(found) == {"interfaces", "resolver", "dns", "settled", "plan", "errors", "agent", "others"}
+    wanted = {"interfaces", "resolver", "dns", "provider", "settled", "plan", "errors", "agent", "others"}
+    assert set(found) == wanted
+    assert found["provider"] is None
     (interface,) = found["interfaces"]
     assert interface["name"] == "eth0"
     assert interface["mac"] == MAC
