@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.mtu import HIGHEST, LOWEST, parse
+from qubes_guestnet.core.mtu import HIGHEST, LOWEST, common, parse
 
 MAC, OTHER = "00:16:3e:5e:6c:00", "00:16:3e:5e:6c:0a"
 KEY, OWN = "/vm-config/net-mtu", f"/net-config/{MAC}/mtu"
@@ -51,3 +51,8 @@ def test_whatever_it_is_it_is_in_range_or_an_error(untrusted: bytes) -> None:
     mtus, errors = parse({KEY: untrusted}, (MAC,))
     assert len(mtus) + len(errors) == bool(untrusted)
     assert all(LOWEST <= mtu <= HIGHEST for mtu in mtus.values())
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(b"1420", 1420), (b"", 0), (b"99999", 0), (b"1420\n", 0)])
+def test_the_vifs_have_the_common_mtu_or_keep_their_own(value: bytes, wanted: int) -> None:
+    assert common({KEY: value}) == wanted
