@@ -37,7 +37,7 @@ ENTRIES = {
 }
 ENTRIES6 = {**ENTRIES, "/qubes-netvm-gateway6": GATEWAY6, "/connected-ips6": HALTED6}
 GROUP_VIF = ("2", "vif")
-FORWARDING = {4: "/proc/sys/net/ipv4/ip_forward", 6: "/proc/sys/net/ipv6/conf/all/forwarding"}
+FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 
 
 class Behind:
@@ -246,11 +246,11 @@ class Hosting:
 
     def forwards(self, version: int = 4) -> bool:
         """What the kernel says."""
-        return self.qube.read(FORWARDING[version]).strip() == "1"
+        return self.tunable(FORWARDING[version]) == "1"
 
     def tunable(self, path: str) -> str:
-        """A setting below /proc/sys/net."""
-        return self.qube.read(f"/proc/sys/net/{path}").strip()
+        """A setting below /proc/sys/net, which shows everybody his own."""
+        return self.oracle.run("cat", f"/proc/sys/net/{path}").stdout.strip()
 
     def routes(self, vif: str, version: int = 4) -> list[tuple[str, int]]:
         """(destination, metric) of the routes out of a vif, without the kernel's own."""

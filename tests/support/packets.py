@@ -96,6 +96,11 @@ class Port:
         _, lost = struct.unpack("=II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
         assert lost == 0, f"{lost} frames were lost, so this proves nothing"
 
+    def forget(self) -> None:
+        """Start anew: what came so far counts no more."""
+        self.drain()
+        self.packets.clear()
+
     def hears(self, wanted: Callable[[Packet], bool], deadline_s: float = 1.0) -> bool:
         """Whether such a packet came, or comes in time."""
         try:

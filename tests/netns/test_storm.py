@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""No unfiltered moment: packets from a qube and from outside all the time, whatever happens to the provider meanwhile.
+
+Each packet says what it is, and what arrives anywhere must be what the steady state lets through: a qube's own packets,
+translated, and its questions for names, redirected. Nothing else, not one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.hosting import (
+    DNS,
+    ENTRIES6,
+    GATEWAY,
+    GATEWAY6,
+    HALTED,
+    HALTED6,
+    OWN,
+    OWN6,
+    ROUTER,
+    WORLD,
+    WORLD6,
+    Behind,
+    Hosting,
+)
+from tests.support.packets import UDP, Packet, Port
+from tests.support.storm import Shot, shot, storm
+
+# dom0 names all that are connected, running or not.
+CONNECTED = {
+    "/connected-ips": f"10.137.0.4 10.137.0.5 {HALTED}",
+    "/connected-ips6": f"fd09:24ef:4179::a89:4 fd09:24ef:4179::a89:5 {HALTED6}",
+}
+STRANGER, STRANGER6 = "10.137.0.77", "fd09:24ef:4179::dead"
+
+
+class Judges:
+    """Ports that are listened to all the time, for their buffers are small.
+
+    Args:
+        outside: the world's end.
+        closed: ends at which nothing may arrive at all.
+    """
+
+    def __init__(self, outside: Port, closed: dict[str, Port]) -> None:
+        self._outside, self._closed = outside, closed
+        self._over = threading.Event()
+        self._failures: list[BaseException] = []
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        try:
+            while not self._over.wait(0.01):
+                for port in (self._outside, *self._closed.values()):
+                    port.drain()
+        except BaseException as failure:
+            self._failures.append(failure)
+
+    def leaks(self) -> set[tuple[str, Packet]]:
+        """What arrived where it must not, once each; the listening is over."""
+        self._over.set()
+        self._thread.join()
+        assert not self._failures, self._failures
+        found = {("outside", packet) for packet in self._outside.heard() if not proper(packet)}
+        return found | {
+            (name, packet) for name, port in self._closed.items() for packet in port.heard() if is_data(packet)
+        }
+
+    def passed(self) -> set[str]:
+        """The words of what got out; that something did shows that the others could have."""
+        return self._outside.words()
+
+
+def is_data(packet: Packet) -> bool:
+    """No error about one."""
+    return packet.protocol == UDP
+
+
+def proper(packet: Packet) -> bool:
+    """Whether the steady state lets it out like this."""
+    if packet.word == "own":
+        return (packet.source, packet.target) in ((OWN, WORLD), (OWN6, WORLD6))
+    if packet.word == "name":
+        return (packet.source, packet.target) == (OWN, ROUTER)
+    # The provider may tell the world that it does not want something, but not in the name of others.
+    return not is_data(packet) and packet.source in (OWN, OWN6)
+
+
+def from_qube(behind: Behind, other: str, other6: str) -> list[Shot]:
+    """Everything a qube may and may not send."""
+    port, own, own6 = behind.port, behind.ip, behind.ip6
+    tries = [
+        (own, WORLD, "own"), (own6, WORLD6, "own"),
+        (STRANGER, WORLD, "spoofed"), (STRANGER6, WORLD6, "spoofed"),
+        (other, WORLD, "as another qube"), (OWN, WORLD, "as the provider"), (HALTED, WORLD, "as a halted qube"),
+        (own, other, "to another qube"), (own6, other6, "to another qube"), (STRANGER, other, "spoofed to a qube"),
+        (own, OWN, "to the provider"), (own, GATEWAY, "to the gateway"), (own6, GATEWAY6, "to the gateway"),
+    ]  # fmt: skip
+    return [shot(port, *words) for words in tries] + [shot(port, own, DNS, "name", dport=53)]
+
+
+def from_outside(port: Port, behind: Behind) -> list[Shot]:
+    """What the world's network may try."""
+    own, own6 = behind.ip, behind.ip6
+    tries = [
+        (WORLD, own, "into a qube"), (WORLD6, own6, "into a qube"), (WORLD, HALTED, "to a halted qube"),
+        (own, OWN, "as a qube"), (own6, OWN6, "as a qube"), (HALTED, OWN, "as a halted qube"),
+        (HALTED6, OWN6, "as a halted qube"), (HALTED, own, "as a halted qube, into one"),
+        (WORLD, OWN, "to the provider"), (own, WORLD, "reflected"),
+    ]  # fmt: skip
+    return [shot(port, *words) for words in tries]
+
+
+def arena(*, agent: bool = True) -> tuple[Hosting, Behind, Behind]:
+    """A provider with rules, and two qubes whose vifs nobody has been told of."""
+    host = Hosting({**ENTRIES6, **CONNECTED}, agent=agent)
+    return host, host.plug(4), host.plug(5)
+
+
+@contextlib.contextmanager
+def blowing(
+    host: Hosting, sender: Behind, other: Behind, *, inside: bool = True
+) -> Iterator[tuple[Judges, Callable[[int], None]]]:
+    """The storm from both sides, and who listens."""
+    outside = host.outside()
+    sender.port.forget()
+    other.port.forget()
+    closed: dict[str, Port] = {"sender": sender.port, "other": other.port}
+    if inside:
+        closed |= {"provider": host.inside(4), "provider, IPv6": host.inside(6)}
+    judges = Judges(outside, closed)
+    with storm([*from_qube(sender, other.ip, other.ip6), *from_outside(outside, sender)]) as rounds:
+        yield judges, rounds
+
+
+def ready(host: Hosting, *, forwards6: bool = True) -> bool:
+    return host.forwards(4) and host.forwards(6) == forwards6
+
+
+@pytest.mark.behaviour("B50")
+def test_an_agent_starts_and_qubes_come_and_go() -> None:
+    host, first, second = arena(agent=False)
+    with blowing(host, first, second) as (judges, rounds):
+        host.online(first)  # before anybody is there
+        host.qube.start_agent()
+        eventually(lambda: ready(host), trouble=host.trouble)
+        host.online(second)
+        rounds(50)
+        host.offline(first)
+        rounds(50)
+        host.online(first)
+        rounds(50)
+    assert judges.leaks() == set()
+    assert judges.passed() == {"own", "name"}
+
+
+@pytest.mark.behaviour("B65")
+def test_an_agent_is_reloaded_killed_and_started_again() -> None:
+    host, first, second = arena()
+    host.online(second)
+    with blowing(host, first, second) as (judges, rounds):
+        host.online(first)
+        host.agent.signal(signal.SIGHUP)
+        rounds(100)
+        for before in (0, 30, 90):
+            rounds(before)
+            host.agent.kill()
+            rounds(50)
+            host.qube.start_agent(wait=before == 0)
+        rounds(100)
+        host.agent.kill()
+        host.offline(first)
+        host.online(first)
+        host.qube.guestnet("rules", "load")
+        host.qube.start_agent()
+        host.qube.guestnet("rules", "load")
+        rounds(50)
+    assert judges.leaks() == set()
+    assert judges.passed() == {"own", "name"}
+
+
+@pytest.mark.behaviour("B65")
+def test_ipv6_is_switched_off_and_on_and_everything_is_stopped_in_order() -> None:
+    host, first, second = arena()
+    host.online(second)
+    with blowing(host, first, second) as (judges, rounds):
+        host.online(first)
+        for _ in range(2):
+            host.remove("/qubes-netvm-gateway6")
+            eventually(lambda: ready(host, forwards6=False), trouble=host.trouble)
+            rounds(30)
+            host.write("/qubes-netvm-gateway6", GATEWAY6)
+            eventually(lambda: ready(host), trouble=host.trouble)
+            rounds(30)
+        host.qube.guestnet("forwarding", "off")
+        rounds(30)
+        host.agent.stop()
+    assert judges.leaks() == set()
+    assert judges.passed() == {"own", "name"}
+    # Without rules the provider has its own ports open again, and still forwards nothing.
+    with blowing(host, first, second, inside=False) as (judges, rounds):
+        host.qube.guestnet("rules", "unload")
+        rounds(100)
+    assert judges.leaks() == set()
+    assert judges.passed() == set()
+
+
+def test_rules_that_somebody_flushes_come_back_and_are_as_tight_as_before() -> None:
+    host, first, second = arena()
+    host.online(first)
+    host.online(second)
+    with blowing(host, first, second) as (judges, rounds):
+        rounds(50)
+        host.nft("flush ruleset")
+        eventually(lambda: "vif5.0 10.137.0.5" in host.elements("allowed"), trouble=host.trouble)
+        eventually(lambda: host.rules("ip", "dnat-dns"), trouble=host.trouble)
+    judges.leaks()  # what passes until the agent has heard of it nobody can hold
+    with blowing(host, first, second) as (judges, rounds):
+        rounds(200)
+    assert judges.leaks() == set()
+    eventually(lambda: host.works(first), trouble=host.trouble)
+
+
+# --- the judges can fail ---------------------------------------------------------------------------------------------
+
+
+def test_a_link_that_is_up_before_its_group_is_seen() -> None:
+    host, first, second = arena()
+    host.online(second)
+    with blowing(host, first, second) as (judges, rounds):
+        host.qube.wire(f"ip link set {first.vif} up")
+        rounds(30)
+        host.online(first)
+    assert "spoofed" in {packet.word for place, packet in judges.leaks() if place == "outside"}
+
+
+def test_forwarding_before_the_rules_is_seen() -> None:
+    host, first, second = arena(agent=False)
+    host.qube.guestnet("rules", "unload")
+    host.qube.wire(f"""
+        for vif in {first.vif} {second.vif}; do ip link set $vif group 2; ip link set $vif up; done
+        ip route add {second.ip} dev {second.vif}; ip neighbour add {second.ip} lladdr {second.mac} dev {second.vif}
+        echo 1 > /proc/sys/net/ipv4/ip_forward
+    """)
+    with blowing(host, first, second) as (judges, rounds):
+        rounds(30)
+        host.qube.guestnet("rules", "load")
+    seen = {(place, packet.word) for place, packet in judges.leaks()}
+    assert seen >= {("outside", "own"), ("outside", "spoofed"), ("other", "to another qube"), ("provider", "as a qube")}
