@@ -112,6 +112,8 @@ class Hosting:
             ip address add {WORLD}/32 dev lo; ip -6 address add {WORLD6}/128 dev lo nodad
             ip neighbour replace {OWN} lladdr {UPLINK_MAC} nud permanent dev {LAN}
             ip -6 neighbour replace {OWN6} lladdr {UPLINK_MAC} nud permanent dev {LAN}
+            nft 'add table inet quiet; add chain inet quiet in {{ type filter hook input priority 0; }}
+                 add rule inet quiet in udp dport 9 drop'
         """)
         self.qube.wire(f"""
             ip route replace default via {ROUTER} dev {name}; ip -6 route replace default via {ROUTER6} dev {name}
