@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from .core import attachment, nftables, provider
@@ -45,6 +45,11 @@ class Attachments:
     def online(self, vif: Vif, work: Work) -> None:
         """Set up one vif, or make one right that is set up. Raises GuestnetError; see Provider.online."""
         known = self._vifs.load(vif.name.text)
+        if known is not None and not frozenset(known.addresses) <= frozenset(vif.addresses):
+            # Nobody told of the end of the one before: what it had is not the new one's to use.
+            self.drop(known, work)
+            work.raise_first()
+            known = None
         vif = vif._replace(gateways=known.gateways if known is not None else frozenset())
         report = self._look(vif, work)
         if report.link is None:
@@ -129,26 +134,41 @@ class Attachments:
         """Every vif, and the set of addresses behind this qube, made what they should be."""
         present = attachment.listed(nft.sets())
         records = self._vifs.all()
-        behind = {address for vif in records for address in vif.addresses}
-        work.attempt(partial(self._downstream, work, present, behind))
+        self._downstream(work, present, records)
         for vif in records:
             work.attempt(partial(self._sweep_one, work, vif, present))
 
-    def _downstream(self, work: Work, present: frozenset[str], behind: set[IPAddress]) -> None:
+    def refill(self, work: Work) -> None:
+        """What the sets are to hold, and nothing else of the vifs: somebody changed some rule, perhaps one of ours."""
+        present = attachment.listed(nft.sets())
+        records = self._vifs.all()
+        self._downstream(work, present, records)
+        lines = [line for vif in records for line in self._elements(vif, work.settings)]
+        missing = [line for line in lines if not attachment.is_there(line, present)]
+        if missing:
+            text = "".join(f"{line}\n" for line in missing)
+            work.do(f"nft -f: {len(missing)} lines that somebody undid", partial(self._transaction, text))
+
+    def _downstream(self, work: Work, present: frozenset[str], records: Iterable[Vif]) -> None:
+        behind = {address for vif in records for address in provider.elements(vif, work.settings).downstream}
         wanted = work.settings.connected | behind
         there = attachment.downstream(present)
         stale = frozenset[IPAddress]() if "connected" in work.settings.held else there - wanted
-        text = nftables.downstream(wanted - there, stale)
-        if text:
-            (work.todo if work.dry_run else work.done).extend(f"nft {line}" for line in text.splitlines())
-            if not work.dry_run:
-                self._transaction(text)
+        text = nftables.downstream(_ordered(wanted - there), _ordered(stale))
+        if not text:
+            return
+        lines = [f"nft {line}" for line in text.splitlines()]
+        if work.dry_run:
+            work.todo += lines
+            return
+        self._transaction(text)
+        work.done += lines
 
     def _sweep_one(self, work: Work, vif: Vif, present: frozenset[str]) -> None:
         report = self._look(vif, work)
         if report.link is None:
             if work.dry_run:
-                work.todo.append(f"{vif.name.text}: out of service, its device is gone")
+                work.todo.append(f"{vif.name.text}: out of service")
             else:
                 self.drop(vif, work)
             return
@@ -159,6 +179,11 @@ class Attachments:
             report = report._replace(ops=(), elements=(), tunables=())
         work.todo += report.todo
         work.vifs.append(report)
+
+
+def _ordered(addresses: frozenset[IPAddress]) -> list[IPAddress]:
+    """One order each time, so that what is planned and what is done read alike."""
+    return sorted(addresses, key=lambda address: (address.version, int(address)))
 
 
 def _differs(tunable: Tunable) -> bool:

@@ -212,15 +212,19 @@ def _settling(entries: dict[str, bytes], interface: str) -> Report:
     while report.done and report.waited_for and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
         again = reconcile(_entries(), kernel, PATHS, asked)  # read anew: dom0 may have written meanwhile
-        report = again._replace(applied=report.applied + again.applied, done=report.done + again.done)
+        done, provided = report.done + again.done, again.provided
+        if provided is not None and report.provided is not None:
+            provided = provided._replace(done=report.provided.done + provided.done, early=report.provided.early)
+        report = again._replace(applied=report.applied + again.applied, done=done, provided=provided)
     return report
 
 
 def _applied(report: Report, interface: str) -> int:
+    done, early = (report.provided.done, report.provided.early) if report.provided is not None else ((), 0)
+    _say(done[:early])
     _say(report.applied)
     _say(report.done)
-    if report.provided is not None:
-        _say(report.provided.done)
+    _say(done[early:])
     if report.resolver is not None and report.resolver.written:
         print(f"{report.resolver.path} written")
     _complain(report.errors)

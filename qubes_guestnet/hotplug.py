@@ -72,7 +72,11 @@ def offline(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
     """Take a vif out of service; see `online`. Its device is usually gone by then."""
     call = _Call(environment)
     known = vifs.Folder(paths.run).load(call.name.text)
-    vif = known or call.vif(_NO_MAC)
+    try:
+        vif = known or call.vif(_NO_MAC)
+    except GuestnetError as error:
+        call.failed(error)
+        raise
     done: list[str] = []
     failures: list[GuestnetError] = []
     steps: list[Callable[[], tuple[str, ...]]] = [partial(_hand_over, "offline", vif, {}, paths)]
@@ -105,11 +109,7 @@ class _Call:
         if len(untrusted_folder) > 256 or not _PATH_CHARACTERS.issuperset(untrusted_folder):
             raise UsageError("environment variable XENBUS_PATH is not a path of xenstore", remedy)
         self.folder = untrusted_folder
-        leaves = ("mac", "type") if environment.get("ip") else ("mac", "type", "ip")
-        found = xenstore.read(tuple(f"{self.folder}/{leaf}" for leaf in leaves))
-        self._untrusted = {leaf: found.get(f"{self.folder}/{leaf}", b"") for leaf in leaves}
-        if environment.get("ip"):
-            self._untrusted["ip"] = environment["ip"].encode("utf-8", "replace")
+        self._untrusted_addresses = environment.get("ip", "").encode("utf-8", "replace")
 
     def vif(self, untrusted_mac: bytes = b"") -> Vif:
         """The vif, every part of it checked.
@@ -118,12 +118,15 @@ class _Call:
             untrusted_mac: instead of what xenstore says.
 
         Raises:
-            GuestnetError: what is not valid.
+            GuestnetError: what is not valid, or xenstore does not answer.
         """
-        untrusted = self._untrusted
+        mac, kind, addresses = (f"{self.folder}/{leaf}" for leaf in ("mac", "type", "ip"))
+        wanted = (mac, kind) if self._untrusted_addresses else (mac, kind, addresses)
+        found = xenstore.read(wanted)
+        untrusted_addresses = self._untrusted_addresses or found.get(addresses, b"")
         try:
             return vif_rules.described(
-                self.name.text, untrusted_mac or untrusted["mac"], untrusted["type"], untrusted["ip"]
+                self.name.text, untrusted_mac or found.get(mac, b""), found.get(kind, b""), untrusted_addresses
             )
         except ValueError as error:
             raise GuestnetError(str(error), f"it comes from xenstore, {self.folder}; attach the qube again") from None

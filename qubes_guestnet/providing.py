@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .reconcile import Paths
     from .system.netlink import Kernel
 
-RULES = "base rules"
+RULES, SETS = "base rules", "sets"
 FORWARDING = {IPV4: ("ipv4", "ip_forward"), IPV6: ("ipv6", "conf", "all", "forwarding")}
 
 
@@ -73,10 +73,9 @@ class Provider:
         work.mtu = mtu.common(untrusted_entries)
         work.attempt(partial(self._forwarding_off, work))
         work.attempt(partial(self._rules, work))
-        if not work.ruled and not dry_run and work.provided.forwarding and seen(nftables.CHAINS) == MISSING:
-            # Somebody took the rules away, and they cannot be loaded: no rules, no forwarding.
-            for family in sorted(work.provided.forwarding):
-                work.attempt(partial(tunables.write, FORWARDING[family], "0"))
+        if not work.ruled and not dry_run:
+            work.attempt(partial(self._nothing_without_rules, work))
+        work.early = len(work.todo) + len(work.done)
         return work
 
     def after(
@@ -128,10 +127,11 @@ class Provider:
         return (*done, "nft -f: tables ip qubes and ip6 qubes deleted")
 
     def close(self) -> tuple[str, ...]:
-        """No forwarding until `reopen`: what is forwarded by us ends."""
+        """No forwarding until `reopen`: what is forwarded by us ends, in a provider whoever switched it on."""
         with Ledger(self._paths.run) as ledger:
             work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
-            work.save(work.provided._replace(closed=True))
+            forwarding = frozenset(FORWARDING) if services.provides(self._paths.flags) else work.provided.forwarding
+            work.save(work.provided._replace(closed=True, forwarding=forwarding))
             self._forwarding_off(work)
             return tuple(work.done)
 
@@ -220,6 +220,7 @@ class Provider:
     # --- rules -------------------------------------------------------------------------------------------------
 
     def _wants_ipv6(self, settings: ProviderSettings, active: bool, ledger: Ledger) -> bool:
+        """Whether the qubes have IPv6; what is held stays as it is in force."""
         if active and "ipv6" in settings.held:
             return ledger.record.provided.rules.text == checksum(nftables.base(ipv6=True).encode())
         return active and settings.gateway6 is not None
@@ -236,13 +237,22 @@ class Provider:
             self._swept = None
             work.do("nft -f: base rules of the tables ip qubes and ip6 qubes", partial(self._nft.run, text))
             if work.dry_run:
+                work.planned = True
                 return
             generation = nft.generation()
-            loaded = Loaded(wanted, seen(nftables.CHAINS))
+            loaded, names = Loaded(wanted, seen(nftables.CHAINS)), work.provided.names
             # What redirects the virtual DNS addresses may have gone with the rest.
-            work.save(work.provided._replace(rules=loaded, names=Loaded()))
+            still = names.seen == seen(nftables.DNS_CHAINS)
+            work.save(work.provided._replace(rules=loaded, names=names if still else Loaded()))
         self._nft.found_right(RULES, generation)
         work.ruled = True
+
+    @staticmethod
+    def _nothing_without_rules(work: Work) -> None:
+        """Somebody took the rules away, and they cannot be loaded: no rules, no forwarding."""
+        if work.provided.forwarding and seen(nftables.CHAINS) == MISSING:
+            for family in sorted(work.provided.forwarding):
+                work.attempt(partial(tunables.write, FORWARDING[family], "0"))
 
     # --- vifs --------------------------------------------------------------------------------------------------
 
@@ -251,7 +261,11 @@ class Provider:
         settings = work.settings
         reason = (settings.connected, settings.gateway, settings.gateway6, work.ipv6, work.mtu)
         if self._swept == reason and not work.dry_run:
+            if not self._nft.settled(SETS):
+                self._nft.found_right(SETS, nft.generation())  # our own transactions from here on keep it so
+                self._attachments.refill(work)
             return
+        self._nft.found_right(SETS, nft.generation())
         self._attachments.sweep(work)
         if not work.errors:
             self._swept = reason
@@ -272,7 +286,7 @@ class Provider:
 
     def _forwarding_on(self, work: Work) -> None:
         """Only when the rules are in, those for the virtual DNS too: an error before leaves forwarding as it is."""
-        if not work.ruled or not (work.provided.names.text or work.dry_run):
+        if not (work.ruled or work.planned) or not (work.provided.names.text or work.dry_run):
             return
         for family in sorted(work.families):
             if self._forwards(family):

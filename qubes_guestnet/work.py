@@ -28,13 +28,16 @@ class Work:
     Attributes:
         mtu: of the vifs, in bytes; 0 for leaving it as it is.
         ruled: the base rules are in.
+        planned: in a dry run, they are to be loaded.
+        early: how many lines of what is to do, or was done, come before the uplink.
     """
 
     def __init__(self, settings: ProviderSettings, active: bool, ipv6: bool, ledger: Ledger, dry_run: bool) -> None:
         self.settings, self.active, self.ipv6, self.dry_run = settings, active, ipv6, dry_run
         self._ledger = ledger
         self.mtu = 0
-        self.ruled = False
+        self.ruled = self.planned = False
+        self.early = 0
         self.servers: tuple[IPv4Address, ...] = ()
         self.servers_reason = ""
         self.vifs: list[VifReport] = []
@@ -83,5 +86,5 @@ class Work:
         return ProviderReport(
             self.settings, self.active, self.ipv6, forwarding, self.servers, self.servers_reason,
             tuple(self.vifs), tuple(self.todo), tuple(self.done), (*self.settings.errors, *self.errors),
-            self.ruled, self.provided.closed,
+            self.ruled, self.provided.closed, self.early,
         )  # fmt: skip

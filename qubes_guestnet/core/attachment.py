@@ -64,7 +64,8 @@ class VifReport(NamedTuple):
     def todo(self) -> tuple[str, ...]:
         """What is still to do, one line each, in the order to do it."""
         early, late = split(self.ops)
-        return (*map(str, self.tunables), *map(str, early), *self.elements, *map(str, late))
+        elements = (f"nft {element}" for element in self.elements)
+        return (*map(str, self.tunables), *map(str, early), *elements, *map(str, late))
 
 
 def tunables(name: str, *, ipv6: bool) -> tuple[Tunable, ...]:
@@ -95,7 +96,7 @@ def tunables(name: str, *, ipv6: bool) -> tuple[Tunable, ...]:
 
 def has_ipv6(vif: Vif, settings: ProviderSettings) -> bool:
     """Whether the qube behind a vif has IPv6: it has an address, its provider has IPv6, and nothing is translated."""
-    return settings.gateway6 is not None and not vif.mappings and any(a.version == IPV6 for a in vif.addresses)
+    return settings.serves(IPV6) and not vif.mappings and any(address.version == IPV6 for address in vif.addresses)
 
 
 def split(ops: Iterable[plan.Op]) -> tuple[tuple[plan.Op, ...], tuple[plan.Op, ...]]:

@@ -150,6 +150,7 @@ def _rules_off(family: _Family) -> dict[str, tuple[str, ...]]:
             "iif lo accept",
             "iifgroup 2 counter drop",
             "ct state invalid counter drop",
+            "jump custom-input",
             "ct state established,related accept",
             *family.uplink,
         ),

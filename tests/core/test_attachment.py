@@ -42,7 +42,7 @@ def fresh(vif: Vif = VIF, settings: ProviderSettings = OFF) -> tuple[Op, ...]:
 @pytest.mark.behaviour("B50")
 def test_nothing_passes_before_its_element_is_there() -> None:
     report = VifReport(VIF, LINK, fresh(), ("add element x",), attachment.tunables("vif4.0", ipv6=False)[:1])
-    assert list(report.todo) == ["sysctl net/ipv4/conf/vif4.0/proxy_arp=1", *WORDS[:3], "add element x", *WORDS[3:]]
+    assert list(report.todo) == ["sysctl net/ipv4/conf/vif4.0/proxy_arp=1", *WORDS[:3], "nft add element x", *WORDS[3:]]
     early, late = attachment.split(iter(report.ops))
     assert [op.verb for op in late] == [Verb.LINK_UP, Verb.ROUTE_ADD]
     assert attachment.added(early) == {ipaddress.ip_interface("10.138.0.1/32")}
@@ -80,6 +80,7 @@ def test_tunables() -> None:
     [
         (DUAL, ON, True),
         (DUAL, OFF, False),
+        (DUAL, OFF._replace(held=frozenset({"ipv6"})), True),
         (VIF, ON, False),
         (DUAL._replace(mappings=(Mapping(GATEWAY, GATEWAY),)), ON, False),
     ],

@@ -95,7 +95,7 @@ TEXTS = {
         [
             "provider: forwards IPv4",
             "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
-            "vif4.0: 10.137.0.5 fd09::5, NOT configured, first: add element x",
+            "vif4.0: 10.137.0.5 fd09::5, NOT configured, first: nft add element x",
             "vif4.0: no address, NOT configured, first: its device is gone",
             "vif4.0: 10.137.0.5 (it sees 192.168.1.128 by 192.168.1.1) fd09::5, configured",
             "vif4.0: 10.137.0.5 (it sees 192.168.1.128), configured",
@@ -152,7 +152,7 @@ def test_as_data() -> None:
         "plan": [],
     }
     assert (second["present"], second["up"], second["configured"]) == (False, False, False)
-    assert second["plan"] == ["add element x", "ip link set dev vif4.0 up"]
+    assert second["plan"] == ["nft add element x", "ip link set dev vif4.0 up"]
     assert as_data(Report(Settings()), Standing())["provider"] is None
 
 

@@ -126,9 +126,30 @@ def test_what_keeps_it_from_forwarding_is_said() -> None:
 # --- plan ------------------------------------------------------------------------------------------------------------
 
 
+def switch_ipv6_on(provider: Provider) -> None:
+    provider.dom0_writes("/qubes-netvm-gateway6", "fe80::1")
+
+
+def switch_ipv6_off(provider: Provider) -> None:
+    switch_ipv6_on(provider)
+    provider.qube.guestnet("apply")
+    provider.dom0_writes("/qubes-netvm-gateway6", "")
+
+
+def fresh(provider: Provider) -> None:
+    provider.qube.guestnet("rules", "unload")
+    provider.qube.run("rm", "/run/qubes-guestnet/owned")
+
+
 STATES = {
+    "fresh": fresh,
+    "rules that somebody changed": lambda provider: provider.nft("insert rule ip qubes forward accept"),
     "rules that somebody took away": lambda provider: provider.nft("flush ruleset"),
     "virtual DNS that somebody changed": lambda provider: provider.nft("flush chain ip qubes dnat-dns"),
+    "a vif that went": lambda provider: provider.qube.run("ip", "link", "delete", "vif4.0"),
+    "IPv6 comes": switch_ipv6_on,
+    "IPv6 goes": switch_ipv6_off,
+    "two qubes may come": lambda provider: provider.dom0_writes("/connected-ips", "10.137.0.9 10.137.0.5 10.137.0.6"),
     "all done": lambda _: None,
     "no name server": lambda provider: provider.qube.write("/etc/resolv.conf", ""),
     "another gateway": lambda provider: provider.dom0_writes("/qubes-netvm-gateway", "10.138.0.9"),
@@ -242,3 +263,64 @@ def test_the_table_of_our_places_is_what_the_kernel_has() -> None:
     for family in ("ip", "ip6"):
         places = {(c["name"], c["hook"], c["prio"], c["type"]) for c in chains if c["family"] == family}
         assert places == set(map(tuple, PLACES))
+
+
+# --- what the pass has to keep in such states ------------------------------------------------------------------------
+
+
+def elements(provider: Provider, name: str) -> str:
+    return provider.qube.run("nft", "list", "set", "ip", "qubes", name).stdout
+
+
+@pytest.mark.behaviour("B51")
+def test_a_vif_that_comes_again_with_another_address_has_not_the_former_one() -> None:
+    provider = Provider()
+    provider.attach()
+    provider.qube.run(sys.executable, "-c", ASK, "online", "vif4.0", "10.137.0.7")
+    assert "10.137.0.5" not in elements(provider, "allowed")
+    assert '"vif4.0" . 10.137.0.7' in elements(provider, "allowed")
+    assert "10.137.0.5" in elements(provider, "downstream"), "it may come back"
+    assert [entry["dst"] for entry in provider.qube.ip("neighbour", "show", "dev", "vif4.0")] == ["10.137.0.7"]
+    assert provider.lines("plan") == []
+
+
+@pytest.mark.behaviour("B95")
+def test_a_gateway_that_is_not_valid_leaves_ipv6_as_it_is() -> None:
+    provider = Provider()
+    provider.dom0_writes("/qubes-netvm-gateway6", "fe80::1")
+    provider.attach(addresses="10.137.0.5 fd09::5")
+    eventually(lambda: provider.lines("plan") == [], trouble=provider.log)
+    provider.dom0_writes("/qubes-netvm-gateway6", "rubbish")
+    eventually(lambda: "settings-invalid" in provider.codes())
+    assert provider.lines("plan") == []
+    assert provider.qube.ip("-6", "route", "show", "fd09::5")
+
+
+def test_an_ipv6_address_where_ipv6_is_off_leaves_nothing_to_do() -> None:
+    provider = Provider()
+    provider.attach(addresses="10.137.0.5 fd09::5")
+    assert provider.lines("plan") == []
+
+
+def test_without_nft_the_uplink_is_configured_all_the_same() -> None:
+    provider = Provider()
+    provider.stop_agent()
+    for path, value in (("/qubes-mac", MAC), ("/qubes-ip", "10.137.0.99"), ("/qubes-gateway", "10.138.0.9")):
+        provider.dom0_writes(path, value)
+    provider.qube.wire(f"ip link add eth0 address {MAC} type veth peer name far0")
+    provider.qube.run("sh", "-ec", "mount --bind /dev/null $(readlink -f $(command -v nft))")
+    assert provider.qube.guestnet("apply", check=False).returncode == 1
+    found = provider.qube.ip("address", "show", "dev", "eth0")
+    assert [entry["local"] for entry in found[0]["addr_info"] if entry["family"] == "inet"] == ["10.137.0.99"]
+
+
+def test_rules_come_before_the_uplink_and_forwarding_last() -> None:
+    provider = Provider(agent=False)
+    for path, value in (("/qubes-mac", MAC), ("/qubes-ip", "10.137.0.99"), ("/qubes-gateway", "10.138.0.9")):
+        provider.dom0_writes(path, value)
+    provider.qube.wire(f"ip link add eth0 address {MAC} type veth peer name far0")
+    for verb in ("plan", "apply"):
+        lines = provider.lines(verb)
+        assert lines[0] == "nft -f: base rules of the tables ip qubes and ip6 qubes"
+        up = lines.index("ip link set dev eth0 up")
+        assert 0 < up < lines.index("sysctl net/ipv4/ip_forward=1")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The redirection of the virtual DNS addresses is kept against others, and is the firewall's list too."""
+"""What somebody else takes away of a provider's rules comes back; and the firewall has the redirection's servers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import DNS, ROUTER, Hosting
+from tests.support.hosting import DNS, HALTED, ROUTER, Hosting
 
 _FIREWALL = "add table ip qubes-firewall; add set ip qubes-firewall dns-addr { type ipv4_addr; }"
 
@@ -58,3 +58,13 @@ def test_rules_are_not_taken_away_under_a_resident_agent() -> None:
     assert not hosting.rules("ip", "antispoof")
     assert hosting.qube.read("/proc/sys/net/ipv4/ip_forward").strip() == "0"
     assert DNS not in hosting.oracle.run("nft", "list", "ruleset").stdout
+
+
+def test_an_element_that_somebody_deletes_comes_back() -> None:
+    hosting = Hosting()
+    behind = hosting.attach()
+    hosting.nft(f'delete element ip qubes allowed {{ "{behind.vif}" . {behind.ip} }}')
+    eventually(lambda: f"{behind.vif} {behind.ip}" in hosting.elements("allowed"), what="it may send again")
+    hosting.nft("flush set ip qubes downstream")
+    eventually(lambda: {behind.ip, HALTED} <= hosting.elements("downstream"), what="its address is protected again")
+    assert hosting.works(behind)
