@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -30,7 +29,7 @@ from tests.support.hosting import (
     Behind,
     Hosting,
 )
-from tests.support.packets import UDP, Packet, Port
+from tests.support.packets import UDP, Packet, Port, listening
 from tests.support.storm import Shot, shot, storm
 
 # dom0 names all that are connected, running or not.
@@ -42,7 +41,7 @@ STRANGER, STRANGER6 = "10.137.0.77", "fd09:24ef:4179::dead"
 
 
 class Judges:
-    """Ports that are listened to all the time, for their buffers are small.
+    """What came of a storm.
 
     Args:
         outside: the world's end.
@@ -51,24 +50,9 @@ class Judges:
 
     def __init__(self, outside: Port, closed: dict[str, Port]) -> None:
         self._outside, self._closed = outside, closed
-        self._over = threading.Event()
-        self._failures: list[BaseException] = []
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-
-    def _listen(self) -> None:
-        try:
-            while not self._over.wait(0.01):
-                for port in (self._outside, *self._closed.values()):
-                    port.drain()
-        except BaseException as failure:
-            self._failures.append(failure)
 
     def leaks(self) -> set[tuple[str, Packet]]:
-        """What arrived where it must not, once each; the listening is over."""
-        self._over.set()
-        self._thread.join()
-        assert not self._failures, self._failures
+        """What arrived where it must not, once each."""
         found = {("outside", packet) for packet in self._outside.heard() if not proper(packet)}
         return found | {
             (name, packet) for name, port in self._closed.items() for packet in port.heard() if is_data(packet)
@@ -136,9 +120,10 @@ def blowing(
     closed: dict[str, Port] = {"sender": sender.port, "other": other.port}
     if inside:
         closed |= {"provider": host.inside(4), "provider, IPv6": host.inside(6)}
-    judges = Judges(outside, closed)
-    with storm([*from_qube(sender, other.ip, other.ip6), *from_outside(outside, sender)]) as rounds:
-        yield judges, rounds
+    shots = [*from_qube(sender, other.ip, other.ip6), *from_outside(outside, sender)]
+    # The storm first: it is a fork, and a thread does not go along.
+    with storm(shots) as rounds, listening(outside, *closed.values()):
+        yield Judges(outside, closed), rounds
 
 
 def ready(host: Hosting, *, forwards6: bool = True) -> bool:
@@ -222,7 +207,7 @@ def test_rules_that_somebody_flushes_come_back_and_are_as_tight_as_before() -> N
         host.nft("flush ruleset")
         eventually(lambda: "vif5.0 10.137.0.5" in host.elements("allowed"), trouble=host.trouble)
         eventually(lambda: host.rules("ip", "dnat-dns"), trouble=host.trouble)
-    judges.leaks()  # what passes until the agent has heard of it nobody can hold
+    # What passes until the agent has heard of it nobody can hold.
     with blowing(host, first, second) as (judges, rounds):
         rounds(200)
     assert judges.leaks() == set()

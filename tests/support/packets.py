@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -133,6 +134,30 @@ class Inside(Port):
                 self.packets.append(packet if self._version == 4 else packet_of(sender, "::1", packet, UDP))
         except BlockingIOError:
             pass
+
+
+@contextlib.contextmanager
+def listening(*ports: Port) -> Iterator[None]:
+    """While it lasts, take in what comes all the time: the kernel's buffers are small."""
+    over = threading.Event()
+    failures: list[BaseException] = []
+
+    def listen() -> None:
+        try:
+            while not over.wait(0.01):
+                for port in ports:
+                    port.drain()
+        except BaseException as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert not failures, failures
 
 
 def udp(source: str, target: str, sport: int, dport: int, data: bytes) -> bytes:
