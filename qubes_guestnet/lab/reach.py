@@ -14,6 +14,8 @@ from .probes import Echo
 from .qube import Qube
 
 LIMIT = 1.5
+# Where the qube's own kernel refuses to send, there is nothing to wait for but an agent that is about to set a route.
+_REFUSED = 0.4
 # The first packet may be lost while a neighbour is looked for, or find an agent still at work on the route.
 _AGAIN = 0.1
 _HOSTS = {4: world.HOST, 6: world.HOST6}
@@ -43,16 +45,19 @@ def measure(qubes: Mapping[str, Qube], limit: float = LIMIT) -> dict[str, Reach]
             for version, host in _HOSTS.items()
             if not qube.paused
         }
-        reached = _answered(waiting, time.monotonic() + limit)
+        reached = _answered(waiting, limit)
     return {name: Reach((name, 4) in reached, (name, 6) in reached) for name in qubes}
 
 
-def _answered(waiting: dict[Echo, tuple[str, int]], end: float) -> set[tuple[str, int]]:
-    """Those of the values whose echoes were answered until the end (monotonic seconds)."""
+def _answered(waiting: dict[Echo, tuple[str, int]], limit: float) -> set[tuple[str, int]]:
+    """Those of the values whose echoes were answered in time."""
     reached = set()
+    start = time.monotonic()
+    end = start + limit
     while waiting and (now := time.monotonic()) < end:
-        for echoes in waiting:
-            echoes.send()
+        for echoes in list(waiting):
+            if not echoes.send() and now - start > _REFUSED:
+                del waiting[echoes]
         pause = min(now + _AGAIN, end)
         while waiting and (left := pause - time.monotonic()) > 0:
             for echoes in select.select(list(waiting), [], [], left)[0]:

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The interactive lab as a person uses it: up, down, what is told of it, and what can be changed in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qubes_guestnet.errors import UsageError
+from qubes_guestnet.lab import session_client, tree
+from qubes_guestnet.lab.dom0 import Dom0
+from qubes_guestnet.lab.namespaces import LabError
+from qubes_guestnet.lab.place import Place, base
+from tests.support import session
+from tests.support.eventually import eventually
+from tests.support.session import COMMAND, LONGEST, background, done, lab, processes, refused, rows
+
+
+@pytest.fixture(autouse=True)
+def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder for the labs, and nothing left behind."""
+    yield from session.ground(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """The file of a small tree."""
+    return session.small(tmp_path)
+
+
+# --- up, status, down ------------------------------------------------------------------------------------------------
+
+
+def test_a_tree_stands_and_is_gone_again(small: Path) -> None:
+    said = done("up", str(small))
+    assert [line.split("s  ")[-1] for line in said.splitlines()[:3]] == [
+        "net starts", "other starts", "vm1 starts, behind net",
+    ]  # fmt: skip
+    assert "vm1    running  net        yes   no    running  10.137.0.3\n" in said
+    found = rows()
+    assert list(found) == ["net", "other", "vm1"]
+    assert {**found["vm1"], "vif": ""} == {
+        "name": "vm1", "state": "running", "netvm": "net", "provides_network": False, "vif": "", "features": {},
+        "addresses": ["10.137.0.3"], "agent": "running", "ipv4": True, "ipv6": False, "world": None,
+    }  # fmt: skip
+    assert found["net"]["world"] == {"ipv4": True, "ipv6": True}
+    assert found["net"]["ipv6"] is True
+    assert rows("--no-measure")["vm1"]["ipv4"] is None
+    assert (base().stat().st_mode & 0o777, (base() / "lab").stat().st_mode & 0o777) == (0o700, 0o700)
+    assert done("down") == ""
+    assert refused(1, "status") == "no lab is up; qubes-guestnet lab up TREE"
+
+
+@pytest.mark.parametrize(
+    "words", ["status", "exec vm1 true", "set vm1 netvm none", "feature vm1 ipv6 1", "diagram", "down"]
+)
+def test_without_a_lab_the_remedy_is_told(words: str) -> None:
+    assert refused(1, *words.split()) == "no lab is up; qubes-guestnet lab up TREE"
+    head, *rest = words.split()
+    assert refused(1, head, "--name", "x", *rest) == "no lab named x is up; qubes-guestnet lab up TREE --name x"
+
+
+def test_the_trees_that_come_along_are_listed() -> None:
+    assert "ipv6-feature  sys-net sys-firewall personal" in done("up", "--list")
+    assert list(json.loads(done("up", "--list", "--json"))) == list(tree.names())
+
+
+def test_a_tree_that_is_none_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("[qube.a]\nnetwm = 'x'")
+    assert refused(2, "up", str(tmp_path / "bad.toml")).startswith(f"{tmp_path}/bad.toml: [qube.a]: netwm is not known")
+    assert "give a file, or one of default," in refused(2, "up", "nowhere")
+    assert "give a file, or one of default," in refused(2, "up")
+    assert refused(2, "up", "default", "--name", "../x").startswith("'../x' is no name for a lab")
+
+
+def test_two_labs_side_by_side(small: Path) -> None:
+    up = json.loads(lab("up", str(small), "--name", "a", "--json").stdout)
+    assert [row["name"] for row in up["qubes"]] == ["net", "other", "vm1"]
+    done("up", str(small), "--name", "b")
+    assert refused(1, "up", str(small), "--name", "b").startswith("a lab named b is up already; end it by")
+    assert refused(1, "status") == "no lab named lab is up, but a, b; give --name a"
+    done("set", "--name", "a", "vm1", "netvm", "none")
+    assert (rows("--name", "a")["vm1"]["ipv4"], rows("--name", "b")["vm1"]["ipv4"]) == (False, True)
+    done("down", "--name", "a")
+    assert rows("--name", "b")["vm1"]["ipv4"] is True
+
+
+@pytest.mark.parametrize("again", ["up", "down"])
+def test_what_an_end_by_force_left_is_no_lab(small: Path, again: str) -> None:
+    before = processes()
+    done("up", str(small))
+    os.kill(background(), signal.SIGKILL)
+    eventually(lambda: processes() <= before, what="all have died with it")
+    assert refused(1, "status") == "no lab is up; qubes-guestnet lab up TREE"
+    assert (base() / "lab" / "socket").exists()
+    if again == "up":
+        done("up", str(small))
+        assert rows()["vm1"]["ipv4"] is True
+    else:
+        assert lab("down").stderr == "lab lab had ended already; what it left is removed\n"
+
+
+def test_a_lab_that_hears_nothing_any_more_is_ended_by_force(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done("up", str(small))
+    inside = [pid for pid in processes() if Path(f"/proc/{pid}/stat").read_text().split()[3] == str(background())]
+    for pid in inside:
+        os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(session_client, "_PATIENCE", 1.0)
+    assert session_client.down(Place())
+
+
+def test_ctrl_c_while_it_comes_up_leaves_nothing(small: Path) -> None:
+    running = subprocess.Popen([*COMMAND, "up", str(small)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    assert running.stdout.readline().endswith("net starts\n")
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=LONGEST)
+    assert running.returncode == 130
+    assert not base().exists()
+
+
+def test_why_it_did_not_come_up_is_told(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The background process is a fork of this one, and so is what is wrong with it."""
+
+    def fail(_dom0: Dom0, vm: object) -> None:
+        raise LabError(f"{vm!r} does not start", "do this")
+
+    monkeypatch.setattr(Dom0, "start", fail)
+    steps: list[str] = []
+    with pytest.raises(LabError, match=r"^<net> does not start; do this$"):
+        session_client.up(tree.load(str(small)), Place(), steps.append, lambda: None)
+    assert steps == ["net starts"]
+
+    def stumble(_dom0: Dom0, _vm: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Dom0, "start", stumble)
+    monkeypatch.setattr(sys, "stderr", sys.__stderr__)  # pytest's is no descriptor, and nothing of it gets into a log
+    with pytest.raises(LabError, match=r"did not come up: (?s:.*)ZeroDivisionError: a bug$"):
+        session_client.up(tree.load(str(small)), Place(), steps.append, lambda: None)
+    assert not base().exists()
+
+
+def test_a_folder_others_may_enter_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base().mkdir(mode=0o755)
+    assert "qubes-guestnet-lab is not a folder of yours alone (mode 700)" in refused(1, "up", "default")
+    base().rmdir()
+    base().symlink_to(tmp_path)
+    with pytest.raises(LabError, match="not a folder of yours alone"):
+        Place().claim()
+    base().unlink()
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert base() == Path(f"/tmp/qubes-guestnet-lab-{os.geteuid()}")
+    with pytest.raises(UsageError):
+        Place("")
+
+
+def test_strangers_at_its_socket_do_no_harm(small: Path) -> None:
+    done("up", str(small))
+    silent = Place().connect()
+    for garbage in (b"", b"no json\n", b"[]\n", b"{}\n", b'{"verb": "nix"}\n', b'{"verb": "exec", "qube": "vm1"}\n',
+                    b'{"verb": "signal", "number": 9}\n', b'{"verb": "status"'):  # fmt: skip
+        with Place().connect() as stranger:
+            stranger.sendall(garbage)
+            stranger.shutdown(socket.SHUT_WR)
+            stranger.recv(1000)
+    assert rows()["vm1"]["ipv4"] is True
+    silent.close()
+
+
+# --- changes ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_qube_gets_another_provider_and_none(small: Path) -> None:
+    done("up", str(small))
+    assert "vm1 gets its network from other" in done("set", "vm1", "netvm", "other")
+    row = rows()["vm1"]
+    assert (row["netvm"], row["ipv4"], row["addresses"]) == ("other", True, ["10.137.0.3"])
+    assert "vm1 loses its network" in done("set", "vm1", "netvm", "none")
+    row = rows()["vm1"]
+    assert (row["netvm"], row["vif"], row["ipv4"], row["addresses"]) == (None, None, False, [])
+    assert refused(2, "set", "nix", "netvm", "net") == "there is no qube nix; there are net, other, vm1"
+    assert refused(2, "set", "net", "netvm", "vm1") == "vm1 provides no network; these do: net, other"
+    assert refused(2, "set", "net", "netvm", "net") == "net has its network from net; a qube cannot provide for itself"
+    assert lab("set", "vm1", "label", "red").returncode == 2
+    assert rows()["vm1"]["netvm"] is None
+
+
+def test_the_feature_comes_down_the_tree_when_qubes_restart(small: Path) -> None:
+    done("up", str(small))
+    assert done("feature", "net", "ipv6", "1") == (
+        "As in Qubes, only a restart makes it known to vm1: --restart does that\n"
+    )
+    assert rows()["vm1"]["ipv6"] is False
+    assert "vm1 starts anew" in done("feature", "net", "ipv6", "1", "--restart")
+    row = rows()["vm1"]
+    assert (row["ipv6"], row["addresses"]) == (True, ["10.137.0.3", "fd09:24ef:4179::a89:3"])
+    done("feature", "vm1", "ipv6", "", "--restart")
+    row = rows()["vm1"]
+    assert (row["ipv4"], row["ipv6"], row["addresses"], row["features"]) == (True, False, ["10.137.0.3"], {"ipv6": ""})
+    done("feature", "vm1", "ipv6", "--unset", "--restart")
+    assert rows()["vm1"]["ipv6"] is True
+    assert refused(2, "feature", "vm1", "ipv6").startswith("give 1, '' or --unset")
+    assert refused(2, "feature", "vm1", "ipv6", "1", "--unset").startswith("give 1, '' or --unset")
+
+
+def test_the_diagram_shows_what_was_measured(tmp_path: Path) -> None:
+    file = tmp_path / "tree.svg"
+    done("up", "ipv6-tunnel")
+    assert done("diagram", "-o", str(file)) == ""
+    assert colours(file.read_text()) == {
+        "sys-net": "ipv4", "sys-firewall": "ipv4", "personal": "ipv4", "untrusted": "ipv4", "ipv6-tunnel": "both",
+        "work": "both", "research": "both", "the world": "world",
+    }  # fmt: skip
+    assert done("diagram") == file.read_text()
+    # No entry and no route says so: only packets do.
+    done("exec", "sys-firewall", "nft", "insert", "rule", "ip", "qubes", "custom-forward", "counter", "drop")
+    done("set", "work", "netvm", "sys-firewall")
+    text = done("diagram")
+    found = colours(text)
+    assert [found[name] for name in ("work", "personal", "sys-firewall", "research")] == [
+        "nothing", "nothing", "ipv4", "both",
+    ]  # fmt: skip
+    assert refused(1, "diagram", "-o", "/nowhere/x.svg").startswith("/nowhere/x.svg: No such file")
+
+
+def colours(svg: str) -> dict[str, str]:
+    """Name of each box and its class, as drawn."""
+    space = "{http://www.w3.org/2000/svg}"
+    groups = ElementTree.fromstring(svg).iter(f"{space}g")
+    named = ((group.find(f"{space}text[@class='name']"), group.get("class", "")) for group in groups)
+    return {name.text or "": kind for name, kind in named if name is not None}
