@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..stage import Stage
-from . import attach, comeback, company, endure, faked, isolation, keys, names, paused
+from . import attach, comeback, company, document, endure, faked, ipv6, isolation, keys, names, paused
 
 
 class Scenario(NamedTuple):
@@ -61,7 +61,12 @@ SCENARIOS = (
     Scenario("S-204", "a proxy with a fake address", faked.s_204, gateway=True),
     Scenario("S-210", "a qube with addresses of the user's", faked.s_210, ipv6=True),
     Scenario("S-211", "a proxy with addresses of the user's", faked.s_211, ipv6=True),
+    Scenario("S-300", "the routing tables of the reference document", document.s_300),
+    Scenario("S-301", "no port of a provider is open, no DHCP, no DNS of its own", document.s_301),
     Scenario("S-302", "real DNS servers change; names at every depth", names.s_302),
+    Scenario("S-310", "first figure: IPv6 for all but one qube", document.s_310),
+    Scenario("S-311", "second figure: IPv6 only behind a tunnel", document.s_311),
+    Scenario("S-312", "IPv6 on and off in a running tree, no ping lost", ipv6.s_312),
     Scenario("S-320", "a name with an IPv6 address only", names.s_320),
     Scenario("S-400", "100 changes of keys on a live interface", keys.s_400, ipv6=True),
     Scenario("S-401", "QubesDB restarts, hangs, breaks off, is gone", endure.s_401),
