@@ -20,8 +20,9 @@ from .core.report import Report
 from .core.resolver import RewriteBudget
 from .errors import GuestnetError, StoreError
 from .others import Others
+from .paths import Paths
 from .prober import Prober
-from .reconcile import Pass, Paths, reconcile
+from .reconcile import Pass, reconcile
 from .system import netlink, qubesdb, standing, systemd, wakeups
 from .system.systemd import ERROR, INFO, WARNING, log
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from .core import attachment, nftables, provider
-from .core.attachment import Tunable, VifReport
+from .core.attachment import VifReport
 from .core.provider import ProviderSettings
-from .core.values import IPAddress
+from .core.values import IPAddress, Tunable
 from .core.vif import Vif
 from .errors import GuestnetError, Vanished
 from .system import conntrack, nft, tunables, vifs

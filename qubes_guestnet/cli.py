@@ -18,6 +18,7 @@ from .errors import GuestnetError, UsageError
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     import argparse
+    from types import ModuleType
     from typing import Any
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -48,7 +49,7 @@ class Verb(NamedTuple):
     """One verb.
 
     Args:
-        run: its function in `commands`.
+        run: its function, in `commands` or `provider_commands`.
         words: names of its positional arguments; one in brackets may be left out.
         choices: what the first word may be, empty where it is free.
         options: long options it takes.
@@ -133,15 +134,18 @@ def _function(verb: Verb) -> Callable[[Options], int]:
         return _agent
     if verb.run == "lab":
         return _lab
-    from . import commands  # the agent needs none of them
-
-    function: Callable[[Options], int] = getattr(commands, verb.run)
+    module: ModuleType
+    if verb.run in ("vif", "rules", "forwarding"):
+        from . import provider_commands as module  # somebody waits for them
+    else:
+        from . import commands as module  # the agent needs none of them
+    function: Callable[[Options], int] = getattr(module, verb.run)
     return function
 
 
 def _agent(_options: Options) -> int:
     from .agent import Agent
-    from .reconcile import Paths
+    from .paths import Paths
 
     return Agent(Paths()).run()
 

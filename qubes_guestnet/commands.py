@@ -3,28 +3,26 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterable
 
-from .core.settings import PROVIDER_KEY, UPLINK_PREFIXES, parse
+from . import reading
+from .core.settings import PROVIDER_KEY, parse
 from .errors import GuestnetError, StoreError
 from .others import Others
-from .reconcile import Pass, Paths, reconcile, take_down
-from .system import netlink, qubesdb
+from .output import complain, print_json, say
+from .paths import Paths
+from .reconcile import Pass, reconcile, take_down
+from .system import netlink
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
-    from typing import Any
 
     from .cli import Options
     from .core.report import Report
     from .providing import Provider
 
 PATHS = Paths()
-STORE_SECONDS = 10.0  # for udev, which can be earlier than qubes-db.service
 POLL_SECONDS = 0.05
 NETWORKMANAGER_SECONDS = 5.0
 UNCHANGED = 100  # as users' scripts and NetworkManager's dispatcher know it
@@ -34,15 +32,15 @@ def apply(options: Options) -> int:
     """One pass. 1 if anything went wrong."""
     if options.dry_run:
         return plan(options)
-    return _applied(_settling(_entries(), options.interface), options.interface)
+    return applied(settling(reading.entries(), options.interface), options.interface)
 
 
 def plan(options: Options) -> int:
     """The operations `apply` would do, and nothing else on standard output."""
     report = _pass(Pass(only=options.interface, dry_run=True))
-    _complain(report.errors)
+    complain(report.errors)
     if options.json:
-        _print_json(list(report.plan))
+        print_json(list(report.plan))
     else:
         for line in report.plan:
             print(line)
@@ -57,7 +55,7 @@ def status(options: Options) -> int:
     report = _pass(Pass(only=options.interface, dry_run=True))
     agent = standing.read(PATHS.run)
     if options.json:
-        _print_json(as_data(report, agent, presence.look()))
+        print_json(as_data(report, agent, presence.look()))
     else:
         for line in as_text(report, agent, presence.look()):
             print(line)
@@ -68,9 +66,9 @@ def check(options: Options) -> int:
     """Diagnose. 1 if there is an error among the findings."""
     from . import diagnosis
 
-    found = diagnosis.findings(PATHS, _entries)
+    found = diagnosis.findings(PATHS, reading.entries)
     if options.json:
-        _print_json([finding._asdict() for finding in found])
+        print_json([finding._asdict() for finding in found])
     else:
         for finding in found:
             print(f"{finding.severity}: {finding.code}: {finding.problem}\n  -> {finding.remedy}")
@@ -86,9 +84,9 @@ def uplink(options: Options) -> int:
             index = socket.if_nametoindex(options.interface)
         except OSError:
             return 0  # gone already, and what we made went with it
-        _say(take_down(index, netlink.Kernel(), PATHS, Others(PATHS.flags)))
+        say(take_down(index, netlink.Kernel(), PATHS, Others(PATHS.flags)))
         return 0
-    return _applied(_settling(patiently(_entries), options.interface), options.interface)
+    return applied(settling(reading.patiently(reading.entries), options.interface), options.interface)
 
 
 def wait_uplink(options: Options) -> int:
@@ -97,7 +95,7 @@ def wait_uplink(options: Options) -> int:
     kernel, others = netlink.Kernel(), Others(PATHS.flags, attending=False)
     while True:
         try:
-            report = reconcile(_entries(), kernel, PATHS, Pass(dry_run=True, others=others))
+            report = reconcile(reading.entries(), kernel, PATHS, Pass(dry_run=True, others=others))
             if report.settled:
                 return 0
             reason = next((str(error) for error in report.errors), "; ".join(report.plan) or report.waiting)
@@ -108,67 +106,17 @@ def wait_uplink(options: Options) -> int:
         time.sleep(POLL_SECONDS)
 
 
-def vif(options: Options) -> int:
-    """What Xen's hotplug calls for an interface of a qube behind this one."""
-    from . import hotplug
-
-    _say((hotplug.online if options.action == "online" else hotplug.offline)(os.environ, PATHS))
-    return 0
-
-
 def dns(_options: Options) -> int:
     """Have the virtual DNS addresses lead to the servers that this qube uses itself; 100 if they do already."""
     from .providing import Provider
 
-    entries, kernel = _entries(), netlink.Kernel()
+    entries, kernel = reading.entries(), netlink.Kernel()
     settings = parse(entries)
     links = kernel.links(frozenset(uplink.mac for uplink in settings.uplinks)) if settings.uplinks else ()
     indexes = frozenset(link.ifindex for link in links)
     done = Provider(PATHS, kernel, Others(PATHS.flags)).sync_names(entries, settings.dns.servers, indexes)
-    _say(done)
+    say(done)
     return 0 if done else UNCHANGED
-
-
-def rules(options: Options) -> int:
-    """`load`: anti-spoofing and base rules, before any network. `unload`: forwarding off, and they go."""
-    from .providing import Provider
-    from .system import standing
-
-    entries = None
-    try:
-        entries = _entries()
-    except StoreError as error:
-        if options.action == "load":
-            _complain((error,))  # what does not depend on QubesDB is loaded all the same
-    if options.action == "unload" and entries and entries.get(PROVIDER_KEY) and standing.read(PATHS.run).running:
-        raise GuestnetError("the resident agent would load them again", "systemctl stop qubes-guestnet")
-    provider = Provider(PATHS, netlink.Kernel(), Others(PATHS.flags))
-    _say(provider.load(entries) if options.action == "load" else provider.unload())
-    return 0
-
-
-def forwarding(options: Options) -> int:
-    """`on`: all that a provider does, forwarding last. `off`: forwarding ends and stays off until `on`."""
-    from .providing import Provider
-
-    provider = Provider(PATHS, netlink.Kernel(), Others(PATHS.flags))
-    if options.action == "off":
-        _say(provider.close())
-        return 0
-    provider.reopen()
-    return _applied(_settling(_entries(), ""), "")
-
-
-def _entries() -> dict[str, bytes]:
-    store = qubesdb.connect()
-    try:
-        if not store.read(PROVIDER_KEY):
-            return qubesdb.read_all(store, UPLINK_PREFIXES)
-        from .core import provider  # the other prefixes pass by the firewall rules of 250 qubes
-
-        return qubesdb.read_all(store, provider.EVERYTHING)
-    finally:
-        store.close()
 
 
 def _provider(entries: dict[str, bytes], kernel: netlink.Kernel, others: Others) -> Provider | None:
@@ -180,29 +128,13 @@ def _provider(entries: dict[str, bytes], kernel: netlink.Kernel, others: Others)
     return Provider(PATHS, kernel, others)
 
 
-def patiently(read: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
-    """The entries, once QubesDB answers."""
-    try:
-        return read()
-    except StoreError:
-        import tenacity  # 24 ms and asyncio (in 8.2), only for who must wait
-
-    retry = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(StoreError),
-        wait=tenacity.wait_exponential(multiplier=0.05, max=1),
-        stop=tenacity.stop_after_delay(STORE_SECONDS),
-        reraise=True,
-    )
-    return retry(read)
-
-
 def _pass(asked: Pass) -> Report:
-    entries, kernel, others = _entries(), netlink.Kernel(), Others(PATHS.flags)
+    entries, kernel, others = reading.entries(), netlink.Kernel(), Others(PATHS.flags)
     asked = asked._replace(others=others, provider=_provider(entries, kernel, others))
     return reconcile(entries, kernel, PATHS, asked)
 
 
-def _settling(entries: dict[str, bytes], interface: str) -> Report:
+def settling(entries: dict[str, bytes], interface: str) -> Report:
     """One pass; and when it has set NetworkManager to work, another once that is done: what is ours comes after."""
     kernel, others = netlink.Kernel(), Others(PATHS.flags)
     provider = None if interface else _provider(entries, kernel, others)
@@ -211,7 +143,7 @@ def _settling(entries: dict[str, bytes], interface: str) -> Report:
     deadline = time.monotonic() + NETWORKMANAGER_SECONDS
     while report.done and report.waited_for and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-        again = reconcile(_entries(), kernel, PATHS, asked)  # read anew: dom0 may have written meanwhile
+        again = reconcile(reading.entries(), kernel, PATHS, asked)  # read anew: dom0 may have written meanwhile
         done, provided = report.done + again.done, again.provided
         if provided is not None and report.provided is not None:
             provided = provided._replace(done=report.provided.done + provided.done, early=report.provided.early)
@@ -219,31 +151,16 @@ def _settling(entries: dict[str, bytes], interface: str) -> Report:
     return report
 
 
-def _applied(report: Report, interface: str) -> int:
+def applied(report: Report, interface: str) -> int:
+    """Say what a pass has done; 1 if anything went wrong."""
     done, early = (report.provided.done, report.provided.early) if report.provided is not None else ((), 0)
-    _say(done[:early])
-    _say(report.applied)
-    _say(report.done)
-    _say(done[early:])
+    say(done[:early])
+    say(report.applied)
+    say(report.done)
+    say(done[early:])
     if report.resolver is not None and report.resolver.written:
         print(f"{report.resolver.path} written")
-    _complain(report.errors)
+    complain(report.errors)
     if interface and not report.interfaces:
         print(f"{interface} is not an interface that dom0 manages, or is not there: nothing to do")
     return 1 if report.errors else 0
-
-
-def _say(lines: Iterable[object]) -> None:
-    for line in lines:
-        print(line)
-
-
-def _complain(errors: Iterable[GuestnetError]) -> None:
-    for error in errors:
-        print(f"qubes-guestnet: {error}", file=sys.stderr)
-
-
-def _print_json(data: Any) -> None:
-    import json
-
-    print(json.dumps(data, indent=2))

@@ -14,7 +14,8 @@ from .core.report import Report
 from .core.settings import PROVIDER_KEY
 from .errors import GuestnetError, KernelError, StoreError
 from .others import Others
-from .reconcile import Pass, Paths, reconcile
+from .paths import Paths
+from .reconcile import Pass, reconcile
 from .system import nameserver, netlink, nft, presence, standing
 
 _NEIGHBOUR_LIMIT = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"

@@ -23,7 +23,7 @@ from .system.systemd import ERROR, INFO, log
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .others import Others
-    from .reconcile import Paths
+    from .paths import Paths
     from .system.netlink import Kernel
 
 PREFIXES = provider.EVERYTHING

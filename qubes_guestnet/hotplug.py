@@ -16,13 +16,13 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from .commands import patiently
 from .core import hooks as hook_rules
 from .core import provider, settings
 from .core import vif as vif_rules
 from .core.vif import Vif, VifName
 from .errors import GuestnetError, StoreError, UsageError, shown
-from .reconcile import Paths
+from .paths import Paths
+from .reading import patiently
 from .system import hooks, hotplug_socket, programs, qubesdb, vifs, xenstore
 from .system.systemd import WARNING, log
 

@@ -15,15 +15,14 @@ from ipaddress import IPv4Address
 from .core import attachment, nameservers, nftables, provider
 from .core.record import Loaded, checksum
 from .system import conntrack, files, nft, services
-from .transactions import Transactions
+from .transactions import Transactions, seen
 from .work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .others import Others
-    from .reconcile import Paths
+    from .paths import Paths
 
-MISSING = "-"  # in place of a sum, where a chain is not there
 REDIRECTION = "virtual DNS"
 FIREWALL = "firewall's servers"
 
@@ -102,9 +101,3 @@ class Names:
         if not work.dry_run:
             self._nft.found_right(FIREWALL, generation)
             self._told = work.servers
-
-
-def seen(chains: Iterable[tuple[str, str]]) -> str:
-    """Sum of what nft lists now of some of our chains; MISSING when one is missing."""
-    listing = nft.listing(chains)
-    return checksum(listing.encode()) if listing else MISSING

@@ -12,7 +12,8 @@ from .core import proxyarp
 from .core.namedtuple import NamedTuple
 from .core.report import Report
 from .errors import GuestnetError
-from .reconcile import Paths, record_fallback
+from .paths import Paths
+from .reconcile import record_fallback
 from .system import netlink
 from .system.netlink_messages import NUD_FAILED, NUD_PERMANENT, NUD_VALID
 from .system.systemd import ERROR, WARNING, log

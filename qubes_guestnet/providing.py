@@ -17,15 +17,12 @@ from functools import partial
 from ipaddress import IPv4Address
 
 from .attaching import Attachments
-from .core import mtu, nftables, provider
-from .core.attachment import Tunable
+from .core import provider
 from .core.provided import ProviderReport
-from .core.provider import ProviderSettings
-from .core.record import Loaded, Provided, checksum
-from .core.values import IPV4, IPV6
 from .core.vif import Vif
-from .naming import MISSING, Names, seen
-from .system import nft, services, tunables
+from .naming import Names
+from .rules import Rules, forwarded
+from .system import nft
 from .system.owned import Ledger
 from .transactions import Transactions
 from .work import Work
@@ -34,11 +31,10 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean
 if TYPE_CHECKING:
     from .core.report import InterfaceReport
     from .others import Others
-    from .reconcile import Paths
+    from .paths import Paths
     from .system.netlink import Kernel
 
-RULES, SETS = "base rules", "sets"
-FORWARDING = {IPV4: ("ipv4", "ip_forward"), IPV6: ("ipv6", "conf", "all", "forwarding")}
+SETS = "sets"
 
 
 class Provider:
@@ -53,6 +49,7 @@ class Provider:
     def __init__(self, paths: Paths, kernel: Kernel, others: Others) -> None:
         self._paths, self._kernel, self._others = paths, kernel, others
         self._nft = Transactions()
+        self._rules = Rules(paths, self._nft)
         self._attachments = Attachments(paths.run, kernel, self._nft.run)
         self._names = Names(paths, others, self._nft)
         self._swept: object = None  # what the vifs were last made for
@@ -67,15 +64,9 @@ class Provider:
             ledger: the owned record.
             dry_run: only say what is to do.
         """
-        settings = provider.parse_provider(untrusted_entries)
-        active = settings.active and services.provides(self._paths.flags)
-        work = Work(settings, active, self._wants_ipv6(settings, active, ledger), ledger, dry_run)
-        work.mtu = mtu.common(untrusted_entries)
-        work.attempt(partial(self._forwarding_off, work))
-        work.attempt(partial(self._rules, work))
-        if not work.ruled and not dry_run:
-            work.attempt(partial(self._nothing_without_rules, work))
-        work.early = len(work.todo) + len(work.done)
+        work = self._rules.begin(untrusted_entries, ledger, dry_run)
+        if work.reloaded:
+            self._swept = None
         return work
 
     def after(
@@ -92,53 +83,10 @@ class Provider:
             work.attempt(partial(self._sweep, work))
             indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
             work.attempt(partial(self._names.lead, work, own_servers, indexes))
-            work.attempt(partial(self._forwarding_on, work))
-        report = work.report(frozenset(family for family in FORWARDING if self._forwards(family)))
-        return report
+            work.attempt(partial(self._rules.forward, work))
+        return work.report(forwarded())
 
     # --- what the command line asks ----------------------------------------------------------------------------
-
-    def load(self, untrusted_entries: Mapping[str, bytes] | None) -> tuple[str, ...]:
-        """The base rules, before any network.
-
-        Args:
-            untrusted_entries: of QubesDB; None when it does not answer: rules that are there then stay as they are, and
-                where there are none IPv6 is closed.
-
-        Raises:
-            GuestnetError: they are not in.
-        """
-        with Ledger(self._paths.run) as ledger:
-            if untrusted_entries is None:
-                work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
-                if seen(nftables.CHAINS) == MISSING:
-                    self._rules(work)
-            else:
-                work = self.before(untrusted_entries, ledger, dry_run=False)
-            work.raise_first()
-            return tuple(work.done)
-
-    def unload(self) -> tuple[str, ...]:
-        """Forwarding off, and only then the rules out. Sets and users' chains go with them."""
-        done = self.close()
-        with Ledger(self._paths.run) as ledger:
-            nft.run(nftables.unload())
-            ledger.save(ledger.record._replace(provided=Provided(closed=True)))
-        return (*done, "nft -f: tables ip qubes and ip6 qubes deleted")
-
-    def close(self) -> tuple[str, ...]:
-        """No forwarding until `reopen`: what is forwarded by us ends, in a provider whoever switched it on."""
-        with Ledger(self._paths.run) as ledger:
-            work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
-            forwarding = frozenset(FORWARDING) if services.provides(self._paths.flags) else work.provided.forwarding
-            work.save(work.provided._replace(closed=True, forwarding=forwarding))
-            self._forwarding_off(work)
-            return tuple(work.done)
-
-    def reopen(self) -> None:
-        """The next pass forwards again."""
-        with Ledger(self._paths.run) as ledger:
-            ledger.save(ledger.record._replace(provided=ledger.record.provided._replace(closed=False)))
 
     def sync_names(
         self, untrusted_entries: Mapping[str, bytes], own_servers: tuple[IPv4Address, ...], uplinks: frozenset[int]
@@ -217,43 +165,6 @@ class Provider:
             work.raise_first()
             return tuple(work.done)
 
-    # --- rules -------------------------------------------------------------------------------------------------
-
-    def _wants_ipv6(self, settings: ProviderSettings, active: bool, ledger: Ledger) -> bool:
-        """Whether the qubes have IPv6; what is held stays as it is in force."""
-        if active and "ipv6" in settings.held:
-            return ledger.record.provided.rules.text == checksum(nftables.base(ipv6=True).encode())
-        return active and settings.gateway6 is not None
-
-    def _rules(self, work: Work) -> None:
-        """The base rules, loaded unless those that are there are ours."""
-        text = nftables.base(ipv6=work.ipv6)
-        wanted, there = checksum(text.encode()), work.provided.rules
-        if there.text == wanted and self._nft.settled(RULES):
-            work.ruled = True
-            return
-        generation = nft.generation()
-        if there.text != wanted or there.seen != seen(nftables.CHAINS):
-            self._swept = None
-            work.do("nft -f: base rules of the tables ip qubes and ip6 qubes", partial(self._nft.run, text))
-            if work.dry_run:
-                work.planned = True
-                return
-            generation = nft.generation()
-            loaded, names = Loaded(wanted, seen(nftables.CHAINS)), work.provided.names
-            # What redirects the virtual DNS addresses may have gone with the rest.
-            still = names.seen == seen(nftables.DNS_CHAINS)
-            work.save(work.provided._replace(rules=loaded, names=names if still else Loaded()))
-        self._nft.found_right(RULES, generation)
-        work.ruled = True
-
-    @staticmethod
-    def _nothing_without_rules(work: Work) -> None:
-        """Somebody took the rules away, and they cannot be loaded: no rules, no forwarding."""
-        if work.provided.forwarding and seen(nftables.CHAINS) == MISSING:
-            for family in sorted(work.provided.forwarding):
-                work.attempt(partial(tunables.write, FORWARDING[family], "0"))
-
     # --- vifs --------------------------------------------------------------------------------------------------
 
     def _sweep(self, work: Work) -> None:
@@ -269,28 +180,3 @@ class Provider:
         self._attachments.sweep(work)
         if not work.errors:
             self._swept = reason
-
-    # --- forwarding --------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _forwards(family: int) -> bool:
-        return tunables.read(FORWARDING[family]) == "1"
-
-    def _forwarding_off(self, work: Work) -> None:
-        wanted = work.families
-        for family in sorted(work.provided.forwarding - wanted):
-            if self._forwards(family):
-                work.do(str(Tunable(FORWARDING[family], "0")), partial(tunables.write, FORWARDING[family], "0"))
-            if not work.dry_run:
-                work.save(work.provided._replace(forwarding=work.provided.forwarding - {family}))
-
-    def _forwarding_on(self, work: Work) -> None:
-        """Only when the rules are in, those for the virtual DNS too: an error before leaves forwarding as it is."""
-        if not (work.ruled or work.planned) or not (work.provided.names.text or work.dry_run):
-            return
-        for family in sorted(work.families):
-            if self._forwards(family):
-                continue
-            if not work.dry_run:
-                work.save(work.provided._replace(forwarding=work.provided.forwarding | {family}))
-            work.do(str(Tunable(FORWARDING[family], "1")), partial(tunables.write, FORWARDING[family], "1"))

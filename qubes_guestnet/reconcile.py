@@ -22,6 +22,7 @@ from .core.settings import Settings, UplinkSettings
 from .core.settings import parse as parse_settings
 from .core.values import IPV4, IPV6, IPAddress, Link, State
 from .errors import GuestnetError, KernelError, Vanished
+from .paths import Paths
 from .system import files, services
 from .system.owned import Ledger
 
@@ -46,15 +47,6 @@ if TYPE_CHECKING:
 
 
 ROUNDS = 4
-
-
-class Paths(NamedTuple):
-    """Files and folders of a qube."""
-
-    run: str = "/run/qubes-guestnet"
-    resolv_conf: str = "/etc/resolv.conf"
-    flags: str = services.FLAGS_FOLDER
-    config: str = services.CONFIG_FILE
 
 
 class Pass(NamedTuple):

@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from .core.record import checksum
 from .system import nft
+
+MISSING = "-"  # in place of a sum, where a chain is not there
 
 
 class Transactions:
@@ -43,3 +48,8 @@ class Transactions:
         if nft.generation() == before + 1:
             for part, generation in self._verified.items():
                 self._verified[part] = before + 1 if generation == before else generation
+
+def seen(chains: Iterable[tuple[str, str]]) -> str:
+    """Sum of what nft lists now of some of our chains; MISSING when one is missing."""
+    listing = nft.listing(chains)
+    return checksum(listing.encode()) if listing else MISSING

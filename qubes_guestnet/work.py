@@ -6,13 +6,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from ipaddress import IPv4Address
 
-from .core.attachment import VifReport
-from .core.provided import ProviderReport
 from .core.provider import ProviderSettings
 from .core.record import Provided
 from .core.values import IPV4, IPV6
 from .errors import GuestnetError
 from .system.owned import Ledger
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from .core.attachment import VifReport
+    from .core.provided import ProviderReport
 
 
 class Work:
@@ -29,6 +32,7 @@ class Work:
         mtu: of the vifs, in bytes; 0 for leaving it as it is.
         ruled: the base rules are in.
         planned: in a dry run, they are to be loaded.
+        reloaded: they were, or are to be, loaded anew: what else is in the tables is in doubt.
         early: how many lines of what is to do, or was done, come before the uplink.
     """
 
@@ -36,7 +40,7 @@ class Work:
         self.settings, self.active, self.ipv6, self.dry_run = settings, active, ipv6, dry_run
         self._ledger = ledger
         self.mtu = 0
-        self.ruled = self.planned = False
+        self.ruled = self.planned = self.reloaded = False
         self.early = 0
         self.servers: tuple[IPv4Address, ...] = ()
         self.servers_reason = ""
@@ -83,6 +87,8 @@ class Work:
 
     def report(self, forwarding: frozenset[int]) -> ProviderReport:
         """What came of it."""
+        from .core.provided import ProviderReport  # not at boot, where the rules alone are loaded
+
         return ProviderReport(
             self.settings, self.active, self.ipv6, forwarding, self.servers, self.servers_reason,
             tuple(self.vifs), tuple(self.todo), tuple(self.done), (*self.settings.errors, *self.errors),

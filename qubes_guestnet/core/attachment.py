@@ -15,27 +15,11 @@ from collections.abc import Iterable
 from . import plan
 from .namedtuple import NamedTuple
 from .provider import ProviderSettings
-from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned, State
+from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned, State, Tunable
 from .vif import Vif
 
 # Beyond the dump of set elements, nothing here depends on how many vifs there are.
 _LATE = frozenset({plan.Verb.LINK_UP, plan.Verb.ROUTE_ADD})
-
-
-class Tunable(NamedTuple):
-    """A file below /proc/sys/net.
-
-    Args:
-        path: the words of its path.
-        value: what it is to hold.
-    """
-
-    path: tuple[str, ...]
-    value: str
-
-    def __str__(self) -> str:
-        # sysctl(8): with slashes a dot in a name stays a dot.
-        return f"sysctl net/{'/'.join(self.path)}={self.value}"
 
 
 class VifReport(NamedTuple):

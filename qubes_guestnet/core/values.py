@@ -160,3 +160,19 @@ class Owned(NamedTuple):
 
     addresses: frozenset[IPInterface] = frozenset()
     neighbours: frozenset[IPAddress] = frozenset()
+
+
+class Tunable(NamedTuple):
+    """A file below /proc/sys/net.
+
+    Args:
+        path: the words of its path.
+        value: what it is to hold.
+    """
+
+    path: tuple[str, ...]
+    value: str
+
+    def __str__(self) -> str:
+        # sysctl(8): with slashes a dot in a name stays a dot.
+        return f"sysctl net/{'/'.join(self.path)}={self.value}"

@@ -182,7 +182,7 @@ def test_uplink_add_waits_for_a_qubesdb_that_comes_late() -> None:
 
 def test_uplink_add_gives_up_on_a_qubesdb_that_never_comes() -> None:
     guest = Guest(None)
-    sooner = "from qubes_guestnet import cli, commands; commands.STORE_SECONDS = 0.5; raise SystemExit(cli.main())"
+    sooner = "from qubes_guestnet import cli, reading; reading.STORE_SECONDS = 0.5; raise SystemExit(cli.main())"
     failed = guest.qube.run(sys.executable, "-c", sooner, "uplink", "add", "eth0", check=False)
     assert failed.returncode == 1
     assert "qubes-db.service running?" in failed.stderr

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Verbs of a provider that are on the way of somebody who waits: of the boot, and of a qube that starts.
+
+They load nothing that they do not need: neither netlink nor what the uplink has to do with.
+"""
+
+from __future__ import annotations
+
+import os
+
+from . import reading
+from .core.settings import PROVIDER_KEY
+from .errors import GuestnetError, StoreError
+from .output import complain, say
+from .paths import Paths
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from .cli import Options
+
+PATHS = Paths()
+
+
+def vif(options: Options) -> int:
+    """What Xen's hotplug calls for an interface of a qube behind this one."""
+    from . import hotplug
+
+    say((hotplug.online if options.action == "online" else hotplug.offline)(os.environ, PATHS))
+    return 0
+
+
+def rules(options: Options) -> int:
+    """`load`: anti-spoofing and base rules, before any network. `unload`: forwarding off, and they go."""
+    from .rules import Rules
+    from .system import standing
+
+    entries = None
+    try:
+        entries = reading.entries()
+    except StoreError as error:
+        if options.action == "load":
+            complain((error,))  # what does not depend on QubesDB is loaded all the same
+    if options.action == "unload" and entries and entries.get(PROVIDER_KEY) and standing.read(PATHS.run).running:
+        raise GuestnetError("the resident agent would load them again", "systemctl stop qubes-guestnet")
+    ours = Rules(PATHS)
+    say(ours.load(entries) if options.action == "load" else ours.unload())
+    return 0
+
+
+def forwarding(options: Options) -> int:
+    """`on`: all that a provider does, forwarding last. `off`: forwarding ends and stays off until `on`."""
+    from .rules import Rules
+
+    ours = Rules(PATHS)
+    if options.action == "off":
+        say(ours.close())
+        return 0
+    from . import commands
+
+    ours.reopen()
+    return commands.applied(commands.settling(reading.entries(), ""), "")

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The base rules, and forwarding, which is on only while they are in.
+
+Apart from the rest of the provider's half, because the boot waits for them in every qube, and most give network to
+nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from .core import mtu, nftables, provider
+from .core.provider import ProviderSettings
+from .core.record import Loaded, Provided, checksum
+from .core.values import IPV4, IPV6, Tunable
+from .paths import Paths
+from .system import nft, services, tunables
+from .system.owned import Ledger
+from .transactions import MISSING, Transactions, seen
+from .work import Work
+
+RULES = "base rules"
+FORWARDING = {IPV4: ("ipv4", "ip_forward"), IPV6: ("ipv6", "conf", "all", "forwarding")}
+
+
+class Rules:
+    """The base rules and forwarding of a qube.
+
+    Args:
+        paths: where its files are.
+        transactions: of this process.
+    """
+
+    def __init__(self, paths: Paths, transactions: Transactions | None = None) -> None:
+        self._paths, self._nft = paths, transactions or Transactions()
+
+    def begin(self, untrusted_entries: Mapping[str, bytes], ledger: Ledger, dry_run: bool) -> Work:
+        """What has to be in force before anything else: the rules; and off with what is not wanted any more.
+
+        Args:
+            untrusted_entries: all of QubesDB below the provider's prefixes.
+            ledger: the owned record.
+            dry_run: only say what is to do.
+        """
+        settings = provider.parse_provider(untrusted_entries)
+        active = settings.active and services.provides(self._paths.flags)
+        work = Work(settings, active, self._wants_ipv6(settings, active, ledger), ledger, dry_run)
+        work.mtu = mtu.common(untrusted_entries)
+        work.attempt(partial(self._close, work))
+        work.attempt(partial(self._load, work))
+        if not work.ruled and not dry_run:
+            work.attempt(partial(_nothing_without_rules, work))
+        work.early = len(work.todo) + len(work.done)
+        return work
+
+    def _close(self, work: Work) -> None:
+        wanted = work.families
+        for family in sorted(work.provided.forwarding - wanted):
+            if _forwards(family):
+                work.do(str(Tunable(FORWARDING[family], "0")), partial(tunables.write, FORWARDING[family], "0"))
+            if not work.dry_run:
+                work.save(work.provided._replace(forwarding=work.provided.forwarding - {family}))
+
+    def forward(self, work: Work) -> None:
+        """Only when the rules are in, those for the virtual DNS too: an error before leaves forwarding as it is."""
+        if not (work.ruled or work.planned) or not (work.provided.names.text or work.dry_run):
+            return
+        for family in sorted(work.families):
+            if _forwards(family):
+                continue
+            if not work.dry_run:
+                work.save(work.provided._replace(forwarding=work.provided.forwarding | {family}))
+            work.do(str(Tunable(FORWARDING[family], "1")), partial(tunables.write, FORWARDING[family], "1"))
+
+    # --- what the command line asks ----------------------------------------------------------------------------
+
+    def load(self, untrusted_entries: Mapping[str, bytes] | None) -> tuple[str, ...]:
+        """The base rules, before any network.
+
+        Args:
+            untrusted_entries: of QubesDB; None when it does not answer: rules that are there then stay as they are, and
+                where there are none IPv6 is closed.
+
+        Raises:
+            GuestnetError: they are not in.
+        """
+        with Ledger(self._paths.run) as ledger:
+            if untrusted_entries is None:
+                work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
+                if seen(nftables.CHAINS) == MISSING:
+                    self._load(work)
+            else:
+                work = self.begin(untrusted_entries, ledger, dry_run=False)
+            work.raise_first()
+            return tuple(work.done)
+
+    def unload(self) -> tuple[str, ...]:
+        """Forwarding off, and only then the rules out. Sets and users' chains go with them."""
+        done = self.close()
+        with Ledger(self._paths.run) as ledger:
+            nft.run(nftables.unload())
+            ledger.save(ledger.record._replace(provided=Provided(closed=True)))
+        return (*done, "nft -f: tables ip qubes and ip6 qubes deleted")
+
+    def close(self) -> tuple[str, ...]:
+        """No forwarding until `reopen`: what is forwarded by us ends, in a provider whoever switched it on."""
+        with Ledger(self._paths.run) as ledger:
+            work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
+            forwarding = frozenset(FORWARDING) if services.provides(self._paths.flags) else work.provided.forwarding
+            work.save(work.provided._replace(closed=True, forwarding=forwarding))
+            self._close(work)
+            return tuple(work.done)
+
+    def reopen(self) -> None:
+        """The next pass forwards again."""
+        with Ledger(self._paths.run) as ledger:
+            ledger.save(ledger.record._replace(provided=ledger.record.provided._replace(closed=False)))
+
+    # --- what is in force --------------------------------------------------------------------------------------
+
+    def _wants_ipv6(self, settings: ProviderSettings, active: bool, ledger: Ledger) -> bool:
+        """Whether the qubes have IPv6; what is held stays as it is in force."""
+        if active and "ipv6" in settings.held:
+            return ledger.record.provided.rules.text == checksum(nftables.base(ipv6=True).encode())
+        return active and settings.gateway6 is not None
+
+    def _load(self, work: Work) -> None:
+        """The base rules, loaded unless those that are there are ours."""
+        text = nftables.base(ipv6=work.ipv6)
+        wanted, there = checksum(text.encode()), work.provided.rules
+        if there.text == wanted and self._nft.settled(RULES):
+            work.ruled = True
+            return
+        generation = nft.generation()
+        if there.text != wanted or there.seen != seen(nftables.CHAINS):
+            work.reloaded = True
+            work.do("nft -f: base rules of the tables ip qubes and ip6 qubes", partial(self._nft.run, text))
+            if work.dry_run:
+                work.planned = True
+                return
+            generation = nft.generation()
+            loaded, names = Loaded(wanted, seen(nftables.CHAINS)), work.provided.names
+            # What redirects the virtual DNS addresses may have gone with the rest.
+            still = names.seen == seen(nftables.DNS_CHAINS)
+            work.save(work.provided._replace(rules=loaded, names=names if still else Loaded()))
+        self._nft.found_right(RULES, generation)
+        work.ruled = True
+
+
+def forwarded() -> frozenset[int]:
+    """Families that the kernel forwards now."""
+    return frozenset(family for family in FORWARDING if _forwards(family))
+
+
+def _forwards(family: int) -> bool:
+    return tunables.read(FORWARDING[family]) == "1"
+
+
+def _nothing_without_rules(work: Work) -> None:
+    """Somebody took the rules away, and they cannot be loaded: no rules, no forwarding."""
+    if work.provided.forwarding and seen(nftables.CHAINS) == MISSING:
+        for family in sorted(work.provided.forwarding):
+            work.attempt(partial(tunables.write, FORWARDING[family], "0"))
