@@ -77,6 +77,11 @@ def source(frame: bytes) -> str:
     return str(ipaddress.IPv6Address(frame[22:38])) if kind == ETH_P_IPV6 else ""
 
 
+def is_ipv6(frame: bytes) -> bool:
+    """Whether there is an IPv6 packet in a frame."""
+    return int.from_bytes(frame[12:14], "big") == ETH_P_IPV6
+
+
 class Frame(NamedTuple):
     """One frame: on which interface, whether it was sent there or received, and its octets."""
 

@@ -56,7 +56,7 @@ SCENARIOS = (
     Scenario("S-113", "the proxy is killed and starts again", comeback.s_113, ipv6=True),
     Scenario("S-114", "the proxy crashes and starts again", comeback.s_114, ipv6=True),
     Scenario("S-200", "a fake address, gateway and netmask", faked.s_200, gateway=True),
-    Scenario("S-201", "a fake address alone", faked.s_201),
+    Scenario("S-201", "a fake address alone", faked.s_201, ipv6=True),
     Scenario("S-203", "a user lets a qube through to one with a fake address", faked.s_203),
     Scenario("S-204", "a proxy with a fake address", faked.s_204, gateway=True),
     Scenario("S-210", "a qube with addresses of the user's", faked.s_210, ipv6=True),
