@@ -41,7 +41,13 @@ class Hotplug(Networking):
     def connect(self, vif: Vif, qube: Qube, interface: str) -> None:
         """The qube gets its end; before that Xen waits until somebody has said that the vif is connected."""
         status = f"{folder(vif)}/hotplug-status"
-        eventually(f"{vif.name} is {CONNECTED}", lambda: xenstore.node(self.qube, status) == CONNECTED, _LATE_SECONDS)
+        try:
+            eventually(
+                f"{vif.name} is {CONNECTED}", lambda: xenstore.node(self.qube, status) == CONNECTED, _LATE_SECONDS
+            )
+        except LabError as error:
+            told = xenstore.node(self.qube, f"{folder(vif)}/hotplug-error") or "no hotplug-error"
+            raise LabError(f"{self.qube.name}: {error.problem}: {told}", self._log()) from None
         super().connect(vif, qube, interface)
 
     def offline(self, vif: Vif) -> None:
