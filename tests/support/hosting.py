@@ -47,14 +47,17 @@ class Behind:
         number: of its domain, and the last part of its addresses.
         addresses: as xenstore has them.
         device: number of this interface.
+        bare: there is no such qube, only its interface.
     """
 
-    def __init__(self, number: int, addresses: Iterable[str], device: int = 0) -> None:
+    def __init__(self, number: int, addresses: Iterable[str], device: int = 0, *, bare: bool = False) -> None:
         self.number, self.device, self.addresses = number, device, tuple(addresses)
         self.vif, self.mac = f"vif{number}.{device}", f"00:16:3e:5e:6c:{number & 255:02x}"
         self.folder = f"backend/vif/{number}/{device}"
-        self.qube = Qube(f"vm{number}-{device}")
+        self.qube: Qube
         self.port: Port
+        if not bare:
+            self.qube = Qube(f"vm{number}-{device}")
 
     @property
     def ip(self) -> str:
@@ -149,6 +152,13 @@ class Hosting:
         behind = Behind(number, addresses or usual, device)
         self.describe(behind)
         self.wire(behind)
+        return behind
+
+    def plug_bare(self, number: int) -> Behind:
+        """The same, at the cost of a device: nobody is at its other end."""
+        behind = Behind(number, [f"10.137.0.{number}", *([f"fd09:24ef:4179::a89:{number:x}"] * self.ipv6)], bare=True)
+        self.describe(behind)
+        self.qube.wire(f"ip link add {behind.vif} address {VIF_MAC} type veth peer name far{number}")
         return behind
 
     def describe(self, behind: Behind, **nodes: str) -> None:
