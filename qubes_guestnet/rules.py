@@ -159,6 +159,13 @@ def _forwards(family: int) -> bool:
 
 def _nothing_without_rules(work: Work) -> None:
     """Somebody took the rules away, and they cannot be loaded: no rules, no forwarding."""
-    if work.provided.forwarding and seen(nftables.CHAINS) == MISSING:
+    if work.provided.forwarding and _missing():
         for family in sorted(work.provided.forwarding):
             work.attempt(partial(tunables.write, FORWARDING[family], "0"))
+
+
+def _missing() -> bool:
+    try:
+        return seen(nftables.CHAINS) == MISSING
+    except nft.NftError:  # the program that cannot load them cannot list them either; the kernel says what is there
+        return not nft.present()
