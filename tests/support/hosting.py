@@ -107,6 +107,7 @@ class Hosting:
         """Connect it with the world, as its owner's NetworkManager would."""
         self.qube.wire(f"""
             ip link add {name} address {UPLINK_MAC} type veth peer name {LAN} address {WORLD_MAC} netns {self.world.pid}
+            echo 0 > /proc/sys/net/ipv6/conf/{name}/accept_dad  # else its link-local address counts only after a second
             ip link set {name} up; ip address add {OWN}/24 dev {name}; ip -6 address add {OWN6}/64 dev {name} nodad
         """)
         self.world.wire(f"""
