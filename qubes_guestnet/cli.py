@@ -75,7 +75,7 @@ VERBS: dict[str, Verb] = {
     "dns": Verb("dns", ("action",), ("sync",), (), "lead the virtual DNS to the real servers; 100 if it does"),
     "rules": Verb("rules", ("action",), ("load", "unload"), (), "anti-spoofing and base rules, in or out"),
     "forwarding": Verb("forwarding", ("action",), ("on", "off"), (), "start or stop to forward for the qubes behind"),
-    "lab": Verb("lab", (), (), (), "qubes out of namespaces: demo, run, store"),
+    "lab": Verb("lab", (), (), (), "qubes out of namespaces: demo, run, up, store"),
 }
 
 OPTIONS: dict[str, dict[str, Any]] = {

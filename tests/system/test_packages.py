@@ -220,6 +220,6 @@ def test_shell_scripts_parse() -> None:
     scripts = [*(TREE / "debian").glob("*.p*"), *(TREE / "tools").glob("build-*"), TREE / "tools/export-tree"]
     scripts += [TREE / "systemd" / Path(launcher).name for launcher in LAUNCHERS]
     scripts += [TREE / "config/NetworkManager/dispatcher.d/30-qubes-guestnet", TREE / "debian/tests/namespaces"]
-    assert len(scripts) == 10
+    assert len(scripts) == 11
     for script in scripts:
         run("sh", "-n", str(script))

@@ -217,18 +217,25 @@ def test_no_packet_is_lost_when_the_agent_is_another_one(qube: Machine, first: B
     assert forwards(qube) == ["1", "1"]
 
 
-def test_nothing_is_forwarded_without_the_unit_of_the_rules(qube: Machine, first: Behind) -> None:
-    """Stopping it is what a shutdown does; the rules themselves stay to the end."""
+def test_the_rules_outlive_their_unit_and_a_restart_of_it_forwards_again(qube: Machine, first: Behind) -> None:
+    """What a shutdown, and a person, do with it: there is no moment without the rules."""
     rules = qube.run("nft", "-s", "list", "chain", "ip", "qubes", "antispoof")
     qube.run("systemctl", "stop", RULES)
     assert qube.property(UNIT, "ActiveState") == "inactive"
-    assert forwards(qube) == ["0", "0"]
-    assert not first.inside.reaches(OUTSIDE, within_s=1)
     assert qube.run("nft", "-s", "list", "chain", "ip", "qubes", "antispoof") == rules
     qube.run("systemctl", "start", UNIT)
-    assert forwards(qube) == ["0", "0"]  # whoever said so has to take it back
+    eventually(lambda: first.reaches(OUTSIDE), what="a packet through", trouble=lambda: told(qube))
+
+
+def test_forwarding_that_was_ended_stays_off_until_somebody_says_on(qube: Machine, first: Behind) -> None:
+    qube.run("qubes-guestnet", "forwarding", "off")
+    assert forwards(qube) == ["0", "0"]
+    assert not first.inside.reaches(OUTSIDE, within_s=1)
+    qube.run("systemctl", "restart", RULES, UNIT)
+    assert forwards(qube) == ["0", "0"]
     qube.run("qubes-guestnet", "forwarding", "on")
     eventually(lambda: first.reaches(OUTSIDE), what="a packet through", trouble=lambda: told(qube))
+
 
 
 def processes(qube: Machine) -> int:
