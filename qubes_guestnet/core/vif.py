@@ -24,6 +24,8 @@ HIGHEST_DOMID = 0x7FF0
 # IFNAMSIZ less the terminating zero.
 _LONGEST_NAME = 15
 _DIGITS = frozenset("0123456789")
+# dom0 gives two. What is done for each is told in one message of the agent's socket, which has its limit.
+MOST_ADDRESSES = 64
 ONLINE, OFFLINE = "online", "offline"
 _ACTIONS = {action.encode(): action for action in (ONLINE, OFFLINE)}
 _END = "end"
@@ -143,6 +145,8 @@ def described(name: str, untrusted_mac: bytes, untrusted_kind: bytes, untrusted_
     mac = _checked(name, "MAC address", checks.mac, untrusted_mac)
     kind = _checked(name, "type", checks.word, untrusted_kind)
     addresses = tuple(_checked(name, "address", checks.address, word) for word in untrusted_addresses.split())
+    if len(addresses) > MOST_ADDRESSES:
+        raise ValueError(f"{name}: {len(addresses)} addresses are not valid, at most {MOST_ADDRESSES}")
     return Vif(known, mac, kind, addresses)
 
 

@@ -124,6 +124,13 @@ def test_an_address_counts_once() -> None:
     assert Vif(NAME, MAC, "", (OWN, OWN6, OWN)).addresses == (OWN, OWN6)
 
 
+def test_there_is_a_limit_to_how_many_addresses_one_has() -> None:
+    words = b" ".join(b"10.137.0.%d" % number for number in range(1, 66))
+    assert len(described("vif4.0", MAC.encode(), b"", words.rpartition(b" ")[0]).addresses) == 64
+    with pytest.raises(ValueError, match="65 addresses are not valid, at most 64"):
+        described("vif4.0", MAC.encode(), b"", words)
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [(b"", ()), (b"10.137.0.5", (OWN,)), (b" 10.137.0.5  fd09:24ef:4179::a89:5\n", (OWN, OWN6))],
