@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import socket
 import sys
 import time
@@ -240,5 +241,6 @@ def test_questions_of_a_proxy_leave_translated_and_for_nothing_but_names() -> No
 def test_the_record_the_status_and_the_redirection_are_one_list() -> None:
     host = Hosting(servers=[SECOND, THIRD])
     leads(host, SECOND, THIRD)
-    status = host.qube.guestnet("status").stdout
-    assert f"virtual DNS: {DNS} {DNS2} -> {SECOND} {THIRD}" in status
+    status = json.loads(host.qube.guestnet("status", "--json").stdout)["provider"]
+    assert (status["dns"]["virtual"], status["dns"]["servers"]) == ([DNS, DNS2], [SECOND, THIRD])
+    assert f"{SECOND} {THIRD}" in host.qube.read("/run/qubes-guestnet/owned")
