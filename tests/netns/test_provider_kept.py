@@ -56,7 +56,7 @@ def test_rules_are_not_taken_away_under_a_resident_agent() -> None:
     hosting.agent.stop()
     hosting.qube.guestnet("rules", "unload")
     assert not hosting.rules("ip", "antispoof")
-    assert hosting.qube.read("/proc/sys/net/ipv4/ip_forward").strip() == "0"
+    assert not hosting.forwards()
     assert DNS not in hosting.oracle.run("nft", "list", "ruleset").stdout
 
 
