@@ -173,7 +173,12 @@ class Attachments:
                 self.drop(vif, work)
             return
         elements = self._elements(vif, work.settings)
-        report = report._replace(elements=tuple(e for e in elements if not attachment.is_there(e, present)))
+        missing = tuple(element for element in elements if not attachment.is_there(element, present))
+        # Of an address that it has and may not use now, as when IPv6 goes; what others let it use is theirs to end.
+        idle = frozenset(vif.addresses) - frozenset(provider.elements(vif, work.settings).downstream)
+        lines = nftables.detach(vif.name.text, _ordered(idle), idle).splitlines()
+        stale = tuple(line for line in lines if line.startswith("delete") and attachment.is_there(line, present))
+        report = report._replace(elements=(*missing, *stale))
         if report.todo and not work.dry_run:
             self._set_up(report, work)
             report = report._replace(ops=(), elements=(), tunables=())
