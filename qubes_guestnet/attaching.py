@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 
 from .core import attachment, nftables, provider
 from .core.attachment import VifReport
 from .core.provider import ProviderSettings
-from .core.values import IPAddress, Tunable
+from .core.values import IPAddress, State, Tunable
 from .core.vif import Vif
 from .errors import GuestnetError, Vanished
 from .system import conntrack, nft, tunables, vifs
+from .transactions import Transactions
 from .work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -26,11 +27,11 @@ class Attachments:
     Args:
         run: /run/qubes-guestnet.
         kernel: the adapter.
-        transaction: loads nft's text.
+        transactions: of this process.
     """
 
-    def __init__(self, run: str, kernel: Kernel, transaction: Callable[[str], None]) -> None:
-        self._kernel, self._transaction = kernel, transaction
+    def __init__(self, run: str, kernel: Kernel, transactions: Transactions) -> None:
+        self._kernel, self._nft = kernel, transactions
         self._vifs = vifs.Folder(run)
 
     def all(self) -> tuple[Vif, ...]:
@@ -51,7 +52,7 @@ class Attachments:
             work.raise_first()
             known = None
         vif = vif._replace(gateways=known.gateways if known is not None else frozenset())
-        report = self._look(vif, work)
+        report = self._look(vif, work, new=known is None)
         if report.link is None:
             raise GuestnetError(f"{vif.name.text} is not there", "did the qube behind it just end?")
         if known != vif or not report.link.up:
@@ -80,7 +81,7 @@ class Attachments:
         if not work.settings.active or "connected" in work.settings.held:
             kept |= frozenset(vif.addresses)  # who may come back is not known
         try:
-            self._transaction(nftables.detach(vif.name.text, vif.addresses, kept))
+            self._nft.run(nftables.detach(vif.name.text, vif.addresses, kept))
         except nft.NftError:
             if nft.sets():
                 raise
@@ -97,14 +98,16 @@ class Attachments:
         except Vanished:
             return  # it goes while we work, and takes everything with it
 
-    def _look(self, vif: Vif, work: Work) -> VifReport:
-        """A vif as it is, its set elements left aside."""
+    def _look(self, vif: Vif, work: Work, *, new: bool = False) -> VifReport:
+        """A vif as it is, its set elements left aside. A `new` one that is down has nothing yet, and is not asked."""
         name = vif.name.text
         link = self._kernel.link_named(name)
         if link is None:
             return VifReport(vif, None)
         desired = provider.desired(vif, work.settings)._replace(mtu=work.mtu)
-        ops = attachment.up(link, desired, self._kernel.observe(link, vif.addresses), vif, work.settings.held)
+        bare = State(group=link.group, mtu=link.mtu)
+        observed = bare if new and not link.up else self._kernel.observe(link, vif.addresses)
+        ops = attachment.up(link, desired, observed, vif, work.settings.held)
         wanted = attachment.tunables(name, ipv6=attachment.has_ipv6(vif, work.settings))
         return VifReport(vif, link, ops, (), tuple(tunable for tunable in wanted if _differs(tunable)))
 
@@ -120,12 +123,15 @@ class Attachments:
         gateways = attachment.added(early)
         # The record is ahead of the kernel, as the uplink's is.
         self._vifs.save(vif._replace(gateways=vif.gateways | gateways))
-        for tunable in report.tunables:
-            tunables.write(tunable.path, tunable.value)
-        for op in early:
-            self._kernel.apply(op)
-        if report.elements:
-            self._transaction("".join(f"{element}\n" for element in report.elements))
+        loaded = self._nft.begin("".join(f"{element}\n" for element in report.elements)) if report.elements else None
+        try:
+            for tunable in report.tunables:
+                tunables.write(tunable.path, tunable.value)
+            for op in early:
+                self._kernel.apply(op)
+        finally:
+            if loaded is not None:
+                loaded()
         for op in late:
             self._kernel.apply(op)
         work.done += report.todo
@@ -147,7 +153,7 @@ class Attachments:
         missing = [line for line in lines if not attachment.is_there(line, present)]
         if missing:
             text = "".join(f"{line}\n" for line in missing)
-            work.do(f"nft -f: {len(missing)} lines that somebody undid", partial(self._transaction, text))
+            work.do(f"nft -f: {len(missing)} lines that somebody undid", partial(self._nft.run, text))
 
     def _downstream(self, work: Work, present: frozenset[str], records: Iterable[Vif]) -> None:
         behind = {address for vif in records for address in provider.elements(vif, work.settings).downstream}
@@ -161,7 +167,7 @@ class Attachments:
         if work.dry_run:
             work.todo += lines
             return
-        self._transaction(text)
+        self._nft.run(text)
         work.done += lines
 
     def _sweep_one(self, work: Work, vif: Vif, present: frozenset[str]) -> None:

@@ -50,7 +50,7 @@ class Provider:
         self._paths, self._kernel, self._others = paths, kernel, others
         self._nft = Transactions()
         self._rules = Rules(paths, self._nft)
-        self._attachments = Attachments(paths.run, kernel, self._nft.run)
+        self._attachments = Attachments(paths.run, kernel, self._nft)
         self._names = Names(paths, others, self._nft)
         self._swept: object = None  # what the vifs were last made for
 

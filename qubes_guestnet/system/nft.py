@@ -49,9 +49,25 @@ def run(text: str) -> None:
     Raises:
         NftError: it was not loaded.
     """
-    command = (_program(), "-f", "-")
+    end(begin(text))
+
+
+def begin(text: str) -> programs.Started:
+    """Start to load one transaction; to be handed to `end`. See `run`."""
     try:
-        done = programs.run(command, _SECONDS, input=text.encode())
+        return programs.start((_program(), "-f", "-"), input=text.encode())
+    except programs.ProgramError as error:
+        raise NftError(error.problem, error.remedy) from None
+
+
+def end(started: programs.Started) -> None:
+    """Wait until a transaction is loaded.
+
+    Raises:
+        NftError: it was not.
+    """
+    try:
+        done = programs.finish(started, _SECONDS)
     except programs.ProgramError as error:
         raise NftError(error.problem, error.remedy) from None
     if done.status:

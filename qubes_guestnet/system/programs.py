@@ -152,6 +152,11 @@ def start(
     finally:
         os.close(output)
         os.close(source)
+    if writer >= 0 and len(input) <= select.PIPE_BUF:
+        # An empty pipe takes it in one piece, so that the program works while its caller does something else.
+        _give(writer, input)
+        os.close(writer)
+        writer, input = -1, b""  # noqa: A001
     return Started(command, pid, reader, writer, input)
 
 
