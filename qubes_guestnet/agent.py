@@ -22,7 +22,7 @@ from .errors import GuestnetError, StoreError
 from .others import Others
 from .paths import Paths
 from .prober import Prober
-from .reconcile import Pass, reconcile
+from .reconcile import Pass, reconcile, record_written
 from .system import netlink, qubesdb, standing, systemd, wakeups
 from .system.systemd import ERROR, INFO, WARNING, log
 
@@ -54,6 +54,7 @@ class Agent:
         self._host: Host | None = None
         self._bus_fd = -1
         self._keys_written = False
+        self._detached = False
         self._rewriting = False
         self._failures = 0
         self._timers: dict[str, float] = {}
@@ -112,6 +113,7 @@ class Agent:
                 woken |= self._events.drain()
             if self._connection.fileno() in ready and self._connection.drain():
                 woken = self._keys_written = True
+                self._expect_again()
         except StoreError as error:
             self._outage(error)
         if self._bus_fd in ready:
@@ -121,6 +123,16 @@ class Agent:
             woken |= self._host.gather(ready)
         if woken:
             self._pace = self._pace.woken(time.monotonic())
+
+    def _expect_again(self) -> None:
+        """An interface that went may come back now."""
+        if not self._detached:
+            return
+        self._detached = False
+        try:
+            record_written(self._paths)
+        except GuestnetError as error:
+            self._journal.failed(error)
 
     def _follow_bus(self) -> None:
         """Wait for the bus too, which comes and goes."""
@@ -185,6 +197,7 @@ class Agent:
         if self._rewriting and not (report.resolver is not None and report.resolver.written):
             self._budget.failed()
         self._rewriting = False
+        self._detached = any(interface.detached for interface in report.interfaces)
         undone = report.applied or (report.provided is not None and report.provided.done)
         fought = bool(undone) and not self._keys_written
         self._keys_written = False

@@ -168,6 +168,19 @@ def record_fallback(paths: Paths, index: int, mac: str, fallback: Fallback) -> N
             ledger.save(ledger.record.with_interface(entry._replace(fallback=fallback)))
 
 
+def record_written(paths: Paths) -> None:
+    """Note that dom0 has written keys: an interface that went is expected again.
+
+    At once and not with the next pass, which waits until dom0 is through: who asks meanwhile whether the network is
+    configured would hear that none is expected (`wait-uplink`, behaviour B3).
+
+    Raises:
+        FileError: the record cannot be written.
+    """
+    with Ledger(paths.run) as ledger:
+        ledger.save(ledger.record._replace(detached=frozenset()))
+
+
 class _Choices(NamedTuple):
     """What was chosen for this qube, by its owner and by dom0: default-route style, manager, MTUs by MAC."""
 
