@@ -14,9 +14,11 @@ from .core import mtu, nftables, provider
 from .core.provider import ProviderSettings
 from .core.record import Loaded, Provided, checksum
 from .core.values import IPV4, IPV6, Tunable
+from .errors import FileError
 from .paths import Paths
 from .system import nft, services, tunables
 from .system.owned import Ledger
+from .system.systemd import WARNING, log
 from .transactions import MISSING, Transactions, seen
 from .work import Work
 
@@ -34,6 +36,7 @@ class Rules:
 
     def __init__(self, paths: Paths, transactions: Transactions | None = None) -> None:
         self._paths, self._nft = paths, transactions or Transactions()
+        self._told = False  # that the kernel has no IPv6
 
     def begin(self, untrusted_entries: Mapping[str, bytes], ledger: Ledger, dry_run: bool) -> Work:
         """What has to be in force before anything else: the rules; and off with what is not wanted any more.
@@ -43,7 +46,7 @@ class Rules:
             ledger: the owned record.
             dry_run: only say what is to do.
         """
-        settings = provider.parse_provider(untrusted_entries)
+        settings = self._possible(provider.parse_provider(untrusted_entries), dry_run)
         active = settings.active and services.provides(self._paths.flags)
         work = Work(settings, active, self._wants_ipv6(settings, active, ledger), ledger, dry_run)
         work.mtu = mtu.common(untrusted_entries)
@@ -53,6 +56,16 @@ class Rules:
             work.attempt(partial(_nothing_without_rules, work))
         work.early = len(work.todo) + len(work.done)
         return work
+
+    def _possible(self, settings: ProviderSettings, dry_run: bool) -> ProviderSettings:
+        """Without what the kernel does not have: IPv4 is set up all the same (behaviour B54, #5110)."""
+        if not (settings.active and settings.serves(IPV6)) or _has_ipv6():
+            self._told = False
+            return settings
+        if not self._told and not dry_run:
+            self._told = True
+            log(WARNING, "IPv6 is switched off in the kernel: the qubes behind this one have IPv4 only")
+        return settings._replace(gateway6=None, held=settings.held - {"ipv6"})
 
     def _close(self, work: Work) -> None:
         wanted = work.families
@@ -146,6 +159,13 @@ class Rules:
             work.save(work.provided._replace(rules=loaded, names=names if still else Loaded()))
         self._nft.found_right(RULES, generation)
         work.ruled = True
+
+
+def _has_ipv6() -> bool:
+    try:
+        return tunables.read(("ipv6", "conf", "all", "disable_ipv6")) == "0"
+    except FileError:
+        return False  # what is not known is as good as off
 
 
 def forwarded() -> frozenset[int]:

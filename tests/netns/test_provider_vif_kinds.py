@@ -14,7 +14,7 @@ LINK_LOCAL = "fe80::fcff:ffff:feff:ffff"
 # In place of a kernel without IPv6, or with it switched off: what programs see of it.
 KERNELS = {
     "ipv6.disable=1": "mount -t tmpfs none /proc/sys/net/ipv6",
-    "disable_ipv6": "for each in all default ens6; do echo 1 > /proc/sys/net/ipv6/conf/$each/disable_ipv6; done",
+    "disable_ipv6": "for each in all default; do echo 1 > /proc/sys/net/ipv6/conf/$each/disable_ipv6; done",
 }
 
 
@@ -30,6 +30,11 @@ def test_a_provider_whose_kernel_has_no_ipv6(kernel: str, asked: dict[str, str])
     assert done.returncode == 0, host.trouble()
     eventually(lambda: host.forwards(), trouble=host.trouble)
     assert host.works(behind)
+    assert host.elements("allowed", "ip6") == set()
+    assert (host.oracle.addresses(behind.vif), host.routes(behind.vif, 6)) == ({f"{GATEWAY}/32"}, [])
+    assert set(host.oracle.neighbours(behind.vif)) == {"10.137.0.4"}
+    assert host.agent.output().count("IPv6 is switched off in the kernel") == (asked is ENTRIES6)
+    assert "ipv6" not in done.stdout
     host.offline(behind)
     assert host.elements("allowed") == set()
 
