@@ -127,7 +127,6 @@ def test_a_dhcpv6_server_answers_and_nobody_else_does(entries: dict[str, str]) -
     assert inside.words() == {"reply"}
 
 
-@pytest.mark.behaviour("B65")
 def test_forwarding_comes_after_the_rules_and_goes_before_them() -> None:
     host = Hosting(ENTRIES6, rules=False, agent=False)
     assert not host.forwards()
@@ -154,7 +153,6 @@ def test_forwarding_comes_after_the_rules_and_goes_before_them() -> None:
     assert not host.rules("ip", "forward")
 
 
-@pytest.mark.behaviour("B65")
 def test_no_rules_no_forwarding() -> None:
     """Nobody can load them: then nothing is forwarded, and what was is not any more."""
     host = Hosting(rules=False, agent=False)
@@ -193,7 +191,6 @@ def test_who_is_no_provider_forwards_nothing_whatever_it_is_asked(kind: str) -> 
     assert host.forwards()
 
 
-@pytest.mark.behaviour("B83")
 def test_what_concerns_no_qube_is_forwarded_as_ever() -> None:
     """Containers in a provider, and a hotspot."""
     host = Hosting(ENTRIES6)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import struct
 from functools import partial
+from ipaddress import ip_address
 
 import pytest
 
@@ -20,11 +21,12 @@ from tests.support.hosting import (
     OWN,
     OWN6,
     ROUTER,
+    ROUTER6,
     WORLD,
     WORLD6,
     Hosting,
 )
-from tests.support.packets import ICMP, MARK, UDP, Port, packet_of, udp
+from tests.support.packets import ICMP, ICMP6, MARK, UDP, Port, packet_of, udp
 from tests.support.wire import sum_of
 
 ANYBODY, ANYBODY6 = "10.137.0.77", "fd09:24ef:4179::dead"
@@ -202,28 +204,35 @@ def test_an_invalid_packet_is_not_forwarded_untranslated(version: int) -> None:
     assert host.drops("forward", family) == 4
 
 
-def error(kind: int, code: int, rest: int, source: str, target: str, about: bytes) -> bytes:
-    """An ICMP error of an IPv4 host."""
-    body = struct.pack("!BBHI", kind, code, 0, rest) + about[: 28 + 32]
-    return packet_of(source, target, body[:2] + struct.pack("!H", sum_of(body)) + body[4:], ICMP)
+def too_big(source: str, target: str, about: bytes) -> bytes:
+    """A router's word that a packet is too big, with a right checksum."""
+    if about[0] >> 4 == 4:
+        body, pseudo, protocol = struct.pack("!BBHI", 3, 4, 0, 1300) + about[:64], b"", ICMP
+    else:
+        body, protocol = struct.pack("!BBHI", 2, 0, 0, 1300) + about[:96], ICMP6
+        addresses = ip_address(source).packed + ip_address(target).packed
+        pseudo = addresses + struct.pack("!II", len(body), protocol)
+    return packet_of(source, target, body[:2] + struct.pack("!H", sum_of(pseudo + body)) + body[4:], protocol)
 
 
 @pytest.mark.behaviour("B84")
-def test_a_router_says_that_a_packet_is_too_big_and_the_qube_hears_it() -> None:
-    host = Hosting()
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_router_says_that_a_packet_is_too_big_and_the_qube_hears_it(version: int) -> None:
+    host = Hosting(ENTRIES6)
     behind, outside = host.attach(), host.outside()
-    behind.port.send(behind.ip, WORLD, "big")
+    qube, provider, router, world = (
+        (behind.ip, OWN, ROUTER, WORLD) if version == 4 else (behind.ip6, OWN6, ROUTER6, WORLD6)
+    )
+    behind.port.send(qube, world, "big")
     assert outside.hears(lambda packet: packet.word == "big")
     sent = next(packet for packet in outside.packets if MARK + b"big" in packet)
-    outside.send_packet(error(3, 4, 1300, ROUTER, OWN, sent))
-    assert behind.port.hears(lambda packet: (packet.source, packet.protocol) == (ROUTER, ICMP))
-    # And one about a packet that the qube never sent is none.
-    behind.port.forget()
-    stranger = packet_of(OWN, WORLD, udp(OWN, WORLD, 5, 5, MARK + b"stranger"), UDP)
-    outside.send_packet(error(3, 4, 1300, ROUTER, OWN, stranger))
-    outside.send_packet(error(3, 4, 1300, ROUTER, behind.ip, stranger))
-    outside.send_packet(error(3, 4, 1299, ROUTER, OWN, sent))
-    assert behind.port.hears(lambda packet: packet.word == "big")
+    # One about a packet that the qube never sent is none.
+    stranger = packet_of(provider, world, udp(provider, world, 5, 5, MARK + b"stranger"), UDP)
+    outside.send_packet(too_big(router, provider, stranger))
+    outside.send_packet(too_big(router, qube, stranger))
+    outside.send_packet(too_big(router, provider, sent))
+    protocol = ICMP if version == 4 else ICMP6
+    assert behind.port.hears(lambda packet: (packet.source, packet.protocol) == (router, protocol))
     assert {packet.word for packet in behind.port.heard()} == {"big"}
 
 

@@ -20,7 +20,7 @@ from tests.support.wire import sum_of
 
 # Of a word: to its end of the packet.
 MARK = b"GUESTNET "
-UDP, ICMP = 17, 1
+UDP, ICMP, ICMP6 = 17, 1, 58
 _ETH = {4: 0x0800, 6: 0x86DD}
 _ETH_P_ALL = 3
 _SOL_PACKET, _PACKET_IGNORE_OUTGOING, _PACKET_STATISTICS = 263, 23, 6
