@@ -10,16 +10,19 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import apply, boot, event, generations, memory
+from bench import apply, boot, event, forwarding, generations, memory, provider_memory, vif
 from bench.figures import Result
 from bench.stage import Failed
-from qubes_guestnet.lab.namespaces import isolate
+from qubes_guestnet.lab.namespaces import LabError, isolate
 
-NAMES = ("apply", "event", "memory", "pyroute2")
+NAMES = ("apply", "event", "memory", "provider-memory", "vif", "forwarding", "pyroute2")
 AS_ROOT = ("boot",)
+FACTS = {"uplink": memory.facts, "provider": provider_memory.facts}
+
+Run = Callable[[], Result | tuple[Result, ...]]
 
 
-def runs(name: str) -> Iterator[Callable[[], Result]]:
+def runs(name: str) -> Iterator[Run]:
     """What a name stands for; each is to be run in its own `isolate()`."""
     if name == "apply":
         yield apply.measure
@@ -28,24 +31,32 @@ def runs(name: str) -> Iterator[Callable[[], Result]]:
         yield event.measure
     elif name == "memory":
         yield memory.measure
+    elif name == "provider-memory":
+        yield provider_memory.measure
+    elif name == "vif":
+        yield vif.measure
+    elif name == "forwarding":
+        yield forwarding.measure
     else:
         for what in generations.MEASURES:
             for python in generations.pythons():
                 yield lambda python=python, what=what: generations.measure(python, what)  # type: ignore[misc]
 
 
-def _report(run: Callable[[], Result]) -> int:
+def _report(run: Run) -> int:
     try:
-        result = run()
-    except (Failed, AssertionError) as error:
+        found = run()
+    except (Failed, LabError, AssertionError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    print(result, flush=True)
-    return 0 if result.passed else 1
+    results = (found,) if isinstance(found, Result) else found
+    for result in results:
+        print(result, flush=True)
+    return 0 if all(result.passed for result in results) else 1
 
 
-def _facts() -> int:
-    print(memory.facts())
+def _facts(gather: Callable[[], str]) -> int:
+    print(gather())
     return 0
 
 
@@ -53,10 +64,12 @@ def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="bench", description="the budgets of docs/design.md, measured")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(NAMES)}, the default; boot, as root")
-    parser.add_argument("--facts", action="store_true", help="JSON about the resident agent, for the tests")
+    parser.add_argument(
+        "--facts", nargs="?", choices=FACTS, const="uplink", help="JSON about a resident agent, for the tests"
+    )
     arguments = parser.parse_args()
     if arguments.facts:
-        return isolate(_facts)
+        return isolate(lambda: _facts(FACTS[arguments.facts]))
     unknown = [name for name in arguments.names if name not in (*NAMES, *AS_ROOT)]
     if unknown:
         parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join((*NAMES, *AS_ROOT))}")

@@ -14,14 +14,16 @@ class Spread(NamedTuple):
     median: float
     low: float
     high: float
+    p90: float
     p99: float
 
 
 def spread(sample: Sequence[float]) -> Spread:
-    """Median, quartiles and 99th percentile (the highest value below 100 samples)."""
+    """Median, quartiles, 90th and 99th percentile (the highest value where there are too few)."""
     ordered = sorted(sample)
     low, _, high = statistics.quantiles(ordered, n=4)
-    return Spread(statistics.median(ordered), low, high, ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))])
+    p90, p99 = (ordered[min(len(ordered) - 1, int(len(ordered) * part))] for part in (0.9, 0.99))
+    return Spread(statistics.median(ordered), low, high, p90, p99)
 
 
 class Result(NamedTuple):
@@ -30,7 +32,7 @@ class Result(NamedTuple):
     Args:
         name: what was measured, against what.
         ratio: measured.
-        budget: in words.
+        budget: in words; "" for a figure that has none.
         passed: whether the budget is kept.
         details: lines of information.
     """
@@ -43,5 +45,6 @@ class Result(NamedTuple):
 
     def __str__(self) -> str:
         verdict = "ok" if self.passed else "BUDGET BROKEN"
-        line = f"{self.name}: ratio {self.ratio:.2f} (budget {self.budget}: {verdict})"
+        judged = f"budget {self.budget}: {verdict}" if self.budget else "for information"
+        line = f"{self.name}: ratio {self.ratio:.2f} ({judged})"
         return "\n".join((line, *(f"    {detail}" for detail in self.details)))

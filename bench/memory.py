@@ -35,25 +35,30 @@ def _change_settings(stage: Stage, times: int, pause_s: float) -> None:
     eventually(lambda: stage.oracle.addresses("eth0", 4) == {f"{ADDRESS}/32"}, what="the last address")
 
 
-class _Sizes(NamedTuple):
-    """PSS in KiB."""
+class Sizes(NamedTuple):
+    """PSS in KiB, of an agent and of a bare interpreter beside it; `sharing`: both map the same files."""
 
-    start: int
     agent: int
     bare: int
     agent_sharing: int
     bare_sharing: int
 
 
-def _weigh(stage: Stage, process: subprocess.Popen[bytes], own: OwnCopy, other: OwnCopy) -> _Sizes:
-    start = pss_kib(process.pid)
-    _change_settings(stage, CHANGES, 0.03)
+def weigh(stage: Stage, process: subprocess.Popen[bytes], own: OwnCopy, other: OwnCopy) -> Sizes:
+    """Weigh an idle agent that runs from its own copy of the interpreter.
+
+    Args:
+        stage: where it runs.
+        process: the agent.
+        own: its copy; in use again afterwards.
+        other: a copy for the bare interpreter.
+    """
     other.use()
     with bare_interpreter(stage.python) as bare:
         alone = pss_kib(process.pid), pss_kib(bare.pid)
     own.use()
     with bare_interpreter(stage.python) as bare:
-        return _Sizes(start, *alone, pss_kib(process.pid), pss_kib(bare.pid))
+        return Sizes(*alone, pss_kib(process.pid), pss_kib(bare.pid))
 
 
 def measure(python: str = sys.executable) -> Result:
@@ -65,7 +70,9 @@ def measure(python: str = sys.executable) -> Result:
         own.use()
         with agent(stage) as process:
             stage.check_configured("the agent")
-            sizes = _weigh(stage, process, own, other)
+            start = pss_kib(process.pid)
+            _change_settings(stage, CHANGES, 0.03)
+            sizes = weigh(stage, process, own, other)
     finally:
         stage.close()
     return Result(
@@ -74,15 +81,15 @@ def measure(python: str = sys.executable) -> Result:
         f"{BUDGET:g}",
         sizes.agent <= BUDGET * sizes.bare,
         (
-            f"agent: {_mib(sizes.agent)} after {CHANGES} changes of settings, {_mib(sizes.start)} before them",
-            f"bare interpreter beside it: {_mib(sizes.bare)}",
-            f"sharing the interpreter's files: {_mib(sizes.agent_sharing)} and {_mib(sizes.bare_sharing)}, "
+            f"agent: {mib(sizes.agent)} after {CHANGES} changes of settings, {mib(start)} before them",
+            f"bare interpreter beside it: {mib(sizes.bare)}",
+            f"sharing the interpreter's files: {mib(sizes.agent_sharing)} and {mib(sizes.bare_sharing)}, "
             f"ratio {sizes.agent_sharing / sizes.bare_sharing:.2f}",
         ),
     )
 
 
-def _idle_descriptors(pid: int) -> int:
+def idle_descriptors(pid: int) -> int:
     """The fewest in half a second: a pass that happens to be at work has some more for a moment."""
     samples = []
     for _ in range(50):
@@ -91,7 +98,8 @@ def _idle_descriptors(pid: int) -> int:
     return min(samples)
 
 
-def _mib(kib: int) -> str:
+def mib(kib: int) -> str:
+    """For people."""
     return f"{kib / 1024:.1f} MiB"
 
 
@@ -108,10 +116,10 @@ def facts(python: str = sys.executable) -> str:
         with agent(stage, reporting=True) as process:
             stage.check_configured("the agent")
             loaded = modules(process)
-            before = _idle_descriptors(process.pid)
+            before = idle_descriptors(process.pid)
             _change_settings(stage, 1000, 0.002)
-            after = _idle_descriptors(process.pid)
-            sizes = _weigh(stage, process, own, other)
+            after = idle_descriptors(process.pid)
+            sizes = weigh(stage, process, own, other)
             found = {
                 "modules": loaded,
                 "descriptors": [before, after],

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a qube gets through one and through three real providers, against the same tree set up by plain commands.
+
+Two figures for each: TCP in bytes, and small UDP packets in packets, per second as they arrive at the world's host.
+There are three trees at the same time, whose flows take turns: the real role; plain providers (`lab.provider.Plain`),
+which forward and masquerade and filter nothing; and plain ones that filter (baseline/provider.nft).
+
+TCP is judged against those that filter nothing: it comes in pieces of 64 KiB, and no rule may be felt. Small packets
+are nothing but cost for each packet, so they are judged against those that filter too, and what filtering as such costs
+is shown beside it. The UDP flow has had an answer, as any that goes on has: it is established.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import tempfile
+from typing import NamedTuple
+
+from bench.figures import Result, spread
+from bench.stage import BASELINE, Failed
+from qubes_guestnet.lab import probes, world
+from qubes_guestnet.lab.dom0 import INTERFACE, Dom0
+from qubes_guestnet.lab.provider import Vif
+from qubes_guestnet.lab.qube import Qube, eventually
+from qubes_guestnet.lab.vm import Vm
+
+BUDGET = 0.9
+ROUNDS = 11
+SECONDS = 0.4
+_PORT = 7777
+_LONGEST_SECONDS = 10.0
+
+
+class _Kind(NamedTuple):
+    """One kind of flow.
+
+    Args:
+        words: what is counted.
+        type: of the sockets.
+        size: of a piece, in bytes.
+        counted: which number of what `flow receive` prints.
+        unit: how many of that make one of the unit shown.
+        unit_name: of the unit shown.
+        yardstick: the tree it is judged against.
+    """
+
+    words: str
+    type: int
+    size: int
+    counted: int
+    unit: float
+    unit_name: str
+    yardstick: str
+
+
+_WORDS = {"plain": "plain commands without a filter", "filtering": "plain commands with a filter"}
+_KINDS = (
+    _Kind("TCP throughput", socket.SOCK_STREAM, 1 << 18, 0, 1e9 / 8, "Gbit/s", "plain"),
+    _Kind("small UDP packets", socket.SOCK_DGRAM, 64, 1, 1e3, "thousand/s", "filtering"),
+)
+
+
+class _Tree:
+    """A world, a chain of providers, and a qube behind the first and one behind the last of them.
+
+    Args:
+        name: begins the names of its qubes.
+        plain: plain commands and not the real role.
+        filtering: plain commands, and a filter.
+    """
+
+    def __init__(self, name: str, *, plain: bool = False, filtering: bool = False) -> None:
+        dom0 = Dom0(plain)
+        provider = dom0.create_provider(f"{name}-netvm")
+        assert provider.world is not None
+        self.world = provider.world.qube
+        self.behind: dict[int, Qube] = {}
+        for hops in (1, 2, 3):
+            if hops > 1:
+                provider = self._started(dom0, dom0.create(f"{name}-hop{hops}", provider, provides_network=True))
+            if hops != 2:
+                self.behind[hops] = self._started(dom0, dom0.create(f"{name}-behind{hops}", provider)).running
+        if filtering:
+            for vm in dom0.vms.values():
+                if vm.plain:
+                    _filter(vm.running, [other.plugged for other in dom0.connected(vm) if other.plugged is not None])
+
+    @staticmethod
+    def _started(dom0: Dom0, vm: Vm) -> Vm:
+        qube = dom0.start(vm, agent=not vm.plain)
+        if vm.plain:  # our agent would load its rules there
+            qube.wire(f"""
+                ip link set {INTERFACE} up
+                ip address add {vm.address}/32 dev {INTERFACE}
+                ip route add default dev {INTERFACE} scope link
+            """)
+        eventually(f"{vm.name} reaches the world", lambda: probes.ping(vm.running, world.HOST) is not None)
+        return vm
+
+
+def _filter(provider: Qube, vifs: list[Vif]) -> None:
+    """Load a filter into a plain provider, and let its qubes send."""
+    elements = "".join(
+        f'add element ip qubes allowed {{ "{vif.name}" . {vif.address} }}\n'
+        f"add element ip qubes downstream {{ {vif.address} }}\n"
+        for vif in vifs
+    )
+    provider.wire(f"nft -f - <<'END'\n{(BASELINE / 'provider.nft').read_text()}{elements}END")
+
+
+def _ends(tree: _Tree, hops: int, kind: _Kind) -> tuple[socket.socket, socket.socket]:
+    """A socket in the qube, connected to the one in the world; both blocking."""
+    near, far = (qube.socket(socket.AF_INET, kind.type) for qube in (tree.behind[hops], tree.world))
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    far.bind((world.HOST, _PORT))
+    if kind.type == socket.SOCK_DGRAM:
+        # Whoever reads slower than the network forwards would be what is measured.
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+        near.connect((world.HOST, _PORT))
+        near.send(b"question")
+        far.sendto(b"answer", far.recvfrom(64)[1])
+        near.recv(64)
+        return near, far
+    far.listen()
+    near.connect((world.HOST, _PORT))
+    accepted, _ = far.accept()
+    far.close()
+    return near, accepted
+
+
+def _rate(program: str, tree: _Tree, hops: int, kind: _Kind) -> float:
+    """What arrives in a second, in the unit of the kind."""
+    near, far = _ends(tree, hops, kind)
+    with near, far:
+        receive = [program, "receive", str(kind.size), "0.1"]
+        send = [program, "send", str(kind.size), str(SECONDS)]
+        with subprocess.Popen(receive, stdin=far.fileno(), stdout=subprocess.PIPE, text=True) as receiver:
+            subprocess.run(send, stdin=near.fileno(), check=True, timeout=_LONGEST_SECONDS)
+            near.close()
+            text, _ = receiver.communicate(timeout=_LONGEST_SECONDS)
+    figures = [float(word) for word in text.split()]
+    if receiver.returncode or len(figures) != 3 or not figures[2]:
+        raise Failed(f"nothing arrived over {hops} hops: {text!r}")
+    return figures[kind.counted] / figures[2] / kind.unit
+
+
+def measure(rounds: int = ROUNDS) -> tuple[Result, ...]:
+    """Run inside `isolate()`."""
+    folder = tempfile.mkdtemp(dir="/run")
+    program = f"{folder}/flow"
+    subprocess.run(["cc", "-O2", "-o", program, str(BASELINE / "flow.c")], check=True)
+    trees = {
+        "ours": _Tree("ours"),
+        "filtering": _Tree("filtering", plain=True, filtering=True),
+        "plain": _Tree("plain", plain=True),
+    }
+    results = []
+    try:
+        for kind in _KINDS:
+            for hops in (1, 3):
+                rates: dict[str, list[float]] = {name: [] for name in trees}
+                # Round 0 fills neighbour tables and caches.
+                for number in range(rounds + 1):
+                    names = list(trees)
+                    for name in names[number % 3 :] + names[: number % 3]:
+                        rate = _rate(program, trees[name], hops, kind)
+                        rates[name] += [rate] if number else []
+                results.append(_result(kind, hops, rates))
+    finally:
+        shutil.rmtree(folder)
+    return tuple(results)
+
+
+def _result(kind: _Kind, hops: int, rates: dict[str, list[float]]) -> Result:
+    figures = {name: spread(found) for name, found in rates.items()}
+    ratios = {name: figures["ours"].median / each.median for name, each in figures.items()}
+    pairs = spread([ours / other for ours, other in zip(rates["ours"], rates[kind.yardstick], strict=True)])
+    (beside,) = (name for name in _WORDS if name != kind.yardstick)
+    return Result(
+        f"{kind.words} through {hops} provider{'s' if hops > 1 else ''}, against {_WORDS[kind.yardstick]}",
+        ratios[kind.yardstick],
+        f"at least {BUDGET:g}",
+        ratios[kind.yardstick] >= BUDGET,
+        (
+            *(
+                f"{name}: median {each.median:.2f} {kind.unit_name}, quartiles {each.low:.2f} to {each.high:.2f}, "
+                f"p90 {each.p90:.2f}"
+                for name, each in figures.items()
+            ),
+            f"ratio within a round: median {pairs.median:.2f}, quartiles {pairs.low:.2f} to {pairs.high:.2f}",
+            f"against {_WORDS[beside]}: ratio {ratios[beside]:.2f}",
+            f"{len(rates['ours'])} flows of {SECONDS:g} s each, in turn",
+        ),
+    )
