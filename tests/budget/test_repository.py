@@ -67,7 +67,7 @@ def test_a_stranger_finds_what_he_expects() -> None:
 
 
 def test_shell_scripts_parse() -> None:
-    for script in (".ci/run", "tools/setup", "bench/baseline/uplink.sh"):
+    for script in (".ci/run", "tools/setup", "bench/baseline/uplink.sh", "bench/baseline/vif.sh"):
         first = (TREE / script).read_text(encoding="utf-8").splitlines()[0]
         assert os.access(TREE / script, os.X_OK), script
         shell = "bash" if "bash" in first else "sh"

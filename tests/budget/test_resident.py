@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The real resident agent, in its own namespaces against the lab's QubesDB: what it loads, weighs and holds open."""
+"""The real resident agent, of a qube and of a provider, in namespaces: what it loads, weighs and holds open."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.support.needs import needs
 
 TREE = Path(__file__).resolve().parents[2]
 MEMORY_BUDGET = 2.0
+PROVIDER_MEMORY_BUDGET = 3.0
 LIMIT_S = 120
 
 NOT_RESIDENT = {
@@ -36,19 +37,54 @@ NOT_RESIDENT = {
 }
 
 
-@pytest.fixture(scope="module")
-def facts() -> Any:
-    needs("ip", "cc", "dbus-daemon")
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", "--facts"], cwd=TREE, capture_output=True, text=True, timeout=LIMIT_S
-    )
+def _facts(which: str) -> Any:
+    needs("ip", "cc", "dbus-daemon", "nft")
+    command = [sys.executable, "-m", "bench", "--facts", which]
+    done = subprocess.run(command, cwd=TREE, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
+@pytest.fixture(scope="module")
+def facts() -> Any:
+    return _facts("uplink")
+
+
+@pytest.fixture(scope="module")
+def provider_facts() -> Any:
+    """Of a provider's agent that has set up 250 vifs."""
+    return _facts("provider")
+
+
+def _loaded(facts: Any, module: str) -> list[str]:
+    return [name for name in facts["modules"] if name == module or name.startswith(module + ".")]
+
+
 @pytest.mark.parametrize(("module", "why"), NOT_RESIDENT.items())
 def test_the_agent_has_not_loaded(facts: Any, module: str, why: str) -> None:
-    assert [name for name in facts["modules"] if name == module or name.startswith(module + ".")] == [], why
+    assert _loaded(facts, module) == [], why
+
+
+def test_an_agent_that_provides_nothing_has_not_loaded_the_role(facts: Any) -> None:
+    """What serves other qubes would cost each of them memory."""
+    assert _loaded(facts, "qubes_guestnet.host") == []
+
+
+@pytest.mark.parametrize(("module", "why"), NOT_RESIDENT.items())
+def test_the_agent_of_a_provider_has_not_loaded(provider_facts: Any, module: str, why: str) -> None:
+    assert "qubes_guestnet.host" in provider_facts["modules"]
+    assert _loaded(provider_facts, module) == [], why
+
+
+@pytest.mark.parametrize("vifs", ["1", "250"])
+def test_memory_of_a_provider_stays_within_the_budget(provider_facts: Any, vifs: str) -> None:
+    agent, bare = provider_facts["pss_kib"][vifs]["agent"], provider_facts["pss_kib"][vifs]["bare"]
+    assert agent / bare <= PROVIDER_MEMORY_BUDGET, f"{agent} KiB against {bare} KiB: ratio {agent / bare:.2f}"
+
+
+def test_250_vifs_leave_no_descriptor_open(provider_facts: Any) -> None:
+    before, after = provider_facts["descriptors"]
+    assert after == before
 
 
 def test_the_whole_of_pyroute2_is_not_loaded(facts: Any) -> None:
