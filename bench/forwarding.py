@@ -27,8 +27,8 @@ from qubes_guestnet.lab.qube import Qube, eventually
 from qubes_guestnet.lab.vm import Vm
 
 BUDGET = 0.9
-ROUNDS = 11
-SECONDS = 0.4
+ROUNDS = 17
+SECONDS = 0.3
 _PORT = 7777
 _LONGEST_SECONDS = 10.0
 
@@ -174,23 +174,27 @@ def measure(rounds: int = ROUNDS) -> tuple[Result, ...]:
 
 
 def _result(kind: _Kind, hops: int, rates: dict[str, list[float]]) -> Result:
-    figures = {name: spread(found) for name, found in rates.items()}
-    ratios = {name: figures["ours"].median / each.median for name, each in figures.items()}
-    pairs = spread([ours / other for ours, other in zip(rates["ours"], rates[kind.yardstick], strict=True)])
+    # Within a round, because what else the machine does then is the same for all of them.
+    ratios = {
+        name: spread([ours / other for ours, other in zip(rates["ours"], rates[name], strict=True)]) for name in _WORDS
+    }
+    judged = ratios[kind.yardstick]
     (beside,) = (name for name in _WORDS if name != kind.yardstick)
+    figures = {name: spread(found) for name, found in rates.items()}
     return Result(
         f"{kind.words} through {hops} provider{'s' if hops > 1 else ''}, against {_WORDS[kind.yardstick]}",
-        ratios[kind.yardstick],
+        judged.median,
         f"at least {BUDGET:g}",
-        ratios[kind.yardstick] >= BUDGET,
+        judged.median >= BUDGET,
         (
             *(
                 f"{name}: median {each.median:.2f} {kind.unit_name}, quartiles {each.low:.2f} to {each.high:.2f}, "
                 f"p90 {each.p90:.2f}"
                 for name, each in figures.items()
             ),
-            f"ratio within a round: median {pairs.median:.2f}, quartiles {pairs.low:.2f} to {pairs.high:.2f}",
-            f"against {_WORDS[beside]}: ratio {ratios[beside]:.2f}",
+            f"the ratio is the median of those within a round, quartiles {judged.low:.2f} to {judged.high:.2f}; "
+            f"of the medians {figures['ours'].median / figures[kind.yardstick].median:.2f}",
+            f"against {_WORDS[beside]}: ratio {ratios[beside].median:.2f}",
             f"{len(rates['ours'])} flows of {SECONDS:g} s each, in turn",
         ),
     )
