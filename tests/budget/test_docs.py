@@ -3,23 +3,27 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from qubes_guestnet import cli, commands
 from qubes_guestnet.core import hooks, provider, settings
 from qubes_guestnet.lab import cli as lab_cli
+from qubes_guestnet.lab import tree
 from qubes_guestnet.system import networkmanager, qubesdb, services
 from tests.support.needs import needs
 
 TREE = Path(__file__).resolve().parents[2]
 SETTINGS = TREE / "docs" / "settings.md"
 CHECK_CODES = TREE / "docs" / "check-codes.md"
+DESIGN = TREE / "docs" / "design.md"
 BEHAVIOURS = TREE / "docs" / "behaviours.md"
 MAN_PAGE = TREE / "docs" / "man" / "qubes-guestnet.8"
 COMPLETIONS = sorted((TREE / "completions").iterdir())
@@ -67,11 +71,73 @@ def test_every_verb_and_option_is_documented(document: Path) -> None:
     assert missing == []
 
 
+class LabVerb(NamedTuple):
+    """A verb of the lab: its long options, and the words there are for its arguments, verbs of its own among them."""
+
+    options: frozenset[str]
+    words: frozenset[str]
+
+
+def _lab_verb(parser: argparse.ArgumentParser) -> LabVerb:
+    options, words = set(), set()
+    for action in parser._actions:
+        options |= {option for option in action.option_strings if option.startswith("--") and option != "--help"}
+        words |= {str(word) for word in action.choices or () if word}
+        if isinstance(action, argparse._SubParsersAction):
+            below = [_lab_verb(sub) for sub in action.choices.values()]
+            options |= {option for verb in below for option in verb.options}
+            words |= {word for verb in below for word in verb.words}
+    return LabVerb(frozenset(options), frozenset(words))
+
+
+def lab_verbs() -> dict[str, LabVerb]:
+    """Every verb of the lab, as its command line has it."""
+    actions = lab_cli.parser()._actions
+    (subs,) = (action for action in actions if isinstance(action, argparse._SubParsersAction))
+    return {name: _lab_verb(parser) for name, parser in subs.choices.items()}
+
+
+def _options(text_of_verb: str) -> set[str]:
+    found = set(re.findall(r"(?<![\w-])--([a-z][\w-]*)|\bFl (?:\w \| )?-([a-z][\w-]*)|-l ([a-z][\w-]*)", text_of_verb))
+    return {f"--{name}" for names in found for name in names if name} - {"--help"}
+
+
+def lab_parts(document: Path) -> dict[str, str]:
+    """What a document says of each verb of the lab."""
+    content = text(document)
+    parts = dict.fromkeys(lab_verbs(), "")
+    if document == MAN_PAGE:
+        for name, part in re.findall(r"^\.It Cm lab (\w+)\b(.*?)(?=^\.It |^\.El)", content, re.MULTILINE | re.DOTALL):
+            parts[name] += part
+    elif document.suffix == ".fish":
+        for names, part in re.findall(r"-n '__qubes_guestnet_lab ([\w ]+)'(.*)$", content, re.MULTILINE):
+            for name in names.split():
+                parts[name] += f"{part}\n"
+    else:
+        content = content[re.search(r"^_qubes.guestnet.lab\(\)", content, re.MULTILINE).start() :]  # type: ignore[union-attr]
+        content = content.replace("$name", "--name")  # of zsh, where it stands for all that it is
+        for names, part in re.findall(r"^        ?(?:    )?([\w |]+)\)(.*?);;", content, re.MULTILINE | re.DOTALL):
+            for name in names.split(" | "):
+                parts[name] += part
+    return parts
+
+
+@pytest.mark.parametrize("document", [MAN_PAGE, *COMPLETIONS], ids=lambda path: path.name)
+def test_every_verb_of_the_lab_is_documented_with_just_its_options(document: Path) -> None:
+    verbs = lab_verbs()
+    assert {"demo", "up", "diagram", "store"} <= set(verbs)
+    assert [name for name in verbs if not has_word(text(document), name)] == []
+    parts = lab_parts(document)
+    assert {name: _options(part) for name, part in parts.items()} == {
+        name: set(verb.options) for name, verb in verbs.items()
+    }
+    missing = [(name, word) for name, verb in verbs.items() for word in verb.words if not has_word(parts[name], word)]
+    assert missing == []
+
+
 @pytest.mark.parametrize("document", COMPLETIONS, ids=lambda path: path.name)
-def test_every_verb_of_the_lab_is_completed(document: Path) -> None:
-    names = set(re.findall(r"^    (\w+) ", lab_cli.parser().format_help(), re.MULTILINE))
-    assert {"demo", "store"} <= names
-    assert [name for name in names if not has_word(text(document), name)] == []
+def test_every_tree_of_the_lab_is_completed(document: Path) -> None:
+    assert [name for name in tree.names() if not has_word(lab_parts(document)["up"] + text(document), name)] == []
 
 
 def test_the_man_page_has_every_exit_status() -> None:
@@ -114,15 +180,44 @@ def test_the_man_page_is_clean() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_bash_completion_completes() -> None:
+def completed(*words: str) -> set[str]:
+    """What bash is offered for the last of these words."""
     needs("bash")
+    typed = " ".join(f"'{word}'" for word in ("qubes-guestnet", *words))
     script = (
         f"source {TREE / 'completions' / 'qubes-guestnet.bash'}\n"
-        "COMP_WORDS=(qubes-guestnet wait-uplink --t) COMP_CWORD=2 && _qubes_guestnet && echo ${COMPREPLY[@]}\n"
-        "COMP_WORDS=(qubes-guestnet a) COMP_CWORD=1 && _qubes_guestnet && echo ${COMPREPLY[@]}\n"
+        f"COMP_WORDS=({typed}) COMP_CWORD={len(words)} && _qubes_guestnet && printf '%s\\n' \"${{COMPREPLY[@]}}\"\n"
     )
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["--timeout", "agent apply"], done.stderr
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_bash_completion_completes() -> None:
+    assert completed("wait-uplink", "--t") == {"--timeout"}
+    assert completed("a") == {"agent", "apply"}
+    assert completed("") == {*cli.VERBS, "--help", "--version"}
+    assert completed("lab", "") == {*lab_verbs(), "--help"}
+
+
+@pytest.mark.parametrize("name", [name for name in cli.VERBS if name != "lab"])
+def test_bash_is_offered_what_a_verb_takes(name: str) -> None:
+    verb = cli.VERBS[name]
+    assert completed(name, "-") == {*verb.options, "--help"}
+    if verb.choices:
+        assert completed(name, "") == {*verb.choices, "--help"}
+
+
+@pytest.mark.parametrize("name", lab_verbs())
+def test_bash_is_offered_what_a_verb_of_the_lab_takes(name: str) -> None:
+    verb = lab_verbs()[name]
+    assert completed("lab", name, "--") == {*verb.options, "--help"}
+    assert verb.words <= completed("lab", name, "")
+
+
+def test_every_room_of_the_house_is_in_the_table() -> None:
+    table = "\n".join(line for line in text(DESIGN).splitlines() if line.startswith("| `"))
+    rooms = [path.name for path in (TREE / "qubes_guestnet").glob("*.py") if not path.name.startswith("__")]
+    assert [name for name in sorted(rooms) if f"`{name}`" not in table] == []
 
 
 def test_the_table_of_behaviours_is_up_to_date() -> None:
@@ -135,10 +230,14 @@ def test_the_table_of_behaviours_is_up_to_date() -> None:
     )
 
 
-# What "one qube online" promises.
+# What "one qube online" and "a qube that gives network" promise.
 PROMISED = (
+    *(f"B{number}" for number in (*range(33, 62), 65, 86, 90, *range(92, 96), 101)),
     *(f"B{number}" for number in (*range(1, 16), 18, 19, 22, 23, 105, 106)),
-    *("S-000", "S-001a", "S-001b", "S-110", "S-111", "S-400", "S-401", "S-402", "S-403", "S-404"),
+    *(f"S-001{letter}" for letter in "abcdef"),
+    *(f"S-{number}" for number in ("010", "020", "040", "050", "100", "112", "113", "114", "200", "201", "203", "204")),
+    *(f"S-{number}" for number in (210, 211, 300, 301, 302, 310, 311, 312, 320)),
+    *("S-000", "S-110", "S-111", "S-400", "S-401", "S-402", "S-403", "S-404"),
 )
 
 

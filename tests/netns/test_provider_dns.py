@@ -156,6 +156,7 @@ def test_however_many_run_at_once_there_is_one_set_and_never_an_empty_one(agent:
 
 
 @pytest.mark.behaviour("B36")
+@pytest.mark.behaviour("B44")
 def test_whoever_changes_the_file_and_however() -> None:
     host = Hosting()
     leads(host, ROUTER)

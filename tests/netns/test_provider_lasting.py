@@ -127,6 +127,7 @@ def test_a_dhcpv6_server_answers_and_nobody_else_does(entries: dict[str, str]) -
     assert inside.words() == {"reply"}
 
 
+@pytest.mark.behaviour("B65")
 def test_forwarding_comes_after_the_rules_and_goes_before_them() -> None:
     host = Hosting(ENTRIES6, rules=False, agent=False)
     assert not host.forwards()

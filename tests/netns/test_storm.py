@@ -131,6 +131,7 @@ def ready(host: Hosting, *, forwards6: bool = True) -> bool:
 
 
 @pytest.mark.behaviour("B50")
+@pytest.mark.behaviour("B65")
 def test_an_agent_starts_and_qubes_come_and_go() -> None:
     host, first, second = arena(agent=False)
     with blowing(host, first, second) as (judges, rounds):
@@ -147,6 +148,7 @@ def test_an_agent_starts_and_qubes_come_and_go() -> None:
     assert judges.passed() == {"own", "name"}
 
 
+@pytest.mark.behaviour("B65")
 def test_an_agent_is_reloaded_killed_and_started_again() -> None:
     host, first, second = arena()
     host.online(second)
@@ -171,6 +173,7 @@ def test_an_agent_is_reloaded_killed_and_started_again() -> None:
     assert judges.passed() == {"own", "name"}
 
 
+@pytest.mark.behaviour("B65")
 def test_ipv6_is_switched_off_and_on_and_everything_is_stopped_in_order() -> None:
     host, first, second = arena()
     host.online(second)

@@ -108,6 +108,7 @@ def test_its_units_of_the_provider_run_our_commands(beside: Machine, name: str) 
 
 
 @pytest.mark.behaviour("B99")
+@pytest.mark.behaviour("B65")
 def test_nothing_is_forwarded_before_its_firewall_is_ready(beside: Machine) -> None:
     """The uplink is there before it: a user's script in it may ask for names."""
     assert beside.run("cat", "/run/at-qubes-firewall").split() == ["0", "0"]

@@ -321,6 +321,7 @@ def test_a_qube_with_a_fake_address_reaches_the_world(qube: Machine, close_qubes
 
 @pytest.mark.behaviour("B36")
 @pytest.mark.behaviour("B42")
+@pytest.mark.behaviour("B44")
 def test_network_manager_s_word_is_followed(qube: Machine) -> None:
     """NetworkManager takes any other exit status than 0 for a failure."""
     script = "/usr/lib/NetworkManager/dispatcher.d/30-qubes-guestnet"

@@ -92,7 +92,7 @@ def s_050(stage: Stage) -> None:
         stage.configured(vm)
     _sets(stage, (vm1, vm2, vm3))
     for family in _FAMILIES.values():
-        counters.count(netvm1, family, "custom-input")
+        counters.count(netvm1, family, "custom-input", "iifgroup", "2")  # routers are looked for on its uplink
     stage.step("with its own address vm1 gets to custom-input, and out")
     with contextlib.closing(Watch(stage, (vm2, vm3))) as watch:
         own = frames.udp(vm1.address, world.HOST, _PORT, watch.mark)

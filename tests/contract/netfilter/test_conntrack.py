@@ -80,7 +80,7 @@ def traffic(oracle: Oracle) -> None:
         oracle.run("ping", "-n", "-c", "1", "-I", str({QUBE: QUBE6, OTHER: OTHER6}[qube]), str(SERVER6))
 
 
-@pytest.mark.behaviour("B50")
+@pytest.mark.behaviour("B53")
 @pytest.mark.parametrize("addresses", [(QUBE,), (QUBE6,), (QUBE, QUBE6), (OTHER, QUBE6), LOCAL])
 def test_exactly_the_entries_of_the_addresses_go(ground: Oracle, addresses: tuple[IPAddress, ...]) -> None:
     traffic(ground)
@@ -103,7 +103,7 @@ def test_none_of_these(ground: Oracle) -> None:
     assert table(ground) == before
 
 
-@pytest.mark.behaviour("B50")
+@pytest.mark.behaviour("B53")
 def test_an_address_that_occurs_in_the_reply_only(ground: Oracle) -> None:
     """A port that is forwarded to a qube: what the other side called is the address of the netvm."""
     nft.run(f"""
@@ -123,7 +123,7 @@ def test_an_address_that_occurs_in_the_reply_only(ground: Oracle) -> None:
     assert len(table(ground)) == 1
 
 
-@pytest.mark.behaviour("B50")
+@pytest.mark.behaviour("B53")
 def test_masqueraded_connections(ground: Oracle) -> None:
     """What leaves by the uplink comes back to the netvm's own address."""
     nft.run(f"""
