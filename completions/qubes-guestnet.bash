@@ -20,10 +20,32 @@ _qubes_guestnet() {
         rules) if ((COMP_CWORD == 2)); then words='load unload --help'; fi ;;
         forwarding) if ((COMP_CWORD == 2)); then words='on off --help'; fi ;;
         agent) words='--help' ;;
-        lab) if ((COMP_CWORD == 2)); then words='demo run up exec set feature status diagram down store --help'; fi ;;
+        lab) _qubes_guestnet_lab; return ;;
         esac
     fi
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
+}
+
+_qubes_guestnet_lab() {
+    local word=${COMP_WORDS[COMP_CWORD]} verb=${COMP_WORDS[2]} words=
+    if ((COMP_CWORD == 2)); then
+        words='demo run up exec set feature status diagram down store'
+    else
+        case $verb in
+        demo) words='--json' ;;
+        run) words='--list --json' ;;
+        up) words="default ipv6-feature ipv6-tunnel --name --list --json $(compgen -f -X '!*.toml' -- "$word")" ;;
+        exec | down) words='--name' ;;
+        set) words='netvm none --name' ;;
+        feature) words='ipv6 1 --unset --restart --name' ;;
+        status) words='--name --no-measure --json' ;;
+        diagram) words='--name --output' ;;
+        store)
+            words='read write multiread list rm watch --dir --set --file --each-removal --timeout --raw --count'
+            ;;
+        esac
+    fi
+    mapfile -t COMPREPLY < <(compgen -W "$words --help" -- "$word")
 }
 
 _qubes_guestnet_interfaces() {

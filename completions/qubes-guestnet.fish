@@ -19,12 +19,37 @@ complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a rules 
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a forwarding -d 'what qubes-network.service calls'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a lab -d 'qubes out of namespaces'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from apply' -l dry-run -d 'do nothing'
-complete -c qubes-guestnet -n '__fish_seen_subcommand_from plan status check' -l json -d 'print JSON'
-complete -c qubes-guestnet -n '__fish_seen_subcommand_from apply plan status uplink' -a '(__fish_print_interfaces)'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from plan status check; and not __fish_seen_subcommand_from lab' -l json -d 'print JSON'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from apply plan status uplink; and not __fish_seen_subcommand_from lab' -a '(__fish_print_interfaces)'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from uplink' -a 'add remove'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from wait-uplink' -l timeout -x -d 'give up after this many seconds'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from vif' -a 'online offline'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from dns' -a 'sync'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from rules' -a 'load unload'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from forwarding' -a 'on off'
-complete -c qubes-guestnet -n '__fish_seen_subcommand_from lab' -a 'demo run up exec set feature status diagram down store'
+
+set -l lab_verbs demo run up exec set feature status diagram down store
+# True where the word behind `lab` is one of the arguments.
+function __qubes_guestnet_lab
+    set -l words (commandline -opc)
+    test "$words[2]" = lab; and contains -- "$words[3]" $argv
+end
+complete -c qubes-guestnet -n "__fish_seen_subcommand_from lab; and not __qubes_guestnet_lab $lab_verbs" -a "$lab_verbs"
+complete -c qubes-guestnet -n '__qubes_guestnet_lab demo run up status' -l json -d 'print JSON'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab run up' -l list -d 'only list them'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab up exec set feature status diagram down' -l name -x -d 'which lab, where there are several'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab up' -F -a 'default ipv6-feature ipv6-tunnel'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab set' -a 'netvm none'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab feature' -a 'ipv6 1'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab feature' -l unset -d 'as its provider has it'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab feature' -l restart -d 'restart the qubes it concerns'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab status' -l no-measure -d 'send no packets'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab diagram' -s o -l output -r -F -d 'where to'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab store' -a 'read write multiread list rm watch'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab store' -l dir -r -F -d 'where the sockets are'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab store' -l set -x -d 'an entry to begin with'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab store' -l file -r -F -d 'entries to begin with'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab store' -l each-removal -d 'an event for each entry of a folder'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab store' -l timeout -x -d 'how long an answer may take'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab store' -s r -l raw -d 'do not escape values'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab store' -s n -l count -x -d 'end after so many events'

@@ -107,7 +107,7 @@ def lab_parts(document: Path) -> dict[str, str]:
     content = text(document)
     parts = dict.fromkeys(lab_verbs(), "")
     if document == MAN_PAGE:
-        for name, part in re.findall(r"^\.It Cm lab (\w+)\b(.*?)(?=^\.It |^\.El)", content, re.MULTILINE | re.DOTALL):
+        for name, part in re.findall(r"^\.It Cm lab ([a-z]+)\b(.*?)(?=^\.It |^\.El)", content, re.MULTILINE | re.DOTALL):
             parts[name] += part
     elif document.suffix == ".fish":
         for names, part in re.findall(r"-n '__qubes_guestnet_lab ([\w ]+)'(.*)$", content, re.MULTILINE):
@@ -116,7 +116,7 @@ def lab_parts(document: Path) -> dict[str, str]:
     else:
         content = content[re.search(r"^_qubes.guestnet.lab\(\)", content, re.MULTILINE).start() :]  # type: ignore[union-attr]
         content = content.replace("$name", "--name")  # of zsh, where it stands for all that it is
-        for names, part in re.findall(r"^        ?(?:    )?([\w |]+)\)(.*?);;", content, re.MULTILINE | re.DOTALL):
+        for names, part in re.findall(r"^ +([\w |]+)\)(.*?);;", content, re.MULTILINE | re.DOTALL):
             for name in names.split(" | "):
                 parts[name] += part
     return parts
