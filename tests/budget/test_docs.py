@@ -8,6 +8,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +19,14 @@ from qubes_guestnet.core import hooks, provider, settings
 from qubes_guestnet.lab import cli as lab_cli
 from qubes_guestnet.lab import tree
 from qubes_guestnet.system import networkmanager, qubesdb, services
+from tests.support import session
 from tests.support.needs import needs
 
 TREE = Path(__file__).resolve().parents[2]
 SETTINGS = TREE / "docs" / "settings.md"
 CHECK_CODES = TREE / "docs" / "check-codes.md"
 DESIGN = TREE / "docs" / "design.md"
+PICTURE = TREE / "docs" / "images" / "ipv6-feature.svg"
 BEHAVIOURS = TREE / "docs" / "behaviours.md"
 MAN_PAGE = TREE / "docs" / "man" / "qubes-guestnet.8"
 COMPLETIONS = sorted((TREE / "completions").iterdir())
@@ -107,7 +110,8 @@ def lab_parts(document: Path) -> dict[str, str]:
     content = text(document)
     parts = dict.fromkeys(lab_verbs(), "")
     if document == MAN_PAGE:
-        for name, part in re.findall(r"^\.It Cm lab ([a-z]+)\b(.*?)(?=^\.It |^\.El)", content, re.MULTILINE | re.DOTALL):
+        item = r"^\.It Cm lab ([a-z]+)\b(.*?)(?=^\.It |^\.El)"
+        for name, part in re.findall(item, content, re.MULTILINE | re.DOTALL):
             parts[name] += part
     elif document.suffix == ".fish":
         for names, part in re.findall(r"-n '__qubes_guestnet_lab ([\w ]+)'(.*)$", content, re.MULTILINE):
@@ -243,6 +247,18 @@ PROMISED = (
 
 def test_every_promised_row_has_a_test() -> None:
     assert [row for row in PROMISED if f"\n| {row} | `tests/" not in text(BEHAVIOURS)] == []
+
+
+@pytest.fixture
+def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder for a lab, and nothing left behind."""
+    yield from session.ground(tmp_path, monkeypatch)
+
+
+@pytest.mark.usefixtures("ground")
+def test_the_picture_in_the_readme_is_what_the_lab_measures() -> None:
+    session.done("up", PICTURE.stem)
+    assert session.done("diagram") == text(PICTURE), f"lab up {PICTURE.stem}; lab diagram -o {PICTURE}; and look at it"
 
 
 def test_links_between_documents_lead_somewhere() -> None:
