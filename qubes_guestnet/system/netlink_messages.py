@@ -13,7 +13,6 @@ import sys
 
 from ..core.plan import Op, Verb
 from ..core.values import IPV4, ROUTE_PROTOCOL, IPAddress, IPInterface, Link, Route
-from ..core.vif import parse_name
 from . import lean
 from .netlink_wire import HEADER, attributes
 
@@ -113,6 +112,8 @@ def may_be_vif(raw: bytes) -> bool:
 
 def is_vif_name(name: str) -> bool:
     """Whether Xen names an interface so."""
+    from ..core.vif import parse_name  # a provider's, and only when it looks for all of them
+
     try:
         parse_name(name)
     except ValueError:
