@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import probes, world
+from . import counters, probes, world
 from .capture import Capture, Frames
-from .dom0 import Vm
+from .dom0 import INTERFACE, Vm
 from .namespaces import LabError
 from .progress import Display, Teller, follow
 from .stage import Stage, addresses, interface_of, nameservers, routes
@@ -25,6 +25,8 @@ _CHANGES = 10
 _MILLI = 1000.0
 _DEADLINE = 5.0
 _QUIET = 0.15
+_STOLEN = "10.137.0.66"
+_OF_A_PROVIDER = ("provider:", "virtual DNS:", "vif")
 
 
 def _play(teller: Teller) -> None:
@@ -38,6 +40,7 @@ def _play(teller: Teller) -> None:
     _plan(stage, vm)
     _agent(stage, vm)
     _packets(stage, vm)
+    _provider(stage, vm)
     _live_change(stage, vm)
     _lost_and_regained(stage, vm)
     _provider_change(stage, vm, netvm2)
@@ -108,6 +111,25 @@ def _packets(stage: Stage, vm: Vm) -> None:
     stage.note("\n".join(f"{world.NAME} = {line}" for line in took))
     _fact(stage, "name", f"{world.NAME} = {' '.join(found)}", resolved=found)
     _fact(stage, "reached", ", ".join(took), round_trip_ms={a: (trip or 0) * _MILLI for a, trip in trips.items()})
+
+
+def _provider(stage: Stage, vm: Vm) -> None:
+    stage.step("its provider runs the same program, and no qube speaks for another")
+    provider = stage.netvm1.running
+    lines = [line for line in provider.guestnet("status").stdout.splitlines() if line.startswith(_OF_A_PROVIDER)]
+    if not any(line.endswith("configured") for line in lines):
+        raise LabError(f"status of the provider: {lines}")
+    stage.note("\n".join(lines))
+    (before,) = counters.counted(provider, "ip", "antispoof")
+    vm.running.run("ip", "address", "add", f"{_STOLEN}/32", "dev", INTERFACE)
+    ping = vm.running.run("ping", "-c", "3", "-i", "0.05", "-W", "0.2", "-I", _STOLEN, world.HOST, check=False)
+    vm.running.run("ip", "address", "del", f"{_STOLEN}/32", "dev", INTERFACE)
+    (after,) = counters.counted(provider, "ip", "antispoof")
+    if ping.returncode != 1 or after - before != 3:
+        raise LabError(f"{after - before} of 3 packets from {_STOLEN} were dropped: {ping.stdout}{ping.stderr}")
+    text = f"{after - before} of 3 packets from {_STOLEN}, which is not {vm.name}'s, dropped"
+    stage.note(text)
+    _fact(stage, "spoofed", text, spoofed_dropped=after - before)
 
 
 def _live_change(stage: Stage, vm: Vm) -> None:
