@@ -47,7 +47,7 @@ class Provider:
     """
 
     def __init__(self, paths: Paths, kernel: Kernel, others: Others) -> None:
-        self._paths, self._kernel, self._others = paths, kernel, others
+        self._paths = paths
         self._nft = Transactions()
         self._rules = Rules(paths, self._nft)
         self._attachments = Attachments(paths.run, kernel, self._nft)

@@ -18,7 +18,7 @@ from .provider import ProviderSettings
 from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned, State, Tunable
 from .vif import Vif
 
-# Beyond the dump of set elements, nothing here depends on how many vifs there are.
+# What lets packets through: from the first of these on, the elements have to be there.
 _LATE = frozenset({plan.Verb.LINK_UP, plan.Verb.ROUTE_ADD})
 
 
