@@ -14,6 +14,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.support.needs import needs
@@ -47,24 +48,30 @@ BUILD_LIMIT_S = 900
 def base(suite: str) -> Path:
     """The folder of the image of a Debian release; it is only ever a lower layer, and never written to."""
     recipe = hashlib.sha256(repr((SYSTEM, HOOKS)).encode()).hexdigest()[:12]
-    folder = Path(os.environ.get("GUESTNET_TEST_CACHE") or "/var/cache/qubes-guestnet-tests")
-    image = folder / f"{suite}-{recipe}"
-    if not image.is_dir():
-        needs("mmdebstrap")
-        folder.mkdir(parents=True, exist_ok=True)
-        making = folder / f"{image.name}.{os.getpid()}"
+    needs("mmdebstrap")
+    options = [*(f"--customize-hook={hook}" for hook in HOOKS), "--skip=cleanup/apt/cache", "--skip=cleanup/apt/lists"]
+    return kept(f"{suite}-{recipe}", lambda folder: bootstrap(suite, folder, SYSTEM, options))
+
+
+def kept(name: str, make: Callable[[Path], None]) -> Path:
+    """A folder of that name in the cache; if it is not there, `make` makes what it is given the path of."""
+    cache = Path(os.environ.get("GUESTNET_TEST_CACHE") or "/var/cache/qubes-guestnet-tests")
+    folder = cache / name
+    if not folder.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        making = cache / f"{name}.{os.getpid()}"
         try:
-            _make(suite, making)
-            making.rename(image)
+            make(making)
+            making.rename(folder)
         finally:
             shutil.rmtree(making, ignore_errors=True)
-    return image
+    return folder
 
 
-def _make(suite: str, folder: Path) -> None:
-    hooks = [f"--customize-hook={hook}" for hook in HOOKS]
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(SYSTEM)}", *hooks]
-    command += ["--skip=cleanup/apt/cache", "--skip=cleanup/apt/lists", suite, str(folder), _mirror()]
+def bootstrap(suite: str, folder: Path, packages: Sequence[str], options: Sequence[str]) -> None:
+    """Put a minimal Debian with these packages into a folder; `options` are mmdebstrap's."""
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(packages)}", *options]
+    command += [suite, str(folder), _mirror()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_LIMIT_S)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 

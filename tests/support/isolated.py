@@ -22,7 +22,7 @@ LIMIT_S = 110
 
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Run set-up, test and tear-down in a child with namespaces of its own, and report what it reports."""
-    if not _asked_for(item):
+    if not asked_for(item, pytest_runtest_protocol):
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in _reports(item, nextitem):
@@ -31,11 +31,10 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     return True
 
 
-def _asked_for(item: pytest.Item) -> bool:
+def asked_for(item: pytest.Item, hook: object) -> bool:
     """Whether it was a conftest.py above this test: pytest puts this hook, unlike others, to all that it has loaded."""
     return any(
-        getattr(plugin, "pytest_runtest_protocol", None) is pytest_runtest_protocol
-        and Path(plugin.__file__).parent in item.path.parents
+        getattr(plugin, "pytest_runtest_protocol", None) is hook and Path(plugin.__file__).parent in item.path.parents
         for plugin in item.config.pluginmanager.get_plugins()
     )
 
