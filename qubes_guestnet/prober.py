@@ -20,10 +20,14 @@ from .system.systemd import ERROR, WARNING, log
 
 
 class _Asking(NamedTuple):
-    """A question on its way: what was answered so far, and until when the next answer is prompt."""
+    """A question on its way: what was answered so far, and until when the next answer is prompt.
+
+    Before it is `asked`, `due` is when to ask.
+    """
 
     answers: tuple[bool, ...]
     due: float
+    asked: bool = True
 
 
 class Prober:
@@ -41,7 +45,7 @@ class Prober:
         self._settled: set[proxyarp.Question] = set()
 
     def due(self) -> float | None:
-        """When the next answer is late, in seconds of the monotonic clock; None when none is awaited."""
+        """When to ask, or an answer is late, in seconds of the monotonic clock; None when there is no question."""
         return min((asking.due for asking in self._asking.values()), default=None)
 
     def consider(self, report: Report) -> None:
@@ -58,12 +62,16 @@ class Prober:
         fresh = about - self._settled - set(self._asking)
         self._events.neighbours(bool(fresh or self._asking))
         for question in fresh:
-            self._ask(question, ())
+            self._asking[question] = _Asking((), time.monotonic() + proxyarp.SETTLING_SECONDS, asked=False)
 
     def serve(self) -> bool:
         """Look for answers. True when a device route was given up, and a pass is to follow."""
         gave_up = False
         for question, asking in list(self._asking.items()):
+            if not asking.asked:
+                if asking.due <= time.monotonic():
+                    self._ask(question, ())
+                continue
             state = self._state(question, asking.answers)
             prompt = bool(state & NUD_VALID)
             if not prompt and asking.due > time.monotonic():
