@@ -72,7 +72,8 @@ def s_001f(stage: Stage) -> None:
     stage.step("unpaused, it has no network, and does not wait for any")
     vm.running.unpause()
     stage.reaches_nothing(vm)
-    vm.running.guestnet("wait-uplink", "--timeout", "0")
+    # Less than it takes to give up; the agent may still be about to notice that its interface went while it was paused.
+    vm.running.guestnet("wait-uplink", "--timeout", "2")
     stage.step("netvm1 starts, and vm1 reaches the world")
     stage.dom0.start(stage.netvm1)
     _converges(stage, vm)
