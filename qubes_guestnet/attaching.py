@@ -51,6 +51,10 @@ class Attachments:
             self.drop(known, work)
             work.raise_first()
             known = None
+        with nft.Waiting() as waiting:
+            self._online(vif, known, work, waiting)
+
+    def _online(self, vif: Vif, known: Vif | None, work: Work, waiting: nft.Waiting) -> None:
         vif = vif._replace(gateways=known.gateways if known is not None else frozenset())
         report = self._look(vif, work, new=known is None)
         if report.link is None:
@@ -58,8 +62,8 @@ class Attachments:
         if known != vif or not report.link.up:
             # Another qube may have had the address before, and must leave no open door behind (behaviour B53).
             work.done.append(f"conntrack: {conntrack.purge(vif.addresses)} entries purged")
-        self._set_up(report._replace(elements=self._elements(vif, work.settings)), work)
-        left = self._look(self._vifs.load(vif.name.text) or vif, work)
+        vif = self._set_up(report._replace(elements=self._elements(vif, work.settings)), work, waiting)
+        left = self._look(vif, work)
         if left.todo:
             raise GuestnetError(f"the kernel does not keep: {left.todo[0]}", "does something undo it?")
 
@@ -116,14 +120,14 @@ class Attachments:
         """The lines of nft that let it send."""
         return tuple(nftables.attach(vif.name.text, provider.elements(vif, settings).downstream).splitlines())
 
-    def _set_up(self, report: VifReport, work: Work) -> None:
-        """Do what a report says is to do, in the order of safety."""
+    def _set_up(self, report: VifReport, work: Work, waiting: nft.Waiting | None = None) -> Vif:
+        """Do what a report says is to do, in the order of safety; the vif as recorded from then on."""
         early, late = attachment.split(report.ops)
-        vif = report.vif
-        gateways = attachment.added(early)
+        vif = report.vif._replace(gateways=report.vif.gateways | attachment.added(early))
         # The record is ahead of the kernel, as the uplink's is.
-        self._vifs.save(vif._replace(gateways=vif.gateways | gateways))
-        loaded = self._nft.begin("".join(f"{element}\n" for element in report.elements)) if report.elements else None
+        self._vifs.save(vif)
+        text = "".join(f"{element}\n" for element in report.elements)
+        loaded = self._nft.begin(text, waiting) if text else None
         try:
             for tunable in report.tunables:
                 tunables.write(tunable.path, tunable.value)
@@ -135,6 +139,7 @@ class Attachments:
         for op in late:
             self._kernel.apply(op)
         work.done += report.todo
+        return vif
 
     def sweep(self, work: Work) -> None:
         """Every vif, and the set of addresses behind this qube, made what they should be."""

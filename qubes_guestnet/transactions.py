@@ -45,13 +45,17 @@ class Transactions:
         """Load one transaction. Raises NftError when it was refused; nothing of it is in force then."""
         self.begin(text)()
 
-    def begin(self, text: str) -> Callable[[], None]:
+    def begin(self, text: str, waiting: nft.Waiting | None = None) -> Callable[[], None]:
         """Start to load one transaction; it is in force when what is returned has returned. See `run`.
 
-        nft takes 3 ms to start, in which its caller can do something else.
+        nft takes its time, in which its caller can do something else.
+
+        Args:
+            text: of the transaction.
+            waiting: the process of nft that is to load it, where one was started before.
         """
         before = nft.generation()
-        started = nft.begin(text)
+        started = (waiting or nft.Waiting()).begin(text)
 
         def end() -> None:
             nft.end(started)

@@ -38,7 +38,7 @@ class Done(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A program that runs; to be handed to `finish`.
+    """A program that runs; to be handed to `finish` or `abandon`.
 
     Args:
         command: path of the program, and its arguments.
@@ -128,15 +128,21 @@ def start(
     command: tuple[str, ...],
     *,
     input: bytes = b"",  # noqa: A002
+    waits: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Started:
-    """Start a command, so that several run at once; see `run`. Each that was started must be handed to `finish`.
+    """Start a command, so that several run at once; see `run`. Each must be handed to `finish` or `abandon`.
+
+    Args:
+        command: as for `run`, and so are `input` and `environment`.
+        waits: its input comes later, by `feed`.
 
     Raises:
         ProgramError: it cannot be started.
     """
     reader, output = os.pipe2(os.O_CLOEXEC)
-    source, writer = os.pipe2(os.O_CLOEXEC) if input else (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1)
+    piped = input or waits
+    source, writer = os.pipe2(os.O_CLOEXEC) if piped else (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1)
     actions = [(os.POSIX_SPAWN_DUP2, source, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
     clean = {"PATH": ":".join(folders()), **ENVIRONMENT, **(environment or {})}
     try:
@@ -152,12 +158,27 @@ def start(
     finally:
         os.close(output)
         os.close(source)
-    if writer >= 0 and len(input) <= select.PIPE_BUF:
-        # An empty pipe takes it in one piece, so that the program works while its caller does something else.
-        _give(writer, input)
-        os.close(writer)
-        writer, input = -1, b""  # noqa: A001
-    return Started(command, pid, reader, writer, input)
+    started = Started(command, pid, reader, writer, b"")
+    return feed(started, input) if input else started
+
+
+def feed(started: Started, input: bytes) -> Started:  # noqa: A002
+    """Give a command that waits all its input, once; what is returned is to be handed to `finish`."""
+    if len(input) > select.PIPE_BUF:
+        return started._replace(input=input)
+    # An empty pipe takes it in one piece, so that the program works while its caller does something else.
+    _give(started.writer, input)
+    os.close(started.writer)
+    return started._replace(writer=-1)
+
+
+def abandon(started: Started) -> None:
+    """Kill a started command that is not needed after all, and its children."""
+    for fd in (started.reader, started.writer):
+        if fd >= 0:
+            os.close(fd)
+    os.killpg(started.pid, signal.SIGKILL)
+    os.waitpid(started.pid, 0)
 
 
 def finish(started: Started, seconds: float, *, longest: int = LONGEST_OUTPUT) -> Done:

@@ -69,6 +69,20 @@ def test_all_or_nothing_and_one_line_about_why(loaded: Oracle) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_one_that_waits_loads_what_it_is_told_and_else_nothing(oracle: Oracle) -> None:
+    nft.run("add table ip some\nadd set ip some members { type ipv4_addr; }\n")
+    before = oracle.ruleset()
+    with nft.Waiting():
+        pass
+    assert oracle.ruleset() == before
+    with nft.Waiting() as waiting:
+        nft.run("add element ip some members { 10.137.0.4 }\n")  # somebody else is faster
+        nft.end(waiting.begin("add element ip some members { 10.137.0.5 }\n"))
+    assert elements(oracle, "members") == 2
+    with nft.Waiting() as waiting, pytest.raises(nft.NftError, match="No such file or directory"):
+        nft.end(waiting.begin("add element ip some no-such-set { 10.137.0.5 }\n"))
+
+
 def test_a_mistake_is_told_with_its_place(loaded: Oracle) -> None:
     with pytest.raises(nft.NftError, match=r"^nft: .*:2:.* syntax error"):
         nft.run("add table ip x\nnonsense\n")
