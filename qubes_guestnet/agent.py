@@ -83,6 +83,7 @@ class Agent:
             self._work()
         systemd.notify("STOPPING=1")
         self._connection.close()
+        self._end_offload()
         return 0
 
     def _patience(self) -> float | None:
@@ -172,7 +173,17 @@ class Agent:
         self._connection.close()
         self._connection.failed(error)
         self._journal.waiting(error)
+        self._end_offload()
         self._timers["connect"] = time.monotonic() + qubesdb.backoff(self._connection.attempts)
+
+    def _end_offload(self) -> None:
+        """No pass follows for now, which would see that rules changed."""
+        if self._host is None:
+            return
+        try:
+            self._host.provider.end_offload()
+        except GuestnetError as error:
+            self._journal.failed(error)
 
     def _may_rewrite(self, data: bytes) -> bool:
         self._rewriting = self._budget.allow(data, time.monotonic())

@@ -47,7 +47,7 @@ class Host:
     """
 
     def __init__(self, paths: Paths, kernel: Kernel, others: Others, entries: Callable[[], dict[str, bytes]]) -> None:
-        self.provider = Provider(paths, kernel, others)
+        self.provider = Provider(paths, kernel, others, resident=True)
         self._entries, self._known = entries, dict[str, bytes]()
         try:
             os.makedirs(paths.run, mode=0o755, exist_ok=True)

@@ -19,6 +19,7 @@ from ipaddress import IPv4Address
 from .attaching import Attachments
 from .core import provider
 from .core.provided import ProviderReport
+from .core.provider import ProviderSettings
 from .core.vif import Vif
 from .naming import Names
 from .rules import Rules, forwarded
@@ -30,6 +31,7 @@ from .work import Work
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .core.report import InterfaceReport
+    from .offloading import Offload
     from .others import Others
     from .paths import Paths
     from .system.netlink import Kernel
@@ -44,14 +46,16 @@ class Provider:
         paths: where the qube's files are.
         kernel: the adapter.
         others: the other programs of the qube, for systemd-resolved's servers.
+        resident: it is the agent's, which stays, and so may offload connections: it ends that when rules change.
     """
 
-    def __init__(self, paths: Paths, kernel: Kernel, others: Others) -> None:
+    def __init__(self, paths: Paths, kernel: Kernel, others: Others, *, resident: bool = False) -> None:
         self._paths = paths
         self._nft = Transactions()
         self._rules = Rules(paths, self._nft)
         self._attachments = Attachments(paths.run, kernel, self._nft)
         self._names = Names(paths, others, self._nft)
+        self._offload = _offload(paths, self._nft, self._rules) if resident else None
         self._swept: object = None  # what the vifs were last made for
 
     # --- a pass ------------------------------------------------------------------------------------------------
@@ -84,6 +88,8 @@ class Provider:
             indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
             work.attempt(partial(self._names.lead, work, own_servers, indexes))
             work.attempt(partial(self._rules.forward, work))
+            if self._offload is not None:
+                work.attempt(partial(self._offload.bring, work))
         return work.report(forwarded())
 
     # --- what the command line asks ----------------------------------------------------------------------------
@@ -123,6 +129,11 @@ class Provider:
             return ()
         every = ((vif, provider.parse_mappings(untrusted_entries, vif.addresses)[0]) for vif in self._attachments.all())
         return tuple(vif for vif, mappings in every if mappings and mappings != vif.mappings)
+
+    def end_offload(self) -> None:
+        """Until the next pass; with none to come nobody would end it when rules change. Raises GuestnetError."""
+        with Ledger(self._paths.run) as ledger:
+            self._rules.end_offload(Work(ProviderSettings(), False, False, ledger, dry_run=False))
 
     # --- one vif -----------------------------------------------------------------------------------------------
 
@@ -180,3 +191,9 @@ class Provider:
         self._attachments.sweep(work)
         if not work.errors:
             self._swept = reason
+
+
+def _offload(paths: Paths, transactions: Transactions, rules: Rules) -> Offload:
+    from .offloading import Offload  # never in a command
+
+    return Offload(paths, transactions, rules)

@@ -69,11 +69,29 @@ class Rules:
 
     def _close(self, work: Work) -> None:
         wanted = work.families
+        if work.provided.offloading and (not wanted or work.provided.forwarding - wanted):
+            work.attempt(partial(self.end_offload, work))
         for family in sorted(work.provided.forwarding - wanted):
             if _forwards(family):
                 work.do(str(Tunable(FORWARDING[family], "0")), partial(tunables.write, FORWARDING[family], "0"))
             if not work.dry_run:
                 work.save(work.provided._replace(forwarding=work.provided.forwarding - {family}))
+
+    def end_offload(self, work: Work, why: str = "") -> None:
+        """What is offloaded passes by the rules and by the switch of forwarding: it ends before either goes.
+
+        Args:
+            work: the pass.
+            why: for `status`.
+
+        Raises:
+            NftError: it goes on.
+        """
+        if work.dry_run:
+            return
+        if work.provided.offloading:
+            self._nft.run(_ending(work))
+        work.save(work.provided._replace(offload=why))
 
     def forward(self, work: Work) -> None:
         """Only when the rules are in, those for the virtual DNS too: an error before leaves forwarding as it is."""
@@ -110,9 +128,11 @@ class Rules:
 
     def unload(self) -> tuple[str, ...]:
         """Forwarding off, and only then the rules out. Sets and users' chains go with them."""
+        from .core.flowtable import END
+
         done = self.close()
         with Ledger(self._paths.run) as ledger:
-            nft.run(nftables.unload())
+            nft.run(END + nftables.unload())
             ledger.save(ledger.record._replace(provided=Provided(closed=True)))
         return (*done, "nft -f: tables ip qubes and ip6 qubes deleted")
 
@@ -123,6 +143,7 @@ class Rules:
             forwarding = frozenset(FORWARDING) if services.provides(self._paths.flags) else work.provided.forwarding
             work.save(work.provided._replace(closed=True, forwarding=forwarding))
             self._close(work)
+            work.raise_first()
             return tuple(work.done)
 
     def reopen(self) -> None:
@@ -148,6 +169,8 @@ class Rules:
         generation = nft.generation()
         if there.text != wanted or there.seen != seen(nftables.CHAINS):
             work.reloaded = True
+            # In the same transaction, because not a packet is to pass by the new rules on the way of the old ones.
+            text = _ending(work) + text
             work.do("nft -f: base rules of the tables ip qubes and ip6 qubes", partial(self._nft.run, text))
             if work.dry_run:
                 work.planned = True
@@ -156,9 +179,18 @@ class Rules:
             loaded, names = Loaded(wanted, seen(nftables.CHAINS)), work.provided.names
             # What redirects the virtual DNS addresses may have gone with the rest.
             still = names.seen == seen(nftables.DNS_CHAINS)
-            work.save(work.provided._replace(rules=loaded, names=names if still else Loaded()))
+            work.save(work.provided._replace(rules=loaded, names=names if still else Loaded(), offload=""))
         self._nft.found_right(RULES, generation)
         work.ruled = True
+
+
+def _ending(work: Work) -> str:
+    """What ends the offload that there may be, as a part of a transaction."""
+    if not work.provided.offloading:
+        return ""
+    from .core.flowtable import END  # few have any
+
+    return END
 
 
 def _has_ipv6() -> bool:
@@ -180,6 +212,8 @@ def _forwards(family: int) -> bool:
 def _nothing_without_rules(work: Work) -> None:
     """Somebody took the rules away, and they cannot be loaded: no rules, no forwarding."""
     if work.provided.forwarding and _missing():
+        if work.provided.offloading:
+            work.attempt(partial(nft.run, _ending(work)))
         for family in sorted(work.provided.forwarding):
             work.attempt(partial(tunables.write, FORWARDING[family], "0"))
 

@@ -92,5 +92,5 @@ class Work:
         return ProviderReport(
             self.settings, self.active, self.ipv6, forwarding, self.servers, self.servers_reason,
             tuple(self.vifs), tuple(self.todo), tuple(self.done), (*self.settings.errors, *self.errors),
-            self.ruled, self.provided.closed, self.early,
+            self.ruled, self.provided.closed, self.provided.offload, self.early,
         )  # fmt: skip

@@ -27,6 +27,7 @@ class ProviderReport(NamedTuple):
         errors: everything that went wrong, settings first.
         ruled: the base rules are in force as they were loaded.
         closed: `forwarding off` was said, and not taken back.
+        offload: whether connections are offloaded, in words; "" when nobody has looked.
         early: how many of the lines of `todo`, or of `done`, come before the uplink: rules first.
     """
 
@@ -42,4 +43,5 @@ class ProviderReport(NamedTuple):
     errors: tuple[GuestnetError, ...] = ()
     ruled: bool = False
     closed: bool = False
+    offload: str = ""
     early: int = 0

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from .namedtuple import NamedTuple
 from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned
 
+OFFLOADED = "on "
 HEADER = "# What qubes-guestnet made here. Written by it; do not edit.\n"
 
 
@@ -73,6 +74,8 @@ class Provided(NamedTuple):
         servers: where it leads to; the updates proxy was last started with them.
         forwarding: families (4, 6) whose forwarding we switched on. What another switched on is not ours to end.
         closed: `forwarding off` was said, and nothing is forwarded until `forwarding on`.
+        offload: whether connections are offloaded, in words that begin with OFFLOADED if they may be; "" before the
+            resident agent, which alone does it, has looked.
     """
 
     rules: Loaded = Loaded()
@@ -80,6 +83,12 @@ class Provided(NamedTuple):
     servers: tuple[str, ...] = ()
     forwarding: frozenset[int] = frozenset()
     closed: bool = False
+    offload: str = ""
+
+    @property
+    def offloading(self) -> bool:
+        """Whether there may be a flowtable of ours."""
+        return self.offload.startswith(OFFLOADED)
 
 
 class Record(NamedTuple):
@@ -193,6 +202,8 @@ def _lines(record: Record) -> Iterator[str]:
     yield from (f"forwarding {family}" for family in sorted(provided.forwarding))
     if provided.closed:
         yield "closed"
+    if provided.offload:
+        yield f"offload {provided.offload}"
 
 
 def _interface(text: str) -> Interface:
@@ -267,10 +278,15 @@ def _closed(provided: Provided, _text: str) -> Provided:
     return provided._replace(closed=True)
 
 
+def _offload(provided: Provided, text: str) -> Provided:
+    return provided._replace(offload=text)
+
+
 _PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
     "rules": _rules,
     "names": _names,
     "servers": _servers,
     "forwarding": _forwarding,
     "closed": _closed,
+    "offload": _offload,
 }

@@ -31,6 +31,7 @@ def as_data(report: ProviderReport | None) -> dict[str, Any] | None:
             "servers": list(map(str, report.servers)),
             "reason": report.servers_reason,
         },
+        "offload": _offload(report),
         "vifs": [_vif_data(vif) for vif in report.vifs],
         "plan": list(report.todo),
     }
@@ -49,6 +50,7 @@ def as_text(report: ProviderReport | None) -> Iterator[str]:
         yield f"  {name}: settings invalid, what is in force stays"
     if report.active:
         yield f"virtual DNS: {_names(report)}"
+        yield f"offload: {_offload(report)}"
     for vif in report.vifs:
         yield _vif_line(vif)
 
@@ -60,6 +62,10 @@ def _forwarding(report: ProviderReport) -> str:
         named = " and ".join(word.replace("ipv", "IPv") for word in _families(report.forwarding))
         return f"forwards {named}"
     return "forwards nothing (`forwarding off` was said)" if report.closed else "forwards nothing yet"
+
+
+def _offload(report: ProviderReport) -> str:
+    return report.offload or "off: no resident agent has looked yet"
 
 
 def _families(forwarding: Iterable[int]) -> list[str]:

@@ -40,6 +40,10 @@ class NftError(programs.ProgramError):
     """
 
 
+class Refused(NftError):
+    """nft ran, and it or the kernel took nothing of the transaction."""
+
+
 def run(text: str) -> None:
     """Load one transaction: all of it, or nothing.
 
@@ -85,14 +89,15 @@ def end(started: programs.Started) -> None:
     """Wait until a transaction is loaded.
 
     Raises:
-        NftError: it was not.
+        Refused: it is not.
+        NftError: nft was too slow; whether it is loaded is not known.
     """
     try:
         done = programs.finish(started, _SECONDS)
     except programs.ProgramError as error:
         raise NftError(error.problem, error.remedy) from None
     if done.status:
-        raise NftError(f"nft: {_first_line(done.output)}")
+        raise Refused(f"nft: {_first_line(done.output)}")
 
 
 def listing(chains: Iterable[tuple[str, str]]) -> str:

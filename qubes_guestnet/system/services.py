@@ -12,6 +12,7 @@ from . import files, programs
 FLAGS_FOLDER = "/run/qubes-service"
 CONFIG_FILE = "/etc/qubes/guestnet.toml"
 PROVIDES = "qubes-network"
+NO_OFFLOAD = "guestnet-no-offload"
 UPDATES_PROXY = "qubes-updates-proxy"
 _RESTART_SECONDS = 5.0
 # In the order of the fields of Flags.
@@ -47,6 +48,11 @@ def configured_style(path: str = CONFIG_FILE) -> Style | None:
 def provides(folder: str = FLAGS_FOLDER) -> bool:
     """Whether the flag is set without which a qube never forwards: templates have it not (#7801)."""
     return os.path.exists(os.path.join(folder, PROVIDES))
+
+
+def may_offload(folder: str = FLAGS_FOLDER) -> bool:
+    """Whether connections may be offloaded, as far as the qube's owner is concerned."""
+    return not os.path.exists(os.path.join(folder, NO_OFFLOAD))
 
 
 def restart_updates_proxy(folder: str = FLAGS_FOLDER) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ WELL = ProviderReport(
     SETTINGS, True, forwarding=frozenset({4}), servers=(SEEN_GATEWAY,), servers_reason="/etc/resolv.conf",
     vifs=(VifReport(VIF, LINK),), ruled=True,
 )  # fmt: skip
+OFFLOAD = "offload: off: no resident agent has looked yet"
 TODO = VifReport(VIF, LINK, (OP,), ("add element x",))
 
 TEXTS = {
@@ -44,7 +45,16 @@ TEXTS = {
         [
             "provider: forwards IPv4",
             "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
+            OFFLOAD,
             "vif4.0: 10.137.0.5 fd09::5, configured",
+        ],
+    ),
+    "connections are offloaded": (
+        WELL._replace(offload="on (2 devices)", servers=(), servers_reason="none known", vifs=()),
+        [
+            "provider: forwards IPv4",
+            "virtual DNS: 10.139.1.1 10.139.1.2 rejected: no server known (none known)",
+            "offload: on (2 devices)",
         ],
     ),
     "without the flag": (
@@ -56,6 +66,7 @@ TEXTS = {
         [
             "provider: forwards IPv4 and IPv6",
             "virtual DNS: 10.139.1.1 10.139.1.2 rejected: no server known (none known)",
+            OFFLOAD,
         ],
     ),
     "closed": (
@@ -63,6 +74,7 @@ TEXTS = {
         [
             "provider: forwards nothing (`forwarding off` was said)",
             "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
+            OFFLOAD,
         ],
     ),
     "fresh, with settings that are not valid": (
@@ -73,6 +85,7 @@ TEXTS = {
             "  dns: settings invalid, what is in force stays",
             "  gateway: settings invalid, what is in force stays",
             "virtual DNS: as it was",
+            OFFLOAD,
         ],
     ),
     "rules that nobody could look at": (
@@ -81,6 +94,7 @@ TEXTS = {
             "provider: forwards IPv4",
             "  base rules: not known, see the errors",
             "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
+            OFFLOAD,
         ],
     ),
     "vifs of all kinds": (
@@ -95,6 +109,7 @@ TEXTS = {
         [
             "provider: forwards IPv4",
             "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
+            OFFLOAD,
             "vif4.0: 10.137.0.5 fd09::5, NOT configured, first: nft add element x",
             "vif4.0: no address, NOT configured, first: its device is gone",
             "vif4.0: 10.137.0.5 (it sees 192.168.1.128 by 192.168.1.1) fd09::5, configured",
@@ -134,6 +149,7 @@ def test_as_data() -> None:
         "rules": True,
         "held": [],
         "dns": {"virtual": ["10.139.1.1", "10.139.1.2"], "servers": ["192.168.1.1"], "reason": "/etc/resolv.conf"},
+        "offload": "off: no resident agent has looked yet",
         "plan": ["x"],
     }
     assert first == {

@@ -25,7 +25,10 @@ FULL = Record(
         Interface(3, OTHER, removed=True, profile="1f", hooked="a|b|c", resolved=True),
     ),
     frozenset({"00:16:3e:5e:6c:02"}),
-    Provided(Loaded("0a1b", "2c3d"), Loaded("4e5f", "-"), ("9.9.9.9", "1.1.1.1"), frozenset({4, 6}), closed=True),
+    Provided(
+        Loaded("0a1b", "2c3d"), Loaded("4e5f", "-"), ("9.9.9.9", "1.1.1.1"), frozenset({4, 6}), closed=True,
+        offload="on (2 devices)",
+    ),
 )
 TEXT = f"""{HEADER}interface 2 {MAC}
 address 10.137.0.5/32
@@ -45,6 +48,7 @@ servers 9.9.9.9 1.1.1.1
 forwarding 4
 forwarding 6
 closed
+offload on (2 devices)
 """.encode()
 
 ip4, ip6 = st.ip_addresses(v=4), st.ip_addresses(v=6)
@@ -68,6 +72,7 @@ provided = st.builds(
     st.lists(ip4.map(str), max_size=3).map(tuple),
     st.frozensets(st.sampled_from((4, 6))),
     st.booleans(),
+    words,
 )
 records = st.builds(
     Record,
@@ -75,6 +80,12 @@ records = st.builds(
     st.frozensets(macs, max_size=2),
     provided,
 )
+
+
+@pytest.mark.behaviour("B62")
+@pytest.mark.parametrize(("words", "may"), [("", False), ("off: none", False), ("on (2 devices)", True)])
+def test_whether_there_may_be_a_flowtable(words: str, may: bool) -> None:
+    assert Provided(offload=words).offloading is may
 
 
 def test_text_and_back() -> None:
