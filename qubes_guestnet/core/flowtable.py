@@ -216,5 +216,5 @@ def _is_head(words: list[str]) -> bool:
 
 
 def _whole(listing: str) -> None:
-    if listing and not listing.endswith("}"):
+    if listing and listing.splitlines()[-1] != "}":
         raise ValueError("the listing is not whole")

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The flowtable's text, and what is against one: judged from what nft 1.0.6 printed of the rules of others."""
+
+from __future__ import annotations
+
+import pytest
+
+from qubes_guestnet.core import flowtable
+from qubes_guestnet.core.shadows import Chain
+
+pytestmark = pytest.mark.behaviour("B62")
+
+FORWARD = Chain("inet", "filter", "FORWARD", "filter", "forward", 0)
+CUSTOM = Chain("ip", "qubes", "custom-forward", "filter", "forward", 0)
+CUSTOM6 = CUSTOM._replace(family="ip6")
+JUDGES = "chain inet filter FORWARD also judges established connections"
+
+
+def table(name: str, *chains: str) -> str:
+    """`nft list chains` of one table."""
+    return f"table {name} {{\n" + "".join(chains) + "}\n"
+
+
+def chain(name: str, head: str = "", *rules: str) -> str:
+    lines = ([head] if head else []) + list(rules)
+    return f"\tchain {name} {{\n" + "".join(f"\t\t{line}\n" for line in lines) + "\t}\n"
+
+
+def hooked(hook: str, priority: str = "filter", policy: str = "accept", kind: str = "filter") -> str:
+    return f"type {kind} hook {hook} priority {priority}; policy {policy};"
+
+
+def ingress(priority: str, devices: str = 'device "eth0"') -> str:
+    return f"type filter hook ingress {devices} priority {priority}; policy accept;"
+
+
+def shown(*rules: str, policy: str = "accept", head: str = "") -> str:
+    """`nft -s list chain`."""
+    return table("inet filter", chain("FORWARD", head or hooked("forward", policy=policy), *rules)).strip()
+
+
+# --- the text ----------------------------------------------------------------------------------------------------
+
+
+def test_the_text_of_one() -> None:
+    assert flowtable.load(("eth0", "vif4.0"), ipv6=True) == (
+        "add table inet qubes-offload\n"
+        "delete table inet qubes-offload\n"
+        "table inet qubes-offload {\n"
+        '  flowtable qubes { hook ingress priority 300; devices = { "eth0", "vif4.0" }; }\n'
+        "  chain forward { type filter hook forward priority 2147483647; policy accept; }\n"
+        "}\n"
+        "add rule inet qubes-offload forward iifgroup 2 ct state established "
+        "meta l4proto { tcp, udp } th dport != 53 flow add @qubes\n"
+    )
+
+
+def test_without_ipv6_it_is_for_ipv4_alone() -> None:
+    both, one = (flowtable.load(("eth0",), ipv6=ipv6) for ipv6 in (True, False))
+    assert one == both.replace("iifgroup 2 ct", "iifgroup 2 meta nfproto ipv4 ct")
+
+
+def test_devices_are_given_in_messages_that_the_kernel_takes() -> None:
+    names = [f"vif{number}.0" for number in range(1, 452)]
+    lines = [line for line in flowtable.load(names, ipv6=True).splitlines() if "flowtable qubes" in line]
+    given = [line.partition("devices = { ")[2].partition(" }")[0].split(", ") for line in lines]
+    assert [len(each) for each in given] == [200, 200, 51]
+    assert [name for each in given for name in each] == [f'"{name}"' for name in names]
+
+
+@pytest.mark.parametrize("devices", [(), ("eth0", 'x"; flush ruleset; #'), ("",), ("ä0",), ("a b",), ("eth*",)])
+def test_what_is_no_list_of_devices_makes_no_text(devices: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="no devices"):
+        flowtable.load(devices, ipv6=True)
+
+
+@pytest.mark.parametrize("name", ["eth0", "vif4.0", "wg-home", "br_lan", "ens6f0np0"])
+def test_usual_names_are_usable(name: str) -> None:
+    assert flowtable.usable(name)
+
+
+# --- which chains are looked at ------------------------------------------------------------------------------------
+
+OURS = "".join(
+    table(
+        f"{family} qubes",
+        chain("prerouting", hooked("prerouting", "raw")),
+        chain("antispoof"),
+        chain("egress", hooked("postrouting", "300")),
+        chain("postrouting", hooked("postrouting", "srcnat", kind="nat")),
+        chain("input", hooked("input", policy="drop")),
+        chain("forward", hooked("forward")),
+        chain("dnat-dns", hooked("prerouting", "dstnat", kind="nat")),
+        chain("custom-forward"),
+    )
+    for family in ("ip", "ip6")
+) + table("inet qubes-offload", chain("forward", hooked("forward", "2147483647")))
+
+
+@pytest.mark.parametrize(("ipv6", "expected"), [(True, (CUSTOM, CUSTOM6)), (False, (CUSTOM,))])
+def test_of_ours_only_those_of_the_users_are_looked_at(ipv6: bool, expected: tuple[Chain, ...]) -> None:
+    assert flowtable.to_look_at(OURS.strip(), ipv6=ipv6) == expected
+    assert flowtable.to_look_at("", ipv6=ipv6) == expected
+
+
+LOOKED_AT = {
+    "forward": ("inet filter", hooked("forward"), True),
+    "prerouting": ("ip raw", hooked("prerouting", "raw"), True),
+    "postrouting": ("ip mangle", hooked("postrouting", "mangle - 5"), True),
+    "a priority nobody knows": ("ip mangle", hooked("postrouting", "strange"), True),
+    "a policy of drop": ("ip filter", hooked("forward", policy="drop"), True),
+    "what the qube itself sends": ("ip mangle", hooked("output", kind="route"), False),
+    "what is for the qube itself": ("inet filter", hooked("input", policy="drop"), False),
+    "first packets": ("ip nat", hooked("postrouting", "srcnat", kind="nat"), False),
+    "bridges": ("bridge filter", hooked("forward"), False),
+    "arp": ("arp filter", hooked("input"), False),
+    "one that a user added to our table": ("ip qubes", hooked("forward", "filter + 1"), True),
+    "ingress": ("netdev filter", ingress("0"), False),
+    "ingress by name": ("netdev filter", ingress("filter + 5"), False),
+    "late ingress": ("netdev filter", ingress("300", 'devices = { "a", "b" }'), True),
+    "late inet ingress": ("inet x", ingress("security + 250"), True),
+    "early inet ingress": ("inet x", ingress("filter - 10"), False),
+    "egress": ("netdev filter", 'type filter hook egress device "eth0" priority 300; policy drop;', False),
+}
+
+
+@pytest.mark.parametrize(("name", "head", "looked_at"), LOOKED_AT.values(), ids=LOOKED_AT.keys())
+def test_chains_of_others(name: str, head: str, looked_at: bool) -> None:
+    listing = OURS + table(name, chain("before"), chain("theirs", head), chain("behind"))
+    found = [each for each in flowtable.to_look_at(listing.strip(), ipv6=True) if each.name != "custom-forward"]
+    assert [(f"{each.family} {each.table}", each.name) for each in found] == [(name, "theirs")] * looked_at
+    assert [each.policy for each in found] == ["drop" if "policy drop" in head else "accept"] * looked_at
+
+
+def test_chains_of_ipv6_count_only_where_the_qubes_have_it() -> None:
+    listing = table("ip6 filter", chain("theirs", hooked("forward"))).strip()
+    assert [each.table for each in flowtable.to_look_at(listing, ipv6=True)] == ["qubes", "qubes", "filter"]
+    assert [each.table for each in flowtable.to_look_at(listing, ipv6=False)] == ["qubes"]
+
+
+NOT_UNDERSTOOD = {
+    "cut off": "table inet filter {\n\tchain FORWARD {\n",
+    "a name that is more than one": "table inet fil ter {\n}",
+    "a chain's name that nft would take for more": table("inet x", chain("a;b", hooked("forward"))).strip(),
+    "a table's name that nft would take for more": table("inet x;y", chain("a", hooked("forward"))).strip(),
+    "a priority of a netdev chain": table("netdev x", chain("a", ingress("strange"))).strip(),
+}
+
+
+@pytest.mark.parametrize("listing", NOT_UNDERSTOOD.values(), ids=NOT_UNDERSTOOD.keys())
+def test_what_is_not_understood_is_told(listing: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        flowtable.to_look_at(listing, ipv6=True)
+
+
+# --- what their rules do --------------------------------------------------------------------------------------------
+
+HARMLESS = {
+    "nothing": (),
+    "accepted first": ("ct state established,related accept", "drop"),
+    "the other way round": ("ct state related,established accept", "drop"),
+    "as a set, with a counter": ("ct state { established, related } counter accept", "jump x", "drop"),
+    "established alone": ("ct state established accept", "drop"),
+    "new ones too": ("ct state established,related,new accept", "drop"),
+    "a comment": ('ct state established,related accept comment "keep them"', "drop"),
+    "a map": ("ct state vmap { invalid : drop, established : accept, related : accept }", "drop"),
+    "invalid ones first, as we do": ("ct state invalid counter drop", "ct state established accept", "drop"),
+    "only new ones are judged": ('iifname "eth0" tcp dport 22 ct state new counter accept', "ct state new drop"),
+    "several states that are none of them": ("ct state invalid,untracked drop",),
+}
+JUDGING = {
+    "a VPN's kill switch": ("oifgroup 1 counter drop",),
+    "a rule in front": ("ip saddr 10.137.0.5 drop", "ct state established,related accept"),
+    "accepted on one interface only": ('iifname "vif4.0" ct state established,related accept', "drop"),
+    "accepted within a limit": ("ct state established,related limit rate 10/second accept", "drop"),
+    "related alone": ("ct state related accept", "drop"),
+    "dropped": ("ct state established,related drop",),
+    "all but": ("ct state != established accept", "drop"),
+    "all but the new ones": ("ct state != new drop",),
+    "a map that drops": ("ct state vmap { established : drop, related : accept }",),
+    "a map that is not whole": ("ct state vmap { established : accept, new : jump x } counter drop",),
+    "a jump": ("jump DOCKER-USER", "ct state established,related accept"),
+    "said in a comment": ('tcp dport 25 drop comment "ct state new"',),
+    "counted": ("counter",),
+    "new and established ones": ("ct state established,new drop",),
+    "the firewall's own words in a table of others": ('iifname != "vif*" ip saddr 10.137.0.5 drop',),
+}
+
+
+@pytest.mark.parametrize("rules", HARMLESS.values(), ids=HARMLESS.keys())
+def test_what_accepts_them_is_harmless(rules: tuple[str, ...]) -> None:
+    assert flowtable.obstacle([(FORWARD, shown(*rules))]) == ""
+
+
+@pytest.mark.parametrize("rules", JUDGING.values(), ids=JUDGING.keys())
+def test_what_judges_them_is_not(rules: tuple[str, ...]) -> None:
+    assert flowtable.obstacle([(FORWARD, shown(*rules))]) == JUDGES
+
+
+def test_the_policy_is_a_judgement_too() -> None:
+    strict = FORWARD._replace(policy="drop")
+    assert flowtable.obstacle([(strict, shown(policy="drop"))]) == JUDGES
+    assert flowtable.obstacle([(strict, shown("ct state new accept", policy="drop"))]) == JUDGES
+    assert flowtable.obstacle([(strict, shown("ct state established accept", policy="drop"))]) == ""
+
+
+def test_users_chains_are_asked_like_those_of_others() -> None:
+    empty = table("ip qubes", chain("custom-forward")).strip()
+    switch = table("ip qubes", chain("custom-forward", "", "oifgroup 1 counter drop")).strip()
+    assert flowtable.obstacle([(CUSTOM, empty)]) == ""
+    assert flowtable.obstacle([(FORWARD, shown()), (CUSTOM, switch)]) == (
+        "chain ip qubes custom-forward also judges established connections"
+    )
+
+
+@pytest.mark.parametrize("head", ["type filter hook forward priority filter", "comment \"the owner's\""])
+def test_what_a_chain_says_of_itself_is_no_rule(head: str) -> None:
+    listing = shown("policy accept;", "ct state established accept", "drop", head=head)
+    assert flowtable.obstacle([(FORWARD, listing)]) == ""
+
+
+def test_a_long_set_is_one_rule() -> None:
+    rule = "ct state new ip saddr { 192.0.2.1, 192.0.2.2,\n\t\t\t\t\t 192.0.2.3 } drop"
+    assert flowtable.obstacle([(FORWARD, shown(rule))]) == ""
+    assert flowtable.obstacle([(FORWARD, shown("drop"))]) == JUDGES
+
+
+UNREADABLE = ("", shown("ct state new drop")[:-2], "table inet filter {\n}")
+
+
+@pytest.mark.parametrize("listing", UNREADABLE, ids=["not there", "cut off", "no chain in it"])
+def test_what_cannot_be_read_is_an_obstacle(listing: str) -> None:
+    assert flowtable.obstacle([(FORWARD, listing)]).startswith("chain inet filter FORWARD cannot be read: ")
+
+
+def firewalls(hook: str, *rules: str, family: str = "ip") -> tuple[Chain, str]:
+    """A chain of qubes-firewall, as qubes-core-agent-networking makes it."""
+    listing = table(f"{family} qubes-firewall", chain(hook, hooked(hook), *rules)).strip()
+    return Chain(family, "qubes-firewall", hook, "filter", hook, 0, "drop" if hook == "forward" else "accept"), listing
+
+
+def test_the_firewall_of_the_qubes_is_none() -> None:
+    both = "{ 10.137.0.5, 10.137.0.6 }"
+    chains = (
+        firewalls("forward", "ct state established,related accept", 'iifname != "vif*" accept', "jump qubes-forward"),
+        firewalls("prerouting", f'iifname != "vif*" ip saddr {both} drop'),
+        firewalls("postrouting", f'oifname != "vif*" ip daddr {both} drop'),
+        firewalls("prerouting", 'iifname != "vif*" ip6 saddr fd09::5 drop', family="ip6"),
+        firewalls("postrouting", 'oifname != "vif*" ip6 daddr fd09::5 drop', family="ip6"),
+    )
+    assert flowtable.obstacle(chains) == ""
+
+
+@pytest.mark.parametrize(
+    "judging",
+    [
+        firewalls("prerouting", "ip saddr 10.137.0.5 drop"),
+        firewalls("prerouting", 'iifname != "vif*" ip saddr 10.137.0.5 limit rate 1/second accept'),
+        firewalls("postrouting", 'iifname != "vif*" ip saddr 10.137.0.5 drop'),
+        firewalls("forward", 'oifname != "vif*" ip daddr 10.137.0.5 drop'),
+    ],
+    ids=["another rule", "not a drop", "another hook", "forward"],
+)
+def test_what_somebody_adds_to_it_is_judged_like_all_else(judging: tuple[Chain, str]) -> None:
+    assert flowtable.obstacle([judging]).endswith("also judges established connections")
+
+
+@pytest.mark.parametrize(("tables", "judge"), [((), ""), (("nat",), ""), (("nat", "raw"), "raw")])
+def test_the_former_iptables(tables: tuple[str, ...], judge: str) -> None:
+    expected = f"the table {judge} of iptables-legacy may judge established connections" if judge else ""
+    assert flowtable.obstacle((), tables) == expected
