@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ..core.plan import REMEDIES, Meaning, Op, Verb, meaning
 from ..core.values import IPAddress, IPInterface, Link, Neighbour, Route, State
 from ..errors import KernelError, Vanished
+from . import netlink_looking as looking
 from . import netlink_messages as rtnl
 from . import netlink_wire as wire
 
@@ -63,10 +64,12 @@ class Kernel:
         """
         octets = [bytes.fromhex(mac.replace(":", "")) for mac in macs]
         for _ in range(DUMP_TRIES):
-            # Decoding costs 0.2 ms an interface, and a provider has 250 that are none of our business.
-            replies = self._dump(rtnl.links_question(), rtnl.RTM_GETLINK, rtnl.linkmsg, lambda raw: _holds(raw, octets))
+            # Not decoded are the 250 of a provider that are none of our business.
+            replies = self._dump(
+                looking.links_question(), looking.RTM_GETLINK, looking.LinkReply, lambda raw: _holds(raw, octets)
+            )
             fitting = [reply for reply in replies if reply.get_attr("IFLA_ADDRESS") in macs]
-            links = tuple(rtnl.decode_link(reply, driver(reply.get_attr("IFLA_IFNAME"))) for reply in fitting)
+            links = tuple(looking.decode_link(reply, driver(reply.get_attr("IFLA_IFNAME"))) for reply in fitting)
             # A driver is asked for by name. Renamed meanwhile, the interface would seem to have none, and so to be
             # gone, and with it the record of what we made on it.
             if all(_index(link.name) == link.ifindex for link in links):
@@ -81,12 +84,12 @@ class Kernel:
         """
         for _ in range(DUMP_TRIES):
             try:
-                (reply,) = self._request(rtnl.link_question(name), rtnl.RTM_GETLINK, 0, rtnl.LinkReply)
+                (reply,) = self._request(looking.link_question(name), looking.RTM_GETLINK, 0, looking.LinkReply)
             except OSError as error:
                 if error.errno == errno.ENODEV:
                     return None
                 raise KernelError(f"netlink link {name}", error.errno or errno.EIO) from None
-            link = rtnl.decode_link(reply, driver(name))
+            link = looking.decode_link(reply, driver(name))
             if link.name != name:
                 return None  # it is the other name (IFLA_ALT_IFNAME) of one that is called differently
             if _index(name) == link.ifindex:  # else the driver may be another's, see `links`
@@ -96,9 +99,9 @@ class Kernel:
     def vifs(self) -> tuple[Link, ...]:
         """The interfaces to the qubes behind this one: named as Xen names them, made by Xen or, in the lab, a veth."""
         for _ in range(DUMP_TRIES):
-            replies = self._dump(rtnl.links_question(), rtnl.RTM_GETLINK, rtnl.LinkReply, rtnl.may_be_vif)
+            replies = self._dump(looking.links_question(), looking.RTM_GETLINK, looking.LinkReply, looking.may_be_vif)
             names = [(reply, reply.get_attr("IFLA_IFNAME")) for reply in replies]
-            links = [rtnl.decode_link(reply, driver(name)) for reply, name in names if rtnl.is_vif_name(name)]
+            links = [looking.decode_link(reply, driver(name)) for reply, name in names if looking.is_vif_name(name)]
             if all(_index(link.name) == link.ifindex for link in links):
                 return tuple(link for link in links if link.driver in VIF_DRIVERS)
         raise KernelError("netlink vifs", errno.EAGAIN, retryable=True)
@@ -128,9 +131,9 @@ class Kernel:
 
     def neighbour_state(self, ifindex: int, address: IPAddress) -> tuple[int, str]:
         """NUD state bits (0: no entry) and link-layer address of a neighbour."""
-        message = rtnl.neighbour_message(ifindex, address)
+        question = looking.neighbour_question(ifindex, address)
         try:
-            reply = next(iter(self._request(message, rtnl.RTM_GETNEIGH, 0, rtnl.ndmsg)), None)
+            reply = next(iter(self._request(question, looking.RTM_GETNEIGH, 0, looking.NeighbourReply)), None)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EINVAL):
                 return 0, ""
@@ -171,16 +174,16 @@ class Kernel:
                 raise KernelError(words, number, REMEDIES.get(number, ""), what is Meaning.RETRY) from None
 
     def _addresses(self, ifindex: int) -> Iterator[IPInterface]:
-        for reply in self._dump(rtnl.addresses_question(ifindex), rtnl.RTM_GETADDR, rtnl.ifaddrmsg):
-            address = rtnl.decode_address(reply, ifindex)
+        for reply in self._dump(looking.addresses_question(ifindex), looking.RTM_GETADDR, looking.AddressReply):
+            address = looking.decode_address(reply, ifindex)
             if address is not None:
                 yield address
 
     def _routes(self, ifindex: int) -> Iterator[Route]:
         for family in (socket.AF_INET, socket.AF_INET6):
-            question = rtnl.routes_question(ifindex, family)
-            for reply in self._dump(question, rtnl.RTM_GETROUTE, rtnl.rtmsg, rtnl.matters):
-                yield from rtnl.decode_routes(reply, ifindex)
+            question = looking.routes_question(ifindex, family)
+            for reply in self._dump(question, looking.RTM_GETROUTE, looking.RouteReply, looking.matters):
+                yield from looking.decode_routes(reply, ifindex)
 
     def _dump(self, message: Any, kind: int, reply_class: Any, fits: _Fits = lambda _raw: True) -> list[Any]:
         for _ in range(DUMP_TRIES):
@@ -203,10 +206,7 @@ class Kernel:
         fits: _Fits = lambda _raw: True,
     ) -> list[Any]:
         sequence = next(self._sequence)
-        message["header"] = {"type": kind, "flags": flags | wire.NLM_F_REQUEST, "sequence_number": sequence, "pid": 0}
-        message.reset()
-        message.encode()
-        self._socket.send(message.data)
+        self._socket.send(rtnl.packed(message, kind, flags | wire.NLM_F_REQUEST, sequence))
         replies: list[Any] = []
         interrupted = False
         while True:
@@ -221,7 +221,9 @@ class Kernel:
                         raise InterruptedError(errno.EINTR, "dump interrupted")
                     return replies
                 if fits(data[offset : offset + length]):
-                    replies.append(rtnl.decode(reply_class, data, offset))
+                    reply = reply_class(data, offset)
+                    reply.decode()
+                    replies.append(reply)
                 if flags & (wire.NLM_F_DUMP | wire.NLM_F_ACK) == 0:
                     return replies
 

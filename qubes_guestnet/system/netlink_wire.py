@@ -65,6 +65,11 @@ def drain(listening: socket.socket, words: str) -> bool:
         seen = True
 
 
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, with what fills it up to four bytes."""
+    return ATTRIBUTE.pack(ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
+
+
 def attributes(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
     """The attributes between two places: type without its flags, and where its value begins and ends."""
     while offset + ATTRIBUTE.size <= end:

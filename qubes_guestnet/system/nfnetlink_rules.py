@@ -67,8 +67,8 @@ def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
 
 
 def _rule(table: str, rule: InnerRule) -> bytes:
-    value = _attribute(NFTA_DATA_VALUE, rule.address.packed)
-    load = _number(NFTA_IMMEDIATE_DREG, NFT_REG_1) + _attribute(NFTA_IMMEDIATE_DATA | NLA_F_NESTED, value)
+    value = wire.attribute(NFTA_DATA_VALUE, rule.address.packed)
+    load = _number(NFTA_IMMEDIATE_DREG, NFT_REG_1) + wire.attribute(NFTA_IMMEDIATE_DATA | NLA_F_NESTED, value)
     store = b"".join(
         _number(kind, number)
         for kind, number in (
@@ -83,21 +83,17 @@ def _rule(table: str, rule: InnerRule) -> bytes:
     expressions = _expression("immediate", load) + _expression("payload", store)
     names = _text(NFTA_RULE_TABLE, table) + _text(NFTA_RULE_CHAIN, rule.chain)
     header = struct.pack("!BBH", socket.AF_INET, 0, 0)
-    return header + names + _attribute(NFTA_RULE_EXPRESSIONS | NLA_F_NESTED, expressions)
+    return header + names + wire.attribute(NFTA_RULE_EXPRESSIONS | NLA_F_NESTED, expressions)
 
 
 def _expression(name: str, data: bytes) -> bytes:
-    body = _text(NFTA_EXPR_NAME, name) + _attribute(NFTA_EXPR_DATA | NLA_F_NESTED, data)
-    return _attribute(NFTA_LIST_ELEM | NLA_F_NESTED, body)
+    body = _text(NFTA_EXPR_NAME, name) + wire.attribute(NFTA_EXPR_DATA | NLA_F_NESTED, data)
+    return wire.attribute(NFTA_LIST_ELEM | NLA_F_NESTED, body)
 
 
 def _text(kind: int, value: str) -> bytes:
-    return _attribute(kind, value.encode("ascii") + b"\0")
+    return wire.attribute(kind, value.encode("ascii") + b"\0")
 
 
 def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("!I", value))
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return wire.ATTRIBUTE.pack(wire.ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
+    return wire.attribute(kind, struct.pack("!I", value))

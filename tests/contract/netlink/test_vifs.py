@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from qubes_guestnet.errors import KernelError
-from qubes_guestnet.system import netlink, netlink_messages
+from qubes_guestnet.system import netlink, netlink_looking
 from tests.support.oracle import Oracle
 
 MAC = "00:16:3e:5e:6c:05"
@@ -126,12 +126,12 @@ def test_250_of_them(oracle: Oracle, kernel: netlink.Kernel) -> None:
 
 def test_others_are_not_read(oracle: Oracle, kernel: netlink.Kernel, vif: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    real = netlink_messages.LinkReply.decode
+    real = netlink_looking.LinkReply.decode
 
-    def decode(self: netlink_messages.LinkReply) -> None:
+    def decode(self: netlink_looking.LinkReply) -> None:
         real(self)
         read.append(self.get_attr("IFLA_IFNAME"))
 
-    monkeypatch.setattr(netlink_messages.LinkReply, "decode", decode)
+    monkeypatch.setattr(netlink_looking.LinkReply, "decode", decode)
     assert len(kernel.vifs()) == 1
     assert read == [vif]
