@@ -65,4 +65,3 @@ def _together(commands: list[tuple[str, ...]]) -> tuple[programs.Done, ...]:
         return programs.run_together([(program, *command) for command in commands], _SECONDS, longest=_LONGEST)
     except programs.ProgramError as error:
         raise NftError(error.problem, error.remedy) from None
-

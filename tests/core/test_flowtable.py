@@ -213,7 +213,7 @@ def test_users_chains_are_asked_like_those_of_others() -> None:
     )
 
 
-@pytest.mark.parametrize("head", ["type filter hook forward priority filter", "comment \"the owner's\""])
+@pytest.mark.parametrize("head", ["type filter hook forward priority filter", 'comment "the owner\'s"'])
 def test_what_a_chain_says_of_itself_is_no_rule(head: str) -> None:
     listing = shown("policy accept;", "ct state established accept", "drop", head=head)
     assert flowtable.obstacle([(FORWARD, listing)]) == ""

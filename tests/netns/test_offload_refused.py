@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A provider whose kernel has no flowtables, as this one, or where rules of others are against one: it says so.
+
+What becomes of connections where there is one is seen in tests/guest.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.hosting import ENTRIES6, Hosting
+
+UNIT = Path(__file__).parents[2] / "systemd" / "qubes-guestnet.service"
+COUNTED, LOG = "/run/lab/counted", "/run/lab/nft.log"
+REFUSED = "off: nft: /dev/stdin:4:13-17: Error: Could not process rule: "
+# A chain that judges everything, behind those of each case: as long as there is one, nothing is loaded. It has another
+# name each time, which shows that the rules were looked at since.
+JUDGE = """
+table inet judge
+delete table inet judge
+table inet judge {{
+  chain late{number} {{
+    type filter hook forward priority 9; policy accept
+    tcp dport 25 drop
+  }}
+}}
+"""
+# As core-agent makes it for two qubes.
+FIREWALL = """
+table ip qubes-firewall {
+  set dns-addr { type ipv4_addr; }
+  chain qbs-10-137-0-5 {
+    ip daddr @dns-addr udp dport 53 accept
+    reject with icmp type admin-prohibited
+  }
+  chain qubes-forward {
+    ip saddr 10.137.0.5 jump qbs-10-137-0-5
+  }
+  chain forward {
+    type filter hook forward priority 0; policy drop
+    ct state established,related accept
+    meta iifname != "vif*" accept
+    jump qubes-forward
+  }
+  chain prerouting {
+    type filter hook prerouting priority -300; policy accept
+    iifname != "vif*" ip saddr { 10.137.0.5, 10.137.0.6 } drop
+  }
+  chain postrouting {
+    type filter hook postrouting priority -300; policy accept
+    oifname != "vif*" ip daddr { 10.137.0.5, 10.137.0.6 } drop
+  }
+}
+"""
+
+
+def table(name: str, *chains: str) -> str:
+    return f"table {name} {{\n" + "".join(chains) + "}\n"
+
+
+def chain(name: str, head: str, *rules: str) -> str:
+    return f"chain {name} {{\n" + "".join(f"{line}\n" for line in (f"type {head}" if head else "", *rules)) + "}\n"
+
+
+def custom(*rules: str, family: str = "ip") -> tuple[str, str]:
+    """Rules of a user's, and how they go."""
+    name = f"{family} qubes custom-forward"
+    return "".join(f"add rule {name} {rule}\n" for rule in rules), f"flush chain {name}\n"
+
+
+def foreign(name: str, *chains: str) -> tuple[str, str]:
+    """A table of others, and how it goes."""
+    return table(name, *chains), f"delete table {name}\n"
+
+
+MANY = ", ".join(f"192.0.2.{last}" for last in range(1, 100))
+# What others do, how it ends, and which of their chains is in the way.
+CASES = {
+    "the firewall of the qubes": (FIREWALL, "delete table ip qubes-firewall\n", ""),
+    "a kill switch": (*custom("oifgroup 1 counter drop"), "ip qubes custom-forward"),
+    "the same for IPv6": (*custom("oifgroup 1 counter drop", family="ip6"), "ip6 qubes custom-forward"),
+    "what keeps known connections": (
+        *custom('ct state related,established counter accept comment "first"', "oifgroup 1 drop"),
+        "",
+    ),
+    "docker": (
+        *foreign(
+            "ip filter",
+            chain("DOCKER-USER", "", "counter return"),
+            chain("FORWARD", "filter hook forward priority filter; policy drop", "counter jump DOCKER-USER"),
+        ),
+        "ip filter FORWARD",
+    ),
+    "translation of addresses": (
+        *foreign("ip nat", chain("POSTROUTING", "nat hook postrouting priority srcnat", 'oifname "x" masquerade')),
+        "",
+    ),
+    "firewalld": (
+        *foreign(
+            "inet firewalld",
+            chain(
+                "filter_PREROUTING",
+                "filter hook prerouting priority filter + 10; policy accept",
+                "meta nfproto ipv6 fib saddr . mark . iif oif missing drop",
+            ),
+            chain(
+                "filter_FORWARD",
+                "filter hook forward priority filter + 10; policy accept",
+                "ct state { established, related } accept",
+                "reject with icmpx type admin-prohibited",
+            ),
+        ),
+        "inet firewalld filter_PREROUTING",
+    ),
+    "a map of states": (
+        *foreign(
+            "inet theirs",
+            chain(
+                "forward",
+                "filter hook forward priority filter; policy drop",
+                "ct state vmap { established : accept, related : accept, invalid : drop }",
+                "tcp dport 80 accept",
+            ),
+        ),
+        "",
+    ),
+    "early ingress, and egress": (
+        *foreign(
+            "netdev theirs",
+            chain("in", "filter hook ingress device lo priority filter + 5", "ip saddr 192.0.2.1 drop"),
+            chain("out", "filter hook egress device lo priority filter", "ip saddr 192.0.2.1 drop"),
+        ),
+        "",
+    ),
+    "late ingress": (
+        *foreign(
+            "netdev theirs", chain("late", "filter hook ingress device lo priority 300", "ip saddr 192.0.2.1 drop")
+        ),
+        "netdev theirs late",
+    ),
+    "a rule of several lines": (
+        *foreign(
+            "inet theirs",
+            chain(
+                "forward",
+                "filter hook forward priority 1; policy accept",
+                f"ct state new ip saddr {{ {MANY} }} drop",
+                "ct state established accept",
+                "drop",
+            ),
+        ),
+        "",
+    ),
+}
+
+
+def said(hosting: Hosting) -> str:
+    """What `status` says of offload."""
+    data = json.loads(hosting.qube.guestnet("status", "--json").stdout)
+    return str(data["provider"]["offload"])
+
+
+def logged(hosting: Hosting) -> list[str]:
+    """What the agent has said of it."""
+    return [line for line in hosting.agent.output().splitlines() if "offload" in line]
+
+
+def spawned(hosting: Hosting) -> int:
+    """How often the agent has started nft so far."""
+    return len(hosting.qube.read(LOG).splitlines())
+
+
+@pytest.mark.behaviour("B62")
+def test_a_kernel_without_flowtables_breaks_nothing() -> None:
+    hosting = Hosting(ENTRIES6, agent=False)
+    hosting.qube.write(f"{COUNTED}/nft", f'#!/bin/sh\necho "$@" >>{LOG}\nexec /usr/sbin/nft "$@"\n')
+    hosting.qube.path(f"{COUNTED}/nft").chmod(0o755)
+    hosting.qube.start_agent(env={"PATH": f"{COUNTED}:/usr/sbin:/usr/bin:/sbin:/bin"})
+    behind = hosting.attach(4)
+    assert hosting.works(behind)
+    assert hosting.works(behind, version=6)
+    eventually(lambda: said(hosting).startswith(REFUSED), what="status says why", trouble=lambda: said(hosting))
+    assert f"offload: {said(hosting)}\n" in hosting.qube.guestnet("status").stdout
+    assert len(logged(hosting)) == 1
+    assert hosting.qube.guestnet("plan").stdout == ""
+
+    eventually(lambda: spawned(hosting), what="the stand-in is called")
+    before = spawned(hosting)
+    for number in range(5):  # each is a reason for a pass, and none to ask anew
+        hosting.qube.wire(f"ip link add tun{number} type veth peer name far{number}")
+    hosting.write("/qubes-netvm-secondary-dns", "10.139.1.3")  # what is to do once all that is over
+    eventually(lambda: "10.139.1.3->" in hosting.agent.output(), what="a pass", trouble=hosting.trouble)
+    assert len(logged(hosting)) == 1
+    asked = hosting.qube.read(LOG).splitlines()[before:]
+    assert [line for line in asked if line.startswith("list chains")] == []
+    # The redirection was loaded, and its chains listed.
+    assert len(asked) <= 3, asked
+    assert hosting.works(behind)
+
+    hosting.agent.stop()
+    hosting.qube.start_agent()
+    assert hosting.works(behind)
+    assert len(logged(hosting)) == 2  # one for each life
+
+
+@pytest.mark.behaviour("B62")
+def test_what_others_rules_have_against_it() -> None:
+    hosting = Hosting(ENTRIES6, agent=False)
+    hosting.nft(JUDGE.format(number=0))
+    hosting.qube.start_agent()
+
+    def judged_by(chain: str) -> None:
+        expected = f"off: chain {chain} also judges established connections"
+        eventually(lambda: said(hosting) == expected, what=chain, trouble=lambda: said(hosting))
+
+    judged_by("inet judge late0")
+    for number, (add, remove, judge) in enumerate(CASES.values(), start=1):
+        hosting.nft(add + JUDGE.format(number=number))
+        judged_by(judge or f"inet judge late{number}")
+        hosting.nft(remove + JUDGE.format(number=f"{number}-over"))
+        judged_by(f"inet judge late{number}-over")
+    hosting.nft("delete table inet judge")
+    eventually(lambda: said(hosting).startswith(REFUSED), what="it is tried", trouble=lambda: said(hosting))
+
+
+@pytest.mark.behaviour("B62")
+def test_what_the_unit_says_at_its_end_is_understood() -> None:
+    (line,) = [line for line in UNIT.read_text().splitlines() if line.startswith("ExecStopPost=")]
+    command = shlex.split(line.partition("=")[2].removeprefix("-"))
+    hosting = Hosting(agent=False)
+    before = hosting.oracle.run("nft", "list", "ruleset").stdout
+    for there in ("", "add table inet qubes-offload"):
+        hosting.nft(there)
+        assert hosting.qube.run(*command).stderr == ""
+        assert hosting.oracle.run("nft", "list", "ruleset").stdout == before
