@@ -91,7 +91,7 @@ class Agent:
         due = self._pass_due()
         if due is None:
             due = self._prober.due()
-        dues = [*self._timers.values(), *([] if due is None else [due])]
+        dues = [*self._timers.values(), *self._prober.opening(), *([] if due is None else [due])]
         return min(dues) - time.monotonic() if dues else None
 
     def _pass_due(self) -> float | None:
@@ -151,12 +151,13 @@ class Agent:
             self._connect()
         if self._expired("retry"):
             self._pace = self._pace.woken(time.monotonic())
+        self._prober.open()
         due = self._pass_due()
-        if due is not None:
-            if due > time.monotonic():
-                return  # what woke us may be that the interface went down, and then its silence means nothing
+        waits = due is not None and due > time.monotonic()
+        if due is not None and not waits:
             self._pass()
-        if self._prober.serve():
+        # While a pass waits, what woke us may be that the interface went down.
+        if self._prober.serve(judge_silence=not waits):
             self._pace = self._pace.woken(time.monotonic())
 
     def _connect(self) -> None:

@@ -20,14 +20,10 @@ from .system.systemd import ERROR, WARNING, log
 
 
 class _Asking(NamedTuple):
-    """A question on its way: what was answered so far, and until when the next answer is prompt.
-
-    Before it is `asked`, `due` is when to ask.
-    """
+    """A question on its way: what was answered so far, and until when the next answer is prompt."""
 
     answers: tuple[bool, ...]
     due: float
-    asked: bool = True
 
 
 class Prober:
@@ -41,12 +37,24 @@ class Prober:
 
     def __init__(self, kernel: netlink.Kernel, events: netlink.Events, paths: Paths) -> None:
         self._kernel, self._events, self._paths = kernel, events, paths
+        self._fresh: dict[proxyarp.Question, float] = {}  # not asked yet, and when to
         self._asking: dict[proxyarp.Question, _Asking] = {}
         self._settled: set[proxyarp.Question] = set()
 
     def due(self) -> float | None:
-        """When to ask, or an answer is late, in seconds of the monotonic clock; None when there is no question."""
+        """When the next answer is late, in seconds of the monotonic clock; None when none is awaited."""
         return min((asking.due for asking in self._asking.values()), default=None)
+
+    def opening(self) -> tuple[float, ...]:
+        """When to ask for the first time, as `due`; one for each question."""
+        return tuple(self._fresh.values())
+
+    def open(self) -> None:
+        """Ask for the first time where it is time to."""
+        for question, due in list(self._fresh.items()):
+            if due <= time.monotonic():
+                del self._fresh[question]
+                self._ask(question, ())
 
     def consider(self, report: Report) -> None:
         """Ask about interfaces that a pass found configured; forget what was about others."""
@@ -59,22 +67,22 @@ class Prober:
                 about.add(question)
         self._settled &= about
         self._asking = {question: asking for question, asking in self._asking.items() if question in about}
+        due = time.monotonic() + proxyarp.SETTLING_SECONDS
         fresh = about - self._settled - set(self._asking)
-        self._events.neighbours(bool(fresh or self._asking))
-        for question in fresh:
-            self._asking[question] = _Asking((), time.monotonic() + proxyarp.SETTLING_SECONDS, asked=False)
+        self._fresh = {question: self._fresh.get(question, due) for question in fresh}
+        self._events.neighbours(bool(self._fresh or self._asking))
 
-    def serve(self) -> bool:
-        """Look for answers. True when a device route was given up, and a pass is to follow."""
+    def serve(self, *, judge_silence: bool) -> bool:
+        """Look for answers. True when a device route was given up, and a pass is to follow.
+
+        Args:
+            judge_silence: False while the interface may have gone down unnoticed, and its silence means nothing.
+        """
         gave_up = False
         for question, asking in list(self._asking.items()):
-            if not asking.asked:
-                if asking.due <= time.monotonic():
-                    self._ask(question, ())
-                continue
             state = self._state(question, asking.answers)
             prompt = bool(state & NUD_VALID)
-            if not prompt and asking.due > time.monotonic():
+            if not prompt and (not judge_silence or asking.due > time.monotonic()):
                 continue
             if state == 0:
                 self._ask(question, asking.answers)  # the link went down and up meanwhile, and the entry with it

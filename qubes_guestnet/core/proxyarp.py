@@ -23,7 +23,7 @@ from .values import IPAddress, Link
 PROMPT_SECONDS = 0.1
 # The other end drops what it sends until the kernel has noticed its carrier and given it a queue (link_watch.c). Asked
 # at once, one answer in ten was lost, and a user's first query then waited out the second until the kernel asks again.
-SETTLING_SECONDS = 0.03
+SETTLING_SECONDS = 0.02
 
 
 class Question(NamedTuple):
