@@ -43,7 +43,7 @@ class Attachments:
         known = set(self._vifs.names())
         return tuple(link.name for link in self._kernel.vifs() if link.name not in known)
 
-    def online(self, vif: Vif, work: Work) -> None:
+    def online(self, vif: Vif, work: Work, waiting: nft.Waiting) -> None:
         """Set up one vif, or make one right that is set up. Raises GuestnetError; see Provider.online."""
         known = self._vifs.load(vif.name.text)
         if known is not None and not frozenset(known.addresses) <= frozenset(vif.addresses):
@@ -51,10 +51,6 @@ class Attachments:
             self.drop(known, work)
             work.raise_first()
             known = None
-        with nft.Waiting() as waiting:
-            self._online(vif, known, work, waiting)
-
-    def _online(self, vif: Vif, known: Vif | None, work: Work, waiting: nft.Waiting) -> None:
         vif = vif._replace(gateways=known.gateways if known is not None else frozenset())
         report = self._look(vif, work, new=known is None)
         if report.link is None:

@@ -94,16 +94,21 @@ class Host:
         reply(vif_rules.answer(problem, done))
 
     def _do(self, action: str, vif: Vif) -> tuple[str, ...]:
+        if action == vif_rules.ONLINE:
+            with nft.Waiting() as waiting:
+                self._read()
+                return self.provider.online(vif, self._known, waiting)
+        self._read()
+        self._started.discard(vif.name.text)
+        return self.provider.offline(vif, self._known)
+
+    def _read(self) -> None:
         try:
             self._known = self._entries()
         except StoreError:
             if not self._known:
                 raise
             # What it said last is in force while it does not answer, and the loop tells of the outage.
-        if action == vif_rules.ONLINE:
-            return self.provider.online(vif, self._known)
-        self._started.discard(vif.name.text)
-        return self.provider.offline(vif, self._known)
 
     def find(self, entries: dict[str, bytes]) -> None:
         """After a pass: hand vifs to the command that needs it.

@@ -26,6 +26,10 @@ from .reading import patiently
 from .system import hooks, hotplug_socket, programs, qubesdb, vifs, xenstore
 from .system.systemd import WARNING, log
 
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from .providing import Provider
+
 DEVICE_SECONDS = 10.0
 ANSWER_SECONDS = 15.0
 _POLL_SECONDS = 0.01
@@ -192,22 +196,32 @@ def _hand_over(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], pa
     path = os.path.join(paths.run, hotplug_socket.NAME)
     answer = hotplug_socket.request(path, vif_rules.ask(action, vif), ANSWER_SECONDS)
     if answer is None:
-        from .others import Others
-        from .providing import Provider
-        from .system import netlink
-
-        alone = Provider(paths, netlink.Kernel(), Others(paths.flags))
-        if action == vif_rules.ONLINE:
-            return alone.online(vif, untrusted_entries)
-        try:
-            untrusted_entries = _entries(vif)
-        except StoreError as error:
-            log(WARNING, f"{error}; its addresses stay protected")
-        return alone.offline(vif, untrusted_entries)
+        return _alone(action, vif, untrusted_entries, paths)
     problem, done = vif_rules.answered(answer)
     if problem:
         raise GuestnetError(problem)
     return done
+
+
+def _alone(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], paths: Paths) -> tuple[str, ...]:
+    from .system import nft
+
+    if action == vif_rules.ONLINE:
+        with nft.Waiting() as waiting:  # while half of the program is loaded
+            return _provider(paths).online(vif, untrusted_entries, waiting)
+    try:
+        untrusted_entries = _entries(vif)
+    except StoreError as error:
+        log(WARNING, f"{error}; its addresses stay protected")
+    return _provider(paths).offline(vif, untrusted_entries)
+
+
+def _provider(paths: Paths) -> Provider:
+    from .others import Others
+    from .providing import Provider
+    from .system import netlink
+
+    return Provider(paths, netlink.Kernel(), Others(paths.flags))
 
 
 def _run_hooks(command: str, vif: Vif) -> tuple[str, ...]:

@@ -137,12 +137,13 @@ class Provider:
 
     # --- one vif -----------------------------------------------------------------------------------------------
 
-    def online(self, vif: Vif, untrusted_entries: Mapping[str, bytes]) -> tuple[str, ...]:
+    def online(self, vif: Vif, untrusted_entries: Mapping[str, bytes], waiting: nft.Waiting) -> tuple[str, ...]:
         """Set up one vif, or make one right that is set up.
 
         Args:
             vif: as hotplug found it.
             untrusted_entries: of QubesDB, for the gateway's addresses and IPv6.
+            waiting: the process of nft that is to load what lets it send.
 
         Returns:
             What was done, in words.
@@ -154,7 +155,7 @@ class Provider:
         with Ledger(self._paths.run) as ledger:
             work = self.before(untrusted_entries, ledger, dry_run=False)
             work.raise_first()
-            self._attachments.online(vif, work)
+            self._attachments.online(vif, work, waiting)
             return tuple(work.done)
 
     def offline(self, vif: Vif, untrusted_entries: Mapping[str, bytes]) -> tuple[str, ...]:

@@ -83,6 +83,13 @@ def test_one_that_waits_loads_what_it_is_told_and_else_nothing(oracle: Oracle) -
         nft.end(waiting.begin("add element ip some no-such-set { 10.137.0.5 }\n"))
 
 
+def test_one_that_cannot_be_started_says_so_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "SEARCHED", ())
+    monkeypatch.setenv("PATH", "")
+    with nft.Waiting() as waiting, pytest.raises(nft.NftError, match="nft is not there; install nftables"):
+        waiting.begin("add table ip some\n")
+
+
 def test_a_mistake_is_told_with_its_place(loaded: Oracle) -> None:
     with pytest.raises(nft.NftError, match=r"^nft: .*:2:.* syntax error"):
         nft.run("add table ip x\nnonsense\n")
