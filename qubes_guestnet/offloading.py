@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 OFFLOAD = "offload"
 # Reasons that nobody needs to be told of: another pass comes soon.
-_NOT_YET, _WENT = "nothing is forwarded yet", "an interface went"
+_NOT_YET, _WENT, _NONE = "nothing is forwarded yet", "an interface went", "there is no interface"
 _Devices = tuple[tuple[int, str], ...]
 
 
@@ -92,7 +92,7 @@ class Offload:
         """Load it for these devices; why that did not succeed."""
         names = [name for _, name in devices if flowtable.usable(name)]
         if not names:
-            return "there is no interface"
+            return _NONE
         before = work.provided.offload
         # The record is ahead of the kernel, as everywhere.
         work.save(work.provided._replace(offload=f"{OFFLOADED}({len(names)} devices)"))
@@ -112,7 +112,7 @@ class Offload:
     def _end(self, work: Work, reason: str) -> None:
         self._holds = None
         self._rules.end_offload(work, f"off: {reason}")
-        if reason not in (_NOT_YET, _WENT):
+        if reason not in (_NOT_YET, _WENT, _NONE):
             self._tell(f"no flow offload: {reason}; packets take the whole way")
 
     def _tell(self, words: str) -> None:
