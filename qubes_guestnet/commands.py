@@ -146,18 +146,22 @@ def settling(entries: dict[str, bytes], interface: str) -> Report:
         again = reconcile(reading.entries(), kernel, PATHS, asked)  # read anew: dom0 may have written meanwhile
         done, provided = report.done + again.done, again.provided
         if provided is not None and report.provided is not None:
-            provided = provided._replace(done=report.provided.done + provided.done, early=report.provided.early)
+            former = report.provided
+            before = provided.before._replace(done=former.before.done + provided.before.done)
+            after = provided.after._replace(done=former.after.done + provided.after.done)
+            provided = provided._replace(before=before, after=after)
         report = again._replace(applied=report.applied + again.applied, done=done, provided=provided)
     return report
 
 
 def applied(report: Report, interface: str) -> int:
     """Say what a pass has done; 1 if anything went wrong."""
-    done, early = (report.provided.done, report.provided.early) if report.provided is not None else ((), 0)
-    say(done[:early])
+    if report.provided is not None:
+        say(report.provided.before.done)
     say(report.applied)
     say(report.done)
-    say(done[early:])
+    if report.provided is not None:
+        say(report.provided.after.done)
     if report.resolver is not None and report.resolver.written:
         print(f"{report.resolver.path} written")
     complain(report.errors)

@@ -83,6 +83,7 @@ class Provider:
             own_servers: the virtual DNS servers that this qube itself was given.
             uplinks: its own interfaces.
         """
+        before = work.lines()
         if work.active:
             work.attempt(partial(self._sweep, work))
             indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
@@ -90,7 +91,7 @@ class Provider:
             work.attempt(partial(self._rules.forward, work))
             if self._offload is not None:
                 work.attempt(partial(self._offload.bring, work))
-        return work.report(forwarded())
+        return work.report(forwarded(), before)
 
     # --- what the command line asks ----------------------------------------------------------------------------
 

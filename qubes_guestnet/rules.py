@@ -54,7 +54,6 @@ class Rules:
         work.attempt(partial(self._load, work))
         if not work.ruled and not dry_run:
             work.attempt(partial(_nothing_without_rules, work))
-        work.early = len(work.todo) + len(work.done)
         return work
 
     def _possible(self, settings: ProviderSettings, dry_run: bool) -> ProviderSettings:

@@ -15,7 +15,7 @@ from .system.owned import Ledger
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .core.attachment import VifReport
-    from .core.provided import ProviderReport
+    from .core.provided import Lines, ProviderReport
 
 
 class Work:
@@ -33,7 +33,6 @@ class Work:
         ruled: the base rules are in.
         planned: in a dry run, they are to be loaded.
         reloaded: they were, or are to be, loaded anew: what else is in the tables is in doubt.
-        early: how many lines of what is to do, or was done, come before the uplink.
     """
 
     def __init__(self, settings: ProviderSettings, active: bool, ipv6: bool, ledger: Ledger, dry_run: bool) -> None:
@@ -41,7 +40,6 @@ class Work:
         self._ledger = ledger
         self.mtu = 0
         self.ruled = self.planned = self.reloaded = False
-        self.early = 0
         self.servers: tuple[IPv4Address, ...] = ()
         self.servers_reason = ""
         self.vifs: list[VifReport] = []
@@ -85,12 +83,20 @@ class Work:
         for error in self.errors:
             raise error
 
-    def report(self, forwarding: frozenset[int]) -> ProviderReport:
-        """What came of it."""
-        from .core.provided import ProviderReport  # not at boot, where the rules alone are loaded
+    def lines(self) -> Lines:
+        """What is to do, or was done, since this was last asked."""
+        from .core.provided import Lines  # not at boot, where the rules alone are loaded
+
+        lines = Lines(tuple(self.todo), tuple(self.done))
+        self.todo, self.done = [], []
+        return lines
+
+    def report(self, forwarding: frozenset[int], before: Lines) -> ProviderReport:
+        """What came of it; `before` are the lines of what came before the uplink."""
+        from .core.provided import ProviderReport
 
         return ProviderReport(
             self.settings, self.active, self.ipv6, forwarding, self.servers, self.servers_reason,
-            tuple(self.vifs), tuple(self.todo), tuple(self.done), (*self.settings.errors, *self.errors),
-            self.ruled, self.provided.closed, self.provided.offload, self.early,
+            tuple(self.vifs), before, self.lines(), (*self.settings.errors, *self.errors),
+            self.ruled, self.provided.closed, self.provided.offload,
         )  # fmt: skip

@@ -11,6 +11,13 @@ from .namedtuple import NamedTuple
 from .provider import ProviderSettings
 
 
+class Lines(NamedTuple):
+    """One end of a pass, in words: what is still to do, and what was done."""
+
+    todo: tuple[str, ...] = ()
+    done: tuple[str, ...] = ()
+
+
 class ProviderReport(NamedTuple):
     """The provider's half of one pass.
 
@@ -22,13 +29,12 @@ class ProviderReport(NamedTuple):
         servers: where the virtual DNS addresses lead to; empty: they are rejected.
         servers_reason: where these come from, in words.
         vifs: those that were looked at; a resident pass looks at all of them only when it has a reason to.
-        todo: what is still to do, one line each.
-        done: what was done, in words.
+        before: what comes before the uplink: rules first.
+        after: what comes after it.
         errors: everything that went wrong, settings first.
         ruled: the base rules are in force as they were loaded.
         closed: `forwarding off` was said, and not taken back.
         offload: whether connections are offloaded, in words; "" when nobody has looked.
-        early: how many of the lines of `todo`, or of `done`, come before the uplink: rules first.
     """
 
     settings: ProviderSettings
@@ -38,10 +44,19 @@ class ProviderReport(NamedTuple):
     servers: tuple[IPv4Address, ...] = ()
     servers_reason: str = ""
     vifs: tuple[VifReport, ...] = ()
-    todo: tuple[str, ...] = ()
-    done: tuple[str, ...] = ()
+    before: Lines = Lines()
+    after: Lines = Lines()
     errors: tuple[GuestnetError, ...] = ()
     ruled: bool = False
     closed: bool = False
     offload: str = ""
-    early: int = 0
+
+    @property
+    def todo(self) -> tuple[str, ...]:
+        """What is still to do, one line each, at both ends."""
+        return self.before.todo + self.after.todo
+
+    @property
+    def done(self) -> tuple[str, ...]:
+        """What was done, in words, at both ends."""
+        return self.before.done + self.after.done

@@ -119,8 +119,8 @@ class Report(NamedTuple):
         lines = [str(op) for interface in self.interfaces for op in interface.plan]
         if self.resolver is not None and self.resolver.pending:
             lines.append(f"publish {self.resolver.path}: {server_words(self.resolver.wanted or b'')}")
-        todo, early = (self.provided.todo, self.provided.early) if self.provided is not None else ((), 0)
-        return (*todo[:early], *lines, *self.todo, *todo[early:])
+        before, after = (self.provided.before.todo, self.provided.after.todo) if self.provided is not None else ((), ())
+        return (*before, *lines, *self.todo, *after)
 
     @property
     def waited_for(self) -> bool:

@@ -12,7 +12,7 @@ from qubes_guestnet.core import rendering_provider
 from qubes_guestnet.core.attachment import VifReport
 from qubes_guestnet.core.findings import Evidence, findings
 from qubes_guestnet.core.plan import Op, Verb
-from qubes_guestnet.core.provided import ProviderReport
+from qubes_guestnet.core.provided import Lines, ProviderReport
 from qubes_guestnet.core.provider import ProviderSettings
 from qubes_guestnet.core.provider_findings import CHANGED, MISSING, Ground
 from qubes_guestnet.core.rendering import as_data, as_text
@@ -137,7 +137,7 @@ def test_in_the_whole_text_it_is_before_what_is_to_do() -> None:
 
 def test_as_data() -> None:
     mapped = VIF._replace(mappings=(Mapping(ADDRESS, SEEN, SEEN_GATEWAY), Mapping(ADDRESS, SEEN)))
-    report = WELL._replace(vifs=(VifReport(mapped, LINK), TODO._replace(link=None)), todo=("x",))
+    report = WELL._replace(vifs=(VifReport(mapped, LINK), TODO._replace(link=None)), after=Lines(("x",)))
     data = as_data(Report(Settings(), provided=report), Standing())["provider"]
     assert json.loads(json.dumps(data)) == data
     first, second = data.pop("vifs")
@@ -244,4 +244,6 @@ def test_an_error_that_failed_several_steps_is_told_once() -> None:
 
 
 def test_the_plan_of_a_report_has_what_the_provider_has_to_do() -> None:
-    assert Report(Settings(), todo=("a",), provided=WELL._replace(todo=("b", "c"))).plan == ("a", "b", "c")
+    provided = WELL._replace(before=Lines(("b",), ("d",)), after=Lines(("c",), ("e",)))
+    assert Report(Settings(), todo=("a",), provided=provided).plan == ("b", "a", "c")
+    assert (provided.todo, provided.done) == (("b", "c"), ("d", "e"))
