@@ -1,6 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every test here runs in one emulated guest, whose kernel has flowtables."""
+"""Every test here runs in one emulated guest, whose kernel has flowtables; they share one provider.
 
+It is what costs most here, so a test leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.hosting import ENTRIES6, Behind, Hosting
 from tests.support.in_guest import pytest_configure, pytest_runtest_protocol
+from tests.support.offload import Offload
 
-__all__ = ["pytest_configure", "pytest_runtest_protocol"]
+__all__ = ["behind", "hosting", "offload", "pytest_configure", "pytest_runtest_protocol"]
+
+
+@pytest.fixture(scope="session")
+def hosting() -> Hosting:
+    """A provider with IPv6."""
+    return Hosting(ENTRIES6)
+
+
+@pytest.fixture(scope="session")
+def behind(hosting: Hosting) -> Behind:
+    """A qube behind it."""
+    return hosting.attach(4)
+
+
+@pytest.fixture
+def offload(hosting: Hosting, behind: Behind) -> Offload:
+    """What there is of offload in it; it is on for all there is when a test begins."""
+    offload = Offload(hosting.oracle)
+    eventually(offload.complete, 20, "offload is on", lambda: f"{offload.devices()}\n{hosting.trouble()}")
+    return offload

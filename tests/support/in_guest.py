@@ -41,6 +41,8 @@ stty -F {PORT} raw -echo
 ip link set lo up
 modprobe -a {MODULES}
 cd /stage/tree
+# For those that are started without any environment.
+echo /stage/tree >/usr/lib/python3/dist-packages/qubes-guestnet-tree.pth
 # Not once in each of a hundred processes: this processor is slow.
 python3 -m compileall -q -j 2 qubes_guestnet tests
 python3 -c "{START}" </dev/null

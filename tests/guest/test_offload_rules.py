@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whoever changes rules while connections are offloaded has his way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.hosting import WORLD, Behind, Hosting
+from tests.support.offload import TCP, UDP, Offload, flowing
+
+# The test of the distribution waits that long before it looks.
+LIMIT_S = 3.0
+FIREWALL = """
+    table ip qubes-firewall {{
+        chain forward {{
+            type filter hook forward priority 0; policy drop;
+            ct state established,related accept
+            iifname != "vif*" accept
+            ip saddr {source} jump qbs-{name}
+        }}
+        chain qbs-{name} {{
+            accept
+        }}
+    }}
+"""
+
+
+@contextmanager
+def foreign(hosting: Hosting, add: str, remove: str) -> Iterator[None]:
+    """Rules of somebody else, there while the block lasts."""
+    hosting.nft(add)
+    try:
+        yield
+    finally:
+        hosting.nft(remove)
+
+
+def handle(hosting: Hosting, chain: str) -> int:
+    """The only rule in a chain."""
+    listed = json.loads(hosting.oracle.run("nft", "-j", "-a", "list", "chain", "ip", "qubes", chain).stdout)
+    (found,) = (entry["rule"]["handle"] for entry in listed["nftables"] if "rule" in entry)
+    return int(found)
+
+
+@pytest.mark.behaviour("B62", "B63")
+def test_a_rule_in_custom_forward_cuts_what_is_offloaded(hosting: Hosting, behind: Behind, offload: Offload) -> None:
+    """One that only the answers meet, which never come by any chain while they are offloaded."""
+    with flowing(behind.qube, hosting.world, WORLD, TCP) as flow:
+        offload.takes(flow)
+        hosting.nft(f"add rule ip qubes custom-forward ip daddr {behind.ip} drop")
+        try:
+            assert flow.cut(flow.near) < LIMIT_S
+            assert offload.gone()
+        finally:
+            hosting.nft(f"delete rule ip qubes custom-forward handle {handle(hosting, 'custom-forward')}")
+        eventually(offload.complete, 20, "offload is on again")
+        flow.goes_on()
+        offload.takes(flow)
+
+
+@pytest.mark.behaviour("B62", "B63")
+@pytest.mark.parametrize("hook", ["forward", "postrouting", "prerouting"])
+def test_a_chain_of_somebody_else_cuts_what_is_offloaded(
+    hosting: Hosting, behind: Behind, offload: Offload, hook: str
+) -> None:
+    chain = f"add table inet other; add chain inet other judge {{ type filter hook {hook} priority 10; }}"
+    with flowing(behind.qube, hosting.world, WORLD, UDP) as flow:
+        offload.takes(flow)
+        with foreign(hosting, f"{chain}; add rule inet other judge ip saddr {WORLD} drop", "delete table inet other"):
+            assert flow.cut(flow.near) < LIMIT_S
+            assert offload.gone()
+        eventually(offload.complete, 20, "offload is on again")
+        offload.takes(flow)
+
+
+@pytest.mark.behaviour("B62", "B63")
+def test_a_firewall_that_lets_known_connections_pass_first_leaves_it_on(
+    hosting: Hosting, behind: Behind, offload: Offload
+) -> None:
+    """And a change of its policy, with which the connection is forgotten, ends what is offloaded at once."""
+    name = behind.ip.replace(".", "-")
+    qube_chain = f"ip qubes-firewall qbs-{name}"
+    load = FIREWALL.format(source=behind.ip, name=name)
+    with (
+        foreign(hosting, load, "delete table ip qubes-firewall"),
+        flowing(behind.qube, hosting.world, WORLD, TCP) as stream,
+        flowing(behind.qube, hosting.world, WORLD, UDP) as datagrams,
+    ):
+        eventually(offload.complete, 20, "offload is on")
+        for flow in (stream, datagrams):
+            offload.takes(flow)
+        hosting.nft(f"flush chain {qube_chain}; add rule {qube_chain} drop")
+        hosting.oracle.run("conntrack", "-D", "-s", behind.ip)
+        for flow in (stream, datagrams):
+            flow.stands()
+            assert not offload.marked(flow)
+
+
+@pytest.mark.behaviour("B62")
+def test_an_empty_chain_judges_nobody(hosting: Hosting, behind: Behind, offload: Offload) -> None:
+    chain = "add table inet other; add chain inet other judge { type filter hook forward priority 10; }"
+    with (
+        foreign(hosting, chain, "delete table inet other"),
+        flowing(behind.qube, hosting.world, WORLD, TCP) as flow,
+    ):
+        eventually(offload.complete, 20, "offload is on")
+        offload.takes(flow)
