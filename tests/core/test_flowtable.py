@@ -50,14 +50,14 @@ def test_the_text_of_one() -> None:
         '  flowtable qubes { hook ingress priority 300; devices = { "eth0", "vif4.0" }; }\n'
         "  chain forward { type filter hook forward priority 2147483647; policy accept; }\n"
         "}\n"
-        "add rule inet qubes-offload forward iifgroup 2 ct state established "
+        "add rule inet qubes-offload forward iifgroup 2 oifgroup != 2 ct state established "
         "meta l4proto { tcp, udp } th dport != 53 flow add @qubes\n"
     )
 
 
 def test_without_ipv6_it_is_for_ipv4_alone() -> None:
     both, one = (flowtable.load(("eth0",), ipv6=ipv6) for ipv6 in (True, False))
-    assert one == both.replace("iifgroup 2 ct", "iifgroup 2 meta nfproto ipv4 ct")
+    assert one == both.replace(" ct state", " meta nfproto ipv4 ct state")
 
 
 def test_devices_are_given_in_messages_that_the_kernel_takes() -> None:
@@ -167,9 +167,39 @@ HARMLESS = {
     "invalid ones first, as we do": ("ct state invalid counter drop", "ct state established accept", "drop"),
     "only new ones are judged": ('iifname "eth0" tcp dport 22 ct state new counter accept', "ct state new drop"),
     "several states that are none of them": ("ct state invalid,untracked drop",),
+    # What follows refuses what a qube sends; that is asked before its connection is offloaded.
+    "a VPN's kill switch": ("oifgroup 1 counter drop",),
+    "the same by name": ('oifname "eth0" drop comment "kill switch"',),
+    "the same by index": ('oif "eth0" counter reject with icmp admin-prohibited',),
+    "all but the tunnel": ('iifname "vif*" oifname != "tun0" drop',),
+    "all but the tunnel, by group": ('iifgroup 2 oif != "tun0" counter drop',),
+    "the LAN": (
+        "oifgroup != 2 ip daddr { 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 }"
+        " ct original ip daddr != { 10.139.1.1, 10.139.1.2 } counter reject",
+    ),
+    "a port": ('oifname != "vif*" tcp dport { 25, 465 } drop',),
+    "a qube": ("iifgroup 2 ip saddr 10.137.0.5 udp dport != 53 counter reject",),
 }
 JUDGING = {
-    "a VPN's kill switch": ("oifgroup 1 counter drop",),
+    "what comes from the uplink": ("iifgroup 1 drop",),
+    "the same by name": ('iifname "eth0" drop',),
+    "what goes to the qubes": ("oifgroup 2 drop",),
+    "the same by names": ('oifname "vif*" drop',),
+    "what goes to one": ('oifname "vif4.0" drop',),
+    "whatever does not go to the tunnel, answers too": ('oifname != "tun0" drop',),
+    "whatever does not come from there": ('iifname != "tun0" drop',),
+    "whatever does not come from a qube": ("iifgroup != 2 drop",),
+    "what leaves by one of several": ('oifname { "eth0", "vif4.0" } drop',),
+    "what leaves by a pattern": ('oifname "v*" drop',),
+    "a group by its name": ("oifgroup uplinks drop",),
+    "a limit on what leaves": ("oifgroup 1 limit rate over 1 mbytes/second drop",),
+    "a set that may change": ("oifgroup 1 ip daddr @blocked drop",),
+    "the length of a packet": ("oifgroup 1 meta length 1000-1500 drop",),
+    "packets with a flag": ("oifgroup 1 tcp flags ack drop",),
+    "accepted on the way out, in front of others": ("oifgroup 1 accept", "drop"),
+    "logged on the way out": ('oifgroup 1 log prefix "out " drop',),
+    "a condition and no verdict": ("oifgroup 1",),
+    "all": ("drop",),
     "a rule in front": ("ip saddr 10.137.0.5 drop", "ct state established,related accept"),
     "accepted on one interface only": ('iifname "vif4.0" ct state established,related accept', "drop"),
     "accepted within a limit": ("ct state established,related limit rate 10/second accept", "drop"),
@@ -183,7 +213,6 @@ JUDGING = {
     "said in a comment": ('tcp dport 25 drop comment "ct state new"',),
     "counted": ("counter",),
     "new and established ones": ("ct state established,new drop",),
-    "the firewall's own words in a table of others": ('iifname != "vif*" ip saddr 10.137.0.5 drop',),
 }
 
 
@@ -206,7 +235,7 @@ def test_the_policy_is_a_judgement_too() -> None:
 
 def test_users_chains_are_asked_like_those_of_others() -> None:
     empty = table("ip qubes", chain("custom-forward")).strip()
-    switch = table("ip qubes", chain("custom-forward", "", "oifgroup 1 counter drop")).strip()
+    switch = table("ip qubes", chain("custom-forward", "", "iifgroup 1 counter drop")).strip()
     assert flowtable.obstacle([(CUSTOM, empty)]) == ""
     assert flowtable.obstacle([(FORWARD, shown()), (CUSTOM, switch)]) == (
         "chain ip qubes custom-forward also judges established connections"
@@ -225,6 +254,12 @@ def test_a_long_set_is_one_rule() -> None:
     assert flowtable.obstacle([(FORWARD, shown("drop"))]) == JUDGES
 
 
+def test_what_is_asked_behind_the_forward_hook_is_asked_too_late() -> None:
+    late = FORWARD._replace(hook="postrouting", name="POSTROUTING")
+    listing = table("inet filter", chain("POSTROUTING", hooked("postrouting"), "oifgroup 1 counter drop")).strip()
+    assert flowtable.obstacle([(late, listing)]).endswith("also judges established connections")
+
+
 UNREADABLE = ("", shown("ct state new drop")[:-2], "table inet filter {\n}")
 
 
@@ -233,10 +268,10 @@ def test_what_cannot_be_read_is_an_obstacle(listing: str) -> None:
     assert flowtable.obstacle([(FORWARD, listing)]).startswith("chain inet filter FORWARD cannot be read: ")
 
 
-def firewalls(hook: str, *rules: str, family: str = "ip") -> tuple[Chain, str]:
+def firewalls(hook: str, *rules: str, family: str = "ip", table_name: str = "qubes-firewall") -> tuple[Chain, str]:
     """A chain of qubes-firewall, as qubes-core-agent-networking makes it."""
-    listing = table(f"{family} qubes-firewall", chain(hook, hooked(hook), *rules)).strip()
-    return Chain(family, "qubes-firewall", hook, "filter", hook, 0, "drop" if hook == "forward" else "accept"), listing
+    listing = table(f"{family} {table_name}", chain(hook, hooked(hook), *rules)).strip()
+    return Chain(family, table_name, hook, "filter", hook, 0, "drop" if hook == "forward" else "accept"), listing
 
 
 def test_the_firewall_of_the_qubes_is_none() -> None:
@@ -258,8 +293,9 @@ def test_the_firewall_of_the_qubes_is_none() -> None:
         firewalls("prerouting", 'iifname != "vif*" ip saddr 10.137.0.5 limit rate 1/second accept'),
         firewalls("postrouting", 'iifname != "vif*" ip saddr 10.137.0.5 drop'),
         firewalls("forward", 'oifname != "vif*" ip daddr 10.137.0.5 drop'),
+        firewalls("prerouting", 'iifname != "vif*" ip saddr 10.137.0.5 drop', table_name="mine"),
     ],
-    ids=["another rule", "not a drop", "another hook", "forward"],
+    ids=["another rule", "not a drop", "another hook", "forward", "another table"],
 )
 def test_what_somebody_adds_to_it_is_judged_like_all_else(judging: tuple[Chain, str]) -> None:
     assert flowtable.obstacle([judging]).endswith("also judges established connections")
