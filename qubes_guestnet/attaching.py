@@ -52,14 +52,15 @@ class Attachments:
             work.raise_first()
             known = None
         vif = vif._replace(gateways=known.gateways if known is not None else frozenset())
-        report = self._look(vif, work, new=known is None)
+        desired = self._desired(vif, work)
+        report = self._look(vif, desired, work, new=known is None)
         if report.link is None:
             raise GuestnetError(f"{vif.name.text} is not there", "did the qube behind it just end?")
         if known != vif or not report.link.up:
             # Another qube may have had the address before, and must leave no open door behind (behaviour B53).
             work.done.append(f"conntrack: {conntrack.purge(vif.addresses)} entries purged")
         vif = self._set_up(report._replace(elements=self._elements(vif, work.settings)), work, waiting)
-        left = self._look(vif, work)
+        left = self._look(vif, desired, work)
         if left.todo:
             raise GuestnetError(f"the kernel does not keep: {left.todo[0]}", "does something undo it?")
 
@@ -98,13 +99,16 @@ class Attachments:
         except Vanished:
             return  # it goes while we work, and takes everything with it
 
-    def _look(self, vif: Vif, work: Work, *, new: bool = False) -> VifReport:
+    @staticmethod
+    def _desired(vif: Vif, work: Work) -> State:
+        return provider.desired(vif, work.settings)._replace(mtu=work.mtu)
+
+    def _look(self, vif: Vif, desired: State, work: Work, *, new: bool = False) -> VifReport:
         """A vif as it is, its set elements left aside. A `new` one that is down has nothing yet, and is not asked."""
         name = vif.name.text
         link = self._kernel.link_named(name)
         if link is None:
             return VifReport(vif, None)
-        desired = provider.desired(vif, work.settings)._replace(mtu=work.mtu)
         bare = State(group=link.group, mtu=link.mtu)
         observed = bare if new and not link.up else self._kernel.observe(link, vif.addresses)
         ops = attachment.up(link, desired, observed, vif, work.settings.held)
@@ -172,7 +176,7 @@ class Attachments:
         work.done += lines
 
     def _sweep_one(self, work: Work, vif: Vif, present: frozenset[str]) -> None:
-        report = self._look(vif, work)
+        report = self._look(vif, self._desired(vif, work), work)
         if report.link is None:
             if work.dry_run:
                 work.todo.append(f"{vif.name.text}: out of service")
