@@ -9,7 +9,6 @@ what the rules leave open, and the word to Xen that the qube can be connected co
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -137,8 +136,11 @@ class _Call:
 
     def failed(self, error: GuestnetError) -> None:
         """Tell Xen, which then tells dom0 why the interface is not there."""
-        with contextlib.suppress(OSError), open(HOTPLUG_LOG, "a", encoding="utf-8") as file:
-            file.write(f"qubes-guestnet: {self.name.text}: {error}\n")
+        try:
+            with open(HOTPLUG_LOG, "a", encoding="utf-8") as file:
+                file.write(f"qubes-guestnet: {self.name.text}: {error}\n")
+        except OSError as failure:
+            log(WARNING, f"{HOTPLUG_LOG} was not told of it: {failure.strerror}")
         try:
             xenstore.write(f"{self.folder}/hotplug-error", str(error))
             xenstore.write(f"{self.folder}/hotplug-status", "error")

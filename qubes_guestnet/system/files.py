@@ -19,7 +19,6 @@ from __future__ import annotations
 import enum
 import errno
 import fcntl
-import importlib
 import os
 import stat
 import struct
@@ -27,8 +26,11 @@ import time
 from collections.abc import Iterator, Sequence
 
 from qubes_guestnet.core.namedtuple import NamedTuple
-from qubes_guestnet.core.resolver import FileFacts
 from qubes_guestnet.errors import FileError
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from qubes_guestnet.core.resolver import FileFacts
 
 RESOLV_CONF = "/etc/resolv.conf"
 PROTECTED_DIRS = ("/etc/qubes/protected-files.d", "/rw/config/protected-files.d")
@@ -119,6 +121,8 @@ def facts(
     Raises:
         FileError: the file is there and cannot be looked at.
     """
+    from qubes_guestnet.core.resolver import FileFacts  # not for hotplug and the boot, which write other files
+
     try:
         found = _look(path, LONGEST, attributes=True)
     except OSError as error:
@@ -358,7 +362,8 @@ def _label(fd: int, path: str, *, regular: bool) -> None:
 
 
 def _policy_label(path: str) -> bytes:
-    # Only on machines with SELinux, and only where no file stood before: it is a heavy module.
+    import importlib  # only on machines with SELinux, and only where no file stood before; selinux is heavy
+
     selinux = importlib.import_module("selinux")
     context: str = selinux.matchpathcon(path, stat.S_IFREG)[1]
     return context.encode() + b"\0"
