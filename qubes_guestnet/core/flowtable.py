@@ -35,6 +35,16 @@ _PRIORITIES = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "securi
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 _UNJUDGED = frozenset({"new", "invalid", "related", "untracked"})
 _STATES = _UNJUDGED | {"established"}
+# What is the same for all packets that one end of a connection sends by one way. No sets by name, marks or limits.
+_CONSTANT = tuple(
+    tuple(key.split())
+    for key in (
+        *("iif", "iifname", "iifgroup", "oif", "oifname", "oifgroup"),
+        *("ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr", "ip protocol", "meta l4proto"),
+        *("tcp sport", "tcp dport", "udp sport", "udp dport", "th sport", "th dport"),
+        *("ct original ip saddr", "ct original ip daddr", "ct original ip6 saddr", "ct original ip6 daddr"),
+    )
+)
 # What the firewall of the qubes has against stolen addresses: it fits no connection that got established past it.
 _AGAINST_SPOOFING = (
     ("prerouting", 'iifname != "vif*" ip saddr '),
@@ -52,7 +62,8 @@ def usable(name: str) -> bool:
 def load(devices: Iterable[str], *, ipv6: bool) -> str:
     """One transaction: whatever table there was ends, and with it all that is offloaded; a new one begins.
 
-    Only connections of the qubes (behaviour B83), and none for names: those may be led elsewhere at any time.
+    Only connections between the qubes and what is outside (behaviour B83), and none for names: those may be led
+    elsewhere at any time. It is the qube's packet that brings its connection in, after every chain has let it pass.
 
     Args:
         devices: names of the interfaces, at least one; ValueError when one is not `usable`.
@@ -68,8 +79,8 @@ def load(devices: Iterable[str], *, ipv6: bool) -> str:
         text += f"  flowtable {FLOWTABLE} {{ hook ingress priority {PRIORITY}; devices = {{ {names} }}; }}\n"
     only = "" if ipv6 else "meta nfproto ipv4 "
     text += f"  chain forward {{ type filter hook forward priority {_LAST}; policy accept; }}\n}}\n"
-    rule = f"iifgroup 2 {only}ct state established meta l4proto {{ tcp, udp }} th dport != 53 flow add @{FLOWTABLE}"
-    return f"{text}add rule inet {TABLE} forward {rule}\n"
+    whose = f"iifgroup 2 oifgroup != 2 {only}ct state established meta l4proto {{ tcp, udp }} th dport != 53"
+    return f"{text}add rule inet {TABLE} forward {whose} flow add @{FLOWTABLE}\n"
 
 
 # --- whether there may be one ------------------------------------------------------------------------------------
@@ -157,7 +168,7 @@ def _judges(chain: Chain, rules: Iterable[str]) -> bool:
         words = [word for word in " ".join(rule.split('"')[::2]).split() if word != "counter"]
         if _accepts(words):
             return False
-        if not (_concerns_others(words) or _is_the_firewalls(chain, rule)):
+        if not (_concerns_others(words) or _is_the_firewalls(chain, rule) or _refuses_the_way_out(chain, rule)):
             return True
     return chain.policy != "accept"
 
@@ -181,6 +192,50 @@ def _concerns_others(words: list[str]) -> bool:
         if words[place : place + 2] == ["ct", "state"] and _UNJUDGED.issuperset(words[place + 2].split(",")):
             return True
     return False
+
+
+def _refuses_the_way_out(chain: Chain, rule: str) -> bool:
+    """Whether a rule only refuses, only on the way from a qube to the outside, and one connection always or never.
+
+    As the `oifgroup 1 drop` of a VPN qube. What brings a connection into the flowtable has just passed it, the answers
+    are none of its business, and a connection whose route changes leaves the flowtable (nf_flow_dst_check).
+    """
+    if chain.hook != "forward":
+        return False  # behind the forward hook nobody has asked it yet
+    conditions, verdict = _taken_apart(rule.partition(' comment "')[0].split())
+    return bool(conditions) and verdict in ("drop", "reject") and any(_is_the_way_out(*each) for each in conditions)
+
+
+def _taken_apart(words: list[str]) -> tuple[list[tuple[str, bool, str]], str]:
+    """The conditions of a rule (key, whether negated, value) and its verdict, "" when there is anything else in it."""
+    conditions = []
+    while words:
+        key = next((key for key in _CONSTANT if tuple(words[: len(key)]) == key), None)
+        if key is None:
+            break
+        words = words[len(key) :]
+        negated = words[:1] == ["!="]
+        words = words[negated:]
+        length = words.index("}") + 1 if words[:1] == ["{"] and "}" in words else 1
+        value = " ".join(words[:length])
+        if value.startswith("@"):
+            return [], ""  # a set may change, and nobody is told
+        conditions.append((" ".join(key), negated, value))
+        words = words[length:]
+    words = [word for word in words if word != "counter"]
+    return conditions, words[0] if words[:1] == ["reject"] or len(words) == 1 else ""
+
+
+def _is_the_way_out(key: str, negated: bool, value: str) -> bool:
+    """Whether a condition is met on the way from a qube to the outside alone: by a vif in, or by another one out."""
+    name = value.strip('"')
+    if negated:
+        return (key, name) in (("oifgroup", "2"), ("oifname", "vif*"))
+    if key in ("iifgroup", "iifname"):
+        return name in ("2", "vif*")
+    if key == "oifgroup":
+        return name.isdecimal() and name != "2"
+    return key in ("oif", "oifname") and usable(name) and not name.startswith("vif")
 
 
 def _is_the_firewalls(chain: Chain, rule: str) -> bool:

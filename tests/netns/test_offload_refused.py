@@ -82,8 +82,18 @@ MANY = ", ".join(f"192.0.2.{last}" for last in range(1, 100))
 # What others do, how it ends, and which of their chains is in the way.
 CASES = {
     "the firewall of the qubes": (FIREWALL, "delete table ip qubes-firewall\n", ""),
-    "a kill switch": (*custom("oifgroup 1 counter drop"), "ip qubes custom-forward"),
-    "the same for IPv6": (*custom("oifgroup 1 counter drop", family="ip6"), "ip6 qubes custom-forward"),
+    "a kill switch": (
+        *custom("oifgroup 1 counter drop", 'oifname "eth0" counter reject with icmp admin-prohibited'),
+        "",
+    ),
+    "all but the tunnel": (*custom('iifname "vif*" oifname != "tun0" counter drop', family="ip6"), ""),
+    "a block of the LAN": (
+        *custom("oifgroup != 2 ip daddr { 10.0.0.0/8, 192.168.0.0/16 } ct original ip daddr != 10.139.1.1 reject"),
+        "",
+    ),
+    "a rule about what comes": (*custom("iifgroup 1 counter drop"), "ip qubes custom-forward"),
+    "the same for IPv6": (*custom("iifgroup 1 counter drop", family="ip6"), "ip6 qubes custom-forward"),
+    "a limit": (*custom("oifgroup 1 limit rate over 1 mbytes/second drop"), "ip qubes custom-forward"),
     "what keeps known connections": (
         *custom('ct state related,established counter accept comment "first"', "oifgroup 1 drop"),
         "",
