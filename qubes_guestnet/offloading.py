@@ -11,13 +11,12 @@ In an idle provider a pass asks for the names of the interfaces and for the gene
 
 from __future__ import annotations
 
-import socket
-
 from .core import flowtable
 from .core.record import OFFLOADED
 from .errors import FileError
 from .rules import Rules, forwarded
 from .system import chains, nft, services
+from .system.devices import listed
 from .system.systemd import INFO, log
 from .transactions import Transactions
 from .work import Work
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 OFFLOAD = "offload"
 # Reasons that nobody needs to be told of: another pass comes soon.
 _NOT_YET, _WENT, _NONE = "nothing is forwarded yet", "an interface went", "there is no interface"
-_Devices = tuple[tuple[int, str], ...]
+_Devices = tuple[tuple[int, str, int], ...]
 
 
 class Offload:
@@ -90,7 +89,7 @@ class Offload:
 
     def _load(self, work: Work, devices: _Devices) -> str:
         """Load it for these devices; why that did not succeed."""
-        names = [name for _, name in devices if flowtable.usable(name)]
+        names = [name for _, name, _ in devices if flowtable.usable(name)]
         if not names:
             return _NONE
         before = work.provided.offload
@@ -122,8 +121,12 @@ class Offload:
 
 
 def _devices() -> _Devices:
-    """Every interface but lo; by index as well, because one of the same name may be another one."""
-    return tuple(device for device in socket.if_nameindex() if device[1] != "lo")
+    """Every interface but lo; by index as well, because one of the same name may be another one.
+
+    By MTU too: the kernel keeps that of the way in an offloaded connection, and does not look at it again in IPv6, so
+    what does not fit any more would be lost without a word.
+    """
+    return tuple(device for device in listed() if device[1] != "lo")
 
 
 def _looked(*, ipv6: bool) -> str:
