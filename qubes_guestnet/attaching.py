@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 
+from . import downstream
 from .core import attachment, nftables, provider
 from .core.attachment import VifReport
 from .core.provider import ProviderSettings
-from .core.values import IPAddress, State, Tunable
+from .core.values import State, Tunable
 from .core.vif import Vif
 from .errors import GuestnetError, Vanished
 from .system import conntrack, nft, tunables, vifs
@@ -143,37 +143,27 @@ class Attachments:
 
     def sweep(self, work: Work) -> None:
         """Every vif, and the set of addresses behind this qube, made what they should be."""
-        present = attachment.listed(nft.sets())
+        present = downstream.present(work)
         records = self._vifs.all()
-        self._downstream(work, present, records)
+        downstream.bring(work, self._nft, records, present)
         for vif in records:
             work.attempt(partial(self._sweep_one, work, vif, present))
 
     def refill(self, work: Work) -> None:
         """What the sets are to hold, and nothing else of the vifs: somebody changed some rule, perhaps one of ours."""
-        present = attachment.listed(nft.sets())
+        present = downstream.present(work)
         records = self._vifs.all()
-        self._downstream(work, present, records)
+        downstream.bring(work, self._nft, records, present)
         lines = [line for vif in records for line in self._elements(vif, work.settings)]
         missing = [line for line in lines if not attachment.is_there(line, present)]
         if missing:
             text = "".join(f"{line}\n" for line in missing)
             work.do(f"nft -f: {len(missing)} lines that somebody undid", partial(self._nft.run, text))
 
-    def _downstream(self, work: Work, present: frozenset[str], records: Iterable[Vif]) -> None:
-        behind = {address for vif in records for address in provider.elements(vif, work.settings).downstream}
-        wanted = work.settings.connected | behind
-        there = attachment.downstream(present)
-        stale = frozenset[IPAddress]() if "connected" in work.settings.held else there - wanted
-        text = nftables.downstream(_ordered(wanted - there), _ordered(stale))
-        if not text:
-            return
-        lines = [f"nft {line}" for line in text.splitlines()]
-        if work.dry_run:
-            work.todo += lines
-            return
-        self._nft.run(text)
-        work.done += lines
+    def follow(self, work: Work) -> None:
+        """The set of addresses behind this qube alone, if dom0 has changed the list. Raises NftError."""
+        if work.active and not downstream.followed(work):
+            downstream.bring(work, self._nft, self._vifs.all(), downstream.present(work))
 
     def _sweep_one(self, work: Work, vif: Vif, present: frozenset[str]) -> None:
         report = self._look(vif, self._desired(vif, work), work)
@@ -187,7 +177,7 @@ class Attachments:
         missing = tuple(element for element in elements if not attachment.is_there(element, present))
         # Of an address that it has and may not use now, as when IPv6 goes; what others let it use is theirs to end.
         idle = frozenset(vif.addresses) - frozenset(provider.elements(vif, work.settings).downstream)
-        lines = nftables.detach(vif.name.text, _ordered(idle), idle).splitlines()
+        lines = nftables.detach(vif.name.text, downstream.ordered(idle), idle).splitlines()
         stale = tuple(line for line in lines if line.startswith("delete") and attachment.is_there(line, present))
         report = report._replace(elements=(*missing, *stale))
         if report.todo and not work.dry_run:
@@ -195,11 +185,6 @@ class Attachments:
             report = report._replace(ops=(), elements=(), tunables=())
         work.todo += report.todo
         work.vifs.append(report)
-
-
-def _ordered(addresses: frozenset[IPAddress]) -> list[IPAddress]:
-    """One order each time, so that what is planned and what is done read alike."""
-    return sorted(addresses, key=lambda address: (address.version, int(address)))
 
 
 def _differs(tunable: Tunable) -> bool:

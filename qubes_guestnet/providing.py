@@ -51,7 +51,7 @@ class Provider:
 
     def __init__(self, paths: Paths, kernel: Kernel, others: Others, *, resident: bool = False) -> None:
         self._paths = paths
-        self._nft = Transactions()
+        self._nft, self._resident = Transactions(), resident
         self._rules = Rules(paths, self._nft)
         self._attachments = Attachments(paths.run, kernel, self._nft)
         self._names = Names(paths, others, self._nft)
@@ -156,6 +156,8 @@ class Provider:
         with Ledger(self._paths.run) as ledger:
             work = self.before(untrusted_entries, ledger, dry_run=False)
             work.raise_first()
+            if not self._resident:  # whose passes do it
+                self._attachments.follow(work)
             self._attachments.online(vif, work, waiting)
             return tuple(work.done)
 

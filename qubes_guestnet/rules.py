@@ -122,8 +122,17 @@ class Rules:
                     self._load(work)
             else:
                 work = self.begin(untrusted_entries, ledger, dry_run=False)
+                work.raise_first()
+                if work.active:
+                    self._protect(work)
             work.raise_first()
             return tuple(work.done)
+
+    def _protect(self, work: Work) -> None:
+        from . import downstream  # only in a provider
+        from .system import vifs
+
+        downstream.bring(work, self._nft, vifs.Folder(self._paths.run).all(), downstream.present(work))
 
     def unload(self) -> tuple[str, ...]:
         """Forwarding off, and only then the rules out. Sets and users' chains go with them."""
@@ -168,8 +177,9 @@ class Rules:
         generation = nft.generation()
         if there.text != wanted or there.seen != seen(nftables.CHAINS):
             work.reloaded = True
-            # In the same transaction, because not a packet is to pass by the new rules on the way of the old ones.
-            text = _ending(work) + text
+            # In the same transaction, because not a packet is to pass by the new rules on the way of the old ones, and
+            # nobody is to speak for a qube that is not there yet.
+            text = _ending(work) + text + nftables.downstream(work.settings.connected if work.active else (), ())
             work.do("nft -f: base rules of the tables ip qubes and ip6 qubes", partial(self._nft.run, text))
             if work.dry_run:
                 work.planned = True
@@ -178,7 +188,8 @@ class Rules:
             loaded, names = Loaded(wanted, seen(nftables.CHAINS)), work.provided.names
             # What redirects the virtual DNS addresses may have gone with the rest.
             still = names.seen == seen(nftables.DNS_CHAINS)
-            work.save(work.provided._replace(rules=loaded, names=names if still else Loaded(), offload=""))
+            names = names if still else Loaded()
+            work.save(work.provided._replace(rules=loaded, names=names, offload="", connected=""))
         self._nft.found_right(RULES, generation)
         work.ruled = True
 

@@ -76,6 +76,7 @@ class Provided(NamedTuple):
         closed: `forwarding off` was said, and nothing is forwarded until `forwarding on`.
         offload: whether connections are offloaded, in words that begin with OFFLOADED if they may be; "" before the
             resident agent, which alone does it, has looked.
+        connected: sum of the addresses that dom0 lists as behind this qube, when they were last protected.
     """
 
     rules: Loaded = Loaded()
@@ -84,6 +85,7 @@ class Provided(NamedTuple):
     forwarding: frozenset[int] = frozenset()
     closed: bool = False
     offload: str = ""
+    connected: str = ""
 
     @property
     def offloading(self) -> bool:
@@ -204,6 +206,8 @@ def _lines(record: Record) -> Iterator[str]:
         yield "closed"
     if provided.offload:
         yield f"offload {provided.offload}"
+    if provided.connected:
+        yield f"connected {provided.connected}"
 
 
 def _interface(text: str) -> Interface:
@@ -282,6 +286,10 @@ def _offload(provided: Provided, text: str) -> Provided:
     return provided._replace(offload=text)
 
 
+def _connected(provided: Provided, text: str) -> Provided:
+    return provided._replace(connected=text)
+
+
 _PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
     "rules": _rules,
     "names": _names,
@@ -289,4 +297,5 @@ _PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
     "forwarding": _forwarding,
     "closed": _closed,
     "offload": _offload,
+    "connected": _connected,
 }

@@ -26,8 +26,13 @@ FULL = Record(
     ),
     frozenset({"00:16:3e:5e:6c:02"}),
     Provided(
-        Loaded("0a1b", "2c3d"), Loaded("4e5f", "-"), ("9.9.9.9", "1.1.1.1"), frozenset({4, 6}), closed=True,
+        Loaded("0a1b", "2c3d"),
+        Loaded("4e5f", "-"),
+        ("9.9.9.9", "1.1.1.1"),
+        frozenset({4, 6}),
+        closed=True,
         offload="on (2 devices)",
+        connected="6a7b",
     ),
 )
 TEXT = f"""{HEADER}interface 2 {MAC}
@@ -49,6 +54,7 @@ forwarding 4
 forwarding 6
 closed
 offload on (2 devices)
+connected 6a7b
 """.encode()
 
 ip4, ip6 = st.ip_addresses(v=4), st.ip_addresses(v=6)
@@ -73,6 +79,7 @@ provided = st.builds(
     st.frozensets(st.sampled_from((4, 6))),
     st.booleans(),
     words,
+    st.just("") | sums,
 )
 records = st.builds(
     Record,

@@ -207,6 +207,25 @@ def test_an_invalid_packet_is_not_forwarded_untranslated(version: int) -> None:
     assert host.drops("forward", family) == 4
 
 
+@pytest.mark.behaviour("B52")
+def test_connected_qubes_are_protected_before_any_agent_and_any_vif() -> None:
+    host = Hosting(ENTRIES6, agent=False)
+    assert (host.elements("downstream"), host.elements("downstream", "ip6")) == ({HALTED}, {HALTED6})
+    for version, source, target in ((4, HALTED, OWN), (6, HALTED6, OWN6)):
+        host.outside().send(source, target, "as a halted qube")
+        family = "ip" if version == 4 else "ip6"
+        eventually(lambda family=family: host.drops("prerouting", family) == 1)
+    host.nft("flush set ip qubes downstream; add element ip qubes downstream { 10.137.0.90 }")
+    host.qube.guestnet("rules", "load")
+    assert host.elements("downstream") == {HALTED}
+    host.write("/connected-ips", "10.137.0.97")
+    behind = host.attach()
+    assert host.elements("downstream") == {"10.137.0.97", behind.ip}
+    host.nft("delete table ip qubes")
+    other = host.attach(5)
+    assert host.elements("downstream") == {"10.137.0.97", behind.ip, other.ip}
+
+
 def too_big(source: str, target: str, about: bytes) -> bytes:
     """A router's word that a packet is too big, with a right checksum."""
     if about[0] >> 4 == 4:
