@@ -3,20 +3,30 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
 import struct
+
+from ..errors import KernelError
 
 _SIOCGIFMTU = 0x8921  # linux/sockios.h
 _REQUEST = struct.Struct("=16si20x")  # struct ifreq
 
 
 def listed() -> tuple[tuple[int, str, int], ...]:
-    """(index, name, MTU) of every one; the MTU of one that goes meanwhile is 0."""
-    # The ioctl works on a socket of any family; with this one the unit needs no AF_INET (RestrictAddressFamilies).
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-        return tuple((index, name, _mtu(control, name)) for index, name in socket.if_nameindex())
+    """(index, name, MTU) of every one; the MTU of one that goes meanwhile is 0.
+
+    Raises:
+        KernelError: it does not say.
+    """
+    try:
+        # The ioctl works on a socket of any family; with this one the unit needs no AF_INET (RestrictAddressFamilies).
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+            return tuple((index, name, _mtu(control, name)) for index, name in socket.if_nameindex())
+    except OSError as error:
+        raise KernelError("ip link show", error.errno or errno.EIO) from None
 
 
 def _mtu(control: socket.socket, name: str) -> int:
