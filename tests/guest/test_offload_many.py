@@ -1,16 +1,44 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""More interfaces than the kernel takes in one message (256)."""
+"""How much is done for it: nothing without a reason; and more interfaces than the kernel takes in one message (256)."""
 
 from __future__ import annotations
+
+import json
+import time
 
 import pytest
 
 from tests.support.eventually import eventually
 from tests.support.hosting import WORLD, Behind, Hosting
-from tests.support.offload import TCP, Offload, flowing
+from tests.support.offload import TABLE, TCP, Offload, flowing
 
 PAIRS = 130
 GROUP, BATCH = "77", "/run/lab/many"
+WINDOW_S = 2.0
+
+
+def handle(hosting: Hosting) -> int:
+    """Number of the table, another one each time that it is made anew."""
+    listed = json.loads(hosting.oracle.run("nft", "-j", "list", "tables", "inet").stdout)["nftables"]
+    return int(next(entry["table"]["handle"] for entry in listed if entry.get("table", {}).get("name") == TABLE[1]))
+
+
+@pytest.mark.behaviour("B62", "B106")
+def test_it_is_left_alone_while_nothing_changes(hosting: Hosting, behind: Behind, offload: Offload) -> None:
+    def calm() -> bool:
+        before = handle(hosting)
+        time.sleep(WINDOW_S)  # what is measured is this time, and not an outcome
+        return handle(hosting) == before
+
+    eventually(calm, 30, "nobody makes it anew", hosting.trouble)
+    before = handle(hosting)
+    hosting.write("/qubes-netvm-secondary-dns", "10.139.1.3")  # a pass, and a change of rules, but of our own
+    eventually(lambda: "10.139.1.3" in " ".join(hosting.rules("ip", "dnat-dns")), 20, "a pass", hosting.trouble)
+    assert calm()
+    assert handle(hosting) == before
+    hosting.nft("add table inet other; delete table inet other")
+    eventually(lambda: handle(hosting) != before, 20, "it is made anew", hosting.trouble)
+    assert eventually(calm, 30, "once", hosting.trouble)
 
 
 @pytest.mark.behaviour("B62")
