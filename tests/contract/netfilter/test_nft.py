@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,10 @@ def elements(oracle: Oracle, name: str) -> int:
     return len(found.get("elem", ()))
 
 
+def children() -> str:
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+
 # --- loading -------------------------------------------------------------------------------------------------------
 
 
@@ -73,7 +78,8 @@ def test_one_that_waits_loads_what_it_is_told_and_else_nothing(oracle: Oracle) -
     nft.run("add table ip some\nadd set ip some members { type ipv4_addr; }\n")
     before = oracle.ruleset()
     with nft.Waiting():
-        pass
+        assert children() != ""
+    assert children() == ""
     assert oracle.ruleset() == before
     with nft.Waiting() as waiting:
         nft.run("add element ip some members { 10.137.0.4 }\n")  # somebody else is faster
