@@ -9,7 +9,7 @@ from . import downstream
 from .core import attachment, nftables, provider
 from .core.attachment import VifReport
 from .core.provider import ProviderSettings
-from .core.values import State, Tunable
+from .core.values import IPInterface, State, Tunable
 from .core.vif import Vif
 from .errors import GuestnetError, Vanished
 from .system import conntrack, nft, tunables, vifs
@@ -51,7 +51,7 @@ class Attachments:
             self.drop(known, work)
             work.raise_first()
             known = None
-        vif = vif._replace(gateways=known.gateways if known is not None else frozenset())
+        vif = vif._replace(gateways=known.gateways if known is not None else self._left(vif, work))
         desired = self._desired(vif, work)
         report = self._look(vif, desired, work, new=known is None)
         if report.link is None:
@@ -63,6 +63,11 @@ class Attachments:
         left = self._look(vif, desired, work)
         if left.todo:
             raise GuestnetError(f"the kernel does not keep: {left.todo[0]}", "does something undo it?")
+
+    def _left(self, vif: Vif, work: Work) -> frozenset[IPInterface]:
+        """Gateway addresses of ours on a vif without a record: a damaged one says that we set it up, no more."""
+        damaged = self._vifs.has(vif.name.text)
+        return self._desired(vif._replace(gateways=frozenset()), work).addresses if damaged else frozenset()
 
     def drop(self, vif: Vif, work: Work) -> None:
         """Take one vif out of service; every step is done, whatever another says."""

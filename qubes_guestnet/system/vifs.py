@@ -35,6 +35,10 @@ class Folder:
         found = core.parse(data) if data is not None else None
         return found if found is not None and found.name.text == name else None
 
+    def has(self, name: str) -> bool:
+        """Whether there is a record of a vif, also a damaged one. ValueError as for `load`."""
+        return os.path.lexists(self._path(name))
+
     def save(self, vif: core.Vif) -> None:
         """Put a record on disk if it differs; not synced, /run does not outlive the kernel."""
         path = self._path(vif.name.text)

@@ -54,8 +54,15 @@ def test_before_the_first_one(records: Folder, run: Path) -> None:
     assert records.names() == ()
     assert records.all() == ()
     assert records.load("vif4.0") is None
+    assert not records.has("vif4.0")
     records.remove("vif4.0")
     assert not run.exists()
+
+
+def test_a_damaged_one_is_one_that_is_not_known(records: Folder, run: Path) -> None:
+    records.save(vif())
+    (run / "vifs/vif4.0").write_bytes(b"vif")
+    assert (records.has("vif4.0"), records.load("vif4.0")) == (True, None)
 
 
 def test_one_of_many(records: Folder) -> None:
