@@ -208,6 +208,25 @@ def test_a_killed_agent_comes_back_and_loses_nothing(qube: Machine, tmp_path: Pa
     eventually(lambda: configured(qube), what="the old address")
 
 
+@pytest.mark.behaviour("B62")
+@pytest.mark.parametrize("way", ["stop", "kill"])
+def test_offload_does_not_outlive_the_agent(qube: Machine, way: str) -> None:
+    """Whoever loaded it. Here its table alone, for this kernel has no flowtables."""
+    before = pid(qube)
+    assert before > 0
+    qube.run("nft", "add", "table", "inet", "qubes-offload")
+    if way == "stop":
+        qube.run("systemctl", "stop", UNIT)
+        assert "qubes-offload" not in qube.run("nft", "list", "tables")
+        qube.run("systemctl", "start", UNIT)
+    else:
+        qube.run("kill", "-KILL", str(before))
+        eventually(lambda: pid(qube) not in (0, before), 30, "another process")
+        assert "qubes-offload" not in qube.run("nft", "list", "tables")
+    eventually(lambda: qube.property(UNIT, "ActiveState") == "active", 30, "a ready agent")
+    assert "qubes-offload" not in qube.journal(UNIT)
+
+
 def test_a_hanging_agent_is_replaced(qube: Machine, tmp_path: Path) -> None:
     """By the watchdog, whose 30 s are 1 s here."""
     drop_in = f"/run/systemd/system/{UNIT}.d"

@@ -217,25 +217,6 @@ def test_no_packet_is_lost_when_the_agent_is_another_one(qube: Machine, first: B
     assert forwards(qube) == ["1", "1"]
 
 
-@pytest.mark.behaviour("B62")
-@pytest.mark.parametrize("way", ["stop", "kill"])
-def test_offload_does_not_outlive_the_agent(qube: Machine, first: Behind, way: str) -> None:
-    """Here its table alone, for this kernel has no flowtables."""
-    before = pid(qube)
-    assert before > 0
-    qube.run("nft", "add", "table", "inet", "qubes-offload")
-    if way == "stop":
-        qube.run("systemctl", "stop", UNIT)
-        assert "qubes-offload" not in qube.run("nft", "list", "tables")
-        qube.run("systemctl", "start", UNIT)
-    else:
-        qube.run("kill", "-KILL", str(before))
-        eventually(lambda: pid(qube) not in (0, before), 30, "another process")
-        assert "qubes-offload" not in qube.run("nft", "list", "tables")
-    eventually(lambda: qube.property(UNIT, "ActiveState") == "active", 30, "a ready agent")
-    assert "qubes-offload" not in qube.journal(UNIT)
-
-
 def test_the_rules_outlive_their_unit_and_a_restart_of_it_forwards_again(qube: Machine, first: Behind) -> None:
     """What a shutdown, and a person, do with it: there is no moment without the rules."""
     rules = qube.run("nft", "-s", "list", "chain", "ip", "qubes", "antispoof")
