@@ -101,6 +101,8 @@ class Dom0:
         vm.database = {"/name": vm.name.encode(), "/type": b"AppVM", "/qubes-vm-type": kind}
         self.start_store(vm)
         self.write_entries(vm)
+        if vm.agent and not vm.provides_network:
+            qube.guestnet("rules", "load")  # as the unit does in every qube; that of a provider see Hotplug
         self._provide(vm)
         if vm.netvm is not None:
             self.attach(vm, late=self.late_mappings)

@@ -258,6 +258,14 @@ def test_a_device_can_be_there_before_anybody_serves_it() -> None:
     stage.reaches(vm)
 
 
+def test_a_qube_that_runs_the_agent_has_the_base_rules_and_another_has_none() -> None:
+    stage = Stage()
+    for name, agent in (("with", True), ("without", False)):
+        vm = stage.start(name, stage.netvm1, agent)
+        tables = vm.running.run("nft", "list", "tables").stdout.splitlines()
+        assert tables == (["table ip qubes", "table ip6 qubes"] if agent else [])
+
+
 @pytest.mark.parametrize("end", [Dom0.shutdown, Dom0.kill, Dom0.crash], ids=["shutdown", "kill", "crash"])
 def test_a_provider_that_comes_again(end: Callable[[Dom0, Vm], None]) -> None:
     stage = Stage()
