@@ -31,6 +31,6 @@ def behind(hosting: Hosting) -> Behind:
 @pytest.fixture
 def offload(hosting: Hosting, behind: Behind) -> Offload:
     """What there is of offload in it; it is on for all there is when a test begins."""
-    offload = Offload(hosting.oracle)
+    offload = Offload(hosting.qube)
     eventually(offload.complete, 20, "offload is on", lambda: f"{offload.devices()}\n{hosting.trouble()}")
     return offload

@@ -16,7 +16,6 @@ from qubes_guestnet.lab.qube import Qube
 from qubes_guestnet.lab.vm import FAKE_GATEWAY, FAKE_IP, Vm
 from tests.support.eventually import eventually
 from tests.support.offload import TCP, UDP, Offload, flowing
-from tests.support.oracle import Oracle
 
 
 class Tree(NamedTuple):
@@ -30,7 +29,7 @@ class Tree(NamedTuple):
 
 
 def offload_of(vm: Vm) -> Offload:
-    offload = Offload(Oracle(("nsenter", "-t", str(vm.running.pid), "-n")))
+    offload = Offload(vm.running)
     eventually(offload.complete, 30, f"offload is on in {vm.name}")
     return offload
 
@@ -55,6 +54,7 @@ def tree() -> Iterator[Tree]:
     yield Tree(work.running, fake.running, net.world.qube, offload_of(firewall), offload_of(net))
     for vm in dom0.vms.values():
         vm.running.kill()
+    net.world.kill()
 
 
 @pytest.mark.behaviour("B62")

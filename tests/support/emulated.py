@@ -124,13 +124,15 @@ class Emulated:
         *, memory_mb: int = 1024, cpus: int = 2, options: Iterable[str] = (),
     ) -> None:  # fmt: skip
         needs(QEMU)
-        made = disk()
         self._folder = Path(tempfile.mkdtemp(prefix="emulated-"))
         self._console = self._folder / "console"
         _pack(self._folder / "stage", paths, {"init": init, **(texts or {})})
         self._rest = b""
-        self._noise: list[str] = []
-        self.process = spawn(*_command(made, self._folder, memory_mb, cpus), *options)
+        self.process = spawn(*self.command(self._folder, memory_mb, cpus), *options)
+
+    def command(self, folder: Path, memory_mb: int, cpus: int) -> list[str]:
+        """What starts it; `console` and `stage` are in the folder, and the standard streams are the guest's port."""
+        return _command(disk(), folder, memory_mb, cpus)
 
     def line(self, limit_s: float) -> str:
         """The next line that the guest wrote to ttyS1, "" when it has ended.
@@ -165,10 +167,10 @@ class Emulated:
 
 def _command(made: Path, folder: Path, memory_mb: int, cpus: int) -> list[str]:
     return [
-        *(QEMU, "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(cpus), "-m", str(memory_mb)),
+        *(QEMU, "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-smp", str(cpus), "-m", str(memory_mb)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", str(made / "vmlinuz"), "-initrd", str(made / "initrd")),
-        *("-append", "console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off"),
+        *("-append", "console=ttyS0 quiet panic=-1 net.ifnames=0 mitigations=off tsc=reliable"),
         *("-drive", f"file={made}/disk,if=none,id=disk,format=raw,snapshot=on", "-device", "virtio-blk-pci,drive=disk"),
         *("-drive", f"file={folder}/stage,if=none,id=stage,format=raw,readonly=on"),
         *("-device", "virtio-blk-pci,drive=stage", "-device", "virtio-rng-pci"),
