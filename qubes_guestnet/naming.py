@@ -55,7 +55,7 @@ class Names:
             virtual = provider.VIRTUAL_DNS  # what the qubes were told all the same; nothing is to pass by the rules
         data = files.read(self._paths.resolv_conf) or b""
         links = self._others.name_servers(uplinks)
-        work.servers, work.servers_reason = nameservers.upstream(links, data, own_servers)
+        work.servers, work.servers_reason = nameservers.upstream(links, data, own_servers, uplink=bool(uplinks))
         pairs = nameservers.pairs(virtual, work.servers)
         text = nftables.dnat(pairs, virtual, work.servers)
         if not self._in_force(work, checksum(text.encode())):
@@ -80,7 +80,8 @@ class Names:
         generation = nft.generation()
         loaded = Loaded(checksum(text.encode()), seen(nftables.DNS_CHAINS))
         conntrack.purge(virtual)  # else whoever asks from the same port is led to the former server for ever
-        before, servers = work.provided.servers, tuple(map(str, work.servers))
+        # With nobody to ask there is nothing to start the updates proxy for.
+        before, servers = work.provided.servers, tuple(map(str, work.servers)) or work.provided.servers
         work.save(work.provided._replace(names=loaded, servers=servers))
         self._nft.found_right(REDIRECTION, generation)
         if servers != before:

@@ -63,7 +63,7 @@ _RANKS = (
 
 
 def upstream(
-    links: Iterable[LinkServers] | None, resolv_conf: bytes, own: Iterable[IPAddress]
+    links: Iterable[LinkServers] | None, resolv_conf: bytes, own: Iterable[IPAddress], *, uplink: bool
 ) -> tuple[tuple[_Address, ...], str]:
     """Choose the servers.
 
@@ -72,6 +72,8 @@ def upstream(
         resolv_conf: what is in /etc/resolv.conf, empty for nothing.
         own: the virtual addresses of this qube's own provider. They are the way of last resort: they are on each
             uplink, also where the names are meant to go elsewhere.
+        uplink: there is one. Without, its provider's addresses lead nowhere: who asks is to be told so at once, instead
+            of waiting for an answer.
 
     Returns:
         The servers in the order of use, without repetition, and in one line where they are from.
@@ -86,10 +88,12 @@ def upstream(
             return found, f"systemd-resolved: {rank.reason}"
     found = _usable(named)
     if any(server not in own for server in found):
-        return found, "/etc/resolv.conf"
+        return tuple(server for server in found if uplink or server not in own), "/etc/resolv.conf"
     if links is None and named and not found:
         # Addresses that nobody else can ask mean a resolver of this qube's own, and its provider's is another.
         return (), "/etc/resolv.conf: a resolver of this qube alone"
+    if own and not uplink:
+        return (), "this qube's own provider, and there is none now"
     return _usable(own), "this qube's own provider" if own else "none known"
 
 

@@ -60,10 +60,29 @@ def test_whose_servers_count(
     servers: tuple[object, ...],
     why: str,
 ) -> None:
-    found, reason = upstream(links, data, own)
+    found, reason = upstream(links, data, own, uplink=True)
     assert found == tuple(ipaddress.IPv4Address(str(server)) for server in servers)
     assert why in reason
     assert "\n" not in reason
+
+
+@pytest.mark.behaviour("B40")
+@pytest.mark.parametrize(
+    ("links", "data", "servers", "why"),
+    [
+        pytest.param([], OURS, [], "none now", id="a proxy"),
+        pytest.param(None, OURS, [], "none now", id="no resolved"),
+        pytest.param([], b"nameserver 10.139.1.1\nnameserver 192.168.1.9\n", ["192.168.1.9"], "resolv.conf",
+                     id="a server of the user's besides"),
+        pytest.param([WIFI], OURS, ["192.168.1.1", "192.168.1.2"], "besides the uplink", id="another way out"),
+    ],
+)  # fmt: skip
+def test_without_an_uplink_its_provider_is_not_asked(
+    links: list[LinkServers] | None, data: bytes, servers: list[str], why: str
+) -> None:
+    found, reason = upstream(links, data, OWN, uplink=False)
+    assert [str(server) for server in found] == servers
+    assert why in reason
 
 
 @pytest.mark.behaviour("B37")
@@ -82,7 +101,7 @@ def test_whose_servers_count(
     ],
 )
 def test_the_servers_of_a_tunnel(links: list[LinkServers], servers: list[str]) -> None:
-    found, _ = upstream(links, OURS, OWN)
+    found, _ = upstream(links, OURS, OWN, uplink=True)
     assert [str(server) for server in found] == servers
     itself = [pair for pair in pairs(OWN, found) if pair[0] == pair[1]]
     assert not itself or found == OWN
@@ -100,20 +119,24 @@ def test_the_servers_of_a_tunnel(links: list[LinkServers], servers: list[str]) -
     ],
 )
 def test_servers_of_the_whole_qube(common: list[str], servers: list[str]) -> None:
-    found, _ = upstream([UPLINK, VPN, link(0, *common), WIFI], OURS, OWN)
+    found, _ = upstream([UPLINK, VPN, link(0, *common), WIFI], OURS, OWN, uplink=True)
     assert [str(server) for server in found] == servers
 
 
 @given(
-    st.none()
+    links=st.none()
     | st.lists(st.builds(LinkServers, st.integers(0, 9), st.lists(st.ip_addresses()).map(tuple), st.booleans())),
-    st.binary()
+    data=st.binary()
     | st.lists(st.ip_addresses()).map(lambda found: "".join(f"nameserver {own}\n" for own in found).encode()),
+    uplink=st.booleans(),
 )
-def test_only_servers_that_another_machine_can_ask(links: list[LinkServers] | None, data: bytes) -> None:
-    found, _ = upstream(links, data, OWN)
+def test_only_servers_that_another_machine_can_ask(
+    links: list[LinkServers] | None, data: bytes, *, uplink: bool
+) -> None:
+    found, _ = upstream(links, data, OWN, uplink=uplink)
     assert len(set(found)) == len(found)
     assert all(isinstance(own, ipaddress.IPv4Address) and not own.is_loopback and not own.is_multicast for own in found)
+    assert uplink or not set(found) & set(OWN)
 
 
 @pytest.mark.behaviour("B39")

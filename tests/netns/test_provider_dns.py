@@ -16,7 +16,7 @@ import time
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import DNS, DNS2, ENTRIES, OWN, ROUTER, WORLD, Behind, Hosting
+from tests.support.hosting import DNS, DNS2, ENTRIES, OWN, ROUTER, UPLINK, VIF_MAC, WORLD, Behind, Hosting
 from tests.support.packets import Port, listening
 from tests.support.storm import shot, storm
 
@@ -200,6 +200,10 @@ def test_the_updates_proxy_is_restarted_when_the_servers_differ_and_only_then() 
     host.resolv_conf(SECOND)
     leads(host, SECOND)
     assert eventually(lambda: host.qube.read("/run/lab/asked") == once * 2)
+    for servers in ((), (SECOND,)):  # nobody to ask meanwhile, as between two providers
+        host.resolv_conf(*servers)
+        leads(host, *servers)
+    assert host.qube.read("/run/lab/asked") == once * 2
     host.agent.stop()
     host.resolv_conf(ROUTER)
     assert host.qube.guestnet("dns", "sync", env=environment).returncode == 0
@@ -235,6 +239,44 @@ def test_questions_of_a_proxy_leave_translated_and_for_nothing_but_names() -> No
     words = [packet for packet in outside.heard() if packet.word != "last"]
     assert {(packet.word, packet.target) for packet in words} == {("port 53", DNS)}
     assert {packet.source for packet in words}.isdisjoint({behind.ip})
+
+
+@pytest.mark.behaviour("B39")
+@pytest.mark.behaviour("B40")
+def test_questions_of_a_proxy_without_a_provider_are_refused_and_leave_by_no_other_way() -> None:
+    host = Hosting({**ENTRIES, **OF_A_PROXY}, servers=VIRTUAL, uplink=False)
+    host.qube.wire(f"ip link add other type veth peer name far netns {host.world.pid}")
+    host.world.wire("ip link set far up")
+    behind, elsewhere = host.attach(), Port(host.world, "far", VIF_MAC)
+    eventually(lambda: host.forwards(), trouble=host.trouble)
+    other_way = """
+        ip link set other up; ip address replace 192.168.77.2/24 dev other
+        ip neighbour replace 192.168.77.1 lladdr 02:00:00:00:00:77 nud permanent dev other
+        ip route replace default via 192.168.77.1
+    """
+
+    def refused() -> None:
+        leads(host)
+        host.qube.wire(other_way)
+        assert [connected(behind, address) for address in VIRTUAL] == [errno.ECONNREFUSED] * 2
+        behind.port.send(behind.ip, WORLD, "another way")
+        assert elsewhere.hears(lambda packet: packet.word == "another way")
+        elsewhere.drain()
+        nothing_virtual(elsewhere)
+        elsewhere.forget()
+
+    refused()
+    start = time.monotonic()
+    host.cable()
+    leads(host, *VIRTUAL)
+    assert time.monotonic() - start < 2.0, "its uplink is there"
+    before, outside = host.drops("dns-reject"), host.outside()
+    for address in VIRTUAL:
+        behind.port.send(behind.ip, address, f"to {address}", sport=next(_ports), dport=53)
+        assert outside.hears(lambda packet, address=address: packet.word == f"to {address}")
+    assert host.drops("dns-reject") == before
+    host.qube.wire(f"ip link delete {UPLINK}")
+    refused()
 
 
 @pytest.mark.behaviour("B45")
