@@ -30,7 +30,8 @@ from qubes_guestnet.lab.namespaces import isolate
 options = ['-v', '-p', 'no:cacheprovider', '-o', 'faulthandler_timeout=50']
 sys.exit(isolate(lambda: int(pytest.main([*options, *json.load(open('/stage/todo'))]))))
 """
-INIT = f"""#!/bin/sh
+# What any script that is process 1 and works with the tree begins and ends with.
+BEGIN = f"""#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 {IN_GUEST}=1
 mount -t sysfs sys /sys
 mount -t tmpfs run /run
@@ -44,11 +45,13 @@ cd /stage/tree
 # For those that are started without any environment.
 echo /stage/tree >/usr/lib/python3/dist-packages/qubes-guestnet-tree.pth
 # Not once in each of a hundred processes: this processor is slow.
-python3 -m compileall -q -j 2 qubes_guestnet tests
-python3 -c "{START}" </dev/null
+python3 -m compileall -q -j 2 .
+"""
+END = """
 echo o >/proc/sysrq-trigger
 exec sleep 60
 """
+INIT = f"""{BEGIN}python3 -c "{START}" </dev/null{END}"""
 BOOT_LIMIT_S = 120.0
 SILENCE_LIMIT_S = 110.0
 _ROOT = "the guest's disk is made as root: sudo make test"
