@@ -86,6 +86,12 @@ class Stage:
         self._hold(vm, f"{vm.name} is as asked for", lambda: not self.difference(vm), deadline,
                    lambda: self.difference(vm))  # fmt: skip
 
+    def works(self, *vms: Vm) -> None:
+        """Each reaches the world, and is configured."""
+        for vm in vms:
+            self.reaches(vm)
+            self.configured(vm)
+
     def difference(self, vm: Vm) -> str:
         """The first thing that is not as the entries ask; "" when all is."""
         return difference(vm, self.gateway, self.foreign)

@@ -108,8 +108,7 @@ def _comes_back(stage: Stage, how: str, end: Callable[[Vm], None]) -> None:
     stage.dom0.start(proxy)
     stage.dom0.offline_late()
     stage.step("vm1 reaches the world")
-    stage.reaches(vm)
-    stage.configured(vm)
+    stage.works(vm)
     stage.configured(proxy)
     stage.reaches(proxy)
     if not probes.echo(vm.running, world.HOST, world.ECHO_PORTS[0]):

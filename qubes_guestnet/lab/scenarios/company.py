@@ -44,5 +44,4 @@ def s_020(stage: Stage) -> None:
     daemons.stop("networkmanager")
     stage.reaches(vm1)
     daemons.networkmanager()
-    stage.reaches(vm1)
-    stage.configured(vm1)
+    stage.works(vm1)

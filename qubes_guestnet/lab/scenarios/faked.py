@@ -25,8 +25,7 @@ def s_200(stage: Stage) -> None:
     """vm1 is shown another address, gateway and netmask: it reaches the world, and nothing shows the real ones."""
     stage.step("vm1 starts with a fake address, of which netvm1 hears when the vif is there already")
     vm, tap = _watched(stage, "vm1", stage.netvm1, _ALL, late=True)
-    stage.reaches(vm)
-    stage.configured(vm)
+    stage.works(vm)
     stage.step("its gateway answers, and refuses; routers on the way, and the world, send errors")
     _provoke(stage, vm, _GATEWAY)
     stage.step("nothing in vm1, and no frame at it, shows another address")
@@ -35,8 +34,7 @@ def s_200(stage: Stage) -> None:
     _namespaces(stage.netvm1, [f"vif{vm.domid}-nat"])
     stage.step("it is attached anew, the fake address known before")
     stage.dom0.reattach(vm)
-    stage.reaches(vm)
-    stage.configured(vm)
+    stage.works(vm)
     _hidden(stage, vm, tap, vm.address, stage.netvm1.visible_address, world.PROVIDER)
     stage.step("it is detached, and nothing of it stays in netvm1")
     stage.dom0.detach(vm)
@@ -54,8 +52,7 @@ def s_201(stage: Stage) -> None:
     """vm1 is shown another address, and the real gateway: it reaches the world, and sees its own address nowhere."""
     stage.step("vm1 starts with a fake address alone")
     vm, tap = _watched(stage, "vm1", stage.netvm1, {FAKE_IP: _ADDRESS})
-    stage.reaches(vm)
-    stage.configured(vm)
+    stage.works(vm)
     if stage.ipv6 and probes.ping(vm.running, world.HOST6, 0.2) is not None:
         raise LabError(f"vm1 reaches {world.HOST6}: by IPv6 it would be known by its real address")
     _provoke(stage, vm, stage.netvm1.visible_address)
@@ -94,13 +91,10 @@ def s_204(stage: Stage) -> None:
     """The proxy has the fake address: it and vm1 behind it reach, and vm1's gateway is what the proxy is shown."""
     stage.step("proxy starts with a fake address")
     proxy, tap = _watched(stage, "proxy", stage.netvm1, _ALL, provides=True)
-    stage.reaches(proxy)
-    stage.configured(proxy)
+    stage.works(proxy)
     stage.step("vm1 starts behind it")
     vm = stage.start("vm1", proxy)
-    for each in (proxy, vm):
-        stage.reaches(each)
-        stage.configured(each)
+    stage.works(proxy, vm)
     if vm.database["/qubes-gateway"].decode() != _ADDRESS:
         raise LabError(f"vm1's gateway is {vm.database['/qubes-gateway']!r}")
     if probes.ping(vm.running, _ADDRESS) is None:
@@ -221,14 +215,12 @@ def s_210(stage: Stage) -> None:
     """vm1 has addresses its user gave it: it reaches the world behind a proxy."""
     stage.step(f"vm1 starts behind proxy with {_CUSTOM}")
     vm = _customised(stage, "vm1", stage.proxy("proxy"))
-    stage.reaches(vm)
-    stage.configured(vm)
+    stage.works(vm)
     _answers(stage, vm)
     stage.step("given others while it runs, and attached anew")
     vm.custom_ip, vm.custom_ip6 = "192.168.7.7", "2000:aaaa:bbbb::7" if stage.ipv6 else None
     stage.dom0.reattach(vm)
-    stage.reaches(vm)
-    stage.configured(vm)
+    stage.works(vm)
     _answers(stage, vm)
 
 
@@ -240,8 +232,7 @@ def s_211(stage: Stage) -> None:
     stage.step("vm1 starts behind it")
     vm = stage.start("vm1", proxy)
     for each in (vm, proxy):
-        stage.reaches(each)
-        stage.configured(each)
+        stage.works(each)
         _answers(stage, each)
     if vm.database["/qubes-gateway"].decode() != _CUSTOM:
         raise LabError(f"vm1's gateway is {vm.database['/qubes-gateway']!r}")

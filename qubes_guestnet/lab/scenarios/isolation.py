@@ -87,9 +87,7 @@ def s_050(stage: Stage) -> None:
     vm1, vm2 = stage.start("vm1", stage.netvm1), stage.start("vm2", stage.netvm1)
     vm3 = stage.dom0.create("vm3", stage.netvm1, ipv6="")
     stage.boot(vm3)
-    for vm in (vm1, vm2, vm3):
-        stage.reaches(vm)
-        stage.configured(vm)
+    stage.works(vm1, vm2, vm3)
     _sets(stage, (vm1, vm2, vm3))
     for family in _FAMILIES.values():
         counters.count(netvm1, family, "custom-input", "iifgroup", "2")  # routers are looked for on its uplink

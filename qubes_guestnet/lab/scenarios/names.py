@@ -43,9 +43,7 @@ def s_010(stage: Stage) -> None:
     _redirected(netvm1, (_SECOND_SERVER, _THIRD_SERVER))
     stage.step("proxy regains netvm1: proxy and vm1 reach the world")
     stage.dom0.set_netvm(proxy, netvm1)
-    for each in (proxy, vm):
-        stage.reaches(each)
-        stage.configured(each)
+    stage.works(proxy, vm)
     _redirected(proxy, VIRTUAL_DNS)
 
 

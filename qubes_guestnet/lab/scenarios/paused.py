@@ -44,8 +44,7 @@ def _moved(stage: Stage, how: str, end: Callable[[Vm], None]) -> None:
 def _converges(stage: Stage, vm: Vm) -> None:
     """dom0's question after an unpause, qubes.WaitForNetworkUplink, is answered in time, and the answer is true."""
     vm.running.guestnet("wait-uplink", "--timeout", f"{REACH_DEADLINE:g}")
-    stage.reaches(vm)
-    stage.configured(vm)
+    stage.works(vm)
 
 
 def s_001e(stage: Stage) -> None:
