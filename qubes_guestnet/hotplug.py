@@ -76,7 +76,7 @@ def offline(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
     call = _Call(environment)
     known = vifs.Folder(paths.run).load(call.name.text)
     try:
-        vif = known or call.vif(_NO_MAC)
+        vif = known or call.leaving()
     except GuestnetError as error:
         call.failed(error)
         raise
@@ -114,25 +114,38 @@ class _Call:
         self.folder = untrusted_folder
         self._untrusted_addresses = environment.get("ip", "").encode("utf-8", "replace")
 
-    def vif(self, untrusted_mac: bytes = b"") -> Vif:
+    def vif(self) -> Vif:
         """The vif, every part of it checked.
-
-        Args:
-            untrusted_mac: instead of what xenstore says.
 
         Raises:
             GuestnetError: what is not valid, or xenstore does not answer.
         """
+        untrusted = self._told()
+        try:
+            return vif_rules.described(self.name.text, *untrusted)
+        except ValueError as error:
+            raise GuestnetError(str(error), f"it comes from xenstore, {self.folder}; attach the qube again") from None
+
+    def leaving(self) -> Vif:
+        """The vif on its way down, when nothing is known of it.
+
+        Of what is not valid nothing was ever set up, and Xen calls us for that too (B49): then only its name counts.
+
+        Raises:
+            GuestnetError: xenstore does not answer.
+        """
+        _, untrusted_kind, untrusted_addresses = self._told()
+        try:
+            return vif_rules.described(self.name.text, _NO_MAC, untrusted_kind, untrusted_addresses)
+        except ValueError:
+            return vif_rules.described(self.name.text, _NO_MAC, b"", b"")
+
+    def _told(self) -> tuple[bytes, bytes, bytes]:
+        """MAC, type and addresses, untrusted."""
         mac, kind, addresses = (f"{self.folder}/{leaf}" for leaf in ("mac", "type", "ip"))
         wanted = (mac, kind) if self._untrusted_addresses else (mac, kind, addresses)
         found = xenstore.read(wanted)
-        untrusted_addresses = self._untrusted_addresses or found.get(addresses, b"")
-        try:
-            return vif_rules.described(
-                self.name.text, untrusted_mac or found.get(mac, b""), found.get(kind, b""), untrusted_addresses
-            )
-        except ValueError as error:
-            raise GuestnetError(str(error), f"it comes from xenstore, {self.folder}; attach the qube again") from None
+        return found.get(mac, b""), found.get(kind, b""), self._untrusted_addresses or found.get(addresses, b"")
 
     def failed(self, error: GuestnetError) -> None:
         """Tell Xen, which then tells dom0 why the interface is not there."""

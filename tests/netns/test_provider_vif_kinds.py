@@ -196,6 +196,21 @@ def test_a_value_that_is_none_is_refused_and_everybody_is_told() -> None:
     assert host.works(behind)
 
 
+@pytest.mark.behaviour("B49")
+@pytest.mark.parametrize("agent", [True, False], ids=["agent", "no agent"])
+def test_what_was_refused_goes_without_a_word(agent: bool) -> None:
+    """Xen calls us for it all the same, and its values are what they were."""
+    host = Hosting(ENTRIES6, agent=agent)
+    behind, other = host.plug(4, "10.137.0.4"), host.attach(5)
+    before = host.state(other.vif)
+    for nodes, changed in (({}, HOSTILE["network"]), (XENSTORE["no MAC"], {}), (XENSTORE["bad type"], {})):
+        host.describe(behind, **nodes)
+        assert host.call("online", behind, **changed).returncode == 1
+        done = host.call("offline", behind, **changed)
+        assert (done.returncode, done.stderr) == (0, ""), nodes or changed
+    assert host.state(other.vif) == before
+
+
 def test_what_the_former_holder_of_a_name_was_allowed_the_next_one_is_not() -> None:
     """Nobody has said that vif4.0 went: the toolstack was killed, and the name came again."""
     host = Hosting(ENTRIES6)
