@@ -151,7 +151,8 @@ class _Call:
         """Tell Xen, which then tells dom0 why the interface is not there."""
         try:
             with open(HOTPLUG_LOG, "a", encoding="utf-8") as file:
-                file.write(f"qubes-guestnet: {self.name.text}: {error}\n")
+                words = str(error).removeprefix(f"{self.name.text}: ")
+                file.write(f"qubes-guestnet: {self.name.text}: {words}\n")
         except OSError as failure:
             log(WARNING, f"{HOTPLUG_LOG} was not told of it: {failure.strerror}")
         try:

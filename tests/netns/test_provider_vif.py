@@ -128,6 +128,7 @@ def test_the_device_never_comes(agent: bool) -> None:
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     for told in (done.stderr, host.node(behind, "hotplug-error"), host.qube.read(HOTPLUG_LOG)):
+        assert told.count("vif4.0") == 1
         assert "vif4.0: no such device after 0.3 s" in told
     assert host.node(behind, "hotplug-status") == "error"
     assert host.elements("allowed") == set()
