@@ -102,7 +102,7 @@ class Offload:
             work.save(work.provided._replace(offload=before))  # nothing of it is in force
             if _devices() != devices:
                 return _WENT  # while we loaded it, and that brings the next pass
-            self._refused = error.problem
+            self._refused = f"the kernel takes no flowtable ({error.problem})"
             return self._refused
         self._holds = (devices, work.ipv6)
         self._tell("flow offload on")

@@ -17,7 +17,7 @@ from tests.support.hosting import ENTRIES6, Hosting
 
 UNIT = Path(__file__).parents[2] / "systemd" / "qubes-guestnet.service"
 COUNTED, LOG = "/run/lab/counted", "/run/lab/nft.log"
-REFUSED = "off: nft: /dev/stdin:4:13-17: Error: Could not process rule: "
+REFUSED = "off: the kernel takes no flowtable (nft: /dev/stdin:4:13-17: Error: Could not process rule: "
 # A chain that judges everything, behind those of each case: as long as there is one, nothing is loaded. It has another
 # name each time, which shows that the rules were looked at since.
 JUDGE = """
