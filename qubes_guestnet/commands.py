@@ -17,7 +17,6 @@ from .system import netlink
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
-
     from .cli import Options
     from .core.report import Report
     from .providing import Provider

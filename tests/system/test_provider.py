@@ -237,7 +237,6 @@ def test_forwarding_that_was_ended_stays_off_until_somebody_says_on(qube: Machin
     eventually(lambda: first.reaches(OUTSIDE), what="a packet through", trouble=lambda: told(qube))
 
 
-
 def processes(qube: Machine) -> int:
     """How many were ever started in it; the last number of its process namespace (proc(5), loadavg)."""
     return int(qube.run("cat", "/proc/loadavg").split()[4])
