@@ -91,7 +91,7 @@ class Agent:
         due = self._pass_due()
         if due is None:
             due = self._prober.due()
-        dues = [*self._timers.values(), *self._prober.opening(), *([] if due is None else [due])]
+        dues = [*self._timers.values(), *self._prober.repeats(), *([] if due is None else [due])]
         return min(dues) - time.monotonic() if dues else None
 
     def _pass_due(self) -> float | None:
@@ -151,7 +151,7 @@ class Agent:
             self._connect()
         if self._expired("retry"):
             self._pace = self._pace.woken(time.monotonic())
-        self._prober.open()
+        self._prober.repeat()
         due = self._pass_due()
         waits = due is not None and due > time.monotonic()
         if due is not None and not waits:

@@ -37,7 +37,7 @@ class Prober:
 
     def __init__(self, kernel: netlink.Kernel, events: netlink.Events, paths: Paths) -> None:
         self._kernel, self._events, self._paths = kernel, events, paths
-        self._fresh: dict[proxyarp.Question, float] = {}  # not asked yet, and when to
+        self._repeats: dict[proxyarp.Question, float] = {}  # when to ask the first time again
         self._asking: dict[proxyarp.Question, _Asking] = {}
         self._settled: set[proxyarp.Question] = set()
 
@@ -45,16 +45,24 @@ class Prober:
         """When the next answer is late, in seconds of the monotonic clock; None when none is awaited."""
         return min((asking.due for asking in self._asking.values()), default=None)
 
-    def opening(self) -> tuple[float, ...]:
-        """When to ask for the first time, as `due`; one for each question."""
-        return tuple(self._fresh.values())
+    def repeats(self) -> tuple[float, ...]:
+        """When to ask again whom nobody has answered for yet, as `due`."""
+        return tuple(self._repeats.values())
 
-    def open(self) -> None:
-        """Ask for the first time where it is time to."""
-        for question, due in list(self._fresh.items()):
-            if due <= time.monotonic():
-                del self._fresh[question]
-                self._ask(question, ())
+    def repeat(self) -> None:
+        """Ask again where it is time to: see `proxyarp.REPEAT_SECONDS`."""
+        for question, due in list(self._repeats.items()):
+            asking = self._asking.get(question)
+            if asking is not None and not asking.answers and due > time.monotonic():
+                continue
+            del self._repeats[question]
+            if asking is None or asking.answers or self._state(question, ()) & NUD_VALID:
+                continue
+            try:
+                self._kernel.forget(question.ifindex, question.whom(()))
+                self._kernel.solicit(question.ifindex, question.whom(()))
+            except GuestnetError:
+                continue  # the interface went, or the entry: `serve` finds out
 
     def consider(self, report: Report) -> None:
         """Ask about interfaces that a pass found configured; forget what was about others."""
@@ -67,10 +75,11 @@ class Prober:
                 about.add(question)
         self._settled &= about
         self._asking = {question: asking for question, asking in self._asking.items() if question in about}
-        due = time.monotonic() + proxyarp.SETTLING_SECONDS
         fresh = about - self._settled - set(self._asking)
-        self._fresh = {question: self._fresh.get(question, due) for question in fresh}
-        self._events.neighbours(bool(self._fresh or self._asking))
+        self._events.neighbours(bool(fresh or self._asking))
+        for question in fresh:
+            self._ask(question, ())
+            self._repeats[question] = time.monotonic() + proxyarp.REPEAT_SECONDS
 
     def serve(self, *, judge_silence: bool) -> bool:
         """Look for answers. True when a device route was given up, and a pass is to follow.

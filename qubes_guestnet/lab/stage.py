@@ -15,7 +15,7 @@ from . import probes, world
 from .dom0 import Dom0, Vm
 from .namespaces import LabError
 from .progress import Teller
-from .provider import BACKEND_MAC
+from .provider import BACKEND_MAC, VIRTUAL_DNS
 from .qube import Qube, eventually
 
 GATEWAY_FLAG = "guestnet-gateway-route"
@@ -92,6 +92,14 @@ class Stage:
             self.reaches(vm)
             self.configured(vm)
 
+    def answered(self, vm: Vm) -> None:
+        """Its agent has learned that its provider answers ARP for others, and keeps the device route from then on.
+
+        A provider that loses its own uplink before that answers for nobody, and the qube takes the gateway route.
+        """
+        if not self.gateway:
+            eventually(f"{vm.name} has been answered", lambda: set(VIRTUAL_DNS) <= _neighbours(vm))
+
     def difference(self, vm: Vm) -> str:
         """The first thing that is not as the entries ask; "" when all is."""
         return difference(vm, self.gateway, self.foreign)
@@ -103,6 +111,11 @@ class Stage:
             agent = vm.running.agent
             log = agent.tail(1500) if agent else "no agent"
             raise LabError(f"{error.problem}: {why()}", f"the agent's log:\n{log}") from None
+
+
+def _neighbours(vm: Vm) -> set[str]:
+    """Addresses for which the qube has got an answer."""
+    return {entry["dst"] for entry in vm.running.ip("neigh") if "lladdr" in entry}
 
 
 def unreached(vm: Vm) -> str:

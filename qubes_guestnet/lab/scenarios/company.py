@@ -32,6 +32,7 @@ def s_020(stage: Stage) -> None:
     stage.step("vm1 starts behind proxy, and reaches the world")
     vm1 = stage.start("vm1", proxy)
     stage.reaches(vm1)
+    stage.answered(vm1)
     for _ in range(2):
         stage.step("`nmcli device disconnect` cuts it off")
         daemons.nmcli("device", "disconnect", INTERFACE)

@@ -28,6 +28,7 @@ def s_010(stage: Stage) -> None:
     vm = stage.start("vm1", proxy)
     for each in (proxy, vm):
         stage.reaches(each)
+        stage.answered(each)
     _redirected(netvm1, (world.HOST,))
     _redirected(proxy, VIRTUAL_DNS)
     stage.step("proxy loses its provider: neither of them reaches anything")
