@@ -21,8 +21,8 @@ from .values import IPAddress, Link
 
 # A provider that sets proxy_delay to 0 answers in 0.1 ms (median; 0.3 ms at most), one that does not in 400 ms.
 PROMPT_SECONDS = 0.1
-# The other end drops what it sends until the kernel has noticed its carrier and given it a queue (link_watch.c): of first
-# answers one in ten was lost, and a user's first query then waited out the second until the kernel asks again.
+# The other end drops what it sends until the kernel has noticed its carrier and given it a queue (link_watch.c): of
+# first answers one in ten was lost, and a user's first query then waited out the second until the kernel asks again.
 REPEAT_SECONDS = 0.02
 
 
