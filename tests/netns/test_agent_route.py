@@ -27,6 +27,19 @@ def test_a_prompt_provider_keeps_the_device_route() -> None:
     assert guest.status()["interfaces"][0]["style_reason"] == "default"
 
 
+def test_a_first_answer_that_got_lost_is_asked_for_again_before_anybody_else() -> None:
+    """A new link drops what comes in its first moment, and the kernel alone would wait for a second."""
+    guest = Guest(plugged=False)
+    guest.plug(arp="own")
+    with ArpListener(guest) as provider:
+        guest.agent(wait=False)
+        provider.request_for(DNS)
+        asked, again = provider.request()
+        assert asked == DNS
+        provider.answer(again)
+        eventually(lambda: probed(guest), trouble=guest.log)
+
+
 @pytest.mark.behaviour("B10")
 @pytest.mark.parametrize("arp", ["own", "off"])
 def test_a_provider_that_does_not_answer(arp: str) -> None:

@@ -300,9 +300,16 @@ class ArpListener:
     def request_for(self, address: str) -> bytes:
         """Wait for a request for this address, and give it."""
         while True:
-            frame = self._socket.recv(2048)
-            if frame[20:22] == b"\0\1" and frame[38:42] == socket.inet_aton(address):
+            asked, frame = self.request()
+            if asked == address:
                 return frame
+
+    def request(self) -> tuple[str, bytes]:
+        """Wait for a request, and give whom it is for, and it."""
+        while True:
+            frame = self._socket.recv(2048)
+            if frame[20:22] == b"\0\1":
+                return socket.inet_ntoa(frame[38:42]), frame
 
     def answer(self, request: bytes) -> None:
         """Answer a request as the provider."""
