@@ -216,7 +216,7 @@ def test_what_there_is() -> None:
     (vif,) = tree.provider.ip("link", "show", VIF)
     assert (vif["address"], vif["mtu"], "UP" in vif["flags"]) == (BACKEND_MAC, 1400, False)
     tree.attach()
-    assert tree.works()
+    eventually(tree.works)
     links = {link["ifname"]: link for link in json.loads(tree.between("ip", "-json", "address"))}
     assert set(links) == {"lo", VIF, "provider"}
     assert (links["provider"]["address"], links["provider"]["mtu"]) == (MAC, 1400)
@@ -257,10 +257,10 @@ def test_half_made_ones_are_made_whole_and_whole_ones_stay(half: str) -> None:
     tree.provider.run("sh", "-ec", HALVES[half])
     tree.build()
     tree.attach()
-    assert tree.works()
+    eventually(tree.works)
     before = tree.state()
     tree.build()
-    assert tree.works()
+    eventually(tree.works)
     assert tree.state() == before
 
 
@@ -275,7 +275,7 @@ def test_demolished_from_every_state(half: str) -> None:
     assert vif["address"] == BACKEND_MAC
     tree.build()
     tree.attach()
-    assert tree.works()
+    eventually(tree.works)
 
 
 def test_another_mapping_replaces_the_first() -> None:
@@ -285,7 +285,7 @@ def test_another_mapping_replaces_the_first() -> None:
     assert not tree.works()
     tree.qube.wire("ip address add 192.168.1.77/24 dev eth0; ip address del 192.168.1.128/24 dev eth0")
     tree.qube.wire(f"ip address replace 192.168.1.77/24 dev eth0; ip route replace default via {tree.shown} dev eth0")
-    assert tree.works()
+    eventually(tree.works)
 
 
 @pytest.mark.behaviour("B60")
@@ -298,7 +298,7 @@ def test_a_vif_that_is_gone() -> None:
     tree.plug()
     tree.build()
     tree.attach()
-    assert tree.works()
+    eventually(tree.works)
     tree.between("ip", "link", "delete", VIF)
     tree.demolish()
     tree.demolish()
