@@ -5,10 +5,9 @@ Two figures for each: TCP in bytes, and small UDP packets in packets, per second
 There are three trees at the same time, whose flows take turns: the real role; plain providers (`lab.provider.Plain`),
 which forward and masquerade and filter nothing; and plain ones that filter (baseline/provider.nft).
 
-They are judged against the plain ones that filter too, because conntrack and a filter have their price whoever asks
-for them; what that is is shown beside it. Ours checks more than those (baseline/provider.nft says what), which is what
-the budget leaves room for; single flows scatter by a fifth. The UDP flow has had an answer, as any that goes on has: it
-is established.
+TCP is judged against those that filter nothing: it comes in pieces of 64 KiB, and no rule may be felt. Small packets
+are nothing but cost for each packet, so they are judged against those that filter too, and what filtering as such costs
+is shown beside it. The UDP flow has had an answer, as any that goes on has: it is established.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from qubes_guestnet.lab.provider import Vif
 from qubes_guestnet.lab.qube import Qube, eventually
 from qubes_guestnet.lab.vm import Vm
 
-BUDGET = 0.8
+BUDGET = 0.9
 ROUNDS = 21
 SECONDS = 0.3
 _PORT = 7777
@@ -45,6 +44,7 @@ class _Kind(NamedTuple):
         unit: how many of that make one of the unit shown.
         unit_name: of the unit shown.
         silence: after so many seconds without any the receiver takes it for the end; TCP tells the end itself.
+        yardstick: the tree it is judged against.
     """
 
     words: str
@@ -54,13 +54,13 @@ class _Kind(NamedTuple):
     unit: float
     unit_name: str
     silence: float
+    yardstick: str
 
 
-_YARDSTICK, _BESIDE = "filtering", "plain"
 _WORDS = {"plain": "plain commands without a filter", "filtering": "plain commands with a filter"}
 _KINDS = (
-    _Kind("TCP throughput", socket.SOCK_STREAM, 1 << 18, 0, 1e9 / 8, "Gbit/s", 5.0),
-    _Kind("small UDP packets", socket.SOCK_DGRAM, 64, 1, 1e3, "thousand/s", 0.2),
+    _Kind("TCP throughput", socket.SOCK_STREAM, 1 << 18, 0, 1e9 / 8, "Gbit/s", 5.0, "plain"),
+    _Kind("small UDP packets", socket.SOCK_DGRAM, 64, 1, 1e3, "thousand/s", 0.2, "filtering"),
 )
 
 
@@ -186,10 +186,11 @@ def _result(kind: _Kind, hops: int, rates: dict[str, list[float]]) -> Result:
     ratios = {
         name: spread([ours / other for ours, other in zip(rates["ours"], rates[name], strict=True)]) for name in _WORDS
     }
-    judged = ratios[_YARDSTICK]
+    judged = ratios[kind.yardstick]
+    (beside,) = (name for name in _WORDS if name != kind.yardstick)
     figures = {name: spread(found) for name, found in rates.items()}
     return Result(
-        f"{kind.words} through {hops} provider{'s' if hops > 1 else ''}, against {_WORDS[_YARDSTICK]}",
+        f"{kind.words} through {hops} provider{'s' if hops > 1 else ''}, against {_WORDS[kind.yardstick]}",
         judged.median,
         f"at least {BUDGET:g}",
         judged.median >= BUDGET,
@@ -200,8 +201,8 @@ def _result(kind: _Kind, hops: int, rates: dict[str, list[float]]) -> Result:
                 for name, each in figures.items()
             ),
             f"the ratio is the median of those within a round, quartiles {judged.low:.2f} to {judged.high:.2f}; "
-            f"of the medians {figures['ours'].median / figures[_YARDSTICK].median:.2f}",
-            f"against {_WORDS[_BESIDE]}: ratio {ratios[_BESIDE].median:.2f}",
+            f"of the medians {figures['ours'].median / figures[kind.yardstick].median:.2f}",
+            f"against {_WORDS[beside]}: ratio {ratios[beside].median:.2f}",
             f"{len(rates['ours'])} flows of {SECONDS:g} s each, in turn",
         ),
     )
