@@ -8,13 +8,14 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from qubes_guestnet import cli, commands
-from qubes_guestnet.core import hooks, provider, settings
+from qubes_guestnet.core import hooks, provider, settings, uplink
 from qubes_guestnet.lab import cli as lab_cli
 from qubes_guestnet.lab import tree
 from qubes_guestnet.system import networkmanager, qubesdb, services
@@ -28,6 +29,7 @@ DESIGN = TREE / "docs" / "design.md"
 PICTURE = TREE / "docs" / "images" / "ipv6-feature.svg"
 BEHAVIOURS = TREE / "docs" / "behaviours.md"
 MAN_PAGE = TREE / "docs" / "man" / "qubes-guestnet.8"
+SAMPLE = TREE / "docs" / "examples" / "guestnet.toml"
 COMPLETIONS = sorted((TREE / "completions").iterdir())
 LEAVES = ("ip", "netmask", "gateway", "ip6", "netmask6", "gateway6", "custom", "mtu")
 
@@ -63,6 +65,25 @@ def test_every_flag_file_and_variable_is_documented(document: Path) -> None:
     names = [*services._NAMES, services.PROVIDES, networkmanager.FLAG, *hooks.HOOKS, hooks.NETWORK_HOOKS, "XENBUS_PATH"]
     names += ["guestnet.toml", "default-route", qubesdb.DIRECTORY_VARIABLE]
     assert [name for name in names if name not in text(document)] == []
+
+
+def _keys_of(toml: str) -> set[tuple[str, str]]:
+    return {(name, key) for name, table in tomllib.loads(toml).items() for key in table}
+
+
+def _uncommented(toml: str) -> str:
+    return re.sub(r"^# (\[[\w-]+\]|[\w-]+ = .*)$", r"\1", toml, flags=re.MULTILINE)
+
+
+def test_the_sample_of_guestnet_toml_has_every_key(tmp_path: Path) -> None:
+    sample = text(SAMPLE)
+    assert _keys_of(sample) == set(), "a copy of it changes nothing"
+    (block,) = re.findall(r"^## /etc/qubes/guestnet.toml$.*?^```toml\n(.*?)^```", text(SETTINGS), re.M | re.S)
+    assert _keys_of(_uncommented(sample)) == _keys_of(block) != set()
+    source = "\n".join(path.read_text(encoding="utf-8") for path in (TREE / "qubes_guestnet").rglob("*.py"))
+    assert [key for _, key in _keys_of(block) if not has_word(source, key)] == []
+    (tmp_path / "all.toml").write_text(_uncommented(sample), encoding="utf-8")
+    assert services.configured_style(str(tmp_path / "all.toml")) is uplink.Style.DEVICE
 
 
 @pytest.mark.parametrize("document", [MAN_PAGE, *COMPLETIONS], ids=lambda path: path.name)

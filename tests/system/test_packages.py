@@ -123,6 +123,15 @@ def test_the_rpm_installs_into_a_scratch_root(rpm: Path, tmp_path: Path) -> None
     assert not (tmp_path / "usr/bin/qubes-guestnet").exists()
 
 
+def test_both_carry_the_documents_and_a_sample_of_the_configuration(deb: Path, rpm: Path) -> None:
+    wanted = {"settings.md", "provider.md", "check-codes.md", "README.md", "guestnet.toml"}
+    for names in (deb_files(deb), run("rpm", "-qlp", str(rpm)).splitlines()):
+        papers = {Path(name.removesuffix(".gz")).name for name in names if name.startswith("/usr/share/doc/")}
+        assert wanted <= papers
+        (sample,) = (name for name in names if name.endswith("/guestnet.toml"))
+        assert sample.endswith("/examples/guestnet.toml")
+
+
 @pytest.mark.behaviour("B103")
 def test_both_depend_on_exactly_what_is_imported(deb: Path, rpm: Path) -> None:
     imported = {
