@@ -25,7 +25,7 @@ def texts() -> dict[str, str]:
         folders[:] = [name for name in folders if not NOT_OURS.search(name)]
         for name in names:
             path = Path(folder, name)
-            if path.suffix == ".pyc" or name.startswith(".coverage"):
+            if path.suffix == ".pyc" or name.startswith(".coverage") or name == ".git":  # a file in a work tree
                 continue
             try:
                 found[str(path.relative_to(TREE))] = path.read_text(encoding="utf-8")
