@@ -47,5 +47,5 @@ setup-test:
 	@tools/setup test
 
 clean: ## remove the environments and everything built
-	rm -rf .venv .venv-oldest build dist .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-oldest .daemons build dist .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

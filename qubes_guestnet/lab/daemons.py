@@ -21,6 +21,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "config"
 BUS = "/run/dbus/system_bus_socket"
 RESOLVED, NETWORKD = "/lib/systemd/systemd-resolved", "/lib/systemd/systemd-networkd"
 _BUS_CONFIG = Path("/usr/share/dbus-1/system.conf")
+_USERS = ("messagebus", "systemd-network", "systemd-resolve")
 # What the lab's veth is in place of xen-netfront, see config/NetworkManager/conf.d.
 _LAB_CONFIG = "[main]\nplugins=keyfile\nno-auto-default=driver:veth\n[logging]\nlevel=INFO\n"
 
@@ -36,12 +37,7 @@ class Daemons:
         _needs("dbus-daemon", "dbus-daemon")
         self.qube = qube
         self.running: dict[str, Service] = {}
-        # Daemons that drop their rights to a user of their own find that it is root here.
-        users = [
-            line if not line.startswith(("systemd-", "messagebus:")) else _as_root(line)
-            for line in Path("/etc/passwd").read_text().splitlines()
-        ]
-        without_host_link(qube, "/etc/passwd", "\n".join(users) + "\n")
+        without_host_link(qube, "/etc/passwd", users(Path("/etc/passwd").read_text()))
         qube.run("mount", "-o", "remount,ro,bind", "/sys")  # else NetworkManager waits for udev
         qube.run("mkdir", "-p", "/run/dbus", "/run/systemd")
         qube.write("/run/lab/dbus.conf", bus_config())
@@ -78,7 +74,9 @@ class Daemons:
         for file in (CONFIG / "NetworkManager" / "conf.d").glob("*.conf"):
             self.qube.write(f"/etc/NetworkManager/conf.d/{file.name}", file.read_text())
         self.qube.write("/etc/NetworkManager/conf.d/99-lab.conf", extra)
-        self.qube.run("mount", "-t", "tmpfs", "lab", "/var/lib/NetworkManager")
+        # Not its folder alone: where NetworkManager is unpacked and not installed, there is none to mount on.
+        self.qube.run("mount", "-t", "tmpfs", "lab", "/var/lib")
+        self.qube.run("mkdir", "/var/lib/NetworkManager")
 
     def networkmanager(self, wait: bool = True) -> Service:
         """Start it; with `wait` until it answers nmcli."""
@@ -141,9 +139,16 @@ def without_host_link(qube: Qube, path: str, text: str | None = None) -> None:
         qube.write(path, text)
 
 
-def _as_root(line: str) -> str:
-    fields = line.split(":")
-    return ":".join([*fields[:2], "0", "0", *fields[4:]])
+def users(passwd: str) -> str:
+    """Text of the qube's /etc/passwd: the users that these daemons drop their rights to, all of them root.
+
+    The lab's user namespace has no other user when the lab was started without root.
+
+    Args:
+        passwd: the machine's own; it lacks those users where the daemons are unpacked and not installed.
+    """
+    others = [line for line in passwd.splitlines() if line.partition(":")[0] not in _USERS]
+    return "".join(f"{line}\n" for line in (*others, *(f"{user}:x:0:0::/:/usr/sbin/nologin" for user in _USERS)))
 
 
 def bus_config() -> str:

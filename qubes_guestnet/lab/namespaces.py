@@ -48,6 +48,8 @@ _SYS_MOUNT_SETATTR = 442
 
 # Folders over which the lab may mount its work folder: there in every Linux, and empty of what Python needs.
 _WORK_CANDIDATES = ("/run", "/mnt", "/media", "/srv")
+# Written last by tools/unpack-daemons, in its folder `usr`.
+_UNPACKED = "share/qubes-guestnet-daemons"
 _RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIGNALLED = 128
 
@@ -217,6 +219,7 @@ def _first(function: Callable[[], int], alive: int) -> NoReturn:
             signal.signal(number, _end)
         mount("none", "/", flags=MS_REC | MS_PRIVATE)
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV)
+        _show_unpacked()
         mount("lab", work_folder(), "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
         status = function()
     except GuestnetError as error:
@@ -231,6 +234,33 @@ def _first(function: Callable[[], int], alive: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _show_unpacked() -> None:
+    """Show the daemons that tools/unpack-daemons unpacked at /usr, in this mount namespace only.
+
+    Raises:
+        LabError: the kernel refuses the overlay.
+    """
+    folder = unpacked_programs()
+    if not folder or os.path.exists(f"/usr/{_UNPACKED}"):  # a lab inside a lab sees what the outer one shows
+        return
+    try:
+        mount("daemons", "/usr", "overlay", MS_NOSUID | MS_NODEV, f"lowerdir={_escaped(folder)}:/usr")
+    except OSError as error:
+        problem = f"{folder} cannot be shown at /usr: {error.strerror}"
+        raise LabError(problem, "remove that folder, and install the packages that the lab then names") from error
+
+
+def _escaped(path: str) -> str:
+    """A path as overlayfs takes it in a list (Documentation/filesystems/overlayfs.rst, "Multiple lower layers")."""
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+
+
+def unpacked_programs() -> str:
+    """The folder of daemons that tools/unpack-daemons made in a source tree, "" where there is none."""
+    folder = os.path.join(needed_paths()[0], ".daemons", "usr")
+    return folder if os.path.exists(f"{folder}/{_UNPACKED}") else ""
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 
-from .namespaces import LabError
+from .namespaces import LabError, unpacked_programs
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PACKAGES = {
@@ -23,7 +23,9 @@ def require(*tools: str) -> None:
     Args:
         tools: keys of PACKAGES; none: all of them.
     """
-    missing = [tool for tool in tools or PACKAGES if shutil.which(tool, path=PATH) is None]
+    unpacked = unpacked_programs()  # the lab shows them at /usr once it has namespaces
+    path = f"{PATH}:{unpacked}/bin:{unpacked}/sbin" if unpacked else PATH
+    missing = [tool for tool in tools or PACKAGES if shutil.which(tool, path=path) is None]
     if missing:
         packages = " ".join(sorted({PACKAGES[tool] for tool in missing}))
         raise LabError(f"the lab needs {', '.join(missing)}", f"apt-get install {packages}")

@@ -9,12 +9,14 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
+
 TREE = Path(__file__).resolve().parents[2]
 OWN_NAME = Path(__file__).name
 # Folders that belong to one person's or one build machine's account, and addresses of package registries.
 MACHINE = re.compile(r"/(?:home|Users|workspace)/[a-z]|/root/\.|/work/|(?:deb\.debian|pypi|pythonhosted|npmjs)\.org")
 # What git ignores. The list is walked, and git not asked, because a source archive has no git.
-NOT_OURS = re.compile(r"^\.venv|^\.git$|^__pycache__$|_cache$|\.egg-info$|^(build|dist|\.hypothesis)$")
+NOT_OURS = re.compile(r"^\.(venv|daemons)|^\.git$|^__pycache__$|_cache$|\.egg-info$|^(build|dist|\.hypothesis)$")
 PROJECT_FILES = ("README.md", "LICENSE", "CONTRIBUTING.md", "CHANGELOG.md", ".ci/run", "Makefile", "docs/design.md")
 
 
@@ -67,12 +69,24 @@ def test_a_stranger_finds_what_he_expects() -> None:
 
 
 def test_shell_scripts_parse() -> None:
-    for script in (".ci/run", "tools/setup", "bench/baseline/uplink.sh", "bench/baseline/vif.sh"):
+    tools = ("tools/setup", "tools/unpack-daemons")
+    for script in (".ci/run", *tools, "bench/baseline/uplink.sh", "bench/baseline/vif.sh"):
         first = (TREE / script).read_text(encoding="utf-8").splitlines()[0]
         assert os.access(TREE / script, os.X_OK), script
         shell = "bash" if "bash" in first else "sh"
         done = subprocess.run([shell, "-n", str(TREE / script)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("purpose", ["demo", "test", "bench", "packages", "system"])
+def test_setup_installs_no_daemon_into_the_users_machine(purpose: str) -> None:
+    """They would start there, and systemd-resolved would replace its resolv.conf."""
+    done = subprocess.run([str(TREE / "tools/setup"), "list", purpose], capture_output=True, text=True)
+    packages = done.stdout.split()
+    assert done.returncode == 0, done.stderr
+    assert "python3" in packages
+    daemons = {"network-manager", "systemd-resolved", "dnsmasq-base", "dnsmasq", "dbus", "dbus-daemon", "dbus-broker"}
+    assert daemons.intersection(packages) == set()
 
 
 def test_the_command_prints_its_version() -> None:

@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 
+from qubes_guestnet.lab.namespaces import unpacked_programs
+
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 PACKAGES = {
     "bash": "bash",
@@ -44,7 +46,8 @@ def needs(*commands: str) -> None:
     Raises:
         Failed (pytest): at least one is missing.
     """
-    path = f"{os.environ.get('PATH', '')}:{SBIN}"
+    unpacked = unpacked_programs()  # at /usr within the lab, and tests ask also outside of it
+    path = f"{os.environ.get('PATH', '')}:{SBIN}:{unpacked}/bin:{unpacked}/sbin"
     missing = [command for command in commands if shutil.which(command, path=path) is None]
     if missing:
         packages = " ".join(sorted({PACKAGES.get(command, command) for command in missing}))
