@@ -97,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None for those of the process.
 
     Returns:
-        0 done or nothing to do; 1 failed, one line on stderr says what and the remedy; 2 wrong usage; 100 `dns sync`
-        found nothing to change.
+        0 done or nothing to do; 1 failed, one line on stderr says what and the remedy, or `status` or `check` found an
+        error; 2 wrong usage, or an interface that dom0 does not manage; 100 `dns sync` found nothing to change.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -192,7 +192,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="qubes-guestnet",
         description="Network agent of a Qubes OS virtual machine: QubesDB to kernel and resolv.conf.",
-        epilog="Exit status: 0 done or nothing to do, 1 failed, 2 wrong usage, 100 nothing changed (dns sync). "
+        epilog="Exit status: 0 done or nothing to do, 1 failed (status, check: something is wrong), 2 wrong usage, "
+        "100 nothing changed (dns sync). "
         "See qubes-guestnet(8).",
     )
     top.add_argument("--version", action="version", version=f"qubes-guestnet {__version__}")

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 
 from . import reading
 from .core.settings import PROVIDER_KEY, parse
-from .errors import GuestnetError, StoreError
+from .errors import GuestnetError, StoreError, UsageError, shown
 from .others import Others
 from .output import complain, print_json, say
 from .paths import Paths
@@ -31,12 +32,17 @@ def apply(options: Options) -> int:
     """One pass. 1 if anything went wrong."""
     if options.dry_run:
         return plan(options)
-    return applied(settling(reading.entries(), options.interface), options.interface)
+    report = settling(reading.entries(), options.interface)
+    if options.interface and not report.interfaces:
+        raise _no_interface_of_ours(options.interface)
+    return applied(report)
 
 
 def plan(options: Options) -> int:
     """The operations `apply` would do, and nothing else on standard output."""
     report = _pass(Pass(only=options.interface, dry_run=True))
+    if options.interface and not report.interfaces:
+        raise _no_interface_of_ours(options.interface)
     complain(report.errors)
     if options.json:
         print_json(list(report.plan))
@@ -47,18 +53,46 @@ def plan(options: Options) -> int:
 
 
 def status(options: Options) -> int:
-    """What is desired, what is there, since when; 0 also when something is wrong, `check` is for that."""
+    """What is desired, what is there, since when. 1 if something is wrong: `check` says what to do about it."""
+    from . import diagnosis
+    from .core.findings import Evidence, findings
     from .core.rendering import as_data, as_text
     from .system import presence, standing
 
-    report = _pass(Pass(only=options.interface, dry_run=True))
-    agent = standing.read(PATHS.run)
+    report, ground = diagnosis.look(reading.entries(), PATHS)
+    if options.interface:
+        report = _narrowed(report, options.interface)
+    agent, others = standing.read(PATHS.run), presence.look()
+    found = findings(Evidence(report, standing=agent, presence=others, ground=ground))
+    wrong = any(finding.severity == "error" for finding in found)
     if options.json:
-        print_json(as_data(report, agent, presence.look()))
+        print_json({**as_data(report, agent, others), "wrong": wrong})
     else:
-        for line in as_text(report, agent, presence.look()):
-            print(line)
-    return 0
+        say(as_text(report, agent, others))
+        say(("something is wrong: `qubes-guestnet check` says what to do",) if wrong else ())
+    return 1 if wrong else 0
+
+
+def _narrowed(report: Report, name: str) -> Report:
+    """What a report says of one interface: an uplink, or that of a qube behind this one. UsageError for any other."""
+    uplinks = tuple(each for each in report.interfaces if each.link is not None and each.link.name == name)
+    provided = report.provided
+    vifs = tuple(each for each in provided.vifs if each.vif.name.text == name) if provided is not None else ()
+    if not uplinks and not vifs:
+        raise _no_interface_of_ours(name, report)
+    return report._replace(interfaces=uplinks, provided=provided._replace(vifs=vifs) if provided is not None else None)
+
+
+def _no_interface_of_ours(name: str, report: Report | None = None) -> UsageError:
+    """The error for a name that is none of ours, with those that are: uplinks; those in `report`, vifs too."""
+    vifs = [each.vif.name.text for each in report.provided.vifs] if report is not None and report.provided else []
+    interfaces = (report or _pass(Pass(dry_run=True), with_provider=False)).interfaces
+    there = [each.link.name for each in interfaces if each.link is not None] + vifs
+    absent = [each.settings.mac for each in interfaces if each.link is None]
+    words = [f"it manages {', '.join(there)}"] if there else []
+    words += [f"the interface with the address {', '.join(absent)} is not there"] if absent else []
+    remedy = "; ".join(words) or "it manages no interface of this qube"
+    return UsageError(f"{shown(os.fsencode(name))} is no interface that dom0 manages", remedy)
 
 
 def check(options: Options) -> int:
@@ -85,7 +119,12 @@ def uplink(options: Options) -> int:
             return 0  # gone already, and what we made went with it
         say(take_down(index, netlink.Kernel(), PATHS, Others(PATHS.flags)))
         return 0
-    return applied(settling(reading.patiently(reading.entries), options.interface), options.interface)
+    report = settling(reading.patiently(reading.entries), options.interface)
+    if not report.interfaces:
+        if options.interface not in (name for _, name in socket.if_nameindex()):
+            raise _no_interface_of_ours(options.interface)
+        print(f"{options.interface} is not an interface that dom0 manages: nothing to do")
+    return applied(report)
 
 
 def wait_uplink(options: Options) -> int:
@@ -127,9 +166,9 @@ def _provider(entries: dict[str, bytes], kernel: netlink.Kernel, others: Others)
     return Provider(PATHS, kernel, others)
 
 
-def _pass(asked: Pass) -> Report:
+def _pass(asked: Pass, with_provider: bool = True) -> Report:
     entries, kernel, others = reading.entries(), netlink.Kernel(), Others(PATHS.flags)
-    asked = asked._replace(others=others, provider=_provider(entries, kernel, others))
+    asked = asked._replace(others=others, provider=_provider(entries, kernel, others) if with_provider else None)
     return reconcile(entries, kernel, PATHS, asked)
 
 
@@ -153,7 +192,7 @@ def settling(entries: dict[str, bytes], interface: str) -> Report:
     return report
 
 
-def applied(report: Report, interface: str) -> int:
+def applied(report: Report) -> int:
     """Say what a pass has done; 1 if anything went wrong."""
     if report.provided is not None:
         say(report.provided.before.done)
@@ -164,6 +203,4 @@ def applied(report: Report, interface: str) -> int:
     if report.resolver is not None and report.resolver.written:
         print(f"{report.resolver.path} written")
     complain(report.errors)
-    if interface and not report.interfaces:
-        print(f"{interface} is not an interface that dom0 manages, or is not there: nothing to do")
     return 1 if report.errors else 0

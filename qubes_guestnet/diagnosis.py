@@ -33,15 +33,15 @@ def findings(paths: Paths, entries: Callable[[], dict[str, bytes]]) -> tuple[Fin
         untrusted_entries = entries()
     except StoreError as error:
         return judge(Evidence(None, store_error=str(error), standing=agent))
-    found, ground = _looked(untrusted_entries, paths)
+    found, ground = look(untrusted_entries, paths)
     asked = any(interface.link is not None and interface.expected for interface in found.interfaces)
     servers = [str(server) for server in found.settings.dns.servers] if asked else []
     silent = tuple(server for server in servers if not nameserver.answers(server))
     return judge(Evidence(found, "", agent, silent, _neighbour_limit(), presence.look(), ground))
 
 
-def _looked(untrusted_entries: dict[str, bytes], paths: Paths) -> tuple[Report, Ground]:
-    """A dry pass, and the ground it stands on; what cannot be looked at is an error of the pass."""
+def look(untrusted_entries: dict[str, bytes], paths: Paths) -> tuple[Report, Ground]:
+    """A dry pass, and what is in force beside it; what cannot be looked at is an error of the pass."""
     kernel, others = netlink.Kernel(), Others(paths.flags)
     if not untrusted_entries.get(PROVIDER_KEY):
         report = reconcile(untrusted_entries, kernel, paths, Pass(dry_run=True, others=others))

@@ -58,4 +58,4 @@ def forwarding(options: Options) -> int:
     from . import commands
 
     ours.reopen()
-    return commands.applied(commands.settling(reading.entries(), ""), "")
+    return commands.applied(commands.settling(reading.entries(), ""))

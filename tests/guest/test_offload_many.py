@@ -52,4 +52,4 @@ def test_hundreds_of_interfaces(hosting: Hosting, behind: Behind, offload: Offlo
         offload.takes(flow)
     hosting.qube.run("ip", "link", "delete", "group", GROUP, timeout=60)
     eventually(offload.complete, 60, "offload is on for what is left", hosting.trouble)
-    assert "offload: on (" in hosting.qube.guestnet("status").stdout
+    assert "offload: on (" in hosting.qube.guestnet("status", check=False).stdout

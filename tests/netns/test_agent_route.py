@@ -55,7 +55,7 @@ def test_a_provider_that_does_not_answer(arp: str) -> None:
     assert guest.said(FALLING) == 1
     (interface,) = guest.status()["interfaces"]
     assert (interface["style"], interface["style_reason"][:28]) == ("gateway", "fall-back: no ARP answer for")
-    text = guest.qube.guestnet("status").stdout
+    text = guest.qube.guestnet("status", check=False).stdout
     assert "default route: style gateway (fall-back: no ARP answer for 10.139.1.1 and 10.139.1.2 within 100 ms" in text
 
 

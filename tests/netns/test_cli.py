@@ -73,7 +73,7 @@ def test_help_names_every_verb_and_the_exit_status() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     text = " ".join(done.stdout.split())
     assert all(f" {verb} {first}" in text for verb, first in VERBS.items())
-    assert "Exit status: 0 done or nothing to do, 1 failed, 2 wrong usage" in text
+    assert "Exit status: 0 done or nothing to do, 1 failed (status, check: something is wrong), 2 wrong usage" in text
 
 
 def test_help_of_each_verb() -> None:
@@ -130,16 +130,49 @@ def test_the_words_of_a_plan_are_commands_that_work() -> None:
     assert left == [PUBLISH]
 
 
-@pytest.mark.parametrize("name", ["eth0", "eth1", "nothing"])
+@pytest.mark.parametrize("name", ["eth0", "eth1"])
 def test_one_interface_only(name: str) -> None:
     guest = Guest()
     other = "00:16:3e:5e:6c:99"
     guest.write(f"/net-config/{other}/ip", "192.168.7.5")
     guest.plug("eth1", other, "vif5.1")
-    done = guest.qube.guestnet("apply", name)
+    guest.qube.guestnet("apply", name)
     assert guest.oracle.addresses("eth0") == ({f"{IP}/32"} if name == "eth0" else set())
     assert guest.oracle.addresses("eth1") == ({"192.168.7.5/32"} if name == "eth1" else set())
-    assert ("nothing to do" in done.stdout) == (name == "nothing")
+
+
+@pytest.mark.behaviour("B141")
+@pytest.mark.parametrize(
+    "words", ["status {}", "status {} --json", "plan {}", "plan --json {}", "apply {}", "apply --dry-run {}",
+              "uplink add {}"]
+)  # fmt: skip
+def test_a_mistyped_interface_is_wrong_usage_and_the_real_ones_are_named(words: str) -> None:
+    guest = Guest()
+    guest.plug("eth1", "00:16:3e:5e:6c:99", "vif5.1")
+    for name in ("eth2", "eth", "eth0 ", "\x1b[31m", "x" * 100):
+        failed = guest.qube.guestnet(*(word.format(name) for word in words.split()), check=False)
+        assert (failed.returncode, failed.stdout) == (2, ""), name
+        (line,) = failed.stderr.splitlines()
+        assert line.endswith(" is no interface that dom0 manages; it manages eth0"), line
+        assert "\x1b" not in line
+    assert guest.oracle.addresses("eth0") == set()
+    for name in ("eth1", "lo"):  # these are there, and dom0 manages another one: udev calls for each card
+        done = guest.qube.guestnet(*(word.format(name) for word in words.split()), check=False)
+        assert done.returncode == (0 if words.startswith("uplink") else 2), name
+        assert ("nothing to do" in done.stdout) == words.startswith("uplink")
+
+
+@pytest.mark.behaviour("B141")
+def test_the_real_names_where_there_is_no_interface() -> None:
+    guest = Guest(plugged=False)
+    failed = guest.qube.guestnet("status", "eth0", check=False)
+    assert failed.returncode == 2
+    assert failed.stderr.endswith(f"; the interface with the address {MAC} is not there\n")
+    guest.qube.guestnet("uplink", "remove", "eth0")  # it went before its unit was stopped
+    guest = Guest({})
+    failed = guest.qube.guestnet("status", "eth0", check=False)
+    assert failed.returncode == 2
+    assert failed.stderr.endswith("; it manages no interface of this qube\n")
 
 
 def test_apply_with_an_error_does_the_rest_and_says_so() -> None:
@@ -195,7 +228,7 @@ def test_uplink_add_gives_up_on_a_qubesdb_that_never_comes() -> None:
 def test_status_for_people() -> None:
     guest = Guest(ENTRIES6)
     guest.agent()
-    text = guest.qube.guestnet("status").stdout
+    text = guest.qube.guestnet("status", check=False).stdout
     for line in (
         f"eth0 ({MAC}, veth): configured, up, carrier",
         f"  addresses: {IP}/32 {IP6}/128",
@@ -211,7 +244,7 @@ def test_status_for_programs() -> None:
     guest = Guest(ENTRIES6)
     guest.agent()
     found = guest.status()
-    wanted = {"interfaces", "resolver", "dns", "provider", "settled", "plan", "errors", "agent", "others"}
+    wanted = {"interfaces", "resolver", "dns", "provider", "settled", "plan", "errors", "agent", "others", "wrong"}
     assert set(found) == wanted
     assert found["provider"] is None
     (interface,) = found["interfaces"]
@@ -228,16 +261,40 @@ def test_status_for_programs() -> None:
     assert found["agent"]["error"] == ""
 
 
-def test_status_changes_nothing_and_is_no_diagnosis() -> None:
+@pytest.mark.behaviour("B141")
+def test_status_changes_nothing_and_its_exit_status_says_that_something_is_wrong() -> None:
     guest = Guest({**ENTRIES, "/qubes-ip6": "rubbish"})
-    done = guest.qube.guestnet("status")
-    assert done.returncode == 0
+    done = guest.qube.guestnet("status", check=False)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[-1] == "something is wrong: `qubes-guestnet check` says what to do"
+    assert json.loads(guest.qube.guestnet("status", "--json", check=False).stdout)["wrong"] is True
     assert "eth0 (00:16:3e:5e:6c:05, veth): NOT configured, down, no carrier" in done.stdout
     assert "  IPv6: settings invalid, what was configured stays" in done.stdout
     assert "error: /qubes-ip6: 'rubbish' is not valid" in done.stdout
     assert "agent: not running" in done.stdout
     assert not guest.oracle.is_up("eth0")
     assert not guest.qube.path("/run/qubes-guestnet").exists()
+
+
+@pytest.mark.behaviour("B141")
+def test_the_exit_status_of_status_follows_what_is_there() -> None:
+    guest = Guest()
+    assert guest.qube.guestnet("status", check=False).returncode == 1  # nothing is configured
+    guest.qube.guestnet("rules", "load")
+    guest.qube.guestnet("apply")
+    for words in ("status", "status eth0", "status --json"):
+        assert guest.qube.guestnet(*words.split(), check=False).returncode == 0, words
+    for change, back in (
+        (("ip", "route", "del", "default"), ("apply",)),
+        (("ip", "link", "set", "eth0", "down"), ("apply",)),
+        (("nft", "delete", "table", "ip", "qubes"), ("rules", "load")),
+    ):
+        guest.qube.run(*change)
+        assert guest.qube.guestnet("status", check=False).returncode == 1, change
+        guest.qube.guestnet(*back)
+        assert guest.qube.guestnet("status", check=False).returncode == 0, back
+    guest.unplug()
+    assert guest.qube.guestnet("status", check=False).returncode == 1  # promised, and not there
 
 
 def test_status_of_an_ordinary_user() -> None:
