@@ -16,7 +16,7 @@ from .errors import GuestnetError, KernelError, StoreError
 from .others import Others
 from .paths import Paths
 from .reconcile import Pass, reconcile
-from .system import nameserver, netlink, nft, presence, standing
+from .system import gateway6, nameserver, netlink, nft, presence, standing
 
 _NEIGHBOUR_LIMIT = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"
 
@@ -37,7 +37,18 @@ def findings(paths: Paths, entries: Callable[[], dict[str, bytes]]) -> tuple[Fin
     asked = any(interface.link is not None and interface.expected for interface in found.interfaces)
     servers = [str(server) for server in found.settings.dns.servers] if asked else []
     silent = tuple(server for server in servers if not nameserver.answers(server))
-    return judge(Evidence(found, "", agent, silent, _neighbour_limit(), presence.look(), ground))
+    refusing = _refusing6(found)
+    return judge(Evidence(found, "", agent, silent, _neighbour_limit(), presence.look(), ground, refusing))
+
+
+def _refusing6(report: Report) -> tuple[str, ...]:
+    """IPv6 gateways of configured interfaces that refuse what they are asked (behaviour B160)."""
+    asked = [
+        (str(interface.settings.ipv6.gateway), interface.link.ifindex)
+        for interface in report.interfaces
+        if interface.configured and interface.link and interface.settings.ipv6 and interface.settings.ipv6.gateway
+    ]
+    return tuple(gateway for gateway, ifindex in asked if gateway6.refuses(gateway, ifindex))
 
 
 def look(untrusted_entries: dict[str, bytes], paths: Paths) -> tuple[Report, Ground]:

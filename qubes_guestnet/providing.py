@@ -185,7 +185,7 @@ class Provider:
     def _sweep(self, work: Work) -> None:
         """All vifs and the addresses behind this qube, unless they were last made for just this."""
         settings = work.settings
-        reason = (settings.connected, settings.gateway, settings.gateway6, work.ipv6, work.mtu)
+        reason = (settings.connected, settings.gateway, settings.gateway6, work.ipv6, settings.refuse6, work.mtu)
         if self._swept == reason and not work.dry_run:
             if not self._nft.settled(SETS):
                 self._nft.found_right(SETS, nft.generation())  # our own transactions from here on keep it so

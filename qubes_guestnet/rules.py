@@ -64,7 +64,7 @@ class Rules:
         if not self._told and not dry_run:
             self._told = True
             log(WARNING, "IPv6 is switched off in the kernel: the qubes behind this one have IPv4 only")
-        return settings._replace(gateway6=None, held=settings.held - {"ipv6"})
+        return settings._replace(gateway6=None, held=settings.held - {"ipv6"}, refuse6=False)
 
     def _close(self, work: Work) -> None:
         wanted = work.families
@@ -169,8 +169,9 @@ class Rules:
 
     def _load(self, work: Work) -> None:
         """The base rules, loaded unless those that are there are ours."""
-        text = nftables.base(ipv6=work.ipv6)
-        wanted, there = checksum(text.encode()), work.provided.rules
+        there = work.provided.rules
+        text = nftables.base(ipv6=work.ipv6, refuse6=work.active and _refuses6(work.settings, there))
+        wanted = checksum(text.encode())
         if there.text == wanted and self._nft.settled(RULES):
             work.ruled = True
             return
@@ -192,6 +193,12 @@ class Rules:
             work.save(work.provided._replace(rules=loaded, names=names, offload="", connected=""))
         self._nft.found_right(RULES, generation)
         work.ruled = True
+
+
+def _refuses6(settings: ProviderSettings, there: Loaded) -> bool:
+    """Whether IPv6 of the qubes is refused; what is held stays as it is in force."""
+    held = "ipv6" in settings.held
+    return settings.refuse6 or (held and there.text == checksum(nftables.base(ipv6=False, refuse6=True).encode()))
 
 
 def _ending(work: Work) -> str:

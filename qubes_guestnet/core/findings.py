@@ -42,6 +42,7 @@ class Evidence(NamedTuple):
         neighbour_limit: net.ipv4.neigh.default.gc_thresh3, 0 when it cannot be read here.
         presence: other programs in this qube.
         ground: the rules, and what is found of vifs.
+        refusing6: IPv6 gateways that refused a ping as administratively prohibited.
     """
 
     report: Report | None
@@ -51,6 +52,7 @@ class Evidence(NamedTuple):
     neighbour_limit: int = 0
     presence: Presence = Presence()
     ground: Ground = Ground()
+    refusing6: tuple[str, ...] = ()
 
 
 # A device route takes a neighbour entry a destination; at the kernel's default of 1024 the 1022nd fails for 40 s.
@@ -65,6 +67,7 @@ def findings(evidence: Evidence) -> tuple[Finding, ...]:
         for interface in evidence.report.interfaces:
             found += _interface_findings(interface)
         found += _resolver_findings(evidence)
+        found += _gateway6_findings(evidence)
         found += map(Finding._make, remarks(evidence.report, evidence.presence))
         found += map(Finding._make, provider_remarks(evidence.report.provided, evidence.ground))
     return tuple(sorted(found, key=lambda finding: ("error", "warning", "note").index(finding.severity)))
@@ -132,3 +135,10 @@ def _resolver_findings(evidence: Evidence) -> Iterator[Finding]:
     for server in evidence.silent_servers:
         problem = f"nameserver {server} does not answer"
         yield Finding("dns-unreachable", "error", problem, "is the provider online? qubes-guestnet check, there")
+
+
+def _gateway6_findings(evidence: Evidence) -> Iterator[Finding]:
+    for gateway in evidence.refusing6:
+        problem = f"the provider refuses IPv6: a ping of {gateway} is administratively prohibited"
+        remedy = "run qubes-guestnet check in the provider; if ipv6 was switched on while it ran, restart it"
+        yield Finding("ipv6-refused-by-provider", "warning", problem, remedy)

@@ -6,7 +6,8 @@ The names are a public interface: other tools and users' scripts add to the sets
 middle of a session changes nothing for anybody.
 
 Both families come from one template: a rule once was in the IPv4 file only (behaviour B94). Where IPv6 is off the same
-chains exist, for users' rules name them, and let nothing through (behaviour B92).
+chains exist, for users' rules name them, and let nothing through (behaviour B92). Where qubes have IPv6 and their
+provider has none yet, what they send is refused at once (behaviour B160).
 
 Only values that cannot carry a command get in: names of vifs that are checked here, and addresses.
 """
@@ -73,20 +74,26 @@ CHAINS: tuple[tuple[str, str], ...] = tuple((family.word, chain) for family in _
 DNS_CHAINS: tuple[tuple[str, str], ...] = (("ip", "dnat-dns"), ("ip", "dns-reject"))
 
 
-def base(*, ipv6: bool) -> str:
+def base(*, ipv6: bool, refuse6: bool = False) -> str:
     """Everything but the DNS redirection: tables, sets, chains and the rules in them.
 
     What is in the sets, in the users' chains and in those of the DNS redirection stays.
 
     Args:
         ipv6: whether the qubes behind this one have IPv6.
+        refuse6: they have, and this one has none for them: what they send is refused instead of dropped.
     """
-    return "".join(_family(family, on=family.version == IPV4 or ipv6) for family in _FAMILIES)
+    without = _rules_refusing if refuse6 else _rules_off
+    return "".join(
+        _family(family, _rules(family), on=True)
+        if family.version == IPV4 or ipv6
+        else _family(family, without(family), on=False)
+        for family in _FAMILIES
+    )
 
 
-def _family(family: _Family, *, on: bool) -> str:
+def _family(family: _Family, rules: dict[str, tuple[str, ...]], *, on: bool) -> str:
     """The transaction of one family; `on`: it is for the qubes."""
-    rules = _rules(family) if on else _rules_off(family)
     closed = ("input",) if on else ("input", "forward")
     lines = [
         f"set allowed {{ type ifname . {family.address}; }}",
@@ -155,6 +162,22 @@ def _rules_off(family: _Family) -> dict[str, tuple[str, ...]]:
             *family.uplink,
         ),
         "forward": ("counter",),
+    }
+
+
+def _rules_refusing(family: _Family) -> dict[str, tuple[str, ...]]:
+    """As `_rules_off`, and a qube that speaks by its own address is told so.
+
+    Before routing and conntrack: without forwarding the kernel drops without a word what is for others.
+    """
+    rules, own = _rules_off(family), f"iifname . {family.word} saddr @allowed"
+    return rules | {
+        "prerouting": _rules(family)["prerouting"],
+        "antispoof": (
+            f"{own} meta l4proto tcp counter reject with tcp reset",
+            f"{own} counter reject with {family.prohibited}",
+            "counter drop",
+        ),
     }
 
 

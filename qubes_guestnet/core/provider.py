@@ -51,6 +51,8 @@ class ProviderSettings(NamedTuple):
         connected: addresses of the qubes that have this one as their provider, running or not.
         held: of "gateway", "dns", "ipv6" and "connected", those with a value that is not valid.
         errors: one for each key that is not valid.
+        refuse6: qubes behind this one have IPv6, and dom0 has given this one none for them: IPv6 was switched on while
+            it ran (behaviour B160). They are refused.
     """
 
     active: bool = False
@@ -60,13 +62,14 @@ class ProviderSettings(NamedTuple):
     connected: frozenset[IPAddress] = frozenset()
     held: frozenset[str] = frozenset()
     errors: tuple[SettingsError, ...] = ()
+    refuse6: bool = False
 
     def serves(self, version: int) -> bool:
-        """Whether the qubes get this family. While its key is not valid they do: it then rests with the rules in force.
+        """Whether the vifs get this family. While its key is not valid they do: it then rests with the rules in force.
 
-        IPv4 is always on.
+        IPv4 is always on. To refuse IPv6 takes a way to the qube as well.
         """
-        return version == IPV4 or self.gateway6 is not None or "ipv6" in self.held
+        return version == IPV4 or self.gateway6 is not None or "ipv6" in self.held or self.refuse6
 
 
 class Elements(NamedTuple):
@@ -135,6 +138,7 @@ def parse_provider(untrusted_entries: Entries[str, bytes]) -> ProviderSettings:
         (CONNECTED_KEYS[1], checks.address6, checks.HOST6_EXPECTED.format("fd09:24ef:4179::a89:5")),
     ):
         connected += reader.addresses(key, check, f"{expected}; several are separated by blanks", "connected")
+    without6 = gateway6 is None and "ipv6" not in reader.held
     return ProviderSettings(
         True,
         gateway,
@@ -143,6 +147,7 @@ def parse_provider(untrusted_entries: Entries[str, bytes]) -> ProviderSettings:
         frozenset(connected),
         frozenset(reader.held),
         tuple(reader.errors),
+        without6 and any(address.version == IPV6 for address in connected),
     )
 
 

@@ -58,6 +58,7 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
         yield Remark("provider-flag-missing", "warning", problem, "qvm-service QUBE qubes-network on, and restart it")
         return
     yield from _forwarding(report)
+    yield from _ipv6(report)
     yield from _names(report)
     yield from _vifs(report, ground)
 
@@ -70,6 +71,13 @@ def _forwarding(report: ProviderReport) -> Iterator[Remark]:
         yield Remark("forwarding-off", "error", problem, "qubes-guestnet forwarding on")
     elif missing:
         yield Remark("forwarding-off", "error", f"{missing} is not forwarded by the kernel", _APPLY)
+
+
+def _ipv6(report: ProviderReport) -> Iterator[Remark]:
+    if report.settings.refuse6:
+        problem = "qubes behind this one have IPv6, which is refused: dom0 has given no /qubes-netvm-gateway6"
+        remedy = "restart this qube, dom0 writes it only then; or qvm-features QUBE ipv6 '', and attach them again"
+        yield Remark("ipv6-refused", "warning", problem, remedy)
 
 
 def _names(report: ProviderReport) -> Iterator[Remark]:

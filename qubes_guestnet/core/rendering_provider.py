@@ -22,6 +22,7 @@ def as_data(report: ProviderReport | None) -> dict[str, Any] | None:
     return {
         "active": report.active,
         "ipv6": report.ipv6,
+        "ipv6_refused": _refuses6(report),
         "forwarding": _families(report.forwarding),
         "closed": report.closed,
         "rules": report.ruled,
@@ -42,6 +43,8 @@ def as_text(report: ProviderReport | None) -> Iterator[str]:
     if report is None:
         return
     yield f"provider: {_forwarding(report)}"
+    if _refuses6(report):
+        yield "  IPv6 of the qubes is refused: dom0 has given this qube no /qubes-netvm-gateway6"
     if not report.ruled:
         # Who may not ask the kernel for them (an ordinary user) does not know.
         looked = all(isinstance(error, SettingsError) for error in report.errors)
@@ -62,6 +65,10 @@ def _forwarding(report: ProviderReport) -> str:
         named = " and ".join(word.replace("ipv", "IPv") for word in _families(report.forwarding))
         return f"forwards {named}"
     return "forwards nothing (`forwarding off` was said)" if report.closed else "forwards nothing yet"
+
+
+def _refuses6(report: ProviderReport) -> bool:
+    return report.active and report.settings.refuse6
 
 
 def _offload(report: ProviderReport) -> str:

@@ -25,9 +25,9 @@ def commands(text: str) -> Iterator[str]:
     return (line for line in text.splitlines() if line.startswith(("add ", "delete ", "flush ")))
 
 
-@pytest.mark.parametrize("ipv6", [True, False])
-def test_no_text_takes_away_what_others_put_there(ipv6: bool) -> None:
-    text = nftables.base(ipv6=ipv6)
+@pytest.mark.parametrize(("ipv6", "refuse6"), [(True, False), (False, False), (False, True)])
+def test_no_text_takes_away_what_others_put_there(ipv6: bool, refuse6: bool) -> None:
+    text = nftables.base(ipv6=ipv6, refuse6=refuse6)
     assert not [line for line in commands(text) if line.startswith("delete")]
     flushed = {tuple(line.split()[2:]) for line in commands(text) if line.startswith("flush")}
     assert flushed == {(family, "qubes", chain) for family, chain in nftables.CHAINS}
@@ -35,6 +35,30 @@ def test_no_text_takes_away_what_others_put_there(ipv6: bool) -> None:
     assert not flushed & {(family, "qubes", chain) for family, chain in nftables.DNS_CHAINS}
     assert "flush set" not in text
     assert "flush table" not in text
+
+
+@pytest.mark.behaviour("B160")
+def test_ipv6_that_is_refused_differs_from_ipv6_that_is_off_in_two_chains_only() -> None:
+    on, off, refusing = (
+        [line for line in commands(text) if line.startswith("add rule")]
+        for text in (nftables.base(ipv6=True), nftables.base(ipv6=False), nftables.base(ipv6=False, refuse6=True))
+    )
+
+    def chain(lines: list[str], name: str) -> list[str]:
+        return [line.partition(f" ip6 qubes {name} ")[2] for line in lines if f" ip6 qubes {name} " in line]
+
+    own = "iifname . ip6 saddr @allowed"
+    assert chain(refusing, "prerouting") == chain(on, "prerouting")
+    assert chain(refusing, "antispoof") == [
+        f"{own} meta l4proto tcp counter reject with tcp reset",
+        f"{own} counter reject with icmpv6 admin-prohibited",
+        "counter drop",
+    ]
+    changed = ("prerouting", "antispoof")
+    before, after = ([line for line in lines if line.split()[4] not in changed] for lines in (off, refusing))
+    assert before == after
+    for lines in (on, off):
+        assert [line for line in lines if " ip qubes " in line] == [line for line in refusing if " ip qubes " in line]
 
 
 @pytest.mark.parametrize("ipv6", [True, False])

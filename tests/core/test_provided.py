@@ -77,6 +77,15 @@ TEXTS = {
             OFFLOAD,
         ],
     ),
+    "IPv6 of the qubes is refused": (
+        WELL._replace(settings=SETTINGS._replace(refuse6=True), vifs=()),
+        [
+            "provider: forwards IPv4",
+            "  IPv6 of the qubes is refused: dom0 has given this qube no /qubes-netvm-gateway6",
+            "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
+            OFFLOAD,
+        ],
+    ),
     "fresh, with settings that are not valid": (
         ProviderReport(SETTINGS._replace(virtual_dns=(), held=frozenset({"gateway", "dns"})), True),
         [
@@ -144,6 +153,7 @@ def test_as_data() -> None:
     assert data == {
         "active": True,
         "ipv6": False,
+        "ipv6_refused": False,
         "forwarding": ["ipv4"],
         "closed": False,
         "rules": True,
@@ -196,6 +206,11 @@ FOUND = {
     "nothing is forwarded": (WELL._replace(forwarding=frozenset()), Ground(), [("forwarding-off", "error")]),
     "not all is forwarded": (WELL._replace(ipv6=True), Ground(), [("forwarding-off", "error")]),
     "closed": (WELL._replace(forwarding=frozenset(), closed=True), Ground(), [("forwarding-off", "error")]),
+    "IPv6 is refused": (
+        WELL._replace(settings=SETTINGS._replace(refuse6=True)),
+        Ground(),
+        [("ipv6-refused", "warning")],
+    ),
     "no server": (WELL._replace(servers=()), Ground(), [("dns-unknown", "warning")]),
     "nobody knows": (
         WELL._replace(servers=(), settings=SETTINGS._replace(held=frozenset({"dns"}))),

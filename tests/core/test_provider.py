@@ -99,6 +99,34 @@ def test_a_bad_value_holds_its_own_and_nothing_else(key: str, value: bytes) -> N
     assert found == ALL._replace(held=frozenset({name}), errors=(error,), **changed)
 
 
+@pytest.mark.behaviour("B160")
+@pytest.mark.parametrize(
+    ("connected6", "gateway6", "refuse6"),
+    [
+        (b"fd09::5", None, True),
+        (b"fd09::5", b"", True),
+        (b"bad fd09::5", None, True),
+        (b"fd09::5", b"fe80::1", False),
+        (b"fd09::5", b"rubbish", False),  # what is in force stays
+        (b"", None, False),
+        (None, None, False),
+        (b"bad", None, False),
+    ],
+)
+def test_qubes_with_ipv6_behind_a_provider_without_are_refused(
+    connected6: bytes | None, gateway6: bytes | None, refuse6: bool
+) -> None:
+    written = {"/connected-ips6": connected6, "/qubes-netvm-gateway6": gateway6}
+    entries = {key: value for key, value in {**GOOD, **written}.items() if value is not None}
+    found = parse_provider(entries)
+    assert found.refuse6 is refuse6
+    # To refuse takes a way to the qube, and no address of ours.
+    assert (OWN6 in elements(VIF, found).downstream) is bool(gateway6 or refuse6)
+    state = desired(VIF, found)
+    assert (Neighbour(OWN6, MAC) in state.neighbours) is bool(gateway6 or refuse6)
+    assert not [address for address in state.addresses if address.version == 6]
+
+
 def test_of_a_list_the_good_words_count_and_one_error_is_enough() -> None:
     found = parse_provider({**GOOD, "/connected-ips": b"10.137.0.5 bad 10.137.0.6 127.0.0.1 fd09::1"})
     assert found.connected == CONNECTED

@@ -116,6 +116,10 @@ EVIDENCE: dict[str, tuple[Evidence, list[tuple[str, str]]]] = {
         ),
         [("fallback-in-use", "warning")],
     ),
+    "refused by the provider": (
+        Evidence(WELL, standing=AGENT, refusing6=("fd09::1",)),
+        [("ipv6-refused-by-provider", "warning")],
+    ),
     "another's file": (
         Evidence(WELL._replace(resolver=RESOLVER._replace(decision=FOREIGN, wanted=None)), standing=AGENT),
         [("resolv-conf-foreign", "warning")],

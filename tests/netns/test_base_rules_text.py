@@ -153,13 +153,18 @@ def test_where_ipv6_is_off_nothing_passes_and_users_rules_still_load() -> None:
 
 
 @pytest.mark.behaviour("B90")
-@pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("after", [True, False])
-def test_a_second_load_changes_nothing_that_others_made(before: bool, after: bool) -> None:
-    load(nftables.base(ipv6=after))
+@pytest.mark.parametrize("before", ["on", "off", "refusing"])
+@pytest.mark.parametrize("after", ["on", "off", "refusing"])
+def test_a_second_load_changes_nothing_that_others_made(before: str, after: str) -> None:
+    texts = {
+        "on": nftables.base(ipv6=True),
+        "off": nftables.base(ipv6=False),
+        "refusing": nftables.base(ipv6=False, refuse6=True),
+    }
+    load(texts[after])
     fresh = {chain: rules(*chain) for chain in nftables.CHAINS}
     load(nftables.unload())
-    load(nftables.base(ipv6=before))
+    load(texts[before])
     load(nftables.attach("vif4.0", [OWN, OWN6]))
     load(nftables.downstream([OTHER], []))
     load(nftables.dnat(zip(V, SERVERS, strict=True), V, SERVERS))
@@ -168,10 +173,10 @@ def test_a_second_load_changes_nothing_that_others_made(before: bool, after: boo
     kept = {chain: rules(*chain) for chain in (*theirs, ("ip", "mine"), *nftables.DNS_CHAINS)}
     assert all(kept.values())
     for _ in range(2):
-        load(nftables.base(ipv6=after))
+        load(texts[after])
         assert {chain: rules(*chain) for chain in kept} == kept
         assert {chain: rules(*chain) for chain in nftables.CHAINS} == fresh
-        assert chains()["ip6", "forward"] == ("filter", "forward", 0, "accept" if after else "drop")
+        assert chains()["ip6", "forward"] == ("filter", "forward", 0, "accept" if after == "on" else "drop")
         assert "tcp dport 25 drop" in listing("table", "inet", "theirs")
         assert [elements(family, "allowed") for family in FAMILIES] == [{f"vif4.0 {OWN}"}, {f"vif4.0 {OWN6}"}]
         assert [elements(family, "downstream") for family in FAMILIES] == [{str(OWN), str(OTHER)}, {str(OWN6)}]

@@ -16,6 +16,8 @@ def test_what_a_vif_had_of_ipv6_goes_with_it_and_comes_again() -> None:
     own, foreign = f"{behind.vif} {behind.ip6}", f"{behind.vif} fd09::77"
     hosting.nft(f'add element ip6 qubes allowed {{ "{behind.vif}" . fd09::77 }}')
     assert own in hosting.elements("allowed", "ip6")
+    # With the list still there the provider would refuse IPv6, see test_provider_refuses_ipv6.
+    hosting.write("/connected-ips6", "")
     hosting.write("/qubes-netvm-gateway6", "")
     eventually(lambda: hosting.elements("allowed", "ip6") == {foreign}, what="only the foreign element is left")
     eventually(lambda: not hosting.forwards(6), what="forwarding is off")

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Does the IPv6 gateway refuse its qube? One ping, for `check`.
+
+A provider that dom0 has not told of IPv6 refuses all of it as administratively prohibited; one that gives IPv6 answers
+pings. Silence is no refusal: a provider of another make need not answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+
+ANSWER_SECONDS = 1.0
+_ECHO_REQUEST = 128  # RFC 4443, 4.1
+
+
+def refuses(gateway: str, ifindex: int) -> bool:
+    """Whether a ping is answered by "administratively prohibited" (RFC 4443, 3.1). False where no ping can be sent.
+
+    Args:
+        gateway: an IPv6 address, may be link-local.
+        ifindex: of the interface that it is behind.
+    """
+    try:
+        ping = _ping_socket()
+    except PermissionError:
+        return False  # neither root nor in net.ipv4.ping_group_range: how the provider is cannot be seen
+    with ping:
+        ping.settimeout(ANSWER_SECONDS)
+        try:
+            # Connected: the kernel gives an error to the socket that asked.
+            ping.connect((gateway, 0, 0, ifindex))
+            ping.send(struct.pack("!BBHHH", _ECHO_REQUEST, 0, 0, 0, 1) + os.urandom(8))
+            ping.recv(512)
+        except OSError as error:
+            return error.errno == errno.EACCES
+    return False
+
+
+def _ping_socket() -> socket.socket:
+    try:
+        return socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMPV6)
+    except PermissionError:
+        return socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMPV6)
