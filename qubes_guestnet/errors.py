@@ -107,6 +107,28 @@ class UsageError(GuestnetError):
     """The command line makes no sense; exit status 2."""
 
 
+def printable(untrusted_text: str) -> str:
+    """Foreign text made safe for a terminal, a log and JSON; what is printable stays as it is (behaviour B120).
+
+    Escaped are control characters (ESC and the newline too), what was no UTF-8 (surrogates), and the characters that
+    change the direction or are not seen. Printable text is given back as it is.
+
+    Args:
+        untrusted_text: of other programs, of files, of the kernel.
+    """
+    if untrusted_text.isprintable():
+        return untrusted_text
+    return "".join(map(_escaped, untrusted_text))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":  # a byte that surrogateescape kept
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def shown(untrusted_value: bytes) -> str:
     """A hostile value made safe for a log line: ASCII, escaped, quoted, at most 60 characters of it."""
     text = untrusted_value[: SHOWN_VALUE_LENGTH + 1].decode("ascii", "backslashreplace")

@@ -19,10 +19,10 @@ from .core import hooks as hook_rules
 from .core import provider, settings
 from .core import vif as vif_rules
 from .core.vif import Vif, VifName
-from .errors import GuestnetError, StoreError, UsageError, shown
+from .errors import GuestnetError, StoreError, UsageError, printable, shown
 from .paths import Paths
 from .reading import patiently
-from .system import hooks, hotplug_socket, programs, qubesdb, vifs, xenstore
+from .system import files, hooks, hotplug_socket, programs, qubesdb, vifs, xenstore
 from .system.systemd import WARNING, log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -150,9 +150,8 @@ class _Call:
     def failed(self, error: GuestnetError) -> None:
         """Tell Xen, which then tells dom0 why the interface is not there."""
         try:
-            with open(HOTPLUG_LOG, "a", encoding="utf-8") as file:
-                words = str(error).removeprefix(f"{self.name.text}: ")
-                file.write(f"qubes-guestnet: {self.name.text}: {words}\n")
+            words = str(error).removeprefix(f"{self.name.text}: ")
+            files.append(HOTPLUG_LOG, f"qubes-guestnet: {self.name.text}: {printable(words)}\n".encode())
         except OSError as failure:
             log(WARNING, f"{HOTPLUG_LOG} was not told of it: {failure.strerror}")
         try:
@@ -248,7 +247,7 @@ def _run_hooks(command: str, vif: Vif) -> tuple[str, ...]:
         for address in map(str, vif.addresses or ("",)):
             words = (path, command, vif.name.text, vif.kind, address)
             try:
-                ended = programs.run(words, hook_rules.NETWORK_LIMIT_SECONDS)
+                ended = programs.run(words, hook_rules.NETWORK_LIMIT_SECONDS, daemons=True)
             except programs.ProgramError as error:
                 log(WARNING, f"hook {error}")
                 continue

@@ -169,13 +169,22 @@ def publish(path: str, data: bytes, mode: int = PUBLIC, *, sync: bool = True) ->
     return Published.REPLACED
 
 
+def append(path: str, data: bytes) -> None:
+    """Append to a log, which is made where it is missing. OSError where it cannot be: a FIFO is not waited for."""
+    fd = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        _write_all(fd, data)
+    finally:
+        os.close(fd)
+
+
 def _file_error(path: str, error: OSError) -> FileError:
     return FileError(path, error, _REMEDIES.get(error.errno or 0, ""))
 
 
 def _open(path: str, flags: int) -> int:
     # O_NONBLOCK: the opening of a FIFO would otherwise wait for a writer for ever.
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, PUBLIC)
 
 
 def _read_all(fd: int, limit: int) -> bytes:

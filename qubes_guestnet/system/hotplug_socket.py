@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 import struct
+import time
 
 from ..errors import FileError
 from .systemd import WARNING, log
@@ -108,11 +109,14 @@ def request(path: str, data: bytes, seconds: float) -> bytes | None:
     Raises:
         FileError: the socket is there and cannot be used.
     """
+    deadline = time.monotonic() + seconds
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as asking:
-        asking.settimeout(seconds)
         try:
+            asking.settimeout(seconds)
             asking.connect(path)
+            asking.settimeout(max(deadline - time.monotonic(), 0.001))
             asking.send(data)
+            asking.settimeout(max(deadline - time.monotonic(), 0.001))
             return asking.recv(LONGEST) or None
         except (TimeoutError, BlockingIOError, ConnectionResetError, BrokenPipeError):
             return None

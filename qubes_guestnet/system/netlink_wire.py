@@ -18,6 +18,7 @@ NETLINK_NETFILTER = 12
 NLA_TYPE_MASK = 0x3FFF
 
 RECEIVE_BYTES = 1 << 16  # the kernel sends dumps in pieces of at most 32 KiB
+_MOST_EVENTS = 10_000  # of one round; with more to come poll wakes us again at once, and other work has its turn
 ANSWER_SECONDS = 5.0  # the kernel answers within the send() itself; this only bounds the unthinkable
 HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, sender
 ATTRIBUTE = struct.Struct("=HH")  # length, type
@@ -53,7 +54,7 @@ def drain(listening: socket.socket, words: str) -> bool:
         KernelError: it cannot be read, with these words.
     """
     seen = False
-    while True:
+    for _ in range(_MOST_EVENTS):
         try:
             if not listening.recv(1):
                 return seen
@@ -63,6 +64,7 @@ def drain(listening: socket.socket, words: str) -> bool:
             if error.errno != errno.ENOBUFS:
                 raise KernelError(words, error.errno or errno.EIO) from None
         seen = True
+    return seen
 
 
 def attribute(kind: int, value: bytes) -> bytes:

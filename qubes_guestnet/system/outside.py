@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from .systemd import WARNING, log
 
 _SYSTEMD = "/run/systemd/system"
 _START_SECONDS = 5.0
+_FORK_SECONDS = 1.0  # from a fork to the end of a process that only forks once more
 
 
 class Command(NamedTuple):
@@ -48,11 +50,14 @@ def start(commands: Iterable[Command], seconds: float) -> None:
 def _transient(systemd_run: str, command: Command, seconds: float) -> None:
     # A unit of its own: not in our sandbox, and its end, its output and its time limit are systemd's to log.
     name = f"qubes-guestnet-{os.path.basename(command.title)}-{time.monotonic_ns()}"
-    limits = (f"--property=RuntimeMaxSec={seconds:g}", "--property=KillMode=mixed", "--property=TimeoutStopSec=5")
+    # "forking": the limit is on the command itself, and a daemon that it leaves behind lives on in the unit (B119).
+    values = ("Type=forking", "GuessMainPID=no", f"TimeoutStartSec={seconds:g}", "KillMode=mixed", "TimeoutStopSec=5")
+    limits = tuple(f"--property={value}" for value in values)
     settings = tuple(f"--setenv={key}={value}" for key, value in command.environment.items())
     words = (systemd_run, "--quiet", "--collect", "--no-block", f"--unit={name}", *limits, *settings, "--")
     try:
-        done = programs.run((*words, *command.words), _START_SECONDS)
+        shell = ("/bin/sh",) if programs.is_script(command.words[0]) else ()  # systemd itself does not fall back to it
+        done = programs.run((*words, *shell, *command.words), _START_SECONDS)
     except programs.ProgramError as error:
         log(WARNING, f"{command.title} not started: {error}")
         return
@@ -62,9 +67,15 @@ def _transient(systemd_run: str, command: Command, seconds: float) -> None:
 
 def _supervised(commands: tuple[Command, ...], seconds: float) -> None:
     """Without systemd as process 1: a process of ours waits for them, and process 1 for that one."""
-    between = os.fork()
-    if between:
-        os.waitpid(between, 0)
+    if not commands:
+        return
+    try:
+        between = os.fork()
+        if between:
+            _wait_for(between)
+            return
+    except OSError as error:
+        log(WARNING, f"{commands[0].title} not started: {error.strerror}")
         return
     try:
         os.setsid()
@@ -73,13 +84,24 @@ def _supervised(commands: tuple[Command, ...], seconds: float) -> None:
         _be_alone()
         for command in commands:
             try:
-                done = programs.run(command.words, seconds, environment=command.environment)
+                done = programs.run(command.words, seconds, environment=command.environment, daemons=True)
                 if done.status:
                     log(WARNING, f"{command.title} failed with {done.status}: {done.output[-200:]}")
             except programs.ProgramError as error:
                 log(WARNING, f"{command.title}: {error}")
     finally:
         os._exit(0)
+
+
+def _wait_for(between: int) -> None:
+    poll = select.poll()
+    pidfd = os.pidfd_open(between)
+    try:
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(_FORK_SECONDS * 1000)
+    finally:
+        os.close(pidfd)
+    os.waitpid(between, os.WNOHANG)
 
 
 def _be_alone() -> None:

@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run other programs for a bounded time. By posix_spawn: `subprocess` costs 8 ms and 1 MB that stays."""
+"""Run other programs for a bounded time. By posix_spawn: `subprocess` costs 8 ms and 1 MB that stays.
+
+The bound is on the process, by its pidfd, and not on its output (behaviour B119): a program that closes its output has
+not ended, and one that has ended may have left a child that holds the output. What a program leaves behind when it ends
+in time is its own business; what does not end in time is killed with its process group.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -17,6 +23,13 @@ SEARCHED = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 ENVIRONMENT = {"LC_ALL": "C.UTF-8", "HOME": "/root"}
 LONGEST_OUTPUT = 65536  # of what is longer the beginning tells enough
 _PIECE = 65536
+_PIECES_LEFT = 16  # a pipe holds at most 1 MiB (pipe(7), pipe-max-size) when its writer has ended
+# From SIGKILL to the end. Longer only for a process that waits inside the kernel; it is reaped by a later `start`.
+_KILLED_SECONDS = 1.0
+_SHELL = "/bin/sh"
+_HEAD_BYTES = 128
+_NOT_REAPED: set[int] = set()
+_DEFAULTED = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
 class ProgramError(GuestnetError):
@@ -43,6 +56,7 @@ class Started(NamedTuple):
     Args:
         command: path of the program, and its arguments.
         pid: its process, and the number of its process group.
+        pidfd: becomes readable when the process ends.
         reader: where its output comes from.
         writer: where its input goes to; -1 when it has none.
         input: what is to be written there.
@@ -50,6 +64,7 @@ class Started(NamedTuple):
 
     command: tuple[str, ...]
     pid: int
+    pidfd: int
     reader: int
     writer: int
     input: bytes
@@ -74,12 +89,26 @@ def find(name: str) -> str:
     return ""
 
 
+def is_script(path: str) -> bool:
+    """Whether a file is text without a `#!` line, which execve refuses (ENOEXEC) and a shell runs by itself."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            head = os.read(fd, _HEAD_BYTES)
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
+    return not head.startswith(b"#!") and b"\0" not in head
+
+
 def run(
     command: tuple[str, ...],
     seconds: float,
     *,
     input: bytes = b"",  # noqa: A002 - what subprocess calls it
     environment: Mapping[str, str] | None = None,
+    daemons: bool = False,
 ) -> Done:
     """Run a command to its end.
 
@@ -88,11 +117,12 @@ def run(
         seconds: after which it and its children are killed.
         input: its standard input; without any that is /dev/null.
         environment: what it finds in its environment besides the clean one.
+        daemons: as for `finish`.
 
     Raises:
         ProgramError: it cannot be started, or was too slow.
     """
-    return finish(start(command, input=input, environment=environment), seconds)
+    return finish(start(command, input=input, environment=environment), seconds, daemons=daemons)
 
 
 def run_together(
@@ -102,13 +132,14 @@ def run_together(
 
     Args:
         commands: as for `run`.
-        seconds: after which each is killed.
+        seconds: after which those are killed that have not ended.
         longest: bytes of output that are kept of each.
 
     Raises:
         ProgramError: the first one that cannot be started, or was too slow; none is left running.
     """
     started, done, errors = list[Started](), list[Done](), list[ProgramError]()
+    deadline = time.monotonic() + seconds
     for command in commands:
         try:
             started.append(start(command))
@@ -116,7 +147,7 @@ def run_together(
             errors.append(error)
     for each in started:
         try:
-            done.append(finish(each, seconds, longest=longest))
+            done.append(finish(each, deadline - time.monotonic(), longest=longest))
         except ProgramError as error:
             errors.append(error)
     for first in errors:
@@ -140,26 +171,55 @@ def start(
     Raises:
         ProgramError: it cannot be started.
     """
-    reader, output = os.pipe2(os.O_CLOEXEC)
-    piped = input or waits
-    source, writer = os.pipe2(os.O_CLOEXEC) if piped else (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), -1)
-    actions = [(os.POSIX_SPAWN_DUP2, source, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
-    clean = {"PATH": ":".join(folders()), **ENVIRONMENT, **(environment or {})}
+    _reap()
+    opened: list[int] = []
     try:
-        pid = os.posix_spawn(
-            command[0], command, clean, file_actions=actions, setpgroup=0, setsigmask=(),
-            setsigdef=(signal.SIGPIPE, signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGIO),
-        )  # fmt: skip
+        reader, output = _kept(opened, os.pipe2(os.O_CLOEXEC))
+        if input or waits:
+            source, writer = _kept(opened, os.pipe2(os.O_CLOEXEC))
+        else:
+            (source,), writer = _kept(opened, (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC),)), -1
+        pid = _spawn(command, {"PATH": ":".join(folders()), **ENVIRONMENT, **(environment or {})}, (source, output))
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            _kill(pid)
+            _wait(pid)
+            raise
     except OSError as error:
-        os.close(reader)
-        if writer >= 0:
-            os.close(writer)
+        for fd in opened:
+            os.close(fd)
         raise ProgramError(f"{command[0]}: {error.strerror}") from None
-    finally:
-        os.close(output)
-        os.close(source)
-    started = Started(command, pid, reader, writer, b"")
+    os.close(output)
+    os.close(source)
+    started = Started(command, pid, pidfd, reader, writer, b"")
     return feed(started, input) if input else started
+
+
+def _kept(opened: list[int], fds: tuple[int, ...]) -> tuple[int, ...]:
+    opened += fds
+    return fds
+
+
+def _spawn(command: tuple[str, ...], environment: Mapping[str, str], fds: tuple[int, int]) -> int:
+    """Start a process in a group of its own; it ignores and blocks no signal, whatever we do."""
+    source, output = fds
+    actions = [(os.POSIX_SPAWN_DUP2, source, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        # Inherited; the kernel then keeps no exit status of a child.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def spawn(words: tuple[str, ...]) -> int:
+        return os.posix_spawn(
+            words[0], words, environment, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=_DEFAULTED
+        )
+
+    try:
+        return spawn(command)
+    except OSError as error:
+        if error.errno != errno.ENOEXEC or not is_script(command[0]):
+            raise
+        return spawn((_SHELL, *command))  # as execvp(3) and every shell do it
 
 
 def feed(started: Started, input: bytes) -> Started:  # noqa: A002
@@ -174,20 +234,19 @@ def feed(started: Started, input: bytes) -> Started:  # noqa: A002
 
 def abandon(started: Started) -> None:
     """Kill a started command that is not needed after all, and its children."""
-    for fd in (started.reader, started.writer):
-        if fd >= 0:
-            os.close(fd)
-    os.killpg(started.pid, signal.SIGKILL)
-    os.waitpid(started.pid, 0)
+    if started.writer >= 0:
+        os.close(started.writer)
+    _end(started, kill=True)
 
 
-def finish(started: Started, seconds: float, *, longest: int = LONGEST_OUTPUT) -> Done:
+def finish(started: Started, seconds: float, *, longest: int = LONGEST_OUTPUT, daemons: bool = False) -> Done:
     """Wait for the end of a started command.
 
     Args:
         started: by `start`.
         seconds: from now on, after which it and its children are killed.
         longest: bytes of output that are kept.
+        daemons: what it leaves behind may go on writing to its output; else that ends with the command.
 
     Raises:
         ProgramError: it was too slow.
@@ -195,30 +254,35 @@ def finish(started: Started, seconds: float, *, longest: int = LONGEST_OUTPUT) -
     ended = False
     try:
         output, ended = _talk(started, time.monotonic() + seconds, longest)
+        if ended and daemons:
+            _read_on(started.reader)
     finally:
-        os.close(started.reader)
-        if not ended:
-            os.killpg(started.pid, signal.SIGKILL)
-        _, status = os.waitpid(started.pid, 0)
+        status = _end(started, kill=not ended)
     if not ended:
-        raise ProgramError(f"{' '.join(started.command)}: no end within {seconds:g} s")
+        raise ProgramError(f"{' '.join(started.command)}: no end within {round(max(seconds, 0), 1):g} s")
     return Done(os.waitstatus_to_exitcode(status), output.decode("utf-8", "replace").strip())
 
 
 def _talk(started: Started, deadline: float, longest: int) -> tuple[bytes, bool]:
-    """Give a program its input and take all that it says until the end; and whether the end came in time.
+    """Give a program its input and take what it says until it ends; and whether it ended in time.
 
     In turn, as either is ready: one that answers before it has read everything would wait for us, and we for it.
     """
-    reader, writer, data, rest = started.reader, started.writer, b"", started.input
+    pidfd, reader, writer, data, rest = started.pidfd, started.reader, started.writer, b"", started.input
     poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
     poll.register(reader, select.POLLIN)
     if writer >= 0:
         os.set_blocking(writer, False)
         poll.register(writer, select.POLLOUT)
     try:
-        while (left := deadline - time.monotonic()) > 0:
-            ready = {fd for fd, _ in poll.poll(left * 1000)}
+        while True:
+            left = deadline - time.monotonic()
+            ready = {fd for fd, _ in poll.poll(max(left, 0) * 1000)}
+            if pidfd in ready:
+                return (data + _rest(reader, longest - len(data)))[:longest], True
+            if left <= 0:
+                return data, False
             if writer in ready:
                 rest = _give(writer, rest)
                 if not rest:
@@ -228,12 +292,81 @@ def _talk(started: Started, deadline: float, longest: int) -> tuple[bytes, bool]
             if reader in ready:
                 piece = os.read(reader, _PIECE)
                 if not piece:
-                    return data, True
+                    poll.unregister(reader)  # it closed its output; that is not its end
                 data = (data + piece)[:longest]
-        return data, False
     finally:
         if writer >= 0:
             os.close(writer)
+
+
+def _rest(reader: int, longest: int) -> bytes:
+    """What a program that has ended left in the pipe. Not up to the end of the pipe: a child may hold that open."""
+    os.set_blocking(reader, False)
+    data = b""
+    for _ in range(_PIECES_LEFT):
+        try:
+            piece = os.read(reader, _PIECE)
+        except BlockingIOError:
+            break
+        if not piece:
+            break
+        data = (data + piece)[: max(longest, 0)]
+    return data
+
+
+def _read_on(reader: int) -> None:
+    """Have a process read what a daemon still writes: with no reader left its next line would end it by SIGPIPE."""
+    try:
+        if os.read(reader, 1) == b"":
+            return
+    except BlockingIOError:
+        os.set_blocking(reader, True)
+    cat = find("cat")
+    if not cat:
+        return
+    null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        _spawn((cat,), ENVIRONMENT, (reader, null))
+    finally:
+        os.close(null)
+
+
+def _end(started: Started, *, kill: bool) -> int:
+    """Let go of a command that has ended, or is killed now; its wait status."""
+    os.close(started.reader)
+    try:
+        if kill:
+            _kill(started.pid)
+            poll = select.poll()
+            poll.register(started.pidfd, select.POLLIN)
+            poll.poll(_KILLED_SECONDS * 1000)
+        return _wait(started.pid)
+    finally:
+        os.close(started.pidfd)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # it ended just now
+
+
+def _wait(pid: int) -> int:
+    """Wait status of a process that has ended; 0 for one that has not yet, which `_reap` takes up."""
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    if not ended:
+        _NOT_REAPED.add(pid)
+    return status
+
+
+def _reap() -> None:
+    for pid in tuple(_NOT_REAPED):
+        _NOT_REAPED.discard(pid)
+        try:
+            _wait(pid)
+        except ChildProcessError:
+            continue  # of the process that we were forked from
 
 
 def _give(writer: int, data: bytes) -> bytes:

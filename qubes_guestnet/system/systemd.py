@@ -7,11 +7,23 @@ python3-systemd would bring a C library and 1 MB for these few lines.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import sys
 
+from ..errors import printable
+
 ERROR, WARNING, INFO = 3, 4, 6  # syslog(3)
 NOTIFY_SECONDS = 0.5  # a socket that nobody reads holds ten messages, and the eleventh would wait for ever
+LOG_SECONDS = 0.5  # the same of standard error, when journald is stopped or the reader of a pipe is (B119)
+_PIECE = 4096  # select.PIPE_BUF: what is writable takes so much without waiting (pipe(7))
+
+
+class _State:
+    """What is to be said once: lines that were lost, and the last failure of NOTIFY_SOCKET."""
+
+    lost = 0
+    failure = ""
 
 
 def notify(*lines: str) -> None:
@@ -20,12 +32,16 @@ def notify(*lines: str) -> None:
     if not path:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.settimeout(NOTIFY_SECONDS)
-        try:
-            sock.sendto("\n".join(lines).encode(), address)
-        except OSError as error:
-            log(WARNING, f"NOTIFY_SOCKET {path}: {error}")
+    failure = ""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.settimeout(NOTIFY_SECONDS)
+            sock.sendto("\n".join(lines).encode("utf-8", "backslashreplace"), address)
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        failure = f"NOTIFY_SOCKET {path}: {error}"
+    if failure and failure != _State.failure:
+        log(WARNING, failure)
+    _State.failure = failure
 
 
 def watchdog_seconds() -> float | None:
@@ -46,8 +62,33 @@ def log(level: int, text: str) -> None:
         text: one line; further ones are joined to it.
     """
     prefix = f"<{level}>" if os.environ.get("JOURNAL_STREAM") else ""
+    line = prefix + printable(" | ".join(text.splitlines()))
+    if _State.lost:
+        line += f" ({_State.lost} lines before this one were lost: standard error was not read)"
+    if _written(f"{line}\n"):
+        _State.lost = 0
+    else:
+        _State.lost += 1
+
+
+def _written(line: str) -> bool:
+    """Write a line to standard error as long as that takes it; False when it does not in time, or not at all.
+
+    After a line that was not taken the next one does not wait at all: a hundred of them would be a minute.
+    """
+    seconds = 0.0 if _State.lost else LOG_SECONDS
+    poll = select.poll()
     try:
-        sys.stderr.write(prefix + " | ".join(text.splitlines()) + "\n")
-        sys.stderr.flush()
-    except OSError:
-        return  # whoever read standard error went away; the network matters more
+        poll.register(sys.stderr.fileno(), select.POLLOUT)
+        waits = True
+    except (OSError, ValueError, AttributeError):
+        waits = False  # no file of the system's
+    try:
+        for begin in range(0, len(line), _PIECE):
+            if waits and not poll.poll(seconds * 1000):
+                return False
+            sys.stderr.write(line[begin : begin + _PIECE])
+            sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        return False  # whoever read standard error went away, or it is closed; the network matters more
+    return True

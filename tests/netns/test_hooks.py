@@ -120,7 +120,23 @@ def test_under_systemd_a_hook_is_a_unit_of_its_own() -> None:
     guest.qube.guestnet("uplink", "add", "eth0")
     words = guest.qube.read(LOG).splitlines()
     assert words[-2:] == ["--", HOOK]
-    assert {"--collect", "--no-block", "--property=RuntimeMaxSec=60"} <= set(words)
+    assert {"--collect", "--no-block", "--property=TimeoutStartSec=60"} <= set(words)
+
+
+@pytest.mark.behaviour("B119")
+def test_under_systemd_a_script_without_its_first_line_runs_and_its_daemon_stays() -> None:
+    guest = Guest(PROVIDER)
+    guest.qube.write(HOOK, "sleep 1000 &\n")
+    guest.qube.path(HOOK).chmod(0o755)
+    guest.qube.run("mkdir", "-p", "/run/systemd/system")
+    guest.qube.write("/run/lab/systemd-run", f'#!/bin/sh\nprintf "%s\\n" "$@" > {LOG}\n')
+    guest.qube.path("/run/lab/systemd-run").chmod(0o755)
+    guest.qube.run("mount", "--bind", "/run/lab/systemd-run", "/usr/bin/systemd-run")
+    guest.qube.guestnet("uplink", "add", "eth0")
+    words = guest.qube.read(LOG).splitlines()
+    assert words[-3:] == ["--", "/bin/sh", HOOK]
+    # A unit ends with its main process, and kills what is left in it, but for one that "forks" (systemd.service(5)).
+    assert {"--property=Type=forking", "--property=GuessMainPID=no"} <= set(words)
 
 
 @pytest.mark.behaviour("B17")

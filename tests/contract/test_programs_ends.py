@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The end of a program is the end of its process, and not of its output (behaviour B119)."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qubes_guestnet.system import files, nft, programs
+from qubes_guestnet.system.programs import ProgramError, run
+from tests.contract.test_programs import SH, children, script
+from tests.support.eventually import eventually
+
+pytestmark = pytest.mark.behaviour("B119")
+
+# Far above what a loaded machine takes for `sh`, far below what the programs here sleep.
+SOON = 20.0
+
+
+def reaped() -> bool:
+    """Whether no child is left, once another one was started."""
+    run((SH, "-c", ":"), 10)
+    return children() == ""
+
+
+def lives(pid: str) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "exec >&- 2>&-; sleep 600",
+        "exec >/dev/null 2>&1; sleep 600",
+        "trap '' TERM; exec <&- >&- 2>&-; sleep 600",
+        "sleep 600 & exec >&- 2>&-; wait",
+    ],
+)
+@pytest.mark.parametrize("given", [b"", b"x" * 1_000_000])
+def test_one_that_closes_its_output_has_its_limit(text: str, given: bytes) -> None:
+    begin = time.monotonic()
+    with pytest.raises(ProgramError, match=r"no end within 0.3 s"):
+        run((SH, "-c", text), 0.3, input=given)
+    assert time.monotonic() - begin < SOON
+    assert children() == ""
+
+
+@pytest.mark.parametrize("leaving", ["sleep 600 &", "setsid sleep 600 &", "sleep 600 >/dev/null 2>&1 &"])
+@pytest.mark.parametrize("status", [0, 3])
+def test_what_is_left_behind_lives_and_is_not_waited_for(tmp_path: Path, leaving: str, status: int) -> None:
+    begin = time.monotonic()
+    note = tmp_path / "pid"
+    done = run((SH, "-c", f"{leaving} echo $! >{note}; echo said; exit {status}"), 300)
+    assert time.monotonic() - begin < SOON
+    assert done == (status, "said")
+    daemon = note.read_text().strip()
+    assert lives(daemon)
+    os.kill(int(daemon), signal.SIGKILL)
+
+
+LEAVING = (
+    "import sys; from qubes_guestnet.system import programs; print(programs.run(tuple(sys.argv[1:]), 60, daemons=True))"
+)
+
+
+def test_a_daemon_that_goes_on_writing_is_not_ended_by_that(tmp_path: Path) -> None:
+    """By SIGPIPE, as soon as the last reader of its output is gone: here the process that ran the command."""
+    note, count = tmp_path / "pid", tmp_path / "count"
+    count.write_text("0")
+    counts = f"echo $n >{count}.new; mv {count}.new {count}"
+    text = f"(n=0; while :; do n=$((n + 1)); echo $n; {counts}; done) & echo $! >{note}"
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING, SH, "-c", text], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "status=0" in done.stdout
+    before = int(count.read_text())
+    eventually(lambda: int(count.read_text()) > before + 50)
+    os.kill(int(note.read_text()), signal.SIGKILL)
+
+
+def test_one_that_floods_and_leaves_a_flood(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    done = run((SH, "-c", f"yes & echo $! >{note}; sleep 0.2"), 300)
+    assert (done.status, len(done.output)) == (0, programs.LONGEST_OUTPUT - 1)
+    eventually(lambda: not lives(note.read_text().strip()))  # its output ended with the command
+
+
+def test_a_script_without_its_first_line_is_run_by_the_shell(tmp_path: Path) -> None:
+    path = tmp_path / "hook"
+    path.write_text('echo "$0 $1 $2"; exit 5\n')
+    path.chmod(0o755)
+    assert run((str(path), "a b", "c"), 10) == (5, f"{path} a b c")
+    path.write_text("")
+    assert run((str(path),), 10) == (0, "")
+
+
+def test_a_program_of_another_machine_is_no_script(tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    path.write_bytes(b"\x7fELF\0\0\0\0 echo run >&2\n")
+    path.chmod(0o755)
+    with pytest.raises(ProgramError, match=r"program: Exec format error"):
+        run((str(path),), 10)
+
+
+def test_of_several_all_have_the_same_time() -> None:
+    begin = time.monotonic()
+    with pytest.raises(ProgramError):
+        programs.run_together([(SH, "-c", "exec sleep 600")] * 4, 0.5)
+    assert time.monotonic() - begin < SOON
+    assert children() == ""
+
+
+@pytest.mark.parametrize("text", ["exec <&- >&- 2>&-; exec sleep 600", "exec sleep 600"])
+def test_an_nft_that_stays_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    script(tmp_path / "nft", text)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(nft, "_SECONDS", 0.5)
+    begin = time.monotonic()
+    for call in (
+        lambda: nft.run("flush ruleset\n" * 1000),
+        nft.sets,
+        lambda: nft.named_set("ip", "a", "b"),
+        nft.chains,
+    ):
+        with pytest.raises(nft.NftError, match=r"no end within"):
+            call()
+    with nft.Waiting():
+        pass
+    assert time.monotonic() - begin < SOON
+    assert children() == ""
+
+
+def test_no_descriptor_is_left_where_none_can_be_opened() -> None:
+    """As an error that the agent knows, and not an OSError that ends it."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = os.listdir("/proc/self/fd")
+    lowest = os.dup(0)
+    os.close(lowest)
+    failures: list[str] = []
+    for room in range(6):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + room, limits[1]))
+        try:
+            done = run((SH, "-c", ":"), 10, input=b"x")
+            failures.append(str(done.status))
+        except ProgramError as error:
+            failures.append(str(error))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert os.listdir("/proc/self/fd") == before
+    assert set(failures) == {"0", f"{SH}: Too many open files"}
+    eventually(reaped)
+
+
+OF_LIBC = 0b11 << 31  # signals 32 and 33, which no program can set
+IGNORING = """
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGALRM):
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})
+os.execv(sys.executable, [sys.executable, "-c", sys.argv[1]])
+"""
+STARTING = """
+from qubes_guestnet.system import programs
+done = programs.run(("/bin/sh", "-c", "grep ^Sig /proc/self/status; exit 7"), 60)
+print(done.status, done.output)
+"""
+
+
+def test_a_program_ignores_no_signal_that_its_starter_ignores() -> None:
+    """A hook that is started beneath `nohup`, or in the background of a shell, could not be interrupted."""
+    words = [sys.executable, "-c", IGNORING, STARTING]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    status, lines = done.stdout.split(" ", 1)
+    sets = dict(line.split(":\t") for line in lines.splitlines())
+    assert (status, int(sets["SigIgn"], 16) & ~OF_LIBC, int(sets["SigBlk"], 16)) == ("7", 0, 0)
+
+
+def test_a_process_that_cannot_be_ended_at_once_is_reaped_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uninterruptible sleep (a device that does not answer): here the signal does not come."""
+    monkeypatch.setattr(programs, "_KILLED_SECONDS", 0.05)
+    monkeypatch.setattr(programs, "_kill", lambda _pid: None)
+    begin = time.monotonic()
+    with pytest.raises(ProgramError, match=r"no end"):
+        run((SH, "-c", "exec sleep 1"), 0.05)
+    assert time.monotonic() - begin < SOON
+    monkeypatch.undo()
+    eventually(reaped)
+
+
+def test_a_log_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(OSError, match="No such device"):
+        files.append(str(tmp_path / "log"), b"x")
+    files.append(str(tmp_path / "new"), b"one\n")
+    files.append(str(tmp_path / "new"), b"two\n")
+    assert (tmp_path / "new").read_bytes() == b"one\ntwo\n"
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) & 0o133 == 0
+
+
+LOGGING = """
+import sys, time
+from qubes_guestnet.system.systemd import INFO, log
+begin = time.monotonic()
+for number in range(300):
+    log(INFO, f"{number} " + "x" * 5000)
+print(f"{time.monotonic() - begin:.3f}", flush=True)
+sys.stdin.readline()
+log(INFO, "read again")
+"""
+
+
+def test_standard_error_that_is_not_read_holds_nothing_up() -> None:
+    """The journal was stopped: the agent waited in write(2)."""
+    words = [sys.executable, "-c", LOGGING]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert float(process.stdout.readline()) < 10
+        fd = process.stderr.fileno()
+        while select.select([fd], [], [], 0)[0]:
+            os.read(fd, 1 << 20)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert "read again (2" in process.stderr.read()
