@@ -144,12 +144,15 @@ class Agent:
             if fd >= 0:
                 self._signals.register(fd)
             self._bus_fd = fd
+        due = self._others.due()
+        if due is not None:
+            self._timers["bus"] = due
 
     def _work(self) -> None:
         """Everything that is due now."""
         if self._expired("connect"):
             self._connect()
-        if self._expired("retry"):
+        if self._expired("retry") | self._expired("bus"):
             self._pace = self._pace.woken(time.monotonic())
         self._prober.repeat()
         due = self._pass_due()

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import time
 
-from .system import networkmanager, programs, resolved, wakeups
+from .system import networkmanager, programs, qubesdb, resolved, wakeups
+from .system.systemd import WARNING, log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -13,9 +15,14 @@ if TYPE_CHECKING:
 
 
 class BusHolder:
-    """The system bus: opened when it is there, opened anew when it comes back, and never waited for."""
+    """The system bus: opened when it is there, opened anew when it comes back, and never waited for.
+
+    Between two attempts there are growing pauses, because any program can end a connection by a message that is too
+    long, and again as soon as there is another one (B111). Meanwhile resolvectl does.
+    """
 
     SERVICES = (resolved.SERVICE, networkmanager.SERVICE)
+    LASTING_SECONDS = 60.0  # a connection of this age was a good one: the pauses begin anew
 
     def __init__(self, resident: bool) -> None:
         self._resident = resident
@@ -26,6 +33,9 @@ class BusHolder:
         self._command: resolved.ByCommand | None = None
         self._following = False
         self._names: wakeups.Folder | None = None
+        self._attempts = 0
+        self._opened = self._again = float("-inf")
+        self._told = False
 
     def fileno(self) -> int:
         """-1 while closed."""
@@ -41,12 +51,15 @@ class BusHolder:
             self._watch(dbus.ADDRESS if self._library else f"{resolved.FOLDER}/x")
         if self._bus is not None or not self._library or not os.path.exists(dbus.ADDRESS):
             return
+        if time.monotonic() < self._again:
+            return
         try:
             bus = dbus.Bus()
         except ImportError:
             self._library = False
             return
         except dbus.BusError:
+            self._pause()
             return
         try:
             if self._resident:
@@ -54,10 +67,31 @@ class BusHolder:
                     bus.watch_owner(service)
                 if self._following:
                     bus.watch_properties(resolved.SERVICE)
-        except dbus.BusError:
+        except dbus.BusError as error:
             bus.close()
+            self._lost(error)
             return
-        self._bus = bus
+        self._bus, self._opened = bus, time.monotonic()
+
+    def due(self) -> float | None:
+        """When to open it again, of the monotonic clock; None while it is open, or nobody waits for it."""
+        return self._again if self._resident and self._bus is None and self._again > time.monotonic() else None
+
+    def _pause(self) -> None:
+        if time.monotonic() - self._opened > self.LASTING_SECONDS:
+            self._attempts, self._told = 0, False
+        self._attempts += 1
+        self._again = time.monotonic() + qubesdb.backoff(self._attempts)
+
+    def _lost(self, error: dbus.BusError) -> None:
+        from .system import dbus
+
+        self._bus = None
+        self._pause()
+        if isinstance(error, dbus.TooLong) and not self._told:
+            self._told = True
+            log(WARNING, f"{error}; the connection is closed, and opened again with pauses. Some program in this qube "
+                "sends such messages to this service")  # fmt: skip
 
     def follow_names(self) -> None:
         """See Others.follow_names. The folder tells it too, and without a bus alone."""
@@ -79,9 +113,9 @@ class BusHolder:
 
         try:
             return self._bus.drain()
-        except dbus.BusError:
+        except dbus.BusError as error:
             self._bus.close()
-            self._bus = None
+            self._lost(error)
             return True
 
     def resolved(self) -> resolved.ByBus | resolved.ByCommand | None:

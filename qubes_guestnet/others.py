@@ -57,8 +57,12 @@ class Others:
         return self._bus.fileno()
 
     def drain(self) -> bool:
-        """Eat what the bus sent; True if a service came or went, or the bus did."""
+        """Read what the bus sent, a bounded part of it; True if a service came or went, or the bus did."""
         return self._bus.drain()
+
+    def due(self) -> float | None:
+        """When a pass is to open the bus again, of the monotonic clock."""
+        return self._bus.due()
 
     @property
     def wakes(self) -> bool:

@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The system bus: a call with an answer in bounded time, and to be woken when a service comes or goes.
+"""The system bus: a call with an answer in bounded time, and to be woken when a service comes, goes or changes.
 
-The messages are jeepney's (python3-jeepney in Debian and Fedora), of which only the module without any IO is loaded:
-30 kB, and no loop that would have to be ours. It is optional: without it there is no bus, and who wants one says what
-then. Nothing here ever starts a service: a call to one that is not running is an error.
+Any user of the qube may send us what it likes, as much and as often as it likes (B110, B111). So the socket never
+blocks; a round of reading has a limit in messages, bytes and time; `core.bus_messages` judges by the header alone what
+counts, and only then a body is read; nothing of the rest is kept. Nothing here ever starts a service: a call to one
+that is not running is an error.
+
+The messages we send, and the bodies of answers, are jeepney's (python3-jeepney in Debian and Fedora), of which only the
+module without any IO is loaded: 30 kB, and no loop that would have to be ours. It is optional: without it there is no
+bus, and the caller falls back to a program.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import socket
 import time
 
+from ..core import bus_messages
+from ..core.bus_messages import BUS, Exchange, Malformed, Message, Stream
 from ..errors import GuestnetError
 from . import lean
 
@@ -21,9 +29,13 @@ if TYPE_CHECKING:
 
 ADDRESS = "/run/dbus/system_bus_socket"
 SECONDS = 0.5  # a bus answers in 1 ms
-_BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
-_SIGNALS = ("NameOwnerChanged", "PropertiesChanged")
-_PATH, _INTERFACE, _MEMBER, _ERROR_NAME, _REPLY_SERIAL, _DESTINATION, _SENDER, _SIGNATURE = range(1, 9)
+# After an answer that did not come in time, calls fail at once for so long, or until it comes late.
+PATIENCE_SECONDS = 3.0
+# One round of reading, after which everything else that waits has its turn.
+ROUND_MESSAGES, ROUND_BYTES, ROUND_SECONDS = 256, 1 << 16, 0.005
+_LONGEST_LINE = 512  # of the authentication
+_BUS = (BUS, "/org/freedesktop/DBus", BUS)
+_PATH, _INTERFACE, _MEMBER, _DESTINATION, _SIGNATURE = 1, 2, 3, 6, 8
 
 
 class BusError(GuestnetError):
@@ -41,6 +53,10 @@ class BusError(GuestnetError):
         return self.name.rpartition(".")[2] in ("ServiceUnknown", "NameHasNoOwner", "NoSuchUnit", "UnitMasked")
 
 
+class TooLong(BusError):
+    """Some program sent a message that is too long to be read; the connection is of no use any more."""
+
+
 class Bus:
     """One connection.
 
@@ -48,37 +64,34 @@ class Bus:
         path: the bus's socket.
 
     Raises:
-        BusError: nobody listens there, or it refuses us.
+        BusError: there is no bus, or it refuses us.
         ImportError: jeepney is not installed.
     """
 
     def __init__(self, path: str = ADDRESS) -> None:
         self._library: Any = lean.submodule("jeepney.low_level")
-        self._parser: Any = self._library.Parser()
-        self._serial = 0
-        self._signalled = False
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._stream, self._exchange = Stream(), Exchange()
+        self._again = 0.0
+        self._ended: BusError | None = None
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
-            self._socket.settimeout(SECONDS)
             self._socket.connect(path)
-            self._authenticate()
+            self._authenticate(time.monotonic() + SECONDS)
             self.call(*_BUS, "Hello")
         except (OSError, BusError) as error:
             self._socket.close()
             raise error if isinstance(error, BusError) else BusError(f"{path}: {error.strerror or error}") from None
 
-    def _authenticate(self) -> None:
+    def _authenticate(self, deadline: float) -> None:
         """SASL EXTERNAL: the socket itself tells the bus who we are (D-Bus specification, authentication)."""
-        self._socket.sendall(b"\0AUTH EXTERNAL " + str(os.geteuid()).encode().hex().encode() + b"\r\n")
+        self._send(b"\0AUTH EXTERNAL " + str(os.geteuid()).encode().hex().encode() + b"\r\n", deadline)
         answer = b""
-        while not answer.endswith(b"\r\n"):
-            piece = self._socket.recv(512)
-            if not piece:
-                raise BusError("the system bus closed the connection")
-            answer += piece
+        while not answer.endswith(b"\r\n") and len(answer) < _LONGEST_LINE:
+            self._wait(select.POLLIN, deadline, "authentication")
+            answer += self._read(_LONGEST_LINE - len(answer))
         if not answer.startswith(b"OK "):
             raise BusError(f"the system bus refuses us: {answer[:60]!r}")
-        self._socket.sendall(b"BEGIN\r\n")
+        self._send(b"BEGIN\r\n", deadline)
 
     def fileno(self) -> int:
         """For poll."""
@@ -90,100 +103,189 @@ class Bus:
 
     def watch_owner(self, service: str) -> None:
         """Be woken when a service comes or goes."""
-        rule = f"type='signal',sender='{_BUS[0]}',interface='{_BUS[2]}',member='NameOwnerChanged',arg0='{service}'"
+        rule = f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{service}'"
         self.call(*_BUS, "AddMatch", "s", (rule,))
+        self._exchange.watch(service, self._asked_owner(service))
 
     def watch_properties(self, service: str) -> None:
-        """Be woken when a service says that a property of one of its objects has changed."""
-        changed = "interface='org.freedesktop.DBus.Properties',member='PropertiesChanged'"
+        """Be woken when a service whose owner is watched says that a property of one of its objects has changed."""
+        changed = f"interface='{bus_messages.PROPERTIES}',member='PropertiesChanged'"
         self.call(*_BUS, "AddMatch", "s", (f"type='signal',sender='{service}',{changed}",))
 
     def owner(self, service: str) -> str:
         """Unique name of the connection that owns a service's name, another after each restart; "" for none."""
+        return self._exchange.owner(service) or self._asked_owner(service)
+
+    def _asked_owner(self, service: str) -> str:
         try:
-            return str(self.call(*_BUS, "GetNameOwner", "s", (service,))[0])
+            owner = str(self.call(*_BUS, "GetNameOwner", "s", (service,))[0])
         except BusError as error:
-            if error.absent:
-                return ""
-            raise
+            if not error.absent:
+                raise
+            owner = ""
+        return owner
 
     def drain(self) -> bool:
-        """Eat what is there without waiting; True if a service came, went or changed since the last time.
+        """Read one round of what is there without waiting; what is left over makes poll return again.
+
+        Returns:
+            Whether a service came, went or changed, or answered late, since the last time.
 
         Raises:
+            TooLong: some program sent a message that is not read.
             BusError: the bus went away.
         """
-        try:
-            while True:
-                data = self._socket.recv(65536, socket.MSG_DONTWAIT)
-                if not data:
-                    raise BusError("the system bus went away")
-                self._parser.add_data(data)
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            raise BusError(f"system bus: {error.strerror}") from None
-        while self._next() is not None:
-            continue
-        signalled, self._signalled = self._signalled, False
-        return signalled
+        messages, size, end = 0, 0, time.monotonic() + ROUND_SECONDS
+        while messages < ROUND_MESSAGES and size < ROUND_BYTES and time.monotonic() < end:
+            message = self._next()
+            if message is None:
+                break
+            messages += 1
+            size += len(message)
+            self._judge(message)
+        return self._exchange.take_signalled()
 
     def call(
         self, destination: str, path: str, interface: str, member: str, signature: str = "", body: tuple[Any, ...] = ()
     ) -> tuple[Any, ...]:
         """Call a method and wait for the answer.
 
+        Args:
+            destination: name of a service, or of the bus. The call goes to the connection that owns the name now, and
+                only that connection can answer it.
+            path: the object.
+            interface: of the method.
+            member: the method.
+            signature: types of its arguments.
+            body: its arguments.
+
         Raises:
             BusError: it is an error, or does not come within SECONDS.
         """
-        self._serial += 1
-        self._send(destination, path, interface, member, signature, body)
-        deadline = time.monotonic() + SECONDS
-        try:
-            while True:
-                message = self._next()
-                if message is None:
-                    self._receive(deadline, member)
-                elif message.header.fields.get(_REPLY_SERIAL) == self._serial:
-                    break
-        except OSError as error:
-            raise BusError(f"{destination} {member}: {error.strerror or error}") from None
-        name = message.header.fields.get(_ERROR_NAME, "")
-        if name:
-            text = message.body[0] if message.body and isinstance(message.body[0], str) else name
-            raise BusError(f"{destination} {member}: {text}", name)
-        return tuple(message.body)
-
-    def _send(
-        self, destination: str, path: str, interface: str, member: str, signature: str, body: tuple[Any, ...]
-    ) -> None:
-        kind, fields = self._library.MessageType.method_call, self._library.HeaderFields
-        texts = {_PATH: path, _DESTINATION: destination, _INTERFACE: interface, _MEMBER: member}
+        what = f"{destination} {member}"
+        texts = {_PATH: path, _INTERFACE: interface, _MEMBER: member}
         if signature:
             texts[_SIGNATURE] = signature
-        named = {fields(number): text for number, text in texts.items()}
-        flags = self._library.MessageFlag.no_auto_start
-        header = self._library.Header(self._library.Endianness.little, kind, flags, 1, 0, self._serial, named)
-        data = self._library.Message(header, body).serialise(self._serial)
-        self._socket.settimeout(SECONDS)
-        try:
-            self._socket.sendall(data)
-        except OSError as error:
-            raise BusError(f"system bus: {error.strerror or error}") from None
+        if destination == BUS:
+            return self._ask(BUS, what, texts, body)
+        owner = self._exchange.owner(destination)
+        if owner:
+            try:
+                return self._ask(owner, what, texts, body)
+            except BusError as error:
+                if not error.absent:
+                    raise  # else it has restarted, and what tells so is in the socket still
+        owner = self._asked_owner(destination)
+        if not owner:
+            raise BusError(f"{destination} is not running", f"{BUS}.Error.NameHasNoOwner")
+        self._exchange.watch(destination, owner)
+        return self._ask(owner, what, texts, body)
 
-    def _receive(self, deadline: float, member: str) -> None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise BusError(f"{member}: no answer within {SECONDS:g} s")
-        self._socket.settimeout(left)
-        data = self._socket.recv(65536)
+    def _ask(self, name: str, what: str, texts: dict[int, str], body: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Ask the connection of this name, and no other."""
+        if self._exchange.late and time.monotonic() < self._again:
+            raise BusError(f"{what}: a former call is not answered yet")
+        serial = int.from_bytes(os.urandom(4), "little") or 1
+        deadline = time.monotonic() + SECONDS
+        self._send(self._packed(serial, {**texts, _DESTINATION: name}, body), deadline)
+        self._exchange.ask(serial, name)
+        try:
+            message = self._answer(deadline, what)
+        except BusError:
+            self._exchange.give_up()
+            self._again = time.monotonic() + PATIENCE_SECONDS
+            raise
+        answer = self._body(message, what)
+        if message.kind == bus_messages.ERROR:
+            text = answer[0] if answer and isinstance(answer[0], str) else message.error_name
+            raise BusError(f"{what}: {text}", message.error_name)
+        return answer
+
+    def _packed(self, serial: int, texts: dict[int, str], body: tuple[Any, ...]) -> bytes:
+        library = self._library
+        named = {library.HeaderFields(number): text for number, text in texts.items()}
+        kind, flags = library.MessageType.method_call, library.MessageFlag.no_auto_start
+        header = library.Header(library.Endianness.little, kind, flags, 1, 0, serial, named)
+        return bytes(library.Message(header, body).serialise(serial))
+
+    def _body(self, message: Message, what: str) -> tuple[Any, ...]:
+        """The body of a message that counts, so of the bus or of the service asked."""
+        try:
+            return tuple(self._library.Message.from_buffer(message.data).body)
+        except Exception as error:  # which errors a parser has for what it does not expect is not documented
+            raise BusError(f"{what}: the answer cannot be read: {error!r}") from None
+
+    # --- the socket ----------------------------------------------------------------------------------------------
+
+    def _answer(self, deadline: float, what: str) -> Message:
+        while time.monotonic() < deadline:  # looked at for each message: those of others must not prolong it
+            data = self._next()
+            if data is None:
+                self._wait(select.POLLIN, deadline, what)
+                continue
+            message = self._judge(data)
+            if message is not None:
+                return message
+        raise BusError(f"{what}: no answer within {SECONDS:g} s")
+
+    def _judge(self, data: bytes) -> Message | None:
+        """The message if it answers the question; None for one of no meaning, or that cannot be understood."""
+        try:
+            message = bus_messages.parse(data)
+            return message if self._exchange.counts(message) else None
+        except Malformed:
+            return None
+
+    def _next(self) -> bytes | None:
+        """The next whole message, or None when there is none yet.
+
+        Raises:
+            BusError: the connection is of no use any more, and stays so.
+        """
+        if self._ended is None:
+            try:
+                while True:
+                    whole = self._stream.receive(self._read(self._stream.wanted))
+                    if whole is not None:
+                        return whole
+            except BlockingIOError:
+                return None
+            except bus_messages.TooLong as error:
+                self._ended = TooLong(f"the system bus brings {error}")
+            except Malformed as error:
+                self._ended = BusError(f"the system bus: {error}")
+            except BusError as error:
+                self._ended = error
+        raise self._ended
+
+    def _read(self, size: int) -> bytes:
+        try:
+            data = self._socket.recv(size)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise BusError(f"system bus: {error.strerror}") from None
         if not data:
             raise BusError("the system bus went away")
-        self._parser.add_data(data)
+        return data
 
-    def _next(self) -> Any:
-        """The next whole message that came, or None. Signals are noted on the way."""
-        message = self._parser.get_next_message()
-        if message is not None and message.header.fields.get(_MEMBER) in _SIGNALS:
-            self._signalled = True
-        return message
+    def _send(self, data: bytes, deadline: float) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self._socket.send(view) :]
+            except BlockingIOError:
+                self._wait(select.POLLOUT, deadline, "system bus")
+            except OSError as error:
+                raise BusError(f"system bus: {error.strerror or error}") from None
+
+    def _wait(self, event: int, deadline: float, what: str) -> None:
+        """Wait until the socket can be read or written.
+
+        Raises:
+            BusError: it cannot before the deadline.
+        """
+        poll = select.poll()
+        poll.register(self._socket, event)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise BusError(f"{what}: no answer within {SECONDS:g} s")

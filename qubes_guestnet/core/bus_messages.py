@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a message bus sends to one connection: messages cut out of the stream, and the few of them that count.
+
+Any user of the qube may send to any connection of the system bus, and what it sends is in the stream like the rest
+(behaviours B110, B111). So a message is judged by what only the bus itself can have written: its `sender`. Bodies are
+opaque here; the reader of a body has first been told by `Exchange` that the message counts. Nothing is kept of a
+message that does not.
+
+Sources: the D-Bus specification, "Message Protocol", "Message Bus Names" and "org.freedesktop.DBus.NameOwnerChanged".
+"""
+
+from __future__ import annotations
+
+import struct
+
+from .namedtuple import NamedTuple
+
+LONGEST = 1 << 16  # bytes of a message with its header; the longest that we ever ask for has some thousand
+START = 16  # bytes of a message that tell how long it is
+RETURN, ERROR, SIGNAL = 2, 3, 4
+BUS = "org.freedesktop.DBus"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+
+_INTERFACE, _MEMBER, _ERROR_NAME, _REPLY_SERIAL, _SENDER = 2, 3, 4, 5, 7
+# Types of the header's fields by their codes.
+_TYPES = {1: b"o", 2: b"s", 3: b"s", 4: b"s", 5: b"u", 6: b"s", 7: b"s", 8: b"g", 9: b"u"}
+_ORDERS = {ord("l"): ("<", "little"), ord("B"): (">", "big")}
+
+
+class Malformed(ValueError):
+    """The stream, or a message in it, is not what the specification says."""
+
+
+class TooLong(Malformed):
+    """A message is longer than LONGEST. Nothing after it can be reached without reading it."""
+
+
+class Message(NamedTuple):
+    """A whole message.
+
+    Args:
+        kind: RETURN, ERROR, SIGNAL, or another number of the specification.
+        sender: name of the connection that sent it, as the bus wrote it; "" for none.
+        reply_serial: of the call that it answers; 0 for none.
+        interface: of a signal.
+        member: name of a signal.
+        error_name: of an error.
+        data: all of it, with the header.
+        body: where its body begins in `data`.
+    """
+
+    kind: int
+    sender: str = ""
+    reply_serial: int = 0
+    interface: str = ""
+    member: str = ""
+    error_name: str = ""
+    data: bytes = b""
+    body: int = 0
+
+
+def length(start: bytes) -> int:
+    """Bytes of a message, of which the first START are given.
+
+    Raises:
+        Malformed: they are not the start of a message.
+        TooLong: it would have more than LONGEST.
+    """
+    order = _ORDERS.get(start[0])
+    if order is None or start[3] != 1:
+        raise Malformed(f"not the start of a D-Bus message: {start[:4]!r}")
+    body, _, fields = struct.unpack_from(order[0] + "3I", start, 4)
+    whole = int(-(-(START + fields) // 8) * 8 + body)
+    if whole > LONGEST:
+        raise TooLong(f"a message of {whole} bytes, more than {LONGEST}")
+    return whole
+
+
+def parse(data: bytes) -> Message:
+    """A message from its bytes, as many as `length` says.
+
+    A field that this module does not know is skipped if its type is a basic one.
+
+    Raises:
+        Malformed: the header is not what the specification says, or has a field of a container's type.
+    """
+    try:
+        fields, body = _fields(data)
+    except (struct.error, IndexError, UnicodeDecodeError):
+        raise Malformed("the header of a message ends too early") from None
+    sender, interface, member, error_name = (
+        str(fields.get(code, "")) for code in (_SENDER, _INTERFACE, _MEMBER, _ERROR_NAME)
+    )
+    return Message(data[1], sender, int(fields.get(_REPLY_SERIAL, 0)), interface, member, error_name, data, body)
+
+
+def _fields(data: bytes) -> tuple[dict[int, str | int], int]:
+    order = _ORDERS[data[0]][0]
+    end = START + struct.unpack_from(order + "I", data, 12)[0]
+    fields: dict[int, str | int] = {}
+    at = START
+    while at < end:
+        at = -(-at // 8) * 8
+        code, kind = data[at], data[at + 2 : at + 3]
+        if data[at + 1] != 1 or data[at + 3] or kind != _TYPES.get(code, kind) or code in fields:
+            raise Malformed(f"field {code} of a header is not as specified")
+        fields[code], at = _basic(data, at + 4, kind, order)
+    if at > end:
+        raise Malformed("the fields of a header are longer than it says")
+    return fields, -(-end // 8) * 8
+
+
+def _basic(data: bytes, at: int, kind: bytes, order: str) -> tuple[str | int, int]:
+    """The value of a basic type that is at `at`, a multiple of 4; and where it ends."""
+    if kind in b"so":
+        return _text(data, at + 4, struct.unpack_from(order + "I", data, at)[0])
+    if kind == b"g":
+        return _text(data, at + 1, data[at])
+    if kind in b"ub":
+        return struct.unpack_from(order + "I", data, at)[0], at + 4
+    size = _UNKNOWN.get(kind)
+    if size is None:
+        raise Malformed(f"a field of a header has the type {kind!r}")
+    return 0, -(-at // size) * size + size
+
+
+# Bytes of the basic types that no known field has.
+_UNKNOWN = {b"y": 1, b"n": 2, b"q": 2, b"i": 4, b"x": 8, b"t": 8, b"d": 8}
+
+
+def _text(data: bytes, at: int, size: int) -> tuple[str, int]:
+    end = at + size
+    if data[end]:
+        raise Malformed("a text in a header has no end")
+    return data[at:end].decode(), end + 1
+
+
+def texts(message: Message) -> tuple[str, ...]:
+    """The body of a message that is nothing but strings.
+
+    Raises:
+        Malformed: it is something else.
+    """
+    found, at, order = [], message.body, _ORDERS[message.data[0]][0]
+    try:
+        while at < len(message.data):
+            text, at = _basic(message.data, -(-at // 4) * 4, b"s", order)
+            found.append(str(text))
+    except (struct.error, IndexError, UnicodeDecodeError):
+        raise Malformed("the body of a message is not strings alone") from None
+    return tuple(found)
+
+
+class Stream:
+    """Cuts messages out of a stream, without reading past the end of one: what is not read yet stays in the socket."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._size = 0
+
+    @property
+    def wanted(self) -> int:
+        """How many bytes to read next, at most; never 0."""
+        return (self._size or START) - len(self._data)
+
+    def receive(self, data: bytes) -> bytes | None:
+        """Take bytes that were read, at most as many as wanted.
+
+        Returns:
+            A message's bytes when they are complete, else None.
+
+        Raises:
+            Malformed, TooLong: see `length`; the stream cannot be read any further.
+        """
+        self._data += data
+        if not self._size and len(self._data) == START:
+            self._size = length(bytes(self._data))
+        if len(self._data) != self._size:
+            return None
+        whole, self._data, self._size = bytes(self._data), bytearray(), 0
+        return whole
+
+
+class Exchange:
+    """What was asked on one connection, and what counts of that which comes.
+
+    An answer is a return or an error with the serial of the question, from the connection that was asked; or an error
+    of the bus itself, which says so when that connection went away. NameOwnerChanged counts from the bus alone,
+    PropertiesChanged from the connection that owns a watched service.
+    """
+
+    def __init__(self) -> None:
+        self._question: tuple[int, str] | None = None
+        self._late: tuple[int, str] | None = None
+        self._owners: dict[str, str] = {}
+        self._signalled = False
+
+    def ask(self, serial: int, name: str) -> None:
+        """A call was sent.
+
+        Args:
+            serial: its serial. Random, so that no other program can know it.
+            name: the unique name of the connection asked, or BUS.
+        """
+        self._question = (serial, name)
+
+    def give_up(self) -> None:
+        """The question is not waited for any longer. A late answer to it is a wake-up."""
+        self._late, self._question = self._question, None
+
+    @property
+    def late(self) -> bool:
+        """Whether an answer is still missing that is not waited for any longer."""
+        return self._late is not None
+
+    def watch(self, service: str, owner: str) -> None:
+        """Follow a service's owner, "" for none, by NameOwnerChanged from now on."""
+        self._owners[service] = owner
+
+    def owner(self, service: str) -> str:
+        """Unique name of the connection that owns a watched service as far as it is known, else ""."""
+        return self._owners.get(service, "")
+
+    def take_signalled(self) -> bool:
+        """Whether a watched service came, went or changed, or answered late, since this was last asked."""
+        signalled, self._signalled = self._signalled, False
+        return signalled
+
+    def counts(self, message: Message) -> bool:
+        """Whether it answers the question. What else counts is noted on the way."""
+        if message.kind in (RETURN, ERROR):
+            if self._question is not None and _answers(message, *self._question):
+                self._question = self._late = None
+                return True
+            if self._late is not None and _answers(message, *self._late):
+                self._late, self._signalled = None, True
+        elif message.kind == SIGNAL:
+            self._hear(message)
+        return False
+
+    def _hear(self, message: Message) -> None:
+        if (message.sender, message.interface, message.member) == (BUS, BUS, "NameOwnerChanged"):
+            name, _, owner = texts(message)
+            if name in self._owners:
+                self._owners[name], self._signalled = owner, True
+        elif (message.interface, message.member) == (PROPERTIES, "PropertiesChanged"):
+            self._signalled |= bool(message.sender) and message.sender in self._owners.values()
+
+
+def _answers(message: Message, serial: int, name: str) -> bool:
+    from_asked = message.sender == name or (message.sender == BUS and message.kind == ERROR)
+    return message.reply_serial == serial and from_asked
