@@ -52,8 +52,8 @@ def message(
     for number, value in (fields or {}).items():
         what = _TYPES.get(number, "s")
         packed = aligned(packed, 8) + bytes([number, 1]) + what.encode() + b"\0" + basic(what, value, order)
-    for number, what, value in extra:
-        packed = aligned(packed, 8) + bytes([number, len(what)]) + what.encode() + b"\0" + value
+    for number, what, more in extra:
+        packed = aligned(packed, 8) + bytes([number, len(what)]) + what.encode() + b"\0" + more
     start = bytes([ord("l" if order == "<" else "B"), kind, flags, 1])
     head = start + struct.pack(order + "III", len(body), serial, len(packed)) + packed
     return aligned(head, 8) + body
