@@ -6,6 +6,10 @@ SEED ?=
 VENV := .venv/bin
 # What talks to the kernel through pyroute2, and so is run with its oldest supported release as well.
 NETLINK_TESTS := tests/netns/test_uplink.py tests/netns/test_agent.py tests/netns/test_model.py
+# Each of these tests has namespaces of its own and waits more than it computes. The others boot machines or measure.
+ISOLATED := tests/contract tests/netns tests/lab
+WORKERS ?= $(shell echo $$((2 * $$(nproc))))
+PARALLEL := -n $(WORKERS) --dist worksteal
 export PYTHON
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
@@ -20,8 +24,9 @@ demo: ## one qube gets its network from QubesDB, step by step (no root, no Xen, 
 	@$(VENV)/python -m qubes_guestnet lab demo
 
 test: lint unit ## everything that CI runs: lint, types, all tests, both pyroute2 generations, coverage of core
-	.venv-oldest/bin/python -m pytest -q tests/contract $(NETLINK_TESTS)
-	$(VENV)/python -m pytest --ignore=tests/core
+	.venv-oldest/bin/python -m pytest -q $(PARALLEL) tests/contract $(NETLINK_TESTS)
+	$(VENV)/python -m pytest -q $(PARALLEL) $(ISOLATED)
+	$(VENV)/python -m pytest tests $(addprefix --ignore=,tests/core $(ISOLATED))
 
 lint: setup-test ## ruff and mypy
 	$(VENV)/ruff check .

@@ -9,6 +9,7 @@ swallow it.
 from __future__ import annotations
 
 import os
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,11 @@ TESTS = Path(__file__).parent
 PURE = (TESTS / "core", TESTS / "golden")
 # Written by the test tools themselves while a test runs, not by the code under test.
 TOOL_FOLDERS = (".hypothesis", ".pytest_cache", "__pycache__")
+
+# The processes of a parallel run inherit it: they have to collect the same tests, and the name of a random walk has its
+# seed.
+if not os.environ.get("GUESTNET_SEED"):
+    os.environ["GUESTNET_SEED"] = str(random.SystemRandom().randrange(1 << 31))
 
 FORBIDDEN = {
     "socket.__new__": "opens a socket",

@@ -91,13 +91,14 @@ class Provider:
 def test_a_provider_without_an_uplink_is_well() -> None:
     provider = Provider()
     provider.attach()
+    # The record says that offload may be on before the pass asks the kernel, which has no flowtables.
+    eventually(lambda: "offload: off: " in provider.lines("status")[3], what="a refusal", trouble=provider.log)
     lines = provider.lines("status")
     assert lines[:3] == [
         "no uplink of Qubes: dom0 has set no provider for this qube",
         "provider: forwards IPv4",
         "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.0.1 (/etc/resolv.conf)",
     ]
-    assert lines[3].startswith("offload: off: ")
     assert lines[4] == "vif4.0: 10.137.0.5, configured"
     assert provider.lines("check") == ["all is well"]
     data = provider.data()
