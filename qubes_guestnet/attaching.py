@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 from . import downstream
-from .core import attachment, nftables, provider
+from .core import attachment, mappings, nftables, provider
 from .core.attachment import VifReport
 from .core.provider import ProviderSettings
 from .core.values import IPInterface, State, Tunable
 from .core.vif import Vif
 from .errors import GuestnetError, Vanished
 from .system import conntrack, nft, tunables, vifs
+from .system.owned import Ledger
 from .transactions import Transactions
 from .work import Work
 
@@ -31,7 +33,7 @@ class Attachments:
     """
 
     def __init__(self, run: str, kernel: Kernel, transactions: Transactions) -> None:
-        self._kernel, self._nft = kernel, transactions
+        self._kernel, self._nft, self._run = kernel, transactions, run
         self._vifs = vifs.Folder(run)
 
     def all(self) -> tuple[Vif, ...]:
@@ -42,6 +44,26 @@ class Attachments:
         """Names of vifs that have none."""
         known = set(self._vifs.names())
         return tuple(link.name for link in self._kernel.vifs() if link.name not in known)
+
+    def late_mappings(self, untrusted_entries: Mapping[str, bytes]) -> tuple[Vif, ...]:
+        """Vifs whose fake addresses are late. Of others that dom0 speaks of only now that is recorded."""
+        late = []
+        for vif in self.all():
+            if vif.told:
+                continue
+            now = mappings.shown(untrusted_entries, vif)
+            decision = mappings.late(vif, now, spoken=bool(now.mappings) and conntrack.speaks(vif.addresses))
+            if decision == mappings.FOLLOW:
+                late.append(vif)
+            elif decision == mappings.LEARN:
+                self._learn(vif)
+        return tuple(late)
+
+    def _learn(self, vif: Vif) -> None:
+        with Ledger(self._run):
+            # Hotplug may have taken it out of service, or set it up again, meanwhile.
+            if self._vifs.load(vif.name.text) == vif:
+                self._vifs.save(vif._replace(told=True))
 
     def online(self, vif: Vif, work: Work, waiting: nft.Waiting) -> None:
         """Set up one vif, or make one right that is set up. Raises GuestnetError; see Provider.online."""
@@ -188,6 +210,10 @@ class Attachments:
         if report.todo and not work.dry_run:
             self._set_up(report, work)
             report = report._replace(ops=(), elements=(), tunables=())
+        if work.dry_run:
+            now = mappings.shown(work.untrusted_entries, vif)
+            changed = mappings.changed(vif, now, work.settings.gateway)
+            report = report._replace(now=now.mappings if changed else None)
         work.todo += report.todo
         work.vifs.append(report)
 

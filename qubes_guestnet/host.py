@@ -57,6 +57,7 @@ class Host:
         self._rules = nft.Events()
         self._everything = True
         self._started: set[str] = set()
+        self._trouble = ""
         others.follow_names()
 
     def filenos(self) -> tuple[int, ...]:
@@ -121,9 +122,21 @@ class Host:
         if self._everything:
             names += [(name, "") for name in self.provider.strangers()]
             self._everything = False
-        names += [(vif.name.text, " ".join(map(str, vif.addresses))) for vif in self.provider.unmapped(entries)]
+        names += [(vif.name.text, " ".join(map(str, vif.addresses))) for vif in self._late(entries)]
         for name, addresses in names:
             self._start(name, addresses)
+
+    def _late(self, entries: dict[str, bytes]) -> tuple[Vif, ...]:
+        """Vifs with late fake addresses; trouble is told once, and the next pass looks again."""
+        try:
+            late = self.provider.late_mappings(entries)
+        except GuestnetError as error:
+            if self._trouble != str(error):
+                log(ERROR, f"late fake addresses were not looked for: {error}")
+            self._trouble = str(error)
+            return ()
+        self._trouble = ""
+        return late
 
     def _start(self, name: str, addresses: str) -> None:
         if name in self._started:

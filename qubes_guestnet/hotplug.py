@@ -18,6 +18,7 @@ from functools import partial
 from .core import hooks as hook_rules
 from .core import provider, settings
 from .core import vif as vif_rules
+from .core.mappings import is_told
 from .core.vif import Vif, VifName
 from .errors import GuestnetError, StoreError, UsageError, printable, shown
 from .paths import Paths
@@ -60,7 +61,7 @@ def online(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
         mappings, errors = provider.parse_mappings(untrusted_entries, vif.addresses)
         if errors:
             raise errors[0]
-        vif = vif._replace(mappings=mappings)
+        vif = vif._replace(mappings=mappings, told=is_told(untrusted_entries, vif.addresses))
         _await(vif.name)
         done = [*_translate(vif, untrusted_entries), *_hand_over("online", vif, untrusted_entries, paths)]
         done += _run_hooks("online", vif)

@@ -124,12 +124,15 @@ class Provider:
         """Names of vifs that nobody has told us about: they were there before anybody listened (#1990)."""
         return self._attachments.strangers()
 
-    def unmapped(self, untrusted_entries: Mapping[str, bytes]) -> tuple[Vif, ...]:
-        """Vifs whose fake addresses came into QubesDB only after they were set up (#9318)."""
+    def late_mappings(self, untrusted_entries: Mapping[str, bytes]) -> tuple[Vif, ...]:
+        """Vifs whose fake addresses came into QubesDB only after they were set up (#9318), to be set up again.
+
+        Raises:
+            GuestnetError: records cannot be written, or the kernel does not tell who has spoken.
+        """
         if not any(path.startswith(provider.MAPPED) for path in untrusted_entries):
             return ()
-        every = ((vif, provider.parse_mappings(untrusted_entries, vif.addresses)[0]) for vif in self._attachments.all())
-        return tuple(vif for vif, mappings in every if mappings and mappings != vif.mappings)
+        return self._attachments.late_mappings(untrusted_entries)
 
     def end_offload(self) -> None:
         """Until the next pass; with none to come nobody would end it when rules change. Raises GuestnetError."""

@@ -49,7 +49,7 @@ class Rules:
         settings = self._possible(provider.parse_provider(untrusted_entries), dry_run)
         active = settings.active and services.provides(self._paths.flags)
         work = Work(settings, active, self._wants_ipv6(settings, active, ledger), ledger, dry_run)
-        work.mtu = mtu.common(untrusted_entries)
+        work.mtu, work.untrusted_entries = mtu.common(untrusted_entries), untrusted_entries
         work.attempt(partial(self._close, work))
         work.attempt(partial(self._load, work))
         if not work.ruled and not dry_run:

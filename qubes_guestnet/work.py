@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address
 
 from .core.provider import ProviderSettings
@@ -30,6 +30,7 @@ class Work:
 
     Attributes:
         mtu: of the vifs, in bytes; 0 for leaving it as it is.
+        untrusted_entries: what the settings are from.
         ruled: the base rules are in.
         planned: in a dry run, they are to be loaded.
         reloaded: they were, or are to be, loaded anew: what else is in the tables is in doubt.
@@ -39,6 +40,7 @@ class Work:
         self.settings, self.active, self.ipv6, self.dry_run = settings, active, ipv6, dry_run
         self._ledger = ledger
         self.mtu = 0
+        self.untrusted_entries: Mapping[str, bytes] = {}
         self.ruled = self.planned = self.reloaded = False
         self.servers: tuple[IPv4Address, ...] = ()
         self.servers_reason = ""

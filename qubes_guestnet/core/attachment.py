@@ -16,7 +16,7 @@ from . import plan
 from .namedtuple import NamedTuple
 from .provider import ProviderSettings
 from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned, State, Tunable
-from .vif import Vif
+from .vif import Mapping, Vif
 
 # What lets packets through: from the first of these on, the elements have to be there.
 _LATE = frozenset({plan.Verb.LINK_UP, plan.Verb.ROUTE_ADD})
@@ -31,6 +31,8 @@ class VifReport(NamedTuple):
         ops: operations of the kernel's that are still to do.
         elements: elements of the set `allowed` that are missing, in nft's words.
         tunables: still to set.
+        now: the fake addresses that dom0 has written since the vif was set up, none for real ones: they count when the
+            qube is attached again. None: dom0 says what it said then, or nobody looked.
     """
 
     vif: Vif
@@ -38,6 +40,7 @@ class VifReport(NamedTuple):
     ops: tuple[plan.Op, ...] = ()
     elements: tuple[str, ...] = ()
     tunables: tuple[Tunable, ...] = ()
+    now: tuple[Mapping, ...] | None = None
 
     @property
     def configured(self) -> bool:

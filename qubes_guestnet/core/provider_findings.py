@@ -99,6 +99,10 @@ def _vifs(report: ProviderReport, ground: Ground) -> Iterator[Remark]:
         if todo:
             problem = f"{vif.vif.name.text} is not as it has to be, first: {todo[0]}"
             yield Remark("vif-not-configured", "error", problem, _APPLY)
+        if vif.now is not None:
+            problem = f"dom0 has changed the fake address of {vif.vif.name.text} since the qube was attached"
+            remedy = "attach the qube again: qvm-prefs QUBE netvm '', and then its provider; see qubes-guestnet status"
+            yield Remark("mapping-changed", "warning", problem, remedy)
     for name in ground.unknown:
         problem = f"{name} is there, and nobody has told of it: the qube behind it has no network"
         remedy = "systemctl reload qubes-guestnet has it looked up in xenstore; or attach the qube again"

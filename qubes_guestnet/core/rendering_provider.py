@@ -92,9 +92,14 @@ def _vif_line(report: VifReport) -> str:
     vif = report.vif
     shown: dict[IPAddress, str] = {mapping.real: _mapping(mapping) for mapping in vif.mappings}
     addresses = " ".join(f"{address}{shown.get(address, '')}" for address in vif.addresses) or "no address"
-    if report.configured:
-        return f"{vif.name.text}: {addresses}, configured"
-    return f"{vif.name.text}: {addresses}, NOT configured, first: {next(iter(report.todo), 'its device is gone')}"
+    since = "" if report.now is None else f"; {_since(report.now)} when the qube is attached again"
+    todo = next(iter(report.todo), "its device is gone")
+    state = "configured" if report.configured else f"NOT configured, first: {todo}"
+    return f"{vif.name.text}: {addresses}, {state}{since}"
+
+
+def _since(now: tuple[Mapping, ...]) -> str:
+    return ", ".join(f"{mapping.real}{_mapping(mapping)}" for mapping in now) or "it sees its real address"
 
 
 def _mapping(mapping: Mapping) -> str:
@@ -110,15 +115,20 @@ def _vif_data(report: VifReport) -> dict[str, Any]:
         "mac": vif.mac,
         "type": vif.kind,
         "addresses": list(map(str, vif.addresses)),
-        "mappings": [
-            {"real": str(m.real), "visible": str(m.visible), "gateway": str(m.gateway) if m.gateway else None}
-            for m in vif.mappings
-        ],
+        "mappings": _mappings_data(vif.mappings),
+        "mappings_when_attached_again": None if report.now is None else _mappings_data(report.now),
         "present": link is not None,
         "up": link is not None and link.up,
         "configured": report.configured,
         "plan": list(report.todo),
     }
+
+
+def _mappings_data(mappings: Iterable[Mapping]) -> list[dict[str, str | None]]:
+    return [
+        {"real": str(m.real), "visible": str(m.visible), "gateway": str(m.gateway) if m.gateway else None}
+        for m in mappings
+    ]
 
 
 def _join(things: Iterable[object]) -> str:

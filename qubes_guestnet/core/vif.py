@@ -28,7 +28,7 @@ _DIGITS = frozenset("0123456789")
 MOST_ADDRESSES = 64
 ONLINE, OFFLINE = "online", "offline"
 _ACTIONS = {action.encode(): action for action in (ONLINE, OFFLINE)}
-_END = "end"
+_END, _TOLD = "end", "told"
 
 
 class _VifNameFields(NamedTuple):
@@ -94,6 +94,7 @@ class _VifFields(NamedTuple):
     addresses: tuple[IPAddress, ...]
     mappings: tuple[Mapping, ...]
     gateways: frozenset[IPInterface]
+    told: bool
 
 
 class Vif(_VifFields):
@@ -106,6 +107,7 @@ class Vif(_VifFields):
         addresses: what the qube may use, without repetition; none: it may send nothing.
         mappings: of those that it sees as others.
         gateways: addresses of ours that we put on the interface.
+        told: dom0 had said what the qube sees when the vif was set up, see `mappings`.
     """
 
     __slots__ = ()
@@ -118,6 +120,7 @@ class Vif(_VifFields):
         addresses: tuple[IPAddress, ...] = (),
         mappings: tuple[Mapping, ...] = (),
         gateways: frozenset[IPInterface] = frozenset(),
+        told: bool = False,
     ) -> Vif:
         """Raise ValueError for a MAC, kind or address that is not one, and a mapping of an address it has not."""
         if checks.mac(mac.encode()) != mac or checks.word(kind.encode()) != kind:
@@ -126,7 +129,7 @@ class Vif(_VifFields):
         wrong += [mapping.real for mapping in mappings if mapping.real not in addresses]
         if wrong:
             raise ValueError(f"{wrong[0]} cannot be an address of {name.text}")
-        return super().__new__(cls, name, mac, kind, tuple(dict.fromkeys(addresses)), mappings, gateways)
+        return super().__new__(cls, name, mac, kind, tuple(dict.fromkeys(addresses)), mappings, gateways, told)
 
 
 def described(name: str, untrusted_mac: bytes, untrusted_kind: bytes, untrusted_addresses: bytes) -> Vif:
@@ -163,6 +166,7 @@ def render(vif: Vif) -> bytes:
     lines += [f"address {address}" for address in vif.addresses]
     lines += [f"mapping {mapping.real} {mapping.visible} {mapping.gateway or ''}".rstrip() for mapping in vif.mappings]
     lines += sorted(f"gateway {gateway}" for gateway in vif.gateways)
+    lines += [_TOLD] * vif.told
     return "".join(f"{line}\n" for line in (*lines, _END)).encode("ascii")
 
 
@@ -171,7 +175,7 @@ def parse(data: bytes) -> Vif | None:
     try:
         first, *facts = _lines(data)
         word, name, mac, *kind = first.split(" ")
-        addresses, mappings, gateways = [], [], set()
+        addresses, mappings, gateways, told = [], [], set(), False
         for fact in facts:
             key, *values = fact.split(" ")
             if key == "address" and len(values) == 1:
@@ -180,11 +184,13 @@ def parse(data: bytes) -> Vif | None:
                 mappings.append(Mapping(*map(ipaddress.IPv4Address, values)))
             elif key == "gateway" and len(values) == 1:
                 gateways.add(ipaddress.ip_interface(values[0]))
+            elif fact == _TOLD:
+                told = True
             else:
                 return None
         if word != "vif" or len(kind) > 1:
             return None
-        return Vif(parse_name(name), mac, "".join(kind), tuple(addresses), tuple(mappings), frozenset(gateways))
+        return Vif(parse_name(name), mac, "".join(kind), tuple(addresses), tuple(mappings), frozenset(gateways), told)
     except ValueError:  # also UnicodeDecodeError
         return None
 

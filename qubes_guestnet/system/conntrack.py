@@ -22,6 +22,7 @@ NFNL_SUBSYS_CTNETLINK = 1
 IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE = 1, 2
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ID, CTA_ZONE = 1, 2, 12, 18
 CTA_TUPLE_IP = 1
+CTA_IP_V4_SRC, CTA_IP_V6_SRC = 1, 3
 
 _COUNT = ("netfilter", "nf_conntrack_count")
 _TRIES = 4
@@ -54,6 +55,25 @@ def purge(addresses: Iterable[IPAddress]) -> int:
         raise KernelError("conntrack purge", error.errno or errno.EIO) from None
 
 
+def speaks(addresses: Iterable[IPAddress]) -> bool:
+    """Whether one of these addresses has sent something that the kernel still knows of: it began a connection.
+
+    Raises:
+        KernelError: the kernel refuses.
+    """
+    wanted = frozenset(address.packed for address in addresses)
+    if not wanted or tunables.read(_COUNT) in (None, "0"):
+        return False
+    try:
+        table = Netfilter(NFNL_SUBSYS_CTNETLINK)
+        try:
+            return any(not wanted.isdisjoint(_sources(entry)) for entry in _find(table, wanted))
+        finally:
+            table.close()
+    except OSError as error:
+        raise KernelError("conntrack dump", error.errno or errno.EIO) from None
+
+
 def _find(table: Netfilter, wanted: frozenset[bytes]) -> list[bytes]:
     """The entries of both families with one of these addresses; a dump that was interrupted is asked for again."""
     for _ in range(_TRIES - 1):
@@ -75,13 +95,24 @@ def _dump(table: Netfilter, wanted: frozenset[bytes]) -> list[bytes]:
 
 def _addresses(entry: bytes) -> list[bytes]:
     """The four addresses of an entry: source and destination of either direction."""
+    return [address for _, _, address in _ends(entry)]
+
+
+def _sources(entry: bytes) -> list[bytes]:
+    """Who began."""
+    sources = (CTA_IP_V4_SRC, CTA_IP_V6_SRC)
+    return [address for direction, end, address in _ends(entry) if direction == CTA_TUPLE_ORIG and end in sources]
+
+
+def _ends(entry: bytes) -> list[tuple[int, int, bytes]]:
+    """Of each address its direction, whether it is source or destination, and itself."""
     return [
-        entry[begin:end]
+        (kind, end, entry[begin:stop])
         for kind, tuple_begin, tuple_end in attributes(entry, Netfilter.HEADER_BYTES, len(entry))
         if kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY)
         for part, part_begin, part_end in attributes(entry, tuple_begin, tuple_end)
         if part == CTA_TUPLE_IP
-        for _, begin, end in attributes(entry, part_begin, part_end)
+        for end, begin, stop in attributes(entry, part_begin, part_end)
     ]
 
 

@@ -113,6 +113,8 @@ TEXTS = {
                 VifReport(VIF._replace(addresses=()), None),
                 VifReport(VIF._replace(mappings=(Mapping(ADDRESS, SEEN, SEEN_GATEWAY),)), LINK),
                 VifReport(VIF._replace(addresses=(ADDRESS,), mappings=(Mapping(ADDRESS, SEEN),)), LINK),
+                VifReport(VIF, LINK, now=(Mapping(ADDRESS, SEEN, SEEN_GATEWAY),)),
+                VifReport(VIF._replace(addresses=(ADDRESS,), mappings=(Mapping(ADDRESS, SEEN),)), LINK, now=()),
             )
         ),
         [
@@ -123,6 +125,10 @@ TEXTS = {
             "vif4.0: no address, NOT configured, first: its device is gone",
             "vif4.0: 10.137.0.5 (it sees 192.168.1.128 by 192.168.1.1) fd09::5, configured",
             "vif4.0: 10.137.0.5 (it sees 192.168.1.128), configured",
+            "vif4.0: 10.137.0.5 fd09::5, configured; 10.137.0.5 (it sees 192.168.1.128 by 192.168.1.1)"
+            " when the qube is attached again",
+            "vif4.0: 10.137.0.5 (it sees 192.168.1.128), configured; it sees its real address"
+            " when the qube is attached again",
         ],
     ),
 }
@@ -146,7 +152,9 @@ def test_in_the_whole_text_it_is_before_what_is_to_do() -> None:
 
 def test_as_data() -> None:
     mapped = VIF._replace(mappings=(Mapping(ADDRESS, SEEN, SEEN_GATEWAY), Mapping(ADDRESS, SEEN)))
-    report = WELL._replace(vifs=(VifReport(mapped, LINK), TODO._replace(link=None)), after=Lines(("x",)))
+    report = WELL._replace(
+        vifs=(VifReport(mapped, LINK), TODO._replace(link=None, now=(mapped.mappings[1],))), after=Lines(("x",))
+    )
     data = as_data(Report(Settings(), provided=report), Standing())["provider"]
     assert json.loads(json.dumps(data)) == data
     first, second = data.pop("vifs")
@@ -172,12 +180,14 @@ def test_as_data() -> None:
             {"real": "10.137.0.5", "visible": "192.168.1.128", "gateway": "192.168.1.1"},
             {"real": "10.137.0.5", "visible": "192.168.1.128", "gateway": None},
         ],
+        "mappings_when_attached_again": None,
         "present": True,
         "up": True,
         "configured": True,
         "plan": [],
     }
     assert (second["present"], second["up"], second["configured"]) == (False, False, False)
+    assert second["mappings_when_attached_again"] == first["mappings"][1:]
     assert second["plan"] == ["nft add element x", "ip link set dev vif4.0 up"]
     assert as_data(Report(Settings()), Standing())["provider"] is None
 
@@ -218,6 +228,11 @@ FOUND = {
         [],
     ),
     "a vif that lacks something": (WELL._replace(vifs=(TODO,)), Ground(), [("vif-not-configured", "error")]),
+    "a fake address that was changed": (
+        WELL._replace(vifs=(VifReport(VIF, LINK, now=()),)),
+        Ground(),
+        [("mapping-changed", "warning")],
+    ),
     "vifs that nobody told of": (
         WELL,
         Ground(unknown=("vif5.0",), gone=("vif4.0",)),

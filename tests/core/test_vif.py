@@ -38,6 +38,7 @@ FULL = Vif(
     (OWN, OWN6),
     (Mapping(ipaddress.IPv4Address("10.137.0.5"), FAKE, ipaddress.IPv4Address("192.168.1.1")),),
     frozenset({ipaddress.ip_interface("10.138.0.1/32"), ipaddress.ip_interface("fd09::1/128")}),
+    True,
 )
 
 addresses4 = st.integers(0x0A000001, 0x0AFFFFFE).map(ipaddress.IPv4Address)
@@ -53,7 +54,8 @@ def vifs(draw: st.DrawFn) -> Vif:
     mapped = [address for address in own if isinstance(address, ipaddress.IPv4Address) and draw(st.booleans())]
     mappings = tuple(Mapping(real, draw(addresses4), draw(st.none() | addresses4)) for real in mapped)
     gateways = frozenset(map(ipaddress.ip_interface, draw(st.lists(st.one_of(addresses4, addresses6), max_size=2))))
-    return Vif(draw(names), MAC, draw(st.sampled_from(["", "vif", "vif_ioemu"])), own, mappings, gateways)
+    kind = draw(st.sampled_from(["", "vif", "vif_ioemu"]))
+    return Vif(draw(names), MAC, kind, own, mappings, gateways, draw(st.booleans()))
 
 
 @pytest.mark.behaviour("B58")
@@ -166,6 +168,7 @@ def test_the_file_is_for_people_too() -> None:
         "mapping 10.137.0.5 192.168.1.5 192.168.1.1",
         "gateway 10.138.0.1/32",
         "gateway fd09::1/128",
+        "told",
         "end",
     ]
 

@@ -298,3 +298,21 @@ def test_attributes_that_make_no_sense_end_the_reading() -> None:
     assert len(list(netlink_wire.attributes(bytes(40), 0, 40))) == 10
     assert list(netlink_wire.attributes(b"\x08\0\x01\x80abcd", 0, 8)) == [(1, 4, 8)]
     assert list(netlink_wire.messages(bytes(32))) == [(0, 0, 0, 0, 0), (16, 0, 0, 0, 0)]
+
+
+@pytest.mark.behaviour("B159")
+def test_who_has_begun_a_connection_has_spoken_and_who_was_only_asked_has_not(ground: Oracle) -> None:
+    assert not conntrack.speaks([QUBE, QUBE6]), "an empty table"
+    udp(SERVER, QUBE)
+    udp(SERVER6, QUBE6)
+    udp(NEAR, FAR)
+    assert not conntrack.speaks([QUBE, QUBE6])
+    assert not conntrack.speaks([])
+    assert conntrack.speaks([NEAR])
+    udp(QUBE, SERVER)
+    assert conntrack.speaks([OTHER, QUBE])
+    assert not conntrack.speaks([QUBE6])
+    udp(QUBE6, SERVER6)
+    assert conntrack.speaks([QUBE6])
+    conntrack.purge([QUBE])
+    assert not conntrack.speaks([QUBE])
