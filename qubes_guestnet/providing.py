@@ -31,6 +31,7 @@ from .work import Work
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .core.report import InterfaceReport
+    from .guarding import Guarding
     from .offloading import Offload
     from .others import Others
     from .paths import Paths
@@ -56,6 +57,7 @@ class Provider:
         self._attachments = Attachments(paths.run, kernel, self._nft)
         self._names = Names(paths, others, self._nft)
         self._offload = _offload(paths, self._nft, self._rules) if resident else None
+        self._guard = _guard(self._nft) if resident else None
         self._swept: object = None  # what the vifs were last made for
 
     # --- a pass ------------------------------------------------------------------------------------------------
@@ -71,6 +73,8 @@ class Provider:
         work = self._rules.begin(untrusted_entries, ledger, dry_run)
         if work.reloaded:
             self._swept = None
+        if self._guard is not None and not dry_run:
+            work.attempt(partial(self._guard.bring, work))
         return work
 
     def after(
@@ -204,3 +208,9 @@ def _offload(paths: Paths, transactions: Transactions, rules: Rules) -> Offload:
     from .offloading import Offload  # never in a command
 
     return Offload(paths, transactions, rules)
+
+
+def _guard(transactions: Transactions) -> Guarding:
+    from .guarding import Guarding  # it ends with its process
+
+    return Guarding(transactions)

@@ -59,11 +59,21 @@ class Transactions:
 
         def end() -> None:
             nft.end(started)
-            if nft.generation() == before + 1:
-                for part, generation in self._verified.items():
-                    self._verified[part] = before + 1 if generation == before else generation
+            self._count(before)
 
         return end
+
+    def do(self, transaction: Callable[[], bool]) -> None:
+        """Carry out what is, or is not, one transaction of ours by another way than nft. Raises what it raises."""
+        before = nft.generation()
+        if transaction():
+            self._count(before)
+
+    def _count(self, before: int) -> None:
+        """After a transaction of ours: what was right before is right still, unless others made one meanwhile."""
+        if nft.generation() == before + 1:
+            for part, generation in self._verified.items():
+                self._verified[part] = before + 1 if generation == before else generation
 
 
 def seen(chains: Iterable[tuple[str, str]]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from .nftables import CHAINS, DNS_CHAINS, FIREWALL_TABLE
+from .nftables import CHAINS, DNS_CHAINS, FIREWALL_TABLE, GUARD
 from .nftables import TABLE as BASE
 from .shadows import NAT, Chain
 
@@ -28,7 +28,10 @@ PRIORITY = 300
 _LAST = 2147483647
 _BATCH = 200  # a message takes 256 devices (NFT_NETDEVICE_MAX in the kernel)
 
-_OURS = frozenset((family, BASE, name) for family, name in (*CHAINS, *DNS_CHAINS)) | {("inet", TABLE, "forward")}
+_OURS = frozenset((family, BASE, name) for family, name in (*CHAINS, *DNS_CHAINS)) | {
+    ("inet", TABLE, "forward"),
+    ("inet", GUARD, "prerouting"),
+}
 _CUSTOM = "custom-forward"
 _PASSED_BY = frozenset({"prerouting", "forward", "postrouting"})
 _PRIORITIES = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50, "srcnat": 100}

@@ -22,6 +22,8 @@ from .values import IPV4, IPV6, IPAddress
 from .vif import parse_name
 
 TABLE = "qubes"
+# A table of the family inet that belongs to the resident agent of a provider (system/nft_guard).
+GUARD = "qubes-guard"
 # The table that the firewall's service makes, and the servers that its rules for DNS let through.
 FIREWALL_TABLE, DNS_SET = "qubes-firewall", "dns-addr"
 
@@ -66,6 +68,8 @@ _HOOKS = {
     "forward": "filter hook forward priority filter",
     "dnat-dns": "nat hook prerouting priority dstnat",
 }
+# What the guard of the resident agent made a packet for another host is an ordinary one again; others stay as they are.
+_ORDINARY = "meta pkttype other meta pkttype set host"
 _REGULAR = ("antispoof", "dns-reject")
 _CUSTOM = ("custom-input", "custom-forward")
 _BASE = ("prerouting", "antispoof", "egress", "postrouting", "input", "forward")
@@ -118,8 +122,9 @@ def _rules(family: _Family) -> dict[str, tuple[str, ...]]:
             # QSB-056: an uplink's network must not speak for the qubes behind, nor to them.
             f"{word} saddr @downstream counter drop",
             f"{word} daddr @downstream counter drop",
+            _ORDINARY,
         ),
-        "antispoof": (f"iifname . {word} saddr @allowed accept", "counter drop"),
+        "antispoof": (_ORDINARY, f"iifname . {word} saddr @allowed accept", "counter drop"),
         "egress": (
             "oifgroup 2 accept",
             "oif lo accept",

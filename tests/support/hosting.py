@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from qubes_guestnet.lab import xenstore
 from qubes_guestnet.lab.qube import QUBESDB_FOLDER, Qube, Service
 from qubes_guestnet.system import qubesdb
+from tests.support.eventually import eventually
 from tests.support.needs import needs
 from tests.support.oracle import Json, Oracle
 from tests.support.packets import Inside, Port
@@ -256,6 +257,22 @@ class Hosting:
             return []
         block = lines[lines.index(head) + 1 :]
         return [line.strip() for line in block[: block.index("\t}")] if not line.strip().startswith("type ")]
+
+    def guarded(self) -> None:
+        """Wait until the resident agent has its guard up."""
+        eventually(
+            lambda: "chain" in self.oracle.run("nft", "list", "table", "inet", "qubes-guard", check=False).stdout
+        )
+
+    def settled(self) -> tuple[object, ...]:
+        """All that is to come back by itself: the rules of our chains, the sets, and the switches of forwarding."""
+        ours = ("prerouting", "antispoof", "egress", "postrouting", "input", "forward", "dnat-dns", "dns-reject")
+        return (
+            [self.rules(family, chain) for family in ("ip", "ip6") for chain in ours],
+            [self.elements(name, family) for family in ("ip", "ip6") for name in ("allowed", "downstream")],
+            self.oracle.run("nft", "-s", "list", "table", "ip", "qubes", check=False).stdout.count("flags"),
+            self.forwards(4), self.forwards(6),
+        )  # fmt: skip
 
     def forwards(self, version: int = 4) -> bool:
         """What the kernel says."""

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Transactions of nftables made of the kernel's own messages, for what nft's language or its process cannot do."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterable
+
+from . import netlink_wire as wire
+from .nft import NFNL_SUBSYS_NFTABLES
+
+# linux/netlink.h, linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
+NLM_F_CREATE, NLM_F_APPEND, NLA_F_NESTED = 0x400, 0x800, 0x8000
+NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
+NFT_MSG_NEWTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE = 0, 3, 6
+NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
+NFTA_LIST_ELEM, NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 1, 2
+NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA, NFTA_DATA_VALUE = 1, 2, 1
+NFT_REG_1 = 1
+
+Message = tuple[int, int, bytes]
+
+
+def commit(asking: socket.socket, messages: Iterable[Message]) -> None:
+    """Carry out one transaction, all of it or nothing.
+
+    Args:
+        asking: a socket of netfilter.
+        messages: type, flags (with NLM_F_ACK, for each is answered once) and body of each.
+
+    Raises:
+        OSError: with the errno of the kernel; nothing is in force then.
+    """
+    messages = tuple(messages)
+    control = struct.pack("!BBH", socket.AF_UNSPEC, 0, NFNL_SUBSYS_NFTABLES)
+    parts = [_message(NFNL_MSG_BATCH_BEGIN, 0, 0, control)]
+    parts += [
+        _message(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, sequence, body)
+        for sequence, (kind, flags, body) in enumerate(messages, start=1)
+    ]
+    parts.append(_message(NFNL_MSG_BATCH_END, 0, len(messages) + 1, control))
+    asking.settimeout(wire.ANSWER_SECONDS)
+    asking.send(b"".join(parts))
+    # What refuses the batch as a whole is an answer too, and raised.
+    left = len(messages)
+    while left:
+        data = asking.recv(wire.RECEIVE_BYTES)
+        for offset, length, kind, _, _ in wire.messages(data):
+            if kind == wire.NLMSG_ERROR:
+                wire.raise_errno(data, offset, length)
+                left -= 1
+
+
+def rule(family: int, table: str, chain: str, expressions: bytes) -> bytes:
+    """The body of a message that adds a rule."""
+    names = text(NFTA_RULE_TABLE, table) + text(NFTA_RULE_CHAIN, chain)
+    return header(family) + names + nested(NFTA_RULE_EXPRESSIONS, expressions)
+
+
+def header(family: int) -> bytes:
+    """What each body begins with: struct nfgenmsg."""
+    return struct.pack("!BBH", family, 0, 0)
+
+
+def load(value: bytes) -> bytes:
+    """The expression that puts a value into the first register."""
+    data = nested(NFTA_IMMEDIATE_DATA, wire.attribute(NFTA_DATA_VALUE, value))
+    return expression("immediate", number(NFTA_IMMEDIATE_DREG, NFT_REG_1) + data)
+
+
+def expression(name: str, data: bytes) -> bytes:
+    """One expression of a rule."""
+    return nested(NFTA_LIST_ELEM, text(NFTA_EXPR_NAME, name) + nested(NFTA_EXPR_DATA, data))
+
+
+def nested(kind: int, data: bytes) -> bytes:
+    """An attribute that holds attributes."""
+    return wire.attribute(kind | NLA_F_NESTED, data)
+
+
+def text(kind: int, value: str) -> bytes:
+    """An attribute that is a word."""
+    return wire.attribute(kind, value.encode("ascii") + b"\0")
+
+
+def number(kind: int, value: int) -> bytes:
+    """An attribute that is a number, in the order of the network."""
+    return wire.attribute(kind, struct.pack("!i" if value < 0 else "!I", value))
+
+
+def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    return wire.HEADER.pack(wire.HEADER.size + len(body), kind, flags | wire.NLM_F_REQUEST, sequence, 0) + body
