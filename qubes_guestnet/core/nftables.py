@@ -179,6 +179,7 @@ def _rules_refusing(family: _Family) -> dict[str, tuple[str, ...]]:
     return rules | {
         "prerouting": _rules(family)["prerouting"],
         "antispoof": (
+            _ORDINARY,  # else the kernel sends no answer about it
             f"{own} meta l4proto tcp counter reject with tcp reset",
             f"{own} counter reject with {family.prohibited}",
             "counter drop",

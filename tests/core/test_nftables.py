@@ -50,6 +50,7 @@ def test_ipv6_that_is_refused_differs_from_ipv6_that_is_off_in_two_chains_only()
     own = "iifname . ip6 saddr @allowed"
     assert chain(refusing, "prerouting") == chain(on, "prerouting")
     assert chain(refusing, "antispoof") == [
+        "meta pkttype other meta pkttype set host",
         f"{own} meta l4proto tcp counter reject with tcp reset",
         f"{own} counter reject with icmpv6 admin-prohibited",
         "counter drop",
