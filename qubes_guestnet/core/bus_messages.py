@@ -24,7 +24,8 @@ PROPERTIES = "org.freedesktop.DBus.Properties"
 _INTERFACE, _MEMBER, _ERROR_NAME, _REPLY_SERIAL, _SENDER = 2, 3, 4, 5, 7
 # Types of the header's fields by their codes.
 _TYPES = {1: b"o", 2: b"s", 3: b"s", 4: b"s", 5: b"u", 6: b"s", 7: b"s", 8: b"g", 9: b"u"}
-_ORDERS = {ord("l"): ("<", "little"), ord("B"): (">", "big")}
+_SENDER_FIELD = b"\x07\x01s\0"
+_ORDERS = {ord("l"): "<", ord("B"): ">"}
 
 
 class Malformed(ValueError):
@@ -69,7 +70,7 @@ def length(start: bytes) -> int:
     order = _ORDERS.get(start[0])
     if order is None or start[3] != 1:
         raise Malformed(f"not the start of a D-Bus message: {start[:4]!r}")
-    body, _, fields = struct.unpack_from(order[0] + "3I", start, 4)
+    body, _, fields = struct.unpack_from(order + "3I", start, 4)
     whole = int(-(-(START + fields) // 8) * 8 + body)
     if whole > LONGEST:
         raise TooLong(f"a message of {whole} bytes, more than {LONGEST}")
@@ -95,7 +96,7 @@ def parse(data: bytes) -> Message:
 
 
 def _fields(data: bytes) -> tuple[dict[int, str | int], int]:
-    order = _ORDERS[data[0]][0]
+    order = _ORDERS[data[0]]
     end = START + struct.unpack_from(order + "I", data, 12)[0]
     fields: dict[int, str | int] = {}
     at = START
@@ -141,7 +142,7 @@ def texts(message: Message) -> tuple[str, ...]:
     Raises:
         Malformed: it is something else.
     """
-    found, at, order = [], message.body, _ORDERS[message.data[0]][0]
+    found, at, order = [], message.body, _ORDERS[message.data[0]]
     try:
         while at < len(message.data):
             text, at = _basic(message.data, -(-at // 4) * 4, b"s", order)
@@ -152,33 +153,29 @@ def texts(message: Message) -> tuple[str, ...]:
 
 
 class Stream:
-    """Cuts messages out of a stream, without reading past the end of one: what is not read yet stays in the socket."""
+    """Cuts messages out of a stream. What it keeps is the beginning of one message, shorter than LONGEST."""
 
     def __init__(self) -> None:
-        self._data = bytearray()
-        self._size = 0
+        self._rest = b""
 
-    @property
-    def wanted(self) -> int:
-        """How many bytes to read next, at most; never 0."""
-        return (self._size or START) - len(self._data)
-
-    def receive(self, data: bytes) -> bytes | None:
-        """Take bytes that were read, at most as many as wanted.
+    def receive(self, data: bytes) -> list[bytes]:
+        """Take what was read.
 
         Returns:
-            A message's bytes when they are complete, else None.
+            The messages that are complete now.
 
         Raises:
             Malformed, TooLong: see `length`; the stream cannot be read any further.
         """
-        self._data += data
-        if not self._size and len(self._data) == START:
-            self._size = length(bytes(self._data))
-        if len(self._data) != self._size:
-            return None
-        whole, self._data, self._size = bytes(self._data), bytearray(), 0
-        return whole
+        data, found, at = self._rest + data, [], 0
+        while len(data) - at >= START:
+            end = at + length(data[at : at + START])
+            if end > len(data):
+                break
+            found.append(data[at:end])
+            at = end
+        self._rest = data[at:]
+        return found
 
 
 class Exchange:
@@ -194,6 +191,8 @@ class Exchange:
         self._late: tuple[int, str] | None = None
         self._owners: dict[str, str] = {}
         self._signalled = False
+        self._marks: dict[int, tuple[bytes, ...]] = {}
+        self._mark()
 
     def ask(self, serial: int, name: str) -> None:
         """A call was sent.
@@ -203,6 +202,7 @@ class Exchange:
             name: the unique name of the connection asked, or BUS.
         """
         self._question = (serial, name)
+        self._mark()
 
     def give_up(self) -> None:
         """The question is not waited for any longer. A late answer to it is a wake-up."""
@@ -216,6 +216,7 @@ class Exchange:
     def watch(self, service: str, owner: str) -> None:
         """Follow a service's owner, "" for none, by NameOwnerChanged from now on."""
         self._owners[service] = owner
+        self._mark()
 
     def owner(self, service: str) -> str:
         """Unique name of the connection that owns a watched service as far as it is known, else ""."""
@@ -226,8 +227,34 @@ class Exchange:
         signalled, self._signalled = self._signalled, False
         return signalled
 
-    def counts(self, message: Message) -> bool:
-        """Whether it answers the question. What else counts is noted on the way."""
+    def _mark(self) -> None:
+        """What the header of a message that may count has in it: one of these senders, as a field."""
+        asked = [question[1] for question in (self._question, self._late) if question is not None]
+        names = {BUS, *self._owners.values(), *asked} - {""}
+        self._marks = {
+            first: tuple(_SENDER_FIELD + struct.pack(order + "I", len(name)) + name.encode() + b"\0" for name in names)
+            for first, order in _ORDERS.items()
+        }
+
+    def hear(self, data: bytes) -> Message | None:
+        """Judge a message. What counts of signals is noted.
+
+        A flood of messages of others must cost next to nothing, so a look for the senders that count goes before all
+        else. No other sender can have this in a header: a text cannot hold a zero byte.
+
+        Returns:
+            The message if it is the answer to the question, else None.
+        """
+        end = START + struct.unpack_from(_ORDERS[data[0]] + "I", data, 12)[0]
+        if not any(data.find(mark, START, end) >= 0 for mark in self._marks[data[0]]):
+            return None
+        try:
+            message = parse(data)
+            return message if self._counts(message) else None
+        except Malformed:
+            return None
+
+    def _counts(self, message: Message) -> bool:
         if message.kind in (RETURN, ERROR):
             if self._question is not None and _answers(message, *self._question):
                 self._question = self._late = None
@@ -235,14 +262,15 @@ class Exchange:
             if self._late is not None and _answers(message, *self._late):
                 self._late, self._signalled = None, True
         elif message.kind == SIGNAL:
-            self._hear(message)
+            self._note(message)
         return False
 
-    def _hear(self, message: Message) -> None:
+    def _note(self, message: Message) -> None:
         if (message.sender, message.interface, message.member) == (BUS, BUS, "NameOwnerChanged"):
             name, _, owner = texts(message)
             if name in self._owners:
                 self._owners[name], self._signalled = owner, True
+                self._mark()
         elif (message.interface, message.member) == (PROPERTIES, "PropertiesChanged"):
             self._signalled |= bool(message.sender) and message.sender in self._owners.values()
 

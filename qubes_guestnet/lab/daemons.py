@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from .namespaces import LabError
@@ -20,6 +21,7 @@ from .qube import Qube, Service, eventually
 CONFIG = Path(__file__).resolve().parents[2] / "config"
 BUS = "/run/dbus/system_bus_socket"
 RESOLVED, NETWORKD = "/lib/systemd/systemd-resolved", "/lib/systemd/systemd-networkd"
+_CONFIG_PATH = "/run/lab/dbus.conf"
 _BUS_CONFIG = Path("/usr/share/dbus-1/system.conf")
 _USERS = ("messagebus", "systemd-network", "systemd-resolve")
 # What the lab's veth is in place of xen-netfront, see config/NetworkManager/conf.d.
@@ -40,7 +42,6 @@ class Daemons:
         without_host_link(qube, "/etc/passwd", users(Path("/etc/passwd").read_text()))
         qube.run("mount", "-o", "remount,ro,bind", "/sys")  # else NetworkManager waits for udev
         qube.run("mkdir", "-p", "/run/dbus", "/run/systemd")
-        qube.write("/run/lab/dbus.conf", bus_config())
 
     def _start(self, name: str, *command: str) -> Service:
         self.running[name] = self.qube.spawn(name, *command)
@@ -59,9 +60,19 @@ class Daemons:
 
         eventually(f"{name} answers", answers)
 
-    def dbus(self) -> None:
-        """Start the system bus."""
-        self._start("dbus", "dbus-daemon", "--nofork", "--nopidfile", "--config-file=/run/lab/dbus.conf")
+    def dbus(self, program: str = "dbus-daemon", *, policy: bool = True) -> None:
+        """Start the system bus.
+
+        Args:
+            program: "dbus-daemon" or "dbus-broker".
+            policy: the distribution's; else anything may send anything to anything.
+        """
+        self.qube.write(_CONFIG_PATH, bus_config(policy))
+        if program == "dbus-broker":
+            _needs("dbus-broker-launch", "dbus-broker")
+            self._start("dbus", sys.executable, "-m", "qubes_guestnet.lab.message_bus", BUS, _CONFIG_PATH)
+        else:
+            self._start("dbus", "dbus-daemon", "--nofork", "--nopidfile", f"--config-file={_CONFIG_PATH}")
         eventually("the bus is there", lambda: self.qube.path(BUS).exists())
 
     # --- NetworkManager ------------------------------------------------------------------------------------------
@@ -151,9 +162,23 @@ def users(passwd: str) -> str:
     return "".join(f"{line}\n" for line in (*others, *(f"{user}:x:0:0::/:/usr/sbin/nologin" for user in _USERS)))
 
 
-def bus_config() -> str:
-    """The distribution's policy, without starting services and without a user of the bus's own."""
+_NO_POLICY = """<policy context="mandatory"><allow own="*"/>
+<allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/>
+<allow send_requested_reply="false" send_type="method_return"/><allow send_requested_reply="false" send_type="error"/>
+<allow receive_requested_reply="false" receive_type="method_return"/>
+<allow receive_requested_reply="false" receive_type="error"/>
+</policy>"""
+
+
+def bus_config(policy: bool = True) -> str:
+    """The distribution's configuration, without starting services and without a user of the bus's own.
+
+    Args:
+        policy: keep its policy; else everything is allowed.
+    """
     text = _BUS_CONFIG.read_text()
+    if not policy:
+        text = text.replace("</busconfig>", f"{_NO_POLICY}</busconfig>")
     for element in ("user", "pidfile", "servicehelper"):
         text = re.sub(rf"<{element}>.*?</{element}>", "", text)
     text = re.sub(r"<(fork|syslog|standard_system_servicedirs)/>", "", text)

@@ -2,9 +2,9 @@
 """The system bus: a call with an answer in bounded time, and to be woken when a service comes, goes or changes.
 
 Any user of the qube may send us what it likes, as much and as often as it likes (B110, B111). So the socket never
-blocks; a round of reading has a limit in messages, bytes and time; `core.bus_messages` judges by the header alone what
-counts, and only then a body is read; nothing of the rest is kept. Nothing here ever starts a service: a call to one
-that is not running is an error.
+blocks; a round of reading has a limit in bytes, and with it in messages and time; `core.bus_messages` judges by the
+header alone what counts, and only then a body is read; nothing of the rest is kept. Nothing here ever starts a service:
+a call to one that is not running is an error.
 
 The messages we send, and the bodies of answers, are jeepney's (python3-jeepney in Debian and Fedora), of which only the
 module without any IO is loaded: 30 kB, and no loop that would have to be ours. It is optional: without it there is no
@@ -31,8 +31,8 @@ ADDRESS = "/run/dbus/system_bus_socket"
 SECONDS = 0.5  # a bus answers in 1 ms
 # After an answer that did not come in time, calls fail at once for so long, or until it comes late.
 PATIENCE_SECONDS = 3.0
-# One round of reading, after which everything else that waits has its turn.
-ROUND_MESSAGES, ROUND_BYTES, ROUND_SECONDS = 256, 1 << 16, 0.005
+# One round of reading, some hundred messages at most, after which everything else that waits has its turn.
+ROUND_BYTES = 1 << 15
 _LONGEST_LINE = 512  # of the authentication
 _BUS = (BUS, "/org/freedesktop/DBus", BUS)
 _PATH, _INTERFACE, _MEMBER, _DESTINATION, _SIGNATURE = 1, 2, 3, 6, 8
@@ -135,14 +135,7 @@ class Bus:
             TooLong: some program sent a message that is not read.
             BusError: the bus went away.
         """
-        messages, size, end = 0, 0, time.monotonic() + ROUND_SECONDS
-        while messages < ROUND_MESSAGES and size < ROUND_BYTES and time.monotonic() < end:
-            message = self._next()
-            if message is None:
-                break
-            messages += 1
-            size += len(message)
-            self._judge(message)
+        self._round()
         return self._exchange.take_signalled()
 
     def call(
@@ -218,45 +211,40 @@ class Bus:
     # --- the socket ----------------------------------------------------------------------------------------------
 
     def _answer(self, deadline: float, what: str) -> Message:
-        while time.monotonic() < deadline:  # looked at for each message: those of others must not prolong it
-            data = self._next()
-            if data is None:
-                self._wait(select.POLLIN, deadline, what)
-                continue
-            message = self._judge(data)
-            if message is not None:
-                return message
+        while time.monotonic() < deadline:  # looked at in each round: messages of others must not prolong it
+            answer = self._round()
+            if answer is not None:
+                return answer
+            self._wait(select.POLLIN, deadline, what)
         raise BusError(f"{what}: no answer within {SECONDS:g} s")
 
-    def _judge(self, data: bytes) -> Message | None:
-        """The message if it answers the question; None for one of no meaning, or that cannot be understood."""
-        try:
-            message = bus_messages.parse(data)
-            return message if self._exchange.counts(message) else None
-        except Malformed:
-            return None
+    def _round(self) -> Message | None:
+        """Read and judge what is there, up to the bound.
 
-    def _next(self) -> bytes | None:
-        """The next whole message, or None when there is none yet.
+        Returns:
+            The answer to the question if it is among it.
 
         Raises:
             BusError: the connection is of no use any more, and stays so.
         """
-        if self._ended is None:
-            try:
-                while True:
-                    whole = self._stream.receive(self._read(self._stream.wanted))
-                    if whole is not None:
-                        return whole
-            except BlockingIOError:
-                return None
-            except bus_messages.TooLong as error:
-                self._ended = TooLong(f"the system bus brings {error}")
-            except Malformed as error:
-                self._ended = BusError(f"the system bus: {error}")
-            except BusError as error:
-                self._ended = error
-        raise self._ended
+        if self._ended is not None:
+            raise self._ended
+        answer = None
+        try:
+            for data in self._stream.receive(self._read(ROUND_BYTES)):
+                answer = self._exchange.hear(data) or answer
+        except BlockingIOError:
+            return None
+        except bus_messages.TooLong as error:
+            self._ended = TooLong(f"the system bus brings {error}")
+            raise self._ended from None
+        except Malformed as error:
+            self._ended = BusError(f"the system bus: {error}")
+            raise self._ended from None
+        except BusError as error:
+            self._ended = error
+            raise
+        return answer
 
     def _read(self, size: int) -> bytes:
         try:

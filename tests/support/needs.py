@@ -16,6 +16,7 @@ PACKAGES = {
     "NetworkManager": "network-manager",
     "cc": "gcc",
     "conntrack": "conntrack",
+    "dbus-broker-launch": "dbus-broker",
     "dbus-daemon": "dbus-daemon",
     "dh": "debhelper",
     "dh_python3": "dh-python",

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The client of the system bus, beside a bus that says exactly what a test wants it to say."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import select
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from qubes_guestnet.core import bus_messages
+from qubes_guestnet.core.bus_messages import BUS, Message, Stream, parse
+from qubes_guestnet.system import dbus
+from tests.support import bus_frames as frames
+from tests.support.eventually import eventually
+
+SERVICE, OWNER, ATTACKER = "org.freedesktop.resolve1", ":1.5", ":1.66"
+SERVICE_UNKNOWN = "org.freedesktop.DBus.Error.ServiceUnknown"
+
+
+class OddBus:
+    """One connection's worth of a bus.
+
+    Args:
+        path: of its socket.
+        greeting: what it says to the authentication.
+    """
+
+    def __init__(self, path: Path, greeting: bytes = b"OK 1234\r\n") -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.owner = OWNER
+        # What it sends when the service is asked; by default its answer.
+        self.answers: Callable[[int], bytes] = lambda serial: text(serial, "good")
+        self._greeting = greeting
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._peer: socket.socket | None = None
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            self._peer, _ = self._listener.accept()
+            data = b""
+            while b"\r\n" not in data:
+                data += self._peer.recv(512)
+            self._peer.sendall(self._greeting)
+            while b"BEGIN\r\n" not in data:
+                piece = self._peer.recv(1)
+                if not piece:
+                    return
+                data += piece
+            self._follow(self._peer)
+
+    def _follow(self, peer: socket.socket) -> None:
+        stream = Stream()
+        while data := peer.recv(4096):
+            peer.sendall(b"".join(map(self._answer, stream.receive(data))))
+
+    def _answer(self, data: bytes) -> bytes:
+        serial = int.from_bytes(data[8:12], "little")
+        call, target = parse(data), destination(data)
+        self.calls.append((target, call.member))
+        if target == BUS and call.member == "GetNameOwner":
+            return frames.answer(serial, BUS, frames.strings(self.owner), "s")
+        if target == BUS:
+            return frames.answer(serial, BUS)
+        if target != self.owner:
+            gone = {frames.REPLY_SERIAL: serial, frames.SENDER: BUS, frames.ERROR_NAME: SERVICE_UNKNOWN}
+            return frames.message(frames.ERROR, gone)
+        return self.answers(serial)
+
+    def send(self, *data: bytes) -> None:
+        """Bring something to the client."""
+        assert self._peer is not None
+        self._peer.sendall(b"".join(data))
+
+    def close(self) -> None:
+        """The bus ends."""
+        for sock in (self._listener, self._peer):
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+                sock.close()
+        self._thread.join()
+
+
+def destination(data: bytes) -> str:
+    """Of a message."""
+    at = data.index(b"\x06\x01s\x00") + 4
+    return data[at + 4 : at + 4 + data[at]].decode()
+
+
+def text(serial: int, words: str, sender: str = OWNER) -> bytes:
+    """An answer that is a string."""
+    return frames.answer(serial, sender, frames.strings(words), "s")
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> Iterator[OddBus]:
+    made = OddBus(tmp_path / "bus")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(bus: OddBus, tmp_path: Path) -> Iterator[dbus.Bus]:
+    made = dbus.Bus(str(tmp_path / "bus"))
+    made.watch_owner(SERVICE)
+    made.watch_properties(SERVICE)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the messages that the client has read."""
+    sizes: list[int] = []
+    real = bus_messages.Exchange.hear
+
+    def counted(self: bus_messages.Exchange, data: bytes) -> Message | None:
+        sizes.append(len(data))
+        return real(self, data)
+
+    monkeypatch.setattr(bus_messages.Exchange, "hear", counted)
+    return sizes
+
+
+def ask(client: dbus.Bus) -> tuple[object, ...]:
+    return client.call(SERVICE, "/", "a.b", "Ask")
+
+
+def readable(client: dbus.Bus) -> bool:
+    poll = select.poll()
+    poll.register(client, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+@pytest.mark.behaviour("B110")
+def test_the_connection_that_owns_the_service_is_asked_and_no_name(bus: OddBus, client: dbus.Bus) -> None:
+    assert ask(client) == ("good",)
+    assert bus.calls[-2:] == [(BUS, "AddMatch"), (OWNER, "Ask")]
+
+
+@pytest.mark.behaviour("B110")
+def test_serials_are_different_and_have_no_order(bus: OddBus, client: dbus.Bus) -> None:
+    serials: list[int] = []
+
+    def noted(serial: int) -> bytes:
+        serials.append(serial)
+        return text(serial, "good")
+
+    bus.answers = noted
+    for _ in range(64):
+        ask(client)
+    steps = {later - former for former, later in itertools.pairwise(serials)}
+    assert len(set(serials)) == 64
+    assert len(steps) == 63
+    assert max(serials) > 1 << 28
+
+
+@pytest.mark.behaviour("B110")
+def test_answers_of_others_are_passed_over(bus: OddBus, client: dbus.Bus) -> None:
+    def between(serial: int) -> bytes:
+        forged = [text(serial, "evil", sender) for sender in (ATTACKER, BUS, SERVICE, "")]
+        forged += [frames.answer(serial, ATTACKER, kind=frames.ERROR), frames.message(9), b"l\x04\0\x01" + bytes(12)]
+        forged.append(frames.message(frames.SIGNAL, {frames.REPLY_SERIAL: serial, frames.SENDER: OWNER}))
+        return b"".join(forged) + text(serial, "good")
+
+    bus.answers = between
+    assert ask(client) == ("good",)
+    assert not client.drain()
+
+
+def test_a_service_that_has_another_owner_now_is_found(bus: OddBus, client: dbus.Bus) -> None:
+    bus.owner = ":1.8"
+    bus.answers = lambda serial: text(serial, "good", bus.owner)
+    assert ask(client) == ("good",)
+    bus.send(frames.owner_changed(SERVICE, "", old=":1.8"))
+    eventually(client.drain)
+    bus.owner = ""
+    with pytest.raises(dbus.BusError) as error:
+        ask(client)
+    assert error.value.absent
+
+
+@pytest.mark.behaviour("B111")
+def test_a_round_has_an_end_and_the_next_one_goes_on(bus: OddBus, client: dbus.Bus, judged: list[int]) -> None:
+    small, rounds = frames.properties_changed(ATTACKER), 0
+    bus.send(*[small] * 1000)
+    while readable(client):
+        before = len(judged)
+        assert not client.drain()
+        assert sum(judged[before:]) <= dbus.ROUND_BYTES + len(small)
+        rounds += 1
+    assert len(judged) == 1000
+    assert rounds >= 1000 * len(small) / dbus.ROUND_BYTES
+
+
+@pytest.mark.behaviour("B111")
+def test_a_round_of_long_ones_has_an_end_too(bus: OddBus, client: dbus.Bus, judged: list[int]) -> None:
+    threading.Thread(target=bus.send, args=[frames.message(4, body=bytes(60000))] * 20, daemon=True).start()
+    sums: list[int] = []
+    while len(judged) < 20:
+        before = len(judged)
+        client.drain()
+        sums.append(sum(judged[before:]))
+    assert max(sums) <= dbus.ROUND_BYTES + bus_messages.LONGEST
+
+
+@pytest.mark.behaviour("B111")
+def test_half_a_message_is_not_waited_for(
+    bus: OddBus, client: dbus.Bus, monkeypatch: pytest.MonkeyPatch, judged: list[int]
+) -> None:
+    monkeypatch.setattr(dbus.Bus, "_wait", lambda *_: pytest.fail("it waits"))
+    whole = frames.properties_changed(OWNER)
+    for cut in (1, 15, 16, 17, len(whole) - 1):
+        bus.send(whole[:cut])
+        eventually(lambda: readable(client))
+        assert not client.drain()
+        assert not client.drain()
+        bus.send(whole[cut:])
+        eventually(client.drain)
+    assert len(judged) == 5
+
+
+@pytest.mark.behaviour("B111")
+def test_a_message_that_is_too_long_ends_the_connection(bus: OddBus, client: dbus.Bus) -> None:
+    bus.send(frames.properties_changed(OWNER), b"l\x04\0\x01" + (70000).to_bytes(4, "little") + bytes(8))
+
+    def ended() -> bool:
+        try:
+            client.drain()
+        except dbus.TooLong as error:
+            return "70016" in str(error)
+        return False
+
+    eventually(ended)
+    with pytest.raises(dbus.TooLong):
+        client.drain()
+    with pytest.raises(dbus.BusError):
+        ask(client)
+
+
+@pytest.mark.behaviour("B111")
+def test_what_others_send_does_not_prolong_a_call(
+    bus: OddBus, client: dbus.Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go on as long as it waits."""
+    monkeypatch.setattr(dbus, "SECONDS", 0.1)
+    bus.answers = lambda _: b""
+    waiting = threading.Event()
+
+    def go_on() -> None:
+        while not waiting.is_set():
+            bus.send(frames.properties_changed(ATTACKER))
+
+    others = threading.Thread(target=go_on)
+    others.start()
+    try:
+        with pytest.raises(dbus.BusError, match="no answer within"):
+            ask(client)
+    finally:
+        waiting.set()
+        while others.is_alive():
+            client.drain()
+    others.join()
+
+
+@pytest.mark.behaviour("B111")
+def test_after_one_call_without_an_answer_the_next_ones_do_not_wait(
+    bus: OddBus, client: dbus.Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dbus, "SECONDS", 0.05)
+    serials: list[int] = []
+
+    def late(serial: int) -> bytes:
+        serials.append(serial)
+        return b""
+
+    bus.answers = late
+    with pytest.raises(dbus.BusError, match="no answer within"):
+        ask(client)
+    for _ in range(20):
+        with pytest.raises(dbus.BusError, match="a former call"):
+            ask(client)
+    assert len(serials) == 1
+    bus.answers = lambda serial: text(serial, "good")
+    bus.send(text(serials[0], "late"))
+    eventually(client.drain, what="woken by the late answer")
+    monkeypatch.setattr(dbus, "SECONDS", 5)
+    assert ask(client) == ("good",)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda serial: frames.answer(serial, OWNER, b"\xff\xff\xff\xff", "s"),
+        lambda serial: frames.answer(serial, OWNER, b"", "s"),
+        lambda serial: frames.answer(serial, OWNER, b"\x01Z\0\0", "v"),
+        lambda serial: frames.answer(serial, OWNER, b"\x01v\0" * 5000, "v"),
+        lambda serial: frames.message(
+            2, {frames.REPLY_SERIAL: serial, frames.SENDER: OWNER, frames.FDS: 1, frames.SIGNATURE: "h"}, bytes(4)
+        ),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_an_error(
+    answer: Callable[[int], bytes], bus: OddBus, client: dbus.Bus
+) -> None:
+    bus.answers = answer
+    with pytest.raises(dbus.BusError, match="cannot be read"):
+        ask(client)
+    bus.answers = lambda serial: text(serial, "good")
+    assert ask(client) == ("good",)
+
+
+@pytest.mark.parametrize("data", [b"", b"HTTP/1.1 200 OK\r\n"])
+def test_a_bus_that_ends_or_speaks_something_else(data: bytes, bus: OddBus, client: dbus.Bus) -> None:
+    bus.send(data)
+    bus.close()
+
+    def ended() -> bool:
+        try:
+            return client.drain()
+        except dbus.BusError:
+            return True
+
+    eventually(ended)
+    with pytest.raises(dbus.BusError):
+        ask(client)
+
+
+@pytest.mark.parametrize("greeting", [b"REJECTED EXTERNAL\r\n", b"x" * 5000, b"OK"])
+def test_a_bus_that_refuses_or_never_ends_its_line(
+    greeting: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dbus, "SECONDS", 0.1)
+    odd = OddBus(tmp_path / "odd", greeting)
+    with pytest.raises(dbus.BusError):
+        dbus.Bus(str(tmp_path / "odd"))
+    odd.close()
+
+
+def test_a_bus_that_takes_nobody_in_is_not_waited_for(tmp_path: Path) -> None:
+    """Its queue of new connections is full: any user can do that."""
+    path = str(tmp_path / "full")
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(path)
+        listener.listen(0)
+        waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+        waiting.connect(path)
+        with pytest.raises(dbus.BusError, match="unavailable"):
+            dbus.Bus(path)
