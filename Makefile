@@ -20,8 +20,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
 
 demo: ## one qube gets its network from QubesDB, step by step (no root, no Xen, no Qubes)
-	@tools/setup demo
-	@$(VENV)/python -m qubes_guestnet lab demo
+	@tools/demo
 
 test: lint unit ## everything that CI runs: lint, types, all tests, both pyroute2 generations, coverage of core
 	.venv-oldest/bin/python -m pytest -q $(PARALLEL) tests/contract $(NETLINK_TESTS)

@@ -3,7 +3,20 @@
 
 import sys
 
-from .cli import main
+
+def _main() -> int:
+    is_lab = sys.argv[1:2] == ["lab"]
+    if is_lab:
+        from .lab import interruption  # first of all: Ctrl-C may come while the rest is loaded
+
+        interruption.install()
+    from .cli import main
+
+    status = main()
+    if is_lab:
+        interruption.finish()
+    return status
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_main())

@@ -151,7 +151,10 @@ def _agent(_options: Options) -> int:
 
 
 def _lab(options: Options) -> int:
-    from .lab import cli  # only here: the agent must never load it
+    from .lab import interruption  # only here: the agent must never load it
+
+    interruption.install()
+    from .lab import cli
 
     return cli.main(options.rest)
 

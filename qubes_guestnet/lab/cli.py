@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import GuestnetError, UsageError
-from . import session_cli, store_cli
+from . import interruption, session_cli, store_cli
 
 _EPILOG = """\
 examples:
@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GuestnetError as error:
         print(f"qubes-guestnet lab: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(file=sys.stderr)  # leave the line of the indicator
-        return 130
+    except KeyboardInterrupt:  # where the command is a part of another program, which has its own handler
+        interruption.say()
+        return interruption.STATUS
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ The calls go straight to libc: `os.unshare` and `os.setns` exist only from Pytho
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -24,6 +25,7 @@ from types import FrameType
 from typing import NoReturn
 
 from ..errors import GuestnetError
+from . import interruption
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
@@ -50,7 +52,6 @@ _SYS_MOUNT_SETATTR = 442
 _WORK_CANDIDATES = ("/run", "/mnt", "/media", "/srv")
 # Written last by tools/unpack-daemons, in its folder `usr`.
 _UNPACKED = "share/qubes-guestnet-daemons"
-_RELAYED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SIGNALLED = 128
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -95,9 +96,15 @@ def pivot(root: str) -> None:
     os.chdir("/")
 
 
-def die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent ends. To be called after unshare(): a change of rights clears it."""
+def die_with_parent(parent: int = 0) -> None:
+    """Ask the kernel for SIGKILL when the parent ends. To be called after unshare(): a change of rights clears it.
+
+    Args:
+        parent: its process id, where that can be seen: if it ended before the kernel knew of our wish, we end here.
+    """
     _call("prctl", _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
+    if parent and os.getppid() != parent:
+        os._exit(1)
 
 
 def socket_in(pid: int, family: int, kind: int, protocol: int = 0) -> socket.socket:
@@ -124,7 +131,8 @@ def socket_in(pid: int, family: int, kind: int, protocol: int = 0) -> socket.soc
 def isolate(function: Callable[[], int]) -> int:
     """Run `function` as process 1 of its own namespaces, as root there; return its exit status.
 
-    The caller's process only waits and hands on SIGINT, SIGTERM and SIGHUP. `function` sees a private /proc and finds
+    The caller's process only waits and hands on SIGINT, SIGTERM and SIGHUP, each of which ends the lab at once and
+    silently; one that the caller ignores stays ignored. `function` sees a private /proc and finds
     an empty work folder in `work_folder()`. An exception in it prints its traceback and gives status 1; a GuestnetError
     prints its one line, as does a system that does not let us make namespaces: it names the setting.
     """
@@ -132,39 +140,50 @@ def isolate(function: Callable[[], int]) -> int:
     sys.stderr.flush()
     unshared, say_unshared = os.pipe()
     mapped, say_mapped = os.pipe()
-    child = os.fork()
-    if child == 0:
+    with interruption.held():
+        caller, child = os.getpid(), os.fork()
+        if child == 0:
+            os.close(unshared)
+            os.close(say_mapped)
+            _middle(function, caller, say_unshared, mapped)
+        os.close(say_unshared)
+        os.close(mapped)
+        if os.read(unshared, 1):
+            _map_ids(child)
+            os.write(say_mapped, b"1")
         os.close(unshared)
-        os.close(say_mapped)
-        _middle(function, say_unshared, mapped)
-    os.close(say_unshared)
-    os.close(mapped)
-    if os.read(unshared, 1):
-        _map_ids(child)
-        os.write(say_mapped, b"1")
-    os.close(unshared)
-    status = _wait_for(child)
+        status = _wait_for(child)
     os.close(say_mapped)
     return status
 
 
 def _wait_for(child: int) -> int:
-    """Wait for a child, handing on the signals that would end us; its exit status, or 128 + signal."""
+    """Wait for a child, handing on the signals that would end us; its exit status, or 128 + signal.
+
+    They are held until their handlers are in place, and held again when this returns.
+    """
 
     def relay(number: int, _frame: FrameType | None) -> None:
-        os.kill(child, number)
+        with contextlib.suppress(ProcessLookupError):  # it has ended just now
+            os.kill(child, number)
 
-    before = {number: signal.signal(number, relay) for number in _RELAYED}
+    before = {number: signal.signal(number, relay) for number in _not_ignored()}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, interruption.SIGNALS)
     try:
         _, status = os.waitpid(child, 0)
     finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, interruption.SIGNALS)
         for number, handler in before.items():
             signal.signal(number, handler)
     code = os.waitstatus_to_exitcode(status)
     return _SIGNALLED - code if code < 0 else code
 
 
-def _middle(function: Callable[[], int], say_unshared: int, mapped: int) -> NoReturn:
+def _not_ignored() -> list[signal.Signals]:
+    return [number for number in interruption.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _middle(function: Callable[[], int], caller: int, say_unshared: int, mapped: int) -> NoReturn:
     """The process between: makes the namespaces, starts process 1 in them, takes it along when it is killed."""
     try:
         try:
@@ -176,8 +195,9 @@ def _middle(function: Callable[[], int], say_unshared: int, mapped: int) -> NoRe
                 "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0 (where they exist)",
             ) from error
         os.write(say_unshared, b"1")
-        os.read(mapped, 1)
-        die_with_parent()
+        if not os.read(mapped, 1):
+            os._exit(1)  # the caller has ended
+        die_with_parent(caller)
         alive, keep_alive = os.pipe()
         first = os.fork()
         if first == 0:
@@ -215,8 +235,9 @@ def _first(function: Callable[[], int], alive: int) -> NoReturn:
         die_with_parent()
         if select.select([alive], [], [], 0)[0]:
             os._exit(status)
-        for number in _RELAYED:
+        for number in _not_ignored():
             signal.signal(number, _end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, interruption.SIGNALS)
         mount("none", "/", flags=MS_REC | MS_PRIVATE)
         mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV)
         _show_unpacked()
@@ -224,9 +245,6 @@ def _first(function: Callable[[], int], alive: int) -> NoReturn:
         status = function()
     except GuestnetError as error:
         print(f"qubes-guestnet: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print("interrupted; nothing is left behind", file=sys.stderr)
-        status = _SIGNALLED + signal.SIGINT
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
@@ -264,12 +282,7 @@ def unpacked_programs() -> str:
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
-    # Ctrl-C reaches us twice, from the terminal and handed on by our parent: only the first one counts.
-    for relayed in _RELAYED:
-        signal.signal(relayed, signal.SIG_IGN)
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(_SIGNALLED + number)
+    os._exit(_SIGNALLED + number)  # and with process 1 all others of the lab
 
 
 def needed_paths() -> tuple[str, ...]:

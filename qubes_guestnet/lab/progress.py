@@ -15,8 +15,10 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, TextIO
 
+from . import interruption
 from .namespaces import die_with_parent, isolate
 
 _TICK = 0.1
@@ -60,27 +62,31 @@ def follow(function: Callable[[Teller], None], limit: float = 120.0) -> Iterator
     """
     answer, say = os.pipe()
     sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        die_with_parent()
-        signal.alarm(int(limit))
-        os.close(answer)
+    with interruption.held():
+        parent, child = os.getpid(), os.fork()
+        if child == 0:
+            interruption.leave_it_to_the_parent()
+            die_with_parent(parent)
+            signal.alarm(int(limit))
+            os.close(answer)
 
-        def run() -> int:
-            function(Teller(say))
-            return 0
+            def run() -> int:
+                function(Teller(say))
+                return 0
 
-        os._exit(isolate(run))
+            os._exit(isolate(run))
+        clean_up = partial(interruption.end, child)
+        interruption.add(clean_up)
     os.close(say)
     try:
         yield from events(answer)
         _, status = os.waitpid(child, 0)
         yield {"status": os.waitstatus_to_exitcode(status)}
     except BaseException:
-        os.kill(child, signal.SIGTERM)
-        os.waitpid(child, 0)
+        clean_up()
         raise
     finally:
+        interruption.remove(clean_up)
         os.close(answer)
 
 

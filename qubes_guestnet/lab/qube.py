@@ -319,7 +319,8 @@ class Qube:
         def all_stopped() -> bool:
             running = {pid for pid in self.processes() if _state(pid) not in (_STOPPED, "Z", "X", "")}
             for pid in running:
-                os.kill(pid, signal.SIGSTOP)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
             # A parent in vfork() stays asleep, in state D, until its child goes on; SIGSTOP is waiting for it.
             waiting = {pid for pid in running & sent if _state(pid) == "D"}
             sent.update(running)

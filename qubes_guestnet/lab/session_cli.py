@@ -70,7 +70,7 @@ def _json(parser: argparse.ArgumentParser, text: str) -> None:
 
 
 def _up(args: argparse.Namespace) -> int:
-    from . import session_client, tree
+    from . import interruption, session_client, tree
     from .progress import Display
 
     if args.list:
@@ -86,13 +86,14 @@ def _up(args: argparse.Namespace) -> int:
         display.begin(text)
 
     try:
-        session_client.up(grown, place, step, display.tick)
+        end_it = session_client.up(grown, place, step, display.tick)
     except BaseException:
         display.end(held=False)
         raise
     step("who reaches the world is measured")
     found = session_client.ask(place, "status", _quiet, measure=True)
     display.end(held=True)
+    interruption.remove(end_it)
     _show(found, args.json)
     if not args.json:
         display.line()

@@ -12,11 +12,12 @@ import struct
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any
 
 from ..errors import UsageError
-from . import session, terminal
+from . import interruption, session, terminal
 from .namespaces import LabError, isolate
 from .place import Place
 from .progress import Teller, events
@@ -36,7 +37,7 @@ Tick = Callable[[], None]
 # --- up and down -----------------------------------------------------------------------------------------------------
 
 
-def up(tree: Tree, place: Place, step: Step, tick: Tick) -> None:
+def up(tree: Tree, place: Place, step: Step, tick: Tick) -> Callable[[], None]:
     """Start a lab in the background; return when its tree stands.
 
     Args:
@@ -45,33 +46,41 @@ def up(tree: Tree, place: Place, step: Step, tick: Tick) -> None:
         step: told what goes on.
         tick: called every 0.1 s.
 
+    Returns:
+        What SIGINT still does to it from now on, until `interruption.remove`: it ends it.
+
     Raises:
         LabError: it did not come up; nothing of it is left.
     """
     require()
-    lock = place.claim()
-    log = os.open(place.log, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-    answer, say = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        _background(tree, place, log, say, keep=lock)
+    with interruption.held():
+        lock = place.claim()
+        log = os.open(place.log, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+        answer, say = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            _background(tree, place, log, say, keep=lock)
+        clean_up = partial(interruption.end, child)
+        interruption.add(clean_up)
     os.close(say)
     os.close(lock)
     try:
         _watch(answer, step, tick)
     except LabError as error:
         os.waitpid(child, 0)
+        interruption.remove(clean_up)
         told = error.problem or f"the lab did not come up: {_tail(log)}"
         raise LabError(told, error.remedy) from None
     except BaseException:
-        os.kill(child, signal.SIGTERM)
-        os.waitpid(child, 0)
+        clean_up()
+        interruption.remove(clean_up)
         raise
     finally:
         os.close(answer)
         os.close(log)
+    return clean_up
 
 
 def _watch(answer: int, step: Step, tick: Tick) -> None:
@@ -96,6 +105,9 @@ def _background(tree: Tree, place: Place, log: int, say: int, keep: int) -> None
     """The process in the background, from the fork to its end; the lock, kept open, is let go by that."""
     status = 1
     try:
+        interruption.leave_it_to_the_parent()
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _go_on)  # held so far; it ends the lab, and what comes after that ends nothing
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor, target in ((null, 0), (log, 1), (log, 2)):
@@ -110,6 +122,10 @@ def _background(tree: Tree, place: Place, log: int, say: int, keep: int) -> None
         sys.stderr.flush()
         place.remove()
         os._exit(status)
+
+
+def _go_on(_number: int, _frame: FrameType | None) -> None:
+    return
 
 
 def _close_all_but(*kept: int) -> None:

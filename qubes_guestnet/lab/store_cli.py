@@ -9,11 +9,13 @@ import select
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ..errors import ConfigError, GuestnetError, UsageError
 from ..system import qubesdb
 from ..system.qubesdb_direct import DirectWatches
+from . import interruption
 from .store import Daemon
 from .store_entries import escape, parse_entries
 from .store_hub import Hub
@@ -100,13 +102,21 @@ def _daemon(args: argparse.Namespace) -> int:
             raise UsageError(f"--set {text}: there is no `=`", "write --set KEY=VALUE")
         entries[path] = value
     daemon = args.daemon(directory, args.hub(entries, each_removal=args.each_removal))
+    ended_by: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        ended_by.append(number)
+        daemon.stop()
+
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda _number, _frame: daemon.stop())
+            signal.signal(number, stop)
         print(f"ready: serving {directory}/{qubesdb.READ_WRITE} with {len(entries)} entries", flush=True)
         daemon.serve()
     finally:
         daemon.close()
+    if signal.SIGINT in ended_by:
+        interruption.say()
     return 0
 
 

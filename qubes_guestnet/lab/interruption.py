@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Ctrl-C: one line says so, whatever the lab is doing, and nothing is left of it.
+
+The terminal sends SIGINT to all processes of the command. Only the one that the person started answers: its handler
+ends what was begun, prints "interrupted" and exits. It raises no exception, because one that comes at a random moment
+also comes inside clean-ups and finalisers, which print it as a traceback (B143).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STATUS = 128 + signal.SIGINT
+CleanUp = Callable[[], None]
+_clean_ups: list[CleanUp] = []
+
+
+def install() -> None:
+    """Answer SIGINT from now on; where it is ignored, as in a shell's background job, it stays ignored."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _answer)
+
+
+def finish() -> None:
+    """The command has done all it had to: SIGINT comes too late to interrupt it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def add(clean_up: CleanUp) -> None:
+    """Have something called when SIGINT comes, before the process ends; the last one added comes first."""
+    _clean_ups.append(clean_up)
+
+
+def remove(clean_up: CleanUp) -> None:
+    """Take back `add`."""
+    _clean_ups.remove(clean_up)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """While inside, signals that end a process wait: for a fork and the `add` that belongs to it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_it_to_the_parent() -> None:
+    """In a new child, which has inherited the handler: SIGINT does nothing here, and SIGTERM comes from the parent."""
+    _clean_ups.clear()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda _number, _frame: None)  # not SIG_IGN, which programs would inherit
+
+
+def end(child: int) -> None:
+    """SIGTERM to a child, and wait; one that has ended already is fine."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(child, signal.SIGTERM)
+        os.waitpid(child, 0)
+
+
+def say() -> None:
+    """Print the line, below what stands on the terminal's present line."""
+    for descriptor in (1, 2):
+        if os.isatty(descriptor):
+            _write(descriptor, b"\n")
+            break
+    _write(2, b"interrupted\n")
+
+
+def _write(descriptor: int, text: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.write(descriptor, text)
+
+
+def _answer(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one changes nothing
+    for clean_up in reversed(_clean_ups):
+        with contextlib.suppress(Exception):  # the process ends, whatever a clean-up finds
+            clean_up()
+    say()
+    os._exit(STATUS)
