@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import UsageError
@@ -58,8 +58,12 @@ class Place:
         """Take the place for a new lab, removing what a former one left; a descriptor that holds it while it is open.
 
         Raises:
-            LabError: a lab of that name is up, or the folder is somebody else's.
+            LabError: a lab of that name is up, or the folder cannot be used.
         """
+        with _refusals(self.folder):
+            return self._claimed()
+
+    def _claimed(self) -> int:
         lock = self._locked()
         if lock is None:
             other = f"end it by `qubes-guestnet lab down --name {self.name}`, or give another --name"
@@ -70,10 +74,11 @@ class Place:
         return lock
 
     def clear(self) -> bool:
-        """Remove what is left of a lab that has ended; False while it is there."""
-        if not self.folder.is_dir():
-            return True
-        lock = self._locked()
+        """Remove what is left of a lab that has ended; False while it is there. LabError: the folder cannot be used."""
+        with _refusals(self.folder):
+            if not self.folder.is_dir():
+                return True
+            lock = self._locked()
         if lock is None:
             return False
         self.remove()
@@ -114,13 +119,22 @@ class Place:
         return listener
 
     def connect(self) -> socket.socket:
-        """A connection to the lab; LabError when it is not up."""
+        """A connection to the lab; LabError when it is not up, or when its folder cannot be used.
+
+        In a folder that another user owns another program could answer: it would get the descriptors of `lab exec`.
+        """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            _with_path(self.folder, connection.connect)
+            with _refusals(self.folder):
+                for folder in (self.folder.parent, self.folder):
+                    _check_private(folder)
+                _with_path(self.folder, connection.connect)
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
             raise self._not_up() from None
+        except LabError:
+            connection.close()
+            raise
         return connection
 
     def _not_up(self) -> LabError:
@@ -131,10 +145,23 @@ class Place:
         return LabError(which, UP_REMEDY + ("" if self.name == DEFAULT else f" --name {self.name}"))
 
 
+@contextlib.contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    """LabError, one line with the remedy, for what the system refuses; that it is not there is for the caller."""
+    try:
+        yield
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise
+    except OSError as error:
+        raise LabError(f"{folder}: {error.strerror}", "set XDG_RUNTIME_DIR to a folder of your own") from error
+
+
 def names() -> tuple[str, ...]:
-    """The labs that are up."""
+    """The labs that are up. LabError: their folder cannot be read."""
+    with _refusals(base()):
+        folders = list(base().iterdir()) if base().is_dir() else []
     found = []
-    for folder in base().iterdir() if base().is_dir() else ():
+    for folder in folders:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
             _with_path(folder, probe.connect)
             found.append(folder.name)
@@ -151,9 +178,13 @@ def _with_path(folder: Path, call: Callable[[str], None]) -> None:
 
 
 def _private(folder: Path) -> None:
-    """Make a folder nobody else may look into; LabError when one is there that is not so."""
+    """Make a folder that no other user may look into; LabError when one is there that is not so."""
     with contextlib.suppress(FileExistsError):
         folder.mkdir(_PRIVATE)
+    _check_private(folder)
+
+
+def _check_private(folder: Path) -> None:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
         raise LabError(f"{folder} is not a folder of yours alone (mode 700)", "remove it, or set XDG_RUNTIME_DIR")

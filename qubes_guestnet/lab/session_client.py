@@ -140,7 +140,7 @@ def down(place: Place) -> bool:
     try:
         connection = place.connect()
     except LabError:
-        if not place.folder.is_dir() or not place.clear():
+        if not os.path.isdir(place.folder) or not place.clear():
             raise
         return False
     background = _process_of(connection)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -239,3 +239,54 @@ def colours(svg: str) -> dict[str, str]:
     groups = ElementTree.fromstring(svg).iter(f"{space}g")
     named = ((group.find(f"{space}text[@class='name']"), group.get("class", "")) for group in groups)
     return {name.text or "": kind for name, kind in named if name is not None}
+
+
+# --- folders that cannot be used -------------------------------------------------------------------------------------
+
+VERBS = ("status", "exec vm1 true", "set vm1 netvm none", "feature vm1 ipv6 1", "diagram", "down", "up default")
+
+
+@pytest.mark.behaviour("B143")
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: folder.chmod(0o755),
+        lambda folder: folder.rmdir() or folder.touch(),
+        lambda folder: folder.rmdir() or folder.symlink_to(folder),
+        lambda folder: folder.rmdir() or folder.symlink_to("/"),
+        lambda folder: (folder / "lab").touch(),
+        lambda folder: (folder / "lab").mkdir(0o755),
+    ],
+    ids=["open to others", "a file", "a loop", "a link", "a file inside", "open to others inside"],
+)
+def test_a_folder_that_cannot_be_used_is_one_line(spoil: Callable[[Path], object]) -> None:
+    base().mkdir(mode=0o700)
+    spoil(base())
+    for words in VERBS:
+        told = refused(1, *words.split())
+        assert told.startswith(str(base())), told
+        assert told.endswith(("set XDG_RUNTIME_DIR", "set XDG_RUNTIME_DIR to a folder of your own")), told
+    subprocess.run(["rm", "-rf", str(base())], check=True)
+
+
+@pytest.mark.behaviour("B143")
+def test_a_folder_of_another_user_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    (base() / "lab").mkdir(mode=0o700, parents=True)
+    base().chmod(0o700)
+    if Path("/proc/self/uid_map").read_text().split()[2] != "1":  # as root: there are other users to be
+        monkeypatch.setenv("PYTHONPATH", os.getcwd())
+        theirs = Path("/tmp/qubes-guestnet-lab-12345")
+        theirs.mkdir(mode=0o700)
+        try:
+            for words in VERBS:
+                command = ["setpriv", "--reuid=12345", "--clear-groups", *COMMAND, *words.split()]
+                failed = subprocess.run(command, text=True, capture_output=True, check=False)
+                (line,) = failed.stderr.splitlines()
+                assert failed.returncode == 1, failed
+                assert line.startswith(f"qubes-guestnet lab: {theirs} is not a folder of yours alone"), line
+        finally:
+            theirs.rmdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    for call in (Place().connect, Place().claim, Place().clear):
+        with pytest.raises(LabError, match="is not a folder of yours alone"):
+            call()
