@@ -153,10 +153,12 @@ def _agent(_options: Options) -> int:
 def _lab(options: Options) -> int:
     from .lab import interruption  # only here: the agent must never load it
 
-    interruption.install()
+    interruption.install()  # first of all: Ctrl-C may come while the rest is loaded
     from .lab import cli
 
-    return cli.main(options.rest)
+    status = cli.main(options.rest)
+    interruption.finish()
+    return status
 
 
 def _plain(arguments: list[str]) -> tuple[Verb, Options] | None:
