@@ -55,8 +55,10 @@ class BusHolder:
             return
         try:
             bus = dbus.Bus()
-        except ImportError:
+        except ImportError as error:
             self._library = False
+            if not isinstance(error, ModuleNotFoundError):
+                log(WARNING, f"{error}; systemd-resolved is asked by resolvectl")
             return
         except dbus.BusError:
             self._pause()

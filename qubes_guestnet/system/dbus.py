@@ -65,11 +65,11 @@ class Bus:
 
     Raises:
         BusError: there is no bus, or it refuses us.
-        ImportError: jeepney is not installed.
+        ImportError: jeepney is not installed, or cannot be used.
     """
 
     def __init__(self, path: str = ADDRESS) -> None:
-        self._library: Any = lean.submodule("jeepney.low_level")
+        self._library: Any = _library()
         self._stream, self._exchange = Stream(), Exchange()
         self._again = 0.0
         self._ended: BusError | None = None
@@ -277,3 +277,27 @@ class Bus:
         poll.register(self._socket, event)
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise BusError(f"{what}: no answer within {SECONDS:g} s")
+
+
+def _library() -> Any:
+    """The module of messages of jeepney.
+
+    Raises:
+        ImportError: see Bus.
+    """
+    try:
+        return lean.load("jeepney", ("low_level",), _right)[0]
+    except ImportError:
+        raise
+    except Exception as error:  # a release that breaks, in a way that only its authors know
+        raise ImportError(f"jeepney: {type(error).__name__}: {error}") from None
+
+
+def _right(library: Any) -> bool:
+    """Whether jeepney packs a message and reads it again."""
+    named = {library.HeaderFields(_MEMBER): "Member", library.HeaderFields(_SIGNATURE): "ia(iay)"}
+    flags, body = library.MessageFlag.no_auto_start, (5, [(2, bytes(4))])
+    header = library.Header(library.Endianness.little, library.MessageType.method_call, flags, 1, 0, 7, named)
+    data = bytes(library.Message(header, body).serialise(7))
+    found = bus_messages.parse(data)
+    return found.member == "Member" and tuple(library.Message.from_buffer(data).body) == body

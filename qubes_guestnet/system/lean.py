@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Submodules of a package, loaded without running the package's own `__init__`.
+"""Modules of a package, loaded without running the package's own `__init__`; or with it, where that does not work.
 
 `import pyroute2.netlink.rtnl.rtmsg` first runs `pyroute2/__init__.py`, which imports the whole library: 25 MB and
 0.17 s, more than this agent may use altogether. tenacity 8.2 (Debian 12) imports asyncio, another 10 MB, to offer a
 decorator we do not use. What we need of both are plain modules that stand on their own.
 
-Even those import `typing` for annotations that nobody reads, `logging` and `traceback` for messages about messages that
-cannot be packed, and `random` for a jitter: 10 ms and 3 MB for nothing. They get stand-ins that load the real modules
-when they are used. With them `apply` keeps its budget, without them it breaks it (`make bench`).
+Even those import `typing` for annotations that nothing reads, `logging` and `traceback` for what to say of messages
+that cannot be packed, and `random` for a jitter: 10 ms and 3 MB for nothing. They get stand-ins that load the real
+modules when they are used. With them `apply` keeps its budget, without them it breaks it (`make bench`).
+
+A later release of such a package may do what the stand-ins cannot, a generic class say, and the network must not depend
+on that (B149). So whatever goes wrong, at the import or in the caller's test of what was imported, all of it is undone,
+the package is imported as anybody imports it, and the journal says so. Modules outside of the package never see a
+stand-in.
 """
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import os
 import sys
+from collections.abc import Callable, Iterable
 from types import ModuleType
 
 TYPE_CHECKING = False
@@ -28,8 +35,6 @@ class _Deferred(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the import system asks for __path__
             raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]  # used while it stands in: the import below would find us again, for ever
         return getattr(importlib.import_module(self.__name__), name)
 
 
@@ -78,34 +83,102 @@ _ANNOTATIONS = frozenset({"Any", "Callable", "Dict", "List", "Literal", "Optiona
 _DEFERRED = {"logging": _DeferredLogging, "traceback": _Deferred, "random": _Deferred, "typing": _DeferredTyping}
 
 
-def submodule(name: str) -> ModuleType:
-    """Import `package.sub.module` with an empty stand-in for `package`.
+class _StandIn(ModuleType):
+    """In place of the package while its modules are loaded without it."""
 
-    A package that was imported in full before is used as it is. The search is over `sys.path` by hand because
-    `importlib.util` alone costs 3 ms.
+
+def _right(*_found: Any) -> bool:
+    return True
+
+
+def load(package: str, wanted: Iterable[str], right: Callable[..., bool] = _right) -> tuple[Any, ...]:
+    """Things out of a package's modules.
 
     Args:
-        name: dotted name below a top-level package.
+        package: a top-level package.
+        wanted: dotted names below it, the last part a name in a module: "netlink.rtnl.rtmsg.rtmsg".
+        right: called with what was found; says whether it does its work, and may raise anything.
 
     Raises:
-        ModuleNotFoundError: the package is not installed.
+        ImportError: the package is not installed, or not even the plain import finds all of it.
     """
-    package = name.partition(".")[0]
-    if package not in sys.modules:
-        for folder in sys.path:
-            path = os.path.join(folder or ".", package)
-            if os.path.isfile(os.path.join(path, "__init__.py")):
-                break
-        else:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-        stand_in = ModuleType(package, "Stand-in of qubes_guestnet.system.lean")
-        stand_in.__path__ = [path]
-        sys.modules[package] = stand_in
+    names = tuple(f"{package}.{name}" for name in wanted)
+    if package not in sys.modules or isinstance(sys.modules[package], _StandIn):
+        path = _path(package)
+        try:
+            found = _without_package(package, path, names)
+            if right(*found):
+                return found
+            problem = "it does not do its work"
+        except Exception as error:  # what a later release may do to a stand-in cannot be listed
+            problem = f"{type(error).__name__}: {error}"
+        _forget(package)
+        from . import systemd
+
+        systemd.log(systemd.WARNING, f"{package} is imported whole, which takes more time and memory, because its "
+                    f"modules alone cannot be: {problem}")  # fmt: skip
+    return tuple(_plainly(package, name) for name in names)
+
+
+def submodule(name: str) -> Any:
+    """A module of a package, `package.sub.module`. See `load`."""
+    package, _, rest = name.partition(".")
+    return load(package, (rest,))[0]
+
+
+def _path(package: str) -> str:
+    """A package's folder. By hand: `importlib.util` alone costs 3 ms.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    for folder in sys.path:
+        path = os.path.join(folder or ".", package)
+        if os.path.isfile(os.path.join(path, "__init__.py")):
+            return path
+    raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
+def _without_package(package: str, path: str, names: Iterable[str]) -> tuple[Any, ...]:
+    stand_in = _StandIn(package)
+    stand_in.__path__ = [path]
+    sys.modules[package] = stand_in
     deferred = {module: make(module) for module, make in _DEFERRED.items() if module not in sys.modules}
-    sys.modules.update(deferred)
+    real: Any = builtins.__import__
+
+    def importing(name: str, of: Any = None, local: Any = None, parts: Any = (), level: int = 0) -> Any:
+        by = (of or {}).get("__name__", "")
+        if level == 0 and name in deferred and by.partition(".")[0] == package:
+            return deferred[name]
+        return real(name, of, local, parts, level)
+
+    builtins.__import__ = importing  # type: ignore[assignment]
     try:
-        return importlib.import_module(name)
+        return tuple(_get(name) for name in names)
     finally:
-        for module, stand_in in deferred.items():
-            if sys.modules.get(module) is stand_in:
-                del sys.modules[module]
+        builtins.__import__ = real
+
+
+def _get(name: str) -> Any:
+    """What a dotted name stands for: a module, or something in one."""
+    module, _, last = name.rpartition(".")
+    found = importlib.import_module(module)
+    return getattr(found, last) if hasattr(found, last) else importlib.import_module(name)
+
+
+def _plainly(package: str, name: str) -> Any:
+    """The same with the package imported as a whole; what was moved within it is found by its last name."""
+    importlib.import_module(package)
+    try:
+        return _get(name)
+    except ImportError:
+        last = name.rpartition(".")[2]
+        for module in [found for at, found in sys.modules.items() if at.startswith(package + ".")]:
+            if isinstance(getattr(module, last, None), type):
+                return getattr(module, last)
+        raise
+
+
+def _forget(package: str) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]

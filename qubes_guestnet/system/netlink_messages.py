@@ -16,11 +16,6 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean
 if TYPE_CHECKING:
     from typing import Any
 
-_nlmsg: Any = lean.submodule("pyroute2.netlink").nlmsg
-rtmsg: Any = lean.submodule("pyroute2.netlink.rtnl.rtmsg").rtmsg
-ifaddrmsg: Any = lean.submodule("pyroute2.netlink.rtnl.ifaddrmsg").ifaddrmsg
-ndmsg: Any = lean.submodule("pyroute2.netlink.rtnl.ndmsg").ndmsg
-
 # linux/netlink.h, linux/rtnetlink.h, linux/if_addr.h, linux/neighbour.h
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
 RTM_SETLINK = 19
@@ -33,31 +28,6 @@ NTF_USE = 0x1
 NUD_REACHABLE, NUD_STALE, NUD_DELAY, NUD_PROBE = 0x2, 0x4, 0x8, 0x10
 NUD_FAILED, NUD_NOARP, NUD_PERMANENT = 0x20, 0x40, 0x80
 NUD_VALID = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_PERMANENT
-
-
-class linkmsg(_nlmsg):  # type: ignore[misc]
-    """struct ifinfomsg with the attributes we need. pyroute2's own ifinfmsg loads a plugin a link type: 25 ms, 3 MB."""
-
-    prefix = "IFLA_"
-    fields = (("family", "B"), ("__pad", "B"), ("ifi_type", "H"), ("index", "i"), ("flags", "I"), ("change", "I"))
-    nla_map = (
-        (4, "IFLA_MTU", "uint32"),
-        (27, "IFLA_GROUP", "uint32"),
-    )
-
-
-def neighbour_message(ifindex: int, address: IPAddress, flags: int = 0) -> Any:
-    """An order about one entry of the neighbour cache."""
-    message = ndmsg()
-    message["family"], message["ifindex"], message["flags"] = FAMILY[address.version], ifindex, flags
-    message["attrs"] = [("NDA_DST", str(address))]
-    return message
-
-
-def encode(op: Op) -> tuple[Any, int, int]:
-    """An operation as message, message type and flags."""
-    message, kind, flags = _ENCODERS[op.verb](op)
-    return message, kind, flags
 
 
 def packed(message: Any, kind: int, flags: int, sequence: int) -> bytes:
@@ -75,6 +45,66 @@ def packed(message: Any, kind: int, flags: int, sequence: int) -> bytes:
     message.reset()
     message.encode()
     return bytes(message.data)
+
+
+def _link_class(nlmsg: Any) -> Any:
+    class linkmsg(nlmsg):  # type: ignore[misc]
+        """struct ifinfomsg with the attributes we need. pyroute2's ifinfmsg loads a plugin a link type: 25 ms, 3 MB."""
+
+        prefix = "IFLA_"
+        fields = (("family", "B"), ("__pad", "B"), ("ifi_type", "H"), ("index", "i"), ("flags", "I"), ("change", "I"))
+        nla_map = (
+            (4, "IFLA_MTU", "uint32"),
+            (27, "IFLA_GROUP", "uint32"),
+        )
+
+    return linkmsg
+
+
+# One of each class, and the octets that linux/rtnetlink.h says they are, behind the header.
+_SAMPLES: tuple[tuple[dict[str, int], tuple[tuple[str, str | int], ...], str], ...] = (
+    ({"index": 5}, (("IFLA_GROUP", 1),), "00000000050000000000000000000000" "08001b0001000000"),
+    ({"family": 2, "dst_len": 32, "table": 254, "proto": 81, "scope": 253, "type": 1}, (
+        ("RTA_OIF", 5), ("RTA_DST", "10.137.0.1"), ("RTA_GATEWAY", "10.137.0.2"), ("RTA_PRIORITY", 7)),
+        "02200000fe51fd0100000000" "0800040005000000" "080001000a890001" "080005000a890002" "0800060007000000"),
+    ({"family": 10, "prefixlen": 128, "flags": 2, "index": 5}, (("IFA_LOCAL", "fd09::1"), ("IFA_ADDRESS", "fd09::1")),
+        "0a80020005000000" "14000200fd090000000000000000000000000001" "14000100fd090000000000000000000000000001"),
+    ({"family": 2, "ifindex": 5, "state": 128}, (("NDA_DST", "10.137.0.1"), ("NDA_LLADDR", "fe:ff:ff:ff:ff:ff")),
+        "020000000500000080000000" "080001000a890001" "0a000200feffffffffff0000"),
+)  # fmt: skip
+
+
+def _right(*classes: Any) -> bool:
+    """Whether pyroute2's classes pack what the kernel reads."""
+    made = (_link_class(classes[0]), *classes[1:])
+    return all(_octets(made_class, *sample) for made_class, sample in zip(made, _SAMPLES, strict=True))
+
+
+def _octets(message_class: Any, fields: dict[str, int], attributes: Any, expected: str) -> bool:
+    message = message_class()
+    for name, value in fields.items():
+        message[name] = value
+    message["attrs"] = list(attributes)
+    return packed(message, 1, 0, 1)[HEADER.size :] == bytes.fromhex(expected)
+
+
+_CLASSES = ("netlink.nlmsg", "netlink.rtnl.rtmsg.rtmsg", "netlink.rtnl.ifaddrmsg.ifaddrmsg", "netlink.rtnl.ndmsg.ndmsg")
+_nlmsg, rtmsg, ifaddrmsg, ndmsg = lean.load("pyroute2", _CLASSES, _right)
+linkmsg = _link_class(_nlmsg)
+
+
+def neighbour_message(ifindex: int, address: IPAddress, flags: int = 0) -> Any:
+    """An order about one entry of the neighbour cache."""
+    message = ndmsg()
+    message["family"], message["ifindex"], message["flags"] = FAMILY[address.version], ifindex, flags
+    message["attrs"] = [("NDA_DST", str(address))]
+    return message
+
+
+def encode(op: Op) -> tuple[Any, int, int]:
+    """An operation as message, message type and flags."""
+    message, kind, flags = _ENCODERS[op.verb](op)
+    return message, kind, flags
 
 
 def _link_message(op: Op) -> Any:

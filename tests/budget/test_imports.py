@@ -69,7 +69,7 @@ def name_of(file: Path) -> str:
 def imports(file: Path) -> Iterator[Import]:
     """Every import of a file, relative ones made absolute; `if TYPE_CHECKING:` left out, it never runs.
 
-    `submodule("pkg.mod")` of system.lean is an import too.
+    `submodule("pkg.mod")` and `load("pkg", …)` of system.lean are imports too.
     """
     tree = ast.parse(file.read_text(encoding="utf-8"))
     own = name_of(file).split(".")
@@ -93,10 +93,19 @@ def _walk(node: ast.AST, file: Path, package: list[str], *, late: bool) -> Itera
             for alias in child.names:
                 if _is_ours(f"{module}.{alias.name}"):
                     yield Import(file, child.lineno, f"{module}.{alias.name}", late)
-        elif isinstance(child, ast.Call) and _called(child) == "submodule" and isinstance(child.args[0], ast.Constant):
-            yield Import(file, child.lineno, str(child.args[0].value), late)
+        elif isinstance(child, ast.Call) and _called(child) in _LEAN and _names(child):
+            yield Import(file, child.lineno, _names(child), late)
         inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         yield from _walk(child, file, package, late=late or inside)
+
+
+_LEAN = ("submodule", "load")
+
+
+def _names(call: ast.Call) -> str:
+    """The text that is a call's first argument."""
+    first = call.args[0] if call.args else None
+    return first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else ""
 
 
 def _called(call: ast.Call) -> str:
@@ -232,6 +241,7 @@ def test_importing_the_package_costs_nothing() -> None:
         ("def f():\n    from ..lab import store", ("qubes_guestnet.lab", True)),
         ("from .netlink import x", ("qubes_guestnet.system.netlink", False)),
         ("m = submodule('pyroute2.netlink')", ("pyroute2.netlink", False)),
+        ("m = lean.load('pyroute2', ('netlink.nlmsg',))", ("pyroute2", False)),
     ],
 )
 def test_the_walk_sees_imports_of_every_form(source: str, found: tuple[str, bool]) -> None:

@@ -3,36 +3,109 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import struct
+from pathlib import Path
 
 import pytest
 
-
-def fresh(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+from tests.support.releases import JEEPNEY, PYROUTE2, copy, fresh
 
 
 @pytest.mark.behaviour("B106")
 def test_the_pauses_of_an_outage() -> None:
     pauses = "from qubes_guestnet.system import qubesdb; print([qubesdb.backoff(n) for n in (1, 2, 3, 5, 9, 5000)])"
-    assert fresh(pauses) == "[0.1, 0.2, 0.4, 1.6, 5.0, 5.0]"
+    assert fresh(pauses)[0] == "[0.1, 0.2, 0.4, 1.6, 5.0, 5.0]"
 
 
 @pytest.mark.parametrize("name", ["typing", "logging", "traceback", "random"])
 def test_a_module_that_was_deferred_is_the_real_one_afterwards(name: str) -> None:
     load = "import sys; from qubes_guestnet.system import netlink, qubesdb; qubesdb.backoff(1)"
-    assert fresh(f"{load}; import {name}; print({name}.__file__)").endswith(".py")
+    assert fresh(f"{load}; import {name}; print({name}.__file__)")[0].endswith(".py")
 
 
-def test_a_name_of_a_module_that_is_deferred_now_is_the_real_one() -> None:
-    """Used while it is away, it must be loaded, and not look for itself."""
+def test_a_name_of_a_module_that_is_deferred_is_the_real_one() -> None:
     code = """
-import sys, types
 from qubes_guestnet.system import lean
-stand_in = sys.modules["random"] = lean._Deferred("random")
-print(stand_in.randint(7, 7))
+print(lean._Deferred("random").randint(7, 7))
 """
-    assert fresh(code) == "7"
+    assert fresh(code)[0] == "7"
+
+
+def test_no_module_outside_of_the_package_gets_a_stand_in(tmp_path: Path) -> None:
+    """It would have it for the rest of the program's life, whatever uses it."""
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "__init__.py").write_text("raise SystemExit")
+    (tmp_path / "some" / "part.py").write_text("import outside, typing\nwanted = typing.Optional[int]\n")
+    (tmp_path / "outside.py").write_text("import typing\nkind = typing.Optional[int]\n")
+    code = """
+from qubes_guestnet.system import lean
+wanted, = lean.load("some", ("part.wanted",))
+import outside, typing
+print(type(wanted).__name__, outside.kind == typing.Optional[int])
+"""
+    assert fresh(code, tmp_path)[0] == "_Annotation True"
+
+
+# --- releases that are to come ---------------------------------------------------------------------------------------
+
+PACK = """
+import sys
+from ipaddress import ip_address
+from qubes_guestnet.system import netlink_messages as messages
+print(messages.packed(messages.neighbour_message(7, ip_address("10.0.0.1")), 1, 2, 3).hex())
+print(sys.modules["pyroute2"].__file__)
+"""
+PACKED = struct.pack("=IHHII", 36, 1, 2, 3, 0) + struct.pack("=BxxxiHBB", 2, 7, 0, 0, 0) + b"\x08\0\x01\0\x0a\0\0\x01"
+CALL = """
+from qubes_guestnet.system import dbus
+print(dbus._library().Message.__module__)
+"""
+
+
+@pytest.mark.behaviour("B149")
+@pytest.mark.parametrize("broken", PYROUTE2)
+def test_a_pyroute2_that_cannot_be_had_without_its_package_is_had_with_it(broken: str, tmp_path: Path) -> None:
+    PYROUTE2[broken](copy("pyroute2", tmp_path))
+    said, told = fresh(PACK, tmp_path)
+    assert said.splitlines() == [PACKED.hex(), str(tmp_path / "pyroute2" / "__init__.py")]
+    assert len(told.splitlines()) == 1
+    assert told.startswith("pyroute2 is imported whole")
+
+
+@pytest.mark.behaviour("B149")
+def test_the_installed_one_is_had_without_its_package(tmp_path: Path) -> None:
+    """Else the tests above prove nothing."""
+    copy("pyroute2", tmp_path)
+    assert fresh(PACK.replace("__file__", "__class__.__name__"), tmp_path) == (f"{PACKED.hex()}\n_StandIn", "")
+
+
+@pytest.mark.behaviour("B149")
+@pytest.mark.parametrize("broken", JEEPNEY)
+def test_a_jeepney_that_cannot_be_had_without_its_package_is_had_with_it(broken: str, tmp_path: Path) -> None:
+    JEEPNEY[broken](copy("jeepney", tmp_path))
+    said, told = fresh(CALL, tmp_path)
+    assert said == "jeepney.low_level"
+    assert len(told.splitlines()) == 1
+    assert told.startswith("jeepney is imported whole")
+
+
+@pytest.mark.behaviour("B149")
+@pytest.mark.parametrize("line", ["nonsense.x", "raise RuntimeError", "import no_such_module"])
+def test_a_jeepney_that_cannot_be_had_at_all_is_as_if_there_were_none(line: str, tmp_path: Path) -> None:
+    folder = copy("jeepney", tmp_path)
+    (folder / "low_level.py").write_text(line)
+    code = """
+from qubes_guestnet.system import dbus
+try:
+    dbus.Bus()
+except ImportError as error:
+    print("none")
+"""
+    assert fresh(code, tmp_path)[0] == "none"
+
+
+def test_modules_of_the_package_that_were_loaded_are_not_left_half_broken(tmp_path: Path) -> None:
+    """What was imported of it before the failure is imported anew with the whole."""
+    PYROUTE2["an import from the package"](copy("pyroute2", tmp_path))
+    code = PACK + "print(messages.rtmsg is sys.modules[messages.rtmsg.__module__].rtmsg)"
+    assert fresh(code, tmp_path)[0].splitlines()[2] == "True"
