@@ -67,6 +67,10 @@ def tunables(name: str, *, ipv6: bool) -> tuple[Tunable, ...]:
         Tunable(("ipv4", "conf", name, "proxy_arp"), "1"),
         # Else the kernel delays each of these answers by a random 0 to 0.8 s.
         Tunable(("ipv4", "neigh", name, "proxy_delay"), "0"),
+        # Else each ARP request in a foreign name takes an entry in the kernel's one neighbour table (behaviour B114).
+        # Neighbour discovery in foreign names ends in the rules.
+        Tunable(("ipv4", "conf", name, "rp_filter"), "1"),
+        Tunable(("ipv4", "conf", name, "accept_redirects"), "0"),
     ]
     if not ipv6:
         return (*found, Tunable(("ipv6", "conf", name, "disable_ipv6"), "1"))
@@ -75,6 +79,7 @@ def tunables(name: str, *, ipv6: bool) -> tuple[Tunable, ...]:
         Tunable(("ipv6", "conf", name, "disable_ipv6"), "0"),
         # Nobody behind a vif tells this qube its routers or its neighbours (behaviour B56).
         Tunable(("ipv6", "conf", name, "accept_ra"), "0"),
+        Tunable(("ipv6", "conf", name, "accept_redirects"), "0"),
         Tunable(("ipv6", "conf", name, "drop_unsolicited_na"), "1"),
         Tunable(("ipv6", "conf", name, "proxy_ndp"), "1"),
         Tunable(("ipv6", "neigh", name, "proxy_delay"), "0"),

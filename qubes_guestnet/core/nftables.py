@@ -36,24 +36,30 @@ class _Family(NamedTuple):
     address: str
     ping: str
     prohibited: str
+    redirect: str
     neighbours: tuple[str, ...] = ()
     uplink: tuple[str, ...] = ()
 
 
 _FAMILIES = (
-    _Family(IPV4, "ip", "ipv4_addr", "icmp type echo-request", "icmp admin-prohibited"),
+    _Family(IPV4, "ip", "ipv4_addr", "icmp type echo-request", "icmp admin-prohibited", "icmp type redirect"),
     _Family(
         IPV6,
         "ip6",
         "ipv6_addr",
         "icmpv6 type echo-request",
         "icmpv6 admin-prohibited",
+        "icmpv6 type nd-redirect",
         # Neighbour discovery is to IPv6 what ARP is to IPv4, and passes by here.
         ("iifgroup 2 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",),
         (
-            "iifgroup != 2 icmpv6 type { nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept",
+            # An advertisement that answers no question (without the flag S, RFC 4861) can move an address (B116).
+            "iifgroup 1 icmpv6 type nd-neighbor-advert @th,33,1 0 counter drop",
+            "iifgroup != 2 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
+            # A provider gives a qube the IPv6 that dom0 gave it, and no other: on a network card alone (B116).
+            "iifgroup != { 1, 2 } icmpv6 type nd-router-advert accept",
             # The answer comes from an address that was not asked, so conntrack does not know it (behaviour B93).
-            "iifgroup != 2 ip6 saddr fe80::/64 ip6 daddr fe80::/64 udp dport 546 accept",
+            "iifgroup != { 1, 2 } ip6 saddr fe80::/64 ip6 daddr fe80::/64 udp dport 546 accept",
         ),
     ),
 )
@@ -115,10 +121,13 @@ def _family(family: _Family, rules: dict[str, tuple[str, ...]], *, on: bool) -> 
 
 def _rules(family: _Family) -> dict[str, tuple[str, ...]]:
     word = family.word
+    foreign_error = _foreign_error(word)
     return {
         "prerouting": (
             "iif lo accept",
             "iifgroup 2 goto antispoof",
+            # Not set up yet, by whatever it came up: it is no part of the outside (behaviour B121).
+            'iifname "vif*" counter drop',
             # QSB-056: an uplink's network must not speak for the qubes behind, nor to them.
             f"{word} saddr @downstream counter drop",
             f"{word} daddr @downstream counter drop",
@@ -128,6 +137,7 @@ def _rules(family: _Family) -> dict[str, tuple[str, ...]]:
         "egress": (
             "oifgroup 2 accept",
             "oif lo accept",
+            'oifname "vif*" counter drop',
             f"{word} saddr @downstream counter drop",
             f"{word} daddr @downstream counter drop",
         ),
@@ -136,6 +146,8 @@ def _rules(family: _Family) -> dict[str, tuple[str, ...]]:
             "iif lo accept",
             # Conntrack does not know it, so it is not translated: it would leak addresses (behaviour B86).
             "ct state invalid counter drop",
+            foreign_error,
+            f"iifgroup {{ 1, 2 }} {family.redirect} counter drop",
             *family.neighbours,
             "jump custom-input",
             "ct state established,related accept",
@@ -145,13 +157,28 @@ def _rules(family: _Family) -> dict[str, tuple[str, ...]]:
         ),
         "forward": (
             "ct state invalid counter drop",
+            foreign_error,
             "jump custom-forward",
             "ct state established,related accept",
+            # The provider of this qube has no way through it, into a tunnel say (behaviour B115).
+            "iifgroup 1 counter drop",
             "jump dns-reject",
             # From qube to qube, and from outside to a qube. What concerns no qube is not ours (behaviour B83).
             "oifgroup 2 counter drop",
         ),
     }
+
+
+def _foreign_error(word: str) -> str:
+    """Drop an ICMP error of a qube about a connection that is none of its own (behaviour B113).
+
+    Its state, related, is that of the connection it quotes, and anybody can quote any: it could end and slow down
+    connections of the other qubes and of this one. Its own are those that it began, and those that it answers in.
+    """
+    return (
+        f"iifgroup 2 ct state related iifname . ct original {word} saddr != @allowed "
+        f"iifname . ct reply {word} saddr != @allowed counter drop"
+    )
 
 
 def _rules_off(family: _Family) -> dict[str, tuple[str, ...]]:
@@ -162,6 +189,7 @@ def _rules_off(family: _Family) -> dict[str, tuple[str, ...]]:
             "iif lo accept",
             "iifgroup 2 counter drop",
             "ct state invalid counter drop",
+            f"iifgroup 1 {family.redirect} counter drop",
             "jump custom-input",
             "ct state established,related accept",
             *family.uplink,

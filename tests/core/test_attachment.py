@@ -58,8 +58,14 @@ def test_what_is_configured() -> None:
 
 @pytest.mark.behaviour("B57")
 @pytest.mark.behaviour("B56")
+@pytest.mark.behaviour("B114")
 def test_tunables() -> None:
-    four = ["sysctl net/ipv4/conf/vif4.0/proxy_arp=1", "sysctl net/ipv4/neigh/vif4.0/proxy_delay=0"]
+    four = [
+        "sysctl net/ipv4/conf/vif4.0/proxy_arp=1",
+        "sysctl net/ipv4/neigh/vif4.0/proxy_delay=0",
+        "sysctl net/ipv4/conf/vif4.0/rp_filter=1",
+        "sysctl net/ipv4/conf/vif4.0/accept_redirects=0",
+    ]
     assert list(map(str, attachment.tunables("vif4.0", ipv6=False))) == [
         *four,
         "sysctl net/ipv6/conf/vif4.0/disable_ipv6=1",
@@ -68,6 +74,7 @@ def test_tunables() -> None:
         *four,
         "sysctl net/ipv6/conf/vif4.0/disable_ipv6=0",
         "sysctl net/ipv6/conf/vif4.0/accept_ra=0",
+        "sysctl net/ipv6/conf/vif4.0/accept_redirects=0",
         "sysctl net/ipv6/conf/vif4.0/drop_unsolicited_na=1",
         "sysctl net/ipv6/conf/vif4.0/proxy_ndp=1",
         "sysctl net/ipv6/neigh/vif4.0/proxy_delay=0",
