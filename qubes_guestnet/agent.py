@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable
 
 from .core import pace, settings
+from .core.plan import Verb
 from .core.report import Report
 from .core.resolver import RewriteBudget
 from .errors import GuestnetError, StoreError
@@ -29,6 +30,9 @@ from .system.systemd import ERROR, INFO, WARNING, log
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .host import Host
+
+# systemd-udevd runs systemd-sysctl for a new interface by itself, and may be later than the pass that set it up.
+UDEV_SECONDS = 2.0
 
 
 class Agent:
@@ -152,7 +156,7 @@ class Agent:
         """Everything that is due now."""
         if self._expired("connect"):
             self._connect()
-        if self._expired("retry") | self._expired("bus"):
+        if self._expired("retry") | self._expired("bus") | self._expired("again"):
             self._pace = self._pace.woken(time.monotonic())
         self._prober.repeat()
         due = self._pass_due()
@@ -248,6 +252,8 @@ class Agent:
         return self._host, entries
 
     def _schedule_retry(self, report: Report) -> None:
+        if any(op.verb is Verb.LINK_UP for op in report.applied):
+            self._timers["again"] = time.monotonic() + UDEV_SECONDS
         self._timers.pop("retry", None)
         if any(error.retryable for error in report.errors) or (report.todo and not self._others.wakes):
             self._failures += 1

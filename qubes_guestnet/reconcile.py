@@ -20,8 +20,8 @@ from .core.record import Fallback, Record
 from .core.report import Attended, InterfaceReport, Report, ResolverReport
 from .core.settings import Settings, UplinkSettings
 from .core.settings import parse as parse_settings
-from .core.values import IPV4, IPV6, IPAddress, Link, State
-from .errors import GuestnetError, KernelError, Vanished
+from .core.values import IPV4, IPV6, IPAddress, Link, State, Tunable
+from .errors import FileError, GuestnetError, KernelError, Vanished
 from .paths import Paths
 from .system import files, services
 from .system.owned import Ledger
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         def links(self, macs: frozenset[str]) -> tuple[Link, ...]:
             """Interfaces with one of these addresses."""
 
-        def observe(self, link: Link, neighbours: Iterable[IPAddress]) -> State:
+        def observe(self, link: Link, neighbours: Iterable[IPAddress], settings: Iterable[Tunable] = ()) -> State:
             """What an interface has now."""
 
         def apply(self, op: plan.Op) -> None:
@@ -272,8 +272,9 @@ class _Work:
         choice = uplink.choose_style(self._flags, self._choices.style, reason)
         mtu_asked = self._choices.mtus.get(settings.mac, 0)
         desired = uplink.desired(settings, choice.style, self._flags, rank, mtu_asked)
+        desired = desired._replace(tunables=uplink.tunables(link.name))
         interesting = {neighbour.address for neighbour in desired.neighbours} | entry.owned.neighbours
-        observed = self._kernel.observe(link, interesting)
+        observed = self._kernel.observe(link, interesting, desired.tunables)
         owned = plan.still_there(entry.owned, observed)
         if owned != entry.owned and not self._asked.dry_run:
             self._save(ledger, ledger.record.with_interface(entry._replace(owned=owned)))
@@ -309,7 +310,7 @@ class _Work:
                 self._kernel.apply(op)
             except Vanished:
                 break  # a fresh round sees what is there now
-            except KernelError as error:
+            except (KernelError, FileError) as error:
                 self._errors.append(error)
                 failed.add(op)
                 if op.verb is plan.Verb.ADDRESS_ADD:

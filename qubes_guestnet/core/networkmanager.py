@@ -26,7 +26,7 @@ _NAME = "VM uplink "
 _UUID = "de85f79b-8c3d-405f-a652-"
 
 # What we still do ourselves on an interface of NetworkManager's.
-OUR_VERBS = frozenset({Verb.LINK_GROUP, Verb.NEIGHBOUR_SET, Verb.NEIGHBOUR_DEL})
+OUR_VERBS = frozenset({Verb.TUNABLE, Verb.LINK_GROUP, Verb.NEIGHBOUR_SET, Verb.NEIGHBOUR_DEL})
 
 
 class Manager(enum.Enum):

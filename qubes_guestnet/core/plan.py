@@ -10,7 +10,9 @@ Rules, each held by a property test against a model of the kernel:
 3. The one exception: IPv6 takes an address once, whatever its prefix length, so a changed length is deleted first.
 4. A held family (dom0 wrote something invalid) is left exactly as it is.
 5. Applied in full, the plan makes a second plan empty. `reconcile` checks that by observing again.
-6. A route is appended, never replaced: RTM_NEWROUTE with NLM_F_REPLACE overwrites the first route of the same
+6. A setting of the interface is written before the link goes up, also where it was found right: systemd-sysctl runs in
+   between, and a user's file for every interface must not take it away by accident (behaviour B116).
+7. A route is appended, never replaced: RTM_NEWROUTE with NLM_F_REPLACE overwrites the first route of the same
    destination, metric and TOS, and that may be a VPN's.
 
 Order and the meaning of an errno are tables, not code.
@@ -34,14 +36,16 @@ from .values import (
     Owned,
     Route,
     State,
+    Tunable,
 )
 
-Subject = IPInterface | IPAddress | Neighbour | Route | int | None
+Subject = IPInterface | IPAddress | Neighbour | Route | Tunable | int | None
 
 
 class Verb(enum.Enum):
-    """What an operation does; the value is the start of its `ip` command."""
+    """What an operation does; the value is the start of its command, of `ip` or `sysctl`."""
 
+    TUNABLE = "sysctl"
     LINK_GROUP = "link set"
     LINK_MTU = "link set mtu"
     LINK_UP = "link set up"
@@ -70,7 +74,7 @@ class Op(NamedTuple):
         verb: what to do.
         ifindex: interface index; a rename between observe and apply does no harm.
         name: interface name, for people.
-        subject: the address, neighbour, route or group; None for up and down.
+        subject: the setting, address, neighbour, route or group; None for up and down.
     """
 
     verb: Verb
@@ -95,6 +99,7 @@ class Op(NamedTuple):
 
 # Creation order. Neighbour before link up: the first packet then needs no ARP. Host routes before the default route.
 ORDER = (
+    Verb.TUNABLE,
     Verb.LINK_GROUP,
     Verb.LINK_MTU,
     Verb.ADDRESS_ADD,
@@ -156,6 +161,8 @@ def plan(
         held: families (4, 6) to leave alone.
     """
     ops: list[tuple[Verb, Subject]] = []
+    if desired.up:
+        ops += ((Verb.TUNABLE, tunable) for tunable in _wrong_tunables(desired, observed))
     if desired.up and observed.group != desired.group:
         ops.append((Verb.LINK_GROUP, desired.group))
     if desired.up and desired.mtu and observed.mtu != desired.mtu:
@@ -208,6 +215,13 @@ def stale_routes(desired: Iterable[Route], observed: Iterable[Route]) -> list[Ro
     return [route for route in observed if route.protocol == ROUTE_PROTOCOL and _way(route) not in wanted]
 
 
+def _wrong_tunables(desired: State, observed: State) -> Iterable[Tunable]:
+    """Settings to write: those that differ, and before the link goes up all that this kernel has (rule 6)."""
+    values = {tunable.path: tunable.value for tunable in observed.tunables}
+    there = (tunable for tunable in desired.tunables if tunable.path in values)
+    return (tunable for tunable in there if not observed.up or values[tunable.path] != tunable.value)
+
+
 def still_there(owned: Owned, observed: State) -> Owned:
     """What of the record is there still.
 
@@ -241,6 +255,9 @@ def _ipv6_address(subject: Subject) -> ipaddress.IPv6Address | None:
 
 
 def _words(op: Op) -> Iterable[str]:
+    if op.verb is Verb.TUNABLE:
+        yield str(op.subject)
+        return
     yield "ip"
     if op.family == IPV6:
         yield "-6"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ..errors import GuestnetError
 from .namedtuple import NamedTuple
 from .networkmanager import ManagerChoice
-from .plan import Op
+from .plan import Op, Verb
 from .resolver import Decision, parse
 from .settings import Settings, UplinkSettings
 from .uplink import StyleChoice
@@ -54,9 +54,14 @@ class InterfaceReport(NamedTuple):
 
     @property
     def configured(self) -> bool:
-        """Present, up and as the settings ask, of which at least one family is valid."""
+        """Present, up and as the settings ask, of which at least one family is valid.
+
+        A setting of the kernel's that another program changed since (udev runs systemd-sysctl for a new interface) does
+        not count: the qube has its network, the rules keep out what the setting would, and the next pass writes it.
+        """
         there = self.link is not None and self.observed.up and not self.removed
-        return there and not self.plan and not self.waiting and bool(self.desired.addresses)
+        left = any(op.verb is not Verb.TUNABLE for op in self.plan)
+        return there and not left and not self.waiting and bool(self.desired.addresses)
 
 
 class ResolverReport(NamedTuple):

@@ -20,6 +20,7 @@ from .values import (
     Neighbour,
     Route,
     State,
+    Tunable,
 )
 
 # Drivers of an interface that dom0 can have meant, best first. A passed-through network card or the emulated card of
@@ -30,6 +31,15 @@ DRIVERS = ("vif", "veth")
 # IPv6: one more than what the kernel takes where no metric is given (IP6_RT_PRIO_USER, 1024). Two IPv6 routes with the
 # same metric and a gateway each become one multipath route: half of the connections would pass a VPN by.
 METRIC_BASE = {IPV4: 0, IPV6: 1025}
+# What the kernel takes from whatever is on the link unless it is told to leave it: a provider gives a qube what dom0
+# gave it, and no other address, route or neighbour (behaviour B116).
+_UNASKED = (
+    ("ipv6", "accept_ra", "0"),
+    ("ipv6", "accept_redirects", "0"),
+    ("ipv6", "drop_unsolicited_na", "1"),
+    ("ipv4", "accept_redirects", "0"),
+    ("ipv4", "drop_gratuitous_arp", "1"),
+)
 # A second uplink must not tie with the first for the default route: IPv4 would keep only one of the two.
 METRIC_STEP = 100
 
@@ -91,6 +101,15 @@ def choose_style(flags: Flags, configured: Style | None, fallback: str) -> Style
     if fallback:
         return StyleChoice(Style.GATEWAY, f"fall-back: {fallback}")
     return StyleChoice(Style.DEVICE, "guestnet.toml" if configured else "default")
+
+
+def tunables(name: str) -> frozenset[Tunable]:
+    """Settings of an uplink, to be there before its link goes up.
+
+    Args:
+        name: of the interface.
+    """
+    return frozenset(Tunable((family, "conf", name, key), value) for family, key, value in _UNASKED)
 
 
 def desired(settings: UplinkSettings, style: Style, flags: Flags, rank: int = 0, mtu: int = 0) -> State:

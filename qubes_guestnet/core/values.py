@@ -130,38 +130,6 @@ class Neighbour(_NeighbourFields):
         return super().__new__(cls, address, mac, permanent)
 
 
-class State(NamedTuple):
-    """What an interface has, or should have. Used for both sides of a diff.
-
-    Args:
-        up: administratively up.
-        group: interface group.
-        addresses: addresses with their prefix length (IPv6 link-local ones are the kernel's and left out).
-        neighbours: the entries that matter, not the whole cache.
-        routes: routes of the main table out of the interface: ours, and others to everywhere or to one host.
-        mtu: in bytes; of a desired state, 0 for leaving it as it is.
-    """
-
-    up: bool = False
-    group: int = 0
-    addresses: frozenset[IPInterface] = frozenset()
-    neighbours: frozenset[Neighbour] = frozenset()
-    routes: frozenset[Route] = frozenset()
-    mtu: int = 0
-
-
-class Owned(NamedTuple):
-    """What we made on one interface, as the record in /run says. Routes need no record: they carry our protocol.
-
-    Args:
-        addresses: addresses we added.
-        neighbours: addresses of the neighbour entries we made permanent.
-    """
-
-    addresses: frozenset[IPInterface] = frozenset()
-    neighbours: frozenset[IPAddress] = frozenset()
-
-
 class Tunable(NamedTuple):
     """A file below /proc/sys/net.
 
@@ -176,3 +144,37 @@ class Tunable(NamedTuple):
     def __str__(self) -> str:
         # sysctl(8): with slashes a dot in a name stays a dot.
         return f"sysctl net/{'/'.join(self.path)}={self.value}"
+
+
+class State(NamedTuple):
+    """What an interface has, or should have. Used for both sides of a diff.
+
+    Args:
+        up: administratively up.
+        group: interface group.
+        addresses: addresses with their prefix length (IPv6 link-local ones are the kernel's and left out).
+        neighbours: the entries that matter, not the whole cache.
+        routes: routes of the main table out of the interface: ours, and others to everywhere or to one host.
+        mtu: in bytes; of a desired state, 0 for leaving it as it is.
+        tunables: settings of the interface below /proc/sys/net; what this kernel does not have is in no observed state.
+    """
+
+    up: bool = False
+    group: int = 0
+    addresses: frozenset[IPInterface] = frozenset()
+    neighbours: frozenset[Neighbour] = frozenset()
+    routes: frozenset[Route] = frozenset()
+    mtu: int = 0
+    tunables: frozenset[Tunable] = frozenset()
+
+
+class Owned(NamedTuple):
+    """What we made on one interface, as the record in /run says. Routes need no record: they carry our protocol.
+
+    Args:
+        addresses: addresses we added.
+        neighbours: addresses of the neighbour entries we made permanent.
+    """
+
+    addresses: frozenset[IPInterface] = frozenset()
+    neighbours: frozenset[IPAddress] = frozenset()

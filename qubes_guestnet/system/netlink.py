@@ -16,11 +16,12 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 
 from ..core.plan import REMEDIES, Meaning, Op, Verb, meaning
-from ..core.values import IPAddress, IPInterface, Link, Neighbour, Route, State
+from ..core.values import IPAddress, IPInterface, Link, Neighbour, Route, State, Tunable
 from ..errors import KernelError, Vanished
 from . import netlink_looking as looking
 from . import netlink_messages as rtnl
 from . import netlink_wire as wire
+from . import tunables
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -106,13 +107,17 @@ class Kernel:
                 return tuple(link for link in links if link.driver in VIF_DRIVERS)
         raise KernelError("netlink vifs", errno.EAGAIN, retryable=True)
 
-    def observe(self, link: Link, neighbours: Iterable[IPAddress]) -> State:
+    def observe(self, link: Link, neighbours: Iterable[IPAddress], settings: Iterable[Tunable] = ()) -> State:
         """What the interface has now.
 
         Args:
             link: from `links`, not older than this pass.
             neighbours: the neighbour addresses of interest; the cache as a whole can hold thousands of entries, one
                 for every destination of a device route.
+            settings: of the interface, whose values are asked for.
+
+        Raises:
+            FileError: a setting cannot be read.
         """
         entries = (self.neighbour(link.ifindex, address) for address in neighbours)
         return State(
@@ -122,6 +127,7 @@ class Kernel:
             neighbours=frozenset(entry for entry in entries if entry is not None),
             routes=frozenset(self._routes(link.ifindex)),
             mtu=link.mtu,
+            tunables=frozenset(_as_it_is(settings)),
         )
 
     def neighbour(self, ifindex: int, address: IPAddress) -> Neighbour | None:
@@ -158,7 +164,11 @@ class Kernel:
         Raises:
             Vanished: the interface is gone.
             KernelError: anything else; `retryable` says whether waiting can help.
+            FileError: a setting cannot be written.
         """
+        if isinstance(op.subject, Tunable):
+            tunables.write(op.subject.path, op.subject.value)
+            return
         message, kind, flags = rtnl.encode(op)
         self._command(str(op), message, kind, flags, op.verb)
 
@@ -281,6 +291,13 @@ def _index(name: str) -> int:
             return 0
     index: int = struct.unpack_from("i", answer, 16)[0]
     return index
+
+
+def _as_it_is(settings: Iterable[Tunable]) -> Iterator[Tunable]:
+    for setting in settings:
+        value = tunables.read(setting.path)
+        if value is not None:
+            yield setting._replace(value=value)
 
 
 def _holds(raw: bytes, octets: Iterable[bytes]) -> bool:

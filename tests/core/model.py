@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from qubes_guestnet.core.plan import Meaning, Op, Verb, meaning
-from qubes_guestnet.core.values import IPV4, IPV6, IPAddress, IPInterface, Link, Route, State
+from qubes_guestnet.core.values import IPV4, IPV6, IPAddress, IPInterface, Link, Route, State, Tunable
 from qubes_guestnet.errors import KernelError, Vanished
 
 KERNEL = 2  # RTPROT_KERNEL
@@ -39,6 +39,8 @@ class Interface:
         self.addresses: list[IPInterface] = sorted(state.addresses, key=str)
         self.neighbours = {neighbour.address: neighbour for neighbour in state.neighbours}
         self.routes = sorted(state.routes, key=str)
+        # Settings that this kernel has: none, so that no plan begins with them, unless a test says otherwise.
+        self.tunables: dict[tuple[str, ...], str] = {}
         if self.up:
             self._connect()
 
@@ -102,7 +104,7 @@ class Model:
             for link in [i.link]
         )
 
-    def observe(self, link: Link, neighbours: Iterable[IPAddress]) -> State:
+    def observe(self, link: Link, neighbours: Iterable[IPAddress], settings: Iterable[Tunable] = ()) -> State:
         """What it has now; nothing where it has vanished, as a filtered dump gives."""
         interface = self.interfaces.get(link.ifindex)
         if interface is None:
@@ -110,7 +112,9 @@ class Model:
         state = interface.state()
         wanted = set(neighbours)
         known = frozenset(neighbour for neighbour in state.neighbours if neighbour.address in wanted)
-        return state._replace(up=link.up, group=link.group, neighbours=known)
+        there = [setting.path for setting in settings if setting.path in interface.tunables]
+        values = frozenset(Tunable(path, interface.tunables[path]) for path in there)
+        return state._replace(up=link.up, group=link.group, neighbours=known, tunables=values)
 
     def apply(self, op: Op) -> None:
         """Do it, or refuse it in the words of `system.netlink`."""
@@ -129,6 +133,9 @@ class Model:
         if interface is None:
             return errno.ENODEV
         return _ACTIONS[op.verb](self, interface, op.subject) or 0
+
+    def _tunable(self, interface: Interface, tunable: Any) -> None:
+        interface.tunables[tunable.path] = tunable.value
 
     def _group(self, interface: Interface, group: Any) -> None:
         interface.group = group
@@ -244,6 +251,7 @@ def fits(asked: Route, other: Route) -> bool:
 
 
 _ACTIONS: dict[Verb, Callable[[Model, Interface, Any], int | None]] = {
+    Verb.TUNABLE: Model._tunable,
     Verb.LINK_GROUP: Model._group,
     Verb.LINK_MTU: Model._mtu,
     Verb.LINK_UP: Model._up,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from qubes_guestnet import reconcile as module
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.resolver import HEADER
-from qubes_guestnet.core.values import BACKEND_MAC, IPV6, IPAddress, Link, Route, State
+from qubes_guestnet.core.values import BACKEND_MAC, IPV6, Link, Route, State
 from qubes_guestnet.errors import FileError, KernelError
 from qubes_guestnet.reconcile import take_down
 from tests.core.qube import FOREIGN, Qube, eth0, only, with_foreign, words
@@ -130,9 +130,9 @@ def test_a_kernel_that_forgets_is_an_error_that_names_what(qube: Qube) -> None:
     default = Route(ipaddress.ip_network("0.0.0.0/0"))
     observe = qube.kernel.observe
 
-    def forgetful(link: Link, neighbours: Iterable[IPAddress]) -> State:
+    def forgetful(link: Link, *asked: Any) -> State:
         interface.routes = [route for route in interface.routes if route != default]
-        return observe(link, neighbours)
+        return observe(link, *asked)
 
     qube.kernel.observe = forgetful  # type: ignore[method-assign]
     report = qube.run()

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qubes_guestnet.core import uplink
 from qubes_guestnet.core.networkmanager import ManagerChoice, ManagerFacts, choose_manager
-from qubes_guestnet.core.plan import Verb
+from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.report import Attended
 from qubes_guestnet.core.resolver import Owner
-from qubes_guestnet.errors import GuestnetError
+from qubes_guestnet.errors import FileError, GuestnetError
 from qubes_guestnet.reconcile import take_down
 from tests.core.qube import Qube, eth0, only, words
 
@@ -102,3 +104,57 @@ def test_the_mtu_is_one_more_operation_and_only_with_a_key(qube: Qube) -> None:
     qube.entries["/vm-config/net-mtu"] = b"12"
     assert "/vm-config/net-mtu" in words(qube.run())[0]
     assert qube.log == []
+
+
+@pytest.mark.behaviour("B116")
+def test_settings_come_after_systemd_sysctl_and_before_the_link_goes_up(qube: Qube) -> None:
+    others = FakeOthers()
+    kernel = qube.kernel.interfaces[2].tunables
+    wanted = {setting.path: setting.value for setting in uplink.tunables("eth0")}
+    kernel.update(wanted)  # all are right when we look …
+
+    def going_up(interface: str) -> None:
+        others.calls.append(("up", interface))
+        kernel.update(dict.fromkeys(wanted, "7"))  # … and none any more after a user's file for every interface
+
+    others.going_up = going_up  # type: ignore[method-assign]
+
+    def before(op: Op) -> None:
+        if op.verb is Verb.LINK_UP:
+            assert kernel == wanted
+            assert ("up", "eth0") in others.calls
+
+    qube.kernel.before = before
+    report = qube.run(others=others)
+    assert only(report).configured
+    assert [op.subject for op in report.applied if op.verb is Verb.TUNABLE] == sorted(uplink.tunables("eth0"), key=str)
+    # Changed later: written again by the next pass; until then the qube has its network, and `plan` says what is to do.
+    path = ("ipv6", "conf", "eth0", "accept_ra")
+    kernel[path] = "2"
+    report = qube.run(others=others, dry_run=True)
+    assert report.plan == ("sysctl net/ipv6/conf/eth0/accept_ra=0",)
+    assert report.settled
+    qube.run(others=others)
+    assert kernel == wanted
+    # A kernel without IPv6 has none of its settings.
+    for other in [other for other in kernel if other[0] == "ipv6"]:
+        del kernel[other]
+    assert qube.run(others=others).plan == ()
+    assert ("ipv6", "conf", "eth0", "accept_ra") not in kernel
+
+
+@pytest.mark.behaviour("B116")
+def test_a_setting_that_cannot_be_written_is_one_error_and_the_rest_goes_on(qube: Qube) -> None:
+    kernel = qube.kernel.interfaces[2].tunables
+    kernel.update({setting.path: "x" for setting in uplink.tunables("eth0")})
+
+    def before(op: Op) -> None:
+        if op.verb is Verb.TUNABLE and "accept_ra" in str(op):
+            raise FileError("/proc/sys/net/ipv6/conf/eth0/accept_ra", OSError(errno.EROFS, "read-only"))
+
+    qube.kernel.before = before
+    report = qube.run()
+    assert len(report.errors) == 1
+    assert "accept_ra" in words(report)[0]
+    assert only(report).configured
+    assert sorted(kernel.values()) == ["0", "0", "1", "1", "x"]

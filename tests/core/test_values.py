@@ -34,7 +34,7 @@ def test_nothing_is_onlink_without_a_gateway() -> None:
 def test_defaults() -> None:
     assert Route(DEFAULT[4]) == (DEFAULT[4], None, False, 0, values.ROUTE_PROTOCOL)
     assert Neighbour(V4) == (V4, BACKEND_MAC, True)
-    assert State() == (False, 0, frozenset(), frozenset(), frozenset(), 0)
+    assert State() == (False, 0, frozenset(), frozenset(), frozenset(), 0, frozenset())
     assert Owned() == (frozenset(), frozenset())
     assert Link(2, "eth0", "00:16:3e:5e:6c:00")[3:] == (False, False, 0, "", 0)
 

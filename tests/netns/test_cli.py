@@ -37,6 +37,11 @@ VERBS = {
     "lab": "qubes",
 }
 PLAN = [
+    "sysctl net/ipv4/conf/eth0/accept_redirects=0",
+    "sysctl net/ipv4/conf/eth0/drop_gratuitous_arp=1",
+    "sysctl net/ipv6/conf/eth0/accept_ra=0",
+    "sysctl net/ipv6/conf/eth0/accept_redirects=0",
+    "sysctl net/ipv6/conf/eth0/drop_unsolicited_na=1",
     "ip link set dev eth0 group 1",
     f"ip address add {IP}/32 dev eth0",
     f"ip neighbour replace {GATEWAY} lladdr fe:ff:ff:ff:ff:ff nud permanent dev eth0",
@@ -124,7 +129,7 @@ def test_the_words_of_a_plan_are_commands_that_work() -> None:
     """What it prints can be pasted into a shell, and gives the same network."""
     guest = Guest(ENTRIES6)
     lines = guest.qube.guestnet("plan").stdout.splitlines()
-    guest.oracle.run("sh", "-ec", "\n".join(line for line in lines if line.startswith("ip ")))
+    guest.oracle.run("sh", "-ec", "\n".join(line for line in lines if line.startswith(("ip ", "sysctl "))))
     guest.check(servers=None, **WITH6)
     left = guest.qube.guestnet("plan").stdout.splitlines()
     assert left == [PUBLISH]
@@ -179,7 +184,7 @@ def test_apply_with_an_error_does_the_rest_and_says_so() -> None:
     guest = Guest({**ENTRIES, "/qubes-ip6": "fe80::1", "/qubes-secondary-dns": "10.139.1.2"})
     failed = guest.qube.guestnet("apply", check=False)
     assert failed.returncode == 1
-    assert failed.stdout.splitlines()[:5] == PLAN
+    assert failed.stdout.splitlines()[: len(PLAN)] == PLAN
     assert failed.stderr.startswith("qubes-guestnet: /qubes-ip6: 'fe80::1' is not valid, expected ")
     assert len(failed.stderr.splitlines()) == 1
     guest.check()
