@@ -260,6 +260,9 @@ class Agent:
             self._timers["retry"] = time.monotonic() + qubesdb.backoff(self._failures)
             return
         self._failures = 0
+        again = report.provided.names.again if report.provided is not None else 0
+        if again:
+            self._timers["retry"] = time.monotonic() + again
         pause = self._budget.next_try(time.monotonic())
         if pause is not None and report.resolver is not None and report.resolver.pending:
             self._timers["retry"] = time.monotonic() + pause
@@ -338,7 +341,7 @@ class _Journal:
         self._errors: tuple[str, ...] = ()
         self._told: tuple[object, ...] = ()
         self._ready = False
-        self._failure = ""
+        self._failure = self._replaced = ""
 
     def waiting(self, error: StoreError) -> None:
         """QubesDB does not answer."""
@@ -359,6 +362,9 @@ class _Journal:
         resolver = report.resolver
         if resolver is not None and resolver.written:
             log(INFO, f"{resolver.path} written: {resolver.decision.reasons}")
+            if resolver.replaced not in ("", self._replaced):
+                self._replaced = resolver.replaced
+                log(WARNING, resolver.written_back)
         errors = tuple(str(error) for error in report.errors)
         for text in errors:
             if text not in self._errors:

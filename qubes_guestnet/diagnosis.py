@@ -7,7 +7,7 @@ import errno
 from collections.abc import Callable
 from functools import partial
 
-from .core.findings import Evidence, Finding
+from .core.findings import Evidence, Finding, servers_in_use
 from .core.findings import findings as judge
 from .core.provider_findings import CHANGED, GOOD, MISSING, Ground
 from .core.report import Report
@@ -34,9 +34,7 @@ def findings(paths: Paths, entries: Callable[[], dict[str, bytes]]) -> tuple[Fin
     except StoreError as error:
         return judge(Evidence(None, store_error=str(error), standing=agent))
     found, ground = look(untrusted_entries, paths)
-    asked = any(interface.link is not None and interface.expected for interface in found.interfaces)
-    servers = [str(server) for server in found.settings.dns.servers] if asked else []
-    silent = tuple(server for server in servers if not nameserver.answers(server))
+    silent = tuple(server for server in servers_in_use(found) if not nameserver.answers(server))
     refusing = _refusing6(found)
     return judge(Evidence(found, "", agent, silent, _neighbour_limit(), presence.look(), ground, refusing))
 
@@ -61,7 +59,8 @@ def look(untrusted_entries: dict[str, bytes], paths: Paths) -> tuple[Report, Gro
 
     provider = Provider(paths, kernel, others)
     asked = Pass(dry_run=True, others=others, provider=provider)
-    return _ground(reconcile(untrusted_entries, kernel, paths, asked), partial(_of_a_provider, paths, kernel))
+    report = reconcile(untrusted_entries, kernel, paths, asked)
+    return _ground(report, partial(_of_a_provider, paths, kernel, report))
 
 
 def _ground(report: Report, look: Callable[[], Ground]) -> tuple[Report, Ground]:
@@ -81,9 +80,11 @@ def _rules_of_a_plain_qube() -> Ground:
         raise
 
 
-def _of_a_provider(paths: Paths, kernel: netlink.Kernel) -> Ground:
+def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Ground:
+    from .core.cut_off import drops
     from .core.nftables import CHAINS
     from .core.record import checksum
+    from .core.resolver import tunnel
     from .core.shadows import shadows
     from .system import vifs
     from .system.owned import Ledger
@@ -93,7 +94,10 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel) -> Ground:
         seen = ledger.record.provided.rules.seen
     rules = MISSING if not listing else GOOD if checksum(listing.encode()) == seen else CHANGED
     known, there = set(vifs.Folder(paths.run).names()), {link.name for link in kernel.vifs()}
-    return Ground(rules, tuple(sorted(there - known)), tuple(sorted(known - there)), shadows(nft.chains()))
+    uplinks = [interface.link for interface in report.interfaces if interface.link is not None]
+    cut = drops(((family, nft.table(family)) for family in nft.FAMILIES), (link.name for link in uplinks))
+    vpn = tunnel(kernel.tunnels((), (link.ifindex for link in uplinks)))
+    return Ground(rules, tuple(sorted(there - known)), tuple(sorted(known - there)), shadows(nft.chains()), cut, vpn)
 
 
 def _neighbour_limit() -> int:

@@ -17,7 +17,7 @@ from .core import vif as vif_rules
 from .core.vif import Vif
 from .errors import FileError, GuestnetError, StoreError
 from .providing import Provider
-from .system import hotplug_socket, nft, outside, programs
+from .system import hotplug_socket, nft, outside, programs, resolved, wakeups
 from .system.systemd import ERROR, INFO, log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -59,6 +59,8 @@ class Host:
         self._started: set[str] = set()
         self._trouble = ""
         others.follow_names()
+        self._folders = wakeups.Folders()
+        self._resolv_conf = paths.resolv_conf
 
     def filenos(self) -> tuple[int, ...]:
         """For poll."""
@@ -118,6 +120,8 @@ class Host:
             entries: as read for the pass.
         """
         self._known = entries
+        # Where a link leads to, and settings of single links that systemd-resolved tells by no signal (B127, B130).
+        self._folders.watch((*wakeups.folders(self._resolv_conf), resolved.LINKS_FOLDER))
         names = []
         if self._everything:
             names += [(name, "") for name in self.provider.strangers()]

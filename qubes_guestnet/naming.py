@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The virtual DNS of a provider: its addresses lead to the servers that the provider uses itself.
 
+What decides is in `core.nameservers` and, for rules of others in our chain, in `core.foreign_names`; here the facts are
+gathered and the answer is put in force.
+
 There is one list of servers, and everything that needs it gets it from here: the redirection, the updates proxy, and
 the set `dns-addr` of the firewall's table where that is there (behaviour B45: the firewall's own list held 127.0.0.53
 while the redirection went to a VPN's server, and restricted qubes had no names).
@@ -8,23 +11,32 @@ while the redirection went to a VPN's server, and restricted qubes had no names)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
 from functools import partial
 from ipaddress import IPv4Address
 
-from .core import attachment, nameservers, nftables, provider
-from .core.record import Loaded, checksum
-from .system import conntrack, files, nft, services
-from .transactions import Transactions, seen
+from .core import attachment, endpoint, foreign_names, nameservers, nftables, provider
+from .core.nameservers import NameFacts
+from .core.record import FOREIGN, Loaded, checksum
+from .errors import GuestnetError
+from .system import conntrack, devices, files, nft, services
+from .system.systemd import INFO, WARNING, log
+from .transactions import MISSING, Transactions, seen
 from .work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
+    from .core.endpoint import Endpoint
+    from .core.foreign_names import Judgement
+    from .core.nameservers import Choice
     from .others import Others
     from .paths import Paths
+    from .system.netlink import Kernel
 
 REDIRECTION = "virtual DNS"
 FIREWALL = "firewall's servers"
+_Virtual = tuple[IPv4Address, ...]
+_Asked = tuple[_Virtual, "tuple[Endpoint, ...]"]  # virtual addresses, and the servers they would lead to
 
 
 class Names:
@@ -32,73 +44,188 @@ class Names:
 
     Args:
         paths: where the qube's files are.
+        kernel: the adapter, which knows the way to an address.
         others: the other programs of the qube, for systemd-resolved's servers.
         transactions: of this process.
+        resident: it is the agent's, whose journal tells of what is not as usual.
     """
 
-    def __init__(self, paths: Paths, others: Others, transactions: Transactions) -> None:
-        self._paths, self._others, self._nft = paths, others, transactions
-        self._told: tuple[IPv4Address, ...] = ()  # what the firewall's set was last made to hold
+    def __init__(
+        self, paths: Paths, kernel: Kernel, others: Others, transactions: Transactions, *, resident: bool = False
+    ) -> None:
+        self._paths, self._kernel, self._others, self._nft = paths, kernel, others, transactions
+        self._resident = resident
+        self._told: tuple[Endpoint, ...] | None = None  # what the firewall's set was last made to hold
+        self._foreign: tuple[_Asked, Judgement] | None = None  # of what another program has in the chain
+        self._disturbed: tuple[float, float, str] | None = None  # since when it is changed, changed last, and its sum
+        self._why = ""  # the chain is put back
+        self._trouble = ""  # what the journal was told last
 
-    def lead(self, work: Work, own_servers: tuple[IPv4Address, ...], uplinks: frozenset[int]) -> None:
+    def lead(self, work: Work, own_servers: tuple[IPv4Address, ...], uplinks: frozenset[int], *, kept: bool) -> None:
         """Have it lead to the right servers.
 
         Args:
             work: the pass.
             own_servers: the virtual DNS servers that this qube itself was given.
             uplinks: interface indexes of its uplinks.
+            kept: resolv.conf is taken to be a VPN's or a hook's.
         """
         virtual = work.settings.virtual_dns
         if "dns" in work.settings.held:
             if work.provided.names.text:
                 return
             virtual = provider.VIRTUAL_DNS  # what the qubes were told all the same; nothing is to pass by the rules
-        data = files.read(self._paths.resolv_conf) or b""
-        links = self._others.name_servers(uplinks)
-        work.servers, work.servers_reason = nameservers.upstream(links, data, own_servers, uplink=bool(uplinks))
-        pairs = nameservers.pairs(virtual, work.servers)
-        text = nftables.dnat(pairs, virtual, work.servers)
-        if not self._in_force(work, checksum(text.encode())):
-            words = " ".join(f"{address}->{server}" for address, server in pairs) or "rejected, no server is known"
-            work.do(f"nft -f: virtual DNS {words}", partial(self._redirect, work, text, virtual))
+        choice = self._choose(work, own_servers, uplinks, kept=kept)
+        if choice is None:
+            return
+        work.names = choice
+        if choice.last != work.provided.last:
+            work.save(work.provided._replace(last=choice.last))
+        self._bring(work, choice, virtual)
         self._tell_firewall(work)
+        self._tell_people(work)
 
-    def _in_force(self, work: Work, wanted: str) -> bool:
-        there = work.provided.names
-        if there.text != wanted:
+    def _choose(
+        self, work: Work, own: tuple[IPv4Address, ...], uplinks: frozenset[int], *, kept: bool
+    ) -> Choice | None:
+        """The decision; None for leaving what is in force, because the owner's file is not valid."""
+        try:
+            settings = services.configured_dns(self._paths.config)
+        except GuestnetError as error:
+            work.errors.append(error)
+            if work.provided.names.text:
+                return None
+            return nameservers.Choice((), "guestnet.toml is not valid")  # it may have named others than we would
+        data, unreadable = b"", ""
+        try:
+            data = files.read(self._paths.resolv_conf) or b""
+        except GuestnetError as error:
+            unreadable = error.problem
+        heard = self._others.hear_names(uplinks) if settings.servers is None else nameservers.NEVER_THERE
+        facts = NameFacts(
+            own, bool(uplinks), settings.servers, heard, data, unreadable, kept, work.provided.last, devices.up(),
+            hold=settings.hold, now=int(time.monotonic()),
+        )  # fmt: skip
+        ways = {address: self._kernel.way(address) for address in nameservers.asked_by_route(facts)}
+        return nameservers.choose(facts._replace(ways=ways))
+
+    # --- the chain -------------------------------------------------------------------------------------------------
+
+    def _bring(self, work: Work, choice: Choice, virtual: _Virtual) -> None:
+        """Put it in force, unless another program's rules are to stay in its place."""
+        pairs = nameservers.pairs(virtual, choice.servers)
+        text = nftables.dnat(pairs, virtual, choice.servers)
+        wanted, there = checksum(text.encode()), work.provided.names
+        asked = (virtual, choice.servers)
+        if there.text in (wanted, FOREIGN) and self._nft.settled(REDIRECTION):
+            if there.text == wanted:
+                return
+            if self._foreign is not None and self._foreign[0] == asked:
+                self._report_foreign(work, self._foreign[1])
+                return
+        generation, now = nft.generation(), seen(nftables.DNS_CHAINS)
+        if (there.text, there.seen) == (wanted, now):
+            self._disturbed = None
+            self._nft.found_right(REDIRECTION, generation)
+            return
+        changed = now not in (there.seen, MISSING)
+        if (changed or there.text == FOREIGN) and self._keeps(work, asked, changed=changed, generation=generation):
+            return
+        if changed and there.text and not work.dry_run and self._waits(work, choice, now):
+            return
+        self._foreign = self._disturbed = None
+        led = " ".join(f"{address}->{server}" for address, server in pairs)
+        words = led or ("rejected" if choice.problem else f"rejected, {choice.reason}")
+        work.do(f"nft -f: virtual DNS {words}", partial(self._redirect, work, text, virtual))
+
+    def _keeps(self, work: Work, asked: _Asked, *, changed: bool, generation: int) -> bool:
+        """Whether the chain holds another program's rules that stay; ours among them are brought up to date."""
+        virtual, servers = asked
+        listing = nft.table("ip")
+        rules, ours = foreign_names.rules(listing), nftables.dnat_rules(nameservers.pairs(virtual, servers))
+        judgement = foreign_names.judge(listing, virtual)
+        # The same as ours is ours: left behind by a script that did this before, or by an agent without its record.
+        if not judgement.kept or rules == ours:
+            self._why = judgement.words
             return False
-        if self._nft.settled(REDIRECTION):
-            return True
-        generation = nft.generation()
-        if there.seen != seen(nftables.DNS_CHAINS):
-            return False
-        self._nft.found_right(REDIRECTION, generation)
+        former = nameservers.pairs(virtual, tuple(map(endpoint.parse, work.provided.servers)))
+        fresh = foreign_names.refreshed(rules, nftables.dnat_rules(former), ours)
+        self._disturbed = None
+        self._foreign = (asked, judgement)
+        self._report_foreign(work, judgement)
+        if changed or fresh != rules:
+            words = f"nft -f: virtual DNS: rules of others in dnat-dns are kept: {judgement.words}"
+            text = nftables.redirection(fresh) if fresh != rules else ""
+            work.do(words, partial(self._take_note, work, text, asked))
+        elif not work.dry_run:
+            self._nft.found_right(REDIRECTION, generation)
         return True
 
-    def _redirect(self, work: Work, text: str, virtual: Iterable[IPv4Address]) -> None:
+    def _waits(self, work: Work, choice: Choice, now: str) -> bool:
+        """Whether another program may be at work on the chain still. What it does not redirect meanwhile is refused."""
+        if not self._resident:
+            return False
+        clock = time.monotonic()
+        first, last, before = self._disturbed or (clock, clock, now)
+        self._disturbed = (first, last if before == now else clock, now)
+        if foreign_names.unfinished(*self._disturbed[:2], clock):
+            work.names = choice._replace(again=foreign_names.QUIET_SECONDS)
+            return True
+        log(WARNING, f"another program changed the chain ip qubes dnat-dns, which is put back: {self._why}")
+        return False
+
+    def _report_foreign(self, work: Work, judgement: Judgement) -> None:
+        """Names go by what the chain holds."""
+        reason = f"rules of another program in the chain ip qubes dnat-dns: {judgement.words}"
+        last = work.names.last if work.names is not None else None
+        work.names = nameservers.Choice(judgement.servers, reason, nameservers.FOREIGN, last)
+
+    def _take_note(self, work: Work, text: str, asked: _Asked) -> None:
+        """Another program's rules are in force from now on; what they do not redirect is refused."""
+        virtual, servers = asked
+        self._nft.run(text + nftables.refusal(virtual, servers if text else ()))
+        self._loaded(work, FOREIGN, virtual, servers)
+
+    def _redirect(self, work: Work, text: str, virtual: _Virtual) -> None:
         self._nft.run(text)
+        self._loaded(work, checksum(text.encode()), virtual, work.names.servers if work.names is not None else ())
+
+    def _loaded(self, work: Work, sum_of_text: str, virtual: _Virtual, chosen: tuple[Endpoint, ...]) -> None:
         generation = nft.generation()
-        loaded = Loaded(checksum(text.encode()), seen(nftables.DNS_CHAINS))
+        loaded = Loaded(sum_of_text, seen(nftables.DNS_CHAINS))
         conntrack.purge(virtual)  # else whoever asks from the same port is led to the former server for ever
-        # With nobody to ask there is nothing to start the updates proxy for.
-        before, servers = work.provided.servers, tuple(map(str, work.servers)) or work.provided.servers
+        # With no server to ask there is nothing to start the updates proxy for.
+        before, servers = work.provided.servers, tuple(map(str, chosen)) or work.provided.servers
         work.save(work.provided._replace(names=loaded, servers=servers))
         self._nft.found_right(REDIRECTION, generation)
         if servers != before:
             work.done += services.restart_updates_proxy(self._paths.flags)
 
+    # --- who is told -----------------------------------------------------------------------------------------------
+
     def _tell_firewall(self, work: Work) -> None:
         """The set of the firewall's table, which is made and else filled by the firewall's service."""
-        if self._told == work.servers and self._nft.settled(FIREWALL):
+        servers = work.names.servers if work.names is not None else ()
+        if self._told == servers and self._nft.settled(FIREWALL):
             return
         generation = nft.generation()
         listing = nft.named_set("ip", nftables.FIREWALL_TABLE, nftables.DNS_SET)
-        there = attachment.listed(listing)
-        wanted = frozenset(f"ip {nftables.DNS_SET} {server}" for server in work.servers)
-        if listing and there != wanted:
-            words = f"nft -f: {nftables.DNS_SET} of the firewall: {' '.join(map(str, work.servers)) or 'none'}"
-            work.do(words, partial(self._nft.run, nftables.firewall_servers(work.servers)))
+        addresses = tuple(server.address for server in servers if isinstance(server.address, IPv4Address))
+        wanted = frozenset(f"ip {nftables.DNS_SET} {address}" for address in addresses)
+        if listing and attachment.listed(listing) != wanted:
+            words = f"nft -f: {nftables.DNS_SET} of the firewall: {' '.join(map(str, addresses)) or 'none'}"
+            work.do(words, partial(self._nft.run, nftables.firewall_servers(addresses)))
             generation = nft.generation()
         if not work.dry_run:
             self._nft.found_right(FIREWALL, generation)
-            self._told = work.servers
+            self._told = servers
+
+    def _tell_people(self, work: Work) -> None:
+        """The journal, once for each time that names do not go where they usually do."""
+        if work.names is None or not self._resident:
+            return
+        trouble = work.names.reason if work.names.problem else ""
+        if trouble != self._trouble:
+            servers = " ".join(map(str, work.names.servers)) or "refused"
+            log(WARNING if trouble else INFO, f"virtual DNS -> {servers}: {work.names.reason}")
+        self._trouble = trouble

@@ -28,7 +28,7 @@ from .system.owned import Ledger
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
-    from .core.nameservers import LinkServers
+    from .core.nameservers import Heard
 
 # After systemd-resolved let us wait in vain once, passes do not wait for it again for so long.
 PATIENCE_SECONDS = 3.0
@@ -49,6 +49,7 @@ class Others:
         self._mended = False
         self._resolved_again = 0.0
         self._resolved_error: GuestnetError | None = None
+        self._silent: tuple[float, Heard] | None = None  # until when it is not asked for names again, and what it said
 
     # --- wake-ups, for the agent ---------------------------------------------------------------------------------
 
@@ -58,7 +59,10 @@ class Others:
 
     def drain(self) -> bool:
         """Read what the bus sent, a bounded part of it; True if a service came or went, or the bus did."""
-        return self._bus.drain()
+        if not self._bus.drain():
+            return False
+        self._silent = None
+        return True
 
     def due(self) -> float | None:
         """When a pass is to open the bus again, of the monotonic clock."""
@@ -136,17 +140,24 @@ class Others:
             self._resolved_error = error
             work.errors.append(error)
 
-    def name_servers(self, uplinks: frozenset[int]) -> tuple[LinkServers, ...] | None:
-        """The servers that systemd-resolved asks; None where it is not to be had, for whatever reason (behaviour B35).
+    def hear_names(self, uplinks: frozenset[int]) -> Heard:
+        """The servers that systemd-resolved asks, or why they are not to be had (behaviour B35).
 
         Args:
             uplinks: interface indexes of this qube's uplinks.
         """
+        if self._silent is not None and time.monotonic() < self._silent[0]:
+            return self._silent[1]
+        self._silent = None
         if not resolved.present():
-            return None
+            from .core.nameservers import NEVER_THERE  # a provider's alone
+
+            return NEVER_THERE
         self._bus.open()
-        port = self._bus.resolved()
-        return resolved.upstream(port, uplinks) if port is not None else None
+        heard = resolved.ask(self._bus.resolved(), uplinks)
+        if heard.problem == resolved.SILENT:
+            self._silent = (time.monotonic() + PATIENCE_SECONDS, heard)
+        return heard
 
     def take_down(self, entry: Interface, interface: str) -> None:
         """`uplink remove`: NetworkManager and systemd-resolved let go of it. What they refuse is harmless then."""
@@ -254,7 +265,9 @@ class _Work:
         from .system import hooks  # once for each change, in providers
 
         try:
-            self._save(entry._replace(hooked=now))
+            record = self._ledger.record
+            began = record.provided._replace(hooks=int(time.time()))  # what they write then is theirs
+            self._ledger.save(record.with_interface(entry._replace(hooked=now))._replace(provided=began))
         except GuestnetError as error:
             self.errors.append(error)
             return  # else they would run after every pass

@@ -30,7 +30,7 @@ from .work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
-    from .core.report import InterfaceReport
+    from .core.report import InterfaceReport, ResolverReport
     from .guarding import Guarding
     from .offloading import Offload
     from .others import Others
@@ -55,7 +55,7 @@ class Provider:
         self._nft, self._resident = Transactions(), resident
         self._rules = Rules(paths, self._nft)
         self._attachments = Attachments(paths.run, kernel, self._nft)
-        self._names = Names(paths, others, self._nft)
+        self._names = Names(paths, kernel, others, self._nft, resident=resident)
         self._offload = _offload(paths, self._nft, self._rules) if resident else None
         self._guard = _guard(self._nft) if resident else None
         self._swept: object = None  # what the vifs were last made for
@@ -78,7 +78,11 @@ class Provider:
         return work
 
     def after(
-        self, work: Work, own_servers: tuple[IPv4Address, ...], uplinks: Iterable[InterfaceReport]
+        self,
+        work: Work,
+        own_servers: tuple[IPv4Address, ...],
+        uplinks: Iterable[InterfaceReport],
+        resolver: ResolverReport | None = None,
     ) -> ProviderReport:
         """The rest, once the uplink is configured.
 
@@ -86,12 +90,14 @@ class Provider:
             work: from `before`.
             own_servers: the virtual DNS servers that this qube itself was given.
             uplinks: its own interfaces.
+            resolver: resolv.conf, where there is an uplink.
         """
         before = work.lines()
         if work.active:
             work.attempt(partial(self._sweep, work))
             indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
-            work.attempt(partial(self._names.lead, work, own_servers, indexes))
+            kept = resolver is not None and resolver.kept
+            work.attempt(partial(self._names.lead, work, own_servers, indexes, kept=kept))
             work.attempt(partial(self._rules.forward, work))
             if self._offload is not None:
                 work.attempt(partial(self._offload.bring, work))
@@ -114,7 +120,8 @@ class Provider:
             work = self.before(untrusted_entries, ledger, dry_run=False)
             work.raise_first()
             if work.active:
-                self._names.lead(work, own_servers, uplinks)
+                self._names.lead(work, own_servers, uplinks, kept=False)
+                work.raise_first()
             return tuple(work.done)
 
     # --- for the resident agent ----------------------------------------------------------------------------------

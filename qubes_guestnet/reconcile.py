@@ -13,23 +13,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from .core import mtu, networkmanager, plan, proxyarp, resolver, uplink
+from .core import mtu, networkmanager, plan, proxyarp, uplink
 from .core.namedtuple import NamedTuple
 from .core.networkmanager import ManagerChoice
 from .core.record import Fallback, Record
-from .core.report import Attended, InterfaceReport, Report, ResolverReport
+from .core.report import Attended, InterfaceReport, Report
 from .core.settings import Settings, UplinkSettings
 from .core.settings import parse as parse_settings
 from .core.values import IPV4, IPV6, IPAddress, Link, State, Tunable
 from .errors import FileError, GuestnetError, KernelError, Vanished
 from .paths import Paths
-from .system import files, services
+from .resolving import Ground, resolve
+from .system import services
 from .system.owned import Ledger
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from .core.resolver import TunnelFacts
     from .others import Others
     from .providing import Provider
 
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
 
         def observe(self, link: Link, neighbours: Iterable[IPAddress], settings: Iterable[Tunable] = ()) -> State:
             """What an interface has now."""
+
+        def tunnels(self, servers: Iterable[IPAddress], ours: Iterable[int]) -> TunnelFacts:
+            """What may show that a VPN is there."""
 
         def apply(self, op: plan.Op) -> None:
             """Carry out one operation or raise KernelError."""
@@ -102,13 +107,14 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
             ruled = asked.provider.before(untrusted_entries, ledger, asked.dry_run) if asked.provider else None
             interfaces = work.interfaces(ledger)
             if any(report.link is not None for report in interfaces):
-                names, failure = _resolver(settings, flags, paths, asked, manager)
+                ground = Ground(settings, flags, manager, kernel, ledger.record, interfaces)
+                names, failure = resolve(ground, paths, None if asked.dry_run else asked.may_rewrite)
                 errors += [failure] if failure else []
             if asked.others is not None:
                 attended = asked.others.attend(settings, flags, interfaces, ledger, asked.dry_run, not asked.only)
                 errors += attended.errors
             if asked.provider is not None and ruled is not None:
-                provided = asked.provider.after(ruled, settings.dns.servers, interfaces)
+                provided = asked.provider.after(ruled, settings.dns.servers, interfaces, names)
                 errors += provided.errors
     except GuestnetError as error:
         errors.append(error)
@@ -317,27 +323,3 @@ class _Work:
                     without_address.add(op.family)
             else:
                 self.applied.append(op)
-
-
-def _resolver(
-    settings: Settings, flags: uplink.Flags, paths: Paths, asked: Pass, manager: ManagerChoice
-) -> tuple[ResolverReport | None, GuestnetError | None]:
-    """The other half: resolv.conf, published if it is ours and differs."""
-    try:
-        facts = files.facts(paths.resolv_conf, disabled=flags.disable_dns_server, networkmanager=manager.networkmanager)
-    except GuestnetError as error:
-        return None, error
-    decision = resolver.choose_owner(facts)
-    wanted = None if settings.dns.held else resolver.wanted(decision, facts, settings.dns.servers)
-    report = ResolverReport(paths.resolv_conf, decision, wanted, facts.data, written=False)
-    if wanted is None or asked.dry_run or not (report.pending or facts.mode != files.PUBLIC):
-        return report, None
-    if not asked.may_rewrite(wanted):
-        limit = f"{resolver.RewriteBudget.LIMIT} times in {resolver.RewriteBudget.WINDOW:.0f} s"
-        problem = f"{paths.resolv_conf}: something overwrote it {limit}"
-        return report, GuestnetError(problem, "find out what, or list the file in /rw/config/protected-files.d")
-    try:
-        files.publish(paths.resolv_conf, wanted)
-    except GuestnetError as error:
-        return report, error
-    return report._replace(current=wanted, written=True), None

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address
 
 from .core.provider import ProviderSettings
 from .core.record import Provided
@@ -15,6 +14,7 @@ from .system.owned import Ledger
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .core.attachment import VifReport
+    from .core.nameservers import Choice
     from .core.provided import Lines, ProviderReport
 
 
@@ -42,8 +42,7 @@ class Work:
         self.mtu = 0
         self.untrusted_entries: Mapping[str, bytes] = {}
         self.ruled = self.planned = self.reloaded = False
-        self.servers: tuple[IPv4Address, ...] = ()
-        self.servers_reason = ""
+        self.names: Choice | None = None
         self.vifs: list[VifReport] = []
         self.todo: list[str] = []
         self.done: list[str] = []
@@ -95,10 +94,11 @@ class Work:
 
     def report(self, forwarding: frozenset[int], before: Lines) -> ProviderReport:
         """What came of it; `before` are the lines of what came before the uplink."""
+        from .core.nameservers import Choice
         from .core.provided import ProviderReport
 
         return ProviderReport(
-            self.settings, self.active, self.ipv6, forwarding, self.servers, self.servers_reason,
+            self.settings, self.active, self.ipv6, forwarding, self.names or Choice((), ""),
             tuple(self.vifs), before, self.lines(), (*self.settings.errors, *self.errors),
             self.ruled, self.provided.closed, self.provided.offload,
         )  # fmt: skip

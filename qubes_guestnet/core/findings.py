@@ -11,8 +11,9 @@ from .presence import Presence, remarks
 from .provider_findings import Ground
 from .provider_findings import remarks as provider_remarks
 from .report import InterfaceReport, Report, Standing
-from .resolver import Owner
+from .resolver import Owner, parse
 from .uplink import Style
+from .values import IPV4
 
 
 class Finding(NamedTuple):
@@ -125,7 +126,11 @@ def _interface_findings(interface: InterfaceReport) -> Iterator[Finding]:
 
 def _resolver_findings(evidence: Evidence) -> Iterator[Finding]:
     resolver = evidence.report.resolver if evidence.report else None
-    if resolver is not None and resolver.decision.owner not in (Owner.DIRECT, Owner.NETWORKMANAGER):
+    if resolver is not None and resolver.kept:
+        problem = f"{resolver.path} is another program's while it names its own servers: {resolver.decision.reasons}"
+        remedy = f"nothing to do if that is a VPN's; else stop what writes it, and empty it: : > {resolver.path}"
+        yield Finding("resolv-conf-kept", "note", problem, remedy)
+    elif resolver is not None and resolver.decision.owner not in (Owner.DIRECT, Owner.NETWORKMANAGER):
         problem = f"{resolver.path} is not ours to write: {resolver.decision.reasons}"
         yield Finding("resolv-conf-foreign", "warning", problem, "nothing to do if that is meant")
     elif resolver is not None and resolver.pending:
@@ -134,7 +139,29 @@ def _resolver_findings(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("resolv-conf-differs", "error", problem, remedy)
     for server in evidence.silent_servers:
         problem = f"nameserver {server} does not answer"
-        yield Finding("dns-unreachable", "error", problem, "is the provider online? qubes-guestnet check, there")
+        remedy = "is the provider, or the VPN it belongs to, online? qubes-guestnet check, there"
+        yield Finding("dns-unreachable", "error", problem, remedy)
+
+
+def servers_in_use(report: Report) -> tuple[str, ...]:
+    """The servers that `check` asks: those that are in use, and no others (behaviour B142).
+
+    In a VPN qube the servers of its provider are on the uplink and in resolv.conf, and the names go into the tunnel.
+
+    Args:
+        report: of a dry pass.
+
+    Returns:
+        Addresses of IPv4, with a port where it is not 53; none where no uplink is there.
+    """
+    if not any(interface.link is not None and interface.expected for interface in report.interfaces):
+        return ()
+    if report.provided is not None and report.provided.active:
+        return tuple(map(str, report.provided.names.servers))
+    if report.resolver is not None and report.resolver.kept:
+        named = parse(report.resolver.current).servers
+        return tuple(str(server) for server in named if server.version == IPV4 and not server.is_loopback)
+    return tuple(map(str, report.settings.dns.servers))
 
 
 def _gateway6_findings(evidence: Evidence) -> Iterator[Finding]:

@@ -1,20 +1,44 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which name servers the virtual DNS addresses of a provider lead to.
+"""Which name servers the virtual DNS addresses of a provider lead to: one decision over one record of facts.
 
 The answer is what this qube itself asks, as far as another machine can ask it too: no loopback address (a stub
 resolver listens there for this qube alone), and IPv4 only, for the virtual addresses are. Where a VPN brings servers
-for everything those are asked and no others (behaviour B37); where somebody set servers for the whole qube, those
-(behaviour B38). Rather nobody than somebody else: a question must not leave outside of the tunnel it is meant for.
+for everything those are asked and no others (behaviour B37); where the owner set servers for the whole qube, those
+(behaviour B38). Refused rather than led elsewhere: a question must not leave outside of the tunnel it is meant for.
+
+What decides, the first that says something:
+
+1. `[dns] servers` of guestnet.toml: the owner's word.
+2. systemd-resolved, by `_RANKS`. A server that is to be asked by TLS only cannot be asked by others, who ask in clear;
+   a link that is down carries no question: in both cases the questions are refused (B127).
+3. systemd-resolved was heard before and is not heard now: what it said last, for `HOLD_SECONDS`; then the questions are
+   refused until it is heard again, or the link that had the names is gone as a device (B128). A file that leads out
+   by that same link is no way around it, and is used at once.
+4. /etc/resolv.conf, if it names others than this qube's own virtual addresses. All of its lines count (B130).
+5. the virtual addresses of this qube's own provider.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
-from . import checks, resolver
+from . import resolver
+from .endpoint import Endpoint, host_of
 from .namedtuple import NamedTuple
+from .record import Last
 from .values import IPV4, IPAddress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# A restart of systemd-resolved takes a second, and one that hangs is ended by its watchdog after three minutes: longer
+# than most restarts, and short enough that a server that is no more is not asked for long. `[dns] hold` changes it.
+HOLD_SECONDS = 60
+LONGEST_HOLD = 3600
+# Until it is looked at again; a look at one that hangs costs half a second.
+PATIENCE_SECONDS, LONG_PATIENCE_SECONDS = 3, 15
 
 
 class LinkServers(NamedTuple):
@@ -25,15 +49,88 @@ class LinkServers(NamedTuple):
         servers: in the order of use.
         everything: names of every domain are asked here (it routes `~.`).
         uplink: the link is this qube's own uplink, whose servers we set ourselves.
+        default_route: names that no link's domain fits are asked here.
+        tls_only: its servers are to be asked by TLS and never in clear (DNSOverTLS=yes).
     """
 
     ifindex: int
-    servers: tuple[IPAddress, ...]
+    servers: tuple[Endpoint, ...]
     everything: bool = False
     uplink: bool = False
+    default_route: bool = True
+    tls_only: bool = False
 
 
-_Address = ipaddress.IPv4Address
+class Heard(NamedTuple):
+    """What came of asking systemd-resolved.
+
+    Args:
+        links: its servers; None when there was no answer.
+        problem: why there was none, in words; "" where it is not installed, or was never started.
+    """
+
+    links: tuple[LinkServers, ...] | None = None
+    problem: str = ""
+
+
+NEVER_THERE = Heard()
+
+
+class NameFacts(NamedTuple):
+    """All that the decision needs to know.
+
+    Args:
+        own: the virtual addresses of this qube's own provider. They are the way of last resort: they are on each
+            uplink, also where the names are meant to go elsewhere.
+        uplink: there is one. Without, its provider's addresses lead nowhere: questions are then refused at once,
+            instead of running out.
+        configured: `[dns] servers` of guestnet.toml; None where it says nothing.
+        heard: of systemd-resolved.
+        resolv_conf: what is in /etc/resolv.conf, empty for nothing.
+        unreadable: why it cannot be read, "" when it can.
+        kept: the file is taken to be a VPN's or a hook's, see `resolver.choose_owner`.
+        last: the answer of systemd-resolved that is in force; None when it was never heard, or something else counts.
+        up: interface index of each device there is, and whether it is up.
+        ways: by which device a server of the file is reached; needed only while `last` counts.
+        hold: how long the last answer holds, in seconds.
+        now: seconds, of the same clock as `Last.lost`.
+    """
+
+    own: tuple[IPAddress, ...] = ()
+    uplink: bool = True
+    configured: tuple[Endpoint, ...] | None = None
+    heard: Heard = NEVER_THERE
+    resolv_conf: bytes = b""
+    unreadable: str = ""
+    kept: bool = False
+    last: Last | None = None
+    up: Mapping[int, bool] = {}
+    ways: Mapping[IPAddress, int] = {}
+    hold: int = HOLD_SECONDS
+    now: int = 0
+
+
+# Why names are not led where the owner would expect; codes of `check`.
+HELD, REFUSED, TLS_ONLY = "dns-held", "dns-refused", "dns-tls-only"
+LINK_DOWN, UNREADABLE, FOREIGN = "dns-link-down", "dns-unreadable", "dns-foreign"
+
+
+class Choice(NamedTuple):
+    """The answer.
+
+    Args:
+        servers: in the order of use, without repetition; none: questions are refused.
+        reason: in one line where they are from, or why there are none.
+        problem: one of the codes above, "" where all is well.
+        last: what to remember of systemd-resolved's answer.
+        again: look again after so many seconds, for no event will tell; 0 for no need.
+    """
+
+    servers: tuple[Endpoint, ...]
+    reason: str
+    problem: str = ""
+    last: Last | None = None
+    again: int = 0
 
 
 class _Rank(NamedTuple):
@@ -42,7 +139,7 @@ class _Rank(NamedTuple):
     Args:
         reason: what they are, for people.
         counts: which links.
-        final: that there are such servers is the answer, also when nobody outside can ask them: to ask others
+        final: that there are such servers is the answer, also when no other qube can ask them: to ask others
             instead would be a leak.
         version: only servers of this family make it the answer; 0 for any.
     """
@@ -53,60 +150,181 @@ class _Rank(NamedTuple):
     version: int = 0
 
 
-# The first that has any.
+# The first that has any. A link that is asked for some domains only (DefaultRoute=no, without `~.`) is in none.
 _RANKS = (
     _Rank("servers of the whole qube", lambda link: link.ifindex == 0, final=True, version=IPV4),
     _Rank("a link that takes the names of every domain", lambda link: link.everything and not link.uplink, final=True),
-    _Rank("the links besides the uplink", lambda link: not link.uplink),
-    _Rank("the uplink", lambda link: link.uplink),
+    _Rank("the links besides the uplink", lambda link: link.default_route and not link.uplink),
+    _Rank("the uplink", lambda link: link.uplink and (link.everything or link.default_route)),
 )
+_TLS_WORDS = "{} is to be asked by TLS only (DNSOverTLS=yes), and the qubes ask in clear"
 
 
-def upstream(
-    links: Iterable[LinkServers] | None, resolv_conf: bytes, own: Iterable[IPAddress], *, uplink: bool
-) -> tuple[tuple[_Address, ...], str]:
-    """Choose the servers.
+def choose(facts: NameFacts) -> Choice:
+    """Choose the servers."""
+    if facts.configured is not None:
+        return _configured(facts, facts.configured)
+    if facts.heard.links is not None:
+        return _by_rank(facts, facts.heard.links) or _without(facts)
+    last = facts.last
+    if last is None or (last.link and last.link not in facts.up):
+        return _without(facts)
+    return _held(facts, last)
 
-    Args:
-        links: of systemd-resolved; None when it is not to be had, then the file counts (behaviour B35).
-        resolv_conf: what is in /etc/resolv.conf, empty for nothing.
-        own: the virtual addresses of this qube's own provider. They are the way of last resort: they are on each
-            uplink, also where the names are meant to go elsewhere.
-        uplink: there is one. Without, its provider's addresses lead nowhere: who asks is to be told so at once, instead
-            of waiting for an answer.
 
-    Returns:
-        The servers in the order of use, without repetition, and in one line where they are from.
-    """
-    own = tuple(own)
-    entries = () if links is None else tuple(links)
-    named = resolver.parse(resolv_conf).servers
+def _configured(facts: NameFacts, servers: tuple[Endpoint, ...]) -> Choice:
+    """The owner's own; its provider's addresses lead somewhere only while there is an uplink."""
+    found = tuple(server for server in servers if facts.uplink or server.address not in facts.own)
+    where = "guestnet.toml, [dns] servers"
+    return Choice(found, where if found else f"{where}: this qube's own provider, and there is none now")
+
+
+def _by_rank(facts: NameFacts, links: tuple[LinkServers, ...]) -> Choice | None:
+    """What systemd-resolved says, if that is an answer."""
     for rank in _RANKS:
-        chosen = [server for link in entries if rank.counts(link) for server in link.servers if server not in own]
-        found = _usable(chosen)
-        if found or (rank.final and any(rank.version in (0, server.version) for server in chosen)):
-            return found, f"systemd-resolved: {rank.reason}"
-    found = _usable(named)
-    if any(server not in own for server in found):
-        return tuple(server for server in found if uplink or server not in own), "/etc/resolv.conf"
-    if links is None and named and not found:
-        # Addresses that nobody else can ask mean a resolver of this qube's own, and its provider's is another.
-        return (), "/etc/resolv.conf: a resolver of this qube alone"
-    if own and not uplink:
-        return (), "this qube's own provider, and there is none now"
-    return _usable(own), "this qube's own provider" if own else "none known"
+        counting = [link for link in links if rank.counts(link)]
+        if not rank.final:
+            counting = [link for link in counting if facts.up.get(link.ifindex, True)]
+        reason, chosen = f"systemd-resolved: {rank.reason}", _others(counting, facts.own)
+        usable = [(link, server) for link, server in chosen if host_of(server.address)]
+        clear = [(link, server) for link, server in usable if not link.tls_only]
+        ready = [(link, server) for link, server in clear if not link.ifindex or facts.up.get(link.ifindex, True)]
+        found = tuple(dict.fromkeys(server for _, server in ready))
+        last = Last(found, next((link.ifindex for link, _ in ready or usable or chosen), 0))
+        if found:
+            return Choice(found, reason, last=last)
+        if clear:
+            return Choice((), f"{reason}, and it is down", LINK_DOWN, last)
+        if usable:
+            return Choice((), f"{reason}: {_TLS_WORDS.format(usable[0][1])}", TLS_ONLY, last)
+        if rank.final and any(rank.version in (0, server.address.version) for _, server in chosen):
+            return Choice((), f"{reason}, with none that other qubes can ask", last=last)
+    return None
 
 
-def _usable(servers: Iterable[IPAddress]) -> tuple[_Address, ...]:
+def _others(links: Iterable[LinkServers], own: tuple[IPAddress, ...]) -> list[tuple[LinkServers, Endpoint]]:
+    """Servers of these links, without those of this qube's own provider."""
+    return [(link, server) for link in links for server in link.servers if server.address not in own]
+
+
+def _held(facts: NameFacts, last: Last) -> Choice:
+    """systemd-resolved was there and is not heard: what it said last, for a bounded time, and then nothing."""
+    named = _named(facts)
+    foreign = [server for server in named if server.address not in facts.own]
+    same_way = last.link and all(facts.ways.get(server.address) == last.link for server in foreign)
+    if foreign and (facts.kept or same_way):
+        return Choice(named, f"/etc/resolv.conf, for systemd-resolved {facts.heard.problem}", last=last)
+    last = last._replace(lost=last.lost or max(facts.now, 1))
+    left, problem = facts.hold - (facts.now - last.lost), facts.heard.problem
+    if left > 0:
+        reason = f"systemd-resolved {problem}; what it said last holds for {facts.hold} s"
+        return Choice(last.servers, reason, HELD, last, min(left, PATIENCE_SECONDS))
+    reason = f"systemd-resolved {problem}, and where names go to without it is not known to be the same way"
+    return Choice((), reason, REFUSED, last, LONG_PATIENCE_SECONDS)
+
+
+def _without(facts: NameFacts) -> Choice:
+    """Without systemd-resolved: the file, else this qube's own provider."""
+    if facts.unreadable:
+        return Choice((), f"/etc/resolv.conf cannot be read: {facts.unreadable}", UNREADABLE)
+    named, found = resolver.parse(facts.resolv_conf, every=True).servers, _named(facts)
+    if any(server.address not in facts.own for server in found):
+        servers = tuple(server for server in found if facts.uplink or server.address not in facts.own)
+        return Choice(servers, "/etc/resolv.conf")
+    if facts.heard.links is None and named and not found:
+        # Addresses that only this qube can ask mean a resolver of its own, and its provider's is another.
+        return Choice((), "/etc/resolv.conf: a resolver of this qube alone")
+    return _own(facts)
+
+
+def _own(facts: NameFacts) -> Choice:
+    if not facts.own:
+        return Choice((), "none known")
+    if not facts.uplink:
+        return Choice((), "this qube's own provider, and there is none now")
+    for link in facts.heard.links or ():
+        if link.uplink and link.tls_only and any(server.address in facts.own for server in link.servers):
+            reason = f"this qube's own provider: {_TLS_WORDS.format(facts.own[0])}"
+            return Choice((), reason, TLS_ONLY)
+    return Choice(_usable(facts.own), "this qube's own provider")
+
+
+def _named(facts: NameFacts) -> tuple[Endpoint, ...]:
+    """Servers of the file that another machine can ask, all of its lines."""
+    return _usable(resolver.parse(facts.resolv_conf, every=True).servers)
+
+
+def _usable(addresses: Iterable[IPAddress]) -> tuple[Endpoint, ...]:
     """Those that another machine can ask, each once."""
-    return tuple(dict.fromkeys(own for own in servers if isinstance(own, _Address) and checks.is_host(own)))
+    return tuple(dict.fromkeys(Endpoint(address) for address in addresses if host_of(address)))
 
 
-def pairs(virtual: Iterable[_Address], servers: Iterable[_Address]) -> tuple[tuple[_Address, _Address], ...]:
+def asked_by_route(facts: NameFacts) -> tuple[IPAddress, ...]:
+    """Servers of the file whose way out decides, because systemd-resolved is not heard any more; mostly none."""
+    if facts.configured is not None or facts.heard.links is not None or facts.last is None:
+        return ()
+    return tuple(server.address for server in _named(facts) if server.address not in facts.own)
+
+
+_Address = ipaddress.IPv4Address
+
+
+def pairs(virtual: Iterable[_Address], servers: Iterable[Endpoint]) -> tuple[tuple[_Address, Endpoint], ...]:
     """Virtual address → server, for each virtual address exactly one.
 
     Fewer servers than virtual addresses are used in turn: an address left out was a question that left this qube as it
-    was, into a network where nobody answers it (behaviour B39). No server, no pair.
+    was, into a network where it is never answered (behaviour B39). No server, no pair.
     """
     servers = tuple(servers)
     return tuple((address, servers[i % len(servers)]) for i, address in enumerate(virtual) if servers)
+
+
+# --- [dns] of guestnet.toml --------------------------------------------------------------------------------------
+
+
+class DnsSettings(NamedTuple):
+    """What the owner says of names.
+
+    Args:
+        servers: where the virtual addresses are to lead; None for where this qube asks itself.
+        hold: how long the last answer of systemd-resolved holds, in seconds.
+    """
+
+    servers: tuple[Endpoint, ...] | None = None
+    hold: int = HOLD_SECONDS
+
+
+SERVERS_EXPECTED = '[dns] servers is a list of IPv4 addresses that other qubes can ask: ["10.8.0.1", "10.8.0.2:5353"]'
+HOLD_EXPECTED = f"[dns] hold is a number of seconds from 0 to {LONGEST_HOLD}"
+
+
+def parse_settings(table: object) -> DnsSettings:
+    """The table `[dns]`.
+
+    Args:
+        table: as the TOML parser gives it; {} where there is none.
+
+    Raises:
+        ValueError: of something that is not valid, in words that name the key and what would be right.
+    """
+    if not isinstance(table, dict):
+        raise ValueError("dns is a table: [dns]")
+    for key in table:
+        if key not in ("servers", "hold"):
+            raise ValueError(f"[dns] {key[:40]!r} is not known; its keys are servers and hold")
+    servers, hold = table.get("servers"), table.get("hold", HOLD_SECONDS)
+    if type(hold) is not int or not 0 <= hold <= LONGEST_HOLD:
+        raise ValueError(HOLD_EXPECTED)
+    return DnsSettings(None if servers is None else tuple(_endpoints(servers)), hold)
+
+
+def _endpoints(listed: object) -> Iterator[Endpoint]:
+    from . import endpoint
+
+    if not isinstance(listed, list) or not listed:
+        raise ValueError(SERVERS_EXPECTED)
+    for word in listed:
+        try:
+            yield endpoint.parse(word)
+        except (ValueError, AttributeError):
+            raise ValueError(f"{str(word)[:40]!r} is not valid; {SERVERS_EXPECTED}") from None

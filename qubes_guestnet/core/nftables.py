@@ -21,6 +21,10 @@ from .namedtuple import NamedTuple
 from .values import IPV4, IPV6, IPAddress
 from .vif import parse_name
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .endpoint import Endpoint
+
 TABLE = "qubes"
 # A table of the family inet that belongs to the resident agent of a provider (system/nft_guard).
 GUARD = "qubes-guard"
@@ -268,9 +272,9 @@ def _elements(verb: str, name: str, elements: tuple[tuple[int, str], ...]) -> st
 
 
 def dnat(
-    pairs: Iterable[tuple[ipaddress.IPv4Address, ipaddress.IPv4Address]],
+    pairs: Iterable[tuple[ipaddress.IPv4Address, Endpoint]],
     virtual: Iterable[ipaddress.IPv4Address],
-    servers: Iterable[ipaddress.IPv4Address],
+    servers: Iterable[Endpoint],
 ) -> str:
     """The redirection of the virtual DNS addresses, and the refusal of what it does not redirect, in one.
 
@@ -280,21 +284,33 @@ def dnat(
     Args:
         pairs: virtual address → server; UDP and TCP (behaviour B43).
         virtual: the addresses that are never to leave as they are.
-        servers: the real ones. A proxy's are the virtual ones of the next provider: these do leave, for port 53 only.
+        servers: the real ones. A proxy's are the virtual ones of the next provider: these do leave, for the port of
+            names only.
     """
-    pairs, virtual = tuple(pairs), tuple(dict.fromkeys(virtual))
-    through = tuple(address for address in virtual if address in frozenset(servers))
-    lines = [f"flush chain {word} {TABLE} {chain}" for word, chain in DNS_CHAINS]
-    lines += [
-        f"add rule ip {TABLE} dnat-dns ip daddr {address} {protocol} dport 53 dnat to {server}"
-        for address, server in pairs
-        for protocol in ("udp", "tcp")
-    ]
-    if through:
-        passing = ", ".join(map(str, through))
-        lines.append(
-            f"add rule ip {TABLE} dns-reject ip daddr {{ {passing} }} meta l4proto {{ tcp, udp }} th dport 53 return"
-        )
+    return redirection(dnat_rules(pairs)) + refusal(virtual, servers)
+
+
+def dnat_rules(pairs: Iterable[tuple[ipaddress.IPv4Address, Endpoint]]) -> tuple[str, ...]:
+    """The rules of the redirection, as nft prints them too."""
+    each = ((address, server, protocol) for address, server in pairs for protocol in ("udp", "tcp"))
+    return tuple(f"ip daddr {address} {protocol} dport 53 dnat to {server}" for address, server, protocol in each)
+
+
+def redirection(rules: Iterable[str]) -> str:
+    """The first half of `dnat`, of any rules."""
+    lines = (f"add rule ip {TABLE} dnat-dns {rule}" for rule in rules)
+    return "".join(f"{line}\n" for line in (f"flush chain ip {TABLE} dnat-dns", *lines))
+
+
+def refusal(virtual: Iterable[ipaddress.IPv4Address], servers: Iterable[Endpoint]) -> str:
+    """The second half of `dnat`, for where the first one is another program's."""
+    virtual = tuple(dict.fromkeys(virtual))
+    through = [server for server in dict.fromkeys(servers) if server.address in virtual]
+    lines = [f"flush chain ip {TABLE} dns-reject"]
+    for port in dict.fromkeys(server.port for server in through):
+        passing = ", ".join(str(server.address) for server in through if server.port == port)
+        words = f"ip daddr {{ {passing} }} meta l4proto {{ tcp, udp }} th dport {port} return"
+        lines.append(f"add rule ip {TABLE} dns-reject {words}")
     if virtual:
         refused = f"add rule ip {TABLE} dns-reject ip daddr {{ {', '.join(map(str, virtual))} }}"
         lines.append(f"{refused} meta l4proto tcp counter reject with tcp reset")
@@ -304,7 +320,7 @@ def dnat(
 
 def firewall_servers(servers: Iterable[ipaddress.IPv4Address]) -> str:
     """Make the firewall's set hold these servers and no others (behaviour B45). The set has to be there."""
-    members = ", ".join(map(str, servers))
+    members = ", ".join(map(str, dict.fromkeys(servers)))
     text = f"flush set ip {FIREWALL_TABLE} {DNS_SET}\n"
     return text + (f"add element ip {FIREWALL_TABLE} {DNS_SET} {{ {members} }}\n" if members else "")
 

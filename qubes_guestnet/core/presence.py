@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from .namedtuple import NamedTuple
 from .networkmanager import profile_name
 from .report import InterfaceReport, Report
+from .uplink import Style
 
 
 class Presence(NamedTuple):
@@ -17,11 +18,13 @@ class Presence(NamedTuple):
         programs: names of running processes as the kernel shortens them to 15 characters.
         tunnels: interfaces of a VPN: WireGuard, and tun.
         leading: interface of the IPv4 default route that is in force, "" for none.
+        pasta: name of the program that connects rootless containers (pasta, passt), "" where it is not installed.
     """
 
     programs: frozenset[str] = frozenset()
     tunnels: tuple[str, ...] = ()
     leading: str = ""
+    pasta: str = ""
 
 
 NOBODY = Presence()
@@ -59,6 +62,10 @@ def remarks(report: Report, presence: Presence) -> Iterator[Remark]:
     yield from _networkmanager(there, presence)
     if not there:
         return
+    if presence.pasta and any(each.choice.style is Style.DEVICE and each.observed.routes for each in there):
+        problem = f"{presence.pasta} is installed, and finds no outward interface: the default route has no gateway"
+        remedy = "the service flag guestnet-gateway-route, if you use it (rootless podman); nothing to do otherwise"
+        yield Remark("gateway-wanted", "note", problem, remedy)
     if _RESOLVED in presence.programs:
         problem = "systemd-resolved is running: it is told the name servers of the uplink; resolv.conf does without it"
         yield Remark("resolved-present", "note", problem, _NOTHING)

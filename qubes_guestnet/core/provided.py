@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
-
 from ..errors import GuestnetError
 from .attachment import VifReport
 from .namedtuple import NamedTuple
+from .nameservers import Choice
 from .provider import ProviderSettings
 
 
@@ -26,8 +25,7 @@ class ProviderReport(NamedTuple):
         active: this qube gives network to others: its key and its service flag are there.
         ipv6: to them IPv6 as well.
         forwarding: families (4, 6) that the kernel forwards at the end of the pass.
-        servers: where the virtual DNS addresses lead to; empty: they are rejected.
-        servers_reason: where these come from, in words.
+        names: where the virtual DNS addresses lead to, and why.
         vifs: those that were looked at; a resident pass looks at all of them only when it has a reason to.
         before: what comes before the uplink: rules first.
         after: what comes after it.
@@ -41,8 +39,7 @@ class ProviderReport(NamedTuple):
     active: bool = False
     ipv6: bool = False
     forwarding: frozenset[int] = frozenset()
-    servers: tuple[IPv4Address, ...] = ()
-    servers_reason: str = ""
+    names: Choice = Choice((), "")
     vifs: tuple[VifReport, ...] = ()
     before: Lines = Lines()
     after: Lines = Lines()

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from . import nameservers
 from .namedtuple import NamedTuple
 from .presence import Remark
 from .values import IPV4, IPV6
 
 TYPE_CHECKING = False  # a qube that gives network to nobody loads nothing of a provider
 if TYPE_CHECKING:
+    from .cut_off import Drop
     from .provided import ProviderReport
     from .shadows import Shadow
 
+SHOWN = 5  # rules that are told one by one
 GOOD, MISSING, CHANGED = "good", "missing", "changed"
 _APPLY = "qubes-guestnet apply, and see what it says"
 
@@ -26,12 +29,16 @@ class Ground(NamedTuple):
         unknown: names of vifs without a record.
         gone: names of vifs with a record and without a device.
         shadows: chains of others that come before ours.
+        drops: rules in `custom-forward` that drop or refuse.
+        tunnel: a device that shows that a VPN is there, "" for none.
     """
 
     rules: str = GOOD
     unknown: tuple[str, ...] = ()
     gone: tuple[str, ...] = ()
     shadows: tuple[Shadow, ...] = ()
+    drops: tuple[Drop, ...] = ()
+    tunnel: str = ""
 
 
 def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
@@ -60,6 +67,7 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
     yield from _forwarding(report)
     yield from _ipv6(report)
     yield from _names(report)
+    yield from _cut_off(ground)
     yield from _vifs(report, ground)
 
 
@@ -80,8 +88,29 @@ def _ipv6(report: ProviderReport) -> Iterator[Remark]:
         yield Remark("ipv6-refused", "warning", problem, remedy)
 
 
+# What is wrong with names, by the code that `nameservers` gives; severity and what to do.
+_SERVERS = "or name servers in [dns] of /etc/qubes/guestnet.toml"
+NAMES = {
+    nameservers.HELD: ("warning", f"systemctl start systemd-resolved; {_SERVERS}"),
+    nameservers.REFUSED: ("error", f"systemctl start systemd-resolved; {_SERVERS}"),
+    nameservers.TLS_ONLY: (
+        "error",
+        f"let a resolver in this qube ask by TLS and lead the qubes to it, see docs/provider.md; {_SERVERS}",
+    ),
+    nameservers.LINK_DOWN: ("error", "bring the VPN up; or have its client or resolvectl revert take its servers back"),
+    nameservers.UNREADABLE: ("error", f"mend /etc/resolv.conf; {_SERVERS}"),
+    nameservers.FOREIGN: ("note", "nothing to do if that is meant; nft flush chain ip qubes dnat-dns ends it"),
+}
+
+
 def _names(report: ProviderReport) -> Iterator[Remark]:
-    if not report.servers and "dns" not in report.settings.held:
+    names = report.names
+    if names.problem:
+        severity, remedy = NAMES[names.problem]
+        led = f"go to {' '.join(map(str, names.servers))}" if names.servers else "are refused"
+        words = "follow" if names.problem == nameservers.FOREIGN else f"{led}:"
+        yield Remark(names.problem, severity, f"names of the qubes {words} {names.reason}", remedy)
+    elif not names.servers and "dns" not in report.settings.held:
         problem = f"no name server is known that other qubes can ask: their queries are rejected ({reason(report)})"
         remedy = "is this qube online? It takes them from systemd-resolved, else from /etc/resolv.conf"
         yield Remark("dns-unknown", "warning", problem, remedy)
@@ -89,7 +118,25 @@ def _names(report: ProviderReport) -> Iterator[Remark]:
 
 def reason(report: ProviderReport) -> str:
     """Where the servers come from, or why there is none."""
-    return report.servers_reason or "nobody looked"
+    return report.names.reason or "nobody looked"
+
+
+def _cut_off(ground: Ground) -> Iterator[Remark]:
+    """Rules of the owner's that refuse; without a tunnel those at the uplink leave the qubes nothing."""
+    closed = {drop for drop in ground.drops if drop.uplink and not ground.tunnel}
+    families = " and ".join(sorted({{"ip": "IPv4", "ip6": "IPv6"}[drop.family] for drop in closed}))
+    if families:
+        rule = next(drop.rule for drop in ground.drops if drop in closed)
+        problem = f"{families} of the qubes reaches nothing: custom-forward has `{rule}`, and there is no tunnel"
+        yield Remark("kill-switch-closed", "warning", problem, "start the VPN; or take the rule out of custom-forward")
+    others = [drop for drop in ground.drops if drop not in closed]
+    for drop in others[:SHOWN]:
+        cut = "cuts off all that leaves by the Qubes uplink" if drop.uplink else "cuts off what it matches"
+        problem = f"custom-forward of {drop.family} qubes {cut}: `{drop.rule}`"
+        yield Remark("custom-forward-drops", "note", problem, "nothing to do if that is meant")
+    if others[SHOWN:]:
+        problem = f"custom-forward has {len(others) - SHOWN} more rules that drop or refuse"
+        yield Remark("custom-forward-drops", "note", problem, "nft list chain ip qubes custom-forward shows them")
 
 
 def _vifs(report: ProviderReport, ground: Ground) -> Iterator[Remark]:

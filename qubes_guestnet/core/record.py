@@ -10,6 +10,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 
+from . import endpoint
+from .endpoint import Endpoint
 from .namedtuple import NamedTuple
 from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned
 
@@ -53,11 +55,29 @@ class Interface(NamedTuple):
     resolved: bool = False
 
 
+# In place of the sum of a text of ours: what is in the chain is another program's, and is kept (behaviour B123).
+FOREIGN = "foreign"
+
+
+class Last(NamedTuple):
+    """The answer of systemd-resolved that the virtual DNS addresses follow (behaviour B128).
+
+    Args:
+        servers: where they lead to; none: questions were refused.
+        link: interface index of the link that had the names, 0 for the whole qube.
+        lost: since when it is not heard any more, in seconds of a clock that only goes forward; 0 while it is.
+    """
+
+    servers: tuple[Endpoint, ...] = ()
+    link: int = 0
+    lost: int = 0
+
+
 class Loaded(NamedTuple):
     """One nft transaction of ours that is in force.
 
     Args:
-        text: sum of the text that was loaded, "" for never.
+        text: sum of the text that was loaded, "" for never, FOREIGN for one that is not ours.
         seen: sum of what nft listed right after. A later listing with another sum was changed by somebody else.
     """
 
@@ -72,6 +92,8 @@ class Provided(NamedTuple):
         rules: the base rules.
         names: the redirection of the virtual DNS addresses.
         servers: where it leads to; the updates proxy was last started with them.
+        last: the answer of systemd-resolved that is in force; None when something else counts.
+        hooks: when the user's hooks were started last, in seconds of the wall clock; 0 for never.
         forwarding: families (4, 6) whose forwarding we switched on. What another switched on is not ours to end.
         closed: `forwarding off` was said, and nothing is forwarded until `forwarding on`.
         offload: whether connections are offloaded, in words that begin with OFFLOADED if they may be; "" before the
@@ -86,6 +108,8 @@ class Provided(NamedTuple):
     closed: bool = False
     offload: str = ""
     connected: str = ""
+    last: Last | None = None
+    hooks: int = 0
 
     @property
     def offloading(self) -> bool:
@@ -201,6 +225,10 @@ def _lines(record: Record) -> Iterator[str]:
             yield f"{word} {loaded.text} {loaded.seen}"
     if provided.servers:
         yield f"servers {' '.join(provided.servers)}"
+    if provided.last is not None:
+        yield " ".join(map(str, ("heard", provided.last.link, provided.last.lost, *provided.last.servers)))
+    if provided.hooks:
+        yield f"hooks {provided.hooks}"
     yield from (f"forwarding {family}" for family in sorted(provided.forwarding))
     if provided.closed:
         yield "closed"
@@ -271,7 +299,16 @@ def _names(provided: Provided, text: str) -> Provided:
 
 
 def _servers(provided: Provided, text: str) -> Provided:
-    return provided._replace(servers=tuple(str(ipaddress.ip_address(word)) for word in text.split()))
+    return provided._replace(servers=tuple(str(endpoint.parse(word)) for word in text.split()))
+
+
+def _hooks(provided: Provided, text: str) -> Provided:
+    return provided._replace(hooks=int(text))
+
+
+def _heard(provided: Provided, text: str) -> Provided:
+    link, lost, *servers = text.split()
+    return provided._replace(last=Last(tuple(map(endpoint.parse, servers)), int(link), int(lost)))
 
 
 def _forwarding(provided: Provided, text: str) -> Provided:
@@ -294,6 +331,8 @@ _PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
     "rules": _rules,
     "names": _names,
     "servers": _servers,
+    "heard": _heard,
+    "hooks": _hooks,
     "forwarding": _forwarding,
     "closed": _closed,
     "offload": _offload,

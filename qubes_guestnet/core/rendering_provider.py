@@ -29,8 +29,9 @@ def as_data(report: ProviderReport | None) -> dict[str, Any] | None:
         "held": sorted(report.settings.held),
         "dns": {
             "virtual": list(map(str, report.settings.virtual_dns)),
-            "servers": list(map(str, report.servers)),
-            "reason": report.servers_reason,
+            "servers": list(map(str, report.names.servers)),
+            "reason": report.names.reason,
+            "problem": report.names.problem,
         },
         "offload": _offload(report),
         "vifs": [_vif_data(vif) for vif in report.vifs],
@@ -83,9 +84,9 @@ def _names(report: ProviderReport) -> str:
     virtual = _join(report.settings.virtual_dns)
     if "dns" in report.settings.held:
         return "as it was"
-    if not report.servers:
-        return f"{virtual} rejected: no server known ({report.servers_reason})"
-    return f"{virtual} -> {_join(report.servers)} ({report.servers_reason})"
+    if not report.names.servers:
+        return f"{virtual} rejected: no server known ({report.names.reason})"
+    return f"{virtual} -> {_join(report.names.servers)} ({report.names.reason})"
 
 
 def _vif_line(report: VifReport) -> str:

@@ -7,7 +7,7 @@ from ..errors import GuestnetError
 from .namedtuple import NamedTuple
 from .networkmanager import ManagerChoice
 from .plan import Op, Verb
-from .resolver import Decision, parse
+from .resolver import KEPT, Decision, parse
 from .settings import Settings, UplinkSettings
 from .uplink import StyleChoice
 from .values import Link, State
@@ -73,6 +73,7 @@ class ResolverReport(NamedTuple):
         wanted: content asked for, None where the file is not ours to write.
         current: content at the end of the pass, b"" where it is no file.
         written: whether this pass wrote it.
+        replaced: servers of another program's that it named before that, in words.
     """
 
     path: str
@@ -80,6 +81,18 @@ class ResolverReport(NamedTuple):
     wanted: bytes | None
     current: bytes
     written: bool
+    replaced: str = ""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the file is another program's or a hook's to write, and names servers of its own."""
+        return self.decision.owner in KEPT
+
+    @property
+    def written_back(self) -> str:
+        """For the journal, after another program's servers were overwritten."""
+        remedy = f"list {self.path} in a file in /rw/config/protected-files.d to keep what it writes"
+        return f"{self.path} named {self.replaced}, is written back, for there is no VPN and no hook wrote it; {remedy}"
 
     @property
     def pending(self) -> bool:

@@ -10,7 +10,10 @@ into comments. The first fact in this order that is true decides:
 2. immutable: `chattr +i` says the same to everybody.
 3. disabled: the service `disable-dns-server`. What we wrote is emptied, what another wrote stays (B15).
 4. networkmanager: NetworkManager configures the uplink and with it the servers.
-5. else it is ours. A symbolic link is replaced by a file, wherever it leads: systemd leaves one that leads to nothing
+5. hook: a user's hook wrote it, and it names servers other than dom0's (B124).
+6. tunnel: another program wrote it while a VPN is there, and it names servers other than dom0's. Written back, the
+   names of this qube and of those behind it left outside of the tunnel (B124). It is ours again when the tunnel goes.
+7. else it is ours. A symbolic link is replaced by a file, wherever it leads: systemd leaves one that leads to nothing
    when its resolver is off (B19).
 """
 
@@ -48,17 +51,22 @@ def render(servers: Iterable[IPAddress]) -> bytes:
     return HEADER + b"".join(lines) if lines else b""
 
 
-def parse(data: bytes) -> Resolver:
+def parse(data: bytes, *, every: bool = False) -> Resolver:
     """Read a resolv.conf as the C library does; what it would not understand is passed over.
 
     A keyword counts only at the very start of a line, and `#` or `;` there makes a comment (resolv.conf(5)).
+
+    Args:
+        data: the file.
+        every: all servers, also those that the C library does not come to. For whoever cannot use each: three IPv6
+            servers in front hid the only one that other qubes can ask (behaviour B130).
     """
     servers: list[IPAddress] = []
     for line in data.split(b"\n"):
         if not line.startswith((b"nameserver ", b"nameserver\t")):
             continue
         words = line.split()
-        if len(words) > 1 and len(servers) < MAX_NAMESERVERS:
+        if len(words) > 1 and (every or len(servers) < MAX_NAMESERVERS):
             try:
                 servers.append(ipaddress.ip_address(words[1].decode("ascii")))
             except ValueError:  # also UnicodeDecodeError
@@ -78,6 +86,10 @@ class FileFacts(NamedTuple):
         immutable: has the immutable or append-only attribute.
         disabled: the service `disable-dns-server` is set.
         networkmanager: NetworkManager configures the uplink.
+        linked: what is behind a symbolic link, empty where that is nothing.
+        hook: the hook that wrote it, "" for none.
+        tunnel: what shows that a VPN is there, "" for none; see `tunnel`. Neither counts for a file that names no
+            servers other than dom0's.
     """
 
     kind: str = "missing"
@@ -88,11 +100,19 @@ class FileFacts(NamedTuple):
     immutable: bool = False
     disabled: bool = False
     networkmanager: bool = False
+    linked: bytes = b""
+    hook: str = ""
+    tunnel: str = ""
 
     @property
     def ours(self) -> bool:
         """It is a file that we wrote. We never make a link, so a link to our words is not ours."""
         return self.kind == "regular" and parse(self.data).ours
+
+    @property
+    def content(self) -> bytes:
+        """What a program that opens the file reads."""
+        return self.linked if self.kind == "symlink" else self.data
 
     def holds(self, data: bytes, mode: int = 0o644) -> bool:
         """It already is what publishing `data` would make of it."""
@@ -106,7 +126,13 @@ class Owner(enum.Enum):
     IMMUTABLE = "immutable"
     DISABLED = "disabled"
     NETWORKMANAGER = "networkmanager"
+    HOOK = "hook"
+    TUNNEL = "tunnel"
     DIRECT = "direct"
+
+
+# Of these the file is as long as it names servers of theirs.
+KEPT = frozenset({Owner.HOOK, Owner.TUNNEL})
 
 
 class Decision(NamedTuple):
@@ -127,14 +153,77 @@ _OWNERS: tuple[tuple[Owner, Callable[[FileFacts], object]], ...] = (
     (Owner.IMMUTABLE, lambda facts: facts.immutable),
     (Owner.DISABLED, lambda facts: facts.disabled),
     (Owner.NETWORKMANAGER, lambda facts: facts.networkmanager),
+    (Owner.HOOK, lambda facts: facts.hook),
+    (Owner.TUNNEL, lambda facts: facts.tunnel),
 )
+
+
+def others(facts: FileFacts, servers: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
+    """Servers in the file that are not dom0's, of a file that is not ours; what a VPN or a hook may have written.
+
+    A link to a stub resolver (127.0.0.53) is what systemd leaves behind, and no VPN's (B19).
+
+    Args:
+        facts: the file.
+        servers: dom0's.
+    """
+    if facts.ours:
+        return ()
+    ours = frozenset(servers)
+    named = parse(facts.content, every=True).servers
+    return tuple(own for own in named if own not in ours and not (facts.kind == "symlink" and own.is_loopback))
+
+
+class Way(NamedTuple):
+    """By which device a server of the file would be asked; names of devices, "" for none.
+
+    Args:
+        server: of the file.
+        device: by which packets to it leave.
+    """
+
+    server: IPAddress
+    device: str
+
+
+class TunnelFacts(NamedTuple):
+    """What may show that a VPN is there. Every device is one that is neither an uplink of ours nor a vif nor lo.
+
+    Args:
+        ways: of the file's servers.
+        links: devices without a link layer that are up: tun, WireGuard, PPP. A client tells of its servers before it
+            sets its routes (wg-quick, OpenVPN).
+        defaults: devices that carry a default route, or half of one (0.0.0.0/1).
+    """
+
+    ways: tuple[Way, ...] = ()
+    links: tuple[str, ...] = ()
+    defaults: tuple[str, ...] = ()
+
+
+def tunnel(facts: TunnelFacts) -> str:
+    """The device that shows that a VPN is there, "" for none: one that leads to a server, else the others in turn."""
+    leading = tuple(way.device for way in facts.ways if way.device)
+    return next(iter((*leading, *facts.links, *facts.defaults)), "")
+
+
+def hook_wrote(modified: float, began: int, limit: float) -> bool:
+    """Whether the file was written while the hooks ran that began last.
+
+    Args:
+        modified: when the file was written, seconds of the wall clock.
+        began: when the hooks were started; 0 for never.
+        limit: how long they may run, in seconds.
+    """
+    return bool(began) and began <= modified <= began + limit
 
 
 def choose_owner(facts: FileFacts) -> Decision:
     """Decide whose file it is; the first fact of the list that is true wins, and all of them are in the reasons."""
     answers = [(owner, fact(facts)) for owner, fact in _OWNERS]
     owner = next((owner for owner, answer in answers if answer), Owner.DIRECT)
-    words = [f"{name.value}={_word(answer)}" for name, answer in answers]
+    # What shows a VPN or a hook is looked at only where the file names servers of theirs.
+    words = [f"{name.value}={_word(answer)}" for name, answer in answers if answer or name not in KEPT]
     kind = f"symlink:{facts.link_target}" if facts.kind == "symlink" else facts.kind
     words += [f"kind={kind}", f"ours={_word(facts.ours)}", f"owner={owner.value}"]
     return Decision(owner, " ".join(words).encode("unicode_escape").decode("ascii"))

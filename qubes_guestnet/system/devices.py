@@ -11,7 +11,8 @@ import struct
 
 from ..errors import KernelError
 
-_SIOCGIFMTU = 0x8921  # linux/sockios.h
+_SIOCGIFMTU, _SIOCGIFFLAGS = 0x8921, 0x8913  # linux/sockios.h
+_IFF_UP = 0x1  # linux/if.h
 _REQUEST = struct.Struct("=16si20x")  # struct ifreq
 
 
@@ -27,6 +28,26 @@ def listed() -> tuple[tuple[int, str, int], ...]:
             return tuple((index, name, _mtu(control, name)) for index, name in socket.if_nameindex())
     except OSError as error:
         raise KernelError("ip link show", error.errno or errno.EIO) from None
+
+
+def up() -> dict[int, bool]:
+    """Interface index of each device, and whether it is up (IFF_UP); one that goes meanwhile is left out.
+
+    Raises:
+        KernelError: it does not say.
+    """
+    found = {}
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+            for index, name in socket.if_nameindex():
+                try:
+                    answer = fcntl.ioctl(control, _SIOCGIFFLAGS, _REQUEST.pack(os.fsencode(name), 0))
+                except OSError:
+                    continue
+                found[index] = bool(_REQUEST.unpack(answer)[1] & _IFF_UP)
+    except OSError as error:
+        raise KernelError("ip link show", error.errno or errno.EIO) from None
+    return found
 
 
 def _mtu(control: socket.socket, name: str) -> int:

@@ -136,7 +136,16 @@ def facts(
         immutable=found.immutable,
         disabled=disabled,
         networkmanager=networkmanager,
+        linked=_behind(path) if found.kind == "symlink" else b"",
     )
+
+
+def _behind(path: str) -> bytes:
+    """The beginning of what a link leads to; empty where that is no file."""
+    try:
+        return _read_regular(path, LONGEST)
+    except OSError:
+        return b""
 
 
 def publish(path: str, data: bytes, mode: int = PUBLIC, *, sync: bool = True) -> Published:

@@ -20,8 +20,9 @@ def answers(server: str) -> bool:
     """Whether an IPv4 nameserver answers a query for the root's servers (RFC 1035, 4.1) in time.
 
     Args:
-        server: its address.
+        server: its address, with a port where it is not 53.
     """
+    host, _, port = server.partition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         for _ in range(_TRIES):
             identifier = os.urandom(2)
@@ -29,7 +30,7 @@ def answers(server: str) -> bool:
             query += b"\0" + struct.pack("!HH", _TYPE_NS, _CLASS_IN)
             deadline = time.monotonic() + ANSWER_SECONDS / _TRIES
             try:
-                sock.connect((server, _PORT))
+                sock.connect((host, int(port or _PORT)))
                 sock.send(query)
                 while (left := deadline - time.monotonic()) > 0:
                     sock.settimeout(left)

@@ -27,6 +27,8 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..core.resolver import TunnelFacts
+
 # linux/rtnetlink.h
 RTNLGRP_LINK, RTNLGRP_NEIGH = 1, 3
 # What another program can take away from us: links, addresses, routes of both families.
@@ -34,6 +36,8 @@ RTNLGRP_WATCHED = (RTNLGRP_LINK, 5, 7, 9, 11)
 SIOCGIFINDEX, SIOCETHTOOL, ETHTOOL_GDRVINFO = 0x8933, 0x8946, 3  # linux/sockios.h, linux/ethtool.h
 
 DUMP_TRIES = 8
+# Answers to the question for a route: none, one that is unreachable, prohibited or a black hole, no such family.
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ESRCH, errno.EAFNOSUPPORT)
 VIF_DRIVERS = ("vif", "veth")  # the latter in the lab
 
 _Fits = Callable[[bytes], bool]
@@ -147,6 +151,27 @@ class Kernel:
         if reply is None:
             return 0, ""
         return reply["state"], reply.get_attr("NDA_LLADDR") or ""
+
+    def way(self, address: IPAddress) -> int:
+        """Interface index of the device by which a packet to this address would leave; 0 where there is no way."""
+        try:
+            replies = self._request(looking.way_question(address), looking.RTM_GETROUTE, 0, looking.RouteReply)
+        except OSError as error:
+            if error.errno in _NO_WAY:
+                return 0
+            raise KernelError(f"ip route get {address}", error.errno or errno.EIO) from None
+        return replies[0].get_attr("RTA_OIF") or 0 if replies else 0
+
+    def tunnels(self, servers: Iterable[IPAddress], ours: Iterable[int]) -> TunnelFacts:
+        """What may show that a VPN is there, see `core.resolver`.
+
+        Args:
+            servers: whose way out counts.
+            ours: interface indexes of this qube's uplinks.
+        """
+        from . import tunnels  # only where another program writes resolv.conf
+
+        return tunnels.look(self.way, servers, frozenset(ours))
 
     def solicit(self, ifindex: int, address: IPAddress) -> None:
         """Have the kernel resolve a neighbour now, as if a packet went there (NTF_USE)."""

@@ -66,6 +66,12 @@ def routes_question(ifindex: int, family: int) -> bytes:
     return _RTMSG.pack(family, *bytes(8)) + b"".join(attribute(kind, _UINT32.pack(value)) for kind, value in filters)
 
 
+def way_question(address: IPAddress) -> bytes:
+    """For the route that a packet to this address would take, by all rules and tables."""
+    length = address.max_prefixlen
+    return _RTMSG.pack(FAMILY[address.version], length, *bytes(7)) + attribute(RTA_DST, address.packed)
+
+
 def neighbour_question(ifindex: int, address: IPAddress) -> bytes:
     """For one entry of the neighbour cache."""
     return _NDMSG.pack(FAMILY[address.version], ifindex, 0, 0, 0) + attribute(NDA_DST, address.packed)

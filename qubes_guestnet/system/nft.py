@@ -140,6 +140,15 @@ def named_set(family: str, table: str, name: str) -> str:
     return "" if done.status else done.output
 
 
+def table(family: str) -> str:
+    """What our table of this family holds, without counters; "" when it is not there.
+
+    Raises:
+        NftError: nft does not run.
+    """
+    return _tables((family,))[family]
+
+
 def generation() -> int:
     """A number that is another one after each transaction of anybody. Cheaper than a listing by three milliseconds.
 

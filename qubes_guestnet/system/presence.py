@@ -6,18 +6,24 @@ from __future__ import annotations
 import os
 
 from ..core.presence import Presence
+from . import programs
 
 _PROC = "/proc"
 _ROUTES = "/proc/net/route"
 _INTERFACES = "/sys/class/net"
 _UP = 0x1  # RTF_UP
+_PASTA = ("pasta", "passt")
 # A VPN that leaves the default route alone covers it with two halves, 0.0.0.0/1 and 128.0.0.0/1.
 _WHOLE, _HALF = "00000000", "00000080"
 
 
 def look() -> Presence:
     """What is there now."""
-    return Presence(_programs(), _tunnels(), _leading())
+    return Presence(_programs(), _tunnels(), _leading(), next(filter(_installed, _PASTA), ""))
+
+
+def _installed(name: str) -> bool:
+    return bool(programs.find(name))
 
 
 def _programs() -> frozenset[str]:

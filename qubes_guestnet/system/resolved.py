@@ -17,15 +17,19 @@ from . import programs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..core.nameservers import LinkServers
-    from ..core.resolved_servers import Domain, Server
+    from ..core.nameservers import Heard
+    from ..core.resolved_servers import Answer
     from .dbus import Bus
 
 SERVICE = "org.freedesktop.resolve1"
 FOLDER = "/run/systemd/resolve"
+# What was set for single links; it writes here also what it tells by no signal, as DefaultRoute.
+LINKS_FOLDER = f"{FOLDER}/netif"
+ABSENT, SILENT = "is not running", "does not answer"
 _MANAGER = (SERVICE, "/org/freedesktop/resolve1", "org.freedesktop.resolve1.Manager")
 _SECONDS = 0.9
 _UPSTREAM_SECONDS = 0.5
+_VERBS = ("dns", "domain", "default-route", "dnsovertls")
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _NOBODY = "not provided by any .service"
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -62,14 +66,37 @@ class ByBus:
         # The property tells what is in force, which after SetLinkDefaultRoute is what was set.
         return LinkNames(servers, domains, bool(properties.get("DefaultRoute", False)))
 
-    def everything(self) -> tuple[list[Server], list[Domain]]:
-        """Servers and domains of all links; in one call, so that one time limit is enough."""
-        from ..core.resolved_servers import bus_servers
+    def everything(self) -> Answer:
+        """Servers and domains of all links, and how they are to be asked.
 
-        service, path, interface = _MANAGER
-        (found,) = self._bus.call(service, path, _PROPERTIES, "GetAll", "s", (interface,))
-        domains = [(ifindex, name) for ifindex, name, _ in found["Domains"][1]]
-        return bus_servers(found["DNS"][1]), domains
+        Raises:
+            BusError: the service is not running (`absent`), or does not answer one of these calls in time.
+            ValueError: its answer is not understood.
+        """
+        from ..core.resolved_servers import bus_answer, bus_ways
+
+        answer = bus_answer(self._properties(*_MANAGER[1:]))
+        ways = dict(answer.ways)
+        for ifindex in sorted({ifindex for ifindex, _ in answer.servers} - {0}):
+            found = self._link_properties(ifindex)
+            if found is not None:
+                ways[ifindex] = bus_ways(found)
+        return answer._replace(ways=ways)
+
+    def _link_properties(self, ifindex: int) -> object:
+        """None for a link that went meanwhile."""
+        from .dbus import BusError
+
+        try:
+            path = _only(self._bus.call(*_MANAGER, "GetLink", "i", (ifindex,)))
+            return self._properties(str(path), "org.freedesktop.resolve1.Link")
+        except BusError as error:
+            if error.name.endswith((".NoSuchLink", ".UnknownObject")):
+                return None
+            raise
+
+    def _properties(self, path: str, interface: str) -> object:
+        return _only(self._bus.call(SERVICE, path, _PROPERTIES, "GetAll", "s", (interface,)))
 
     def set(self, ifindex: int, _interface: str, names: LinkNames) -> None:
         """Give the link these servers and domains."""
@@ -94,6 +121,8 @@ class ByBus:
 class _Absent(GuestnetError):
     """The service is not running; it left its files behind when it was killed."""
 
+    absent = True
+
 
 class ByCommand:
     """resolvectl. Asked only once for each start of the service, because a program takes 10 ms."""
@@ -116,18 +145,17 @@ class ByCommand:
             self._seen = {(ifindex, started): LinkNames(servers, domains, default)}
         return self._seen[ifindex, started]
 
-    def everything(self) -> tuple[list[Server], list[Domain]]:
-        """See ByBus. Both programs run at the same time."""
-        from ..core.resolved_servers import printed_domains, printed_servers
+    def everything(self) -> Answer:
+        """See ByBus. All programs run at the same time."""
+        from ..core.resolved_servers import printed_answer
 
         if _started() is None:
             raise _Absent("systemd-resolved is not running")  # and asking would start it
-        commands = ((self._program, verb) for verb in ("dns", "domain"))
-        servers, domains = programs.run_together(commands, _UPSTREAM_SECONDS / 2)
-        for done in (servers, domains):
-            if done.status:
-                raise GuestnetError(f"resolvectl: {done.output[-200:]}")
-        return printed_servers(servers.output), printed_domains(domains.output)
+        done = programs.run_together(((self._program, verb) for verb in _VERBS), _UPSTREAM_SECONDS)
+        for each in done:
+            if each.status:
+                raise _absent_or_not(f"resolvectl: {each.output[-200:]}")
+        return printed_answer(*(each.output for each in done))
 
     def set(self, _ifindex: int, interface: str, names: LinkNames) -> None:
         """See ByBus."""
@@ -154,23 +182,39 @@ class ByCommand:
         return done.output
 
 
-def upstream(port: ByBus | ByCommand, uplinks: frozenset[int]) -> tuple[LinkServers, ...] | None:
-    """The servers of every link, within half a second.
+def ask(port: ByBus | ByCommand | None, uplinks: frozenset[int]) -> Heard:
+    """The servers of every link, in bounded time.
 
     Args:
-        port: the way to the service.
+        port: the way to the service; None when there is none.
         uplinks: interface indexes of this qube's uplinks.
 
     Returns:
-        None when the service is not to be had, for whatever reason: resolv.conf tells then.
+        What was heard; what follows from that it was not heard is for `core.nameservers`.
     """
+    from ..core.nameservers import Heard
     from ..core.resolved_servers import link_servers
 
+    if port is None:
+        return Heard(problem="cannot be asked without the system bus or resolvectl")
     try:
-        return link_servers(*port.everything(), uplinks)
-    except Exception:
-        # Behaviour B35: all networking failed on a name of an error that nobody had thought of, and on an empty reply.
-        return None
+        return Heard(link_servers(port.everything(), uplinks))
+    except ValueError:
+        return Heard(problem="gives an answer that is not understood")
+    except GuestnetError as error:
+        # Behaviour B35: all networking failed on the name of an error that nobody had thought of. All names are alike.
+        return Heard(problem=ABSENT if getattr(error, "absent", False) else SILENT)
+
+
+def _only(body: object) -> object:
+    """What a reply with one value says. Raises ValueError for any other."""
+    if not isinstance(body, tuple) or len(body) != 1:
+        raise ValueError("no reply with one value")
+    return body[0]
+
+
+def _absent_or_not(problem: str) -> GuestnetError:
+    return _Absent(problem) if _NOBODY in problem else GuestnetError(problem)
 
 
 def _started() -> object:

@@ -64,6 +64,50 @@ class Signals:
         return frozenset(ready - {self._reader}), frozenset(came)
 
 
+_LINKS = 8  # in a row; people have one
+
+
+def folders(path: str) -> tuple[str, ...]:
+    """Folders in which something changes when the content of `path` does: its own, and those that links lead to.
+
+    Of one that is not there yet, the nearest one above it that is.
+    """
+    found, seen = dict[str, None](), set[str]()
+    while path not in seen and len(seen) < _LINKS:
+        seen.add(path)
+        folder = os.path.dirname(path)
+        while not os.path.isdir(folder):
+            folder = os.path.dirname(folder)
+        found[os.path.realpath(folder)] = None
+        try:
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+        except OSError:
+            break
+    return tuple(found)
+
+
+class Folders:
+    """The folders that are watched now, which may be others after each pass."""
+
+    def __init__(self) -> None:
+        self._watched: dict[tuple[int, int], Folder] = {}
+
+    def watch(self, paths: Iterable[str]) -> None:
+        """Watch these folders and no others; one that is replaced by another of its name is watched anew."""
+        wanted: dict[tuple[int, int], Folder] = {}
+        for path in paths:
+            try:
+                status = os.stat(path)
+                key = (status.st_dev, status.st_ino)
+                if key not in wanted:
+                    wanted[key] = self._watched.pop(key) if key in self._watched else Folder(path)
+            except OSError:
+                continue  # it went just now, which is a change in the one above it
+        for gone in self._watched.values():
+            gone.close()
+        self._watched = wanted
+
+
 class Folder:
     """Has the kernel send SIGIO when an entry of a folder is written, made, renamed or removed (dnotify).
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from qubes_guestnet.core.plan import Meaning, Op, Verb, meaning
+from qubes_guestnet.core.resolver import TunnelFacts
 from qubes_guestnet.core.values import IPV4, IPV6, IPAddress, IPInterface, Link, Route, State, Tunable
 from qubes_guestnet.errors import KernelError, Vanished
 
@@ -85,8 +86,11 @@ class Model:
         ipv6: False as with net.ipv6.conf.*.disable_ipv6.
         refuse: the errno an operation gets instead of being done, 0 for none.
         before: called before each operation; may change or raise anything.
+        vpn: what shows that a VPN is there.
         log: the operations asked for, in order, also those refused.
     """
+
+    vpn = TunnelFacts()
 
     def __init__(self, *interfaces: Interface) -> None:
         self.interfaces = {interface.link.ifindex: interface for interface in interfaces}
@@ -103,6 +107,10 @@ class Model:
             for i in found
             for link in [i.link]
         )
+
+    def tunnels(self, _servers: Iterable[IPAddress], _ours: Iterable[int]) -> TunnelFacts:
+        """What there is of a VPN."""
+        return self.vpn
 
     def observe(self, link: Link, neighbours: Iterable[IPAddress], settings: Iterable[Tunable] = ()) -> State:
         """What it has now; nothing where it has vanished, as a filtered dump gives."""

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.nameservers import LinkServers, pairs, upstream
+from qubes_guestnet.core import endpoint, nameservers
+from qubes_guestnet.core.endpoint import Endpoint
+from qubes_guestnet.core.nameservers import Choice, DnsSettings, Heard, LinkServers, NameFacts, choose, pairs
+from qubes_guestnet.core.record import Last
 
 OWN = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
 STUB = b"nameserver 127.0.0.53\n"
@@ -18,8 +22,26 @@ OURS = b"nameserver 10.139.1.1\nnameserver 10.139.1.2\n"
 addresses4 = st.integers(0, 0xFFFFFFFF).map(ipaddress.IPv4Address)
 
 
-def link(ifindex: int, *servers: str, everything: bool = False, uplink: bool = False) -> LinkServers:
-    return LinkServers(ifindex, tuple(map(ipaddress.ip_address, servers)), everything, uplink)
+def at(*servers: str) -> tuple[Endpoint, ...]:
+    """Servers, an IPv6 one at the usual port."""
+    return tuple(
+        Endpoint(ipaddress.ip_address(server)) if server.count(":") > 1 or server.startswith("127.")
+        else endpoint.parse(server)
+        for server in servers
+    )  # fmt: skip
+
+
+def link(ifindex: int, *servers: str, **how: bool) -> LinkServers:
+    return LinkServers(ifindex, at(*servers), **how)
+
+
+def upstream(
+    links: Sequence[LinkServers] | None, data: bytes, own: tuple[ipaddress.IPv4Address, ...], *, uplink: bool
+) -> tuple[tuple[Endpoint, ...], str]:
+    """The decision where nothing is remembered and no file is the owner's."""
+    heard = Heard(None if links is None else tuple(links))
+    choice = choose(NameFacts(own, uplink, heard=heard, resolv_conf=data))
+    return choice.servers, choice.reason
 
 
 UPLINK = link(2, "10.139.1.1", "10.139.1.2", everything=True, uplink=True)
@@ -61,7 +83,7 @@ def test_whose_servers_count(
     why: str,
 ) -> None:
     found, reason = upstream(links, data, own, uplink=True)
-    assert found == tuple(ipaddress.IPv4Address(str(server)) for server in servers)
+    assert found == at(*map(str, servers))
     assert why in reason
     assert "\n" not in reason
 
@@ -103,8 +125,8 @@ def test_without_an_uplink_its_provider_is_not_asked(
 def test_the_servers_of_a_tunnel(links: list[LinkServers], servers: list[str]) -> None:
     found, _ = upstream(links, OURS, OWN, uplink=True)
     assert [str(server) for server in found] == servers
-    itself = [pair for pair in pairs(OWN, found) if pair[0] == pair[1]]
-    assert not itself or found == OWN
+    itself = [pair for pair in pairs(OWN, found) if pair[0] == pair[1].address]
+    assert not itself or [server.address for server in found] == list(OWN)
 
 
 @pytest.mark.behaviour("B38")
@@ -125,7 +147,14 @@ def test_servers_of_the_whole_qube(common: list[str], servers: list[str]) -> Non
 
 @given(
     links=st.none()
-    | st.lists(st.builds(LinkServers, st.integers(0, 9), st.lists(st.ip_addresses()).map(tuple), st.booleans())),
+    | st.lists(
+        st.builds(
+            LinkServers,
+            st.integers(0, 9),
+            st.lists(st.builds(Endpoint, st.ip_addresses())).map(tuple),
+            *[st.booleans()] * 4,
+        )
+    ),
     data=st.binary()
     | st.lists(st.ip_addresses()).map(lambda found: "".join(f"nameserver {own}\n" for own in found).encode()),
     uplink=st.booleans(),
@@ -135,8 +164,9 @@ def test_only_servers_that_another_machine_can_ask(
 ) -> None:
     found, _ = upstream(links, data, OWN, uplink=uplink)
     assert len(set(found)) == len(found)
-    assert all(isinstance(own, ipaddress.IPv4Address) and not own.is_loopback and not own.is_multicast for own in found)
-    assert uplink or not set(found) & set(OWN)
+    addresses = [server.address for server in found]
+    assert all(own.version == 4 and not own.is_loopback and not own.is_multicast for own in addresses)
+    assert uplink or not set(addresses) & set(OWN)
 
 
 @pytest.mark.behaviour("B39")
@@ -150,13 +180,189 @@ def test_only_servers_that_another_machine_can_ask(
     ],
 )
 def test_each_virtual_address_leads_somewhere(servers: list[str], found: list[tuple[str, str]]) -> None:
-    cycled = pairs(OWN, map(ipaddress.IPv4Address, servers))
+    cycled = pairs(OWN, at(*servers))
     assert [(str(virtual), str(server)) for virtual, server in cycled] == found
 
 
 @pytest.mark.behaviour("B39")
 @given(st.lists(addresses4, unique=True), st.lists(addresses4, min_size=1))
-def test_none_is_left_out(virtual: list[ipaddress.IPv4Address], servers: list[ipaddress.IPv4Address]) -> None:
+def test_none_is_left_out(virtual: list[ipaddress.IPv4Address], addresses: list[ipaddress.IPv4Address]) -> None:
+    servers = endpoint.of(tuple(addresses))
     found = pairs(virtual, servers)
     assert [address for address, _ in found] == virtual
     assert {server for _, server in found} == set(servers[: len(virtual)])
+
+
+# --- B127: how a server is to be asked ---------------------------------------------------------------------------
+
+DOT = link(0, "9.9.9.9", tls_only=True)
+
+
+@pytest.mark.behaviour("B127")
+@pytest.mark.parametrize(
+    ("links", "servers", "problem"),
+    [
+        pytest.param([WIFI, link(7, "10.9.0.1", default_route=False)], ["192.168.1.1", "192.168.1.2"], "",
+                     id="a link for some domains only"),
+        pytest.param([UPLINK, link(7, "10.9.0.1", default_route=False)], list(map(str, OWN)), "",
+                     id="such a link beside the uplink"),
+        pytest.param([UPLINK, link(7, "10.9.0.1", default_route=False, everything=True)], ["10.9.0.1"], "",
+                     id="no default route, and all names all the same"),
+        pytest.param([UPLINK._replace(everything=False, default_route=False)], list(map(str, OWN)), "",
+                     id="the uplink for no names: its provider is the last resort"),
+        pytest.param([link(0, "9.9.9.9:9953")], ["9.9.9.9:9953"], "", id="a port"),
+        pytest.param([link(0, "9.9.9.9", "9.9.9.9:9953")], ["9.9.9.9", "9.9.9.9:9953"], "", id="two ports are two"),
+        pytest.param([UPLINK, VPN._replace(servers=at("10.64.0.1:5353"))], ["10.64.0.1:5353"], "", id="a VPN's port"),
+        pytest.param([DOT, UPLINK], [], nameservers.TLS_ONLY, id="TLS only for the whole qube"),
+        pytest.param([VPN._replace(tls_only=True), UPLINK], [], nameservers.TLS_ONLY, id="a tunnel by TLS only"),
+        pytest.param([WIFI._replace(tls_only=True), link(4, "192.168.2.1")], ["192.168.2.1"], "",
+                     id="one network by TLS only, another in clear"),
+        pytest.param([WIFI._replace(tls_only=True)], [], nameservers.TLS_ONLY, id="the only network by TLS only"),
+        pytest.param([UPLINK._replace(tls_only=True)], [], nameservers.TLS_ONLY, id="its own provider by TLS only"),
+        pytest.param([link(2, "9.9.9.9", uplink=True, tls_only=True)], [], nameservers.TLS_ONLY,
+                     id="servers of the user's on the uplink by TLS only"),
+        pytest.param([VPN._replace(ifindex=9), UPLINK], [], nameservers.LINK_DOWN, id="a tunnel that is down"),
+        pytest.param([link(9, "192.168.9.1"), WIFI], ["192.168.1.1", "192.168.1.2"], "", id="a network that is down"),
+        pytest.param([VPN._replace(ifindex=9), VPN], ["10.64.0.1"], "", id="one of two tunnels is down"),
+    ],
+)  # fmt: skip
+def test_how_a_server_is_to_be_asked_counts(links: list[LinkServers], servers: list[str], problem: str) -> None:
+    up = {2: True, 3: True, 4: True, 7: True, 9: False}
+    choice = choose(NameFacts(OWN, heard=Heard(tuple(links)), up=up))
+    assert [str(server) for server in choice.servers] == servers
+    assert choice.problem == problem
+    assert problem == "" or choice.servers == ()
+
+
+# --- B128: systemd-resolved is not heard any more ------------------------------------------------------------------
+
+GONE = Heard(problem="is not running")
+TUNNEL = Last(at("10.64.0.1"), 7)
+
+
+@pytest.mark.behaviour("B128")
+@pytest.mark.parametrize(
+    ("facts", "servers", "problem", "last"),
+    [
+        pytest.param({}, ["10.64.0.1"], nameservers.HELD, TUNNEL._replace(lost=100), id="just now"),
+        pytest.param({"last": TUNNEL._replace(lost=41)}, ["10.64.0.1"], nameservers.HELD, TUNNEL._replace(lost=41),
+                     id="not yet too long"),
+        pytest.param({"last": TUNNEL._replace(lost=40)}, [], nameservers.REFUSED, TUNNEL._replace(lost=40),
+                     id="too long: refused, not led to the uplink"),
+        pytest.param({"hold": 0}, [], nameservers.REFUSED, TUNNEL._replace(lost=100), id="not held at all"),
+        pytest.param({"last": Last(at("9.9.9.9"))}, ["9.9.9.9"], nameservers.HELD, Last(at("9.9.9.9"), 0, 100),
+                     id="servers of the whole qube"),
+        pytest.param({"last": Last((), 7)}, [], nameservers.HELD, Last((), 7, 100), id="what was refused stays so"),
+        pytest.param({"resolv_conf": b"nameserver 192.168.1.1\n", "ways": {ipaddress.ip_address("192.168.1.1"): 3}},
+                     ["10.64.0.1"], nameservers.HELD, TUNNEL._replace(lost=100), id="a file that leads elsewhere"),
+        pytest.param({"resolv_conf": b"nameserver 192.168.1.1\n", "ways": {}, "last": TUNNEL._replace(lost=1)},
+                     [], nameservers.REFUSED, TUNNEL._replace(lost=1), id="nor later"),
+        pytest.param({"resolv_conf": b"nameserver 10.64.0.9\n", "ways": {ipaddress.ip_address("10.64.0.9"): 7}},
+                     ["10.64.0.9"], "", TUNNEL, id="a file that leads out by the same link (B35)"),
+        pytest.param({"resolv_conf": b"nameserver 10.64.0.9\n", "kept": True}, ["10.64.0.9"], "", TUNNEL,
+                     id="a file of the VPN's"),
+        pytest.param({"resolv_conf": b"nameserver 9.9.9.9\n", "last": Last((), 0)}, [], nameservers.HELD,
+                     Last((), 0, 100), id="no link is no way"),
+        pytest.param({"last": TUNNEL._replace(link=9)}, list(map(str, OWN)), "", None, id="its link is no more"),
+        pytest.param({"heard": Heard((UPLINK,)), "last": TUNNEL._replace(lost=1)}, list(map(str, OWN)), "", None,
+                     id="heard again, without the tunnel"),
+        pytest.param({"heard": Heard((UPLINK, VPN)), "last": TUNNEL._replace(lost=1)}, ["10.64.0.1"], "", TUNNEL,
+                     id="heard again, with the tunnel"),
+        pytest.param({"last": None}, list(map(str, OWN)), "", None, id="never heard: the file at once (B35)"),
+        pytest.param({"configured": at("10.0.0.9:5353")}, ["10.0.0.9:5353"], "", None, id="the owner's word"),
+    ],
+)  # fmt: skip
+def test_what_was_heard_last_holds_for_a_while_and_never_moves_to_the_uplink(
+    facts: dict[str, object], servers: list[str], problem: str, last: Last | None
+) -> None:
+    usual = NameFacts(OWN, heard=GONE, resolv_conf=OURS, last=TUNNEL, up={2: True, 7: True}, now=100)
+    choice = choose(usual._replace(**facts))  # type: ignore[arg-type]
+    assert [str(server) for server in choice.servers] == servers
+    assert (choice.problem, choice.last) == (problem, last)
+    # Nothing tells of the end of the time, nor that one that hangs goes on.
+    assert (choice.again > 0) == (problem in (nameservers.HELD, nameservers.REFUSED))
+    assert choice.problem == "" or "is not running" in choice.reason
+
+
+@pytest.mark.behaviour("B128")
+def test_the_way_to_a_server_of_the_file_is_asked_only_when_it_decides() -> None:
+    facts = NameFacts(OWN, heard=GONE, resolv_conf=OURS + b"nameserver 192.168.1.1\n", last=TUNNEL)
+    assert list(map(str, nameservers.asked_by_route(facts))) == ["192.168.1.1"]
+    for other in ({"last": None}, {"heard": Heard((UPLINK,))}, {"configured": at("9.9.9.9")}):
+        assert nameservers.asked_by_route(facts._replace(**other)) == ()  # type: ignore[arg-type]
+
+
+# --- B130: the file ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.behaviour("B130")
+def test_all_lines_of_the_file_count() -> None:
+    data = b"".join(b"nameserver fd00::%d\n" % number for number in range(1, 6)) + b"nameserver 192.168.1.9\n"
+    assert upstream(None, data, OWN, uplink=True) == (at("192.168.1.9"), "/etc/resolv.conf")
+
+
+@pytest.mark.behaviour("B130")
+def test_a_file_that_cannot_be_read_is_an_answer_of_its_own() -> None:
+    unreadable = NameFacts(OWN, unreadable="Is a directory")
+    choice = choose(unreadable)
+    assert (choice.servers, choice.problem) == ((), nameservers.UNREADABLE)
+    assert "Is a directory" in choice.reason
+    assert choose(unreadable._replace(heard=Heard((WIFI,)))).servers == WIFI.servers
+
+
+# --- guestnet.toml -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.behaviour("B123")
+def test_servers_of_the_owner_count_before_all_others() -> None:
+    facts = NameFacts(OWN, configured=at("10.8.0.1", "10.8.0.2:5353"), heard=Heard((UPLINK, VPN)), resolv_conf=STUB)
+    assert choose(facts) == Choice(at("10.8.0.1", "10.8.0.2:5353"), "guestnet.toml, [dns] servers")
+    own = facts._replace(configured=at("10.139.1.1"))
+    assert choose(own).servers == at("10.139.1.1")
+    choice = choose(own._replace(uplink=False))
+    assert choice.servers == ()
+    assert "none now" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("table", "settings"),
+    [
+        ({}, DnsSettings()),
+        ({"servers": ["10.8.0.1"]}, DnsSettings(at("10.8.0.1"))),
+        ({"servers": ["10.8.0.1:5353", "9.9.9.9"], "hold": 0}, DnsSettings(at("10.8.0.1:5353", "9.9.9.9"), 0)),
+        ({"hold": 3600}, DnsSettings(hold=3600)),
+    ],
+)
+def test_the_table_of_names(table: dict[str, object], settings: DnsSettings) -> None:
+    assert nameservers.parse_settings(table) == settings
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ([], "is a table"),
+        ({"server": ["10.8.0.1"]}, "'server' is not known"),
+        ({"servers": "10.8.0.1"}, "is a list"),
+        ({"servers": []}, "is a list"),
+        *(
+            ({"servers": [bad]}, "is a list of IPv4 addresses")
+            for bad in (
+                7, None, "", "name.example", "10.8.0.1:", "10.8.0.1:0", "10.8.0.1:65536", "10.8.0.1:+53",
+                "10.8.0.1:5 3",
+                "010.8.0.1", "10.8.0", "fd00::1", "[fd00::1]:53", "127.0.0.1", "0.0.0.0", "224.0.0.1", "10.8.0.1/24",
+                "10.8.0.1\n", "10.8.0.1 ", "10.8.0.1;drop", "10.8.0.1:53:53", ["10.8.0.1"],
+            )
+        ),
+        *(({"hold": bad}, "number of seconds") for bad in (-1, 3601, 1.5, "60", True)),
+    ],
+)  # fmt: skip
+def test_what_is_not_valid_in_it_is_named_with_what_would_be_right(table: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        nameservers.parse_settings(table)
+
+
+def test_how_a_server_is_written() -> None:
+    assert [str(server) for server in at("10.8.0.1", "10.8.0.1:5353", "fd00::1")] == [
+        "10.8.0.1", "10.8.0.1:5353", "fd00::1",
+    ]  # fmt: skip
+    assert str(Endpoint(ipaddress.ip_address("fd00::1"), 853)) == "[fd00::1]:853"

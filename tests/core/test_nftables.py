@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qubes_guestnet.core import nftables
+from qubes_guestnet.core.endpoint import Endpoint, of
 from qubes_guestnet.core.values import IPAddress
 
 V = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
-S = ipaddress.IPv4Address("9.9.9.9")
+S = Endpoint(ipaddress.IPv4Address("9.9.9.9"))
 OWN, OWN6 = ipaddress.ip_address("10.137.0.5"), ipaddress.ip_address("fd09::5")
 addresses4 = st.integers(0, 0xFFFFFFFF).map(ipaddress.IPv4Address)
 addresses = st.lists(st.ip_addresses(), max_size=5)
@@ -70,6 +71,8 @@ def test_each_text_ends_its_last_line_so_that_they_can_be_joined(ipv6: bool) -> 
         nftables.detach("vif4.0", [OWN, OWN6], []),
         nftables.downstream([OWN], [OWN6]),
         nftables.dnat([(V[0], S)], V, [S]),
+        nftables.redirection(["udp dport 53 drop"]),
+        nftables.refusal(V, [S]),
         nftables.unload(),
     ]
     assert all(text.endswith("\n") and not text.startswith("\n") for text in texts)
@@ -149,7 +152,7 @@ def test_only_elements_and_only_of_their_own_family(
         (
             ((V[0], V[0]),),
             V[:1],
-            V,
+            of(V),
             [
                 "dnat-dns ip daddr 10.139.1.1 udp dport 53 dnat to 10.139.1.1",
                 "dnat-dns ip daddr 10.139.1.1 tcp dport 53 dnat to 10.139.1.1",
@@ -161,21 +164,33 @@ def test_only_elements_and_only_of_their_own_family(
     ],
 )
 def test_dns(
-    pairs: tuple[tuple[ipaddress.IPv4Address, ipaddress.IPv4Address], ...],
+    pairs: tuple[tuple[ipaddress.IPv4Address, Endpoint], ...],
     virtual: tuple[ipaddress.IPv4Address, ...],
-    servers: tuple[ipaddress.IPv4Address, ...],
+    servers: tuple[Endpoint, ...],
     rules: list[str],
 ) -> None:
-    first, second, *rest = nftables.dnat(iter(pairs), iter(virtual), iter(servers)).splitlines()
-    assert [first, second] == ["flush chain ip qubes dnat-dns", "flush chain ip qubes dns-reject"]
-    assert rest == [f"add rule ip qubes {rule}" for rule in rules]
+    lines = nftables.dnat(iter(pairs), iter(virtual), iter(servers)).splitlines()
+    for chain in ("dnat-dns", "dns-reject"):
+        own = [line for line in lines if f" qubes {chain}" in line]
+        assert own[0] == f"flush chain ip qubes {chain}"
+        assert own[1:] == [f"add rule ip qubes {rule}" for rule in rules if rule.startswith(chain)]
+
+
+@pytest.mark.behaviour("B127")
+def test_a_port_of_a_server_is_kept_and_only_by_it_a_proxys_questions_leave() -> None:
+    servers = (Endpoint(V[0], 5353), Endpoint(V[1]))
+    text = nftables.dnat(zip(V, servers, strict=True), V, servers)
+    assert text.count("10.139.1.1 udp dport 53 dnat to 10.139.1.1:5353\n") == 1
+    assert "{ 10.139.1.1 } meta l4proto { tcp, udp } th dport 5353 return" in text
+    assert "{ 10.139.1.2 } meta l4proto { tcp, udp } th dport 53 return" in text
 
 
 @pytest.mark.behaviour("B43")
 @given(st.lists(addresses4, min_size=1, unique=True), st.lists(addresses4))
 def test_every_virtual_address_has_both_protocols_and_a_refusal(
-    virtual: list[ipaddress.IPv4Address], servers: list[ipaddress.IPv4Address]
+    virtual: list[ipaddress.IPv4Address], addresses: list[ipaddress.IPv4Address]
 ) -> None:
+    servers = of(tuple(addresses))
     pairs = [(address, server) for address, server in zip(virtual, servers, strict=False)]
     lines = nftables.dnat(pairs, virtual, servers).splitlines()
     for address, server in pairs:

@@ -13,7 +13,7 @@ from qubes_guestnet.core.rendering import as_data, as_text
 from qubes_guestnet.core.report import InterfaceReport, Report, Standing
 from qubes_guestnet.core.settings import Family, Settings, UplinkSettings
 from qubes_guestnet.core.uplink import Style, StyleChoice
-from qubes_guestnet.core.values import Link
+from qubes_guestnet.core.values import DEFAULT, IPV4, Link, Route, State
 
 MAC = "00:16:3e:5e:6c:05"
 SETTINGS = UplinkSettings(MAC, Family(ipaddress.ip_interface("10.137.0.5/32")))
@@ -72,3 +72,15 @@ def test_status_names_them_and_what_is_waited_for() -> None:
     data = as_data(report, Standing(), presence)
     assert data["others"] == ["NetworkManager"]
     assert (data["interfaces"][0]["manager"], data["interfaces"][0]["waiting"]) == ("networkmanager", "link is down")
+
+
+@pytest.mark.behaviour("B131")
+@pytest.mark.parametrize(
+    ("style", "pasta", "told"),
+    [(Style.DEVICE, "pasta", True), (Style.DEVICE, "", False), (Style.GATEWAY, "passt", False)],
+)
+def test_pasta_is_told_where_the_default_route_has_no_gateway(style: Style, pasta: str, *, told: bool) -> None:
+    observed = State(routes=frozenset({Route(DEFAULT[IPV4])}))
+    interface = DIRECT._replace(choice=StyleChoice(style, ""), observed=observed)
+    assert said(interface, Presence(pasta=pasta)) == ([("gateway-wanted", "note")] if told else [])
+    assert said(DIRECT, Presence(pasta=pasta)) == [], "there is no route at all"

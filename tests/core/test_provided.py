@@ -8,17 +8,21 @@ import json
 
 import pytest
 
-from qubes_guestnet.core import rendering_provider
+from qubes_guestnet.core import endpoint, provider_findings, rendering_provider
 from qubes_guestnet.core.attachment import VifReport
-from qubes_guestnet.core.findings import Evidence, findings
+from qubes_guestnet.core.cut_off import Drop, drops
+from qubes_guestnet.core.findings import Evidence, findings, servers_in_use
+from qubes_guestnet.core.nameservers import Choice
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.provided import Lines, ProviderReport
 from qubes_guestnet.core.provider import ProviderSettings
 from qubes_guestnet.core.provider_findings import CHANGED, MISSING, Ground
 from qubes_guestnet.core.rendering import as_data, as_text
-from qubes_guestnet.core.report import Report, Standing
-from qubes_guestnet.core.settings import Settings
+from qubes_guestnet.core.report import InterfaceReport, Report, ResolverReport, Standing
+from qubes_guestnet.core.resolver import Decision, Owner
+from qubes_guestnet.core.settings import DnsSettings, Family, Settings, UplinkSettings
 from qubes_guestnet.core.shadows import Chain, shadows
+from qubes_guestnet.core.uplink import Style, StyleChoice
 from qubes_guestnet.core.values import Link
 from qubes_guestnet.core.vif import Mapping, Vif, parse_name
 from qubes_guestnet.errors import KernelError
@@ -32,7 +36,7 @@ LINK = Link(7, "vif4.0", "fe:ff:ff:ff:ff:ff", up=True, group=2, driver="vif")
 OP = Op(Verb.LINK_UP, 7, "vif4.0")
 SETTINGS = ProviderSettings(True, virtual_dns=VIRTUAL)
 WELL = ProviderReport(
-    SETTINGS, True, forwarding=frozenset({4}), servers=(SEEN_GATEWAY,), servers_reason="/etc/resolv.conf",
+    SETTINGS, True, forwarding=frozenset({4}), names=Choice(endpoint.of((SEEN_GATEWAY,)), "/etc/resolv.conf"),
     vifs=(VifReport(VIF, LINK),), ruled=True,
 )  # fmt: skip
 OFFLOAD = "offload: off: no resident agent has looked yet"
@@ -50,7 +54,7 @@ TEXTS = {
         ],
     ),
     "connections are offloaded": (
-        WELL._replace(offload="on (2 devices)", servers=(), servers_reason="none known", vifs=()),
+        WELL._replace(offload="on (2 devices)", names=Choice((), "none known"), vifs=()),
         [
             "provider: forwards IPv4",
             "virtual DNS: 10.139.1.1 10.139.1.2 rejected: no server known (none known)",
@@ -62,7 +66,7 @@ TEXTS = {
         ["provider: forwards nothing (service flag qubes-network is not set)"],
     ),
     "both families, and no server": (
-        WELL._replace(forwarding=frozenset({6, 4}), servers=(), servers_reason="none known", vifs=()),
+        WELL._replace(forwarding=frozenset({6, 4}), names=Choice((), "none known"), vifs=()),
         [
             "provider: forwards IPv4 and IPv6",
             "virtual DNS: 10.139.1.1 10.139.1.2 rejected: no server known (none known)",
@@ -166,7 +170,12 @@ def test_as_data() -> None:
         "closed": False,
         "rules": True,
         "held": [],
-        "dns": {"virtual": ["10.139.1.1", "10.139.1.2"], "servers": ["192.168.1.1"], "reason": "/etc/resolv.conf"},
+        "dns": {
+            "virtual": ["10.139.1.1", "10.139.1.2"],
+            "servers": ["192.168.1.1"],
+            "reason": "/etc/resolv.conf",
+            "problem": "",
+        },
         "offload": "off: no resident agent has looked yet",
         "plan": ["x"],
     }
@@ -221,9 +230,9 @@ FOUND = {
         Ground(),
         [("ipv6-refused", "warning")],
     ),
-    "no server": (WELL._replace(servers=()), Ground(), [("dns-unknown", "warning")]),
+    "no server": (WELL._replace(names=Choice((), "")), Ground(), [("dns-unknown", "warning")]),
     "nobody knows": (
-        WELL._replace(servers=(), settings=SETTINGS._replace(held=frozenset({"dns"}))),
+        WELL._replace(names=Choice((), ""), settings=SETTINGS._replace(held=frozenset({"dns"}))),
         Ground(),
         [],
     ),
@@ -277,3 +286,100 @@ def test_the_plan_of_a_report_has_what_the_provider_has_to_do() -> None:
     provided = WELL._replace(before=Lines(("b",), ("d",)), after=Lines(("c",), ("e",)))
     assert Report(Settings(), todo=("a",), provided=provided).plan == ("b", "a", "c")
     assert (provided.todo, provided.done) == (("b", "c"), ("d", "e"))
+
+
+KILL_SWITCH = Drop("ip", "oifgroup 1 counter drop", uplink=True)
+LAN_BLOCK = Drop("ip", "ip daddr 10.0.0.0/8 reject")
+
+
+@pytest.mark.behaviour("B142")
+@pytest.mark.parametrize(
+    ("ground", "codes"),
+    [
+        (Ground(drops=(KILL_SWITCH,)), ["kill-switch-closed"]),
+        (Ground(drops=(KILL_SWITCH, KILL_SWITCH._replace(family="ip6"))), ["kill-switch-closed"]),
+        (Ground(drops=(KILL_SWITCH,), tunnel="wg0"), ["custom-forward-drops"]),
+        (Ground(drops=(LAN_BLOCK, KILL_SWITCH)), ["kill-switch-closed", "custom-forward-drops"]),
+        (Ground(drops=(LAN_BLOCK,) * 7), ["custom-forward-drops"] * 6),
+    ],
+)
+def test_what_custom_forward_cuts_off_is_told(ground: Ground, codes: list[str]) -> None:
+    found = list(provider_findings.remarks(WELL._replace(vifs=()), ground))
+    assert [remark.code for remark in found] == codes
+    shut = [remark.problem for remark in found if remark.code == "kill-switch-closed"]
+    assert all("there is no tunnel" in problem for problem in shut)
+    assert len(ground.drops) != 7 or "2 more" in found[-1].problem
+
+
+@pytest.mark.behaviour("B142")
+@pytest.mark.parametrize(
+    ("rules", "found"),
+    [
+        ([], []),
+        (["counter", "ip saddr 10.137.0.5 accept", 'ct state new log prefix "new"'], []),
+        (["oifgroup 1 counter drop"], [True]),
+        (['oifname "eth0" drop', 'oif "eth0" reject with icmp admin-prohibited'], [True, True]),
+        (["counter drop"], [True]),
+        (['oifname "wg0" drop'], [False]),
+        (["oifgroup 1 ip daddr 10.0.0.0/8 drop"], [False]),
+        (["oifgroup != 2 drop"], [False]),
+        (['accept comment "drop"', 'oifgroup 1 drop comment "kill switch"'], [True]),
+    ],
+)
+def test_rules_that_refuse(rules: list[str], found: list[bool]) -> None:
+    listing = "table ip qubes {\n\tchain custom-forward {\n" + "".join(f"\t\t{rule}\n" for rule in rules) + "\t}\n}\n"
+    assert [drop.uplink for drop in drops([("ip", listing), ("ip6", "")], ["eth0"])] == found
+
+
+@pytest.mark.parametrize(
+    ("problem", "severity"), [(code, severity) for code, (severity, _) in provider_findings.NAMES.items()]
+)
+def test_where_names_go_otherwise_is_told_with_what_to_do(problem: str, severity: str) -> None:
+    report = WELL._replace(vifs=(), names=Choice((), "systemd-resolved is not running", problem))
+    (remark,) = provider_findings.remarks(report, Ground())
+    assert (remark.code, remark.severity) == (problem, severity)
+    assert "systemd-resolved is not running" in remark.problem
+    assert remark.remedy
+
+
+UPLINK = InterfaceReport(
+    UplinkSettings(MAC, Family(ipaddress.ip_interface("10.137.0.9/32"))),
+    Link(2, "eth0", MAC),
+    StyleChoice(Style.DEVICE, ""),
+)
+KEPT_FILE = ResolverReport(
+    "/etc/resolv.conf", Decision(Owner.TUNNEL, "tunnel=wg0 owner=tunnel"), None,
+    b"nameserver 127.0.0.1\nnameserver fd00::1\nnameserver 10.64.0.1\n", written=False,
+)  # fmt: skip
+OWN_FILE = KEPT_FILE._replace(decision=Decision(Owner.DIRECT, ""))
+
+
+@pytest.mark.behaviour("B142")
+@pytest.mark.parametrize(
+    ("report", "asked"),
+    [
+        pytest.param({}, ["10.139.1.1", "10.139.1.2"], id="a qube"),
+        pytest.param({"interfaces": ()}, [], id="without an uplink"),
+        pytest.param({"interfaces": (UPLINK._replace(link=None),)}, [], id="whose uplink is not there yet"),
+        pytest.param({"resolver": KEPT_FILE}, ["10.64.0.1"], id="with a VPN's file"),
+        pytest.param({"resolver": OWN_FILE}, ["10.139.1.1", "10.139.1.2"],
+                     id="with its own"),
+        pytest.param({"provided": WELL}, ["192.168.1.1"], id="a VPN qube: where its qubes' names go"),
+        pytest.param({"provided": WELL._replace(names=Choice((), ""))}, [], id="one that refuses them"),
+        pytest.param({"provided": WELL._replace(active=False)}, ["10.139.1.1", "10.139.1.2"], id="a template"),
+    ],
+)  # fmt: skip
+def test_only_servers_in_use_are_judged(report: dict[str, object], asked: list[str]) -> None:
+    settings = Settings(MAC, (UPLINK.settings,), dns=DnsSettings(VIRTUAL))
+    whole = Report(settings, (UPLINK,))._replace(**report)  # type: ignore[arg-type]
+    assert list(servers_in_use(whole)) == asked
+
+
+@pytest.mark.behaviour("B124")
+def test_a_file_that_is_kept_is_named_with_whose_it_is() -> None:
+    report = Report(Settings(), (UPLINK,), KEPT_FILE)
+    found = [finding for finding in findings(Evidence(report)) if finding.code.startswith("resolv-conf")]
+    assert [(finding.code, finding.severity) for finding in found] == [("resolv-conf-kept", "note")]
+    assert "tunnel=wg0" in found[0].problem
+    written = KEPT_FILE._replace(replaced="10.64.0.1")
+    assert "protected-files.d" in written.written_back

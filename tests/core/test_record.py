@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.record import HEADER, Fallback, Interface, Loaded, Provided, Record, checksum, parse, render
+from qubes_guestnet.core.endpoint import Endpoint
+from qubes_guestnet.core.record import (
+    HEADER,
+    Fallback,
+    Interface,
+    Last,
+    Loaded,
+    Provided,
+    Record,
+    checksum,
+    parse,
+    render,
+)
 from qubes_guestnet.core.values import Link, Owned
 
 MAC, OTHER = "00:16:3e:5e:6c:00", "00:16:3e:5e:6c:01"
@@ -33,6 +45,8 @@ FULL = Record(
         closed=True,
         offload="on (2 devices)",
         connected="6a7b",
+        last=Last((Endpoint(ipaddress.ip_address("10.8.0.1"), 5353),), 7, 120),
+        hooks=1790000000,
     ),
 )
 TEXT = f"""{HEADER}interface 2 {MAC}
@@ -50,6 +64,8 @@ detached 00:16:3e:5e:6c:02
 rules 0a1b 2c3d
 names 4e5f -
 servers 9.9.9.9 1.1.1.1
+heard 7 120 10.8.0.1:5353
+hooks 1790000000
 forwarding 4
 forwarding 6
 closed
@@ -57,6 +73,7 @@ offload on (2 devices)
 connected 6a7b
 """.encode()
 
+endpoints = st.builds(Endpoint, st.ip_addresses(v=4, network="10.0.0.0/8"), st.integers(1, 65535))
 ip4, ip6 = st.ip_addresses(v=4), st.ip_addresses(v=6)
 macs = st.sampled_from((MAC, OTHER, "02:00:00:00:00:09"))
 fallbacks = st.builds(Fallback, ip4, st.text("abc 0123.,:", max_size=20))
@@ -75,11 +92,13 @@ provided = st.builds(
     Provided,
     st.just(Loaded()) | loaded,
     st.just(Loaded()) | loaded,
-    st.lists(ip4.map(str), max_size=3).map(tuple),
+    st.lists(endpoints.map(str), max_size=3).map(tuple),
     st.frozensets(st.sampled_from((4, 6))),
     st.booleans(),
     words,
     st.just("") | sums,
+    st.none() | st.builds(Last, st.lists(endpoints, max_size=3).map(tuple), st.integers(0, 99), st.integers(0, 10**9)),
+    st.integers(0, 2**40),
 )
 records = st.builds(
     Record,

@@ -13,14 +13,20 @@ from hypothesis import strategies as st
 
 from qubes_guestnet.core.resolver import (
     HEADER,
+    KEPT,
     MAX_NAMESERVERS,
     Decision,
     FileFacts,
     Owner,
     RewriteBudget,
+    TunnelFacts,
+    Way,
     choose_owner,
+    hook_wrote,
+    others,
     parse,
     render,
+    tunnel,
     wanted,
 )
 
@@ -247,6 +253,86 @@ def test_hands_off(flag: dict[str, Any], facts: FileFacts) -> None:
 def test_networkmanager_finds_a_plain_file_and_keeps_it(facts: FileFacts, written: bool) -> None:
     facts = facts._replace(networkmanager=True)
     assert wanted(choose_owner(facts), facts, [FIRST]) == (render([FIRST]) if written else None)
+
+
+# --- B124: a VPN's, and a hook's -----------------------------------------------------------------------------------
+
+VPNS = b"nameserver 10.64.0.1\n"
+SERVER = ipaddress.ip_address("10.64.0.1")
+SHOWN = {"hook": "/rw/config/qubes-ip-change-hook", "tunnel": "wg0"}
+
+
+@pytest.mark.behaviour("B124")
+@pytest.mark.parametrize("shown", SHOWN)
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [({}, True), ({"protected_by": LIST}, False), ({"immutable": True}, False), ({"disabled": True}, False),
+     ({"networkmanager": True}, False)],
+)  # fmt: skip
+def test_what_a_vpn_or_a_hook_wrote_is_kept_unless_somebody_else_has_a_word(
+    shown: str, flags: dict[str, Any], *, kept: bool
+) -> None:
+    decision = choose_owner(FileFacts("regular", VPNS, **{shown: SHOWN[shown]}, **flags))
+    assert (decision.owner in KEPT) is kept
+    assert f"{shown}={SHOWN[shown]}" in decision.reasons
+    if kept:
+        assert decision.reasons.endswith(f" owner={shown}")
+        assert wanted(decision, FileFacts("regular", VPNS), [FIRST, SECOND]) is None
+
+
+@pytest.mark.behaviour("B124")
+@pytest.mark.parametrize(
+    ("facts", "others_servers"),
+    [
+        pytest.param(FileFacts("regular", VPNS), [SERVER], id="a VPN's"),
+        pytest.param(FileFacts("regular", VPNS + OURS.replace(HEADER, b"")), [SERVER], id="beside dom0's"),
+        pytest.param(FileFacts("regular", b"nameserver 127.0.0.1\n"), [ipaddress.ip_address("127.0.0.1")],
+                     id="a resolver in the qube"),
+        pytest.param(FileFacts("regular", OURS), [], id="ours"),
+        pytest.param(FileFacts("regular", HEADER + VPNS), [], id="ours of a former provider"),
+        pytest.param(FileFacts("regular", OURS.replace(HEADER, b"")), [], id="dom0's servers by another"),
+        pytest.param(FileFacts("regular", b""), [], id="empty"),
+        pytest.param(FileFacts("symlink", linked=VPNS, link_target="/run/vpn/resolv.conf"), [SERVER], id="a link"),
+        pytest.param(FileFacts("symlink", linked=b"nameserver 127.0.0.53\n", link_target=STUB), [], id="a stub (B19)"),
+        pytest.param(FileFacts("symlink", link_target=STUB), [], id="a link to nowhere"),
+        pytest.param(FileFacts("other"), [], id="a folder"),
+        pytest.param(FileFacts(), [], id="nothing"),
+    ],
+)  # fmt: skip
+def test_servers_of_others(facts: FileFacts, others_servers: list[object]) -> None:
+    assert list(others(facts, [FIRST, SECOND])) == others_servers
+
+
+@pytest.mark.behaviour("B124")
+@pytest.mark.parametrize(
+    ("facts", "device"),
+    [
+        (TunnelFacts(), ""),
+        (TunnelFacts((Way(SERVER, ""),)), ""),
+        (TunnelFacts((Way(SERVER, ""), Way(SERVER, "wg0"))), "wg0"),
+        (TunnelFacts((Way(SERVER, ""),), ("tun0",)), "tun0"),
+        (TunnelFacts((Way(SERVER, ""),), (), ("tun1",)), "tun1"),
+        (TunnelFacts((Way(SERVER, "wg0"),), ("tun0",), ("tun1",)), "wg0"),
+    ],
+)
+def test_what_shows_that_a_vpn_is_there(facts: TunnelFacts, device: str) -> None:
+    assert tunnel(facts) == device
+
+
+@pytest.mark.behaviour("B124")
+@pytest.mark.parametrize(
+    ("modified", "wrote"), [(99.9, False), (100.0, True), (160.0, True), (160.1, False), (0.0, False)]
+)
+def test_a_hook_writes_while_it_runs(modified: float, *, wrote: bool) -> None:
+    assert hook_wrote(modified, 100, 60.0) is wrote
+    assert not hook_wrote(modified, 0, 60.0), "none was ever started"
+
+
+@pytest.mark.behaviour("B130")
+def test_all_servers_of_a_file_for_who_cannot_use_each() -> None:
+    data = b"".join(b"nameserver fd00::%d\n" % number for number in range(1, 5)) + VPNS
+    assert len(parse(data).servers) == 3
+    assert parse(data, every=True).servers[-1] == SERVER
 
 
 class TestRewriteBudget:

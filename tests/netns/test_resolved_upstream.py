@@ -31,13 +31,13 @@ TELL = """
 import socket, time
 uplinks = frozenset(index for index, name in socket.if_nameindex() if name == "eth0")
 start = time.monotonic()
-found = resolved.upstream(port, uplinks)
+heard = resolved.ask(port, uplinks)
 seconds = time.monotonic() - start
 names = dict(socket.if_nameindex())
-for link in found or ():
-    marks = [mark for mark in ("everything", "uplink") if getattr(link, mark)]
+for link in heard.links or ():
+    marks = [mark for mark in ("everything", "uplink", "default_route", "tls_only") if getattr(link, mark)]
     print(names.get(link.ifindex, "global"), *map(str, link.servers), *marks)
-print("nothing" if found is None else "that is all", seconds < 2)
+print(heard.problem if heard.links is None else "that is all", seconds < 3)
 """
 both_ways = pytest.mark.parametrize("way", ASK)
 
@@ -46,6 +46,7 @@ def start() -> tuple[Qube, Daemons]:
     """A qube with an uplink that routes every name, as ours does, and the service."""
     qube = Qube("provider")
     qube.wire("ip link add eth0 type veth peer name far; ip link set eth0 up; ip link set far up")
+    qube.wire("ip address add 10.137.0.5/32 dev eth0")  # a link without an address is none to be asked
     daemons = Daemons(qube)
     daemons.dbus()
     daemons.resolved()
@@ -62,19 +63,20 @@ def told(qube: Qube, way: str) -> list[str]:
 @both_ways
 def test_an_uplink_and_a_vpn(way: str) -> None:
     qube, daemons = start()
-    assert told(qube, way) == ["eth0 10.139.1.1 10.139.1.2 everything uplink", "that is all True"]
+    assert told(qube, way) == ["eth0 10.139.1.1 10.139.1.2 everything uplink default_route", "that is all True"]
     qube.wire("ip link add tun0 type veth peer name tun0-far; ip link set tun0 up; ip link set tun0-far up")
+    qube.wire("ip address add 10.8.0.9/24 dev tun0")
     daemons.resolvectl("dns", "tun0", "10.8.0.1", "fd00::1", "10.8.0.2#vpn.example")
     daemons.resolvectl("domain", "tun0", "~.", "corp.example")
     assert sorted(told(qube, way)) == [
-        "eth0 10.139.1.1 10.139.1.2 everything uplink",
+        "eth0 10.139.1.1 10.139.1.2 everything uplink default_route",
         "that is all True",
-        "tun0 10.8.0.1 fd00::1 10.8.0.2 everything",
+        "tun0 10.8.0.1 fd00::1 10.8.0.2 everything default_route",
     ]
     daemons.resolvectl("domain", "tun0", "corp.example")
-    assert "tun0 10.8.0.1 fd00::1 10.8.0.2" in told(qube, way)
+    assert "tun0 10.8.0.1 fd00::1 10.8.0.2 default_route" in told(qube, way)
     daemons.resolvectl("revert", "tun0")
-    assert told(qube, way) == ["eth0 10.139.1.1 10.139.1.2 everything uplink", "that is all True"]
+    assert told(qube, way) == ["eth0 10.139.1.1 10.139.1.2 everything uplink default_route", "that is all True"]
 
 
 @pytest.mark.behaviour("B38")
@@ -84,7 +86,29 @@ def test_servers_of_the_whole_qube(way: str) -> None:
     daemons.stop("resolved")
     qube.write("/run/systemd/resolved.conf.d/50-own.conf", "[Resolve]\nDNS=9.9.9.9 100.100.100.100#name.example\n")
     daemons.resolved()
-    assert "global 9.9.9.9 100.100.100.100" in told(qube, way)
+    assert "global 9.9.9.9 100.100.100.100 default_route" in told(qube, way)
+
+
+@pytest.mark.behaviour("B127")
+@both_ways
+def test_how_they_are_to_be_asked(way: str) -> None:
+    qube, daemons = start()
+    daemons.stop("resolved")
+    qube.write("/run/systemd/resolved.conf.d/50-own.conf", "[Resolve]\nDNS=9.9.9.9:9953#name.example\nDNSOverTLS=yes\n")
+    daemons.resolved()
+    qube.wire("ip link add tun0 type veth peer name tun0-far; ip link set tun0 up; ip link set tun0-far up")
+    qube.wire("ip address add 10.8.0.9/24 dev tun0")
+    daemons.resolvectl("dns", "tun0", "10.8.0.1:5353", "[fd00::1]:5353")
+    daemons.resolvectl("domain", "tun0", "~corp.example")
+    daemons.resolvectl("dnsovertls", "tun0", "opportunistic")
+    assert sorted(told(qube, way)) == [
+        "eth0 10.139.1.1 10.139.1.2 everything uplink default_route tls_only",
+        "global 9.9.9.9:9953 default_route tls_only",
+        "that is all True",
+        "tun0 10.8.0.1:5353 [fd00::1]:5353",
+    ]
+    daemons.resolvectl("default-route", "tun0", "yes")
+    assert "tun0 10.8.0.1:5353 [fd00::1]:5353 default_route" in told(qube, way)
 
 
 @both_ways
@@ -93,7 +117,7 @@ def test_many_servers_are_all_told(way: str) -> None:
     qube, daemons = start()
     servers = [f"10.8.{number}.{number}" for number in range(100, 120)]
     daemons.resolvectl("dns", "eth0", *servers)
-    assert f"eth0 {' '.join(servers)} everything uplink" in told(qube, way)
+    assert f"eth0 {' '.join(servers)} everything uplink default_route" in told(qube, way)
 
 
 @pytest.mark.behaviour("B35")
@@ -102,7 +126,7 @@ def test_not_running(way: str) -> None:
     qube, daemons = start()
     daemons.stop("resolved")
     qube.run("sh", "-c", "rm -rf /run/systemd/resolve/*")
-    assert told(qube, way) == ["nothing True"]
+    assert told(qube, way) == ["is not running True"]
 
 
 @pytest.mark.behaviour("B35")
@@ -110,7 +134,7 @@ def test_not_running(way: str) -> None:
 def test_killed_with_its_files_left_behind(way: str) -> None:
     qube, daemons = start()
     daemons.running["resolved"].kill()
-    assert told(qube, way) == ["nothing True"]
+    assert told(qube, way) == ["is not running True"]
 
 
 @pytest.mark.behaviour("B35")
@@ -118,7 +142,7 @@ def test_killed_with_its_files_left_behind(way: str) -> None:
 def test_hanging(way: str) -> None:
     qube, daemons = start()
     daemons.running["resolved"].signal(signal.SIGSTOP)
-    assert told(qube, way) == ["nothing True"]
+    assert told(qube, way) == ["does not answer True"]
     daemons.running["resolved"].signal(signal.SIGCONT)
     eventually(lambda: told(qube, way)[0].startswith("eth0"), what="it answers again")
 
@@ -132,8 +156,8 @@ def test_no_bus_any_more() -> None:
     daemons.running["dbus"].kill()
     qube.write("/run/go", "")
     assert asking.wait() == 0
-    assert asking.output().splitlines() == ["connected", "nothing True"]
-    assert told(qube, "resolvectl") == ["nothing True"]
+    assert asking.output().splitlines() == ["connected", "does not answer True"]
+    assert told(qube, "resolvectl") == ["does not answer True"]
 
 
 class OddBus:
@@ -183,16 +207,24 @@ ODD: dict[str, Callable[[], Any]] = {
 @pytest.mark.behaviour("B35")
 @pytest.mark.parametrize("odd", ODD)
 def test_whatever_the_bus_says_there_is_an_answer(odd: str) -> None:
-    assert resolved.upstream(resolved.ByBus(OddBus(ODD[odd])), frozenset()) is None  # type: ignore[arg-type]
+    heard = resolved.ask(resolved.ByBus(OddBus(ODD[odd])), frozenset())  # type: ignore[arg-type]
+    assert heard.links is None
+    assert heard.problem
 
 
 def test_the_table_above_fails_for_what_it_says() -> None:
-    found = resolved.upstream(resolved.ByBus(OddBus(lambda: (GOOD,))), frozenset({2}))  # type: ignore[arg-type]
-    assert [str(server) for link in found or () for server in link.servers] == ["10.139.1.1"]
+    heard = resolved.ask(resolved.ByBus(OddBus(lambda: (GOOD,))), frozenset({2}))  # type: ignore[arg-type]
+    assert [str(server) for link in heard.links or () for server in link.servers] == ["10.139.1.1"]
+
+
+def test_without_a_way_to_it_that_is_said() -> None:
+    assert resolved.ask(None, frozenset()).problem == "cannot be asked without the system bus or resolvectl"
 
 
 @pytest.mark.behaviour("B35")
 @pytest.mark.parametrize("program", ["/nowhere/resolvectl", "/bin/false", "/bin/true", "/bin/echo"])
 def test_whatever_the_program_does_there_is_an_answer(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolved, "_started", time.monotonic)
-    assert resolved.upstream(resolved.ByCommand(program), frozenset()) is None
+    heard = resolved.ask(resolved.ByCommand(program), frozenset())
+    assert heard.links is None
+    assert heard.problem

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A name server as others are asked for it: an address and a port."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from . import checks
+from .namedtuple import NamedTuple
+from .values import IPAddress
+
+DNS_PORT = 53
+_DIGITS = frozenset("0123456789")
+
+
+class Endpoint(NamedTuple):
+    """Where a name server listens.
+
+    Args:
+        address: of either family.
+        port: of UDP and TCP.
+    """
+
+    address: IPAddress
+    port: int = DNS_PORT
+
+    def __str__(self) -> str:
+        """As nftables takes it behind `dnat to`; the usual port is left out."""
+        if self.port == DNS_PORT:
+            return str(self.address)
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port}"
+
+
+def port(text: str) -> int:
+    """A port from 1 to 65535 in decimal digits. Raises ValueError."""
+    if not text or len(text) > 5 or not _DIGITS.issuperset(text) or not 0 < int(text) < 65536:
+        raise ValueError(f"no port: {text[:8]!r}")
+    return int(text)
+
+
+def parse(text: str) -> Endpoint:
+    """`10.8.0.1` or `10.8.0.1:5353`: the IPv4 address of a host, which the virtual addresses can lead to.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    host, colon, number = text.partition(":")
+    address = checks.host4(host.encode())
+    return Endpoint(address, port(number) if colon else DNS_PORT)
+
+
+def of(addresses: tuple[IPAddress, ...]) -> tuple[Endpoint, ...]:
+    """Servers at the usual port."""
+    return tuple(Endpoint(address) for address in addresses)
+
+
+def host_of(address: IPAddress) -> ipaddress.IPv4Address | None:
+    """The address if another qube can ask it by an IPv4 address of ours; else None."""
+    return address if isinstance(address, ipaddress.IPv4Address) and checks.is_host(address) else None

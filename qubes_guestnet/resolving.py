@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""resolv.conf in one pass: whose file it is, and published if it is ours and differs. `core.resolver` decides.
+
+Whether a VPN or a hook has to do with the file is looked at only where it names servers other than dom0's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+from .core import hooks as hook_rules
+from .core import resolver
+from .core.namedtuple import NamedTuple
+from .core.networkmanager import ManagerChoice
+from .core.record import Record
+from .core.report import InterfaceReport, ResolverReport
+from .core.resolver import FileFacts, Owner
+from .core.settings import Settings
+from .core.uplink import Flags
+from .core.values import IPAddress
+from .errors import GuestnetError
+from .paths import Paths
+from .system import files
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from .reconcile import Kernel
+
+
+class Ground(NamedTuple):
+    """What a pass knows by then: settings, flags, who configures the uplink, kernel, record, and the interfaces."""
+
+    settings: Settings
+    flags: Flags
+    manager: ManagerChoice
+    kernel: Kernel
+    record: Record
+    interfaces: tuple[InterfaceReport, ...]
+
+
+def resolve(
+    ground: Ground, paths: Paths, may_rewrite: Callable[[bytes], bool] | None
+) -> tuple[ResolverReport | None, GuestnetError | None]:
+    """The file as it is after this pass, and what went wrong.
+
+    Args:
+        ground: of the pass.
+        paths: where the qube's files are.
+        may_rewrite: asked with the content before another program's overwriting is undone; None: only look.
+    """
+    path, servers = paths.resolv_conf, ground.settings.dns.servers
+    try:
+        facts = files.facts(
+            path, disabled=ground.flags.disable_dns_server, networkmanager=ground.manager.networkmanager
+        )
+        others = resolver.others(facts, servers)
+        if others and resolver.choose_owner(facts).owner is Owner.DIRECT:
+            facts = _whose(facts, path, others, ground)
+    except GuestnetError as error:
+        return None, error
+    decision = resolver.choose_owner(facts)
+    wanted = None if ground.settings.dns.held else resolver.wanted(decision, facts, servers)
+    report = ResolverReport(path, decision, wanted, facts.content if decision.owner in resolver.KEPT else facts.data,
+                            written=False)  # fmt: skip
+    if wanted is None or may_rewrite is None or not (report.pending or facts.mode != files.PUBLIC):
+        return report, None
+    if not may_rewrite(wanted):
+        limit = f"{resolver.RewriteBudget.LIMIT} times in {resolver.RewriteBudget.WINDOW:.0f} s"
+        problem = f"{path}: something overwrote it {limit}"
+        return report, GuestnetError(problem, "find out what, or list the file in /rw/config/protected-files.d")
+    try:
+        files.publish(path, wanted)
+    except GuestnetError as error:
+        return report, error
+    return report._replace(current=wanted, written=True, replaced=" ".join(map(str, others))), None
+
+
+def _whose(facts: FileFacts, path: str, others: Iterable[IPAddress], ground: Ground) -> FileFacts:
+    """With what shows that a hook or a VPN wrote it."""
+    ours = [interface.link.ifindex for interface in ground.interfaces if interface.link is not None]
+    return facts._replace(hook=_hook(path, ground), tunnel=resolver.tunnel(ground.kernel.tunnels(others, ours)))
+
+
+def _hook(path: str, ground: Ground) -> str:
+    """The hooks that may have written the file, which are still there to do it again."""
+    began = ground.record.provided.hooks
+    try:
+        modified = os.stat(path).st_mtime
+    except OSError:
+        return ""
+    if not resolver.hook_wrote(modified, began, hook_rules.LIMIT_SECONDS):
+        return ""
+    from .system import hooks  # only in a provider whose file was written just then
+
+    return " ".join(hook_rules.runnable(hooks.facts()))

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Devices that a VPN may have: without a link layer, or with a default route. It decides nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterable
+
+from ..core.resolver import TunnelFacts, Way
+from ..core.values import IPAddress
+from ..errors import KernelError
+
+_ROUTES = "/proc/net/route"
+_SIOCGIFFLAGS, _SIOCGIFHWADDR = 0x8913, 0x8927  # linux/sockios.h
+_FLAGS, _HARDWARE = struct.Struct("=16sh22x"), struct.Struct("=16sH22x")  # struct ifreq
+_IFF_UP, _RTF_UP = 0x1, 0x1
+# linux/if_arp.h: PPP; IP in IP, GRE and SIT; none at all, as tun and WireGuard.
+_WITHOUT_LINK_LAYER = frozenset({512, 768, 776, 778, 0xFFFE})
+_NOWHERE = "00000000"
+# Masks of 0.0.0.0/0 and of 0.0.0.0/1, as the kernel prints them.
+_DEFAULTS = frozenset({"00000000", "00000080"})
+
+
+def look(way: Callable[[IPAddress], int], servers: Iterable[IPAddress], ours: frozenset[int]) -> TunnelFacts:
+    """All facts. Devices of ours, lo, and what Xen and our fake addresses call theirs are left out.
+
+    Args:
+        way: the interface index of the device by which packets to an address leave.
+        servers: whose way counts.
+        ours: interface indexes of this qube's uplinks.
+
+    Raises:
+        KernelError: the kernel does not say.
+    """
+    foreign = {
+        index: name
+        for index, name in socket.if_nameindex()
+        if index not in ours and name != "lo" and not name.startswith("vif")
+    }
+    ways = tuple(Way(server, foreign.get(way(server), "")) for server in servers)
+    return TunnelFacts(ways, links(foreign.values()), defaults(foreign.values()))
+
+
+def links(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the devices that are up and have no link layer.
+
+    Raises:
+        KernelError: it does not say.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+            return tuple(name for name in names if _is_tunnel(control, name))
+    except OSError as error:
+        raise KernelError("ip link show", error.errno or errno.EIO) from None
+
+
+def _is_tunnel(control: socket.socket, name: str) -> bool:
+    try:
+        request = os.fsencode(name)
+        flags = _FLAGS.unpack(fcntl.ioctl(control, _SIOCGIFFLAGS, _FLAGS.pack(request, 0)))[1]
+        kind = _HARDWARE.unpack(fcntl.ioctl(control, _SIOCGIFHWADDR, _HARDWARE.pack(request, 0)))[1]
+    except OSError:
+        return False  # it went just now
+    return bool(flags & _IFF_UP) and kind in _WITHOUT_LINK_LAYER
+
+
+def defaults(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the devices that carry a default route of IPv4, or the first half of one, in the main table."""
+    found, wanted = dict[str, None](), frozenset(names)
+    try:
+        with open(_ROUTES, encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                words = line.split()
+                default = len(words) > 7 and words[1] == _NOWHERE and words[7] in _DEFAULTS
+                if default and words[0] in wanted and int(words[3], 16) & _RTF_UP:
+                    found[words[0]] = None
+    except OSError:
+        return ()  # no IPv4
+    return tuple(found)
