@@ -1,48 +1,70 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What dom0 does to a qube's network, faithfully, and including what it does badly.
 
-Read in core-admin (`vm/qubesvm.py: create_qdb_entries`, `vm/mix/net.py`): the entries are written one at a time, in the
-order of `Vm.entries()`; IPv6 entries are written when there is IPv6 and are *not* removed when there is none; a change
-of provider detaches the interface, writes all entries anew, and attaches a new interface; "no provider" detaches and
-writes nothing. So the entries say what the settings are if the interface exists, never that it does. A change of a
-feature writes nothing at all until something else makes dom0 write.
+Read in core-admin 4.4.0 (`vm/qubesvm.py: start, create_qdb_entries`, `vm/mix/net.py`, `ext/r3compatibility.py`), and in
+its branch of 4.2 where that differs (behaviour B161). What the agent has to live with:
+
+* At the start of a qube its provider is told first, then the interface comes, and then the qube's own entries.
+* Entries are written one at a time, and none is removed: they say what the settings are if the interface exists, never
+  that it does. "No provider" detaches and writes nothing. A change of a feature writes nothing at all.
+* With the own entries of a provider (its start, a change of its netvm) those about each running client are rewritten.
+* The netvm of a paused qube: its entries change at once, its interface only after it runs again (4.2: at once too).
+
+The rules of the firewall are not written here.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
-from ..errors import StoreError
-from ..system import qubesdb
 from . import world
 from .hotplug import Hotplug
+from .interfaces import INTERFACE, Interfaces
 from .namespaces import LabError
 from .provider import TUNNEL, UPLINK, Networking, Plain, Vif
-from .qube import QUBESDB_FOLDER, Qube
-from .vm import IPV6, Vm
+from .qube import Qube
+from .vm import Vm
 from .world import Offer, World
 
-__all__ = ["INTERFACE", "Dom0", "Vm"]
+__all__ = ["INTERFACE", "RELEASES", "Dom0", "Release", "Vm"]
 
-INTERFACE = "eth0"
 _GATEWAY6 = "/qubes-netvm-gateway6"
+_WAIT, _WAIT_SECONDS = "qubes.WaitForNetworkUplink", 10
 
 
-class Dom0:
+class Release(NamedTuple):
+    """What differs between releases of Qubes OS.
+
+    Args:
+        defers: the interface of a paused qube is exchanged only after it runs again.
+        tells_first: the provider of a starting qube is told before the interface comes, and not after it.
+    """
+
+    defers: bool
+    tells_first: bool
+
+
+# 4.1 stands for all dom0 before 2024-06, the first releases of 4.2 among them.
+RELEASES = {"4.3": Release(True, True), "4.2": Release(False, True), "4.1": Release(False, False)}
+NEWEST = "4.3"
+
+
+class Dom0(Interfaces):
     """dom0 of one lab.
 
     Args:
         plain: providers made by `create_provider` are plain commands and not the real role.
+        release: one of `RELEASES`.
     """
 
-    def __init__(self, plain: bool = False) -> None:
+    def __init__(self, plain: bool = False, release: str = NEWEST) -> None:
+        super().__init__()
         self.plain = plain
-        self.vms: dict[str, Vm] = {}
-        # At the start of a qube dom0 tells its provider of a fake address only when the vif is there already.
-        self.late_mappings = True
+        self.release = RELEASES[release]
         self._last_domid = 0
         self._unheard: list[tuple[Networking, Vif]] = []
+        self._lost: list[tuple[Vm, Vm]] = []
 
     # --- creating ----------------------------------------------------------------------------------------------
 
@@ -67,21 +89,32 @@ class Dom0:
         """
         if name in self.vms:
             raise LabError(f"there is a qube {name} already")
-        same_kind = sum(vm.disposable == disposable for vm in self.vms.values())
-        vm = Vm(
-            name, same_kind + 1, provides_network=provides_network, ipv6=ipv6, disposable=disposable, offer=offer
-        )
+        used = {vm.qid for vm in self.vms.values() if vm.disposable == disposable}
+        qid = next(number for number in range(1, len(used) + 2) if number not in used)
+        vm = Vm(name, qid, provides_network=provides_network, ipv6=ipv6, disposable=disposable, offer=offer)
         if self.plain and provides_network:
             vm.plain, vm.agent, vm.flags = True, False, set()
         self.vms[name] = vm
-        vm.netvm = netvm
-        self._tell_of_connected(netvm)
+        self.set_netvm(vm, netvm)
         return vm
+
+    def delete(self, vm: Vm) -> None:
+        """`qvm-remove`. Its provider is told nothing, until the next start of another qube behind it.
+
+        Raises:
+            LabError: it runs, or has qubes connected to it.
+        """
+        if vm.qube is not None or self.connected(vm):
+            raise LabError(f"{vm.name} is in use")
+        self.did("delete", vm)
+        del self.vms[vm.name]
+        if vm.world is not None:
+            vm.world.kill()
 
     # --- running -----------------------------------------------------------------------------------------------
 
     def start(self, vm: Vm, agent: bool | None = None) -> Qube:
-        """Start it as Xen does, its provider before it if need be.
+        """Start it, its provider before it if need be.
 
         Args:
             vm: a halted one.
@@ -92,26 +125,56 @@ class Dom0:
         if vm.netvm is not None and vm.netvm.qube is None:
             self.start(vm.netvm)
         vm.agent = vm.agent if agent is None else agent
-        self._last_domid += 1
-        vm.domid, vm.attached = self._last_domid, 0
-        qube = vm.qube = Qube(vm.name)
-        for flag in vm.flags:
-            qube.set_flag(flag)
-        kind = b"NetVM" if vm.provides_network and vm.netvm is None else b"AppVM"
-        vm.database = {"/name": vm.name.encode(), "/type": b"AppVM", "/qubes-vm-type": kind}
+        if vm.netvm is not None and self.release.tells_first:
+            self.tell_provider(vm, vm.netvm)
+        qube = self._create_domain(vm)
+        if vm.netvm is not None and not self.release.tells_first:
+            self.tell_provider(vm, vm.netvm)
+        if vm.netvm is not None:
+            self.write_iptables(vm.netvm)
+        vm.database = {"/name": vm.name.encode(), "/type": b"AppVM"}
         self.start_store(vm)
         self.write_entries(vm)
+        self.did("resume", vm)
         if vm.agent and not vm.provides_network:
             qube.guestnet("rules", "load")  # as the unit does in every qube; that of a provider see Hotplug
         self._provide(vm)
-        if vm.netvm is not None:
-            self.attach(vm, late=self.late_mappings)
+        if vm.plugged is not None:
+            self.connect(vm)
         if vm.agent:
             qube.start_agent()
-        for other in self.connected(vm):
-            if other.qube is not None:
-                self.attach(other)
+        self._attach_clients(vm)
         return qube
+
+    def _create_domain(self, vm: Vm) -> Qube:
+        """It is there and does not run yet; its interface is at its provider."""
+        self._last_domid += 1
+        vm.domid, vm.deferred_from = self._last_domid, None
+        qube = vm.qube = Qube(vm.name)
+        for flag in vm.flags:
+            qube.set_flag(flag)
+        self.did("create", vm)
+        if vm.netvm is None:
+            return qube
+        try:
+            networking = self.plug(vm)
+            assert vm.plugged is not None
+            networking.online(vm.plugged)
+        except LabError:
+            with contextlib.suppress(LabError):  # the first one says why
+                self.kill(vm)
+            raise
+        return qube
+
+    def _attach_clients(self, netvm: Vm) -> None:
+        """Who runs behind a provider that has just started is attached; a paused one when it runs again."""
+        for vm in self.connected(netvm):
+            if vm.qube is None or self._waits(vm):
+                continue
+            if vm.deferred_from is not None:
+                self._apply_deferred(vm)
+            else:
+                self.attach(vm)
 
     def _provide(self, vm: Vm) -> None:
         """What makes a started qube a provider, and its cable to the outside."""
@@ -134,8 +197,8 @@ class Dom0:
                 self.start(vm)
 
     def shutdown(self, vm: Vm) -> None:
-        """Shut it down: its agent is asked to end, its provider hears of it; who is behind it loses the interface."""
-        if vm.running.agent is not None:
+        """Shut it down: its agent is asked to end, its provider hears of it; qubes behind it lose their interface."""
+        if vm.running.agent is not None and not vm.running.paused:
             vm.running.agent.stop()
         self.kill(vm)
 
@@ -145,25 +208,31 @@ class Dom0:
         self.offline_late()
 
     def crash(self, vm: Vm) -> None:
-        """It is gone, and nobody has noticed: its provider hears of it at `offline_late`."""
-        netvm, vif = vm.netvm, vm.plugged
+        """It is gone, and neither dom0 nor its provider has noticed: they do at `offline_late`."""
+        backend, vif = vm.backend, vm.plugged
+        self.did("end", vm)
         vm.running.kill()
-        vm.qube, vm.provides, vm.plugged, vm.domid = None, None, None, 0
-        if vif is not None and netvm is not None and netvm.provides is not None:
-            netvm.provides.vanished(vif)
-            self._unheard.append((netvm.provides, vif))
-        for other in self.connected(vm):
-            if other.qube is not None and other.plugged is not None:
+        vm.qube, vm.provides, vm.plugged, vm.backend, vm.domid, vm.deferred_from = None, None, None, None, 0, None
+        if vif is not None and backend is not None and backend.provides is not None:
+            backend.provides.vanished(vif)
+            self._unheard.append((backend.provides, vif))
+        for other in self.vms.values():
+            if other.qube is not None and other.backend is vm:
                 # The kernel takes the other ends away with the network, at some moment of its own.
-                other.qube.run("ip", "link", "delete", "dev", other.interface, check=False)
-                other.plugged = None
+                other.qube.wire(f"ip link delete {other.interface} 2>/dev/null || :")
+                other.plugged = other.backend = None
+                self._lost.append((other, vm))
 
     def offline_late(self) -> None:
-        """Let providers hear of the interfaces of qubes that are gone; those providers that still run."""
+        """Let dom0, and providers that still run, hear of qubes that are gone."""
         unheard, self._unheard = self._unheard, []
         for networking, vif in unheard:
             if any(vm.provides is networking for vm in self.vms.values()):
                 networking.offline(vif)
+        lost, self._lost = self._lost, []
+        for vm, backend in lost:
+            if vm.qube is not None and self._waits(vm) and vm.deferred_from is None:
+                vm.deferred_from = backend.name
 
     def restart(self, vm: Vm) -> Qube:
         """Shut down and start again."""
@@ -178,169 +247,82 @@ class Dom0:
         """Start a provider again after a crash; the qubes behind it are attached again."""
         self.start(netvm)
 
+    def pause(self, vm: Vm) -> None:
+        """`qvm-pause`."""
+        self.did("pause", vm)
+        vm.running.pause()
+
+    def unpause(self, vm: Vm) -> None:
+        """`qvm-unpause`, and what dom0 has put off until then.
+
+        Raises:
+            LabError: also when the qube says that its uplink is not configured in time.
+        """
+        self.did("resume", vm)
+        vm.running.unpause()
+        self._apply_deferred(vm)
+
+    def _waits(self, vm: Vm) -> bool:
+        """Whether changes to its interface are put off."""
+        return self.release.defers and vm.running.paused
+
+    def _apply_deferred(self, vm: Vm) -> None:
+        if vm.deferred_from is None or (vm.netvm is not None and vm.netvm.qube is None):
+            return  # the second is tried again at the start of that provider
+        former = self.vms.get(vm.deferred_from)
+        self.detach(vm)
+        if vm.netvm is not None:
+            self._netvm_was_set(vm, former)
+        vm.deferred_from = None
+        self.did("ask", vm, _WAIT)
+        if vm.running.agent is not None and vm.running.agent.running:
+            vm.running.guestnet("wait-uplink", "--timeout", str(_WAIT_SECONDS), timeout=_WAIT_SECONDS + 5.0)
+
     # --- settings ----------------------------------------------------------------------------------------------
 
     def set_netvm(self, vm: Vm, netvm: Vm | None) -> None:
-        """`qvm-prefs VM netvm`. LabError for one that provides no network, or has its own from this qube."""
+        """`qvm-prefs VM netvm`.
+
+        Raises:
+            LabError: the other one provides no network, has its own from this qube, or is halted while this one runs.
+        """
         if netvm is not None and not netvm.provides_network:
             raise LabError(f"{netvm.name} provides no network")
         if netvm is not None and netvm in self.below(vm):
             raise LabError(f"{vm.name} would provide network for itself: {netvm.name} is behind it")
-        self.detach(vm)
+        if netvm is not None and vm.qube is not None and netvm.qube is None:
+            raise LabError(f"QubesVMNotStartedError: {vm.name} runs, and {netvm.name} is halted", "start it first")
+        if vm.qube is not None and self._waits(vm):
+            if vm.deferred_from is None:
+                vm.deferred_from = vm.netvm.name if vm.netvm is not None else ""
+        elif vm.qube is not None:
+            self.detach(vm)
         former, vm.netvm = vm.netvm, netvm
-        self._tell_of_connected(former)
-        self._tell_of_connected(netvm)
-        if netvm is not None and vm.qube is not None:
+        self._netvm_was_set(vm, former)
+
+    def _netvm_was_set(self, vm: Vm, former: Vm | None) -> None:
+        for each in (former, vm.netvm) if vm.netvm is not None else (former,):
+            if each is not None and each.qube is not None:
+                self.refresh_connected(each)
+        if vm.netvm is not None and vm.qube is not None:
             self.write_entries(vm)
-            self.attach(vm)
+            if not self._waits(vm):
+                self.attach(vm)
 
     def set_feature(self, vm: Vm, feature: str, value: str | None) -> None:
-        """`qvm-features VM FEATURE VALUE`; None: as if it had never been set.
-
-        Running qubes are told nothing, as by dom0, see `reattach`; but for ipv6 the entries of the providers that are
-        concerned follow at once, which in dom0 takes their restart or a person.
-        """
+        """`qvm-features VM FEATURE VALUE`; None: as if it had never been set. Nobody is told, see `reattach`."""
         if value is None:
             vm.features.pop(feature, None)
         else:
             vm.features[feature] = value
-        if feature != IPV6:
-            return
-        for each in self.below(vm):
-            if each.provides_network and each.qube is not None:
-                if each.gateway6 is None and _GATEWAY6 in each.database:
-                    self.remove(each, _GATEWAY6)
-                self._write_all(each, each.provider_entries())
-                self._tell_of_connected(each)
+
+    def correct_by_hand(self, netvm: Vm) -> None:
+        """What a person can do in dom0 with qubesdb-write and -rm: a provider's entries as its start writes them."""
+        if netvm.gateway6 is None and _GATEWAY6 in netvm.database:
+            self.remove(netvm, _GATEWAY6)
+        self.write_all(netvm, netvm.provider_entries())
+        self.refresh_connected(netvm)
 
     def reattach(self, vm: Vm) -> None:
         """What setting the same provider again does to a running qube: entries written anew, another interface."""
         self.set_netvm(vm, vm.netvm)
-
-    def connected(self, netvm: Vm) -> tuple[Vm, ...]:
-        """The qubes connected to a provider, halted ones too."""
-        return tuple(vm for vm in self.vms.values() if vm.netvm is netvm)
-
-    def below(self, vm: Vm) -> Iterator[Vm]:
-        """A qube, and all that are connected to it, directly or through others."""
-        yield vm
-        for other in self.connected(vm):
-            yield from self.below(other)
-
-    # --- interfaces --------------------------------------------------------------------------------------------
-
-    def attach(self, vm: Vm, interface: str = INTERFACE, late: bool = False) -> None:
-        """Plug its interface in: a new one, with a new number, each time.
-
-        Args:
-            vm: a running qube; its provider is started if it is halted.
-            interface: what the qube's kernel names it.
-            late: the provider hears of a fake address only after the interface is there.
-        """
-        if not late:
-            self._tell_of_mapping(vm)
-        networking = self.plug(vm)
-        assert vm.plugged is not None
-        try:
-            networking.online(vm.plugged)
-            self.connect(vm, interface)
-        except LabError:
-            with contextlib.suppress(LabError):  # the first one says why
-                self.detach(vm)
-            raise
-        if late:
-            self._tell_of_mapping(vm)
-
-    def plug(self, vm: Vm) -> Networking:
-        """First step of `attach`: the device is at its provider. For the hotplug script see `Networking.online`."""
-        if vm.netvm is None:
-            raise LabError(f"{vm.name} has no provider to attach to")
-        if vm.netvm.qube is None:
-            self.start(vm.netvm)
-        if vm.netvm.provides is None:
-            raise LabError(f"{vm.name} cannot be attached: {vm.netvm.name} provides no network")
-        gateway6 = vm.netvm.gateway6 if vm.has_ipv6 else None
-        vm.plugged = Vif(
-            vm.domid, vm.attached, vm.mac, vm.address, vm.netvm.visible_address, vm.networked6, gateway6,
-            vm.visible_address != vm.address, vm.proxy_arp, vm.proxy_delay,
-        )  # fmt: skip
-        vm.attached += 1
-        vm.netvm.provides.plug(vm.plugged)
-        return vm.netvm.provides
-
-    def connect(self, vm: Vm, interface: str = INTERFACE) -> None:
-        """Last step of `attach`: as soon as the hotplug script has said so the qube has its interface."""
-        if vm.plugged is None or vm.netvm is None or vm.netvm.provides is None:
-            raise LabError(f"{vm.name} is not plugged in anywhere")
-        vm.netvm.provides.connect(vm.plugged, vm.running, interface)
-        vm.interface = interface
-
-    def detach(self, vm: Vm) -> None:
-        """Unplug its interface, if it has one: the device goes, then its provider hears of it. The entries stay."""
-        vif, interface = vm.plugged, vm.interface
-        vm.plugged, vm.interface = None, ""
-        if vif is not None and vm.netvm is not None and vm.netvm.provides is not None:
-            vm.netvm.provides.unplug(vif, vm.running, interface)
-            vm.netvm.provides.offline(vif)
-
-    # --- QubesDB -----------------------------------------------------------------------------------------------
-
-    def start_store(self, vm: Vm) -> None:
-        """Start its QubesDB daemon with all that dom0 has for it: what happens at its start, and after a crash."""
-        vm.running.start_store({key: value.decode() for key, value in vm.database.items()})
-
-    def write_entries(self, vm: Vm) -> None:
-        """Write its network entries, one at a time; nothing is ever removed."""
-        self._write_all(vm, vm.entries())
-        if vm.provides_network:
-            self._tell_of_connected(vm)
-
-    def _tell_of_connected(self, netvm: Vm | None) -> None:
-        if netvm is not None and netvm.qube is not None:
-            self._write_all(netvm, netvm.connected_entries(self.connected(netvm)))
-
-    def _tell_of_mapping(self, vm: Vm) -> None:
-        if vm.netvm is not None and vm.netvm.qube is not None:
-            self._write_all(vm.netvm, vm.mapped_entries())
-
-    def _write_all(self, vm: Vm, entries: Mapping[str, str]) -> None:
-        for key, value in entries.items():
-            self.write(vm, key, value)
-
-    def write(self, vm: Vm, key: str, value: str | bytes) -> None:
-        """Write one entry. While the qube's daemon is down dom0 keeps it, and its next start brings it."""
-        raw = value.encode() if isinstance(value, str) else value
-        vm.database[key] = raw
-        self._change(vm, {key: raw}, ())
-
-    def remove(self, vm: Vm, key: str) -> None:
-        """Remove one entry. dom0 does not do this to network entries; a person in dom0 may."""
-        vm.database.pop(key, None)
-        self._change(vm, {}, (key,))
-
-    def read_all(self, vm: Vm) -> dict[str, bytes]:
-        """Every entry its QubesDB daemon has now."""
-        store = self._connect(vm)
-        try:
-            return store.multiread("/")
-        finally:
-            store.close()
-
-    def _connect(self, vm: Vm) -> qubesdb.Store:
-        try:
-            return qubesdb.connect(writable=True, directory=str(vm.running.path(QUBESDB_FOLDER)))
-        except StoreError as error:
-            raise LabError(f"QubesDB of {vm.name}: {error}") from error
-
-    def _change(self, vm: Vm, written: Mapping[str, bytes], removed: tuple[str, ...]) -> None:
-        qube = vm.running
-        if qube.store_daemon is None or not qube.store_daemon.running:
-            return
-        store = self._connect(vm)
-        try:
-            for key, value in written.items():
-                store.write(key, value)
-            for key in removed:
-                store.rm(key)
-        finally:
-            store.close()

@@ -319,8 +319,7 @@ class Qube:
         def all_stopped() -> bool:
             running = {pid for pid in self.processes() if _state(pid) not in (_STOPPED, "Z", "X", "")}
             for pid in running:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
+                _signal(pid, signal.SIGSTOP)
             # A parent in vfork() stays asleep, in state D, until its child goes on; SIGSTOP is waiting for it.
             waiting = {pid for pid in running & sent if _state(pid) == "D"}
             sent.update(running)
@@ -332,14 +331,48 @@ class Qube:
         """Let all its processes go on."""
         self.paused = False
         for pid in self.processes():
-            os.kill(pid, signal.SIGCONT)
+            _signal(pid, signal.SIGCONT)
+        _wake(self._parents())
+
+    def _parents(self) -> set[int]:
+        """Each nsenter outside that waits for a process inside: it stops itself when that is stopped."""
+        mine = set(self.processes())
+        return {_parent(pid) for pid in mine} - mine - {0, os.getpid()}
 
     def kill(self) -> None:
         """Kill the qube with all its processes; its interfaces and mounts go with it."""
+        parents = self._parents()
         os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+
+        def gone() -> bool:
+            # Process 1 is gone only when all others are, and each of them when its parent has seen its end.
+            _wake(parents)
+            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
+
+        eventually(f"{self.name} has ended", gone)
         for service in self._services:
             service.kill()
+
+
+def _wake(pids: set[int]) -> None:
+    """Let those go on that are stopped."""
+    for pid in pids:
+        if _state(pid) == _STOPPED:
+            _signal(pid, signal.SIGCONT)
+
+
+def _signal(pid: int, number: int) -> None:
+    """Send a signal to a process that may have ended meanwhile."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _parent(pid: int) -> int:
+    """Parent of a process, 0 when it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _state(pid: int) -> str:

@@ -29,6 +29,8 @@ from .wire import Channel, Message
 _IMPATIENCE = 5.0
 _SETTLED = 5.0
 _LOOPBACK = "lo"
+# What dom0 writes only where there is IPv6, and never removes.
+_IPV6_KEYS = ("/qubes-ip6", "/qubes-gateway6", "/qubes-netvm-gateway6")
 Step = Callable[[str], None]
 
 
@@ -63,7 +65,7 @@ class Session:
 
     def __init__(self, grown: Tree) -> None:
         self.tree = grown
-        self.dom0 = Dom0()
+        self.dom0 = Dom0(release=grown.release)
         self._vms = tree.plant(grown, self.dom0)
 
     def grow(self, step: Step) -> None:
@@ -171,9 +173,9 @@ def _settle(vm: Vm) -> None:
 
 
 def _behind_the_times(vm: Vm) -> bool:
-    """Whether its QubesDB says other things of its interface than dom0 would write at its start."""
-    written = {key: value.encode() for key, value in vm.uplink_entries().items()}
-    return any(vm.database.get(key) != written.get(key) for key in {*written, "/qubes-ip6", "/qubes-gateway6"})
+    """Whether its QubesDB says other things of its network than dom0 would write at its start."""
+    written = {key: value.encode() for key, value in vm.entries().items()}
+    return any(vm.database.get(key) != written.get(key) for key in {*written, *_IPV6_KEYS})
 
 
 class Server:

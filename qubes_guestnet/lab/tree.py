@@ -3,7 +3,8 @@
 
 A table `[qube.NAME]` has the keys of `QubeSpec` but its name and `offer`; `[world.NAME]`, for a provider, those of
 `world.Offer`: what is outside. A provider without a provider has IPv4 outside, if nothing else is said. One behind
-another may have a world too, with `ipv4 = false`: that is the other end of its tunnel. `trees/` has examples.
+another may have a world too, with `ipv4 = false`: that is the other end of its tunnel. `[dom0] release` is the release
+of Qubes OS whose dom0 is played: "4.3" unless it is said, "4.2", or "4.1". `trees/` has examples.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..core import checks
 from ..errors import UsageError
 from . import world
-from .dom0 import Dom0
+from .dom0 import NEWEST, RELEASES, Dom0
 from .vm import FAKE_GATEWAY, FAKE_IP, FAKE_NETMASK, Vm
 from .world import Offer
 
@@ -35,7 +37,7 @@ class QubeSpec(NamedTuple):
         provides_network: whether others can be connected to it.
         ipv6: the feature: "1" on, "" off.
         fake_ip: the feature net.fake-ip; fake_gateway and fake_netmask likewise.
-        ip: its address, set by hand; ip6 likewise.
+        ip: its address, set by hand; ip6 and mac likewise.
         disposable: whether it is one.
         flags: service flags.
         offer: what is outside.
@@ -50,16 +52,24 @@ class QubeSpec(NamedTuple):
     fake_netmask: str | None = None
     ip: str | None = None
     ip6: str | None = None
+    mac: str | None = None
     disposable: bool = False
     flags: tuple[str, ...] = ()
     offer: Offer | None = None
 
 
 class Tree(NamedTuple):
-    """A tree; `qubes` has every provider before those connected to it, and else the order of the file."""
+    """A tree.
+
+    Attributes:
+        name: of the tree.
+        qubes: every provider before those connected to it, and else the order of the file.
+        release: whose dom0 is played, one of `dom0.RELEASES`.
+    """
 
     name: str
     qubes: tuple[QubeSpec, ...]
+    release: str = NEWEST
 
 
 def names() -> tuple[str, ...]:
@@ -93,7 +103,7 @@ def plant(tree: Tree, dom0: Dom0) -> dict[str, Vm]:
         )  # fmt: skip
         features = {FAKE_IP: spec.fake_ip, FAKE_GATEWAY: spec.fake_gateway, FAKE_NETMASK: spec.fake_netmask}
         vm.features |= {name: value for name, value in features.items() if value is not None}
-        vm.custom_ip, vm.custom_ip6 = spec.ip, spec.ip6
+        vm.custom_ip, vm.custom_ip6, vm.custom_mac = spec.ip, spec.ip6, spec.mac
         vm.flags |= set(spec.flags)
         vm.agent = True
         made[spec.name] = vm
@@ -117,7 +127,7 @@ def parse(text: str, source: str) -> Tree:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{source}: {error}") from None
-    _no_others(source, "the file", data, ("qube", "world"))
+    _no_others(source, "the file", data, ("dom0", "qube", "world"))
     qubes, worlds = (_tables(source, kind, data.get(kind, {})) for kind in ("qube", "world"))
     if not qubes:
         raise UsageError(f"{source}: there is no [qube.NAME]")
@@ -125,7 +135,13 @@ def parse(text: str, source: str) -> Tree:
         if not qubes.get(name, {}).get("provides_network"):
             raise UsageError(f"{source}: [world.{name}]: there is no [qube.{name}] that provides network")
     specs = {name: _spec(source, name, table, worlds.get(name)) for name, table in qubes.items()}
-    return Tree(Path(source).stem, tuple(_ordered(source, specs)))
+    return Tree(Path(source).stem, tuple(_ordered(source, specs)), _release(source, data.get("dom0", {})))
+
+
+def _release(source: str, table: Any) -> str:
+    if not isinstance(table, dict):
+        raise UsageError(f"{source}: dom0 is no table", "write [dom0]")
+    return str(_checked(source, "[dom0]", table, _DOM0).get("release", NEWEST))
 
 
 def _tables(source: str, kind: str, tables: Any) -> dict[str, dict[str, Any]]:
@@ -177,6 +193,16 @@ def _address6(value: Any) -> str:
     return str(ipaddress.IPv6Address(_text(value, "an IPv6 address in quotes")))
 
 
+def _mac(value: Any) -> str:
+    return checks.mac(_text(value, "a MAC address in quotes").encode())
+
+
+def _one_of_the_releases(value: Any) -> str:
+    if value not in RELEASES:
+        raise ValueError(f"one of {', '.join(RELEASES)}, in quotes")
+    return str(value)
+
+
 def _addresses(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError("a list of IPv4 addresses")
@@ -196,8 +222,9 @@ def _text(value: Any, wanted: str) -> str:
 _Check = Callable[[Any], Any]
 _QUBE: Mapping[str, _Check] = {
     "netvm": _word, "provides_network": _boolean, "ipv6": _feature, "fake_ip": _address, "fake_gateway": _address,
-    "fake_netmask": _address, "ip": _address, "ip6": _address6, "disposable": _boolean, "flags": _words,
+    "fake_netmask": _address, "ip": _address, "ip6": _address6, "mac": _mac, "disposable": _boolean, "flags": _words,
 }  # fmt: skip
+_DOM0: Mapping[str, _Check] = {"release": _one_of_the_releases}
 _WORLD: Mapping[str, _Check] = {
     "ipv4": _boolean, "ipv6": _boolean, "network": _network, "router": _address, "address": _address,
     "dns": _addresses,

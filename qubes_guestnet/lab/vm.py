@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from . import iptables
 from .namespaces import LabError
 from .provider import VIRTUAL_DNS, Networking, Vif
 from .qube import Qube
@@ -19,7 +20,10 @@ IPV6 = "ipv6"
 PROVIDER_FLAG = "qubes-network"
 _NETMASK = "255.255.255.255"
 _PREFIX6 = "fd09:24ef:4179:"
-_LAST_QID = 0xFFFF
+_MAC = "00:16:3e:5e:6c:00"
+_LAST_NUMBER = 9999
+# Numbers from here on have neither .0 nor .255 as their last part: some systems take these for no host's.
+_PLAIN_NUMBERS = 255
 
 
 class Vm:
@@ -27,7 +31,7 @@ class Vm:
 
     Args:
         name: its name.
-        qid: its number, from 1: the last part of its addresses and of its MAC. A disposable's own number.
+        qid: its number, from 1, which makes its addresses. A disposable's own number.
         provides_network: whether other qubes can be connected to it.
         ipv6: the feature of that name: True or "1" on, False or "" off, None: as what it is connected to.
         disposable: whether it has the addresses of a disposable.
@@ -38,7 +42,7 @@ class Vm:
         self, name: str, qid: int, *, provides_network: bool = False, ipv6: bool | str | None = None,
         disposable: bool = False, offer: Offer | None = None,
     ) -> None:  # fmt: skip
-        if not 0 < qid <= _LAST_QID:
+        if not 0 < qid <= _LAST_NUMBER:
             raise LabError(f"{name}: there is no address for the number {qid}")
         self.name = name
         self.qid = qid
@@ -48,9 +52,12 @@ class Vm:
         self.features: dict[str, str] = {}
         if ipv6 is not None:
             self.features[IPV6] = "1" if ipv6 else ""
+        # Those of its template, which count where it has none of its own.
+        self.template_features: dict[str, str] = {iptables.FEATURE: "1"}
         # As `qvm-prefs VM ip …` sets them.
         self.custom_ip: str | None = None
         self.custom_ip6: str | None = None
+        self.custom_mac: str | None = None
         # Service flags, there from its start on.
         self.flags: set[str] = {PROVIDER_FLAG} if provides_network else set()
         self.netvm: Vm | None = None
@@ -62,10 +69,13 @@ class Vm:
         self.world: World | None = None
         self.provides: Networking | None = None
         self.database: dict[str, bytes] = {}
-        # Its interface: the provider's end, its name in the qube, and how often one was plugged in since its start.
+        # Its interface: the provider's end, that provider, its name in the qube, its number and in which domain.
         self.plugged: Vif | None = None
+        self.backend: Vm | None = None
         self.interface = ""
-        self.attached = 0
+        self.attached = self.numbered = 0
+        # While it was paused its provider was changed: the name of the one from before, "" for none.
+        self.deferred_from: str | None = None
         # Only a plain provider knows these, see `Vif`.
         self.plain = False
         self.proxy_arp = True
@@ -81,7 +91,8 @@ class Vm:
         """Its real IPv4 address: what its provider and everybody behind that know it by."""
         if self.custom_ip is not None:
             return self.custom_ip
-        return f"10.{138 if self.disposable else 137}.{self.qid >> 8}.{self.qid & 255}"
+        high, low = divmod(self.qid, 256) if self.qid < _PLAIN_NUMBERS else divmod(self.qid - 1, 254)
+        return f"10.{138 if self.disposable else 137}.{high}.{low + (self.qid >= _PLAIN_NUMBERS)}"
 
     @property
     def address6(self) -> str:
@@ -90,20 +101,24 @@ class Vm:
             return self.custom_ip6
         return f"{_PREFIX6}:a8{'a' if self.disposable else '9'}:{self.qid:x}"
 
+    def feature(self, name: str) -> str | None:
+        """A feature of its own, or else of its template."""
+        return self.features.get(name, self.template_features.get(name))
+
     @property
     def visible_address(self) -> str:
         """The IPv4 address it is told."""
-        return self.features.get(FAKE_IP) or self.address
+        return self.feature(FAKE_IP) or self.address
 
     @property
     def visible_gateway(self) -> str | None:
         """The IPv4 gateway it is told."""
-        return self.features.get(FAKE_GATEWAY) or (self.netvm.visible_address if self.netvm else None)
+        return self.feature(FAKE_GATEWAY) or (self.netvm.visible_address if self.netvm else None)
 
     @property
     def mac(self) -> str:
-        """Address of its interface."""
-        return f"00:16:3e:5e:6c:{self.qid & 255:02x}"
+        """Address of its interface: the same in every qube, unless it is set."""
+        return self.custom_mac or _MAC
 
     @property
     def has_ipv6(self) -> bool:
@@ -128,10 +143,27 @@ class Vm:
         outside = self.world.offer if self.world is not None else self.offer
         if outside is not None and outside.ipv6:
             return True
-        return (
-            self.has_ipv6 and FAKE_IP not in self.features
-            and self.netvm is not None and self.netvm.gateway6 is not None and self.netvm.reaches6
-        )  # fmt: skip
+        has = self.has_ipv6 and not self.feature(FAKE_IP) if self.qube is None else self._attached6
+        return has and self.netvm is not None and self.netvm.serves6 and self.netvm.reaches6
+
+    @property
+    def serves6(self) -> bool:
+        """Whether it has IPv6 for the qubes behind it: while it runs, whether dom0 has told it so."""
+        return self.gateway6 is not None if self.qube is None else "/qubes-netvm-gateway6" in self.database
+
+    @property
+    def _attached6(self) -> bool:
+        """Whether it was attached with the IPv6 address that it was told, and with no fake address."""
+        told, vif = self.database.get("/qubes-ip6", b"").decode(), self.plugged
+        gateway = "/qubes-gateway6" in self.database
+        return vif is not None and not vif.mapped and gateway and vif.address6 == told
+
+    @property
+    def kind(self) -> str:
+        """Its kind in the words of releases before 4.0, which dom0 still tells it."""
+        if not self.provides_network:
+            return "AppVM"
+        return "NetVM" if self.netvm is None else "ProxyVM"
 
     # --- QubesDB -----------------------------------------------------------------------------------------------
 
@@ -146,7 +178,7 @@ class Vm:
         written = {
             "/qubes-mac": self.mac,
             "/qubes-ip": self.visible_address,
-            "/qubes-netmask": self.features.get(FAKE_NETMASK) or _NETMASK,
+            "/qubes-netmask": self.feature(FAKE_NETMASK) or _NETMASK,
             "/qubes-gateway": self.visible_gateway,
             "/qubes-primary-dns": VIRTUAL_DNS[0],
             "/qubes-secondary-dns": VIRTUAL_DNS[1],

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from qubes_guestnet.lab import probes, world, xenstore
-from qubes_guestnet.lab.dom0 import Dom0, Vm
+from qubes_guestnet.lab.dom0 import RELEASES, Dom0, Vm
 from qubes_guestnet.lab.namespaces import LabError
 from qubes_guestnet.lab.qube import Qube
 from qubes_guestnet.lab.stage import Stage
@@ -46,11 +46,36 @@ def test_addresses() -> None:
     assert (first.address, first.address6) == ("10.137.0.1", f"{PREFIX6}a89:1")
     disposable = dom0.create("disp", disposable=True)
     assert (disposable.address, disposable.address6) == ("10.138.0.1", f"{PREFIX6}a8a:1")
-    late, late_disposable = Vm("late", 0x1234), Vm("late", 0x1234, disposable=True)
-    assert (late.address, late.address6) == ("10.137.18.52", f"{PREFIX6}a89:1234")
-    assert (late_disposable.address, late_disposable.address6) == ("10.138.18.52", f"{PREFIX6}a8a:1234")
     with pytest.raises(LabError, match="70000"):
         Vm("too-late", 70000)
+
+
+@pytest.mark.behaviour("B161")
+@pytest.mark.parametrize(
+    ("number", "disposable", "address", "address6"),
+    [
+        (1, False, "10.137.0.1", "a89:1"),
+        (254, False, "10.137.0.254", "a89:fe"),
+        # From here on without .0 and .255.
+        (255, False, "10.137.1.1", "a89:ff"),
+        (256, False, "10.137.1.2", "a89:100"),
+        (300, False, "10.137.1.46", "a89:12c"),
+        (508, False, "10.137.1.254", "a89:1fc"),
+        (509, False, "10.137.2.1", "a89:1fd"),
+        (4660, True, "10.138.18.88", "a8a:1234"),
+        (9999, False, "10.137.39.93", "a89:270f"),
+    ],
+)
+def test_addresses_of_high_numbers(number: int, disposable: bool, address: str, address6: str) -> None:
+    vm = Vm("vm", number, disposable=disposable)
+    assert (vm.address, vm.address6) == (address, f"{PREFIX6}{address6}")
+
+
+@pytest.mark.behaviour("B161")
+def test_no_two_numbers_have_one_address_and_none_looks_like_a_network_or_a_broadcast() -> None:
+    found = [Vm("vm", number).address for number in range(1, 10000)]
+    assert len(set(found)) == len(found)
+    assert not [address for address in found if address.endswith((".0", ".255"))]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +115,7 @@ def test_a_qube_that_is_told_another_address() -> None:
         "/qubes-netvm-network": "192.168.1.128",
         "/qubes-netvm-gateway": "192.168.1.128",
         "/qubes-netvm-netmask": "255.255.255.255",
-        "/qubes-mac": "00:16:3e:5e:6c:02",
+        "/qubes-mac": "00:16:3e:5e:6c:00",
         "/qubes-ip": "192.168.1.128",
         "/qubes-netmask": "255.255.255.255",
         "/qubes-gateway": "10.137.0.1",
@@ -160,26 +185,7 @@ def test_a_provider_is_told_of_itself_and_of_all_connected_qubes() -> None:
     assert dom0.read_all(stage.netvm1)["/connected-ips"] == b"10.137.0.4"
 
 
-def test_a_feature_is_told_to_providers_and_to_qubes_only_with_a_new_interface() -> None:
-    stage = Stage()
-    dom0 = stage.dom0
-    proxy = stage.proxy("proxy")
-    vm = stage.start("vm", proxy)
-    dom0.set_feature(stage.netvm1, "ipv6", "1")
-    for netvm in (stage.netvm1, proxy):
-        assert dom0.read_all(netvm)["/qubes-netvm-gateway6"].decode() == netvm.address6
-    assert "/qubes-ip6" not in dom0.read_all(vm)
-    for each in (proxy, vm):
-        former = each.vif
-        dom0.reattach(each)
-        assert each.vif != former
-        assert dom0.read_all(each)["/qubes-ip6"].decode() == each.address6
-    dom0.set_feature(stage.netvm1, "ipv6", None)
-    dom0.set_feature(stage.netvm1, "ipv6", "")
-    assert not {"/qubes-netvm-gateway6"} & {*dom0.read_all(stage.netvm1), *dom0.read_all(proxy)}
-    assert dom0.read_all(proxy)["/connected-ips6"] == b""
-    dom0.reattach(vm)
-    assert dom0.read_all(vm)["/qubes-ip6"].decode() == vm.address6  # the keys stay behind
+# What is written, operation by operation, is in test_dom0_operations.
 
 
 # --- interfaces at a real provider -----------------------------------------------------------------------------------
@@ -213,6 +219,9 @@ def test_an_interface_comes_and_goes_with_its_hotplug_calls() -> None:
     assert (vm.vif, links(vm), allowed(stage.netvm1)) == (None, [], set())
     assert links(stage.netvm1) == ["ens6"]
     stage.dom0.attach(vm)
+    assert allowed(stage.netvm1) == {(f"vif{vm.domid}.0", vm.address)}
+    stage.dom0.reuses_numbers = False
+    stage.dom0.reattach(vm)
     assert allowed(stage.netvm1) == {(f"vif{vm.domid}.1", vm.address)}
     first = vm.domid
     stage.dom0.restart(vm)
@@ -311,7 +320,7 @@ def test_starting_a_qube_starts_its_provider() -> None:
 @pytest.mark.parametrize("gateway", [False, True], ids=["its-gateway", "fake-gateway"])
 def test_a_fake_address_however_early_the_provider_hears_of_it(gateway: bool, late: bool) -> None:
     stage = Stage()
-    stage.dom0.late_mappings = late
+    stage.dom0.release = RELEASES["4.1" if late else "4.3"]
     vm = stage.dom0.create("vm", stage.netvm1)
     vm.features["net.fake-ip"] = "192.168.1.128"
     if gateway:

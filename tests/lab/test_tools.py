@@ -67,7 +67,7 @@ def test_dom0_writes_in_its_order_and_leaves_ipv6_keys_behind() -> None:
     ]  # fmt: skip
     before = dom0.read_all(vm)
     assert before["/qubes-gateway6"] == b"fd09:24ef:4179::a89:1"
-    assert (vm.vif, qube.ip("link", "show", "dev", "eth0")[0]["address"]) == ("vif3.0", "00:16:3e:5e:6c:03")
+    assert (vm.vif, qube.ip("link", "show", "dev", "eth0")[0]["address"]) == ("vif3.0", "00:16:3e:5e:6c:00")
     dom0.set_netvm(vm, None)
     assert dom0.read_all(vm) == before
     assert [link["ifname"] for link in qube.ip("link")] == ["lo"]
@@ -75,7 +75,7 @@ def test_dom0_writes_in_its_order_and_leaves_ipv6_keys_behind() -> None:
     after = dom0.read_all(vm)
     assert after.pop("/qubes-gateway") == b"10.137.0.2"
     assert after == {key: value for key, value in before.items() if key != "/qubes-gateway"}
-    assert vm.vif == "vif3.1"
+    assert vm.vif == "vif3.0"
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["real", "plain"])

@@ -46,7 +46,7 @@ dns = ["172.16.0.1", "9.9.9.9"]
     vms = tree.plant(tree.parse(text, "where"), dom0)
     assert vms == dom0.vms
     assert vms["fake"].entries() == {
-        "/qubes-mac": "00:16:3e:5e:6c:02",
+        "/qubes-mac": "00:16:3e:5e:6c:00",
         "/qubes-ip": "192.168.1.128",
         "/qubes-netmask": "255.255.255.0",
         "/qubes-gateway": "192.168.1.1",
@@ -58,6 +58,13 @@ dns = ["172.16.0.1", "9.9.9.9"]
     assert vms["fake"].flags == {"network-manager"}
     assert vms["disp"].address == "10.138.0.1"
     assert vms["disp"].entries() == {}
+
+
+@pytest.mark.behaviour("B161")
+def test_the_release_of_its_dom0_and_a_mac_address() -> None:
+    found = tree.parse(NET + 'mac = "02:00:00:00:00:07"\n[dom0]\nrelease = "4.2"', "x")
+    assert (found.release, tree.parse(NET, "x").release) == ("4.2", "4.3")
+    assert tree.plant(found, Dom0(release=found.release))["net"].mac == "02:00:00:00:00:07"
 
 
 def test_providers_come_before_those_behind_them() -> None:
@@ -74,13 +81,19 @@ def test_providers_come_before_those_behind_them() -> None:
         ("", "x.toml: there is no"),
         ("qube = 3", "x.toml: qube is no table"),
         ("[qube]\na = 3", "x.toml: [qube] a is no table"),
-        ("[qubes.a]", "x.toml: the file: qubes is not known; known are qube, world"),
+        ("[qubes.a]", "x.toml: the file: qubes is not known; known are dom0, qube, world"),
         ('[qube."a b"]', "x.toml: [qube.a b]: not the name"),
         ('[qube."-a"]', "x.toml: [qube.-a]: not the name"),
         ("[qube.a]\nnetwm = 3", "x.toml: [qube.a]: netwm is not known; known are disposable, "),
         ("[qube.a]\ndisposable = 1", "x.toml: [qube.a]: disposable = 1 is not valid, expected true or false"),
         ("[qube.a]\nipv6 = true", "x.toml: [qube.a]: ipv6 = True is not valid, expected \"1\" or \"\""),
         ('[qube.a]\nip = "10.0.0"', "x.toml: [qube.a]: ip = '10.0.0' is not valid, expected "),
+        ('[qube.a]\nmac = "fe:ff:ff:ff:ff:ff"', "x.toml: [qube.a]: mac = 'fe:ff:ff:ff:ff:ff' is not valid, expected "),
+        (NET + "dom0 = 4", "x.toml: [qube.net]: dom0 is not known"),
+        ("dom0 = 4\n" + NET, "x.toml: dom0 is no table"),
+        (NET + "[dom0]\nversion = 4", "x.toml: [dom0]: version is not known; known are release"),
+        (NET + "[dom0]\nrelease = 4.2", "x.toml: [dom0]: release = 4.2 is not valid, expected one of 4.3, 4.2, 4.1"),
+        (NET + '[dom0]\nrelease = "3.2"', "x.toml: [dom0]: release = '3.2' is not valid, expected one of 4.3"),
         ("[qube.a]\nip = 10", "x.toml: [qube.a]: ip = 10 is not valid, expected an IPv4 address in quotes"),
         ('[qube.a]\nip6 = "10.0.0.1"', "x.toml: [qube.a]: ip6 = '10.0.0.1' is not valid"),
         ('[qube.a]\nflags = "x"', "x.toml: [qube.a]: flags = 'x' is not valid, expected a list of names"),

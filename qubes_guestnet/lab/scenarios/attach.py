@@ -45,10 +45,10 @@ def s_001a(stage: Stage) -> None:
     vm = stage.start("vm1", None)
     stage.reaches_nothing(vm)
     stage.step("paused, and given netvm1")
-    vm.running.pause()
+    stage.dom0.pause(vm)
     stage.dom0.set_netvm(vm, stage.netvm1)
     stage.step("unpaused, it reaches the world")
-    vm.running.unpause()
+    stage.dom0.unpause(vm)
     stage.works(vm)
 
 
@@ -59,10 +59,10 @@ def s_001b(stage: Stage) -> None:
     stage.reaches(vm)
     before = dict(vm.database)
     stage.step("paused, and its provider taken away")
-    vm.running.pause()
+    stage.dom0.pause(vm)
     stage.dom0.set_netvm(vm, None)
     stage.step("unpaused, it reaches nothing")
-    vm.running.unpause()
+    stage.dom0.unpause(vm)
     stage.reaches_nothing(vm)
     kept = stage.dom0.read_all(vm)
     if kept != before:

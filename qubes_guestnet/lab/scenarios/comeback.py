@@ -47,7 +47,7 @@ def _plugged(stage: Stage, name: str) -> Vm:
     """A running qube whose vif is at netvm1, and not set up."""
     vm = stage.start(name, None)
     vm.netvm = stage.netvm1
-    stage.dom0.write_entries(stage.netvm1)
+    stage.dom0.refresh_connected(stage.netvm1)
     stage.dom0.write_entries(vm)
     stage.dom0.plug(vm)
     assert vm.vif is not None

@@ -124,7 +124,7 @@ def _watched(
     stage.boot(vm)
     tap = frames.Tap(vm.running)
     vm.netvm = netvm
-    stage.dom0.write_entries(netvm)
+    stage.dom0.refresh_connected(netvm)
     stage.dom0.write_entries(vm)
     stage.dom0.attach(vm, late=late)
     return vm, tap

@@ -37,6 +37,7 @@ def s_312(stage: Stage) -> None:
     stage.step("IPv6 is switched on; proxy and vm1 are attached anew")
     with_rules = Flood(far.running, world.HOST)
     stage.dom0.set_feature(sys_net, IPV6, "1")
+    _told_by_hand(stage, sys_net, proxy)
     _forwards(sys_net, proxy)
     _none_lost(stage, "far", with_rules)
     stage.dom0.reattach(proxy)
@@ -52,12 +53,19 @@ def s_312(stage: Stage) -> None:
     _comes_out(sys_net, (proxy, vm1), True)
     stage.step("IPv6 is switched off; vm1 is attached anew")
     stage.dom0.set_feature(sys_net, IPV6, "")
+    _told_by_hand(stage, sys_net, proxy)
     stage.dom0.reattach(vm1)
     _off(sys_net, proxy, vm1)
     stage.reaches(vm1)
     _none_lost(stage, "far", with_vm1)
     _comes_out(sys_net, (proxy, vm1), False)
     _none_lost(stage, "near", all_the_time)
+
+
+def _told_by_hand(stage: Stage, *providers: Vm) -> None:
+    """dom0 tells a running provider nothing of the feature, so its owner does, and nobody's network is interrupted."""
+    for vm in providers:
+        stage.dom0.correct_by_hand(vm)
 
 
 def _comes_out(sys_net: Vm, vms: tuple[Vm, ...], expected: bool) -> None:

@@ -19,9 +19,7 @@ def s_001d(stage: Stage) -> None:
 
     def delete(netvm2: Vm) -> None:
         stage.dom0.kill(netvm2)
-        del stage.dom0.vms[netvm2.name]
-        assert netvm2.world is not None
-        netvm2.world.kill()
+        stage.dom0.delete(netvm2)
 
     _moved(stage, "is killed and deleted", delete)
 
@@ -32,12 +30,12 @@ def _moved(stage: Stage, how: str, end: Callable[[Vm], None]) -> None:
     vm = stage.start("vm1", netvm2)
     stage.reaches(vm)
     stage.step("paused, and moved to netvm1")
-    vm.running.pause()
+    stage.dom0.pause(vm)
     stage.dom0.set_netvm(vm, stage.netvm1)
     stage.step(f"netvm2 {how}")
     end(netvm2)
     stage.step("unpaused, it reaches the world through netvm1")
-    vm.running.unpause()
+    stage.dom0.unpause(vm)
     _converges(stage, vm)
 
 
@@ -53,10 +51,10 @@ def s_001e(stage: Stage) -> None:
     vm = stage.start("vm1", stage.netvm1)
     stage.reaches(vm)
     stage.step("paused, and netvm1 restarts")
-    vm.running.pause()
+    stage.dom0.pause(vm)
     stage.dom0.restart(stage.netvm1)
     stage.step("unpaused, it reaches the world")
-    vm.running.unpause()
+    stage.dom0.unpause(vm)
     _converges(stage, vm)
 
 
@@ -66,10 +64,10 @@ def s_001f(stage: Stage) -> None:
     vm = stage.start("vm1", stage.netvm1)
     stage.reaches(vm)
     stage.step("paused, and netvm1 shuts down")
-    vm.running.pause()
+    stage.dom0.pause(vm)
     stage.dom0.shutdown(stage.netvm1)
     stage.step("unpaused, it has no network, and does not wait for any")
-    vm.running.unpause()
+    stage.dom0.unpause(vm)
     stage.reaches_nothing(vm)
     # Less than it takes to give up; the agent may still be about to notice that its interface went while it was paused.
     vm.running.guestnet("wait-uplink", "--timeout", "2")

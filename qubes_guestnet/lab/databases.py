@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The QubesDB daemons of a lab's qubes, as dom0 writes them: one entry at a time, each write on record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..errors import StoreError
+from ..system import qubesdb
+from .namespaces import LabError
+from .qube import QUBESDB_FOLDER
+from .vm import Vm
+
+WRITE, RM = "write", "rm"
+
+
+class Operation(NamedTuple):
+    """One thing that dom0 did.
+
+    Args:
+        verb: `write` and `rm` of an entry; `create`, `attach`, `detach`, `pause`, `resume`, `ask`, `end`, `delete`.
+        qube: the name of the qube it was done to; of an interface, that of the provider.
+        what: the entry, the interface, or the service that was asked.
+        value: of the entry; of an interface, what xenstore says of it.
+    """
+
+    verb: str
+    qube: str
+    what: str = ""
+    value: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.verb, self.qube, self.what))) + (f" = {self.value}" if self.value else "")
+
+
+class Databases:
+    """dom0's side of every QubesDB.
+
+    Attributes:
+        operations: everything that was done, in order.
+    """
+
+    def __init__(self) -> None:
+        self.operations: list[Operation] = []
+
+    def did(self, verb: str, vm: Vm, what: str = "", value: str = "") -> None:
+        """Put an operation on record."""
+        self.operations.append(Operation(verb, vm.name, what, value))
+
+    def start_store(self, vm: Vm) -> None:
+        """Start its QubesDB daemon with all that dom0 has for it: what happens at its start, and after a crash."""
+        vm.running.start_store({key: value.decode() for key, value in vm.database.items()})
+
+    def write(self, vm: Vm, key: str, value: str | bytes) -> None:
+        """Write one entry. While the qube's daemon is down dom0 keeps it, and its next start brings it."""
+        raw = value.encode() if isinstance(value, str) else value
+        self.did(WRITE, vm, key, raw.decode(errors="replace"))
+        vm.database[key] = raw
+        self._change(vm, {key: raw}, ())
+
+    def write_all(self, vm: Vm, entries: Mapping[str, str]) -> None:
+        """Write several, one after the other."""
+        for key, value in entries.items():
+            self.write(vm, key, value)
+
+    def remove(self, vm: Vm, key: str) -> None:
+        """Remove one entry, or with a slash at the end all below. dom0 does not do this to network entries."""
+        self.did(RM, vm, key)
+        for each in [each for each in vm.database if each == key or (key.endswith("/") and each.startswith(key))]:
+            del vm.database[each]
+        self._change(vm, {}, (key,))
+
+    def read_all(self, vm: Vm) -> dict[str, bytes]:
+        """Every entry its QubesDB daemon has now."""
+        store = self._connect(vm)
+        try:
+            return store.multiread("/")
+        finally:
+            store.close()
+
+    def _connect(self, vm: Vm) -> qubesdb.Store:
+        try:
+            return qubesdb.connect(writable=True, directory=str(vm.running.path(QUBESDB_FOLDER)))
+        except StoreError as error:
+            raise LabError(f"QubesDB of {vm.name}: {error}") from error
+
+    def _change(self, vm: Vm, written: Mapping[str, bytes], removed: tuple[str, ...]) -> None:
+        qube = vm.running
+        if qube.store_daemon is None or not qube.store_daemon.running:
+            return
+        store = self._connect(vm)
+        try:
+            for key, value in written.items():
+                store.write(key, value)
+            for key in removed:
+                store.rm(key)
+        finally:
+            store.close()

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The interfaces that dom0 plugs in and out, and the entries that it writes with them; when it does so is in `dom0`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from . import iptables
+from .databases import Databases
+from .hotplug import addresses
+from .namespaces import LabError
+from .provider import Networking, Vif
+from .vm import Vm
+
+INTERFACE = "eth0"
+
+
+class Interfaces(Databases):
+    """The qubes of a lab, their interfaces and entries.
+
+    Attributes:
+        vms: by name.
+        reuses_numbers: the number of an interface is used again once it was detached, as by libxl.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vms: dict[str, Vm] = {}
+        self.reuses_numbers = True
+
+    def connected(self, netvm: Vm) -> tuple[Vm, ...]:
+        """The qubes connected to a provider, halted ones too."""
+        return tuple(vm for vm in self.vms.values() if vm.netvm is netvm)
+
+    def below(self, vm: Vm) -> Iterator[Vm]:
+        """A qube, and all that are connected to it, directly or through others."""
+        yield vm
+        for other in self.connected(vm):
+            yield from self.below(other)
+
+    # --- interfaces --------------------------------------------------------------------------------------------
+
+    def attach(self, vm: Vm, interface: str = INTERFACE, late: bool = False) -> None:
+        """Plug its interface in: a new one each time.
+
+        Args:
+            vm: a running qube, behind a running provider.
+            interface: what the qube's kernel names it.
+            late: the provider hears of a fake address only after the interface is there.
+        """
+        if not late and vm.netvm is not None and vm.netvm.qube is not None:
+            self.tell_of_mapping(vm, vm.netvm)
+        networking = self.plug(vm)
+        assert vm.plugged is not None
+        try:
+            networking.online(vm.plugged)
+            self.connect(vm, interface)
+        except LabError:
+            with contextlib.suppress(LabError):  # the first one says why
+                self.detach(vm)
+            raise
+        if late and vm.netvm is not None:
+            self.tell_of_mapping(vm, vm.netvm)
+
+    def plug(self, vm: Vm) -> Networking:
+        """First step of `attach`: the device is at its provider. For the hotplug script see `Networking.online`."""
+        if vm.netvm is None:
+            raise LabError(f"{vm.name} has no provider to attach to")
+        if vm.netvm.qube is None:
+            raise LabError(f"{vm.name} cannot be attached: {vm.netvm.name} is halted", "start it first")
+        if vm.netvm.provides is None:
+            raise LabError(f"{vm.name} cannot be attached: {vm.netvm.name} provides no network")
+        gateway6 = vm.netvm.gateway6 if vm.has_ipv6 else None
+        vm.attached = 0 if self.reuses_numbers or not self._counts(vm) else vm.attached + 1
+        vm.plugged, vm.backend, vm.numbered = Vif(
+            vm.domid, vm.attached, vm.mac, vm.address, vm.netvm.visible_address, vm.networked6, gateway6,
+            vm.visible_address != vm.address, vm.proxy_arp, vm.proxy_delay,
+        ), vm.netvm, vm.domid  # fmt: skip
+        self.did("attach", vm.netvm, vm.plugged.name, f"{vm.mac} {addresses(vm.plugged)}")
+        vm.netvm.provides.plug(vm.plugged)
+        return vm.netvm.provides
+
+    @staticmethod
+    def _counts(vm: Vm) -> bool:
+        """Whether it had an interface since its start."""
+        return vm.numbered == vm.domid
+
+    def connect(self, vm: Vm, interface: str = INTERFACE) -> None:
+        """Last step of `attach`: as soon as the hotplug script has said so the qube has its interface."""
+        if vm.plugged is None or vm.backend is None or vm.backend.provides is None:
+            raise LabError(f"{vm.name} is not plugged in anywhere")
+        vm.backend.provides.connect(vm.plugged, vm.running, interface)
+        vm.interface = interface
+
+    def detach(self, vm: Vm) -> None:
+        """Unplug its interface, if it has one: the device goes, then its provider hears of it. The entries stay."""
+        vif, backend, interface = vm.plugged, vm.backend, vm.interface
+        vm.plugged, vm.backend, vm.interface = None, None, ""
+        if vif is not None and backend is not None and backend.provides is not None:
+            self.did("detach", backend, vif.name)
+            backend.provides.unplug(vif, vm.running, interface)
+            backend.provides.offline(vif)
+
+    # --- entries -----------------------------------------------------------------------------------------------
+
+    def write_entries(self, vm: Vm) -> None:
+        """Write its network entries, and those of its running clients that it reads as their provider."""
+        self.write_all(vm, vm.entries())
+        if vm.provides_network:
+            self.refresh_connected(vm)
+            for client in self.connected(vm):
+                if client.qube is not None:
+                    self.tell_of_mapping(client, vm)
+        self.write(vm, "/qubes-vm-type", vm.kind)
+        self.write(vm, "/qubes-iptables-error", "")
+        self.write_iptables(vm)
+
+    def refresh_connected(self, netvm: Vm) -> None:
+        """Tell a running provider who is connected to it."""
+        self.write_all(netvm, netvm.connected_entries(self.connected(netvm)))
+
+    def tell_provider(self, vm: Vm, netvm: Vm) -> None:
+        """Tell the provider of a starting qube who is behind it, and what that qube sees."""
+        self.refresh_connected(netvm)
+        self.tell_of_mapping(vm, netvm)
+
+    def tell_of_mapping(self, vm: Vm, netvm: Vm) -> None:
+        """Tell a provider which addresses a qube behind it sees."""
+        self.write_all(netvm, vm.mapped_entries())
+
+    def write_iptables(self, vm: Vm) -> None:
+        """Rules for programs from before 4.0, where the template does not say that it knows newer ones."""
+        if vm.feature(iptables.FEATURE):
+            return
+        self.remove(vm, iptables.RULES)
+        self.write_all(vm, iptables.entries((client.domid, client.address) for client in self.connected(vm)))
