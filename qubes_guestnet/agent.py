@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 UDEV_SECONDS = 2.0
 
 
+FIREWALL_SECONDS = 0.5  # how often systemd is asked whether the firewall of the qubes is ready
+
+
 class Agent:
     """The resident agent of one qube.
 
@@ -159,6 +162,8 @@ class Agent:
         if self._expired("retry") | self._expired("bus") | self._expired("again"):
             self._pace = self._pace.woken(time.monotonic())
         self._prober.repeat()
+        if self._host is not None and not self._connection.up and self._host.stirred():
+            self._pass_without_store(self._host)
         due = self._pass_due()
         waits = due is not None and due > time.monotonic()
         if due is not None and not waits:
@@ -204,6 +209,15 @@ class Agent:
             self._outage(error)
             return
         self._connection.answered()
+        self._reconcile(host, entries)
+
+    def _pass_without_store(self, host: Host) -> None:
+        """QubesDB does not answer, and somebody changed rules: what it said last is in force (behaviour B125)."""
+        self._pace = self._pace.done(time.monotonic())
+        self._reconcile(host, host.known)
+        self._end_offload()
+
+    def _reconcile(self, host: Host | None, entries: dict[str, bytes]) -> None:
         asked = Pass(
             keys_written=self._keys_written, may_rewrite=self._may_rewrite, others=self._others,
             provider=host.provider if host is not None else None,
@@ -255,6 +269,9 @@ class Agent:
         if any(op.verb is Verb.LINK_UP for op in report.applied):
             self._timers["again"] = time.monotonic() + UDEV_SECONDS
         self._timers.pop("retry", None)
+        if report.provided is not None and report.provided.waits:
+            self._timers["retry"] = time.monotonic() + FIREWALL_SECONDS
+            return
         if any(error.retryable for error in report.errors) or (report.todo and not self._others.wakes):
             self._failures += 1
             self._timers["retry"] = time.monotonic() + qubesdb.backoff(self._failures)

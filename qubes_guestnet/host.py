@@ -55,7 +55,7 @@ class Host:
             raise FileError(paths.run, error, "run as root") from None
         self._server = hotplug_socket.Server(os.path.join(paths.run, hotplug_socket.NAME))
         self._rules = nft.Events()
-        self._everything = True
+        self._everything, self._stirred = True, False
         self._started: set[str] = set()
         self._trouble = ""
         others.follow_names()
@@ -76,7 +76,24 @@ class Host:
         """Serve who asks, at once; True if a pass has to follow."""
         if self._server.fileno() in ready:
             self._serve()
-        return self._rules.fileno() in ready and self._rules.drain()
+        changed = self._rules.fileno() in ready and self._rules.drain()
+        if changed:
+            self._stirred = True
+            try:
+                self.provider.rules_changed()
+            except GuestnetError as error:  # the pass that follows tells what is wrong
+                log(ERROR, f"after a change of rules: {error}")
+        return changed
+
+    def stirred(self) -> bool:
+        """Whether somebody has changed rules since this was last asked, or a pass went by."""
+        stirred, self._stirred = self._stirred, False
+        return stirred
+
+    @property
+    def known(self) -> dict[str, bytes]:
+        """What QubesDB said last; empty where it has never answered."""
+        return self._known
 
     def _serve(self) -> None:
         came = self._server.accept()
@@ -119,9 +136,9 @@ class Host:
         Args:
             entries: as read for the pass.
         """
-        self._known = entries
         # Where a link leads to, and settings of single links that systemd-resolved tells by no signal (B127, B130).
         self._folders.watch((*wakeups.folders(self._resolv_conf), resolved.LINKS_FOLDER))
+        self._known, self._stirred = entries, False
         names = []
         if self._everything:
             names += [(name, "") for name in self.provider.strangers()]

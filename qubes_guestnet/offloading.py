@@ -14,7 +14,8 @@ from __future__ import annotations
 from .core import flowtable
 from .core.record import OFFLOADED
 from .errors import FileError
-from .rules import Rules, forwarded
+from .forwarding import forwarded
+from .rules import Rules
 from .system import chains, nft, services
 from .system.devices import listed
 from .system.systemd import INFO, log

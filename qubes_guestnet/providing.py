@@ -21,8 +21,9 @@ from .core import provider
 from .core.provided import ProviderReport
 from .core.provider import ProviderSettings
 from .core.vif import Vif
+from .forwarding import forwarded
 from .naming import Names
-from .rules import Rules, forwarded
+from .rules import Rules
 from .system import nft
 from .system.owned import Ledger
 from .transactions import Transactions
@@ -125,6 +126,10 @@ class Provider:
             return tuple(work.done)
 
     # --- for the resident agent ----------------------------------------------------------------------------------
+
+    def rules_changed(self) -> None:
+        """Somebody changed rules: forwarding closes at once if ours are not all there. Raises GuestnetError."""
+        self._rules.close_if_lost()
 
     def look_at_everything(self) -> None:
         """The next pass takes nothing for granted."""

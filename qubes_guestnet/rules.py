@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+from . import forwarding
 from .core import mtu, nftables, provider
 from .core.provider import ProviderSettings
 from .core.record import Loaded, Provided, checksum
-from .core.values import IPV4, IPV6, Tunable
+from .core.values import IPV6
 from .errors import FileError
 from .paths import Paths
 from .system import nft, services, tunables
@@ -22,8 +23,11 @@ from .system.systemd import WARNING, log
 from .transactions import MISSING, Transactions, seen
 from .work import Work
 
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from types import ModuleType
+
 RULES = "base rules"
-FORWARDING = {IPV4: ("ipv4", "ip_forward"), IPV6: ("ipv6", "conf", "all", "forwarding")}
 
 
 class Rules:
@@ -36,7 +40,9 @@ class Rules:
 
     def __init__(self, paths: Paths, transactions: Transactions | None = None) -> None:
         self._paths, self._nft = paths, transactions or Transactions()
+        self._alone = transactions is None  # a command of the boot, which ends, and before which others have nothing
         self._told = False  # that the kernel has no IPv6
+        self._handles = frozenset[tuple[str, str, bytes]]()  # of the base rules, as long as they are all there
 
     def begin(self, untrusted_entries: Mapping[str, bytes], ledger: Ledger, dry_run: bool) -> Work:
         """What has to be in force before anything else: the rules; and off with what is not wanted any more.
@@ -50,6 +56,9 @@ class Rules:
         active = settings.active and services.provides(self._paths.flags)
         work = Work(settings, active, self._wants_ipv6(settings, active, ledger), ledger, dry_run)
         work.mtu, work.untrusted_entries = mtu.common(untrusted_entries), untrusted_entries
+        work.attempt(partial(forwarding.obey, work))
+        if work.provided.hold:
+            work.attempt(partial(_recovery().wait, work))
         work.attempt(partial(self._close, work))
         work.attempt(partial(self._load, work))
         if not work.ruled and not dry_run:
@@ -70,11 +79,7 @@ class Rules:
         wanted = work.families
         if work.provided.offloading and (not wanted or work.provided.forwarding - wanted):
             work.attempt(partial(self.end_offload, work))
-        for family in sorted(work.provided.forwarding - wanted):
-            if _forwards(family):
-                work.do(str(Tunable(FORWARDING[family], "0")), partial(tunables.write, FORWARDING[family], "0"))
-            if not work.dry_run:
-                work.save(work.provided._replace(forwarding=work.provided.forwarding - {family}))
+        forwarding.close_unwanted(work)
 
     def end_offload(self, work: Work, why: str = "") -> None:
         """What is offloaded passes by the rules and by the switch of forwarding: it ends before either goes.
@@ -96,12 +101,26 @@ class Rules:
         """Only when the rules are in, those for the virtual DNS too: an error before leaves forwarding as it is."""
         if not (work.ruled or work.planned) or not (work.provided.names.text or work.dry_run):
             return
-        for family in sorted(work.families):
-            if _forwards(family):
-                continue
-            if not work.dry_run:
-                work.save(work.provided._replace(forwarding=work.provided.forwarding | {family}))
-            work.do(str(Tunable(FORWARDING[family], "1")), partial(tunables.write, FORWARDING[family], "1"))
+        forwarding.open_wanted(work)
+
+    def close_if_lost(self) -> None:
+        """Close forwarding at once if some of the base rules are not there any more; a pass has to follow.
+
+        To be called as soon as somebody changed rules. It costs two messages to the kernel where only others' own
+        changed, and reads what nft would list by no program.
+
+        Raises:
+            GuestnetError: it could not be found out, or not be done.
+        """
+        if not self._handles or self._nft.settled(RULES) or nft.handles(nftables.CHAINS) >= self._handles:
+            return
+        with Ledger(self._paths.run) as ledger:
+            work = Work(ProviderSettings(), services.provides(self._paths.flags), False, ledger, dry_run=False)
+            forwarding.shut(work)
+            for words in work.done:
+                log(WARNING, f"{words}: our rules are gone, until they are there again")
+            self._handles = frozenset()
+            work.raise_first()
 
     # --- what the command line asks ----------------------------------------------------------------------------
 
@@ -148,16 +167,18 @@ class Rules:
         """No forwarding until `reopen`: what is forwarded by us ends, in a provider whoever switched it on."""
         with Ledger(self._paths.run) as ledger:
             work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
-            forwarding = frozenset(FORWARDING) if services.provides(self._paths.flags) else work.provided.forwarding
-            work.save(work.provided._replace(closed=True, forwarding=forwarding))
+            every = frozenset(forwarding.FORWARDING)
+            families = every if services.provides(self._paths.flags) else work.provided.forwarding
+            work.save(work.provided._replace(closed=True, forwarding=families))
             self._close(work)
             work.raise_first()
             return tuple(work.done)
 
     def reopen(self) -> None:
-        """The next pass forwards again."""
+        """The next pass forwards again, whatever it was that kept it from that."""
         with Ledger(self._paths.run) as ledger:
-            ledger.save(ledger.record._replace(provided=ledger.record.provided._replace(closed=False)))
+            opened = ledger.record.provided._replace(closed=False, hold="", stopped=frozenset(), lost=())
+            ledger.save(ledger.record._replace(provided=opened))
 
     # --- what is in force --------------------------------------------------------------------------------------
 
@@ -175,30 +196,55 @@ class Rules:
         if there.text == wanted and self._nft.settled(RULES):
             work.ruled = True
             return
-        generation = nft.generation()
-        if there.text != wanted or there.seen != seen(nftables.CHAINS):
+        generation, tables = nft.generation(), nft.tables()
+        sum_now = seen(nftables.CHAINS, tables)
+        if there.text != wanted or there.seen != sum_now:
             work.reloaded = True
-            # In the same transaction, because not a packet is to pass by the new rules on the way of the old ones, and
-            # nobody is to speak for a qube that is not there yet.
-            text = _ending(work) + text + nftables.downstream(work.settings.connected if work.active else (), ())
-            work.do("nft -f: base rules of the tables ip qubes and ip6 qubes", partial(self._nft.run, text))
+            self._reload(work, text, tables, lost=bool(there.text) and there.seen != sum_now)
             if work.dry_run:
                 work.planned = True
                 return
             generation = nft.generation()
-            loaded, names = Loaded(wanted, seen(nftables.CHAINS)), work.provided.names
+            tables = nft.tables()
+            names = work.provided.names
             # What redirects the virtual DNS addresses may have gone with the rest.
-            still = names.seen == seen(nftables.DNS_CHAINS)
-            names = names if still else Loaded()
+            still = names.seen == seen(nftables.DNS_CHAINS, tables)
+            loaded, names = Loaded(wanted, seen(nftables.CHAINS, tables)), names if still else Loaded()
             work.save(work.provided._replace(rules=loaded, names=names, offload="", connected=""))
+        if not work.dry_run and not self._alone:
+            work.attempt(partial(_recovery().keep, work, self._paths.run, tables))
+            self._handles = nft.handles(nftables.CHAINS)
         self._nft.found_right(RULES, generation)
         work.ruled = True
 
+    def _reload(self, work: Work, text: str, tables: Mapping[str, str], *, lost: bool) -> None:
+        """Load the base rules; where somebody took them away, forwarding closes first, and what was lost comes back."""
+        # In the same transaction, because not a packet is to pass by the new rules on the way of the old ones, and
+        # nobody is to speak for a qube that is not there yet.
+        text = _ending(work) + text + nftables.downstream(work.settings.connected if work.active else (), ())
+        words = "nft -f: base rules of the tables ip qubes and ip6 qubes"
+        if not lost:
+            work.do(words, partial(self._nft.run, text))
+            return
+        recovery = _recovery()
+        forwarding.shut(work)
+        missing, restored = recovery.lost(self._paths.run, tables), True
+        if work.dry_run:
+            work.todo += [words, *recovery.put_back(missing)]
+            return
+        try:
+            self._nft.run(text + recovery.user_rules.text(missing.blocks))
+        except nft.Refused:
+            self._nft.run(text)
+            restored = False
+        work.done.append(words)
+        recovery.follow(work, self._paths, tables, missing, restored)
 
-def _refuses6(settings: ProviderSettings, there: Loaded) -> bool:
-    """Whether IPv6 of the qubes is refused; what is held stays as it is in force."""
-    held = "ipv6" in settings.held
-    return settings.refuse6 or (held and there.text == checksum(nftables.base(ipv6=False, refuse6=True).encode()))
+
+def _recovery() -> ModuleType:
+    from . import recovery  # not at boot, nor where all is as it was
+
+    return recovery
 
 
 def _ending(work: Work) -> str:
@@ -217,22 +263,18 @@ def _has_ipv6() -> bool:
         return False  # what is not known is as good as off
 
 
-def forwarded() -> frozenset[int]:
-    """Families that the kernel forwards now."""
-    return frozenset(family for family in FORWARDING if _forwards(family))
-
-
-def _forwards(family: int) -> bool:
-    return tunables.read(FORWARDING[family]) == "1"
+def _refuses6(settings: ProviderSettings, there: Loaded) -> bool:
+    """Whether IPv6 of the qubes is refused; what is held stays as it is in force."""
+    held = "ipv6" in settings.held
+    return settings.refuse6 or (held and there.text == checksum(nftables.base(ipv6=False, refuse6=True).encode()))
 
 
 def _nothing_without_rules(work: Work) -> None:
     """Somebody took the rules away, and they cannot be loaded: no rules, no forwarding."""
-    if work.provided.forwarding and _missing():
+    if _missing():
         if work.provided.offloading:
             work.attempt(partial(nft.run, _ending(work)))
-        for family in sorted(work.provided.forwarding):
-            work.attempt(partial(tunables.write, FORWARDING[family], "0"))
+        forwarding.shut(work)
 
 
 def _missing() -> bool:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
+from .core import listings
 from .core.record import checksum
 from .system import nft
 
@@ -76,7 +77,12 @@ class Transactions:
                 self._verified[part] = before + 1 if generation == before else generation
 
 
-def seen(chains: Iterable[tuple[str, str]]) -> str:
-    """Sum of what nft lists now of some of our chains; MISSING when one is missing."""
-    listing = nft.listing(chains)
+def seen(chains: Iterable[tuple[str, str]], tables: Mapping[str, str] | None = None) -> str:
+    """Sum of what nft lists of some of our chains; MISSING when one is missing.
+
+    Args:
+        chains: family and name of each.
+        tables: listings by family; None for asking nft now.
+    """
+    listing = nft.listing(chains) if tables is None else listings.chosen(tables, "chain", chains)
     return checksum(listing.encode()) if listing else MISSING

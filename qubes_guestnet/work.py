@@ -34,12 +34,15 @@ class Work:
         ruled: the base rules are in.
         planned: in a dry run, they are to be loaded.
         reloaded: they were, or are to be, loaded anew: what else is in the tables is in doubt.
+        closing: families that were, or are to be, closed until lost rules are back.
+        stopped: families whose forwarding somebody else has switched off; that is obeyed.
     """
 
     def __init__(self, settings: ProviderSettings, active: bool, ipv6: bool, ledger: Ledger, dry_run: bool) -> None:
         self.settings, self.active, self.ipv6, self.dry_run = settings, active, ipv6, dry_run
         self._ledger = ledger
         self.mtu = 0
+        self.stopped, self.closing = frozenset[int](), frozenset[int]()
         self.untrusted_entries: Mapping[str, bytes] = {}
         self.ruled = self.planned = self.reloaded = False
         self.names: Choice | None = None
@@ -51,8 +54,10 @@ class Work:
     @property
     def families(self) -> frozenset[int]:
         """Families that this qube is to forward."""
+        if self.provided.closed or self.provided.hold:
+            return frozenset()
         wanted = ((IPV4, self.active), (IPV6, self.ipv6))
-        return frozenset(family for family, on in wanted if on and not self.provided.closed)
+        return frozenset(family for family, on in wanted if on) - self.stopped
 
     @property
     def provided(self) -> Provided:
@@ -101,4 +106,5 @@ class Work:
             self.settings, self.active, self.ipv6, forwarding, self.names or Choice((), ""),
             tuple(self.vifs), before, self.lines(), (*self.settings.errors, *self.errors),
             self.ruled, self.provided.closed, self.provided.offload,
+            stopped=self.stopped, hold=self.provided.hold, lost=self.provided.lost,
         )  # fmt: skip

@@ -8,6 +8,7 @@ from .attachment import VifReport
 from .namedtuple import NamedTuple
 from .nameservers import Choice
 from .provider import ProviderSettings
+from .record import FIREWALL
 
 
 class Lines(NamedTuple):
@@ -33,6 +34,9 @@ class ProviderReport(NamedTuple):
         ruled: the base rules are in force as they were loaded.
         closed: `forwarding off` was said, and not taken back.
         offload: whether connections are offloaded, in words; "" when nobody has looked.
+        stopped: families whose forwarding somebody else switched off.
+        hold: why nothing is forwarded since the rules were lost, see `record.Provided`.
+        lost: what others lost together with our rules, in words.
     """
 
     settings: ProviderSettings
@@ -47,6 +51,14 @@ class ProviderReport(NamedTuple):
     ruled: bool = False
     closed: bool = False
     offload: str = ""
+    stopped: frozenset[int] = frozenset()
+    hold: str = ""
+    lost: tuple[str, ...] = ()
+
+    @property
+    def waits(self) -> bool:
+        """Whether the firewall of the qubes is waited for, of whose readiness no event tells."""
+        return self.hold == FIREWALL
 
     @property
     def todo(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from . import nameservers
 from .namedtuple import NamedTuple
 from .presence import Remark
+from .record import FIREWALL, HELD
 from .values import IPV4, IPV6
 
 TYPE_CHECKING = False  # a qube that gives network to nobody loads nothing of a provider
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # rules that are told one by one
 GOOD, MISSING, CHANGED = "good", "missing", "changed"
+# Why nothing is forwarded once the rules were lost, and what to do first.
+_HOLDS = {
+    HELD: "our rules were removed by another program, and [provider] hold_after_flush is set",
+    FIREWALL: "our rules were removed by another program, and qubes-firewall.service is not ready again yet",
+}
+_SEE_TO = {HELD: "bring your own rules back", FIREWALL: "systemctl restart qubes-firewall; or, without it"}
 _APPLY = "qubes-guestnet apply, and see what it says"
 
 
@@ -73,12 +80,21 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
 
 def _forwarding(report: ProviderReport) -> Iterator[Remark]:
     wanted = ((IPV4, True), (IPV6, report.ipv6))
-    missing = " and ".join(f"IPv{family}" for family, on in wanted if on and family not in report.forwarding)
-    if missing and report.closed:
-        problem = f"{missing} is not forwarded: `forwarding off` was said"
-        yield Remark("forwarding-off", "error", problem, "qubes-guestnet forwarding on")
-    elif missing:
-        yield Remark("forwarding-off", "error", f"{missing} is not forwarded by the kernel", _APPLY)
+    families = [family for family, on in wanted if on and family not in report.forwarding]
+    missing, on_again = " and ".join(f"IPv{family}" for family in families), "qubes-guestnet forwarding on"
+    stopped = bool(families) and report.stopped.issuperset(families)
+    if missing:
+        reason, remedy = (
+            ("`forwarding off` was said", on_again) if report.closed
+            else (_HOLDS[report.hold], f"{_SEE_TO[report.hold]}, then {on_again}") if report.hold
+            else ("its owner or another program switched it off by sysctl, which is obeyed", on_again) if stopped
+            else ("the kernel's switch is off", _APPLY)
+        )  # fmt: skip
+        yield Remark("forwarding-off", "error", f"{missing} is not forwarded: {reason}", remedy)
+    if report.lost:
+        problem = f"removed together with our rules, and not there again: {', '.join(report.lost)}"
+        remedy = f"run again whatever made them; `{on_again}` confirms that they are not needed"
+        yield Remark("user-rules-lost", "warning", problem, remedy)
 
 
 def _ipv6(report: ProviderReport) -> Iterator[Remark]:

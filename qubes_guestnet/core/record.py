@@ -16,6 +16,7 @@ from .namedtuple import NamedTuple
 from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned
 
 OFFLOADED = "on "
+HELD, FIREWALL = "held", "firewall"  # as the owner of the qube wants; until the firewall of the qubes is there again
 HEADER = "# What qubes-guestnet made here. Written by it; do not edit.\n"
 
 
@@ -99,6 +100,10 @@ class Provided(NamedTuple):
         offload: whether connections are offloaded, in words that begin with OFFLOADED if they may be; "" before the
             resident agent, which alone does it, has looked.
         connected: sum of the addresses that dom0 lists as behind this qube, when they were last protected.
+        shut: families whose forwarding we have closed, or are about to open: that one is closed is our doing.
+        stopped: families that somebody else closed. That is obeyed until `forwarding on` (behaviour B133).
+        hold: why forwarding stays closed after the rules were lost: HELD or FIREWALL, "" for no such reason.
+        lost: what others had beside our rules, and lost together with them, in words.
     """
 
     rules: Loaded = Loaded()
@@ -110,6 +115,10 @@ class Provided(NamedTuple):
     connected: str = ""
     last: Last | None = None
     hooks: int = 0
+    shut: frozenset[int] = frozenset()
+    stopped: frozenset[int] = frozenset()
+    hold: str = ""
+    lost: tuple[str, ...] = ()
 
     @property
     def offloading(self) -> bool:
@@ -236,6 +245,11 @@ def _lines(record: Record) -> Iterator[str]:
         yield f"offload {provided.offload}"
     if provided.connected:
         yield f"connected {provided.connected}"
+    yield from (f"shut {family}" for family in sorted(provided.shut))
+    yield from (f"stopped {family}" for family in sorted(provided.stopped))
+    if provided.hold:
+        yield f"hold {provided.hold}"
+    yield from (f"lost {words}" for words in provided.lost)
 
 
 def _interface(text: str) -> Interface:
@@ -312,7 +326,27 @@ def _heard(provided: Provided, text: str) -> Provided:
 
 
 def _forwarding(provided: Provided, text: str) -> Provided:
-    return provided._replace(forwarding=provided.forwarding | ({int(text)} & {IPV4, IPV6}))
+    return provided._replace(forwarding=provided.forwarding | _family(text))
+
+
+def _shut(provided: Provided, text: str) -> Provided:
+    return provided._replace(shut=provided.shut | _family(text))
+
+
+def _stopped(provided: Provided, text: str) -> Provided:
+    return provided._replace(stopped=provided.stopped | _family(text))
+
+
+def _hold(provided: Provided, text: str) -> Provided:
+    return provided._replace(hold=text if text in (HELD, FIREWALL) else "")
+
+
+def _lost(provided: Provided, text: str) -> Provided:
+    return provided._replace(lost=(*provided.lost, text))
+
+
+def _family(text: str) -> frozenset[int]:
+    return frozenset({int(text)} & {IPV4, IPV6})
 
 
 def _closed(provided: Provided, _text: str) -> Provided:
@@ -337,4 +371,8 @@ _PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
     "closed": _closed,
     "offload": _offload,
     "connected": _connected,
+    "shut": _shut,
+    "stopped": _stopped,
+    "hold": _hold,
+    "lost": _lost,
 }

@@ -7,12 +7,18 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
+from .record import FIREWALL, HELD
 from .values import IPAddress
 
 if TYPE_CHECKING:
     from .attachment import VifReport
     from .provided import ProviderReport
     from .vif import Mapping
+
+_HOLDS = {
+    HELD: "our rules were removed; `forwarding on` ends it",
+    FIREWALL: "our rules were removed; qubes-firewall.service is not ready again yet",
+}
 
 
 def as_data(report: ProviderReport | None) -> dict[str, Any] | None:
@@ -25,6 +31,9 @@ def as_data(report: ProviderReport | None) -> dict[str, Any] | None:
         "ipv6_refused": _refuses6(report),
         "forwarding": _families(report.forwarding),
         "closed": report.closed,
+        "stopped": _families(report.stopped),
+        "hold": report.hold,
+        "lost": list(report.lost),
         "rules": report.ruled,
         "held": sorted(report.settings.held),
         "dns": {
@@ -50,6 +59,8 @@ def as_text(report: ProviderReport | None) -> Iterator[str]:
         # Who may not ask the kernel for them (an ordinary user) does not know.
         looked = all(isinstance(error, SettingsError) for error in report.errors)
         yield f"  base rules: {'NOT as they have to be' if looked else 'not known, see the errors'}"
+    if report.lost:
+        yield f"  lost together with our rules: {', '.join(report.lost)}"
     for name in sorted(report.settings.held):
         yield f"  {name}: settings invalid, what is in force stays"
     if report.active:
@@ -64,8 +75,17 @@ def _forwarding(report: ProviderReport) -> str:
         return "forwards nothing (service flag qubes-network is not set)"
     if report.forwarding:
         named = " and ".join(word.replace("ipv", "IPv") for word in _families(report.forwarding))
-        return f"forwards {named}"
-    return "forwards nothing (`forwarding off` was said)" if report.closed else "forwards nothing yet"
+        return f"forwards {named}{_stopped(report)}"
+    if report.closed:
+        return "forwards nothing (`forwarding off` was said)"
+    if report.hold:
+        return f"forwards nothing ({_HOLDS[report.hold]})"
+    return f"forwards nothing{_stopped(report) or ' yet'}"
+
+
+def _stopped(report: ProviderReport) -> str:
+    words = " and ".join(word.replace("ipv", "IPv") for word in _families(report.stopped))
+    return f" ({words} switched off by its owner or another program: `forwarding on` ends that)" if words else ""
 
 
 def _refuses6(report: ProviderReport) -> bool:

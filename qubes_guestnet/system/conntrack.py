@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ..core.values import IPAddress
 from ..errors import KernelError
@@ -41,6 +41,28 @@ def purge(addresses: Iterable[IPAddress]) -> int:
     Raises:
         KernelError: the kernel refuses.
     """
+    return _purge(addresses, lambda _entry: True)
+
+
+def purge_untranslated(addresses: Iterable[IPAddress]) -> int:
+    """Delete the entries of these addresses in which no address was translated.
+
+    They are of connections that began while there was no translation, and would never get one (behaviour B126); those
+    that are translated go on.
+
+    Args:
+        addresses: of the qubes, of both families.
+
+    Returns:
+        How many entries were deleted.
+
+    Raises:
+        KernelError: the kernel refuses.
+    """
+    return _purge(addresses, _is_untranslated)
+
+
+def _purge(addresses: Iterable[IPAddress], judged: Callable[[bytes], bool]) -> int:
     wanted = frozenset(address.packed for address in addresses)
     # Without the module there is no such file, and no connection either.
     if not wanted or tunables.read(_COUNT) in (None, "0"):
@@ -48,7 +70,7 @@ def purge(addresses: Iterable[IPAddress]) -> int:
     try:
         table = Netfilter(NFNL_SUBSYS_CTNETLINK)
         try:
-            return sum(_delete(table, entry) for entry in _find(table, wanted))
+            return sum(_delete(table, entry) for entry in _find(table, wanted) if judged(entry))
         finally:
             table.close()
     except OSError as error:
@@ -91,6 +113,12 @@ def _dump(table: Netfilter, wanted: frozenset[bytes]) -> list[bytes]:
         for entry in table.request(IPCTNL_MSG_CT_GET, NLM_F_DUMP)
         if any(address in entry for address in wanted) and not wanted.isdisjoint(_addresses(entry))
     ]
+
+
+def _is_untranslated(entry: bytes) -> bool:
+    """Whether the answer is expected from where the first packet went to, and by where it came from."""
+    there, back = _addresses(entry)[:2], _addresses(entry)[2:]
+    return there == back[::-1]
 
 
 def _addresses(entry: bytes) -> list[bytes]:

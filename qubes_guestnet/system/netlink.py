@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # linux/rtnetlink.h
 RTNLGRP_LINK, RTNLGRP_NEIGH = 1, 3
 # What another program can take away from us: links, addresses, routes of both families.
-RTNLGRP_WATCHED = (RTNLGRP_LINK, 5, 7, 9, 11)
+RTNLGRP_WATCHED = (RTNLGRP_LINK, 5, 7, 9, 11, 24, 25)
 SIOCGIFINDEX, SIOCETHTOOL, ETHTOOL_GDRVINFO = 0x8933, 0x8946, 3  # linux/sockios.h, linux/ethtool.h
 
 DUMP_TRIES = 8

@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Iterable
 
+from ..core import listings
 from ..errors import KernelError
 from . import netlink_wire as wire
 from . import programs
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
 NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES = 10, 7
 NFT_MSG_GETTABLE, NFTA_TABLE_NAME = 1, 1
 NFT_MSG_GETGEN, NFTA_GEN_ID = 16, 1
+NFT_MSG_GETRULE, NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE = 7, 1, 2, 3
+_FAMILY_WORDS = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}  # linux/netfilter.h
+_FAMILY_PLACE = 16  # of struct nfgenmsg in a message
 
 # Names that users' scripts rely on (design, the provider).
 TABLE, FAMILIES, SETS = "qubes", ("ip", "ip6"), ("allowed", "downstream")
 
 _SECONDS = 10.0  # 250 qubes with 20 rules each take 0.3 s; a busy machine more
 _LONGEST = 1 << 22  # a set of thousands of addresses
+_TRIES = 4
 _GONE = "No such file or directory"
 
 
@@ -175,9 +180,7 @@ def present() -> bool:
     Raises:
         KernelError: the kernel has no nftables, or we may not ask.
     """
-    name = TABLE.encode() + b"\0"
-    body = wire.ATTRIBUTE.pack(wire.ATTRIBUTE.size + len(name), NFTA_TABLE_NAME) + name
-    body += bytes(-len(body) % 4)
+    body = _text(NFTA_TABLE_NAME, TABLE)
     try:
         asking = wire.Netfilter(NFNL_SUBSYS_NFTABLES)
         try:
@@ -190,6 +193,69 @@ def present() -> bool:
     except OSError as error:
         raise KernelError("nft list tables", error.errno or errno.EIO, "run as root") from None
     return True
+
+
+def table_names() -> tuple[str, ...]:
+    """Family and name of every table, of anybody.
+
+    Raises:
+        KernelError: the kernel has no nftables, or we may not ask.
+    """
+    found = []
+    for answer in _dump(NFT_MSG_GETTABLE):
+        for kind, begin, end in wire.attributes(answer, wire.Netfilter.HEADER_BYTES, len(answer)):
+            if kind == NFTA_TABLE_NAME:
+                family = _FAMILY_WORDS.get(answer[_FAMILY_PLACE], "?")
+                found.append(f"{family} {answer[begin : end - 1].decode('ascii', 'replace')}")
+    return tuple(found)
+
+
+def handles(chains: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str, bytes]]:
+    """The rules of chains of ours, by family, chain and the number that no other rule of the table ever has.
+
+    Without a program, for whoever is in a hurry: equal ones mean that no rule was removed, replaced or added. Policies
+    and sets are not looked at.
+
+    Args:
+        chains: family and name of each.
+
+    Raises:
+        KernelError: the kernel has no nftables, or we may not ask.
+    """
+    wanted, found = frozenset(chains), set()
+    body = _text(NFTA_RULE_TABLE, TABLE)
+    for number, family in ((socket.AF_INET, "ip"), (socket.AF_INET6, "ip6")):
+        for answer in _dump(NFT_MSG_GETRULE, body, number):
+            parts = {
+                kind: answer[begin:end]
+                for kind, begin, end in wire.attributes(answer, wire.Netfilter.HEADER_BYTES, len(answer))
+                if kind in (NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE)
+            }
+            chain = parts[NFTA_RULE_CHAIN][:-1].decode("ascii", "replace")
+            if parts[NFTA_RULE_TABLE] == TABLE.encode() + b"\0" and (family, chain) in wanted:
+                found.add((family, chain, parts[NFTA_RULE_HANDLE]))
+    return frozenset(found)
+
+
+def _dump(kind: int, body: bytes = b"", family: int = socket.AF_UNSPEC) -> tuple[bytes, ...]:
+    """The messages of a dump; one that a change interrupted is asked for again."""
+    try:
+        asking = wire.Netfilter(NFNL_SUBSYS_NFTABLES)
+        try:
+            for _ in range(_TRIES):
+                try:
+                    return tuple(asking.request(kind, wire.NLM_F_DUMP, body, family))
+                except InterruptedError:
+                    continue
+            raise OSError(errno.EAGAIN, "the rules change all the time")
+        finally:
+            asking.close()
+    except OSError as error:
+        raise KernelError("nft list", error.errno or errno.EIO, "run as root") from None
+
+
+def _text(kind: int, value: str) -> bytes:
+    return wire.attribute(kind, value.encode("ascii") + b"\0")
 
 
 def chains() -> tuple[Chain, ...]:
@@ -240,21 +306,18 @@ class Events:
 
 
 def _listed(kind: str, wanted: tuple[tuple[str, str], ...]) -> str:
-    """Some blocks of our tables, each table with what it says of itself: one that is dormant does nothing."""
-    text = ""
-    for family, table in _tables(tuple(dict.fromkeys(family for family, _ in wanted))).items():
-        own, blocks = _taken_apart(table)
-        found = [blocks.get(f"{kind} {name} {{", "") for word, name in wanted if word == family]
-        if "" in found:
-            return ""
-        text += own + "".join(found) + "}\n"
-    return text
+    """Some blocks of our tables."""
+    families = tuple(dict.fromkeys(family for family, _ in wanted))
+    return listings.chosen(tables(families), kind, wanted)
 
 
-def _tables(families: tuple[str, ...]) -> dict[str, str]:
-    """What nft says of our tables; "" for one that is not there.
+def tables(families: tuple[str, ...] = FAMILIES) -> dict[str, str]:
+    """What nft says of our tables, without counters; "" for one that is not there.
 
     Not `list chain` for each: version 1.0.6 finds only what the last such line of a transaction names.
+
+    Raises:
+        NftError: nft does not run.
     """
     program = _program()
     commands = [(program, "-s", "list", "table", family, TABLE) for family in families]
@@ -266,21 +329,6 @@ def _tables(families: tuple[str, ...]) -> dict[str, str]:
         if each.status and _GONE not in each.output:
             raise NftError(f"nft: {_first_line(each.output)}")
     return {family: "" if each.status else each.output for family, each in zip(families, done, strict=True)}
-
-
-def _taken_apart(table: str) -> tuple[str, dict[str, str]]:
-    """The lines of the table itself, and its blocks by their first line."""
-    own, blocks, head = "", dict[str, str](), ""
-    for line in table.splitlines():
-        if head:
-            blocks[head] += f"{line}\n"
-            head = "" if line == "\t}" else head
-        elif line.startswith("\t") and line.endswith("{"):
-            head = line.strip()
-            blocks[head] = f"{line}\n"
-        elif line not in ("", "}"):
-            own += f"{line}\n"
-    return own, blocks
 
 
 def _program() -> str:

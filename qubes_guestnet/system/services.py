@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from ..core.uplink import Flags, Style
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 from . import files, programs
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -19,6 +19,7 @@ FLAGS_FOLDER = "/run/qubes-service"
 CONFIG_FILE = "/etc/qubes/guestnet.toml"
 PROVIDES = "qubes-network"
 NO_OFFLOAD = "guestnet-no-offload"
+FIREWALL = "qubes-firewall"
 UPDATES_PROXY = "qubes-updates-proxy"
 _RESTART_SECONDS = 5.0
 # In the order of the fields of Flags.
@@ -28,6 +29,21 @@ _NAMES = ("disable-default-route", "disable-dns-server", "guestnet-gateway-route
 def flags(folder: str = FLAGS_FOLDER) -> Flags:
     """The flags that are set; the files' content does not matter."""
     return Flags(*(os.path.exists(os.path.join(folder, name)) for name in _NAMES))
+
+
+def holds_after_flush(path: str = CONFIG_FILE) -> bool:
+    """`hold_after_flush` of the file's `[provider]` table: forwarding stays closed after the rules were lost.
+
+    Raises:
+        ConfigError: the file is not TOML, or the value is neither true nor false.
+        FileError: it cannot be read.
+    """
+    remedy = "[provider] hold_after_flush is true or false"
+    table = _table(path, "provider", remedy)
+    value = table.get("hold_after_flush", False) if isinstance(table, dict) else table
+    if not isinstance(value, bool):
+        raise ConfigError(f"{path}: [provider] hold_after_flush: {shown(str(value).encode())}", remedy)
+    return value
 
 
 def configured_style(path: str = CONFIG_FILE) -> Style | None:
@@ -101,3 +117,44 @@ def restart_updates_proxy(folder: str = FLAGS_FOLDER) -> tuple[str, ...]:
     if done.status:
         raise programs.ProgramError(f"{' '.join(words[1:])}: {done.output[-200:]}", "systemctl status " + UPDATES_PROXY)
     return (" ".join(words[1:]),)
+
+
+def has_firewall(folder: str = FLAGS_FOLDER) -> bool:
+    """Whether the firewall of the qubes is a service of this qube: its flag is set, and systemd runs."""
+    return os.path.exists(os.path.join(folder, FIREWALL)) and os.path.isdir("/run/systemd/system")
+
+
+def restart_firewall() -> str:
+    """Have the firewall of the qubes started anew: it makes its tables and runs the users' scripts for rules.
+
+    Returns:
+        What was done, in words; it is not ready yet.
+
+    Raises:
+        ProgramError: systemctl cannot be started, or says no.
+    """
+    words = ("--no-block", "restart", f"{FIREWALL}.service")
+    _systemctl(words)
+    return " ".join(("systemctl", *words))
+
+
+def firewall_state() -> str:
+    """What systemd says of it: active, activating, failed …; "queued" while a start or stop of it waits.
+
+    Raises:
+        ProgramError: systemctl cannot be started, or says no.
+    """
+    output = _systemctl(("show", "--property=ActiveState", "--property=Job", f"{FIREWALL}.service"))
+    said = dict(line.partition("=")[::2] for line in output.splitlines())
+    return "queued" if said.get("Job", "0") not in ("", "0") else said.get("ActiveState", "unknown")
+
+
+def _systemctl(words: tuple[str, ...]) -> str:
+    program = programs.find("systemctl")
+    if not program:
+        raise programs.ProgramError("systemctl is not there", "install systemd")
+    done = programs.run((program, *words), _RESTART_SECONDS)
+    if done.status:
+        problem = f"systemctl {' '.join(words)}: {done.output[-200:]}"
+        raise programs.ProgramError(problem, f"systemctl status {FIREWALL}")
+    return done.output

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.record import (
+    FIREWALL,
     HEADER,
+    HELD,
     Fallback,
     Interface,
     Last,
@@ -47,6 +49,10 @@ FULL = Record(
         connected="6a7b",
         last=Last((Endpoint(ipaddress.ip_address("10.8.0.1"), 5353),), 7, 120),
         hooks=1790000000,
+        shut=frozenset({4}),
+        stopped=frozenset({6}),
+        hold="held",
+        lost=("table inet mine", "rules of ip qubes chain custom-forward"),
     ),
 )
 TEXT = f"""{HEADER}interface 2 {MAC}
@@ -71,6 +77,11 @@ forwarding 6
 closed
 offload on (2 devices)
 connected 6a7b
+shut 4
+stopped 6
+hold held
+lost table inet mine
+lost rules of ip qubes chain custom-forward
 """.encode()
 
 endpoints = st.builds(Endpoint, st.ip_addresses(v=4, network="10.0.0.0/8"), st.integers(1, 65535))
@@ -99,6 +110,10 @@ provided = st.builds(
     st.just("") | sums,
     st.none() | st.builds(Last, st.lists(endpoints, max_size=3).map(tuple), st.integers(0, 99), st.integers(0, 10**9)),
     st.integers(0, 2**40),
+    st.frozensets(st.sampled_from((4, 6))),
+    st.frozensets(st.sampled_from((4, 6))),
+    st.sampled_from(("", HELD, FIREWALL)),
+    st.lists(words, max_size=2).map(tuple),
 )
 records = st.builds(
     Record,
@@ -148,7 +163,13 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("line", ["rules 0a1b", "names", "servers 9.9.9.9 x", "forwarding 5", "forwarding x"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("rules 0a1b", "names", "servers 9.9.9.9 x", "forwarding 5", "forwarding x"),
+        *("shut 5", "stopped x", "hold x"),
+    ],
+)
 def test_a_damaged_fact_of_the_provider_is_none(line: str) -> None:
     assert parse(f"{line}\nclosed\n".encode()).provided == Provided(closed=True)
 

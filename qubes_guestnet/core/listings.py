@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `nft list table` says of our tables, taken apart into its blocks: sets, chains and what else there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+
+def taken_apart(table: str) -> tuple[str, dict[str, str]]:
+    """The lines of the table itself (one that is dormant says so there), and its blocks by their first line."""
+    own, blocks, head = "", dict[str, str](), ""
+    for line in table.splitlines():
+        if head:
+            blocks[head] += f"{line}\n"
+            head = "" if line == "\t}" else head
+        elif line.startswith("\t") and line.endswith("{"):
+            head = line.strip()
+            blocks[head] = f"{line}\n"
+        elif line not in ("", "}"):
+            own += f"{line}\n"
+    return own, blocks
+
+
+def chosen(tables: Mapping[str, str], kind: str, wanted: Iterable[tuple[str, str]]) -> str:
+    """Some blocks, each table with what it says of itself; "" when one of them is not there.
+
+    Args:
+        tables: listing of each family's.
+        kind: "chain" or "set".
+        wanted: family and name of each.
+    """
+    wanted, text = tuple(wanted), ""
+    for family in dict.fromkeys(family for family, _ in wanted):
+        own, blocks = taken_apart(tables[family])
+        found = [blocks.get(f"{kind} {name} {{", "") for word, name in wanted if word == family]
+        if "" in found:
+            return ""
+        text += own + "".join(found) + "}\n"
+    return text
+
+
+def rules(block: str) -> tuple[str, ...]:
+    """The lines of a chain's block that are rules."""
+    lines = (line.strip() for line in block.splitlines()[1:-1])
+    return tuple(line for line in lines if line and line.split()[0] not in ("type", "policy", "comment"))
