@@ -151,7 +151,7 @@ def table(family: str) -> str:
     Raises:
         NftError: nft does not run.
     """
-    return _tables((family,))[family]
+    return tables((family,))[family]
 
 
 def generation() -> int:

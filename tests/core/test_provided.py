@@ -81,23 +81,6 @@ TEXTS = {
             OFFLOAD,
         ],
     ),
-    "switched off by its owner": (
-        WELL._replace(forwarding=frozenset(), stopped=frozenset({4}), lost=("table inet mine",), vifs=()),
-        [
-            "provider: forwards nothing (IPv4 switched off by its owner or another program: `forwarding on` ends that)",
-            "  lost together with our rules: table inet mine",
-            "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
-            OFFLOAD,
-        ],
-    ),
-    "held after the rules were lost": (
-        WELL._replace(forwarding=frozenset(), hold="held", vifs=()),
-        [
-            "provider: forwards nothing (our rules were removed; `forwarding on` ends it)",
-            "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
-            OFFLOAD,
-        ],
-    ),
     "IPv6 of the qubes is refused": (
         WELL._replace(settings=SETTINGS._replace(refuse6=True), vifs=()),
         [
@@ -245,17 +228,6 @@ FOUND = {
     "nothing is forwarded": (WELL._replace(forwarding=frozenset()), Ground(), [("forwarding-off", "error")]),
     "not all is forwarded": (WELL._replace(ipv6=True), Ground(), [("forwarding-off", "error")]),
     "closed": (WELL._replace(forwarding=frozenset(), closed=True), Ground(), [("forwarding-off", "error")]),
-    "switched off by its owner": (
-        WELL._replace(forwarding=frozenset(), stopped=frozenset({4})),
-        Ground(),
-        [("forwarding-off", "error")],
-    ),
-    "held": (WELL._replace(forwarding=frozenset(), hold="held"), Ground(), [("forwarding-off", "error")]),
-    "the firewall is waited for": (
-        WELL._replace(forwarding=frozenset(), hold="firewall", lost=("table ip qubes-firewall",)),
-        Ground(),
-        [("forwarding-off", "error"), ("user-rules-lost", "warning")],
-    ),
     "IPv6 is refused": (
         WELL._replace(settings=SETTINGS._replace(refuse6=True)),
         Ground(),
