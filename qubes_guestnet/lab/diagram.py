@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A tree of qubes as SVG, coloured by what each of them reaches: green IPv4 and IPv6, red IPv4 only, grey nothing.
+"""A tree of qubes as SVG, coloured by health: calm what is as dom0 asked, loud what is not, grey what does not run.
+
+Which families a qube reaches is a label in its box: in the figures of the reference document that is the colour (green
+has IPv6, red has not), and so a qube without IPv6, as asked, looked broken.
 
 Pure: what was measured goes in, text comes out, and the same text for the same measurements. Colours are never alone: a
 word in each box says the same. No fonts or files from elsewhere; a reader's dark mode is respected where there is one,
@@ -16,9 +19,10 @@ _GAP, _ROW_GAP = 22.0, 46.0
 _PADDING, _LINE, _NAME_LINE = 14.0, 16.0, 22.0
 _NAME_WIDTH, _MONO_WIDTH, _NARROWEST = 8.6, 7.25, 160.0
 _TUNNEL = 44.0
+_ACROSS = 6
 _CARD, _TITLE, _LEGEND = 28.0, 56.0, 52.0
 _NO_ADDRESS = "no address"
-_SUBTITLE = "who reaches the world, measured with real packets"
+_SUBTITLE = "who reaches the world, measured with real packets, and whether that is as dom0 asked"
 _STYLE = """
 text { font: 12px ui-sans-serif, system-ui, "DejaVu Sans", Arial, sans-serif; fill: #24292f }
 .title { font-size: 17px; font-weight: 600 }
@@ -29,29 +33,26 @@ text { font: 12px ui-sans-serif, system-ui, "DejaVu Sans", Arial, sans-serif; fi
 .card { fill: #ffffff; stroke: #d0d7de }
 .edge { fill: none; stroke-width: 2.2 }
 .tunnel { stroke-dasharray: 7 5 }
-.both rect { fill: #d3f5d9; stroke: #1a7f37 } .both .says { fill: #116329 } .edge.both { stroke: #1a7f37 }
-.ipv4 rect { fill: #ffdfdc; stroke: #cf222e } .ipv4 .says { fill: #a40e26 } .edge.ipv4 { stroke: #cf222e }
-.ipv6 rect { fill: #ddeaff; stroke: #0969da } .ipv6 .says { fill: #0550ae } .edge.ipv6 { stroke: #0969da }
-.nothing rect { fill: #eaeef2; stroke: #8c959f; stroke-dasharray: 4 3 } .nothing .says { fill: #57606a }
-.edge.nothing { stroke: #8c959f; stroke-dasharray: 4 3 }
+.well rect { fill: #eef7f0; stroke: #7fa88a } .well .says { fill: #3d6b4a } .edge.well { stroke: #9db8a5 }
+.broken rect { fill: #cf222e; stroke: #82071e; stroke-width: 3.4 } .broken text { fill: #ffffff }
+.edge.broken { stroke: #cf222e; stroke-width: 3.4; stroke-dasharray: 3 4 }
+.off rect { fill: #eaeef2; stroke: #8c959f; stroke-dasharray: 4 3 } .off .says { fill: #57606a }
+.edge.off { stroke: #8c959f; stroke-dasharray: 4 3 }
 .world rect { fill: #f6f8fa; stroke: #57606a } .world .says { fill: #57606a }
 rect { stroke-width: 1.8 } .card { stroke-width: 1 }
 @media (prefers-color-scheme: dark) {
 text { fill: #e6edf3 } .small { fill: #9ea7b0 } .card { fill: #0d1117; stroke: #30363d }
-.both rect { fill: #12361f; stroke: #3fb950 } .both .says { fill: #56d364 } .edge.both { stroke: #3fb950 }
-.ipv4 rect { fill: #431a1d; stroke: #f85149 } .ipv4 .says { fill: #ff8f88 } .edge.ipv4 { stroke: #f85149 }
-.ipv6 rect { fill: #122c50; stroke: #58a6ff } .ipv6 .says { fill: #79c0ff } .edge.ipv6 { stroke: #58a6ff }
-.nothing rect { fill: #21262d; stroke: #6e7681 } .nothing .says { fill: #9ea7b0 } .edge.nothing { stroke: #6e7681 }
+.well rect { fill: #14241a; stroke: #4d7a5a } .well .says { fill: #9cc7a8 } .edge.well { stroke: #4d7a5a }
+.broken rect { fill: #da3633; stroke: #ffb3ad } .broken text { fill: #ffffff } .edge.broken { stroke: #f85149 }
+.off rect { fill: #21262d; stroke: #6e7681 } .off .says { fill: #9ea7b0 } .edge.off { stroke: #6e7681 }
 .world rect { fill: #161b22; stroke: #8b949e } .world .says { fill: #9ea7b0 }
 }
 """
-# By (IPv4, IPv6): the class, and what is said.
-_KINDS = {
-    (True, True): ("both", "IPv4 and IPv6"),
-    (True, False): ("ipv4", "IPv4 only"),
-    (False, True): ("ipv6", "IPv6 only"),
-    (False, False): ("nothing", "nothing"),
-}
+Families = tuple[bool, bool]
+_NONE: Families = (False, False)
+# By (IPv4, IPv6).
+_WORDS = {(True, True): "IPv4 and IPv6", (True, False): "IPv4 only", (False, True): "IPv6 only", _NONE: "nothing"}
+_LEGEND_WORDS = {"well": "as dom0 asked", "broken": "not as dom0 asked", "off": "does not run, or has no provider"}
 
 
 class Node(NamedTuple):
@@ -64,6 +65,7 @@ class Node(NamedTuple):
         ipv4: whether it reaches the world by IPv4; ipv6 likewise.
         state: such as running.
         world: what it has outside itself, as (IPv4, IPv6).
+        asked: what it reaches if everything is as dom0 asked, as (IPv4, IPv6).
     """
 
     name: str
@@ -72,7 +74,8 @@ class Node(NamedTuple):
     ipv4: bool = False
     ipv6: bool = False
     state: str = "running"
-    world: tuple[bool, bool] | None = None
+    world: Families | None = None
+    asked: Families = _NONE
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Node:
@@ -80,7 +83,7 @@ class Node(NamedTuple):
         world = row["world"] and (bool(row["world"]["ipv4"]), bool(row["world"]["ipv6"]))
         return cls(
             row["name"], row["netvm"], tuple(row["addresses"]), bool(row["ipv4"]), bool(row["ipv6"]), row["state"],
-            world or None,
+            world or None, (row["asked"]["ipv4"], row["asked"]["ipv6"]),
         )  # fmt: skip
 
 
@@ -102,12 +105,17 @@ class _Box(NamedTuple):
 
 
 class _Edge(NamedTuple):
-    """A line from a qube up to what it has its network from; `tunnel`: sideways, to a world of its own."""
+    """A line from a qube up to what it has its network from.
+
+    `tunnel`: sideways, to a world of its own. `around`: for a qube that stands below others of the same provider, where
+    the line leaves the space above those (x of the free column beside them, y of that space).
+    """
 
     lower: _Box
     upper: _Box
     kind: str
     tunnel: bool = False
+    around: tuple[float, float] | None = None
 
 
 def draw(title: str, nodes: Sequence[Node]) -> str:
@@ -134,7 +142,7 @@ def draw(title: str, nodes: Sequence[Node]) -> str:
         *(line for edge in layout.edges for line in _edge(edge)),
         *(line for box in layout.boxes for line in _box(box)),
         "</g>",
-        *_legend(_CARD, height - _CARD, frozenset(edge.kind for edge in layout.edges)),
+        *_legend(_CARD, height - _CARD),
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
@@ -144,67 +152,93 @@ def draw(title: str, nodes: Sequence[Node]) -> str:
 
 
 class _Layout:
-    """A row for each depth, worlds on top; every subtree has columns of its own, so that no lines cross."""
+    """Worlds on top, what is connected below. Every subtree has a rectangle of its own, so that no lines cross.
+
+    The qubes of one provider stand side by side as long as they fit into `_ACROSS` columns, and go on below.
+    """
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self._behind: dict[str | None, list[Node]] = {}
         names = {node.name for node in nodes}
         for node in nodes:
             self._behind.setdefault(node.netvm if node.netvm in names else None, []).append(node)
-        roots = self._behind.get(None, [])
         self._column = max([_NARROWEST, *map(_width, nodes)])
-        depth = max((self._depth(root) for root in roots), default=0)
-        texts = [max((len(_lines(node)) for node in level), default=1) for level in self._levels(roots)]
-        self._heights = [_height(0), *map(_height, texts)]
-        self._tops = [sum(self._heights[:row]) + _ROW_GAP * row for row in range(depth + 1)]
+        self._world = _height(0) + _ROW_GAP
         self.boxes: list[_Box] = []
         self.edges: list[_Edge] = []
-        left = 0.0
-        for root in roots:
-            left += self._place(root, left, 1) + _GAP
-        self.width = max(left - _GAP, 0.0)
-        self.height = self._tops[-1] + self._heights[-1]
+        top = self.width = 0.0
+        for line in self._lines_of(self._behind.get(None, [])):
+            left = 0.0
+            for root in line:
+                self._place(root, left, top)
+                left += self._size(root)[0] + _GAP
+            self.width = max(self.width, left - _GAP)
+            top += max(self._size(root)[1] for root in line) + _ROW_GAP
+        self.height = max(top - _ROW_GAP, 0.0)
 
-    def _depth(self, node: Node) -> int:
-        return 1 + max((self._depth(child) for child in self._behind.get(node.name, ())), default=0)
+    def _lines_of(self, nodes: Sequence[Node]) -> list[list[Node]]:
+        """The qubes line by line; one whose subtree is wider than a line has one for itself."""
+        limit = _ACROSS * (self._column + _GAP)
+        lines: list[list[Node]] = []
+        used = limit
+        for node in nodes:
+            width = self._size(node)[0] + _GAP
+            if used + width > limit:
+                lines.append([])
+                used = 0.0
+            lines[-1].append(node)
+            used += width
+        return lines
 
-    def _levels(self, level: Sequence[Node]) -> Iterator[Sequence[Node]]:
-        while level:
-            yield level
-            level = [child for node in level for child in self._behind.get(node.name, ())]
-
-    def _span(self, node: Node) -> float:
-        """Width of a qube with all behind it."""
-        children = self._behind.get(node.name, ())
-        below = sum(map(self._span, children)) + _GAP * max(len(children) - 1, 0)
-        own = self._column
+    def _size(self, node: Node) -> tuple[float, float]:
+        """Width and height of a qube with all behind it, and with its world above it."""
+        width, height = self._column, _height(len(_lines(node)))
         if _has_tunnel(node):  # the world at its other end is beside it, and it stays in the middle
-            own += 2 * (self._column + _TUNNEL)
-        return max(own, below)
+            width += 2 * (self._column + _TUNNEL)
+        lines = self._lines_of(self._behind.get(node.name, ()))
+        for line in lines:
+            sizes = [self._size(child) for child in line]
+            below = sum(size[0] for size in sizes) + _GAP * (len(line) - 1) + 2 * _GAP * (len(lines) > 1)
+            width = max(width, below)
+            height += _ROW_GAP + max(size[1] for size in sizes)
+        return width, height + (self._world if node.netvm is None or node.netvm not in self._behind_names else 0.0)
 
-    def _place(self, node: Node, left: float, row: int) -> float:
-        """Place a qube with all behind it, from `left` on; the width that took."""
-        span = self._span(node)
-        kind, says = _kind(node)
-        middle = left + span / 2
+    @property
+    def _behind_names(self) -> set[str]:
+        return {node.name for nodes in self._behind.values() for node in nodes}
+
+    def _place(self, node: Node, left: float, top: float) -> _Box:
+        """Place a qube with all behind it, its rectangle's upper left corner given; its box."""
+        width = self._size(node)[0]
+        middle = left + width / 2
         lines = _lines(node)
-        box = _Box(middle, self._tops[row], self._column, _height(len(lines)), kind, node.name, lines, says)
+        is_root = node.netvm is None or node.netvm not in self._behind_names
+        y = top + (self._world if is_root else 0.0)
+        kind, says = _kind(node)
+        box = _Box(middle, y, self._column, _height(len(lines)), kind, node.name, lines, says)
         self.boxes.append(box)
         if node.world is not None:
-            tunnel = _has_tunnel(node)
-            height = _height(0)
-            x, y = (middle + self._column + _TUNNEL, box.y + (box.height - height) / 2) if tunnel else (middle, 0.0)
-            says = f"offers {_KINDS[node.world][1]}"
-            self.boxes.append(_Box(x, y, self._column, height, "world", "the world", (), says))
-            self.edges.append(_Edge(box, self.boxes[-1], _between(node, node.world), tunnel))
-        children = self._behind.get(node.name, ())
-        below = sum(map(self._span, children)) + _GAP * max(len(children) - 1, 0)
-        left += (span - below) / 2
-        for child in children:
-            index = len(self.boxes)
-            left += self._place(child, left, row + 1) + _GAP
-            self.edges.append(_Edge(self.boxes[index], box, _between(child, (node.ipv4, node.ipv6))))
-        return span
+            self._place_world(node, node.world, box, top)
+        below = self._lines_of(self._behind.get(node.name, ()))
+        y = first = box.bottom + _ROW_GAP
+        for number, line in enumerate(below):
+            sizes = [self._size(child) for child in line]
+            x = left + (width - sum(size[0] for size in sizes) - _GAP * (len(line) - 1)) / 2
+            for child, size in zip(line, sizes, strict=True):
+                lower = self._place(child, x, y)
+                around = (left + _GAP / 2, first - _ROW_GAP / 2) if number else None
+                self.edges.append(_Edge(lower, box, lower.kind, around=around))
+                x += size[0] + _GAP
+            y += max(size[1] for size in sizes) + _ROW_GAP
+        return box
+
+    def _place_world(self, node: Node, offers: Families, box: _Box, top: float) -> None:
+        tunnel = _has_tunnel(node)
+        height = _height(0)
+        x, y = (box.x + self._column + _TUNNEL, box.y + (box.height - height) / 2) if tunnel else (box.x, top)
+        world = _Box(x, y, self._column, height, "world", "the world", (), f"offers {_WORDS[offers]}")
+        self.boxes.append(world)
+        self.edges.append(_Edge(box, world, box.kind, tunnel))
 
 
 def _has_tunnel(node: Node) -> bool:
@@ -220,18 +254,22 @@ def _height(lines: int) -> float:
 
 
 def _width(node: Node) -> float:
-    texts = [len(node.name) * _NAME_WIDTH, *(len(line) * _MONO_WIDTH for line in _lines(node))]
+    says = _kind(node)[1]
+    texts = [len(node.name) * _NAME_WIDTH, *(len(line) * _MONO_WIDTH for line in (*_lines(node), says))]
     return max(texts) + 2 * _PADDING
 
 
 def _kind(node: Node) -> tuple[str, str]:
-    kind, says = _KINDS[node.ipv4, node.ipv6]
-    return kind, says if node.state == "running" else node.state
-
-
-def _between(node: Node, upper: tuple[bool, bool]) -> str:
-    """The class of the line to what it has its network from: what can have come by it, not by a tunnel in it."""
-    return _KINDS[node.ipv4 and upper[0], node.ipv6 and upper[1]][0]
+    """The class of a qube, and what is said of it."""
+    reached = (node.ipv4, node.ipv6)
+    if node.state != "running":
+        return "off", node.state
+    if reached == node.asked:
+        return ("well", _WORDS[reached]) if reached != _NONE else ("off", "no network, as asked")
+    families = list(zip(("IPv4", "IPv6"), node.asked, reached, strict=True))
+    lacks = [f"no {name}" for name, asked, is_there in families if asked and not is_there]
+    extra = [f"{name}, which is not asked" for name, asked, is_there in families if is_there and not asked]
+    return "broken", ", ".join(extra + lacks) if reached != _NONE else f"nothing; asked: {_WORDS[node.asked]}"
 
 
 # --- what it looks like ----------------------------------------------------------------------------------------------
@@ -244,6 +282,10 @@ def _edge(edge: _Edge) -> Iterator[str]:
         x, y = lower.x + lower.width / 2, lower.y + lower.height / 2
         path = f"M{x:.1f} {y:.1f}H{x + _TUNNEL:.1f}"
         yield f'<text class="small middle" x="{x + _TUNNEL / 2:.1f}" y="{y - 7:.1f}">tunnel</text>'
+    elif edge.around is not None:
+        (x, y), above = edge.around, lower.y - _ROW_GAP / 2
+        path = f"M{lower.x:.1f} {lower.y:.1f}L{lower.x:.1f} {above:.1f}L{x:.1f} {above:.1f}L{x:.1f} {y:.1f}"
+        path += f"L{upper.x:.1f} {y:.1f}L{upper.x:.1f} {upper.bottom:.1f}"
     else:
         middle = lower.y - _ROW_GAP / 2
         path = f"M{lower.x:.1f} {lower.y:.1f}"
@@ -267,13 +309,11 @@ def _box(box: _Box) -> Iterator[str]:
 
 
 _LEGEND_STEP = 26.0
-_LEGEND_WIDTH = 340.0
+_LEGEND_WIDTH = 500.0
 
 
-def _legend(x: float, y: float, kinds: frozenset[str]) -> Iterator[str]:
-    for kind, text in _KINDS.values():
-        if kind == "ipv6" and kind not in kinds:  # only a tunnel is of that kind
-            continue
-        yield f'<g class="{kind}"><rect x="{x:.0f}" y="{y - 11:.0f}" width="16" height="13" rx="3"/>'
-        yield f'<text x="{x + 23:.0f}" y="{y:.0f}">{escape(text)}</text></g>'
+def _legend(x: float, y: float) -> Iterator[str]:
+    for kind, text in _LEGEND_WORDS.items():
+        yield f'<g class="{kind}"><rect x="{x:.0f}" y="{y - 11:.0f}" width="16" height="13" rx="3"/></g>'
+        yield f'<text class="key" x="{x + 23:.0f}" y="{y:.0f}">{escape(text)}</text>'
         x += 23 + _LEGEND_STEP + len(text) * _MONO_WIDTH

@@ -9,7 +9,7 @@ to the qube alone; an overlay would do the same, but cannot be had in every cont
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from .namespaces import MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, bind, is_below, mount, needed_paths, pivot
 
@@ -40,8 +40,7 @@ def build(root: str, name: str, hidden: str) -> None:
         os.makedirs(f"{root}/{folder}", exist_ok=True)
     os.chmod(f"{root}/tmp", 0o1777)
     _etc(f"{root}/etc", name)
-    for path in needed_paths():
-        _show_needed(root, path)
+    _show_needed(root, needed_paths())
     mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV)
     mount("sysfs", f"{root}/sys", "sysfs", MS_NOSUID | MS_NODEV)
     pivot(root)
@@ -73,9 +72,14 @@ def _etc(folder: str, name: str) -> None:
             file.write(text)
 
 
-def _show_needed(root: str, path: str) -> None:
-    """Python or the project may live in /tmp or /run, which are the qube's own: show just those folders there."""
-    top = path.split("/")[1]
-    if top in _OWN - {"lost+found"} and not os.path.exists(f"{root}{path}"):
-        os.makedirs(f"{root}{path}")
-        bind(path, f"{root}{path}")
+def _show_needed(root: str, paths: Iterable[str]) -> None:
+    """Python or the project may live in /tmp or /run, which are the qube's own: show just those folders there.
+
+    An environment comes before what is in it: the other way round, only the inner folder was shown, and no interpreter.
+    """
+    shown: list[str] = []
+    for path in sorted(paths, key=lambda path: path.count("/")):
+        if path.split("/")[1] in _OWN - {"lost+found"} and not any(is_below(path, folder) for folder in shown):
+            os.makedirs(f"{root}{path}", exist_ok=True)
+            bind(path, f"{root}{path}")
+            shown.append(path)

@@ -122,6 +122,7 @@ class Session:
             "ipv4": reached and reached.ipv4,
             "ipv6": reached and reached.ipv6,
             "world": outside and {"ipv4": outside.ipv4, "ipv6": outside.ipv6},
+            "asked": {"ipv4": vm.reaches4, "ipv6": vm.reaches6},
         }
 
     # --- qubes -------------------------------------------------------------------------------------------------

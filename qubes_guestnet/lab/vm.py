@@ -138,6 +138,14 @@ class Vm:
         return self.networked6 if self.provides_network and self.has_ipv6 else None
 
     @property
+    def reaches4(self) -> bool:
+        """Whether IPv4 leads all the way out: up to a world with IPv4, by providers that run."""
+        outside = self.world.offer if self.world is not None else self.offer
+        if outside is not None and outside.ipv4:
+            return True
+        return self.netvm is not None and self.netvm.qube is not None and self.netvm.reaches4
+
+    @property
     def reaches6(self) -> bool:
         """Whether IPv6 leads all the way out: it has it, nothing is translated, and so up to a world with IPv6."""
         outside = self.world.offer if self.world is not None else self.offer

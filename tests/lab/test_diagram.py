@@ -15,12 +15,14 @@ from qubes_guestnet.lab.diagram import Node
 
 SVG = "{http://www.w3.org/2000/svg}"
 FIGURE = (
-    Node("sys-net", None, ("192.168.0.2", "10.137.0.1"), True, False, world=(True, False)),
-    Node("sys-firewall", "sys-net", ("10.137.0.2",), True, False),
-    Node("tunnel", "sys-net", ("10.137.0.3", "fd09:24ef:4179::a89:3"), True, True, world=(False, True)),
-    Node("personal", "sys-firewall", ("10.137.0.4",), True, False),
-    Node("broken", "sys-firewall", ("10.137.0.5",), False, False),
-    Node("work", "tunnel", ("10.137.0.6", "fd09:24ef:4179::a89:6"), True, True),
+    Node("sys-net", None, ("192.168.0.2", "10.137.0.1"), True, False, world=(True, False), asked=(True, False)),
+    Node("sys-firewall", "sys-net", ("10.137.0.2",), True, False, asked=(True, False)),
+    Node("tunnel", "sys-net", ("10.137.0.3", "fd09:24ef:4179::a89:3"), True, True, "running", (False, True), (True, True)),
+    Node("personal", "sys-firewall", ("10.137.0.4",), True, False, asked=(True, False)),
+    Node("broken", "sys-firewall", ("10.137.0.5",), False, False, asked=(True, False)),
+    Node("work", "tunnel", ("10.137.0.6", "fd09:24ef:4179::a89:6"), True, True, asked=(True, True)),
+    Node("half", "tunnel", ("10.137.0.7",), True, False, asked=(True, True)),
+    Node("leak", "sys-firewall", ("10.137.0.8",), True, True, asked=(True, False)),
     Node("vault"),
 )
 
@@ -51,18 +53,20 @@ def boxes(root: ElementTree.Element) -> dict[str, Box]:
     return found
 
 
-def test_every_qube_has_its_colour_and_a_word_for_it() -> None:
+def test_what_is_as_dom0_asked_is_calm_and_what_is_not_is_loud() -> None:
     found = boxes(parsed(FIGURE))
     assert {name: (box.kind, box.texts[-1]) for name, box in found.items()} == {
-        "sys-net": ("ipv4", "IPv4 only"),
+        "sys-net": ("well", "IPv4 only"),
         "the world": ("world", "offers IPv4 only"),
-        "sys-firewall": ("ipv4", "IPv4 only"),
-        "personal": ("ipv4", "IPv4 only"),
-        "broken": ("nothing", "nothing"),
-        "tunnel": ("both", "IPv4 and IPv6"),
+        "sys-firewall": ("well", "IPv4 only"),
+        "personal": ("well", "IPv4 only"),
+        "broken": ("broken", "nothing; asked: IPv4 only"),
+        "tunnel": ("well", "IPv4 and IPv6"),
         "the world 2": ("world", "offers IPv6 only"),
-        "work": ("both", "IPv4 and IPv6"),
-        "vault": ("nothing", "nothing"),
+        "work": ("well", "IPv4 and IPv6"),
+        "half": ("broken", "no IPv6"),
+        "leak": ("broken", "IPv6, which is not asked"),
+        "vault": ("off", "no network, as asked"),
     }
     assert found["work"].texts[1:-1] == ("10.137.0.6", "fd09:24ef:4179::a89:6")
     assert found["vault"].texts[1:-1] == ("no address",)
@@ -70,17 +74,51 @@ def test_every_qube_has_its_colour_and_a_word_for_it() -> None:
 
 def test_who_provides_is_above_and_lines_lead_there() -> None:
     root = parsed(FIGURE)
-    found = boxes(root)
     drawn = [path.get("class") for path in root.iter(f"{SVG}path")]
-    assert sorted(filter(None, drawn)) == [
-        "edge both", "edge ipv4", "edge ipv4", "edge ipv4", "edge ipv4", "edge ipv6 tunnel", "edge nothing",
-    ]  # fmt: skip
-    for node in FIGURE:
+    assert sorted(filter(None, drawn)) == ["edge broken"] * 3 + ["edge well"] * 5 + ["edge well tunnel"]
+    check_lines(FIGURE)
+
+
+def check_lines(nodes: tuple[Node, ...]) -> None:
+    root = parsed(nodes)
+    found = boxes(root)
+    for node in nodes:
         if node.netvm is not None:
             upper, lower = found[node.netvm], found[node.name]
             assert upper.top + upper.height < lower.top
             ends = (lower.left + lower.width / 2, lower.top, upper.left + upper.width / 2, upper.top + upper.height)
             assert any(line == pytest.approx(ends, abs=0.2) for line in lines(root)), f"no line from {node.name}"
+
+
+def many(number: int) -> tuple[Node, ...]:
+    """A provider with so many qubes behind it, and a second one with a few."""
+    return (
+        Node("net", world=(True, True)),
+        *(Node(f"q{each}", "net", ("10.137.0.1",)) for each in range(number)),
+        Node("proxy", "net"),
+        *(Node(f"p{each}", "proxy", ("10.137.0.1",)) for each in range(8)),
+        Node("last", "net"),
+    )
+
+
+@pytest.mark.parametrize("number", [5, 12, 40, 250])
+def test_many_qubes_wrap_and_no_line_crosses_a_box(number: int) -> None:
+    nodes = many(number)
+    root = parsed(nodes)
+    assert float(root.get("width", "")) < 1600
+    check_lines(nodes)
+    for path in root.iter(f"{SVG}path"):
+        numbers = [float(word) for word in re.findall(r"-?[0-9.]+", path.get("d", ""))]
+        points = list(zip(numbers[::2], numbers[1::2], strict=True))
+        if "C" in path.get("d", ""):
+            continue  # from one row to the next one
+        for (x1, y1), (x2, y2) in itertools.pairwise(points):
+            for box in boxes(root).values():
+                inside = (
+                    max(x1, x2) > box.left + 1 and min(x1, x2) < box.left + box.width - 1
+                    and max(y1, y2) > box.top + 1 and min(y1, y2) < box.top + box.height - 1
+                )  # fmt: skip
+                assert not inside, f"{box} is crossed"
 
 
 def lines(root: ElementTree.Element) -> list[tuple[float, ...]]:
@@ -134,19 +172,19 @@ def test_it_needs_nothing_from_elsewhere_and_knows_dark() -> None:
     assert "@import" not in text
     assert "url(" not in text
     assert "prefers-color-scheme: dark" in text
-    for word in ("IPv4 and IPv6", "IPv4 only", "nothing"):
-        assert f">{word}</text></g>" in text, f"{word} is not in the legend"
+    for word in ("as dom0 asked", "not as dom0 asked"):
+        assert f">{word}</text>" in text, f"{word} is not in the legend"
 
 
 def test_a_qube_that_does_not_run_says_so() -> None:
     found = boxes(parsed((Node("off", state="halted"), Node("still", state="paused"))))
-    assert [(box.kind, box.texts[-1]) for box in found.values()] == [("nothing", "halted"), ("nothing", "paused")]
+    assert [(box.kind, box.texts[-1]) for box in found.values()] == [("off", "halted"), ("off", "paused")]
 
 
 def test_a_node_from_a_row_of_the_status() -> None:
     row = {
         "name": "n", "state": "running", "netvm": None, "addresses": ["192.168.0.2"], "ipv4": True, "ipv6": None,
-        "world": {"ipv4": True, "ipv6": False}, "agent": "running",
+        "world": {"ipv4": True, "ipv6": False}, "agent": "running", "asked": {"ipv4": True, "ipv6": True},
     }  # fmt: skip
-    assert Node.of(row) == Node("n", None, ("192.168.0.2",), True, False, "running", (True, False))
+    assert Node.of(row) == Node("n", None, ("192.168.0.2",), True, False, "running", (True, False), (True, True))
     assert Node.of({**row, "world": None, "netvm": "m"}).world is None

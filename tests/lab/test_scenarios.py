@@ -1,14 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every scenario of the lab, in every form it has: exactly what `qubes-guestnet lab run` plays."""
+"""Every scenario of the lab, in every form it has: exactly what `qubes-guestnet lab run` plays.
+
+They are played by the program as it is installed below /tmp, and not from the tree: so the lab has to find its way in
+every mount namespace to an interpreter and a package that lie in a folder each qube has for itself.
+"""
 
 from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from qubes_guestnet.errors import UsageError
-from qubes_guestnet.lab.runner import chosen, play
+from qubes_guestnet.lab.runner import chosen
 from qubes_guestnet.lab.scenarios import VARIANTS, Variant
 from tests.support.needs import needs
+
+LIMIT_S = 105
 
 # Which behaviours a scenario shows to the full, besides being a scenario.
 BEHAVIOURS = {
@@ -35,11 +46,39 @@ def _case(variant: Variant) -> object:
     return pytest.param(variant, id=variant.name, marks=marks)
 
 
+# Prints why it did not hold, nothing when it did.
+PLAY = """
+import sys
+import qubes_guestnet
+from qubes_guestnet.lab import runner
+(variant,) = (variant for variant in runner.VARIANTS if variant.name == sys.argv[1])
+assert qubes_guestnet.__file__.startswith(sys.prefix), qubes_guestnet.__file__
+print(runner.play(variant).error)
+"""
+
+
+def run(*command: str) -> str:
+    """What a command prints; in no folder that could be imported from, and with no path of the tests."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, text=True, capture_output=True, env=env, cwd="/", timeout=LIMIT_S, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize("variant", [_case(variant) for variant in VARIANTS])
-def test_scenario_holds(variant: Variant) -> None:
+def test_scenario_holds(variant: Variant, environment: Path) -> None:
     needs("ip", "nft", "nsenter", "dnsmasq")
-    outcome = play(variant)
-    assert outcome.held, outcome.error
+    error = run(str(environment), "-c", PLAY, variant.name).strip()
+    assert not error, error
+
+
+def test_the_installed_command_shows_the_demo(environment: Path) -> None:
+    assert json.loads(run(str(environment.parent / "qubes-guestnet"), "lab", "demo", "--json"))["held"] is True
+
+
+def test_the_installed_command_plays_by_name(environment: Path) -> None:
+    said = run(str(environment.parent / "qubes-guestnet"), "lab", "run", "S-110")
+    assert said.splitlines()[-1].startswith(" 1 of 1 held")
 
 
 def test_scenarios_are_chosen_by_the_begin_of_their_names() -> None:

@@ -51,6 +51,7 @@ def test_a_tree_stands_and_is_gone_again(small: Path) -> None:
     assert {**found["vm1"], "vif": ""} == {
         "name": "vm1", "state": "running", "netvm": "net", "provides_network": False, "vif": "", "features": {},
         "addresses": ["10.137.0.3"], "agent": "running", "ipv4": True, "ipv6": False, "world": None,
+        "asked": {"ipv4": True, "ipv6": False},
     }  # fmt: skip
     assert found["net"]["world"] == {"ipv4": True, "ipv6": True}
     assert found["net"]["ipv6"] is True
@@ -219,8 +220,8 @@ def test_the_diagram_shows_what_was_measured(tmp_path: Path) -> None:
     done("up", "ipv6-tunnel")
     assert done("diagram", "-o", str(file)) == ""
     assert colours(file.read_text()) == {
-        "sys-net": "ipv4", "sys-firewall": "ipv4", "personal": "ipv4", "untrusted": "ipv4", "ipv6-tunnel": "both",
-        "work": "both", "research": "both", "the world": "world",
+        "sys-net": "well", "sys-firewall": "well", "personal": "well", "untrusted": "well", "ipv6-tunnel": "well",
+        "work": "well", "research": "well", "the world": "world",
     }  # fmt: skip
     assert done("diagram") == file.read_text()
     # No entry and no route says so: only packets do.
@@ -229,7 +230,7 @@ def test_the_diagram_shows_what_was_measured(tmp_path: Path) -> None:
     text = done("diagram")
     found = colours(text)
     assert [found[name] for name in ("work", "personal", "sys-firewall", "research")] == [
-        "nothing", "nothing", "ipv4", "both",
+        "broken", "broken", "well", "well",
     ]  # fmt: skip
     assert refused(1, "diagram", "-o", "/nowhere/x.svg").startswith("/nowhere/x.svg: No such file")
 
