@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ..errors import GuestnetError, UsageError
 from . import interruption, session_cli, store_cli
+from .caller import with_own_command
 
 _EPILOG = """\
 examples:
@@ -18,6 +19,9 @@ examples:
   qubes-guestnet lab run --list      what there is
   qubes-guestnet lab up default      a tree of qubes to play with; `lab up --help` says how
 
+forms of a scenario: S-000 plain (IPv4, device route), S-000-6 with IPv6, S-000-g with the gateway route, S-000-6g both;
+`lab run S-000` plays all of them
+
 exit status: 0 all held, 1 something did not, 2 wrong usage; of `exec` that of the command
 """
 
@@ -25,17 +29,27 @@ exit status: 0 all held, 1 something did not, 2 wrong usage; of `exec` that of t
 def parser() -> argparse.ArgumentParser:
     """The command line of the lab."""
     top = argparse.ArgumentParser(
-        prog="qubes-guestnet lab", description=__doc__, epilog=_EPILOG,
+        prog="qubes-guestnet lab", description=__doc__, epilog=with_own_command(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    verbs = top.add_subparsers(metavar="VERB", required=True)
+
+    def show_help(_args: argparse.Namespace) -> int:
+        top.print_help()
+        return 0
+
+    top.set_defaults(run=show_help)
+    verbs = top.add_subparsers(metavar="VERB")
     demo = verbs.add_parser("demo", help="one qube gets its network from QubesDB, step by step",
                             description="Shows one qube getting its network, live; ends with a table.")  # fmt: skip
     demo.add_argument("--json", action="store_true", help="the closing table as JSON, and nothing else")
     demo.set_defaults(run=_demo)
     run = verbs.add_parser("run", help="scenarios, end to end, with real packets",
                            description="Runs scenarios, each on a stage of its own; ends with a table.")  # fmt: skip
-    run.add_argument("scenario", nargs="*", help="begin of a name, such as S-000 or S-40; none: all of them")
+    run.add_argument(
+        "scenario", nargs="*",
+        help="begin of a name, such as S-000 or S-40; none: all of them. A suffix is a form: -6 with IPv6, "
+        "-g with the gateway route, -6g with both",
+    )  # fmt: skip
     run.add_argument("--list", action="store_true", help="only list them")
     run.add_argument("--json", action="store_true", help="the closing table as JSON, and nothing else")
     run.set_defaults(run=_run)
@@ -50,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except UsageError as error:
-        print(f"qubes-guestnet lab: {error}", file=sys.stderr)
+        print(f"qubes-guestnet lab: {with_own_command(str(error))}", file=sys.stderr)
         return 2
     except GuestnetError as error:
-        print(f"qubes-guestnet lab: {error}", file=sys.stderr)
+        print(f"qubes-guestnet lab: {with_own_command(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # where the command is a part of another program, which has its own handler
         interruption.say()

@@ -16,10 +16,10 @@ from typing import Any
 from . import counters, probes, world
 from .capture import Capture, Frames
 from .dom0 import INTERFACE, Vm
+from .ground import require
 from .namespaces import LabError
 from .progress import Display, Teller, follow
 from .stage import Stage, addresses, interface_of, nameservers, routes
-from .tools import require
 
 _CHANGES = 10
 _MILLI = 1000.0

@@ -238,10 +238,7 @@ def _first(function: Callable[[], int], alive: int) -> NoReturn:
         for number in _not_ignored():
             signal.signal(number, _end)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, interruption.SIGNALS)
-        mount("none", "/", flags=MS_REC | MS_PRIVATE)
-        mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV)
-        _show_unpacked()
-        mount("lab", work_folder(), "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+        _mounts()
         status = function()
     except GuestnetError as error:
         print(f"qubes-guestnet: {error}", file=sys.stderr)
@@ -252,6 +249,16 @@ def _first(function: Callable[[], int], alive: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _mounts() -> None:
+    try:
+        mount("none", "/", flags=MS_REC | MS_PRIVATE)
+        mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV)
+        _show_unpacked()
+        mount("lab", work_folder(), "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    except OSError as error:
+        raise LabError(str(error), "mounts must be allowed in the lab's own namespace") from error
 
 
 def _show_unpacked() -> None:

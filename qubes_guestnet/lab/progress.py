@@ -23,6 +23,7 @@ from .namespaces import die_with_parent, isolate
 
 _TICK = 0.1
 _INDENT = 12
+_BELOW = 4
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _CHUNK = 65536
 _CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "cyan": "36"}
@@ -183,22 +184,37 @@ class Display:
         print(f"\r\033[K {sign} {text}", end="", file=self._out, flush=True)
 
     def _folded(self, text: str, indent: int) -> list[str]:
-        room = max(20, shutil.get_terminal_size().columns - indent)
-        if not self._moving or len(text) <= room:
+        room = max(20, self._columns() - indent)
+        if len(text) <= room:
             return [text]
         return textwrap.wrap(text, room, subsequent_indent="  ", break_on_hyphens=False) or [text]
+
+    def _columns(self) -> int:
+        """Width to fold to: no limit where no terminal, nor COLUMNS in the environment, has one."""
+        return shutil.get_terminal_size().columns if self._moving or os.environ.get("COLUMNS") else sys.maxsize
 
     def _erase(self) -> None:
         if self._moving and self._step is not None:
             print("\r\033[K", end="", file=self._out)
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; the last column may be as long as it likes, the others are as wide as their widest cell."""
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], apart: bool = False) -> None:
+        """A table; the last column may be as long as it likes, the others are as wide as their widest cell.
+
+        Args:
+            head: names of the columns.
+            rows: their cells.
+            apart: the words of a last cell that does not fit stand on a line each, and where no room is left for the
+                longest of them, below the row.
+        """
         widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head) - 1)]
         indent = 1 + sum(widths) + 2 * len(widths)
+        longest = max(len(word) for row in rows for word in (row[-1].split() or [""])) if rows else 0
+        below = apart and indent + longest > self._columns()
         for number, row in enumerate((head, *rows)):
             cells = "".join(cell.ljust(width + 2) for cell, width in zip(row, widths, strict=False))
-            first, *more = self._folded(row[-1], indent)
+            fits = not below and indent + len(row[-1]) <= self._columns()
+            lines = [row[-1]] if fits else row[-1].split() if apart else self._folded(row[-1], indent)
+            first, more = ("", lines) if below else (lines[0], lines[1:])
             self.line((" " + self.paint(f"{cells}{first}".rstrip(), *(["bold"] if number == 0 else []))).rstrip())
             for part in more:
-                self.line(" " * indent + part)
+                self.line(" " * (_BELOW if below else indent) + part)

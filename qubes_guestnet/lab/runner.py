@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..errors import UsageError
+from .ground import require
 from .progress import Display, Teller, follow
 from .scenarios import VARIANTS, Variant
 from .stage import Stage
-from .tools import require
 
 
 class Outcome(NamedTuple):

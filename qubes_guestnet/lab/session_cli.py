@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FileError, UsageError
+from .caller import with_own_command
 from .place import DEFAULT, Place
 
 _NONE = "none"
@@ -40,7 +41,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
         added.set_defaults(run=run)
         return added
 
-    up = verb("up", _up, "a tree of qubes in the background, to play with", epilog=_UP_EPILOG)
+    up = verb("up", _up, "a tree of qubes in the background, to play with", epilog=with_own_command(_UP_EPILOG))
     up.add_argument("tree", nargs="?", help="a TOML file, or the name of a tree that comes along")
     up.add_argument("--list", action="store_true", help="only list the trees that come along")
     _json(up, "the list or the table as JSON")
@@ -98,7 +99,9 @@ def _up(args: argparse.Namespace) -> int:
     if not args.json:
         display.line()
         first, name = grown.qubes[-1].name, "" if args.name == DEFAULT else f" --name {args.name}"
-        display.line(f" It stays up. Try `qubes-guestnet lab exec{name} {first} -- bash`; end it by `lab down{name}`.")
+        display.line(" It stays up. A shell in a qube, and the end of it all:")
+        for words in (f"exec{name} {first} -- bash", f"down{name}"):
+            display.line(f"   {with_own_command('qubes-guestnet lab')} {words}")
     return 0
 
 
@@ -182,7 +185,7 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
         )
         for qube in found["qubes"]
     ]  # fmt: skip
-    Display().table(_HEAD, rows)
+    Display().table(_HEAD, rows, apart=True)
 
 
 def _diagram(args: argparse.Namespace) -> int:

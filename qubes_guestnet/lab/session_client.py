@@ -18,11 +18,11 @@ from typing import Any
 
 from ..errors import UsageError
 from . import interruption, session, terminal
+from .ground import require
 from .namespaces import LabError, isolate
 from .place import Place
 from .progress import Teller, events
 from .qube import eventually
-from .tools import require
 from .tree import Tree
 from .wire import Channel, Message
 

@@ -16,6 +16,7 @@ from ..errors import ConfigError, GuestnetError, UsageError
 from ..system import qubesdb
 from ..system.qubesdb_direct import DirectWatches
 from . import interruption
+from .caller import with_own_command
 from .store import Daemon
 from .store_entries import escape, parse_entries
 from .store_hub import Hub
@@ -39,7 +40,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
         "store",
         help="a QubesDB in memory, and verbs to read and write one",
         description="Without a verb: serve DIR/qubesdb.sock and DIR/qubesdb.ro.sock until SIGTERM or SIGINT.",
-        epilog=_EPILOG,
+        epilog=with_own_command(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_arguments(parser)

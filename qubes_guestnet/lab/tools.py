@@ -14,6 +14,7 @@ PACKAGES = {
     "ip": "iproute2",
     "nft": "nftables",
     "nsenter": "util-linux",
+    "ping": "iputils-ping",
 }
 
 

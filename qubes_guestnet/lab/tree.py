@@ -127,6 +127,8 @@ def parse(text: str, source: str) -> Tree:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{source}: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{source}: lists or tables are nested too deeply", "a tree needs two levels") from None
     _no_others(source, "the file", data, ("dom0", "qube", "world"))
     qubes, worlds = (_tables(source, kind, data.get(kind, {})) for kind in ("qube", "world"))
     if not qubes:
@@ -135,7 +137,22 @@ def parse(text: str, source: str) -> Tree:
         if not qubes.get(name, {}).get("provides_network"):
             raise UsageError(f"{source}: [world.{name}]: there is no [qube.{name}] that provides network")
     specs = {name: _spec(source, name, table, worlds.get(name)) for name, table in qubes.items()}
-    return Tree(Path(source).stem, tuple(_ordered(source, specs)), _release(source, data.get("dom0", {})))
+    tree = Tree(Path(source).stem, tuple(_ordered(source, specs)), _release(source, data.get("dom0", {})))
+    _each_address_once(source, tree)
+    return tree
+
+
+def _each_address_once(source: str, tree: Tree) -> None:
+    """UsageError where two qubes have one address: the later one would take the earlier one's network away."""
+    holders: dict[str, str] = {}
+    for name, vm in plant(tree, Dom0()).items():
+        for key, address in (("ip", vm.address), ("ip6", vm.address6)):
+            other = holders.setdefault(address, name)
+            if other != name:
+                raise UsageError(
+                    f"{source}: [qube.{name}]: its address {address} is that of [qube.{other}]",
+                    f"give one of them another {key}; without that key its place in the file decides",
+                )
 
 
 def _release(source: str, table: Any) -> str:
@@ -148,8 +165,12 @@ def _tables(source: str, kind: str, tables: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(tables, dict):
         raise UsageError(f"{source}: {kind} is no table", f"write [{kind}.NAME]")
     for name, table in tables.items():
-        if not _NAME_CHARACTERS.issuperset(name) or not 0 < len(name) <= _LONGEST_NAME or not name[0].isalpha():
-            raise UsageError(f"{source}: [{kind}.{name}]: not the name of a qube", "letters, digits, - and _")
+        if len(name) > _LONGEST_NAME:
+            limit = f"a name has at most {_LONGEST_NAME} characters, this one has {len(name)}"
+            raise UsageError(f"{source}: [{kind}.{name}]: not the name of a qube", limit)
+        if not name or not _NAME_CHARACTERS.issuperset(name) or not name[0].isalpha():
+            limit = "a name has letters, digits, - and _, and begins with a letter"
+            raise UsageError(f"{source}: [{kind}.{name}]: not the name of a qube", limit)
         if not isinstance(table, dict):
             raise UsageError(f"{source}: [{kind}] {name} is no table", f"write [{kind}.{name}]")
     return dict(tables)

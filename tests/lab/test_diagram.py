@@ -14,10 +14,11 @@ from qubes_guestnet.lab import diagram
 from qubes_guestnet.lab.diagram import Node
 
 SVG = "{http://www.w3.org/2000/svg}"
+BOTH = (True, True)
 FIGURE = (
     Node("sys-net", None, ("192.168.0.2", "10.137.0.1"), True, False, world=(True, False), asked=(True, False)),
     Node("sys-firewall", "sys-net", ("10.137.0.2",), True, False, asked=(True, False)),
-    Node("tunnel", "sys-net", ("10.137.0.3", "fd09:24ef:4179::a89:3"), True, True, "running", (False, True), (True, True)),
+    Node("tunnel", "sys-net", ("10.137.0.3", "fd09:24ef:4179::a89:3"), True, True, "running", (False, True), BOTH),
     Node("personal", "sys-firewall", ("10.137.0.4",), True, False, asked=(True, False)),
     Node("broken", "sys-firewall", ("10.137.0.5",), False, False, asked=(True, False)),
     Node("work", "tunnel", ("10.137.0.6", "fd09:24ef:4179::a89:6"), True, True, asked=(True, True)),

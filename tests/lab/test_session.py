@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -23,6 +24,9 @@ from qubes_guestnet.lab.place import Place, base
 from tests.support import session
 from tests.support.eventually import eventually
 from tests.support.session import COMMAND, LONGEST, background, done, lab, processes, refused, rows
+
+# How the tests call it, and so what its hints say.
+HERE = shlex.join([os.path.relpath(sys.executable), "-m", "qubes_guestnet", "lab"])
 
 
 @pytest.fixture(autouse=True)
@@ -58,16 +62,50 @@ def test_a_tree_stands_and_is_gone_again(small: Path) -> None:
     assert rows("--no-measure")["vm1"]["ipv4"] is None
     assert (base().stat().st_mode & 0o777, (base() / "lab").stat().st_mode & 0o777) == (0o700, 0o700)
     assert done("down") == ""
-    assert refused(1, "status") == "no lab is up; qubes-guestnet lab up TREE"
+    assert refused(1, "status") == f"no lab is up; {HERE} up TREE"
 
 
 @pytest.mark.parametrize(
     "words", ["status", "exec vm1 true", "set vm1 netvm none", "feature vm1 ipv6 1", "diagram", "down"]
 )
 def test_without_a_lab_the_remedy_is_told(words: str) -> None:
-    assert refused(1, *words.split()) == "no lab is up; qubes-guestnet lab up TREE"
+    assert refused(1, *words.split()) == f"no lab is up; {HERE} up TREE"
     head, *rest = words.split()
-    assert refused(1, head, "--name", "x", *rest) == "no lab named x is up; qubes-guestnet lab up TREE --name x"
+    assert refused(1, head, "--name", "x", *rest) == f"no lab named x is up; {HERE} up TREE --name x"
+
+
+def test_a_hint_works_from_where_the_caller_is(tmp_path: Path) -> None:
+    """Of `up`, run in the source tree, elsewhere, and by an installed command on the search path."""
+    script = tmp_path / "bin" / "qubes-guestnet"
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\nimport sys\nfrom qubes_guestnet.cli import main\nsys.exit(main())\n")
+    script.chmod(0o755)
+    searched = {**os.environ, "PATH": f"{script.parent}:{os.environ['PATH']}"}
+    for command, folder, env, words in (
+        (COMMAND[:-1], Path.cwd(), None, HERE),
+        (COMMAND[:-1], tmp_path, None, f"{sys.executable} -m qubes_guestnet lab"),
+        ((str(script),), tmp_path, None, "bin/qubes-guestnet lab"),
+        (("qubes-guestnet",), tmp_path, searched, "qubes-guestnet lab"),
+    ):
+        failed = subprocess.run([*command, "lab", "status"], capture_output=True, text=True, cwd=folder, env=env)
+        assert failed.stderr == f"qubes-guestnet lab: no lab is up; {words} up TREE\n"
+        hint = failed.stderr.partition("; ")[2].replace("TREE", "--list")
+        assert subprocess.run(["sh", "-ec", hint], cwd=folder, env=env, stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_without_a_verb_it_shows_its_help() -> None:
+    assert done().startswith("usage: qubes-guestnet lab")
+    assert done() == done("--help")
+
+
+@pytest.mark.parametrize("columns", [80, 60])
+def test_the_table_keeps_each_address_on_a_line(small: Path, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    said = done("up", str(small))
+    lines = said[said.index(" qube ") :].splitlines()
+    for address in ("192.168.0.2", "10.137.0.1", "2000:abcd:0:1::2", "10.137.0.3"):
+        assert sum(line.split()[-1:] == [address] for line in lines) >= 1, said
+    assert max(map(len, lines[: lines.index("")])) <= columns
 
 
 def test_the_trees_that_come_along_are_listed() -> None:
@@ -101,7 +139,7 @@ def test_what_an_end_by_force_left_is_no_lab(small: Path, again: str) -> None:
     done("up", str(small))
     os.kill(background(), signal.SIGKILL)
     eventually(lambda: processes() <= before, what="all have died with it")
-    assert refused(1, "status") == "no lab is up; qubes-guestnet lab up TREE"
+    assert refused(1, "status") == f"no lab is up; {HERE} up TREE"
     assert (base() / "lab" / "socket").exists()
     if again == "up":
         done("up", str(small))

@@ -108,7 +108,7 @@ def test_a_qube_without_settings_reaches_nothing() -> None:
 
 
 def test_a_missing_tool_names_its_package(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("shutil.which", lambda tool, path: None if tool in ("dnsmasq", "nft") else tool)
+    monkeypatch.setattr("shutil.which", lambda tool, path=None: None if tool in ("dnsmasq", "nft") else tool)
     with pytest.raises(LabError, match="dnsmasq-base"):
         World()
     assert main(["demo"]) == 1

@@ -181,7 +181,8 @@ def _no_offer(vm: Vm, gateway: str) -> None:
 # --- S-310, S-311 ----------------------------------------------------------------------------------------------------
 
 _SVG = "{http://www.w3.org/2000/svg}"
-_GREEN, _RED = "both", "ipv4"
+# What the figures show by these colours is a label here, see `diagram`.
+_GREEN, _RED = "IPv4 and IPv6", "IPv4 only"
 
 
 def s_310(stage: Stage) -> None:
@@ -200,7 +201,7 @@ def _figure(stage: Stage, name: str, special: dict[str, str], usual: str) -> Non
     Args:
         stage: where to tell steps.
         name: of a tree that comes with the program.
-        special: colours of some of its qubes.
+        special: labels of some of its qubes.
         usual: the others'.
     """
     session = Session(tree.load(name))
@@ -226,17 +227,18 @@ def _figure(stage: Stage, name: str, special: dict[str, str], usual: str) -> Non
             raise LabError(f"{name} has {rows[name]['addresses']}")
     stage.step("the diagram shows it")
     text = diagram.draw(name, [diagram.Node.of(row) for row in rows.values()])
-    colours = _colours(text)
-    if colours != expected:
-        raise LabError(f"the diagram's colours are {colours}, expected {expected}")
-    stage.note(", ".join(f"{name}: {colour}" for name, colour in colours.items()))
+    shown = _shown(text)
+    wanted = {name: ("well", label) for name, label in expected.items()}
+    if shown != wanted:
+        raise LabError(f"the diagram shows {shown}, expected {wanted}")
+    stage.note(", ".join(f"{name}: {label}" for name, label in expected.items()))
 
 
-def _colours(svg: str) -> dict[str, str]:
-    """The class of each box by the name in it."""
+def _shown(svg: str) -> dict[str, tuple[str, str]]:
+    """Class and label of each box by the name in it."""
     found = {}
     for group in ElementTree.fromstring(svg).iter(f"{_SVG}g"):
         texts = {text.get("class"): text.text or "" for text in group.findall(f"{_SVG}text")}
         if "name" in texts and group.get("class") != "world":
-            found[texts["name"]] = group.get("class") or ""
+            found[texts["name"]] = group.get("class") or "", texts["says"]
     return found

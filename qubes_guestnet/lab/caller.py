@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the person started this program: a hint has to name a command that works for them, too.
+
+In messages and help the command is written as a package installs it, `qubes-guestnet lab`; here it becomes what was
+typed: `.venv/bin/python -m qubes_guestnet lab` in a source tree.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+
+_INSTALLED = "qubes-guestnet lab"
+
+
+def with_own_command(text: str) -> str:
+    """The text with the command as it works from here."""
+    return text.replace(_INSTALLED, f"{_program()} lab")
+
+
+def _program() -> str:
+    name = os.path.basename(sys.argv[0])
+    if name == "__main__.py" or not os.path.exists(sys.argv[0]):
+        return f"{_shown(sys.executable)} -m qubes_guestnet"
+    return _shown(os.path.abspath(sys.argv[0]))
+
+
+def _shown(path: str) -> str:
+    """The shortest way to call a program: by its name where that finds it, else by its place below this folder."""
+    name = os.path.basename(path)
+    found = shutil.which(name)
+    if found is not None and os.path.abspath(found) == path:
+        return name
+    inside = os.path.relpath(path)
+    return shlex.quote(path if inside.startswith("..") else inside if "/" in inside else f"./{inside}")

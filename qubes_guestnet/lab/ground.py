@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether this machine lets the lab be built; if not, one sentence says what is missing and how to get it."""
+
+from __future__ import annotations
+
+import os
+
+from . import tools
+from .namespaces import LabError, isolate
+
+_STDERR = 2
+_CONTAINERS = ("/.dockerenv", "/run/.containerenv")
+# Settings of the kernel that forbid user namespaces: the file, the value that does, and the value that allows them.
+_SETTINGS = (
+    ("user.max_user_namespaces", "0", "15000"),
+    ("kernel.unprivileged_userns_clone", "0", "1"),
+    ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
+)
+
+
+def require() -> None:
+    """LabError unless all programs of the lab are there, and its namespaces can be made, which is tried."""
+    tools.require()
+    said = _trial()
+    if said is not None:
+        why, remedy = _reason(said)
+        raise LabError(f"the lab needs namespaces that this system does not give: {why}", remedy)
+
+
+def _trial() -> str | None:
+    """What a lab that does nothing says when it fails; None when it works."""
+    answer, say = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(answer)
+        os.dup2(say, _STDERR)
+        status = 1
+        try:
+            status = isolate(lambda: 0)
+        except OSError as error:
+            os.write(_STDERR, str(error).encode())
+        finally:
+            os._exit(status)
+    os.close(say)
+    with open(answer, encoding="utf-8", errors="replace") as told:
+        lines = told.read().splitlines()
+    _, status = os.waitpid(child, 0)
+    return None if status == 0 else lines[-1].removeprefix("qubes-guestnet: ") if lines else "no reason given"
+
+
+def _reason(said: str) -> tuple[str, str]:
+    """Why, and what to do about it: the first cause that is found."""
+    if not os.path.exists("/proc/self/uid_map"):
+        return "/proc is not mounted", "mount -t proc proc /proc"
+    for name, forbids, allows in _SETTINGS:
+        if _setting(name) == forbids:
+            return f"{name} is {forbids}", f"as root: sysctl -w {name}={allows}"
+    if _in_chroot():
+        return "in a chroot the kernel refuses them", "run it outside, or enter it with systemd-nspawn -D FOLDER"
+    if any(map(os.path.exists, _CONTAINERS)):
+        return "a container without the right to make them", "start it with --privileged, or use a virtual machine"
+    return said.partition(";")[0], "run it as root, or on a machine that allows unprivileged user namespaces"
+
+
+def _setting(name: str) -> str:
+    try:
+        with open(f"/proc/sys/{name.replace('.', '/')}", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _in_chroot() -> bool:
+    """Whether this root is another one than that of process 1 in the same mount namespace, or no mount at all."""
+    root = _root_mount("self")
+    try:
+        same = os.readlink("/proc/1/ns/mnt") == os.readlink("/proc/self/ns/mnt")
+    except OSError:  # an ordinary user may not look
+        same = False
+    return not root or (same and root != _root_mount("1"))
+
+
+def _root_mount(process: str) -> str:
+    """Number of the mount that a process has as its root; "" for none."""
+    try:
+        with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            return next((line.split()[0] for line in mounts if line.split()[4] == "/"), "")
+    except OSError:
+        return "unknown"
