@@ -33,11 +33,12 @@ _qubes_guestnet_lab() {
     else
         case $verb in
         demo) words='--json' ;;
-        run) words='--list --json' ;;
+        run) words="--list --json $(_qubes_guestnet_first_column lab run --list)" ;;
         up) words="default ipv6-feature ipv6-tunnel --name --list --json $(compgen -f -X '!*.toml' -- "$word")" ;;
-        exec | down) words='--name' ;;
-        set) words='netvm none --name' ;;
-        feature) words='ipv6 1 --unset --restart --name' ;;
+        down) words='--name' ;;
+        exec) words="--name $(_qubes_guestnet_qubes)" ;;
+        set) words="netvm none --name $(_qubes_guestnet_qubes)" ;;
+        feature) words="ipv6 1 --unset --restart --name $(_qubes_guestnet_qubes)" ;;
         status) words='--name --no-measure --json' ;;
         diagram) words='--name --output' ;;
         store)
@@ -46,6 +47,20 @@ _qubes_guestnet_lab() {
         esac
     fi
     mapfile -t COMPREPLY < <(compgen -W "$words --help" -- "$word")
+}
+
+# The qubes of the lab that is meant.
+_qubes_guestnet_qubes() {
+    local position name=()
+    for ((position = 3; position < COMP_CWORD; position++)); do
+        [[ ${COMP_WORDS[position]} != --name ]] || name=(--name "${COMP_WORDS[position + 1]}")
+    done
+    _qubes_guestnet_first_column lab status --no-measure "${name[@]}"
+}
+
+# The first column of a table of ours, without its head.
+_qubes_guestnet_first_column() {
+    "${COMP_WORDS[0]}" "$@" 2>/dev/null | while read -r first _; do echo "$first"; done | tail -n +2
 }
 
 _qubes_guestnet_interfaces() {

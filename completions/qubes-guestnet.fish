@@ -39,6 +39,18 @@ complete -c qubes-guestnet -n '__qubes_guestnet_lab demo run up status' -l json 
 complete -c qubes-guestnet -n '__qubes_guestnet_lab run up' -l list -d 'only list them'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab up exec set feature status diagram down' -l name -x -d 'which lab, where there are several'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab up' -F -a 'default ipv6-feature ipv6-tunnel'
+# The first column of a table of ours, without its head.
+function __qubes_guestnet_first_column
+    qubes-guestnet $argv 2>/dev/null | string trim | string replace -r ' .*' '' | tail -n +2
+end
+# The qubes of the lab that is meant.
+function __qubes_guestnet_qubes
+    set -l words (commandline -opc)
+    set -l at (contains -i -- --name $words); and set -l chosen --name $words[(math $at + 1)]
+    __qubes_guestnet_first_column lab status --no-measure $chosen
+end
+complete -c qubes-guestnet -n '__qubes_guestnet_lab run' -a '(__qubes_guestnet_first_column lab run --list)'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab exec set feature' -a '(__qubes_guestnet_qubes)'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab set' -a 'netvm none'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab feature' -a 'ipv6 1'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab feature' -l unset -d 'as its provider has it'

@@ -206,10 +206,10 @@ def test_the_man_page_is_clean() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def completed(*words: str) -> set[str]:
+def completed(*words: str, program: str = "qubes-guestnet") -> set[str]:
     """What bash is offered for the last of these words."""
     needs("bash")
-    typed = " ".join(f"'{word}'" for word in ("qubes-guestnet", *words))
+    typed = " ".join(f"'{word}'" for word in (program, *words))
     script = (
         f"source {TREE / 'completions' / 'qubes-guestnet.bash'}\n"
         f"COMP_WORDS=({typed}) COMP_CWORD={len(words)} && _qubes_guestnet && printf '%s\\n' \"${{COMPREPLY[@]}}\"\n"
@@ -238,6 +238,25 @@ def test_bash_is_offered_what_a_verb_of_the_lab_takes(name: str) -> None:
     verb = lab_verbs()[name]
     assert completed("lab", name, "--") == {*verb.options, "--help"}
     assert verb.words <= completed("lab", name, "")
+
+
+def test_bash_is_offered_the_qubes_and_scenarios_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("ip", "nsenter", "nft", "dnsmasq")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    program = tmp_path / "qubes-guestnet"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m qubes_guestnet "$@"\n')
+    program.chmod(0o755)
+    assert {"S-000", "S-000-6g", "S-404-6"} <= completed("lab", "run", "S-", program=str(program))
+    for name in ("lab", "other"):
+        session.done("up", str(session.small(tmp_path)), "--name", name)
+    try:
+        for verb in ("exec", "set", "feature"):
+            assert {"net", "other", "vm1"} <= completed("lab", verb, "", program=str(program))
+            assert completed("lab", verb, "--name", "other", "v", program=str(program)) == {"vm1"}
+            assert completed("lab", verb, "--name", "nix", "v", program=str(program)) == set()
+    finally:
+        for name in ("lab", "other"):
+            session.done("down", "--name", name)
 
 
 def test_every_room_of_the_house_is_in_the_table() -> None:
