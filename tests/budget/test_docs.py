@@ -17,7 +17,7 @@ import pytest
 from qubes_guestnet import cli, commands
 from qubes_guestnet.core import hooks, provider, provider_findings, settings, uplink
 from qubes_guestnet.lab import cli as lab_cli
-from qubes_guestnet.lab import tree
+from qubes_guestnet.lab import dom0, tree
 from qubes_guestnet.system import networkmanager, qubesdb, services
 from tests.support import session
 from tests.support.needs import needs
@@ -29,6 +29,7 @@ DESIGN = TREE / "docs" / "design.md"
 PICTURE = TREE / "docs" / "images" / "ipv6-feature.svg"
 BEHAVIOURS = TREE / "docs" / "behaviours.md"
 MAN_PAGE = TREE / "docs" / "man" / "qubes-guestnet.8"
+TREES = TREE / "docs" / "trees.md"
 SAMPLE = TREE / "docs" / "examples" / "guestnet.toml"
 COMPLETIONS = sorted((TREE / "completions").iterdir())
 LEAVES = ("ip", "netmask", "gateway", "ip6", "netmask6", "gateway6", "custom", "mtu")
@@ -65,6 +66,13 @@ def test_every_flag_file_and_variable_is_documented(document: Path) -> None:
     names = [*services._NAMES, services.PROVIDES, networkmanager.FLAG, *hooks.HOOKS, hooks.NETWORK_HOOKS, "XENBUS_PATH"]
     names += ["guestnet.toml", "default-route", "[dns]", "servers", "hold", qubesdb.DIRECTORY_VARIABLE]
     assert [name for name in names if name not in text(document)] == []
+
+
+def test_the_page_about_trees_has_every_key_and_release() -> None:
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", text(TREES), re.MULTILINE)
+    keys = {key for names, _ in rows for key in re.findall(r"`([\w-]+)`", names) if not key.startswith("S-")}
+    assert keys == {*tree._QUBE, *tree._WORLD, *tree._DOM0}
+    assert [release for release in dom0.RELEASES if f'"{release}"' not in text(TREES)] == []
 
 
 def _keys_of(toml: str) -> set[tuple[str, str]]:
