@@ -21,6 +21,7 @@ from .core.report import Report
 from .core.resolver import RewriteBudget
 from .errors import GuestnetError, StoreError
 from .journal import Journal
+from .keeping import Keeper
 from .others import Others
 from .paths import Paths
 from .prober import Prober
@@ -60,6 +61,7 @@ class Agent:
         self._folder: wakeups.Folder | None = None
         self._others = Others(paths.flags, resident=True)
         self._host: Host | None = None
+        self._keeper = self._keep_rules()
         self._bus_fd = -1
         self._keys_written = False
         self._detached = False
@@ -93,6 +95,15 @@ class Agent:
         self._connection.close()
         self._end_offload()
         return 0
+
+    def _keep_rules(self) -> Keeper | None:
+        try:
+            keeper = Keeper(self._paths)
+        except GuestnetError as error:
+            self._journal.failed(error)
+            return None
+        self._signals.register(keeper.fileno())
+        return keeper
 
     def _patience(self) -> float | None:
         """How long poll may wait: until the first thing that is due."""
@@ -130,6 +141,10 @@ class Agent:
             self._follow_bus()
         if self._host is not None:
             woken |= self._host.gather(ready)
+        elif self._keeper is not None and self._keeper.gather(ready):
+            woken = True
+            if not self._connection.up:
+                self._journal.kept(self._keeper.keep(None))
         if woken:
             self._pace = self._pace.woken(time.monotonic())
 
@@ -219,6 +234,7 @@ class Agent:
         self._end_offload()
 
     def _reconcile(self, host: Host | None, entries: dict[str, bytes]) -> None:
+        done, failed = self._keeper.keep(entries) if host is None and self._keeper is not None else ((), ())
         asked = Pass(
             keys_written=self._keys_written, may_rewrite=self._may_rewrite, others=self._others,
             provider=host.provider if host is not None else None,
@@ -227,6 +243,7 @@ class Agent:
             report = reconcile(entries, self._kernel, self._paths, asked)
         except GuestnetError as error:  # the kernel did not even let us look
             report = Report(settings.Settings(), errors=(error,))
+        report = report._replace(done=(*done, *report.done), errors=(*report.errors, *failed))
         self._follow_bus()
         if self._rewriting and not (report.resolver is not None and report.resolver.written):
             self._budget.failed()
@@ -260,6 +277,10 @@ class Agent:
                 return None, entries
             for fd in self._host.filenos():
                 self._signals.register(fd)
+            if self._keeper is not None:
+                self._signals.unregister(self._keeper.fileno())
+                self._keeper.close()
+                self._keeper = None
             self._connection.close()
             self._connection.watched, self._connection.prefixes = host.WATCHED, host.PREFIXES
             self._connection.open()

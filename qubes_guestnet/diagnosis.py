@@ -9,7 +9,7 @@ from functools import partial
 
 from .core.findings import Evidence, Finding, servers_in_use
 from .core.findings import findings as judge
-from .core.provider_findings import CHANGED, GOOD, MISSING, Ground
+from .core.provider_findings import CHANGED, GOOD, MISSING, UNSEEN, Ground
 from .core.report import Report
 from .core.settings import PROVIDER_KEY
 from .errors import GuestnetError, KernelError, StoreError
@@ -76,7 +76,7 @@ def _rules_of_a_plain_qube() -> Ground:
         return Ground(GOOD if nft.present() else MISSING)
     except KernelError as error:
         if error.errno == errno.EPERM:
-            return Ground()  # an ordinary user may ask how the network is, and not about the rules
+            return Ground(UNSEEN)  # an ordinary user may ask how the network is, and not about the rules
         raise
 
 

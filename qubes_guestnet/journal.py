@@ -32,6 +32,14 @@ class Journal:
             self._failure = str(error)
             log(ERROR, self._failure)
 
+    def kept(self, kept: tuple[tuple[str, ...], tuple[GuestnetError, ...]]) -> None:
+        """The base rules were looked at without a pass."""
+        done, errors = kept
+        for words in done:
+            log(INFO, words)
+        for error in errors:
+            self.failed(error)
+
     def told(self, report: Report) -> None:
         """A pass is over."""
         for op in report.applied:

@@ -48,6 +48,10 @@ _CONSTANT = tuple(
         *("ct original ip saddr", "ct original ip daddr", "ct original ip6 saddr", "ct original ip6 daddr"),
     )
 )
+# What differs between packets of one connection, and does no harm where a rule only lets them pass.
+_OF_A_CONNECTION = tuple(tuple(key.split()) for key in ("ct state", "ct status", "ct direction", "meta nfproto"))
+_REMEDY = "put `ct state established,related accept` before it, or let it fit `ct state new` alone"
+_SHOWN = 100
 # What the firewall of the qubes has against stolen addresses: it fits no connection that got established past it.
 _AGAINST_SPOOFING = (
     ("prerouting", 'iifname != "vif*" ip saddr '),
@@ -160,20 +164,29 @@ def obstacle(chains: Iterable[tuple[Chain, str]], legacy: Iterable[str] = ()) ->
         except ValueError as error:
             return f"{name} cannot be read: {error}"
         if judges:
-            return f"{name} also judges established connections"
+            return f"{name} also judges established connections: {judges}"
     return ""
 
 
-def _judges(chain: Chain, rules: Iterable[str]) -> bool:
-    """Whether what becomes of a packet of an established connection is not clear from the beginning of a chain."""
+def _judges(chain: Chain, rules: Iterable[str]) -> str:
+    """What decides on packets of an established connection, and what its owner can do; "" where nothing does."""
     for rule in rules:
         # Without what is quoted: a comment can say anything.
         words = [word for word in " ".join(rule.split('"')[::2]).split() if word != "counter"]
         if _accepts(words):
-            return False
-        if not (_concerns_others(words) or _is_the_firewalls(chain, rule) or _refuses_the_way_out(chain, rule)):
-            return True
-    return chain.policy != "accept"
+            return ""
+        harmless = (
+            _concerns_others(words) or _is_of_a_beginning(words) or _only_lets_pass(rule)
+            or _is_the_firewalls(chain, rule) or _is_wg_quicks(chain, rule) or _refuses_the_way_out(chain, rule)
+        )  # fmt: skip
+        if not harmless:
+            return f"its rule `{_short(rule)}`; {_REMEDY}"
+    return "" if chain.policy == "accept" else f"its policy is {chain.policy}; {_REMEDY}"
+
+
+def _short(rule: str) -> str:
+    """A rule for a line of text."""
+    return rule if len(rule) <= _SHOWN else f"{rule[:_SHOWN]}…"
 
 
 def _accepts(words: list[str]) -> bool:
@@ -197,6 +210,51 @@ def _concerns_others(words: list[str]) -> bool:
     return False
 
 
+def _is_of_a_beginning(words: list[str]) -> bool:
+    """Whether a rule is for TCP packets with the flag SYN alone, as what clamps the MSS: with these connections begin.
+
+    nft says `tcp flags syn`, `tcp flags syn / syn,rst`, or in version 1.0.0 `tcp flags & (syn | rst) == syn`.
+    """
+    for place in range(len(words) - 2):
+        if words[place : place + 2] != ["tcp", "flags"]:
+            continue
+        rest = words[place + 2 :]
+        if rest[0] == "&":
+            rest = rest[rest.index("==") + 1 :] if "==" in rest[:-1] else []
+            return bool(rest) and "syn" in rest[0].split(",")
+        return "syn" in rest[0].split(",") if rest[1:2] == ["/"] else rest[0] == "syn"
+    return False
+
+
+def _only_lets_pass(rule: str) -> bool:
+    """Whether a rule refuses nothing and changes nothing: it accepts what it fits, or counts it.
+
+    As what opens a port, or a way from qube to qube. Behind it fewer packets come to the rules that follow, which are
+    judged by themselves. Counters count the first packets of a connection that is offloaded, as docs/provider.md says.
+    """
+    words = rule.partition(' comment "')[0].split()
+    if words[-1:] == ["counter"]:
+        words = [*words[:-1], "accept"]
+    return _taken_apart(words, (*_CONSTANT, *_OF_A_CONNECTION))[1] == "accept"
+
+
+def _is_wg_quicks(chain: Chain, rule: str) -> bool:
+    """Whether it is a rule of wg-quick, in a table of that name.
+
+    It refuses what is for the address of the tunnel and does not come by it; a connection is known to the flowtable by
+    its interfaces. And it keeps the mark of its own encrypted packets, which no packet of a qube has.
+    """
+    if not chain.table.startswith("wg-quick-"):
+        return False
+    words = rule.partition(' comment "')[0].split()
+    if chain.hook == "prerouting" and words == ["meta", "l4proto", "udp", "meta", "mark", "set", "ct", "mark"]:
+        return True
+    if chain.hook == "prerouting" and words[-6:] == ["fib", "saddr", "type", "!=", "local", "drop"]:
+        return words[:2] == ["iifname", "!="] and words[3:5] in (["ip", "daddr"], ["ip6", "daddr"]) and len(words) == 12
+    marked = words[:5] == ["meta", "l4proto", "udp", "meta", "mark"]
+    return chain.hook == "postrouting" and marked and words[6:] == ["ct", "mark", "set", "meta", "mark"]
+
+
 def _refuses_the_way_out(chain: Chain, rule: str) -> bool:
     """Whether a rule only refuses, only on the way from a qube to the outside, and one connection always or never.
 
@@ -209,11 +267,13 @@ def _refuses_the_way_out(chain: Chain, rule: str) -> bool:
     return bool(conditions) and verdict in ("drop", "reject") and any(_is_the_way_out(*each) for each in conditions)
 
 
-def _taken_apart(words: list[str]) -> tuple[list[tuple[str, bool, str]], str]:
+def _taken_apart(
+    words: list[str], keys: tuple[tuple[str, ...], ...] = _CONSTANT
+) -> tuple[list[tuple[str, bool, str]], str]:
     """The conditions of a rule (key, whether negated, value) and its verdict, "" when there is anything else in it."""
     conditions = []
     while words:
-        key = next((key for key in _CONSTANT if tuple(words[: len(key)]) == key), None)
+        key = next((key for key in keys if tuple(words[: len(key)]) == key), None)
         if key is None:
             break
         words = words[len(key) :]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .shadows import Shadow
 
 SHOWN = 5  # rules that are told one by one
-GOOD, MISSING, CHANGED = "good", "missing", "changed"
+GOOD, MISSING, CHANGED, UNSEEN = "good", "missing", "changed", "unseen"
 # Why nothing is forwarded once the rules were lost, and what to do first.
 _HOLDS = {
     HELD: "our rules were removed by another program, and [provider] hold_after_flush is set",
@@ -32,7 +32,8 @@ class Ground(NamedTuple):
     """What was looked at besides the report.
 
     Args:
-        rules: GOOD, MISSING or CHANGED; in a qube that is no provider only whether they are missing is looked at.
+        rules: GOOD, MISSING, CHANGED, or UNSEEN where we may not look; in a qube that is no provider only whether
+            they are missing is looked at.
         unknown: names of vifs without a record.
         gone: names of vifs with a record and without a device.
         shadows: chains of others that come before ours.
@@ -58,6 +59,9 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
     if ground.rules == MISSING:
         problem = "the tables ip qubes and ip6 qubes are not there, or not as a whole: nothing filters what comes in"
         yield Remark("rules-missing", "error", problem, "qubes-guestnet rules load")
+    if ground.rules == UNSEEN:
+        problem = "an ordinary user cannot see whether the base rules are there: they were not looked at"
+        yield Remark("needs-root", "warning", problem, "run as root: sudo qubes-guestnet check")
     if report is None:
         return
     if ground.rules == CHANGED:

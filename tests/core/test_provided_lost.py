@@ -7,13 +7,13 @@ import pytest
 
 from qubes_guestnet.core.findings import Evidence, findings
 from qubes_guestnet.core.provided import ProviderReport
-from qubes_guestnet.core.provider_findings import Ground
+from qubes_guestnet.core.provider_findings import UNSEEN, Ground
 from qubes_guestnet.core.rendering_provider import as_text
 from qubes_guestnet.core.report import Report, Standing
 from qubes_guestnet.core.settings import Settings
 from tests.core.test_provided import OFFLOAD, WELL
 
-pytestmark = pytest.mark.behaviour("B125", "B133")
+pytestmark = pytest.mark.behaviour("B125", "B133", "B140")
 
 TEXTS = {
     "switched off by its owner": (
@@ -35,6 +35,7 @@ TEXTS = {
     ),
 }
 FOUND = {
+    "an ordinary user asks": (None, Ground(UNSEEN), [("needs-root", "warning"), ("no-provider", "note")]),
     "switched off by its owner": (
         WELL._replace(forwarding=frozenset(), stopped=frozenset({4})),
         Ground(),
@@ -55,6 +56,6 @@ def test_the_lines_for_a_terminal(report: ProviderReport, lines: list[str]) -> N
 
 
 @pytest.mark.parametrize(("report", "ground", "expected"), FOUND.values(), ids=FOUND.keys())
-def test_what_check_says(report: ProviderReport, ground: Ground, expected: list[tuple[str, str]]) -> None:
+def test_what_check_says(report: ProviderReport | None, ground: Ground, expected: list[tuple[str, str]]) -> None:
     found = findings(Evidence(Report(Settings(), provided=report), standing=Standing(running=True), ground=ground))
     assert [(finding.code, finding.severity) for finding in found] == expected

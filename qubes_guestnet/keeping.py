@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The base rules of a qube that gives network to nobody: the resident agent has them loaded again when they are gone.
+
+While no other program changes rules this costs one socket. What can load them is imported when they have to be looked
+at, after such a change (behaviour B140).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .errors import GuestnetError, KernelError
+from .paths import Paths
+from .system import nft
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from .rules import Rules
+
+Kept = tuple[tuple[str, ...], tuple[GuestnetError, ...]]
+_NOTHING: Kept = ((), ())
+
+
+class Keeper:
+    """Knows whether other programs have changed rules since the base rules were looked at.
+
+    Args:
+        paths: where the qube's files are.
+
+    Raises:
+        KernelError: the kernel tells nothing of changes.
+    """
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        try:
+            self._events = nft.Events()
+        except OSError as error:
+            raise KernelError("nft events", error.errno or 0, "is nftables in this kernel?") from None
+        self._looked = -1  # generation of the rules when all was well
+        self._rules: Rules | None = None
+
+    def fileno(self) -> int:
+        """For poll."""
+        return self._events.fileno()
+
+    def close(self) -> None:
+        """Leave it to the provider's half."""
+        self._events.close()
+
+    def gather(self, ready: Iterable[int]) -> bool:
+        """Whether other programs have changed rules; a pass has to follow."""
+        return self._events.fileno() in ready and self._events.drain()
+
+    def keep(self, untrusted_entries: dict[str, bytes] | None) -> Kept:
+        """Have the base rules there.
+
+        Args:
+            untrusted_entries: of QubesDB; None while it does not answer: rules that are there stay as they are.
+
+        Returns:
+            What was done, in words, and what went wrong.
+        """
+        try:
+            generation = nft.generation()
+            if generation == self._looked:
+                return _NOTHING
+            if self._looked == -1 and nft.present():
+                self._looked = generation
+                return _NOTHING
+            kept = self._load(untrusted_entries)
+            self._looked = nft.generation() if not kept[1] else -2
+        except GuestnetError as error:
+            return (), (error,)
+        return kept
+
+    def _load(self, untrusted_entries: dict[str, bytes] | None) -> Kept:
+        from .rules import Rules
+        from .system.owned import Ledger
+        from .transactions import Transactions
+
+        if self._rules is None:
+            self._rules = Rules(self._paths, Transactions())
+        if untrusted_entries is None:
+            return self._rules.load(None), ()
+        with Ledger(self._paths.run) as ledger:
+            work = self._rules.begin(untrusted_entries, ledger, dry_run=False)
+            return tuple(work.done), tuple(work.errors)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A qube that gives network to nobody: its agent notices that its base rules are gone, and has them loaded again."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.hosting import Hosting
+
+pytestmark = pytest.mark.behaviour("B140")
+
+AWAY = ("flush ruleset", "delete table ip6 qubes", "flush chain ip qubes input", "table ip qubes { flags dormant; }")
+
+
+def rules(host: Hosting) -> list[object]:
+    listing = (("nft", "-s", "list", "table", family, "qubes") for family in ("ip", "ip6"))
+    return [host.settled(), *["dormant" in host.oracle.run(*words, check=False).stdout for words in listing]]
+
+
+@pytest.mark.parametrize("removed", AWAY)
+def test_base_rules_that_are_removed_come_back(removed: str) -> None:
+    host = Hosting({}, flag=False)
+    whole = rules(host)
+    host.nft("add rule ip qubes custom-input tcp dport 22 accept")
+    eventually(lambda: "dport 22" in host.qube.read("/run/qubes-guestnet/users-rules"), trouble=host.trouble)
+    host.nft(removed)
+    eventually(lambda: rules(host) == whole, trouble=host.trouble)
+    assert host.rules("ip", "custom-input") == ["tcp dport 22 accept"]
+    assert "nft -f: base rules" in host.trouble()
+
+
+def test_they_come_back_after_a_time_without_an_agent_and_without_qubesdb() -> None:
+    host = Hosting({}, flag=False)
+    whole = rules(host)
+    host.agent.kill()
+    host.nft("flush ruleset")
+    host.qube.start_agent()
+    eventually(lambda: rules(host) == whole, trouble=host.trouble)
+    host.qube.stop_store()
+    eventually(lambda: "QubesDB" in host.trouble(), trouble=host.trouble)
+    host.nft("flush ruleset")
+    eventually(lambda: rules(host) == whole, trouble=host.trouble)
+
+
+def test_why_they_do_not_come_back_is_told() -> None:
+    host = Hosting({}, flag=False)
+    whole = rules(host)
+    host.qube.run("sh", "-ec", "nft flush ruleset & mount --bind /bin/false /usr/sbin/nft; wait")
+    eventually(lambda: "nft" in host.qube.guestnet("check", check=False).stdout)
+    eventually(lambda: "agent-error" in host.qube.guestnet("check", check=False).stdout, trouble=host.trouble)
+    host.qube.run("umount", "/usr/sbin/nft")
+    eventually(lambda: rules(host) == whole, trouble=host.trouble)
