@@ -88,10 +88,13 @@ def test_the_sample_of_guestnet_toml_has_every_key(tmp_path: Path) -> None:
     assert _keys_of(sample) == set(), "a copy of it changes nothing"
     (block,) = re.findall(r"^## /etc/qubes/guestnet.toml$.*?^```toml\n(.*?)^```", text(SETTINGS), re.M | re.S)
     assert _keys_of(_uncommented(sample)) == _keys_of(block) != set()
-    source = "\n".join(path.read_text(encoding="utf-8") for path in (TREE / "qubes_guestnet").rglob("*.py"))
-    assert [key for _, key in _keys_of(block) if not has_word(source, key)] == []
+    source = "".join(text(TREE / "qubes_guestnet" / name) for name in ("system/services.py", "core/nameservers.py"))
+    assert {name for name, _ in _keys_of(block)} == set(re.findall(r'_table\(path, "([\w-]+)"', source))
+    assert {key for _, key in _keys_of(block)} == set(re.findall(r'table\.get\("([\w-]+)"', source))
     (tmp_path / "all.toml").write_text(_uncommented(sample), encoding="utf-8")
     assert services.configured_style(str(tmp_path / "all.toml")) is uplink.Style.DEVICE
+    assert services.holds_after_flush(str(tmp_path / "all.toml")) is False
+    assert services.configured_dns(str(tmp_path / "all.toml")).servers
 
 
 @pytest.mark.parametrize("document", [MAN_PAGE, *COMPLETIONS], ids=lambda path: path.name)
