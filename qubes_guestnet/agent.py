@@ -6,6 +6,10 @@ the folder of resolv.conf, SIGHUP and timers all mean "look again", and the pass
 doubled wake-up costs a pass, never a wrong state. When QubesDB goes away both connections are thrown away (the C
 library would reconnect and silently lose every watch), opened anew with growing pauses for ever, and a full pass
 follows. The loop never sleeps anywhere but in poll: the watchdog and SIGTERM are served during an outage too.
+
+No error of an adapter ends the loop (behaviour B146). One that is met in a pass is part of its report, one that is met
+elsewhere is told by the journal. Either is told once, what it concerns is done again with growing pauses, and the rest
+goes on.
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ import signal
 import time
 from collections.abc import Iterable
 
+from .connection import Connection
 from .core import pace, settings
 from .core.plan import Verb
 from .core.report import Report
 from .core.resolver import RewriteBudget
-from .errors import GuestnetError, StoreError
+from .errors import GuestnetError, KernelError, StoreError, unexpected
 from .journal import Journal
 from .keeping import Keeper
 from .others import Others
@@ -27,11 +32,15 @@ from .paths import Paths
 from .prober import Prober
 from .reconcile import Pass, reconcile, record_written
 from .system import netlink, qubesdb, systemd, wakeups
-from .system.systemd import INFO, WARNING, log
+from .system.systemd import WARNING, log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .host import Host
+    from .system import nft
+
+
+_REST_SECONDS = 0.1
 
 # systemd-udevd runs systemd-sysctl for a new interface by itself, and may be later than the pass that set it up.
 UDEV_SECONDS = 2.0
@@ -53,7 +62,8 @@ class Agent:
         self._kernel = netlink.Kernel()
         self._events = netlink.Events()
         self._signals.register(self._events.fileno())
-        self._connection = _Connection(self._signals)
+        self._connection = Connection(self._signals)
+        self._failed_rounds = 0
         self._prober = Prober(self._kernel, self._events, paths)
         self._budget = RewriteBudget()
         self._journal = Journal(paths)
@@ -67,6 +77,7 @@ class Agent:
         self._detached = False
         self._rewriting = False
         self._failures = 0
+        self._unfinished = False
         self._timers: dict[str, float] = {}
 
     def run(self) -> int:
@@ -77,7 +88,7 @@ class Agent:
         """
         self._watch_folder()
         period = systemd.watchdog_seconds()
-        self._connect()
+        self._timers["connect"] = time.monotonic()
         while True:
             if period is not None and self._expired("watchdog", default=True):
                 systemd.notify("WATCHDOG=1")
@@ -89,8 +100,7 @@ class Agent:
                 self._host.look_at_everything()
             if self._failures:
                 came -= {signal.SIGIO}  # an attempt that failed stirs the folder too, and would be its own next reason
-            self._gather(ready, bool(came))
-            self._work()
+            self._round(ready, bool(came))
         systemd.notify("STOPPING=1")
         self._connection.close()
         self._end_offload()
@@ -102,8 +112,26 @@ class Agent:
         except GuestnetError as error:
             self._journal.failed(error)
             return None
-        self._signals.register(keeper.fileno())
+        self._signals.register(keeper.rules.fileno())
         return keeper
+
+    def _round(self, ready: Iterable[int], signalled: bool) -> None:
+        """What woke us, and all that is due; it raises nothing, whatever an adapter does."""
+        try:
+            self._gather(ready, signalled)
+            self._work()
+            self._failed_rounds = 0
+        except Exception as error:
+            self._journal.failed(error if isinstance(error, GuestnetError) else unexpected(error))
+            self._failed_rounds += 1
+            self._retry(self._failed_rounds)
+            # What is ready may be what fails, and would wake us at once and for ever.
+            self._signals.rest(_REST_SECONDS)
+
+    def _retry(self, attempts: int) -> None:
+        """Have a pass come of itself, later with each attempt."""
+        due = time.monotonic() + qubesdb.backoff(attempts)
+        self._timers["retry"] = min(due, self._timers.get("retry", due))
 
     def _patience(self) -> float | None:
         """How long poll may wait: until the first thing that is due."""
@@ -130,7 +158,7 @@ class Agent:
         woken = signalled
         try:
             if self._events.fileno() in ready:
-                woken |= self._events.drain()
+                woken |= self._drained(self._events)
             if self._connection.fileno() in ready and self._connection.drain():
                 woken = self._keys_written = True
                 self._expect_again()
@@ -141,12 +169,34 @@ class Agent:
             self._follow_bus()
         if self._host is not None:
             woken |= self._host.gather(ready)
-        elif self._keeper is not None and self._keeper.gather(ready):
+            if self._host.rules.fileno() in ready and self._drained(self._host.rules):
+                woken = True
+                self._host.rules_changed()
+        elif self._keeper is not None and self._keeper.rules.fileno() in ready and self._drained(self._keeper.rules):
             woken = True
             if not self._connection.up:
                 self._journal.kept(self._keeper.keep(None))
         if woken:
             self._pace = self._pace.woken(time.monotonic())
+
+    def _drained(self, events: netlink.Events | nft.Events) -> bool:
+        """Whether there was an event; a socket that fails is replaced, and what it would have told is looked for.
+
+        Raises:
+            KernelError: there is no other one.
+        """
+        try:
+            return events.drain()
+        except KernelError as error:
+            self._journal.failed(error)
+            self._signals.unregister(events.fileno())
+            try:
+                events.reopen()
+            finally:
+                self._signals.register(events.fileno())
+            if self._host is not None:
+                self._host.look_at_everything()
+            return True
 
     def _expect_again(self) -> None:
         """An interface that went may come back now."""
@@ -219,6 +269,7 @@ class Agent:
         return self._rewriting
 
     def _pass(self) -> None:
+        self._unfinished = False
         try:
             host, entries = self._hosting(self._connection.entries())
         except StoreError as error:
@@ -241,8 +292,9 @@ class Agent:
         )  # fmt: skip
         try:
             report = reconcile(entries, self._kernel, self._paths, asked)
-        except GuestnetError as error:  # the kernel did not even let us look
-            report = Report(settings.Settings(), errors=(error,))
+        except Exception as error:  # the kernel did not even let us look
+            failure = error if isinstance(error, GuestnetError) else unexpected(error)
+            report = Report(settings.Settings(), errors=(failure,))
         report = report._replace(done=(*done, *report.done), errors=(*report.errors, *failed))
         self._follow_bus()
         if self._rewriting and not (report.resolver is not None and report.resolver.written):
@@ -255,9 +307,16 @@ class Agent:
         self._pace = self._pace.done(time.monotonic(), fought)
         self._journal.told(report)
         if host is not None:
-            host.find(entries)
+            self._find(host, entries)
         self._prober.consider(report)
         self._schedule_retry(report)
+
+    def _find(self, host: Host, entries: dict[str, bytes]) -> None:
+        try:
+            host.find(entries)
+        except GuestnetError as error:
+            self._journal.failed(error)
+            self._unfinished = True
 
     def _hosting(self, entries: dict[str, bytes]) -> tuple[Host | None, dict[str, bytes]]:
         """What serves the qubes behind this one, from the first pass on in which there can be some; and the entries.
@@ -274,11 +333,12 @@ class Agent:
                 self._host = host.Host(self._paths, self._kernel, self._others, self._connection.entries)
             except GuestnetError as error:
                 self._journal.failed(error)
+                self._unfinished = True
                 return None, entries
             for fd in self._host.filenos():
                 self._signals.register(fd)
             if self._keeper is not None:
-                self._signals.unregister(self._keeper.fileno())
+                self._signals.unregister(self._keeper.rules.fileno())
                 self._keeper.close()
                 self._keeper = None
             self._connection.close()
@@ -294,9 +354,10 @@ class Agent:
         if report.provided is not None and report.provided.waits:
             self._timers["retry"] = time.monotonic() + FIREWALL_SECONDS
             return
-        if any(error.retryable for error in report.errors) or (report.todo and not self._others.wakes):
+        undone = self._unfinished or not self._journal.ready or any(error.retryable for error in report.errors)
+        if undone or (report.todo and not self._others.wakes):
             self._failures += 1
-            self._timers["retry"] = time.monotonic() + qubesdb.backoff(self._failures)
+            self._retry(self._failures)
             return
         self._failures = 0
         again = report.provided.names.again if report.provided is not None else 0
@@ -312,61 +373,3 @@ class Agent:
             self._folder = wakeups.Folder(folder)
         except OSError as error:
             log(WARNING, f"{folder} is not watched, a change to resolv.conf is seen late: {error}")
-
-
-class _Connection:
-    """Two connections to QubesDB that live and die together: one for watches, one for reads."""
-
-    def __init__(self, signals: wakeups.Signals) -> None:
-        self._signals = signals
-        self._watches: qubesdb.Watches | None = None
-        self._store: qubesdb.Store | None = None
-        self.attempts = 0
-        self.watched, self.prefixes = settings.WATCHED, settings.UPLINK_PREFIXES
-
-    @property
-    def up(self) -> bool:
-        return self._store is not None
-
-    def open(self) -> None:
-        """Connect; the watches are set before the first read, or a change between the two would be lost."""
-        self._watches = qubesdb.connect_watches(self.watched)
-        self._store = qubesdb.connect()
-        self._signals.register(self._watches.fileno())
-
-    def close(self) -> None:
-        if self._watches is not None:
-            if self._store is not None:
-                self._signals.unregister(self._watches.fileno())
-            self._watches.close()
-        if self._store is not None:
-            self._store.close()
-        self._watches = self._store = None
-
-    def fileno(self) -> int:
-        return self._watches.fileno() if self._watches is not None else -1
-
-    def drain(self) -> bool:
-        return self._watches is not None and self._watches.drain()
-
-    def entries(self) -> dict[str, bytes]:
-        """Every entry that counts, afresh; in a provider those for the qubes behind it too.
-
-        Raises:
-            StoreError: QubesDB does not answer.
-        """
-        if self._store is None:
-            raise StoreError("QubesDB is not connected")
-        return qubesdb.read_all(self._store, self.prefixes)
-
-    def failed(self, error: StoreError) -> None:
-        """Count an attempt; the first of an outage is logged."""
-        self.attempts += 1
-        if self.attempts == 1:
-            log(WARNING, f"{error}; what is configured stays, trying again")
-
-    def answered(self) -> None:
-        """The outage, if there was one, is over."""
-        if self.attempts:
-            log(INFO, f"QubesDB answers again after {self.attempts} attempts")
-        self.attempts = 0

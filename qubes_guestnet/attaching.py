@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from functools import partial
 
@@ -11,7 +12,7 @@ from .core import attachment, mappings, nftables, provider
 from .core.attachment import VifReport
 from .core.provider import ProviderSettings
 from .core.values import IPInterface, State, Tunable
-from .core.vif import Vif
+from .core.vif import GONE, Device, Vif
 from .errors import GuestnetError, Vanished
 from .system import conntrack, nft, tunables, vifs
 from .system.owned import Ledger
@@ -35,10 +36,12 @@ class Attachments:
     def __init__(self, run: str, kernel: Kernel, transactions: Transactions) -> None:
         self._kernel, self._nft, self._run = kernel, transactions, run
         self._vifs = vifs.Folder(run)
+        self._devices_of: object = None  # which state of the folder `_devices` is of
+        self._devices = dict[str, Device | None]()
 
     def all(self) -> tuple[Vif, ...]:
-        """Every vif that has a record."""
-        return self._vifs.all()
+        """Every vif in service, as far as the records can be read; a sweep tells of the others."""
+        return tuple(vif for vif in self._vifs.all([]) if vif.device != GONE)
 
     def strangers(self) -> tuple[str, ...]:
         """Names of vifs that have none."""
@@ -67,22 +70,28 @@ class Attachments:
 
     def online(self, vif: Vif, work: Work, waiting: nft.Waiting) -> None:
         """Set up one vif, or make one right that is set up. Raises GuestnetError; see Provider.online."""
-        known = self._vifs.load(vif.name.text)
-        if known is not None and not frozenset(known.addresses) <= frozenset(vif.addresses):
-            # Nobody told of the end of the one before: what it had is not the new one's to use.
+        known, link = self._vifs.load(vif.name.text), self._kernel.link_named(vif.name.text)
+        if link is None:
+            raise GuestnetError(f"{vif.name.text} is not there", "did the qube behind it just end?")
+        same = known is not None and attachment.is_its_own(known, link)
+        if known is not None and not (same and frozenset(known.addresses) <= frozenset(vif.addresses)):
+            # The end of the one before was not told: what it had is not the new one's to use.
             self.drop(known, work)
             work.raise_first()
             known = None
-        vif = vif._replace(gateways=known.gateways if known is not None else self._left(vif, work))
+        gateways = known.gateways if known is not None else self._left(vif, work)
+        vif = vif._replace(gateways=gateways, device=attachment.device(link))
         desired = self._desired(vif, work)
         report = self._look(vif, desired, work, new=known is None)
-        if report.link is None:
-            raise GuestnetError(f"{vif.name.text} is not there", "did the qube behind it just end?")
+        if report.link is None or not attachment.is_its_own(vif, report.link):
+            raise GuestnetError(f"{vif.name.text} went while it was set up", "did the qube behind it just end?")
         if known != vif or not report.link.up:
             # Another qube may have had the address before, and must leave no open door behind (behaviour B53).
             work.done.append(f"conntrack: {conntrack.purge(vif.addresses)} entries purged")
         vif = self._set_up(report._replace(elements=self._elements(vif, work.settings)), work, waiting)
         left = self._look(vif, desired, work)
+        if left.link is None or not attachment.is_its_own(vif, left.link):
+            raise GuestnetError(f"{vif.name.text} went while it was set up", "did the qube behind it just end?")
         if left.todo:
             raise GuestnetError(f"the kernel does not keep: {left.todo[0]}", "does something undo it?")
 
@@ -92,21 +101,32 @@ class Attachments:
         return self._desired(vif._replace(gateways=frozenset()), work).addresses if damaged else frozenset()
 
     def drop(self, vif: Vif, work: Work) -> None:
-        """Take one vif out of service; every step is done, whatever another says."""
+        """Take one vif out of service; every step is done, whatever another says.
+
+        After a step that failed the record stays, as that of no device: the next sweep does all of it again.
+        """
         known = self._vifs.load(vif.name.text)
         if known is not None:
             vif = known._replace(addresses=tuple(dict.fromkeys((*known.addresses, *vif.addresses))))
+        before = len(work.errors)
         work.attempt(partial(self._link_down, vif, work))
+        self._lock_out(vif, work)
+        if len(work.errors) == before:
+            work.attempt(partial(self._vifs.remove, vif.name.text))
+        else:
+            work.attempt(partial(self._vifs.save, vif._replace(device=GONE)))
+        work.done.append(f"{vif.name.text}: out of service")
+
+    def _lock_out(self, vif: Vif, work: Work) -> None:
         work.attempt(partial(self._close, vif, work))
         work.attempt(partial(conntrack.purge, vif.addresses))
-        work.attempt(partial(self._vifs.remove, vif.name.text))
-        work.done.append(f"{vif.name.text}: out of service")
 
     def _close(self, vif: Vif, work: Work) -> None:
         """It may send nothing any more. Its addresses stay protected while somebody who has them may come back."""
-        others = (other for other in self._vifs.all() if other.name != vif.name)
+        unread: list[GuestnetError] = []
+        others = (other for other in self._vifs.all(unread) if other.name != vif.name)
         kept = work.settings.connected | {address for other in others for address in other.addresses}
-        if not work.settings.active or "connected" in work.settings.held:
+        if unread or not work.settings.active or "connected" in work.settings.held:
             kept |= frozenset(vif.addresses)  # who may come back is not known
         try:
             self._nft.run(nftables.detach(vif.name.text, vif.addresses, kept))
@@ -171,16 +191,43 @@ class Attachments:
     def sweep(self, work: Work) -> None:
         """Every vif, and the set of addresses behind this qube, made what they should be."""
         present = downstream.present(work)
-        records = self._vifs.all()
-        downstream.bring(work, self._nft, records, present)
+        records = self._bring(work, present)
         for vif in records:
             work.attempt(partial(self._sweep_one, work, vif, present))
+
+    def _bring(self, work: Work, present: frozenset[str]) -> tuple[Vif, ...]:
+        """The set of addresses behind this qube made what it should be; and all records that can be read."""
+        unread: list[GuestnetError] = []
+        records = self._vifs.all(unread)
+        work.errors += unread
+        downstream.bring(work, self._nft, records, present, complete=not unread)
+        return records
+
+    def close_replaced(self, work: Work) -> None:
+        """Close the vifs whose device went, or has left its name to another one, which may send nothing (B117).
+
+        For every pass: it asks for the names of all interfaces in one question, and reads records only when some
+        changed. What hotplug will ask for at the end of a vif, its addresses and mappings, stays in the record.
+        """
+        there = {name: index for index, name in socket.if_nameindex()}
+        changed = self._vifs.changed()
+        if changed != self._devices_of:
+            self._devices_of = changed
+            self._devices = {vif.name.text: vif.device for vif in self.all() if vif.device is not None}
+        for name, device in tuple(self._devices.items()):
+            vif = self._vifs.load(name) if device is None or there.get(name) != device.ifindex else None
+            if vif is None or work.dry_run:
+                continue
+            before = len(work.errors)
+            self._lock_out(vif, work)
+            if len(work.errors) == before:
+                self._vifs.save(vif._replace(device=GONE))
+                work.done.append(f"{name}: closed, its device is gone")
 
     def refill(self, work: Work) -> None:
         """What the sets are to hold, and nothing else of the vifs: somebody changed some rule, perhaps one of ours."""
         present = downstream.present(work)
-        records = self._vifs.all()
-        downstream.bring(work, self._nft, records, present)
+        records = [vif for vif in self._bring(work, present) if vif.device != GONE]
         lines = [line for vif in records for line in self._elements(vif, work.settings)]
         missing = [line for line in lines if not attachment.is_there(line, present)]
         if missing:
@@ -190,7 +237,7 @@ class Attachments:
     def follow(self, work: Work) -> None:
         """The set of addresses behind this qube alone, if dom0 has changed the list. Raises NftError."""
         if work.active and not downstream.followed(work):
-            downstream.bring(work, self._nft, self._vifs.all(), downstream.present(work))
+            self._bring(work, downstream.present(work))
 
     def _sweep_one(self, work: Work, vif: Vif, present: frozenset[str]) -> None:
         report = self._look(vif, self._desired(vif, work), work)
@@ -200,6 +247,13 @@ class Attachments:
             else:
                 self.drop(vif, work)
             return
+        if not attachment.is_its_own(vif, report.link):
+            self._replaced(vif, work)
+            return
+        if vif.device is None and not work.dry_run:  # a record of a former release
+            vif = vif._replace(device=attachment.device(report.link))
+            self._vifs.save(vif)
+            report = report._replace(vif=vif)
         elements = self._elements(vif, work.settings)
         missing = tuple(element for element in elements if not attachment.is_there(element, present))
         # Of an address that it has and may not use now, as when IPv6 goes; what others let it use is theirs to end.
@@ -216,6 +270,17 @@ class Attachments:
             report = report._replace(now=now.mappings if changed else None)
         work.todo += report.todo
         work.vifs.append(report)
+
+    def _replaced(self, vif: Vif, work: Work) -> None:
+        """Another device has the name: a stranger until hotplug says whose it is (behaviour B117)."""
+        if vif.addresses and work.dry_run:
+            work.todo.append(f"{vif.name.text}: out of service, another device has its name")
+        elif vif.addresses:
+            before = len(work.errors)
+            self.drop(vif, work)
+            if len(work.errors) == before:  # what has no record is set up by the next start of the agent
+                self._vifs.save(Vif(vif.name, vif.mac, vif.kind, device=GONE))
+        work.vifs.append(VifReport(vif._replace(addresses=()), None))
 
 
 def _differs(tunable: Tunable) -> bool:

@@ -17,7 +17,9 @@ from .transactions import Transactions
 from .work import Work
 
 
-def bring(work: Work, transactions: Transactions, records: Iterable[Vif], held: frozenset[str]) -> None:
+def bring(
+    work: Work, transactions: Transactions, records: Iterable[Vif], held: frozenset[str], *, complete: bool = True
+) -> None:
     """Have it hold what it should.
 
     Args:
@@ -25,6 +27,7 @@ def bring(work: Work, transactions: Transactions, records: Iterable[Vif], held: 
         transactions: of this process.
         records: of all vifs.
         held: what the sets hold, by `present`.
+        complete: no record is missing; else nothing is taken out.
 
     Raises:
         NftError: it could not be done.
@@ -32,7 +35,8 @@ def bring(work: Work, transactions: Transactions, records: Iterable[Vif], held: 
     behind = {address for vif in records for address in provider.elements(vif, work.settings).downstream}
     connected = work.settings.connected
     there = attachment.downstream(held)
-    stale = frozenset[IPAddress]() if "connected" in work.settings.held else there - connected - behind
+    known = complete and "connected" not in work.settings.held
+    stale = there - connected - behind if known else frozenset[IPAddress]()
     text = nftables.downstream(ordered((connected | behind) - there), ordered(stale))
     lines = [f"nft {line}" for line in text.splitlines()]
     if work.dry_run:

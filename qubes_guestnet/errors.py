@@ -103,6 +103,25 @@ class FileError(GuestnetError):
         self.errno = error.errno
 
 
+class UnexpectedError(GuestnetError):
+    """An error that its adapter should have named: a bug, which must not cost the qube its network."""
+
+    retryable = True
+
+
+def unexpected(error: Exception) -> UnexpectedError:
+    """What is to be told of an exception that is not one of ours: what it is, and where it came from."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = ""
+    if trace is not None:
+        code = trace.tb_frame.f_code
+        place = f" at {os.path.basename(code.co_filename)}:{trace.tb_lineno} ({code.co_name})"
+    words = printable(f"{type(error).__name__}: {error}{place}")
+    return UnexpectedError(words, "trying again; if it does not go away, report it as a bug of qubes-guestnet")
+
+
 class UsageError(GuestnetError):
     """The command line makes no sense; exit status 2."""
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from .core import provider, settings
 from .core import vif as vif_rules
 from .core.vif import Vif
-from .errors import FileError, GuestnetError, StoreError
+from .errors import FileError, GuestnetError, KernelError, StoreError, unexpected
 from .providing import Provider
 from .system import hotplug_socket, nft, outside, programs, resolved, wakeups
 from .system.systemd import ERROR, INFO, log
@@ -41,6 +41,9 @@ class Host:
         others: the other programs of the qube.
         entries: reads QubesDB afresh.
 
+    Attributes:
+        rules: wakes the loop when anybody changes rules.
+
     Raises:
         FileError: the socket cannot be made.
         KernelError: nftables tells nobody of changes.
@@ -54,7 +57,11 @@ class Host:
         except OSError as error:
             raise FileError(paths.run, error, "run as root") from None
         self._server = hotplug_socket.Server(os.path.join(paths.run, hotplug_socket.NAME))
-        self._rules = nft.Events()
+        try:
+            self.rules = nft.Events()
+        except KernelError:
+            self._server.close()
+            raise
         self._everything, self._stirred = True, False
         self._started: set[str] = set()
         self._trouble = ""
@@ -64,7 +71,7 @@ class Host:
 
     def filenos(self) -> tuple[int, ...]:
         """For poll."""
-        return self._server.fileno(), self._rules.fileno()
+        return self._server.fileno(), self.rules.fileno()
 
     def look_at_everything(self) -> None:
         """The next pass takes nothing for granted."""
@@ -73,17 +80,16 @@ class Host:
         self.provider.look_at_everything()
 
     def gather(self, ready: Iterable[int]) -> bool:
-        """Serve who asks, at once; True if a pass has to follow."""
-        if self._server.fileno() in ready:
-            self._serve()
-        changed = self._rules.fileno() in ready and self._rules.drain()
-        if changed:
-            self._stirred = True
-            try:
-                self.provider.rules_changed()
-            except GuestnetError as error:  # the pass that follows tells what is wrong
-                log(ERROR, f"after a change of rules: {error}")
-        return changed
+        """Serve who asks, at once; True if a pass has to follow, because something is still to do."""
+        return self._server.fileno() in ready and self._serve()
+
+    def rules_changed(self) -> None:
+        """Somebody changed rules."""
+        self._stirred = True
+        try:
+            self.provider.rules_changed()
+        except GuestnetError as error:  # the pass that follows tells what is wrong
+            log(ERROR, f"after a change of rules: {error}")
 
     def stirred(self) -> bool:
         """Whether somebody has changed rules since this was last asked, or a pass went by."""
@@ -95,32 +101,37 @@ class Host:
         """What QubesDB said last; empty where it has never answered."""
         return self._known
 
-    def _serve(self) -> None:
+    def _serve(self) -> bool:
         came = self._server.accept()
         if came is None:
-            return
+            return False
         data, reply = came
+        if not reply.awaited():
+            log(INFO, "vif: a question was not carried out, its asker has gone")
+            reply.close()
+            return False
         problem, done = "", tuple[str, ...]()
         try:
-            done = self._do(*vif_rules.asked(data))
+            done = self._do(*vif_rules.asked(data), reply.awaited)
         except ValueError as error:
             problem = f"the agent was asked something strange: {error}"
-        except GuestnetError as error:
-            problem = str(error)
+        except Exception as error:  # the asker is answered, whatever happens
+            problem = str(error if isinstance(error, GuestnetError) else unexpected(error))
         for words in done:
             log(INFO, words)
         if problem:
             log(ERROR, problem)
         reply(vif_rules.answer(problem, done))
+        return bool(problem)
 
-    def _do(self, action: str, vif: Vif) -> tuple[str, ...]:
+    def _do(self, action: str, vif: Vif, wanted: Callable[[], bool]) -> tuple[str, ...]:
         if action == vif_rules.ONLINE:
             with nft.Waiting() as waiting:
                 self._read()
-                return self.provider.online(vif, self._known, waiting)
+                return self.provider.online(vif, self._known, waiting, wanted)
         self._read()
         self._started.discard(vif.name.text)
-        return self.provider.offline(vif, self._known)
+        return self.provider.offline(vif, self._known, wanted)
 
     def _read(self) -> None:
         try:
@@ -135,6 +146,9 @@ class Host:
 
         Args:
             entries: as read for the pass.
+
+        Raises:
+            GuestnetError: it is not known which, or a command was not started; the next pass tries again.
         """
         # Where a link leads to, and settings of single links that systemd-resolved tells by no signal (B127, B130).
         self._folders.watch((*wakeups.folders(self._resolv_conf), resolved.LINKS_FOLDER))
@@ -142,10 +156,10 @@ class Host:
         names = []
         if self._everything:
             names += [(name, "") for name in self.provider.strangers()]
-            self._everything = False
         names += [(vif.name.text, " ".join(map(str, vif.addresses))) for vif in self._late(entries)]
         for name, addresses in names:
             self._start(name, addresses)
+        self._everything = False
 
     def _late(self, entries: dict[str, bytes]) -> tuple[Vif, ...]:
         """Vifs with late fake addresses; trouble is told once, and the next pass looks again."""
@@ -167,8 +181,12 @@ class Host:
         environment = {"vif": name, "XENBUS_PATH": f"backend/vif/{parsed.domid}/{parsed.devid}"}
         if addresses:
             environment["ip"] = addresses
+        try:
+            outside.start((outside.Command(name, (*_ourselves(), "vif", "online"), environment),), _COMMAND_SECONDS)
+        except GuestnetError:
+            self._started.discard(name)
+            raise
         log(INFO, f"{name}: there already, set up now")
-        outside.start((outside.Command(name, (*_ourselves(), "vif", "online"), environment),), _COMMAND_SECONDS)
 
 
 def _ourselves() -> tuple[str, ...]:

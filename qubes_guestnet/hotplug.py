@@ -75,8 +75,8 @@ def online(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
 def offline(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
     """Take a vif out of service; see `online`. Its device is usually gone by then."""
     call = _Call(environment)
-    known = vifs.Folder(paths.run).load(call.name.text)
     try:
+        known = _recorded(call.name, paths)
         vif = known or call.leaving()
     except GuestnetError as error:
         call.failed(error)
@@ -162,6 +162,15 @@ class _Call:
             log(WARNING, f"xenstore was not told of it: {failure}")
 
 
+def _recorded(name: VifName, paths: Paths) -> Vif | None:
+    """What is known of a vif; nothing of one whose record cannot be read, which is no reason to leave it in service."""
+    try:
+        return vifs.Folder(paths.run).load(name.text)
+    except GuestnetError as error:
+        log(WARNING, str(error))
+        return None
+
+
 def _entries(vif: Vif) -> dict[str, bytes]:
     """What matters for a vif: the provider's own entries, and the mappings of its addresses."""
     mapped = tuple(provider.mapping_prefix(address) for address in vif.addresses)
@@ -213,7 +222,11 @@ def _hand_over(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], pa
     answer = hotplug_socket.request(path, vif_rules.ask(action, vif), ANSWER_SECONDS)
     if answer is None:
         return _alone(action, vif, untrusted_entries, paths)
-    problem, done = vif_rules.answered(answer)
+    try:
+        problem, done = vif_rules.answered(answer)
+    except ValueError as error:
+        remedy = "is the agent of the same release? Attach the qube again"
+        raise GuestnetError(f"the answer of the agent: {error}", remedy) from None
     if problem:
         raise GuestnetError(problem)
     return done

@@ -7,9 +7,7 @@ at, after such a change (behaviour B140).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from .errors import GuestnetError, KernelError
+from .errors import GuestnetError
 from .paths import Paths
 from .system import nft
 
@@ -27,30 +25,22 @@ class Keeper:
     Args:
         paths: where the qube's files are.
 
+    Attributes:
+        rules: wakes the loop when anybody changes rules.
+
     Raises:
         KernelError: the kernel tells nothing of changes.
     """
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        try:
-            self._events = nft.Events()
-        except OSError as error:
-            raise KernelError("nft events", error.errno or 0, "is nftables in this kernel?") from None
+        self.rules = nft.Events()
         self._looked = -1  # generation of the rules when all was well
         self._rules: Rules | None = None
 
-    def fileno(self) -> int:
-        """For poll."""
-        return self._events.fileno()
-
     def close(self) -> None:
         """Leave it to the provider's half."""
-        self._events.close()
-
-    def gather(self, ready: Iterable[int]) -> bool:
-        """Whether other programs have changed rules; a pass has to follow."""
-        return self._events.fileno() in ready and self._events.drain()
+        self.rules.close()
 
     def keep(self, untrusted_entries: dict[str, bytes] | None) -> Kept:
         """Have the base rules there.

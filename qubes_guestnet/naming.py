@@ -82,7 +82,8 @@ class Names:
         if choice.last != work.provided.last:
             work.save(work.provided._replace(last=choice.last))
         self._bring(work, choice, virtual)
-        self._tell_firewall(work)
+        work.attempt(partial(self._tell_firewall, work))
+        work.attempt(partial(self._tell_proxy, work, choice))
         self._tell_people(work)
 
     def _choose(
@@ -194,12 +195,21 @@ class Names:
         generation = nft.generation()
         loaded = Loaded(sum_of_text, seen(nftables.DNS_CHAINS))
         conntrack.purge(virtual)  # else whoever asks from the same port is led to the former server for ever
-        # With no server to ask there is nothing to start the updates proxy for.
-        before, servers = work.provided.servers, tuple(map(str, chosen)) or work.provided.servers
+        servers = tuple(map(str, chosen)) or work.provided.servers
         work.save(work.provided._replace(names=loaded, servers=servers))
         self._nft.found_right(REDIRECTION, generation)
-        if servers != before:
-            work.done += services.restart_updates_proxy(self._paths.flags)
+
+    def _tell_proxy(self, work: Work, choice: Choice) -> None:
+        """The updates proxy, unless it was told of these servers: a restart that failed is still to do (B147).
+
+        With no server to ask there is nothing to start it for.
+        """
+        servers = tuple(map(str, choice.servers))
+        if not servers or servers == work.provided.proxied:
+            return
+        for words in services.updates_proxy(self._paths.flags):
+            work.do(" ".join(words), partial(services.restart, words))
+        work.save(work.provided._replace(proxied=servers))
 
     # --- who is told -----------------------------------------------------------------------------------------------
 

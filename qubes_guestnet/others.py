@@ -272,8 +272,14 @@ class _Work:
             self.errors.append(error)
             return  # else they would run after every pass
         paths = hook_rules.runnable(hooks.facts())
-        if paths:
+        if not paths:
+            return
+        try:
             hooks.start(paths, hook_rules.LIMIT_SECONDS)
+        except GuestnetError as error:
+            self.errors.append(error)
+            self.attempt(partial(self._save, entry))  # they are still to run (behaviour B147)
+        else:
             self.done += [f"hook {path} started" for path in paths]
 
     # --- systemd-resolved ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ generation number of nftables tells whether anybody did, so an idle provider's p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from ipaddress import IPv4Address
 
@@ -122,7 +122,7 @@ class Provider:
             work.raise_first()
             if work.active:
                 self._names.lead(work, own_servers, uplinks, kept=False)
-                work.raise_first()
+            work.raise_first()
             return tuple(work.done)
 
     # --- for the resident agent ----------------------------------------------------------------------------------
@@ -157,22 +157,31 @@ class Provider:
 
     # --- one vif -----------------------------------------------------------------------------------------------
 
-    def online(self, vif: Vif, untrusted_entries: Mapping[str, bytes], waiting: nft.Waiting) -> tuple[str, ...]:
+    def online(
+        self,
+        vif: Vif,
+        untrusted_entries: Mapping[str, bytes],
+        waiting: nft.Waiting,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> tuple[str, ...]:
         """Set up one vif, or make one right that is set up.
 
         Args:
             vif: as hotplug found it.
             untrusted_entries: of QubesDB, for the gateway's addresses and IPv6.
             waiting: the process of nft that is to load what lets it send.
+            wanted: asked once the lock is held: whether it is to be done still.
 
         Returns:
-            What was done, in words.
+            What was done, in words; nothing when it was not wanted any longer.
 
         Raises:
             GuestnetError: something is refused. The link is then not up, or was already, and sends nothing that the
                 rules do not know.
         """
         with Ledger(self._paths.run) as ledger:
+            if not wanted():
+                return ()
             work = self.before(untrusted_entries, ledger, dry_run=False)
             work.raise_first()
             if not self._resident:  # whose passes do it
@@ -180,12 +189,15 @@ class Provider:
             self._attachments.online(vif, work, waiting)
             return tuple(work.done)
 
-    def offline(self, vif: Vif, untrusted_entries: Mapping[str, bytes]) -> tuple[str, ...]:
+    def offline(
+        self, vif: Vif, untrusted_entries: Mapping[str, bytes], wanted: Callable[[], bool] = lambda: True
+    ) -> tuple[str, ...]:
         """Take one vif out of service; usually its device is gone by then. Every step is done, whatever another says.
 
         Args:
             vif: what hotplug knows; the record completes it.
             untrusted_entries: of QubesDB, empty where it is not to be had.
+            wanted: as for `online`.
 
         Returns:
             What was done, in words.
@@ -194,8 +206,12 @@ class Provider:
             GuestnetError: the first step that failed, after the others were done.
         """
         with Ledger(self._paths.run) as ledger:
+            if not wanted():
+                return ()
             work = Work(provider.parse_provider(untrusted_entries), True, False, ledger, dry_run=False)
             self._attachments.drop(vif, work)
+            if work.errors:
+                self._swept = None  # what is left to do is done by the next sweep
             work.raise_first()
             return tuple(work.done)
 
@@ -204,6 +220,8 @@ class Provider:
     def _sweep(self, work: Work) -> None:
         """All vifs and the addresses behind this qube, unless they were last made for just this."""
         settings = work.settings
+        if not work.dry_run:
+            self._attachments.close_replaced(work)
         reason = (settings.connected, settings.gateway, settings.gateway6, work.ipv6, settings.refuse6, work.mtu)
         if self._swept == reason and not work.dry_run:
             if not self._nft.settled(SETS):

@@ -15,7 +15,7 @@ from .core import mtu, nftables, provider
 from .core.provider import ProviderSettings
 from .core.record import Loaded, Provided, checksum
 from .core.values import IPV6
-from .errors import FileError
+from .errors import FileError, GuestnetError
 from .paths import Paths
 from .system import nft, services, tunables
 from .system.owned import Ledger
@@ -151,7 +151,10 @@ class Rules:
         from . import downstream  # only in a provider
         from .system import vifs
 
-        downstream.bring(work, self._nft, vifs.Folder(self._paths.run).all(), downstream.present(work))
+        unread: list[GuestnetError] = []
+        records = vifs.Folder(self._paths.run).all(unread)
+        downstream.bring(work, self._nft, records, downstream.present(work), complete=not unread)
+        work.errors += unread
 
     def unload(self) -> tuple[str, ...]:
         """Forwarding off, and only then the rules out. Sets and users' chains go with them."""

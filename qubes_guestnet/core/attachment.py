@@ -16,7 +16,7 @@ from . import plan
 from .namedtuple import NamedTuple
 from .provider import ProviderSettings
 from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned, State, Tunable
-from .vif import Mapping, Vif
+from .vif import Device, Mapping, Vif
 
 # What lets packets through: from the first of these on, the elements have to be there.
 _LATE = frozenset({plan.Verb.LINK_UP, plan.Verb.ROUTE_ADD})
@@ -108,6 +108,16 @@ def added(ops: Iterable[plan.Op]) -> frozenset[IPInterface]:
     )
 
 
+def device(link: Link) -> Device:
+    """Which interface it is, as the record of a vif has it."""
+    return Device(link.ifindex, link.mac)
+
+
+def is_its_own(vif: Vif, link: Link) -> bool:
+    """Whether an interface is the one that a record is about; where that was not written down, it is taken for it."""
+    return vif.device is None or vif.device == device(link)
+
+
 def owned(vif: Vif) -> Owned:
     """What on a vif is ours: its gateway addresses as recorded, and the neighbours it was told."""
     return Owned(vif.gateways, frozenset(vif.addresses))
@@ -124,14 +134,14 @@ def up(link: Link, desired: State, observed: State, vif: Vif, held: frozenset[st
         held: settings that are not valid; what was made by them stays.
     """
     families = {"gateway": IPV4, "ipv6": IPV6}
-    ops = plan.plan(link, desired, observed, owned(vif))
+    ops = plan.plan(link, desired, observed, owned(vif), peer=vif.mac)
     kept = {families[name] for name in held if name in families}
     return tuple(op for op in ops if op.family not in kept or op.verb in plan.ADDING)
 
 
 def down(link: Link, observed: State, vif: Vif) -> tuple[plan.Op, ...]:
     """Operations that take a vif out of service: the link first, so that nothing passes while the rest goes."""
-    return (*plan.takedown(link), *plan.plan(link, State(), observed, owned(vif)))
+    return (*plan.takedown(link), *plan.plan(link, State(), observed, owned(vif), peer=vif.mac))
 
 
 def listed(listing: str) -> frozenset[str]:

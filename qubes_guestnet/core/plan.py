@@ -27,6 +27,7 @@ from collections.abc import Iterable
 
 from .namedtuple import NamedTuple
 from .values import (
+    BACKEND_MAC,
     IPV6,
     ROUTE_PROTOCOL,
     IPAddress,
@@ -149,7 +150,13 @@ def meaning(verb: Verb, number: int) -> Meaning:
 
 
 def plan(
-    link: Link, desired: State, observed: State, owned: Owned, held: frozenset[int] = frozenset()
+    link: Link,
+    desired: State,
+    observed: State,
+    owned: Owned,
+    held: frozenset[int] = frozenset(),
+    *,
+    peer: str = BACKEND_MAC,
 ) -> tuple[Op, ...]:
     """The operations that turn `observed` into `desired`, in the order to do them; empty when nothing is to do.
 
@@ -159,6 +166,7 @@ def plan(
         observed: what is there.
         owned: what of it we made (routes tell by themselves).
         held: families (4, 6) to leave alone.
+        peer: link-layer address of the other end, which the neighbours that we made have.
     """
     ops: list[tuple[Verb, Subject]] = []
     if desired.up:
@@ -178,8 +186,9 @@ def plan(
     ops += ((Verb.ROUTE_DEL, route) for route in stale_routes(desired.routes, observed.routes))
     wanted = {neighbour.address for neighbour in desired.neighbours}
     # An entry with another MAC, or one that the kernel learned, has taken the place of the one we made.
-    present = {neighbour.address for neighbour in observed.neighbours if neighbour == Neighbour(neighbour.address)}
-    ops += ((Verb.NEIGHBOUR_DEL, address) for address in (owned.neighbours & present) - wanted)
+    ours = {Neighbour(address, peer) for address in owned.neighbours}
+    present = {neighbour.address for neighbour in ours & observed.neighbours}
+    ops += ((Verb.NEIGHBOUR_DEL, address) for address in present - wanted)
     ops += ((Verb.ADDRESS_DEL, address) for address in (owned.addresses & observed.addresses) - desired.addresses)
     made = [Op(verb, link.ifindex, link.name, subject) for verb, subject in ops]
     return in_order(op for op in made if op.family not in held)

@@ -92,7 +92,8 @@ class Provided(NamedTuple):
     Args:
         rules: the base rules.
         names: the redirection of the virtual DNS addresses.
-        servers: where it leads to; the updates proxy was last started with them.
+        servers: where it leads to.
+        proxied: what the updates proxy was last started with.
         last: the answer of systemd-resolved that is in force; None when something else counts.
         hooks: when the user's hooks were started last, in seconds of the wall clock; 0 for never.
         forwarding: families (4, 6) whose forwarding we switched on. What another switched on is not ours to end.
@@ -119,6 +120,7 @@ class Provided(NamedTuple):
     stopped: frozenset[int] = frozenset()
     hold: str = ""
     lost: tuple[str, ...] = ()
+    proxied: tuple[str, ...] = ()
 
     @property
     def offloading(self) -> bool:
@@ -234,6 +236,8 @@ def _lines(record: Record) -> Iterator[str]:
             yield f"{word} {loaded.text} {loaded.seen}"
     if provided.servers:
         yield f"servers {' '.join(provided.servers)}"
+    if provided.proxied:
+        yield f"proxied {' '.join(provided.proxied)}"
     if provided.last is not None:
         yield " ".join(map(str, ("heard", provided.last.link, provided.last.lost, *provided.last.servers)))
     if provided.hooks:
@@ -312,6 +316,10 @@ def _names(provided: Provided, text: str) -> Provided:
     return provided._replace(names=_loaded(text))
 
 
+def _proxied(provided: Provided, text: str) -> Provided:
+    return provided._replace(proxied=tuple(str(endpoint.parse(word)) for word in text.split()))
+
+
 def _servers(provided: Provided, text: str) -> Provided:
     return provided._replace(servers=tuple(str(endpoint.parse(word)) for word in text.split()))
 
@@ -365,6 +373,7 @@ _PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
     "rules": _rules,
     "names": _names,
     "servers": _servers,
+    "proxied": _proxied,
     "heard": _heard,
     "hooks": _hooks,
     "forwarding": _forwarding,

@@ -24,6 +24,7 @@ HIGHEST_DOMID = 0x7FF0
 # IFNAMSIZ less the terminating zero.
 _LONGEST_NAME = 15
 _DIGITS = frozenset("0123456789")
+_MAC_CHARACTERS = frozenset("0123456789abcdef:")
 # dom0 gives two. What is done for each is told in one message of the agent's socket, which has its limit.
 MOST_ADDRESSES = 64
 ONLINE, OFFLINE = "online", "offline"
@@ -87,6 +88,31 @@ class Mapping(NamedTuple):
     gateway: ipaddress.IPv4Address | None = None
 
 
+class _DeviceFields(NamedTuple):
+    ifindex: int
+    mac: str
+
+
+class Device(_DeviceFields):
+    """Which of the kernel's interfaces of one name it is: another one has another index (behaviour B117).
+
+    Args:
+        ifindex: interface index; 0 for the device of a vif that is out of service while its name is in use.
+        mac: its own address, lower-case, "" when it has none.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, ifindex: int, mac: str) -> Device:
+        """Raise ValueError for what no interface has."""
+        if ifindex < 0 or not _MAC_CHARACTERS.issuperset(mac):
+            raise ValueError(f"no interface has index {ifindex} and address {mac!r}")
+        return super().__new__(cls, ifindex, mac)
+
+
+GONE = Device(0, "")
+
+
 class _VifFields(NamedTuple):
     name: VifName
     mac: str
@@ -95,6 +121,7 @@ class _VifFields(NamedTuple):
     mappings: tuple[Mapping, ...]
     gateways: frozenset[IPInterface]
     told: bool
+    device: Device | None
 
 
 class Vif(_VifFields):
@@ -108,6 +135,8 @@ class Vif(_VifFields):
         mappings: of those that it sees as others.
         gateways: addresses of ours that we put on the interface.
         told: dom0 had said what the qube sees when the vif was set up, see `mappings`.
+        device: the interface that this is about; None where that is not known: hotplug tells names only, and so did the
+            records of former releases.
     """
 
     __slots__ = ()
@@ -121,6 +150,7 @@ class Vif(_VifFields):
         mappings: tuple[Mapping, ...] = (),
         gateways: frozenset[IPInterface] = frozenset(),
         told: bool = False,
+        device: Device | None = None,
     ) -> Vif:
         """Raise ValueError for a MAC, kind or address that is not one, and a mapping of an address it has not."""
         if checks.mac(mac.encode()) != mac or checks.word(kind.encode()) != kind:
@@ -129,7 +159,8 @@ class Vif(_VifFields):
         wrong += [mapping.real for mapping in mappings if mapping.real not in addresses]
         if wrong:
             raise ValueError(f"{wrong[0]} cannot be an address of {name.text}")
-        return super().__new__(cls, name, mac, kind, tuple(dict.fromkeys(addresses)), mappings, gateways, told)
+        own = tuple(dict.fromkeys(addresses))
+        return super().__new__(cls, name, mac, kind, own, mappings, gateways, told, device)
 
 
 def described(name: str, untrusted_mac: bytes, untrusted_kind: bytes, untrusted_addresses: bytes) -> Vif:
@@ -167,6 +198,8 @@ def render(vif: Vif) -> bytes:
     lines += [f"mapping {mapping.real} {mapping.visible} {mapping.gateway or ''}".rstrip() for mapping in vif.mappings]
     lines += sorted(f"gateway {gateway}" for gateway in vif.gateways)
     lines += [_TOLD] * vif.told
+    if vif.device is not None:
+        lines.append(f"device {vif.device.ifindex} {vif.device.mac}".rstrip())
     return "".join(f"{line}\n" for line in (*lines, _END)).encode("ascii")
 
 
@@ -175,7 +208,8 @@ def parse(data: bytes) -> Vif | None:
     try:
         first, *facts = _lines(data)
         word, name, mac, *kind = first.split(" ")
-        addresses, mappings, gateways, told = [], [], set(), False
+        addresses, mappings, gateways = list[IPAddress](), list[Mapping](), set[IPInterface]()
+        told, device = False, None
         for fact in facts:
             key, *values = fact.split(" ")
             if key == "address" and len(values) == 1:
@@ -186,11 +220,14 @@ def parse(data: bytes) -> Vif | None:
                 gateways.add(ipaddress.ip_interface(values[0]))
             elif fact == _TOLD:
                 told = True
+            elif key == "device" and len(values) in (1, 2) and device is None and _DIGITS.issuperset(values[0]):
+                device = Device(int(values[0]), "".join(values[1:]))
             else:
                 return None
         if word != "vif" or len(kind) > 1:
             return None
-        return Vif(parse_name(name), mac, "".join(kind), tuple(addresses), tuple(mappings), frozenset(gateways), told)
+        known, own = parse_name(name), tuple(addresses)
+        return Vif(known, mac, "".join(kind), own, tuple(mappings), frozenset(gateways), told, device)
     except ValueError:  # also UnicodeDecodeError
         return None
 

@@ -33,10 +33,13 @@ def network_hooks(folder: str = NETWORK_HOOKS) -> tuple[str, ...]:
 
 
 def start(paths: Iterable[str], seconds: float) -> None:
-    """Start the hooks one after the other and return at once. A failure is logged and harms nothing.
+    """Start the hooks one after the other and return at once. How one of them ends is logged and harms nothing.
 
     Args:
         paths: the hooks.
         seconds: time limit of each.
+
+    Raises:
+        ProgramError: none of them was started.
     """
     outside.start((outside.Command(f"hook-{os.path.basename(path)}", (path,)) for path in paths), seconds)

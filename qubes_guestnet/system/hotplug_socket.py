@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import stat
 import struct
@@ -39,6 +40,13 @@ class Reply:
         except OSError as error:
             log(WARNING, f"vif: the answer was not taken: {error.strerror or error}")
         self.close()
+
+    def awaited(self) -> bool:
+        """Whether the asker is there still. One that gave up does it by itself, or has other things to do (B118)."""
+        # Not by recv(): on a socket with a time limit that waits, also with MSG_DONTWAIT.
+        poll = select.poll()
+        poll.register(self._connection, 0)
+        return not poll.poll(0)
 
     def close(self) -> None:
         """Close without an answer."""

@@ -51,10 +51,13 @@ class Kernel:
     """
 
     def __init__(self) -> None:
-        self._socket = wire.opened(socket.NETLINK_ROUTE)
-        self._socket.settimeout(wire.ANSWER_SECONDS)
-        # Linux 4.20: the kernel filters dumps, so that 250 vifs or a full routing table cost nothing.
-        self._socket.setsockopt(wire.SOL_NETLINK, wire.NETLINK_GET_STRICT_CHK, 1)
+        try:
+            self._socket = wire.opened(socket.NETLINK_ROUTE)
+            self._socket.settimeout(wire.ANSWER_SECONDS)
+            # Linux 4.20: the kernel filters dumps, so that 250 vifs or a full routing table cost nothing.
+            self._socket.setsockopt(wire.SOL_NETLINK, wire.NETLINK_GET_STRICT_CHK, 1)
+        except OSError as error:
+            raise KernelError("netlink socket", error.errno or errno.EIO) from None
         self._sequence = itertools.count(1)
 
     def close(self) -> None:
@@ -263,31 +266,23 @@ class Kernel:
                     return replies
 
 
-class Events:
-    """A socket that becomes readable when links, addresses or routes change. What changed is not looked at."""
+class Events(wire.Listener):
+    """A socket that becomes readable when links, addresses or routes change."""
 
     def __init__(self) -> None:
-        self._socket = wire.opened(socket.NETLINK_ROUTE)
-        self._socket.setblocking(False)
-        for group in RTNLGRP_WATCHED:
-            self._socket.setsockopt(wire.SOL_NETLINK, wire.NETLINK_ADD_MEMBERSHIP, group)
-
-    def fileno(self) -> int:
-        """For poll."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
+        super().__init__(socket.NETLINK_ROUTE, RTNLGRP_WATCHED, "netlink events")
 
     def neighbours(self, wanted: bool) -> None:
-        """Listen to neighbour changes too, or not. Only while a probe runs: a device route makes one a destination."""
-        option = wire.NETLINK_ADD_MEMBERSHIP if wanted else wire.NETLINK_DROP_MEMBERSHIP
-        self._socket.setsockopt(wire.SOL_NETLINK, option, RTNLGRP_NEIGH)
+        """Listen to neighbour changes too, or not. Only while a probe runs: a device route makes one a destination.
 
-    def drain(self) -> bool:
-        """Eat what is there. True if there was anything; an overrun (ENOBUFS) is one more reason to look."""
-        return wire.drain(self._socket, "netlink events")
+        Raises:
+            KernelError: the kernel refuses.
+        """
+        option = wire.NETLINK_ADD_MEMBERSHIP if wanted else wire.NETLINK_DROP_MEMBERSHIP
+        try:
+            self._socket.setsockopt(wire.SOL_NETLINK, option, RTNLGRP_NEIGH)
+        except OSError as error:
+            raise KernelError("netlink events of neighbours", error.errno or errno.EIO) from None
 
 
 def driver(name: str) -> str:

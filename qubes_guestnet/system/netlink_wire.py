@@ -25,10 +25,67 @@ ATTRIBUTE = struct.Struct("=HH")  # length, type
 
 
 def opened(protocol: int) -> socket.socket:
-    """A bound netlink socket of this protocol."""
+    """A bound netlink socket of this protocol. OSError when there is none."""
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-    made.bind((0, 0))
+    try:
+        made.bind((0, 0))
+    except OSError:
+        made.close()
+        raise
     return made
+
+
+class Listener:
+    """A socket that becomes readable when something changes. What changed is not looked at.
+
+    Args:
+        protocol: of netlink.
+        groups: multicast groups to hear.
+        words: for errors.
+
+    Raises:
+        KernelError: it cannot be opened.
+    """
+
+    def __init__(self, protocol: int, groups: tuple[int, ...], words: str) -> None:
+        self._protocol, self._groups, self._words = protocol, groups, words
+        self._socket = self._opened()
+
+    def _opened(self) -> socket.socket:
+        try:
+            made = opened(self._protocol)
+            try:
+                made.setblocking(False)
+                for group in self._groups:
+                    made.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+            except OSError:
+                made.close()
+                raise
+        except OSError as error:
+            raise KernelError(self._words, error.errno or errno.EIO) from None
+        return made
+
+    def fileno(self) -> int:
+        """For poll."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def reopen(self) -> None:
+        """Replace a socket that failed. KernelError when there is no other one; the old one is kept then."""
+        made = self._opened()
+        self._socket.close()
+        self._socket = made
+
+    def drain(self) -> bool:
+        """Eat what is there. True if there was anything; an overrun (ENOBUFS) is one more reason to look.
+
+        Raises:
+            KernelError: the socket cannot be read.
+        """
+        return drain(self._socket, self._words)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:

@@ -284,25 +284,11 @@ def chains() -> tuple[Chain, ...]:
         raise NftError(f"nft -j list chains: not understood: {error!r}") from None
 
 
-class Events:
-    """A socket that becomes readable when anybody changes a rule, a set or a table. What changed is not looked at."""
+class Events(wire.Listener):
+    """A socket that becomes readable when anybody changes a rule, a set or a table."""
 
     def __init__(self) -> None:
-        self._socket: socket.socket = wire.opened(wire.NETLINK_NETFILTER)
-        self._socket.setblocking(False)
-        self._socket.setsockopt(wire.SOL_NETLINK, wire.NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
-
-    def fileno(self) -> int:
-        """For poll."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
-
-    def drain(self) -> bool:
-        """Eat what is there. True if there was anything; an overrun (ENOBUFS) is one more reason to look."""
-        return wire.drain(self._socket, "nft events")
+        super().__init__(wire.NETLINK_NETFILTER, (NFNLGRP_NFTABLES,), "nft events")
 
 
 def _listed(kind: str, wanted: tuple[tuple[str, str], ...]) -> str:

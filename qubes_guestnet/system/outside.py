@@ -33,21 +33,34 @@ class Command(NamedTuple):
 
 
 def start(commands: Iterable[Command], seconds: float) -> None:
-    """Start commands one after the other and return at once. A failure is logged and harms nothing.
+    """Start commands one after the other and return at once. How one of them ends is logged and harms nothing.
 
     Args:
         commands: in order.
         seconds: time limit of each.
+
+    Raises:
+        ProgramError: none of them was started; where it is only some, that is logged.
     """
     systemd_run = programs.find("systemd-run") if os.path.isdir(_SYSTEMD) else ""
-    if systemd_run:
-        for command in commands:
-            _transient(systemd_run, command, seconds)
-    else:
+    if not systemd_run:
         _supervised(tuple(commands), seconds)
+        return
+    started, failures = 0, list[programs.ProgramError]()
+    for command in commands:
+        try:
+            _transient(systemd_run, command, seconds)
+            started += 1
+        except programs.ProgramError as error:
+            failures.append(error)
+    if failures and not started:
+        raise failures[0]
+    for failure in failures:
+        log(WARNING, str(failure))
 
 
 def _transient(systemd_run: str, command: Command, seconds: float) -> None:
+    """Start one command by systemd. Raises ProgramError."""
     # A unit of its own: not in our sandbox, and its end, its output and its time limit are systemd's to log.
     name = f"qubes-guestnet-{os.path.basename(command.title)}-{time.monotonic_ns()}"
     # "forking": the limit is on the command itself, and a daemon that it leaves behind lives on in the unit (B119).
@@ -56,13 +69,13 @@ def _transient(systemd_run: str, command: Command, seconds: float) -> None:
     settings = tuple(f"--setenv={key}={value}" for key, value in command.environment.items())
     words = (systemd_run, "--quiet", "--collect", "--no-block", f"--unit={name}", *limits, *settings, "--")
     try:
-        shell = ("/bin/sh",) if programs.is_script(command.words[0]) else ()  # systemd itself does not fall back to it
+        # Systemd itself does not fall back to it.
+        shell = ("/bin/sh",) if programs.is_script(command.words[0]) else ()
         done = programs.run((*words, *shell, *command.words), _START_SECONDS)
     except programs.ProgramError as error:
-        log(WARNING, f"{command.title} not started: {error}")
-        return
+        raise programs.ProgramError(f"{command.title} not started: {error}", "tried again") from None
     if done.status:
-        log(WARNING, f"{command.title} not started: {done.output}")
+        raise programs.ProgramError(f"{command.title} not started: {done.output[-200:]}", "tried again")
 
 
 def _supervised(commands: tuple[Command, ...], seconds: float) -> None:
@@ -75,8 +88,7 @@ def _supervised(commands: tuple[Command, ...], seconds: float) -> None:
             _wait_for(between)
             return
     except OSError as error:
-        log(WARNING, f"{commands[0].title} not started: {error.strerror}")
-        return
+        raise programs.ProgramError(f"{commands[0].title} not started: {error.strerror}", "tried again") from None
     try:
         os.setsid()
         if os.fork():

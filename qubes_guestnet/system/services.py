@@ -100,23 +100,27 @@ def may_offload(folder: str = FLAGS_FOLDER) -> bool:
     return not os.path.exists(os.path.join(folder, NO_OFFLOAD))
 
 
-def restart_updates_proxy(folder: str = FLAGS_FOLDER) -> tuple[str, ...]:
-    """Have the updates proxy take up other name servers, if it runs: it reads them at its start only (#3135).
+def updates_proxy(folder: str = FLAGS_FOLDER) -> tuple[tuple[str, ...], ...]:
+    """What has the updates proxy take up other name servers: it reads them at its start only (#3135).
 
     Returns:
-        What was done, in words.
+        The words of one command for `restart`; none where the proxy is not asked for, or without systemd.
+    """
+    if not programs.find("systemctl") or not os.path.exists(os.path.join(folder, UPDATES_PROXY)):
+        return ()
+    return (("systemctl", "--no-block", "try-restart", f"{UPDATES_PROXY}.service"),)
+
+
+def restart(words: tuple[str, ...]) -> None:
+    """Run one command of systemctl.
 
     Raises:
         ProgramError: systemctl cannot be started, or says no.
     """
-    systemctl = programs.find("systemctl")
-    if not systemctl or not os.path.exists(os.path.join(folder, UPDATES_PROXY)):
-        return ()
-    words = (systemctl, "--no-block", "try-restart", f"{UPDATES_PROXY}.service")
-    done = programs.run(words, _RESTART_SECONDS)
+    done = programs.run((programs.find(words[0]), *words[1:]), _RESTART_SECONDS)
     if done.status:
-        raise programs.ProgramError(f"{' '.join(words[1:])}: {done.output[-200:]}", "systemctl status " + UPDATES_PROXY)
-    return (" ".join(words[1:]),)
+        remedy = f"tried again; see systemctl status {words[-1]}"
+        raise programs.ProgramError(f"{' '.join(words)}: {done.output[-200:] or f'exit status {done.status}'}", remedy)
 
 
 def has_firewall(folder: str = FLAGS_FOLDER) -> bool:

@@ -26,11 +26,15 @@ class _State:
     failure = ""
 
 
-def notify(*lines: str) -> None:
-    """Send assignments such as "READY=1"; without NOTIFY_SOCKET, or when nobody listens there, do nothing."""
+def notify(*lines: str) -> bool:
+    """Send assignments such as "READY=1"; without NOTIFY_SOCKET do nothing.
+
+    Returns:
+        False when they were not taken. That is logged once, until some are taken again.
+    """
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
-        return
+        return True
     address = "\0" + path[1:] if path.startswith("@") else path
     failure = ""
     try:
@@ -42,6 +46,7 @@ def notify(*lines: str) -> None:
     if failure and failure != _State.failure:
         log(WARNING, failure)
     _State.failure = failure
+    return not failure
 
 
 def watchdog_seconds() -> float | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from ..core import vif as core
-from ..errors import FileError
+from ..errors import FileError, GuestnetError
 from . import files
 
 _RUN = "/run/qubes-guestnet"
@@ -68,10 +68,33 @@ class Folder:
             raise FileError(self._folder, error, "run as root") from None
         return tuple(sorted(name for name in found if _is_name(name)))
 
-    def all(self) -> tuple[core.Vif, ...]:
-        """The records that can be understood."""
-        found = map(self.load, self.names())
-        return tuple(vif for vif in found if vif is not None)
+    def all(self, errors: list[GuestnetError] | None = None) -> tuple[core.Vif, ...]:
+        """The records that can be understood; one that cannot be read keeps nothing from the others (behaviour B146).
+
+        Args:
+            errors: takes one for each that cannot be read; without it the first is raised.
+
+        Raises:
+            FileError: the folder cannot be read.
+        """
+        found = []
+        for name in self.names():
+            try:
+                vif = self.load(name)
+            except FileError as error:
+                if errors is None:
+                    raise
+                errors.append(error)
+                continue
+            found += [vif] if vif is not None else []
+        return tuple(found)
+
+    def changed(self) -> object:
+        """Something that differs after each change of a record; None without any."""
+        try:
+            return os.stat(self._folder).st_mtime_ns
+        except OSError:
+            return None
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, core.parse_name(name).text)

@@ -63,6 +63,16 @@ class Signals:
             came.update(os.read(self._reader, 4096))
         return frozenset(ready - {self._reader}), frozenset(came)
 
+    def rest(self, seconds: float) -> None:
+        """Wait for a signal and nothing else; it is told by the next `poll`."""
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._numbers)
+        try:
+            poll.poll(seconds * 1000)
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, self._numbers)
+
 
 _LINKS = 8  # in a row; people have one
 

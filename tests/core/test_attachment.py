@@ -114,7 +114,10 @@ def test_a_second_time_there_is_nothing_to_do() -> None:
 def test_ipv6_goes_and_stays_while_its_key_is_not_valid() -> None:
     mine = DUAL._replace(gateways=frozenset({ipaddress.ip_interface("10.138.0.1/32")}))
     went = attachment.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, NOTHING)
-    assert [str(op) for op in went] == ["ip -6 route del fd09::5/128 dev vif4.0 proto 81 metric 32748"]
+    assert [str(op) for op in went] == [
+        "ip -6 route del fd09::5/128 dev vif4.0 proto 81 metric 32748",
+        "ip -6 neighbour del fd09::5 dev vif4.0",  # B148: it was never planned
+    ]
     assert attachment.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, frozenset({"ipv6"})) == ()
     other = frozenset({"connected"})
     assert attachment.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, other) == went
@@ -125,6 +128,7 @@ def test_the_link_goes_down_before_the_rest_goes() -> None:
     assert [str(op) for op in attachment.down(UP, done(mine, OFF), mine)] == [
         "ip link set dev vif4.0 down",
         "ip route del 10.137.0.5/32 dev vif4.0 scope link proto 81 metric 32748",
+        "ip neighbour del 10.137.0.5 dev vif4.0",
         "ip address del 10.138.0.1/32 dev vif4.0",
     ]
 
@@ -191,3 +195,12 @@ def test_every_line_of_an_attach_is_understood(addresses: list[IPAddress]) -> No
     present = attachment.listed(listing)
     assert all(attachment.is_there(line, present) for line in lines)
     assert attachment.downstream(present) == set(addresses)
+
+
+@pytest.mark.behaviour("B117")
+def test_another_device_of_the_name_is_not_its_own() -> None:
+    mine = VIF._replace(device=attachment.device(UP))
+    assert attachment.is_its_own(VIF, UP), "not written down by former releases"
+    assert attachment.is_its_own(mine, UP)
+    for other in (UP._replace(ifindex=UP.ifindex + 1), UP._replace(mac="02:00:00:00:00:01")):
+        assert not attachment.is_its_own(mine, other)

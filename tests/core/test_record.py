@@ -53,6 +53,7 @@ FULL = Record(
         stopped=frozenset({6}),
         hold="held",
         lost=("table inet mine", "rules of ip qubes chain custom-forward"),
+        proxied=("9.9.9.9",),
     ),
 )
 TEXT = f"""{HEADER}interface 2 {MAC}
@@ -70,6 +71,7 @@ detached 00:16:3e:5e:6c:02
 rules 0a1b 2c3d
 names 4e5f -
 servers 9.9.9.9 1.1.1.1
+proxied 9.9.9.9
 heard 7 120 10.8.0.1:5353
 hooks 1790000000
 forwarding 4
@@ -114,6 +116,7 @@ provided = st.builds(
     st.frozensets(st.sampled_from((4, 6))),
     st.sampled_from(("", HELD, FIREWALL)),
     st.lists(words, max_size=2).map(tuple),
+    st.lists(endpoints.map(str), max_size=3).map(tuple),
 )
 records = st.builds(
     Record,

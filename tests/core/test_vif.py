@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qubes_guestnet.core.vif import (
+    GONE,
     HIGHEST_DOMID,
     OFFLINE,
     ONLINE,
+    Device,
     Mapping,
     Vif,
     VifName,
@@ -242,3 +244,23 @@ def test_an_answer_comes_over(problem: str, done: list[str], read: tuple[str, tu
 def test_what_is_no_answer(data: bytes) -> None:
     with pytest.raises(ValueError, match="no answer"):
         answered(data)
+
+
+@pytest.mark.behaviour("B117")
+def test_the_device_is_a_part_of_the_record() -> None:
+    known = described("vif4.0", b"00:16:3e:5e:6c:04", b"vif", b"10.137.0.4")
+    for device in (Device(17, "fe:ff:ff:ff:ff:ff"), Device(17, ""), GONE):
+        mine = known._replace(device=device)
+        assert parse(render(mine)) == mine
+    assert parse(render(known)) == known, "as former releases wrote it"
+
+
+@pytest.mark.behaviour("B117")
+@pytest.mark.parametrize(
+    "line", ["device", "device x", "device -1", "device 1 zz", "device 1 fe:ff 2", "device 1\ndevice 2"]
+)
+def test_a_device_that_is_none_is_damage(line: str) -> None:
+    text = f"vif vif4.0 00:16:3e:5e:6c:04 vif\naddress 10.137.0.4\n{line}\nend\n"
+    assert parse(text.encode()) is None
+    with pytest.raises(ValueError, match="no interface has index"):
+        Device(-1, "")

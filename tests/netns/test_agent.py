@@ -61,7 +61,7 @@ def test_ready_when_the_settings_are_invalid() -> None:
     guest.write("/qubes-ip", "10.137.0.5")
     guest.soon_configured()
     assert guest.said("/qubes-ip: '10.137.0.555' is not valid") == 1
-    assert guest.said("all errors are healed") == 1
+    assert guest.said("all errors cleared") == 1
 
 
 def test_not_ready_before_the_first_pass_is_over() -> None:

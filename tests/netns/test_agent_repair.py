@@ -102,7 +102,7 @@ def test_disabled_ipv6_never_hurts_ipv4() -> None:
     assert len(guest.log().splitlines()) == lines + 2
     guest.disable_ipv6(False)
     guest.soon_configured(ip="10.137.0.6/32", **WITH6)
-    assert guest.said("all errors are healed") == 1
+    assert guest.said("all errors cleared") == 1
 
 
 def test_ipv6_disabled_and_enabled_while_it_is_in_use() -> None:
@@ -137,7 +137,7 @@ def test_resolv_conf_is_written_back_but_not_for_ever() -> None:
     assert guest.status()["agent"]["error"].startswith(f"/etc/resolv.conf: {complaint}")
     guest.write("/qubes-secondary-dns", "10.139.1.9")
     guest.soon_configured(servers=("10.139.1.1", "10.139.1.9"))
-    eventually(lambda: guest.said("all errors are healed") == 1, trouble=guest.log)
+    eventually(lambda: guest.said("all errors cleared") == 1, trouble=guest.log)
     guest.qube.write(RESOLV_CONF, "nameserver 192.0.2.97\n")
     guest.soon_configured(servers=("10.139.1.1", "10.139.1.9"))
 
@@ -196,7 +196,7 @@ def test_a_resolv_conf_that_cannot_be_written_is_told_once_and_healed() -> None:
     never(lambda: guest.said("something overwrote it"), 1.5)
     guest.qube.run("umount", RESOLV_CONF)
     guest.soon_configured()
-    eventually(lambda: guest.said("all errors are healed") == 1, trouble=guest.log)
+    eventually(lambda: guest.said("all errors cleared") == 1, trouble=guest.log)
     assert guest.said("Read-only file system") == 1
 
 

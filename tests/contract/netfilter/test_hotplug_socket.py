@@ -227,3 +227,22 @@ def test_a_server_out_of_descriptors_goes_on(
     assert server.accept() is None
     assert "nobody can be let in: Too many open files" in capsys.readouterr().err
     server._socket = real
+
+
+@pytest.mark.behaviour("B118")
+def test_whether_the_asker_is_there_still(tmp_path: Path) -> None:
+    path = str(tmp_path / "vif.sock")
+    server = hotplug_socket.Server(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
+        asking.connect(path)
+        asking.send(b"question")
+        came = server.accept()
+        assert came is not None
+        begin = time.monotonic()
+        assert [came[1].awaited() for _ in range(100)] == [True] * 100
+        assert time.monotonic() - begin < hotplug_socket.CLIENT_SECONDS * 100 / 2, "it waits"
+        asking.send(b"and more")
+        assert came[1].awaited()
+    assert not came[1].awaited()
+    came[1].close()
+    server.close()

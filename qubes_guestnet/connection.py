@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The resident agent's connections to QubesDB, opened and thrown away together."""
+
+from __future__ import annotations
+
+from .core import settings
+from .errors import StoreError
+from .system import qubesdb, wakeups
+from .system.systemd import INFO, WARNING, log
+
+
+class Connection:
+    """Two connections to QubesDB that live and die together: one for watches, one for reads."""
+
+    def __init__(self, signals: wakeups.Signals) -> None:
+        self._signals = signals
+        self._watches: qubesdb.Watches | None = None
+        self._store: qubesdb.Store | None = None
+        self.attempts = 0
+        self.watched, self.prefixes = settings.WATCHED, settings.UPLINK_PREFIXES
+
+    @property
+    def up(self) -> bool:
+        """Whether both are open."""
+        return self._store is not None
+
+    def open(self) -> None:
+        """Connect; the watches are set before the first read, or a change between the two would be lost."""
+        try:
+            self._watches = qubesdb.connect_watches(self.watched)
+            self._store = qubesdb.connect()
+        except OSError as error:  # no descriptor is left
+            raise StoreError(f"QubesDB cannot be reached: {error.strerror or error}") from None
+        self._signals.register(self._watches.fileno())
+
+    def close(self) -> None:
+        """Close both; closing twice is fine."""
+        if self._watches is not None:
+            if self._store is not None:
+                self._signals.unregister(self._watches.fileno())
+            self._watches.close()
+        if self._store is not None:
+            self._store.close()
+        self._watches = self._store = None
+
+    def fileno(self) -> int:
+        """For poll; -1 while closed."""
+        return self._watches.fileno() if self._watches is not None else -1
+
+    def drain(self) -> bool:
+        """Eat what the watches told; True if that was anything. StoreError as from them."""
+        return self._watches is not None and self._watches.drain()
+
+    def entries(self) -> dict[str, bytes]:
+        """Every entry that counts, afresh; in a provider those for the qubes behind it too.
+
+        Raises:
+            StoreError: QubesDB does not answer.
+        """
+        if self._store is None:
+            raise StoreError("QubesDB is not connected")
+        return qubesdb.read_all(self._store, self.prefixes)
+
+    def failed(self, error: StoreError) -> None:
+        """Count an attempt; the first of an outage is logged."""
+        self.attempts += 1
+        if self.attempts == 1:
+            log(WARNING, f"{error}; what is configured stays, trying again")
+
+    def answered(self) -> None:
+        """The outage, if there was one, is over."""
+        if self.attempts:
+            log(INFO, f"QubesDB answers again after {self.attempts} attempts")
+        self.attempts = 0
