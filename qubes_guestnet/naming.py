@@ -103,8 +103,10 @@ class Names:
         except GuestnetError as error:
             unreadable = error.problem
         heard = self._others.hear_names(uplinks) if settings.servers is None else nameservers.NEVER_THERE
+        last = work.provided.last
+        up = devices.up() if heard.links is not None or last is not None else {}
         facts = NameFacts(
-            own, bool(uplinks), settings.servers, heard, data, unreadable, kept, work.provided.last, devices.up(),
+            own, bool(uplinks), settings.servers, heard, data, unreadable, kept, last, up,
             hold=settings.hold, now=int(time.monotonic()),
         )  # fmt: skip
         ways = {address: self._kernel.way(address) for address in nameservers.asked_by_route(facts)}

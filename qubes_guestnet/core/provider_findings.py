@@ -112,13 +112,16 @@ def _ipv6(report: ProviderReport) -> Iterator[Remark]:
 _SERVERS = "or name servers in [dns] of /etc/qubes/guestnet.toml"
 NAMES = {
     nameservers.HELD: ("warning", f"systemctl start systemd-resolved; {_SERVERS}"),
-    nameservers.REFUSED: ("error", f"systemctl start systemd-resolved; {_SERVERS}"),
+    nameservers.REFUSED: ("warning", f"systemctl start systemd-resolved; {_SERVERS}"),
     nameservers.TLS_ONLY: (
-        "error",
+        "warning",
         f"let a resolver in this qube ask by TLS and lead the qubes to it, see docs/provider.md; {_SERVERS}",
     ),
-    nameservers.LINK_DOWN: ("error", "bring the VPN up; or have its client or resolvectl revert take its servers back"),
-    nameservers.UNREADABLE: ("error", f"mend /etc/resolv.conf; {_SERVERS}"),
+    nameservers.LINK_DOWN: (
+        "warning",
+        "bring the VPN up; or have its client or resolvectl revert take its servers back",
+    ),
+    nameservers.UNREADABLE: ("warning", f"mend /etc/resolv.conf; {_SERVERS}"),
     nameservers.FOREIGN: ("note", "nothing to do if that is meant; nft flush chain ip qubes dnat-dns ends it"),
 }
 

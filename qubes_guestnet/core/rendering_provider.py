@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
+from .nameservers import FOREIGN
 from .record import FIREWALL, HELD
 from .values import IPAddress
 
@@ -104,8 +105,11 @@ def _names(report: ProviderReport) -> str:
     virtual = _join(report.settings.virtual_dns)
     if "dns" in report.settings.held:
         return "as it was"
+    if report.names.problem == FOREIGN:
+        return report.names.reason
     if not report.names.servers:
-        return f"{virtual} rejected: no server known ({report.names.reason})"
+        why = "refused" if report.names.problem else "rejected: no server known"
+        return f"{virtual} {why} ({report.names.reason})"
     return f"{virtual} -> {_join(report.names.servers)} ({report.names.reason})"
 
 

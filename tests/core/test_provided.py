@@ -386,3 +386,16 @@ def test_a_file_that_is_kept_is_named_with_whose_it_is() -> None:
     assert "tunnel=wg0" in found[0].problem
     written = KEPT_FILE._replace(replaced="10.64.0.1")
     assert "protected-files.d" in written.written_back
+
+
+@pytest.mark.behaviour("B123")
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (Choice((), "rules of another program: 10.139.1.1 -> this qube", "dns-foreign"),
+         "virtual DNS: rules of another program: 10.139.1.1 -> this qube"),
+        (Choice((), "it is down", "dns-link-down"), "virtual DNS: 10.139.1.1 10.139.1.2 refused (it is down)"),
+    ],
+)  # fmt: skip
+def test_status_says_where_names_go_otherwise(names: Choice, line: str) -> None:
+    assert line in list(rendering_provider.as_text(WELL._replace(names=names)))

@@ -37,11 +37,17 @@ BEHAVIOURS = {
     "S-312": ("B95",),
     "S-401": ("B106",),
     "S-404": ("B105",),
+    "S-410a": ("B127", "B128"),
+    "S-410b": ("B124",),
+    "S-410c": ("B124",),
+    "S-410d": ("B124",),
 }
+# Parts of one scenario, each a run of its own.
+PARTS = {f"S-410{part}": "S-410" for part in "abcd"}
 
 
 def _case(variant: Variant) -> object:
-    marks = [pytest.mark.scenario(variant.scenario.id)]
+    marks = [pytest.mark.scenario(PARTS.get(variant.scenario.id, variant.scenario.id))]
     marks += [pytest.mark.behaviour(row) for row in BEHAVIOURS.get(variant.scenario.id, ())]
     return pytest.param(variant, id=variant.name, marks=marks)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..stage import Stage
-from . import attach, comeback, company, document, endure, faked, ipv6, isolation, keys, names, paused
+from . import attach, comeback, company, document, endure, faked, ipv6, isolation, keys, names, paused, vpn
 
 
 class Scenario(NamedTuple):
@@ -73,6 +73,10 @@ SCENARIOS = (
     Scenario("S-402", "the agent is killed again and again meanwhile", keys.s_402, ipv6=True),
     Scenario("S-403", "a VPN's and a user's own settings stay", endure.s_403),
     Scenario("S-404", "hostile values in every key", keys.s_404, ipv6=True),
+    Scenario("S-410a", "a VPN's tunnel up and down, by systemd-resolved", vpn.s_410a, ipv6=True),
+    Scenario("S-410b", "a VPN's tunnel up and down, by resolvconf", vpn.s_410b, ipv6=True),
+    Scenario("S-410c", "a VPN's tunnel up and down, as wg-quick does", vpn.s_410c, ipv6=True),
+    Scenario("S-410d", "a VPN's tunnel up and down, by NetworkManager", vpn.s_410d, ipv6=True),
 )
 
 VARIANTS = tuple(

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A VPN qube whose tunnel goes up and down 50 times, its names told in one of four ways: S-410a to S-410d.
+
+With the kill switch of docs/provider.md. Nothing of the qube behind is ever on the uplink; while the tunnel is up names
+lead into it and nowhere else; and they come back within 2 s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+
+from .. import probes, world
+from ..daemons import Daemons
+from ..dom0 import INTERFACE, Vm
+from ..namespaces import LabError
+from ..provider import VIRTUAL_DNS
+from ..qube import Qube, eventually
+from ..stage import Stage
+from ..tunnel import DEVICE, SERVER, Chatter, Tunnel, Uplink
+from .names import redirections
+
+CYCLES = 50
+_NAMES_DEADLINE = 2.0
+_RESOLV_CONF = "/etc/resolv.conf"
+_FLAG = "network-manager"
+_UpAndDown = tuple[Callable[[int], None], Callable[[], None]]
+
+
+class _Ways:
+    """How a VPN's client tells of its name server; one method a way, each gives what is done at each up and down."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self.tunnel, self.qube = tunnel, tunnel.qube
+        self.daemons: Daemons | None = None
+
+    def resolved(self) -> _UpAndDown:
+        """By systemd-resolved, which restarts now and then while the tunnel is up."""
+        daemons = self.daemons = Daemons(self.qube)
+        daemons.dbus()
+        daemons.resolved()
+
+        def up(number: int) -> None:
+            self.tunnel.up()
+            self.tunnel.halves()
+            daemons.resolvectl("dns", DEVICE, SERVER)
+            daemons.resolvectl("domain", DEVICE, "~.")
+            if number % 10 == 9:
+                _led(self.qube)
+                daemons.stop("resolved")
+                daemons.resolved()
+
+        return up, self.tunnel.down
+
+    def resolvconf(self) -> _UpAndDown:
+        """By a new resolv.conf, renamed over the old one as openresolv does, and the old one renamed back."""
+
+        def up(_number: int) -> None:
+            self.tunnel.up()
+            self._write(f"nameserver {SERVER}\\n")
+            self.tunnel.halves()
+
+        def down() -> None:
+            self._write("".join(f"nameserver {address}\\n" for address in VIRTUAL_DNS))
+            self.tunnel.down()
+
+        return up, down
+
+    def wg_quick(self) -> _UpAndDown:
+        """By the file too, written in place, and routes in a table of their own; and nothing is taken back."""
+
+        def up(_number: int) -> None:
+            self.tunnel.up()
+            self.qube.run("sh", "-c", f"echo 'nameserver {SERVER}' >{_RESOLV_CONF}")
+            self.tunnel.everything()
+
+        return up, self.tunnel.down
+
+    def networkmanager(self) -> _UpAndDown:
+        """By a connection of NetworkManager's, which has the uplink too and writes the file."""
+        daemons = self.daemons = Daemons(self.qube)
+        self.qube.set_flag(_FLAG)
+        daemons.dbus()
+        daemons.prepare_networkmanager()
+        daemons.networkmanager()
+        eventually(
+            "NetworkManager has the uplink", lambda: daemons.device("GENERAL.STATE", INTERFACE).startswith("100")
+        )
+        six = (
+            ("ipv6.method", "manual", "ipv6.addresses", "fd64::2/64")
+            if self.tunnel.ipv6
+            else ("ipv6.method", "disabled")
+        )
+        daemons.nmcli(
+            "connection", "add", "type", "ethernet", "con-name", DEVICE, "ifname", DEVICE, "autoconnect", "no",
+            "ipv4.method", "manual", "ipv4.addresses", "10.64.9.2/16", "ipv4.dns", SERVER, "ipv4.dns-priority", "-10",
+            "ipv4.routes", "0.0.0.0/1,128.0.0.0/1", "ipv4.never-default", "yes", *six,
+        )  # fmt: skip
+
+        def up(_number: int) -> None:
+            self.tunnel.up()
+            daemons.nmcli("device", "set", DEVICE, "managed", "yes")
+            daemons.nmcli("connection", "up", DEVICE)
+
+        def down() -> None:
+            daemons.nmcli("connection", "down", DEVICE)
+            self.tunnel.down()
+
+        return up, down
+
+    def _write(self, text: str) -> None:
+        self.qube.run("sh", "-c", f"printf '{text}' >{_RESOLV_CONF}.new; mv {_RESOLV_CONF}.new {_RESOLV_CONF}")
+
+
+def _led(qube: Qube) -> None:
+    """Within 2 s every virtual address leads to the tunnel's server."""
+    try:
+        eventually("names lead into the tunnel", lambda: _leads(qube) == {SERVER}, _NAMES_DEADLINE)
+    except LabError as error:
+        log = qube.agent.tail(1500) if qube.agent else ""
+        raise LabError(f"{error.problem}: they lead to {_leads(qube)}", log) from None
+
+
+def _leads(qube: Qube) -> set[str]:
+    return set(redirections(qube).values())
+
+
+def _asked(client: socket.socket) -> None:
+    """Within 2 s each virtual address answers, from a port that was used before."""
+    left = set(VIRTUAL_DNS)
+
+    def answered() -> bool:
+        left.difference_update({address for address in left if probes.query(client, address, world.NAME, 0.2)})
+        return not left
+
+    eventually("names resolve", answered, _NAMES_DEADLINE)
+
+
+@contextlib.contextmanager
+def _vpn_qube(stage: Stage) -> Iterator[tuple[Vm, Vm, Tunnel, Uplink]]:
+    """A VPN qube with its kill switch, and a qube behind it that never stops talking."""
+    vpn = stage.proxy("vpn")
+    vm = stage.start("vm1", vpn)
+    stage.reaches(vm)
+    for family in ("ip", "ip6"):
+        vpn.running.run("nft", "add", "rule", family, "qubes", "custom-forward", "oifgroup", "1", "counter", "drop")
+    with contextlib.ExitStack() as stack:
+        tunnel = Tunnel(vpn.running, ipv6=stage.ipv6)
+        stack.callback(tunnel.close)
+        uplink = Uplink(vpn.running, INTERFACE)
+        stack.callback(uplink.close)
+        targets = (world.HOST, *((world.HOST6,) if stage.ipv6 else ()))
+        chatter = Chatter(vm.running, VIRTUAL_DNS, targets)
+        stack.callback(chatter.stop)
+        yield vpn, vm, tunnel, uplink
+
+
+def _play(stage: Stage, way: Callable[[_Ways], _UpAndDown]) -> None:
+    """Up and down: nothing of the qube behind is ever on the uplink, and its names come back."""
+    stage.step("a VPN qube with a kill switch, and a qube behind it that never stops talking")
+    with _vpn_qube(stage) as (vpn, vm, tunnel, uplink):
+        up, down = way(_Ways(tunnel))
+        stage.step(f"the tunnel goes up and down {CYCLES} times")
+        with vm.running.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            for number in range(CYCLES):
+                up(number)
+                _led(vpn.running)
+                _asked(client)
+                if found := _leads(vpn.running) - {SERVER}:
+                    raise LabError(f"while the tunnel is up names also lead to {found}")
+                down()
+        if leaked := uplink.leaked():
+            raise LabError(f"{leaked} packets of {vm.name} were on the uplink")
+
+
+def s_410a(stage: Stage) -> None:
+    """Names told by systemd-resolved, which restarts meanwhile."""
+    _play(stage, _Ways.resolved)
+
+
+def s_410b(stage: Stage) -> None:
+    """Names told by resolvconf, which renames a new resolv.conf over the old one, and back."""
+    _play(stage, _Ways.resolvconf)
+
+
+def s_410c(stage: Stage) -> None:
+    """Names and routes as wg-quick sets them: the file first, then a table of its own; the file is not taken back."""
+    _play(stage, _Ways.wg_quick)
+
+
+def s_410d(stage: Stage) -> None:
+    """A connection of NetworkManager's."""
+    _play(stage, _Ways.networkmanager)
