@@ -11,6 +11,7 @@ while the redirection went to a VPN's server, and restricted qubes had no names)
 
 from __future__ import annotations
 
+import socket
 import time
 from functools import partial
 from ipaddress import IPv4Address
@@ -104,9 +105,10 @@ class Names:
             unreadable = error.problem
         heard = self._others.hear_names(uplinks) if settings.servers is None else nameservers.NEVER_THERE
         last = work.provided.last
-        up = devices.up() if heard.links is not None or last is not None else {}
+        looked = heard.links is not None or last is not None
+        up, names = (devices.up(), dict(socket.if_nameindex())) if looked else ({}, {})
         facts = NameFacts(
-            own, bool(uplinks), settings.servers, heard, data, unreadable, kept, last, up,
+            own, bool(uplinks), settings.servers, heard, data, unreadable, kept, last, up, names,
             hold=settings.hold, now=int(time.monotonic()),
         )  # fmt: skip
         ways = {address: self._kernel.way(address) for address in nameservers.asked_by_route(facts)}

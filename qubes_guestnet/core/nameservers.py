@@ -91,6 +91,7 @@ class NameFacts(NamedTuple):
         kept: the file is taken to be a VPN's or a hook's, see `resolver.choose_owner`.
         last: the answer of systemd-resolved that is in force; None when it was never heard, or something else counts.
         up: interface index of each device there is, and whether it is up.
+        names: interface index of each device there is, and its name.
         ways: by which device a server of the file is reached; needed only while `last` counts.
         hold: how long the last answer holds, in seconds.
         now: seconds, of the same clock as `Last.lost`.
@@ -105,6 +106,7 @@ class NameFacts(NamedTuple):
     kept: bool = False
     last: Last | None = None
     up: Mapping[int, bool] = {}
+    names: Mapping[int, str] = {}
     ways: Mapping[IPAddress, int] = {}
     hold: int = HOLD_SECONDS
     now: int = 0
@@ -167,7 +169,7 @@ def choose(facts: NameFacts) -> Choice:
     if facts.heard.links is not None:
         return _by_rank(facts, facts.heard.links) or _without(facts)
     last = facts.last
-    if last is None or (last.link and last.link not in facts.up):
+    if last is None or (last.link and last.link not in facts.up and last.name not in facts.names.values()):
         return _without(facts)
     return _held(facts, last)
 
@@ -190,7 +192,8 @@ def _by_rank(facts: NameFacts, links: tuple[LinkServers, ...]) -> Choice | None:
         clear = [(link, server) for link, server in usable if not link.tls_only]
         ready = [(link, server) for link, server in clear if not link.ifindex or facts.up.get(link.ifindex, True)]
         found = tuple(dict.fromkeys(server for _, server in ready))
-        last = Last(found, next((link.ifindex for link, _ in ready or usable or chosen), 0))
+        index = next((link.ifindex for link, _ in ready or usable or chosen), 0)
+        last = Last(found, index, name=facts.names.get(index, ""))
         if found:
             return Choice(found, reason, last=last)
         if clear:
@@ -215,8 +218,9 @@ def _held(facts: NameFacts, last: Last) -> Choice:
     if foreign and (facts.kept or same_way):
         return Choice(named, f"/etc/resolv.conf, for systemd-resolved {facts.heard.problem}", last=last)
     last = last._replace(lost=last.lost or max(facts.now, 1))
-    left, problem = facts.hold - (facts.now - last.lost), facts.heard.problem
-    if left > 0:
+    # Of whole seconds one may have passed already: rather longer than shorter.
+    left, problem = facts.hold + 1 - (facts.now - last.lost), facts.heard.problem
+    if left > 0 and facts.hold:
         reason = f"systemd-resolved {problem}; what it said last holds for {facts.hold} s"
         return Choice(last.servers, reason, HELD, last, min(left, PATIENCE_SECONDS))
     reason = f"systemd-resolved {problem}, and where names go to without it is not known to be the same way"

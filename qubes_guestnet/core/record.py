@@ -67,11 +67,13 @@ class Last(NamedTuple):
         servers: where they lead to; none: questions were refused.
         link: interface index of the link that had the names, 0 for the whole qube.
         lost: since when it is not heard any more, in seconds of a clock that only goes forward; 0 while it is.
+        name: of that link. A VPN that starts anew makes another device of the same name.
     """
 
     servers: tuple[Endpoint, ...] = ()
     link: int = 0
     lost: int = 0
+    name: str = ""
 
 
 class Loaded(NamedTuple):
@@ -239,7 +241,9 @@ def _lines(record: Record) -> Iterator[str]:
     if provided.proxied:
         yield f"proxied {' '.join(provided.proxied)}"
     if provided.last is not None:
-        yield " ".join(map(str, ("heard", provided.last.link, provided.last.lost, *provided.last.servers)))
+        last = provided.last
+        name = last.name.encode("utf-8", "surrogateescape").hex() or "-"  # the kernel takes any name without blanks
+        yield " ".join(map(str, ("heard", last.link, last.lost, name, *last.servers)))
     if provided.hooks:
         yield f"hooks {provided.hooks}"
     yield from (f"forwarding {family}" for family in sorted(provided.forwarding))
@@ -329,8 +333,9 @@ def _hooks(provided: Provided, text: str) -> Provided:
 
 
 def _heard(provided: Provided, text: str) -> Provided:
-    link, lost, *servers = text.split()
-    return provided._replace(last=Last(tuple(map(endpoint.parse, servers)), int(link), int(lost)))
+    link, lost, name, *servers = text.split()
+    device = "" if name == "-" else bytes.fromhex(name).decode("utf-8", "surrogateescape")
+    return provided._replace(last=Last(tuple(map(endpoint.parse, servers)), int(link), int(lost), device))
 
 
 def _forwarding(provided: Provided, text: str) -> Provided:

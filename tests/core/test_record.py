@@ -47,7 +47,7 @@ FULL = Record(
         closed=True,
         offload="on (2 devices)",
         connected="6a7b",
-        last=Last((Endpoint(ipaddress.ip_address("10.8.0.1"), 5353),), 7, 120),
+        last=Last((Endpoint(ipaddress.ip_address("10.8.0.1"), 5353),), 7, 120, "wg0"),
         hooks=1790000000,
         shut=frozenset({4}),
         stopped=frozenset({6}),
@@ -72,7 +72,7 @@ rules 0a1b 2c3d
 names 4e5f -
 servers 9.9.9.9 1.1.1.1
 proxied 9.9.9.9
-heard 7 120 10.8.0.1:5353
+heard 7 120 776730 10.8.0.1:5353
 hooks 1790000000
 forwarding 4
 forwarding 6
@@ -110,7 +110,14 @@ provided = st.builds(
     st.booleans(),
     words,
     st.just("") | sums,
-    st.none() | st.builds(Last, st.lists(endpoints, max_size=3).map(tuple), st.integers(0, 99), st.integers(0, 10**9)),
+    st.none()
+    | st.builds(
+        Last,
+        st.lists(endpoints, max_size=3).map(tuple),
+        st.integers(0, 99),
+        st.integers(0, 10**9),
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=9),
+    ),
     st.integers(0, 2**40),
     st.frozensets(st.sampled_from((4, 6))),
     st.frozensets(st.sampled_from((4, 6))),

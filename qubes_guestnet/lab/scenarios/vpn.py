@@ -49,6 +49,7 @@ class _Ways:
             if number % 10 == 9:
                 _led(self.qube)
                 daemons.stop("resolved")
+                _held(self.qube, told=number // 10 + 1)
                 daemons.resolved()
 
         return up, self.tunnel.down
@@ -120,6 +121,15 @@ def _led(qube: Qube) -> None:
     except LabError as error:
         log = qube.agent.tail(1500) if qube.agent else ""
         raise LabError(f"{error.problem}: they lead to {_leads(qube)}", log) from None
+
+
+def _held(qube: Qube, told: int) -> None:
+    """While systemd-resolved is away its last answer holds; that the agent has noticed is told once each time."""
+    assert qube.agent is not None
+    log = qube.agent
+    eventually("it is noticed", lambda: log.output().count("what it said last holds") >= told, _NAMES_DEADLINE)
+    if found := _leads(qube) - {SERVER}:
+        raise LabError(f"without systemd-resolved names lead to {found}")
 
 
 def _leads(qube: Qube) -> set[str]:
