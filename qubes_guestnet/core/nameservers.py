@@ -193,7 +193,8 @@ def _by_rank(facts: NameFacts, links: tuple[LinkServers, ...]) -> Choice | None:
         ready = [(link, server) for link, server in clear if not link.ifindex or facts.up.get(link.ifindex, True)]
         found = tuple(dict.fromkeys(server for _, server in ready))
         index = next((link.ifindex for link, _ in ready or usable or chosen), 0)
-        last = Last(found, index, name=facts.names.get(index, ""))
+        # systemd-resolved may not have heard yet that the device is another one by now.
+        last = Last(found, index, name=facts.names.get(index, facts.last.name if facts.last else ""))
         if found:
             return Choice(found, reason, last=last)
         if clear:

@@ -269,6 +269,8 @@ TUNNEL = Last(at("10.64.0.1"), 7)
                      TUNNEL._replace(link=9, name="wg0", lost=100), id="another device has its name by now"),
         pytest.param({"heard": Heard((VPN,)), "names": {7: "wg0"}}, ["10.64.0.1"], "", TUNNEL._replace(name="wg0"),
                      id="its name is remembered"),
+        pytest.param({"heard": Heard((VPN,)), "last": TUNNEL._replace(name="wg0")}, ["10.64.0.1"], "",
+                     TUNNEL._replace(name="wg0"), id="and not forgotten when the device has gone meanwhile"),
         pytest.param({"heard": Heard((UPLINK,)), "last": TUNNEL._replace(lost=1)}, list(map(str, OWN)), "", None,
                      id="heard again, without the tunnel"),
         pytest.param({"heard": Heard((UPLINK, VPN)), "last": TUNNEL._replace(lost=1)}, ["10.64.0.1"], "", TUNNEL,

@@ -10,7 +10,7 @@ import pytest
 
 from qubes_guestnet.core import endpoint, provider_findings, rendering_provider
 from qubes_guestnet.core.attachment import VifReport
-from qubes_guestnet.core.cut_off import Drop, drops
+from qubes_guestnet.core.cut_off import Drop
 from qubes_guestnet.core.findings import Evidence, findings, servers_in_use
 from qubes_guestnet.core.nameservers import Choice
 from qubes_guestnet.core.plan import Op, Verb
@@ -312,26 +312,6 @@ def test_what_custom_forward_cuts_off_is_told(ground: Ground, codes: list[str]) 
     shut = [remark.problem for remark in found if remark.code == "kill-switch-closed"]
     assert all("there is no tunnel" in problem for problem in shut)
     assert len(ground.drops) != 7 or "2 more" in found[-1].problem
-
-
-@pytest.mark.behaviour("B142")
-@pytest.mark.parametrize(
-    ("rules", "found"),
-    [
-        ([], []),
-        (["counter", "ip saddr 10.137.0.5 accept", 'ct state new log prefix "new"'], []),
-        (["oifgroup 1 counter drop"], [True]),
-        (['oifname "eth0" drop', 'oif "eth0" reject with icmp admin-prohibited'], [True, True]),
-        (["counter drop"], [True]),
-        (['oifname "wg0" drop'], [False]),
-        (["oifgroup 1 ip daddr 10.0.0.0/8 drop"], [False]),
-        (["oifgroup != 2 drop"], [False]),
-        (['accept comment "drop"', 'oifgroup 1 drop comment "kill switch"'], [True]),
-    ],
-)
-def test_rules_that_refuse(rules: list[str], found: list[bool]) -> None:
-    listing = "table ip qubes {\n\tchain custom-forward {\n" + "".join(f"\t\t{rule}\n" for rule in rules) + "\t}\n}\n"
-    assert [drop.uplink for drop in drops([("ip", listing), ("ip6", "")], ["eth0"])] == found
 
 
 @pytest.mark.parametrize(

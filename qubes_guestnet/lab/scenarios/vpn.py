@@ -127,7 +127,10 @@ def _held(qube: Qube, told: int) -> None:
     """While systemd-resolved is away its last answer holds; that the agent has noticed is told once each time."""
     assert qube.agent is not None
     log = qube.agent
-    eventually("it is noticed", lambda: log.output().count("what it said last holds") >= told, _NAMES_DEADLINE)
+    try:
+        eventually("it is noticed", lambda: log.output().count("what it said last holds") >= told, _NAMES_DEADLINE)
+    except LabError as error:
+        raise LabError(f"{error.problem}: names lead to {_leads(qube)}", log.tail(1500)) from None
     if found := _leads(qube) - {SERVER}:
         raise LabError(f"without systemd-resolved names lead to {found}")
 
