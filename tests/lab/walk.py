@@ -68,6 +68,7 @@ class Walk(Ground):
     def __init__(self, seed: int, style: str) -> None:
         self.chance = random.Random(seed)
         super().__init__(Model({key: Value(value.encode()) for key, value in FIRST.items()}))
+        self.reuses_numbers = self.chance.random() < 0.5
         if style == "gateway":
             self.toggle(GATEWAY_ROUTE)
         self.plug()

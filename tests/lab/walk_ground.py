@@ -140,6 +140,7 @@ class Ground:
         self.plugs = self.overwrites = self.called = 0
         self.commands: list[Service] = []
         self.needs_hup = self.ready = False
+        self.reuses_numbers = False  # of vifs, as libxl does
         self.guest = Guest({key: value.data.decode() for key, value in model.keys.items()}, plugged=False)
         self.hand = Hand(self.guest.qube.pid)
         status, said = self.hand.run(AROUND)
@@ -222,7 +223,7 @@ class Ground:
     def attach(self, interface: str, up: bool) -> None:
         """A new interface of this name; `up` False: its carrier comes later, see `carrier_back`."""
         self.plugs += 1
-        self.vif, self.interface = f"vif5.{self.plugs}", interface
+        self.vif, self.interface = f"vif5.{0 if self.reuses_numbers else self.plugs}", interface
         self.tell(f"attach {self.vif} as {interface}")
         self.guest.plug(interface, vif=self.vif, up=up)
         if up:
