@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from qubes_guestnet.core import nftables
+from qubes_guestnet.core.endpoint import Endpoint
 from tests.support.oracle import Oracle
 
 ORACLE = Oracle()
 OWN, OTHER = ipaddress.ip_address("10.137.0.5"), ipaddress.ip_address("10.137.0.6")
 OWN6 = ipaddress.ip_address("fd09:24ef:4179::a89:5")
 V = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
-SERVERS = (ipaddress.IPv4Address("192.168.1.1"), ipaddress.IPv4Address("192.168.1.2"))
+SERVERS = tuple(Endpoint(ipaddress.IPv4Address(text)) for text in ("192.168.1.1", "192.168.1.2"))
+THEMSELVES = tuple(map(Endpoint, V))
 FAMILIES = ("ip", "ip6")
 
 # type, hook, priority and policy, as the design names them. None: a chain without a hook.
@@ -208,7 +210,7 @@ def test_one_transaction_moves_an_address_from_a_vif_to_another() -> None:
 @pytest.mark.behaviour("B43")
 def test_however_many_load_it_at_once_there_is_one_pair_for_each_address() -> None:
     load(nftables.base(ipv6=False))
-    texts = [nftables.dnat(zip(V, order, strict=True), V, order) for order in (SERVERS, SERVERS[::-1], SERVERS, V)]
+    texts = [nftables.dnat(zip(V, order, strict=True), V, order) for order in (SERVERS, SERVERS[::-1], SERVERS, THEMSELVES)]
     started = [subprocess.Popen(["nft", "-f", "-"], stdin=subprocess.PIPE, text=True) for _ in range(3) for _ in texts]
     for i, process in enumerate(started):
         assert process.stdin is not None
@@ -242,7 +244,7 @@ def test_unload_leaves_nothing_of_ours_and_all_of_others() -> None:
     load(nftables.unload())
     assert objects("table") == []
     load(nftables.base(ipv6=True) + nftables.attach("vif4.0", [OWN, OWN6]))
-    load(nftables.dnat(zip(V, V, strict=True), V, V))
+    load(nftables.dnat(zip(V, THEMSELVES, strict=True), V, THEMSELVES))
     load(USERS)
     load(nftables.unload())
     assert [(table["family"], table["name"]) for table in objects("table")] == [("inet", "theirs")]
