@@ -210,7 +210,8 @@ def test_one_transaction_moves_an_address_from_a_vif_to_another() -> None:
 @pytest.mark.behaviour("B43")
 def test_however_many_load_it_at_once_there_is_one_pair_for_each_address() -> None:
     load(nftables.base(ipv6=False))
-    texts = [nftables.dnat(zip(V, order, strict=True), V, order) for order in (SERVERS, SERVERS[::-1], SERVERS, THEMSELVES)]
+    orders = (SERVERS, SERVERS[::-1], SERVERS, THEMSELVES)
+    texts = [nftables.dnat(zip(V, order, strict=True), V, order) for order in orders]
     started = [subprocess.Popen(["nft", "-f", "-"], stdin=subprocess.PIPE, text=True) for _ in range(3) for _ in texts]
     for i, process in enumerate(started):
         assert process.stdin is not None
