@@ -7,11 +7,11 @@ ones. The hotplug script is whatever the machine has under its well-known name.
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.losses import every_packet_returns
 from tests.support.machine import Hall, Machine, end, line_of, spawn
 from tests.support.needs import needs
 from tests.support.oracle import Oracle
@@ -112,18 +112,10 @@ class Behind:
         return self.inside.reaches(address)
 
     @contextmanager
-    def every_packet_returns(self, address: str) -> Iterator[None]:
+    def every_packet_returns(self, address: str, what: str = "") -> Iterator[None]:
         """No ping of 50 a second is lost meanwhile."""
-        command = [*self.inside.prefix, "ping", "-n", "-q", "-i", "0.02", address]
-        ping = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        try:
+        with every_packet_returns(self.inside.prefix, address, what):
             yield
-        finally:
-            ping.send_signal(2)
-            told = ping.communicate(timeout=20)[0]
-        sent, received = (int(part.split()[0]) for part in told.split("---\n")[1].split(",")[:2])
-        assert received >= sent - 1, told  # the last one may be on its way
-        assert sent > 1, told
 
     def close(self) -> None:
         """Nothing of it is left."""

@@ -21,15 +21,11 @@ from tests.support.needs import needs
 
 SYSTEM = ("systemd", "systemd-sysv", "dbus", "udev", "iproute2", "kmod", "procps")
 DEPENDENCIES = ("nftables", "python3", "python3-pyroute2", "python3-tenacity", "xenstore-utils")
-# Others that tests install beside ours; of the second the first only knows its protocols.
-OTHERS = ("firewalld", "netbase")
+# Others that tests install beside ours; of netbase firewalld only knows the protocols.
+OTHERS = ("firewalld", "netbase", "network-manager")
 CACHED = " ".join((*DEPENDENCIES, *OTHERS))
-# Its units alone, for the check of ordering cycles.
-NETWORK_MANAGER = "/opt/network-manager"
 HOOKS = (
     f'chroot "$1" apt-get install --quiet --yes --download-only --no-install-recommends {CACHED}',
-    'chroot "$1" sh -c "cd /tmp && apt-get download --quiet network-manager'
-    f' && dpkg --extract network-manager_*.deb {NETWORK_MANAGER} && rm network-manager_*.deb"',
     # It would override the name of the machine.
     'rm -f "$1/etc/hostname"',
     # The image shares its kernel with the machine, and what it sets globally would be set there.

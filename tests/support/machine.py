@@ -99,6 +99,7 @@ class Machine:
         entries: of QubesDB, at boot.
         plugged: whether eth0 is there before process 1.
         flags: services that dom0 switched on.
+        wire: name and address of the interface that is plugged.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Machine:
         *,
         plugged: bool = True,
         flags: Sequence[str] = (),
+        wire: tuple[str, str] = ("eth0", MAC),
     ) -> None:
         needs("systemd-nspawn", "ip", "sysctl")
         self.name = f"{name}-{root.name}-{os.getpid()}"
@@ -129,7 +131,7 @@ class Machine:
         assert line_of(self._nspawn) == "ready"
         self.leader = self._nspawn.pid
         if plugged:
-            self.plug()
+            self.plug(*wire)
         assert self._nspawn.stdin is not None
         self._nspawn.stdin.write("\n")
         self._nspawn.stdin.close()
@@ -153,6 +155,11 @@ class Machine:
         """Run a command inside; its output."""
         done = _run([*self.inside.prefix, *command], check)
         return (done.stdout + (done.stderr if not check else "")).strip()
+
+    @property
+    def network(self) -> tuple[str, ...]:
+        """What to put before a command of this machine's own that is to run in the network of the booted one."""
+        return ("nsenter", "-t", str(self.leader), "--net")
 
     def property(self, unit: str, name: str) -> str:
         """A property of a unit, as `systemctl show` prints it."""
