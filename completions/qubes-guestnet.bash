@@ -12,13 +12,13 @@ _qubes_guestnet() {
         plan | status) words="--json --help $(_qubes_guestnet_interfaces)" ;;
         check) words='--json --help' ;;
         uplink)
-            if ((COMP_CWORD == 2)); then words='add remove --help'; else words=$(_qubes_guestnet_interfaces); fi
+            if ((COMP_CWORD == 2)); then words='add remove stop --help'; else words=$(_qubes_guestnet_interfaces); fi
             ;;
-        wait-uplink) words='--timeout --help' ;;
+        wait-uplink) words='--timeout --boot --help' ;;
         vif) if ((COMP_CWORD == 2)); then words='online offline --help'; fi ;;
         dns) if ((COMP_CWORD == 2)); then words='sync --help'; fi ;;
         rules) if ((COMP_CWORD == 2)); then words='load unload --help'; fi ;;
-        forwarding) if ((COMP_CWORD == 2)); then words='on off --help'; fi ;;
+        forwarding) if ((COMP_CWORD == 2)); then words='on off hold release --help'; fi ;;
         agent) words='--help' ;;
         lab) _qubes_guestnet_lab; return ;;
         esac

@@ -21,12 +21,13 @@ complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a lab -d
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from apply' -l dry-run -d 'do nothing'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from plan status check; and not __fish_seen_subcommand_from lab' -l json -d 'print JSON'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from apply plan status uplink; and not __fish_seen_subcommand_from lab' -a '(__fish_print_interfaces)'
-complete -c qubes-guestnet -n '__fish_seen_subcommand_from uplink' -a 'add remove'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from uplink' -a 'add remove stop'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from wait-uplink' -l timeout -x -d 'give up after this many seconds'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from wait-uplink' -l boot -d 'wait for no more than the boot has to'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from vif' -a 'online offline'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from dns' -a 'sync'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from rules' -a 'load unload'
-complete -c qubes-guestnet -n '__fish_seen_subcommand_from forwarding' -a 'on off'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from forwarding' -a 'on off hold release'
 
 set -l lab_verbs demo run up exec set feature status diagram down store
 # True where the word behind `lab` is one of the arguments.

@@ -34,6 +34,7 @@ class Options(NamedTuple):
         dry_run: change nothing.
         json: print JSON.
         timeout: seconds to wait.
+        boot: wait for no more than the boot has to.
         rest: everything behind `lab`.
     """
 
@@ -42,6 +43,7 @@ class Options(NamedTuple):
     dry_run: bool = False
     json: bool = False
     timeout: float = WAIT_SECONDS
+    boot: bool = False
     rest: tuple[str, ...] = ()
 
 
@@ -69,17 +71,25 @@ VERBS: dict[str, Verb] = {
     "plan": Verb("plan", ("[interface]",), (), ("--json",), "print what apply would do, one operation a line"),
     "status": Verb("status", ("[interface]",), (), ("--json",), "what is desired, what is there, since when"),
     "check": Verb("check", (), (), ("--json",), "diagnose: a code, what is wrong, what to do"),
-    "uplink": Verb("uplink", ("action", "interface"), ("add", "remove"), (), "what udev and the units call"),
-    "wait-uplink": Verb("wait_uplink", (), (), ("--timeout",), "return when the current interface is configured"),
+    "uplink": Verb("uplink", ("action", "interface"), ("add", "remove", "stop"), (), "what udev and the units call"),
+    "wait-uplink": Verb(
+        "wait_uplink", (), (), ("--timeout", "--boot"), "return when the current interface is configured"
+    ),
     "vif": Verb("vif", ("action",), ("online", "offline"), (), "what Xen's hotplug calls for a qube behind this one"),
     "dns": Verb("dns", ("action",), ("sync",), (), "lead the virtual DNS to the real servers; 100 if it does"),
     "rules": Verb("rules", ("action",), ("load", "unload"), (), "anti-spoofing and base rules, in or out"),
-    "forwarding": Verb("forwarding", ("action",), ("on", "off"), (), "start or stop to forward for the qubes behind"),
+    "forwarding": Verb(
+        "forwarding", ("action",), ("on", "off", "hold", "release"), (), "start or stop to forward for the qubes behind"
+    ),
     "lab": Verb("lab", (), (), (), "qubes out of namespaces: demo, run, up, store"),
 }
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--dry-run": {"action": "store_true", "help": "print the operations and do none of them"},
+    "--boot": {
+        "action": "store_true",
+        "help": "only for an interface that is attached, and with NetworkManager only for its profile to be written",
+    },
     "--json": {"action": "store_true", "help": "print JSON, for programs"},
     "--timeout": {
         "type": float,

@@ -14,7 +14,7 @@ from .others import Others
 from .output import complain, print_json, say
 from .paths import Paths
 from .reconcile import Pass, reconcile, take_down
-from .system import netlink
+from .system import netlink, services
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -111,8 +111,14 @@ def check(options: Options) -> int:
 
 
 def uplink(options: Options) -> int:
-    """`add`: configure the interface if dom0 manages it. `remove`: take it down and leave it so."""
-    if options.action == "remove":
+    """`add`: configure the interface if dom0 manages it. `remove`: take it down and leave it so.
+
+    `stop`: what the unit says at its end; as `remove`, unless only something that it requires is restarted or stopped.
+    """
+    if options.action == "stop" and not _is_stopped_for_itself(options.interface):
+        say((f"{options.interface} stays up: its unit is stopped because of another one, and the rules stay in force",))
+        return 0
+    if options.action != "add":
         try:
             index = socket.if_nametoindex(options.interface)
         except OSError:
@@ -127,14 +133,25 @@ def uplink(options: Options) -> int:
     return applied(report)
 
 
+def _is_stopped_for_itself(interface: str) -> bool:
+    from .core import unit_jobs as rules
+    from .system import unit_jobs
+
+    return rules.takes_down(f"qubes-network-uplink@{interface}.service", rules.parse(unit_jobs.listed()))
+
+
 def wait_uplink(options: Options) -> int:
-    """0 once the interface that is there now is configured, at once if none is expected; 1 when time is up."""
+    """0 once the interface that is there now is configured, at once if none is expected; 1 when time is up.
+
+    For the boot an interface that is not attached is none that is expected, and what NetworkManager has to do is not
+    waited for: it starts only afterwards (behaviours B151 and B156).
+    """
     deadline = time.monotonic() + options.timeout
     kernel, others = netlink.Kernel(), Others(PATHS.flags, attending=False)
     while True:
         try:
             report = reconcile(reading.entries(), kernel, PATHS, Pass(dry_run=True, others=others))
-            if report.settled:
+            if report.settled or (options.boot and _is_ready_to_boot(report, others)):
                 return 0
             reason = next((str(error) for error in report.errors), "; ".join(report.plan) or report.waiting)
         except StoreError as error:
@@ -142,6 +159,10 @@ def wait_uplink(options: Options) -> int:
         if time.monotonic() >= deadline:
             raise GuestnetError(f"not configured after {options.timeout:g} s: {reason}", "qubes-guestnet check")
         time.sleep(POLL_SECONDS)
+
+
+def _is_ready_to_boot(report: Report, others: Others) -> bool:
+    return not report.unready and others.published(report.settings, services.flags(PATHS.flags), report.interfaces)
 
 
 def dns(_options: Options) -> int:

@@ -85,8 +85,8 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Grou
     from .core.nftables import CHAINS
     from .core.record import checksum
     from .core.resolver import tunnel
-    from .core.shadows import shadows
-    from .system import vifs
+    from .core.shadows import is_filtered, shadows
+    from .system import services, vifs
     from .system.owned import Ledger
 
     listing = nft.listing(CHAINS)
@@ -97,7 +97,10 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Grou
     uplinks = [interface.link for interface in report.interfaces if interface.link is not None]
     cut = drops(((family, nft.table(family)) for family in nft.FAMILIES), (link.name for link in uplinks))
     vpn = tunnel(kernel.tunnels((), (link.ifindex for link in uplinks)))
-    return Ground(rules, tuple(sorted(there - known)), tuple(sorted(known - there)), shadows(nft.chains()), cut, vpn)
+    chains = nft.chains()
+    unfiltered = services.filters(paths.flags) and not is_filtered(chains)
+    unknown, gone = tuple(sorted(there - known)), tuple(sorted(known - there))
+    return Ground(rules, unknown, gone, shadows(chains), cut, vpn, unfiltered)
 
 
 def _neighbour_limit() -> int:

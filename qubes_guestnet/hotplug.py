@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from .core import hardening, provider, settings
 from .core import hooks as hook_rules
-from .core import provider, settings
 from .core import vif as vif_rules
 from .core.mappings import is_told
 from .core.vif import Vif, VifName
@@ -63,7 +63,8 @@ def online(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
             raise errors[0]
         vif = vif._replace(mappings=mappings, told=is_told(untrusted_entries, vif.addresses))
         _await(vif.name)
-        done = [*_translate(vif, untrusted_entries), *_hand_over("online", vif, untrusted_entries, paths)]
+        done = [*_translate(vif, untrusted_entries), *_harden(vif, untrusted_entries, paths)]
+        done += _hand_over("online", vif, untrusted_entries, paths)
         done += _run_hooks("online", vif)
         xenstore.write(f"{call.folder}/hotplug-status", "connected")
     except GuestnetError as error:
@@ -173,7 +174,7 @@ def _recorded(name: VifName, paths: Paths) -> Vif | None:
 
 def _entries(vif: Vif) -> dict[str, bytes]:
     """What matters for a vif: the provider's own entries, and the mappings of its addresses."""
-    mapped = tuple(provider.mapping_prefix(address) for address in vif.addresses)
+    mapped = (*(provider.mapping_prefix(address) for address in vif.addresses), hardening.KEY)
     store = qubesdb.connect()
     try:
         return qubesdb.read_all(store, (*settings.UPLINK_PREFIXES_OF_A_PROVIDER, *provider.PROVIDER_PREFIXES, *mapped))
@@ -207,6 +208,17 @@ def _translate(vif: Vif, untrusted_entries: Mapping[str, bytes]) -> tuple[str, .
     mapping = vif.mappings[0]  # a qube has one IPv4 address
     fakeip.build(vif, mapping, gateway)
     return (f"{vif.name.text}: {mapping.real} is shown as {mapping.visible}",)
+
+
+def _harden(vif: Vif, untrusted_entries: Mapping[str, bytes], paths: Paths) -> tuple[str, ...]:
+    """What the service harden-network-interfaces asks for, before the link goes up (behaviours B17, B154)."""
+    flag = os.path.exists(os.path.join(paths.flags, hardening.SERVICE))
+    if not hardening.wanted(untrusted_entries.get(hardening.KEY, b""), flag):
+        return ()
+    from .system import sysctl  # only where it is asked for
+
+    sysctl.harden(vif.name.text)
+    return (f"{vif.name.text}: hardened (service {hardening.SERVICE})",)
 
 
 def _demolish(vif: Vif) -> tuple[str, ...]:

@@ -159,6 +159,11 @@ class Others:
             self._silent = (time.monotonic() + PATIENCE_SECONDS, heard)
         return heard
 
+    def published(self, settings: Settings, flags: Flags, interfaces: Iterable[InterfaceReport]) -> bool:
+        """Whether NetworkManager, when it starts, finds a profile of each interface that it is to configure."""
+        profiles = (_profile(interface, settings, flags) for interface in interfaces)
+        return all(networkmanager.holds(*profile) for profile in profiles if profile is not None)
+
     def take_down(self, entry: Interface, interface: str) -> None:
         """`uplink remove`: NetworkManager and systemd-resolved let go of it. What they refuse is harmless then."""
         if entry.profile:
@@ -196,14 +201,11 @@ class _Work:
     def profile(self, interface: InterfaceReport) -> None:
         """Write the profile if it differs, and see that NetworkManager has it in force."""
         link, settings = interface.link, interface.settings
-        if link is None or interface.removed or not interface.manager.networkmanager:
+        profile = _profile(interface, self._settings, self._flags)
+        if link is None or profile is None:
             return
-        if settings.held or self._settings.dns.held or not interface.desired.addresses:
-            return  # what is in force stays, or there is nothing to put in force
-        servers, mtu = self._settings.dns.servers, interface.desired.mtu
-        options = ProfileOptions(interface.choice.style, self._flags, servers, mtu, interface.rank)
-        text = nm.keyfile(link.name, settings, options)
-        name, wanted = nm.file_name(link.name), checksum(text)
+        name, text = profile
+        wanted = checksum(text)
         if not networkmanager.holds(name, text):
             self._do(f"publish {nm.FOLDER}/{name}", partial(networkmanager.publish, name, text))
         entry = self._ledger.record.interface(link)
@@ -214,6 +216,9 @@ class _Work:
             self._do(f'nmcli connection load and up: "{nm.profile_name(link.name)}"', take_up)
         except networkmanager.NotRunning:
             self.todo.append(f"NetworkManager is to read {nm.FOLDER}/{name} when it starts")
+            return
+        except networkmanager.NotManaged:
+            self.todo.append(f"NetworkManager is to take up {nm.FOLDER}/{name} when udev is through with {link.name}")
             return
         if not self._dry_run:
             self._save(entry._replace(profile=wanted))
@@ -311,6 +316,17 @@ class _Work:
             self._save(entry._replace(resolved=wanted is not None))
 
 
+def _profile(interface: InterfaceReport, settings: Settings, flags: Flags) -> tuple[str, bytes] | None:
+    """Name and text of the profile of an interface; None where there is to be none, or what there is stays."""
+    link, own = interface.link, interface.settings
+    if link is None or interface.removed or not interface.manager.networkmanager:
+        return None
+    if own.held or settings.dns.held or not interface.desired.addresses:
+        return None  # what is in force stays, or there is nothing to put in force
+    options = ProfileOptions(interface.choice.style, flags, settings.dns.servers, interface.desired.mtu, interface.rank)
+    return nm.file_name(link.name), nm.keyfile(link.name, own, options)
+
+
 def _take_up(interface: str, name: str, mac: str, *, fresh: bool) -> None:
     """Have a running NetworkManager use the profile.
 
@@ -322,6 +338,9 @@ def _take_up(interface: str, name: str, mac: str, *, fresh: bool) -> None:
     uuid = nm.profile_uuid(mac)
     active = networkmanager.is_active(interface, uuid)
     if not active and fresh:
+        # core-agent's udev rule has udev wait for our command, and NetworkManager waits for udev.
+        if not networkmanager.is_managed(interface):
+            raise networkmanager.NotManaged(f"NetworkManager does not manage {interface}")
         networkmanager.activate(interface, uuid)
     elif active and not fresh:
         networkmanager.reapply(interface, uuid)

@@ -48,14 +48,21 @@ def rules(options: Options) -> int:
 
 
 def forwarding(options: Options) -> int:
-    """`on`: all that a provider does, forwarding last. `off`: forwarding ends and stays off until `on`."""
+    """`on`: all that a provider does, forwarding last. `off`: forwarding ends and stays off until `on`.
+
+    `hold` and `release` are the same for another reason: the firewall of the qubes is not ready, or is. Nothing is
+    forwarded while there is one of the two reasons against it.
+    """
     from .rules import Rules
 
-    ours = Rules(PATHS)
-    if options.action == "off":
-        say(ours.close())
+    ours, unfiltered = Rules(PATHS), options.action in ("hold", "release")
+    if options.action in ("off", "hold"):
+        say(ours.close(unfiltered=unfiltered))
         return 0
     from . import commands
 
-    ours.reopen()
+    if unfiltered:
+        ours.release()
+    else:
+        ours.reopen()
     return commands.applied(commands.settling(reading.entries(), ""))

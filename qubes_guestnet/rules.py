@@ -56,6 +56,7 @@ class Rules:
         active = settings.active and services.provides(self._paths.flags)
         work = Work(settings, active, self._wants_ipv6(settings, active, ledger), ledger, dry_run)
         work.mtu, work.untrusted_entries = mtu.common(untrusted_entries), untrusted_entries
+        work.unfiltered = work.provided.unfiltered and services.filters(self._paths.flags)
         work.attempt(partial(forwarding.obey, work))
         if work.provided.hold:
             work.attempt(partial(_recovery().wait, work))
@@ -166,22 +167,34 @@ class Rules:
             ledger.save(ledger.record._replace(provided=Provided(closed=True)))
         return (*done, "nft -f: tables ip qubes and ip6 qubes deleted")
 
-    def close(self) -> tuple[str, ...]:
-        """No forwarding until `reopen`: what is forwarded by us ends, in a provider whoever switched it on."""
+    def close(self, *, unfiltered: bool = False) -> tuple[str, ...]:
+        """No forwarding until `reopen`: what is forwarded by us ends, in a provider whoever switched it on.
+
+        Args:
+            unfiltered: the reason is that the firewall of the qubes is not ready; without its flag that is none.
+        """
         with Ledger(self._paths.run) as ledger:
             work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
+            if unfiltered and not services.filters(self._paths.flags):
+                return ()
             every = frozenset(forwarding.FORWARDING)
             families = every if services.provides(self._paths.flags) else work.provided.forwarding
-            work.save(work.provided._replace(closed=True, forwarding=families))
+            provided = work.provided._replace(forwarding=families)
+            work.save(provided._replace(unfiltered=True) if unfiltered else provided._replace(closed=True))
             self._close(work)
             work.raise_first()
             return tuple(work.done)
 
     def reopen(self) -> None:
-        """The next pass forwards again, whatever it was that kept it from that."""
+        """The next pass forwards again, whatever it was that kept it from that, but for the firewall of the qubes."""
         with Ledger(self._paths.run) as ledger:
             opened = ledger.record.provided._replace(closed=False, hold="", stopped=frozenset(), lost=())
             ledger.save(ledger.record._replace(provided=opened))
+
+    def release(self) -> None:
+        """The firewall of the qubes is ready: that keeps the next pass no more from forwarding."""
+        with Ledger(self._paths.run) as ledger:
+            ledger.save(ledger.record._replace(provided=ledger.record.provided._replace(unfiltered=False)))
 
     # --- what is in force --------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ class Work:
         reloaded: they were, or are to be, loaded anew: what else is in the tables is in doubt.
         closing: families that were, or are to be, closed until lost rules are back.
         stopped: families whose forwarding somebody else has switched off; that is obeyed.
+        unfiltered: the firewall that this qube's flag asks for is not ready.
     """
 
     def __init__(self, settings: ProviderSettings, active: bool, ipv6: bool, ledger: Ledger, dry_run: bool) -> None:
@@ -44,7 +45,7 @@ class Work:
         self.mtu = 0
         self.stopped, self.closing = frozenset[int](), frozenset[int]()
         self.untrusted_entries: Mapping[str, bytes] = {}
-        self.ruled = self.planned = self.reloaded = False
+        self.ruled = self.planned = self.reloaded = self.unfiltered = False
         self.names: Choice | None = None
         self.vifs: list[VifReport] = []
         self.todo: list[str] = []
@@ -54,7 +55,7 @@ class Work:
     @property
     def families(self) -> frozenset[int]:
         """Families that this qube is to forward."""
-        if self.provided.closed or self.provided.hold:
+        if self.provided.closed or self.provided.hold or self.unfiltered:
             return frozenset()
         wanted = ((IPV4, self.active), (IPV6, self.ipv6))
         return frozenset(family for family, on in wanted if on) - self.stopped
@@ -107,4 +108,5 @@ class Work:
             tuple(self.vifs), before, self.lines(), (*self.settings.errors, *self.errors),
             self.ruled, self.provided.closed, self.provided.offload,
             stopped=self.stopped, hold=self.provided.hold, lost=self.provided.lost,
+            unfiltered=self.unfiltered,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from .provider_findings import remarks as provider_remarks
 from .report import InterfaceReport, Report, Standing
 from .resolver import Owner, parse
 from .uplink import Style
-from .values import IPV4
+from .values import IPV4, IPV6, ROUTE_PROTOCOL
 
 
 class Finding(NamedTuple):
@@ -118,10 +118,29 @@ def _interface_findings(interface: InterfaceReport) -> Iterator[Finding]:
     if interface.plan:
         problem = f"{interface.link.name} is not as dom0 asks, first: {interface.plan[0]}"
         yield Finding("plan-not-empty", "error", problem, "qubes-guestnet apply, and see what it says")
+    yield from _second_default_route(interface)
     if interface.choice.reason.startswith("fall-back"):
         problem = f"{interface.link.name} uses the gateway route: {interface.choice.reason}"
         remedy = "set proxy_delay to 0 in the provider, or make it the rule by the flag guestnet-gateway-route"
         yield Finding("fallback-in-use", "warning", problem, remedy)
+
+
+def _second_default_route(interface: InterfaceReport) -> Iterator[Finding]:
+    """As what configured it before us leaves one: of two with one metric the older one is in force (behaviour B157)."""
+    defaults = [route for route in interface.observed.routes if not route.destination.prefixlen]
+    ours = (route for route in interface.desired.routes if not route.destination.prefixlen)
+    wanted = {route.destination.version: route.metric for route in ours}
+    for route in defaults:
+        version = route.destination.version
+        before = version in wanted and route.metric <= wanted[version] and route.protocol != ROUTE_PROTOCOL
+        if not before or interface.manager.networkmanager or interface.link is None:
+            continue
+        way = f"via {route.gateway}" if route.gateway is not None else "without a gateway"
+        problem = f"{interface.link.name} has another IPv{version} default route, {way}, and it may go before ours"
+        family = "-6 " if version == IPV6 else ""
+        words = f"default via {route.gateway}" if route.gateway is not None else "default"
+        remedy = f"if it is not meant: ip {family}route delete {words} dev {interface.link.name} proto {route.protocol}"
+        yield Finding("second-default-route", "note", problem, remedy)
 
 
 def _resolver_findings(evidence: Evidence) -> Iterator[Finding]:

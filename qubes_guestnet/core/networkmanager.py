@@ -172,16 +172,18 @@ def _dns(options: ProfileOptions) -> Iterable[str]:
         yield "dns=" + "".join(f"{server};" for server in options.servers)
 
 
-def left_to_us(ops: Iterable[Op], observed: State) -> tuple[Op, ...]:
+def left_to_us(ops: Collection[Op], observed: State) -> tuple[Op, ...]:
     """Of a plan, what we do on an interface of NetworkManager's.
 
     A neighbour only once its family has an address: before that NetworkManager switches IPv6 off and on, and the kernel
-    refuses or forgets the entry.
+    refuses or forgets the entry. A sysctl only if it is another one: before a link-up of ours all of them are made
+    again, and this link-up is not ours (behaviour B151).
     """
     families = {address.version for address in observed.addresses} if observed.up else set()
-    return tuple(
-        op for op in ops if op.verb in OUR_VERBS and (op.verb is not Verb.NEIGHBOUR_SET or op.family in families)
-    )
+    early = (op for op in ops if op.verb is Verb.NEIGHBOUR_SET and op.family not in families)
+    done = (op for op in ops if op.verb is Verb.TUNABLE and op.subject in observed.tunables)
+    left_out = {*early, *done}
+    return tuple(op for op in ops if op.verb in OUR_VERBS and op not in left_out)
 
 
 def waiting(desired: State, observed: State) -> str:

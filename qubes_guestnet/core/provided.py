@@ -37,6 +37,7 @@ class ProviderReport(NamedTuple):
         stopped: families whose forwarding somebody else switched off.
         hold: why nothing is forwarded since the rules were lost, see `record.Provided`.
         lost: what others lost together with our rules, in words.
+        unfiltered: qubes-firewall.service is not ready, and so nothing is forwarded.
     """
 
     settings: ProviderSettings
@@ -54,6 +55,7 @@ class ProviderReport(NamedTuple):
     stopped: frozenset[int] = frozenset()
     hold: str = ""
     lost: tuple[str, ...] = ()
+    unfiltered: bool = False
 
     @property
     def waits(self) -> bool:

@@ -39,6 +39,7 @@ class Ground(NamedTuple):
         shadows: chains of others that come before ours.
         drops: rules in `custom-forward` that drop or refuse.
         tunnel: a device that shows that a VPN is there, "" for none.
+        unfiltered: the flag qubes-firewall is set, and the firewall's table is not there.
     """
 
     rules: str = GOOD
@@ -47,6 +48,7 @@ class Ground(NamedTuple):
     shadows: tuple[Shadow, ...] = ()
     drops: tuple[Drop, ...] = ()
     tunnel: str = ""
+    unfiltered: bool = False
 
 
 def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
@@ -75,6 +77,10 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
         problem = "dom0 makes this qube a provider, and the service flag qubes-network is not set: it forwards nothing"
         yield Remark("provider-flag-missing", "warning", problem, "qvm-service QUBE qubes-network on, and restart it")
         return
+    if ground.unfiltered and report.forwarding:
+        problem = "the qubes behind this one are UNFILTERED: the service qubes-firewall is on, and no firewall is there"
+        remedy = "systemctl start qubes-firewall (of qubes-core-agent-networking); or qubes-guestnet forwarding off"
+        yield Remark("firewall-missing", "error", problem, remedy)
     yield from _forwarding(report)
     yield from _ipv6(report)
     yield from _names(report)
@@ -87,7 +93,10 @@ def _forwarding(report: ProviderReport) -> Iterator[Remark]:
     families = [family for family, on in wanted if on and family not in report.forwarding]
     missing, on_again = " and ".join(f"IPv{family}" for family in families), "qubes-guestnet forwarding on"
     stopped = bool(families) and report.stopped.issuperset(families)
-    if missing:
+    if missing and report.unfiltered:
+        problem = f"{missing} is not forwarded: qubes-firewall.service is not ready, and the qubes would be unfiltered"
+        yield Remark("firewall-not-ready", "error", problem, "systemctl start qubes-firewall; else see its journal")
+    elif missing:
         reason, remedy = (
             ("`forwarding off` was said", on_again) if report.closed
             else (_HOLDS[report.hold], f"{_SEE_TO[report.hold]}, then {on_again}") if report.hold

@@ -107,6 +107,8 @@ class Provided(NamedTuple):
         stopped: families that somebody else closed. That is obeyed until `forwarding on` (behaviour B133).
         hold: why forwarding stays closed after the rules were lost: HELD or FIREWALL, "" for no such reason.
         lost: what others had beside our rules, and lost together with them, in words.
+        unfiltered: `forwarding hold` was said: the firewall of the qubes is not ready, and nothing is forwarded before
+            `forwarding release`.
     """
 
     rules: Loaded = Loaded()
@@ -123,6 +125,7 @@ class Provided(NamedTuple):
     hold: str = ""
     lost: tuple[str, ...] = ()
     proxied: tuple[str, ...] = ()
+    unfiltered: bool = False
 
     @property
     def offloading(self) -> bool:
@@ -258,6 +261,8 @@ def _lines(record: Record) -> Iterator[str]:
     if provided.hold:
         yield f"hold {provided.hold}"
     yield from (f"lost {words}" for words in provided.lost)
+    if provided.unfiltered:
+        yield "unfiltered"
 
 
 def _interface(text: str) -> Interface:
@@ -374,6 +379,10 @@ def _connected(provided: Provided, text: str) -> Provided:
     return provided._replace(connected=text)
 
 
+def _unfiltered(provided: Provided, _text: str) -> Provided:
+    return provided._replace(unfiltered=True)
+
+
 _PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
     "rules": _rules,
     "names": _names,
@@ -389,4 +398,5 @@ _PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
     "stopped": _stopped,
     "hold": _hold,
     "lost": _lost,
+    "unfiltered": _unfiltered,
 }

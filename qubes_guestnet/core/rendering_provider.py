@@ -35,6 +35,7 @@ def as_data(report: ProviderReport | None) -> dict[str, Any] | None:
         "stopped": _families(report.stopped),
         "hold": report.hold,
         "lost": list(report.lost),
+        "unfiltered": report.unfiltered,
         "rules": report.ruled,
         "held": sorted(report.settings.held),
         "dns": {
@@ -77,6 +78,8 @@ def _forwarding(report: ProviderReport) -> str:
     if report.forwarding:
         named = " and ".join(word.replace("ipv", "IPv") for word in _families(report.forwarding))
         return f"forwards {named}{_stopped(report)}"
+    if report.unfiltered:
+        return "forwards nothing (qubes-firewall.service is not ready)"
     if report.closed:
         return "forwards nothing (`forwarding off` was said)"
     if report.hold:

@@ -151,6 +151,16 @@ class Report(NamedTuple):
         return next((interface.waiting for interface in self.interfaces if interface.waiting), "interface missing")
 
     @property
+    def unready(self) -> tuple[InterfaceReport, ...]:
+        """Interfaces that are attached and have something of ours to do; NetworkManager may start only after us.
+
+        One whose settings are not valid is none of them: nothing is done before dom0 writes others.
+        """
+        there = (report for report in self.interfaces if report.link is not None and report.expected)
+        asked = (report for report in there if report.desired.addresses and not report.configured)
+        return tuple(report for report in asked if report.plan or not report.manager.networkmanager)
+
+    @property
     def settled(self) -> bool:
         """True when every interface that is expected is there and configured, at once when none is expected."""
         known = not self.settings.held or any(report.configured for report in self.interfaces)

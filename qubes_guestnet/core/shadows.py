@@ -80,6 +80,12 @@ class Shadow(NamedTuple):
         return f"{what} (hook {chain.hook}, priority {chain.priority}) is {order}{policy}"
 
 
+def is_filtered(chains: Iterable[Chain]) -> bool:
+    """Whether the firewall of the qubes is there: in its table, the chain that refuses what it does not know."""
+    places = {(chain.family, chain.table, chain.hook, chain.policy) for chain in chains}
+    return ("ip", "qubes-firewall", "forward", "drop") in places
+
+
 def shadows(chains: Iterable[Chain]) -> tuple[Shadow, ...]:
     """The chains of others that come before ours, each with the last one of ours that it precedes.
 

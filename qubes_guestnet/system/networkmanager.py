@@ -15,10 +15,15 @@ PRIVATE = 0o600  # NetworkManager does not read a profile that others may read
 _SECONDS = 1.0
 _NOT_RUNNING = 8  # nmcli(1), exit status
 _LONGEST_PROFILE = 1 << 16
+_UNMANAGED = "10 "  # NM_DEVICE_STATE_UNMANAGED, and its name behind it
 
 
 class NotRunning(GuestnetError):
     """It is not there (yet). It reads our profile when it starts."""
+
+
+class NotManaged(GuestnetError):
+    """It does not manage the device yet, as while udev is at work on it. Then it takes the profile up by itself."""
 
 
 def facts(flags: str) -> ManagerFacts:
@@ -83,6 +88,11 @@ def load(name: str) -> None:
 def is_active(interface: str, uuid: str) -> bool:
     """Whether it has, or is about to have, a profile in force on an interface."""
     return _nmcli("-g", "GENERAL.CON-UUID", "device", "show", interface) == uuid
+
+
+def is_managed(interface: str) -> bool:
+    """Whether it manages a device."""
+    return not _nmcli("-g", "GENERAL.STATE", "device", "show", interface).startswith(_UNMANAGED)
 
 
 def activate(interface: str, uuid: str) -> None:

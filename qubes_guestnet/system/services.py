@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FLAGS_FOLDER = "/run/qubes-service"
 CONFIG_FILE = "/etc/qubes/guestnet.toml"
 PROVIDES = "qubes-network"
+FILTERS = "qubes-firewall"
 NO_OFFLOAD = "guestnet-no-offload"
 FIREWALL = "qubes-firewall"
 UPDATES_PROXY = "qubes-updates-proxy"
@@ -93,6 +94,11 @@ def _table(path: str, name: str, remedy: str) -> Any:
 def provides(folder: str = FLAGS_FOLDER) -> bool:
     """Whether the flag is set without which a qube never forwards: templates have it not (#7801)."""
     return os.path.exists(os.path.join(folder, PROVIDES))
+
+
+def filters(folder: str = FLAGS_FOLDER) -> bool:
+    """Whether the flag is set with which the qubes behind this one have a firewall."""
+    return os.path.exists(os.path.join(folder, FILTERS))
 
 
 def may_offload(folder: str = FLAGS_FOLDER) -> bool:

@@ -13,7 +13,7 @@ from qubes_guestnet.core.networkmanager import Manager, ManagerFacts, ProfileOpt
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.settings import Family, UplinkSettings
 from qubes_guestnet.core.uplink import Flags, Style, desired
-from qubes_guestnet.core.values import IPInterface, Link, Neighbour, Route, State
+from qubes_guestnet.core.values import IPInterface, Link, Neighbour, Route, State, Tunable
 
 MAC = "00:16:3e:5e:6c:05"
 LINK = Link(2, "eth0", MAC)
@@ -123,6 +123,15 @@ def test_what_is_left_to_us() -> None:
     assert nm.left_to_us(OPS, State(addresses=frozenset({ADDRESS}))) == (OPS[0], OPS[5]), "not while it is down"
     assert nm.left_to_us(OPS, State(up=True)) == (OPS[0], OPS[5])
     assert nm.left_to_us(OPS, State(up=True, addresses=frozenset({ADDRESS}))) == (OPS[0], OPS[3], OPS[5])
+
+
+@pytest.mark.behaviour("B151")
+def test_sysctls_are_made_once_while_networkmanager_has_the_link_down() -> None:
+    """Or the boot would wait for them, and NetworkManager comes after it."""
+    setting = Tunable(("ipv6", "conf", "eth0", "accept_ra"), "0")
+    op = Op(Verb.TUNABLE, 2, "eth0", setting)
+    assert nm.left_to_us((op,), State(tunables=frozenset({setting._replace(value="1")}))) == (op,)
+    assert nm.left_to_us((op,), State(tunables=frozenset({setting}))) == ()
 
 
 def test_what_networkmanager_has_still_to_do() -> None:

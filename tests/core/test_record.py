@@ -54,6 +54,7 @@ FULL = Record(
         hold="held",
         lost=("table inet mine", "rules of ip qubes chain custom-forward"),
         proxied=("9.9.9.9",),
+        unfiltered=True,
     ),
 )
 TEXT = f"""{HEADER}interface 2 {MAC}
@@ -84,6 +85,7 @@ stopped 6
 hold held
 lost table inet mine
 lost rules of ip qubes chain custom-forward
+unfiltered
 """.encode()
 
 endpoints = st.builds(Endpoint, st.ip_addresses(v=4, network="10.0.0.0/8"), st.integers(1, 65535))

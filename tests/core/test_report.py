@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 
 import pytest
 
 from qubes_guestnet.core.findings import Evidence, Finding, findings
+from qubes_guestnet.core.networkmanager import Manager, ManagerChoice
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.rendering import as_data, as_text
 from qubes_guestnet.core.report import InterfaceReport, Report, ResolverReport, Standing
 from qubes_guestnet.core.resolver import Decision, FileFacts, Owner, choose_owner, render
 from qubes_guestnet.core.settings import Settings, UplinkSettings, parse
 from qubes_guestnet.core.uplink import Flags, Style, StyleChoice, desired
-from qubes_guestnet.core.values import Link, State
+from qubes_guestnet.core.values import Link, Route, State
 from qubes_guestnet.errors import ConfigError, GuestnetError, KernelError
 from tests.support.hostile import GOOD, MAC
 
@@ -55,6 +57,29 @@ def test_whether_an_interface_is_expected_and_configured(
     assert Report(SETTINGS, (DONE, interface)).settled is (configured or not expected)
 
 
+BY_NM = DONE._replace(manager=ManagerChoice(Manager.NETWORKMANAGER), waiting="link is down")
+
+
+@pytest.mark.behaviour("B151")
+@pytest.mark.behaviour("B156")
+@pytest.mark.parametrize(
+    ("interface", "ready"),
+    [
+        (DONE, True),
+        (MISSING, True),
+        (DONE._replace(plan=(OP,)), False),
+        (DONE._replace(removed=True, plan=(OP,)), True),
+        (DONE._replace(settings=HELD, desired=State()), True),
+        # What is to do is NetworkManager's, or ours after all.
+        (BY_NM, True),
+        (BY_NM._replace(plan=(OP,)), False),
+    ],
+)
+def test_what_the_boot_has_to_wait_for(interface: InterfaceReport, ready: bool) -> None:
+    assert Report(SETTINGS, (interface,)).unready == (() if ready else (interface,))
+    assert Report(SETTINGS, (DONE, interface)).unready == (() if ready else (interface,))
+
+
 def test_settled_where_nothing_is_expected() -> None:
     assert Report(Settings()).settled
 
@@ -72,6 +97,37 @@ def test_whether_resolv_conf_is_pending(wanted: bytes | None, current: bytes, pe
 def test_the_plan_is_the_operations_and_the_file() -> None:
     report = WELL._replace(interfaces=(DONE._replace(plan=(OP,)),), resolver=RESOLVER._replace(current=b""))
     assert report.plan == ("ip link set dev eth0 up", "publish /etc/resolv.conf: 10.139.1.1 10.139.1.2")
+
+
+def beside(*routes: Route) -> InterfaceReport:
+    return DONE._replace(observed=STATE._replace(routes=STATE.routes | set(routes)))
+
+
+ANY, ANY6 = ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0")
+GATEWAY, GATEWAY6 = ipaddress.ip_address("10.138.1.2"), ipaddress.ip_address("fe80::1")
+LEFT = Route(ANY, GATEWAY, onlink=True, protocol=3)  # as `ip route` of a script makes it
+SECOND = {
+    "before ours": (beside(LEFT), ["ip route delete default via 10.138.1.2 dev eth0 proto 3"]),
+    "without a gateway": (beside(Route(ANY, protocol=3)), ["ip route delete default dev eth0 proto 3"]),
+    "of IPv6": (
+        beside(Route(ANY6, GATEWAY6, metric=1024, protocol=3)),
+        ["ip -6 route delete default via fe80::1 dev eth0 proto 3"],
+    ),
+    "behind ours": (beside(LEFT._replace(metric=100)), []),
+    "to somewhere": (beside(Route(ipaddress.ip_network("10.0.0.0/8"), GATEWAY, protocol=3)), []),
+    "another one of ours": (beside(Route(ANY, GATEWAY, onlink=True)), []),
+    "where none is asked for": (beside(LEFT)._replace(desired=STATE._replace(routes=frozenset())), []),
+    "where NetworkManager makes them": (beside(LEFT)._replace(manager=ManagerChoice(Manager.NETWORKMANAGER)), []),
+}
+
+
+@pytest.mark.behaviour("B157")
+@pytest.mark.parametrize(("interface", "remedies"), SECOND.values(), ids=SECOND.keys())
+def test_a_default_route_that_others_left_is_told(interface: InterfaceReport, remedies: list[str]) -> None:
+    found = findings(Evidence(WELL._replace(interfaces=(interface,)), standing=AGENT))
+    told = [finding for finding in found if finding.code == "second-default-route"]
+    assert [finding.remedy.partition(": ")[2] for finding in told] == remedies
+    assert {finding.severity for finding in told} <= {"note"}
 
 
 FOREIGN = Decision(Owner.PROTECTED, "protected=/rw/list owner=protected")

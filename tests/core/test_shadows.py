@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core.shadows import Chain, shadows
+from qubes_guestnet.core.shadows import Chain, is_filtered, shadows
 
 FORWARD = Chain("inet", "t", "f", "filter", "forward", -10, "drop")
 DSTNAT = Chain("ip", "nat", "PREROUTING", "nat", "prerouting", -100)
@@ -48,3 +48,23 @@ def test_in_words() -> None:
         "nat chain ip nat PREROUTING (hook prerouting, priority -100) is at the same priority as our dnat-dns,"
         " in no certain order"
     )
+
+
+GUARD = Chain("ip", "qubes-firewall", "forward", "filter", "forward", 0, "drop")
+
+
+@pytest.mark.behaviour("B155")
+@pytest.mark.parametrize(
+    ("chains", "filtered"),
+    [
+        ([GUARD], True),
+        ([FORWARD, GUARD], True),
+        ([], False),
+        ([FORWARD], False),
+        ([GUARD._replace(policy="accept")], False),
+        ([GUARD._replace(hook="prerouting")], False),
+        ([GUARD._replace(family="ip6")], False),
+    ],
+)
+def test_whether_the_firewall_of_the_qubes_is_there(chains: list[Chain], filtered: bool) -> None:
+    assert is_filtered(chains) is filtered

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether sysctls are to harden the interfaces of the qubes behind this one (service harden-network-interfaces).
+
+As qubes-core-agent-networking does it (behaviours B17, B154): off unless it is asked for, and looked up in QubesDB, so
+that a change counts for the next interface without a restart of the qube.
+"""
+
+from __future__ import annotations
+
+SERVICE = "harden-network-interfaces"
+KEY = f"/qubes-service/{SERVICE}"
+
+
+def wanted(untrusted_value: bytes, flag: bool) -> bool:
+    """Whether it is on.
+
+    Args:
+        untrusted_value: of KEY, b"" where dom0 has not written it. "0" is off, as for every other service.
+        flag: the file of the service that was made at boot, which counts where there is no key.
+    """
+    return untrusted_value != b"0" if untrusted_value else flag
