@@ -6,6 +6,7 @@ PREFIX ?= /usr
 SYSTEM_PYTHON ?= /usr/bin/python3
 BINDIR ?= $(PREFIX)/bin
 LIBEXECDIR ?= $(PREFIX)/libexec/qubes-guestnet
+DATADIR ?= $(PREFIX)/share/qubes-guestnet
 SYSTEMDDIR ?= $(PREFIX)/lib/systemd
 UDEVDIR ?= $(PREFIX)/lib/udev
 SYSCTLDIR ?= $(PREFIX)/lib/sysctl.d
@@ -40,6 +41,13 @@ install-files:
 	cd systemd && for unit in *.service *.service.d/*.conf; do \
 		install -D -m 0644 "$$unit" "$(DESTDIR)$(SYSTEMDDIR)/system/$$unit" && \
 		sed -i 's|/usr/bin/qubes-guestnet|$(BINDIR)/qubes-guestnet|' "$(DESTDIR)$(SYSTEMDDIR)/system/$$unit" || exit; done
+	install -d "$(DESTDIR)$(SYSTEMDDIR)/system/network-pre.target.requires"
+	ln -sf ../qubes-guestnet-rules.service "$(DESTDIR)$(SYSTEMDDIR)/system/network-pre.target.requires/"
+	install -D -m 0644 -t "$(DESTDIR)$(DATADIR)/units" systemd/alone/*.service
+	install -D -m 0755 -t "$(DESTDIR)$(SYSTEMDDIR)/system-generators" systemd/qubes-guestnet-generator
+	sed -i 's|/usr/share/qubes-guestnet|$(DATADIR)|' "$(DESTDIR)$(SYSTEMDDIR)/system-generators/qubes-guestnet-generator"
+	install -D -m 0644 config/sysctl/harden-network-interfaces.conf \
+		"$(DESTDIR)$(DATADIR)/harden-network-interfaces.conf"
 	install -D -m 0644 -t "$(DESTDIR)$(SYSTEMDDIR)/system-preset" systemd/75-qubes-guestnet.preset
 	install -D -m 0644 -t "$(DESTDIR)$(SYSTEMDDIR)/network" systemd/80-qubes-guestnet.link
 	install -D -m 0644 -t "$(DESTDIR)$(UDEVDIR)/rules.d" systemd/81-qubes-guestnet.rules

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import image, packages
-from tests.support.machine import Hall, Machine
+from tests.support.cells import Cell
+from tests.support.machine import APT, Hall, Machine
 
 SUITES = tuple(os.environ.get("GUESTNET_TEST_SUITES", "bookworm trixie").split())
 # veth plays the driver of Xen. Between the builtin that finds the driver out and the rules that ask for it.
@@ -39,6 +40,12 @@ def base(request: pytest.FixtureRequest, _root: None) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory, _root: None) -> Path:
     """Our package, as the tree is now."""
     return packages.ours(tmp_path_factory.mktemp("ours"))
+
+
+@pytest.fixture(scope="session")
+def following(tmp_path_factory: pytest.TempPathFactory, _root: None) -> Path:
+    """The same as a later version."""
+    return packages.ours(tmp_path_factory.mktemp("following"), "9.0")
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +84,32 @@ def installed(hall: Hall, base: Path, plain: Path, built: Path) -> Path:
     root = hall.root(base, plain)
     hall.install(root, [built])
     return root / "changes"
+
+
+@pytest.fixture(scope="session")
+def disks(
+    hall: Hall, base: Path, plain: Path, installed: Path, built: Path, core_agent: Path
+) -> Callable[[Cell], Path]:
+    """New roots with both packages, by the order in which they were installed, and with NetworkManager or not."""
+    layers: dict[tuple[bool, bool], tuple[Path, ...]] = {}
+
+    def layer(ours_first: bool, networkmanager: bool) -> tuple[Path, ...]:
+        if (ours_first, networkmanager) not in layers:
+            below: tuple[Path, ...]
+            if networkmanager:
+                below = layer(ours_first, False)
+                root = hall.root(base, *below)
+                command = f"chroot {root}/tree apt-get {' '.join(APT)} install network-manager"
+                hall.run(f"export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8; {command}")
+            else:
+                below = (plain, installed) if ours_first else (plain,)
+                root = hall.root(base, *below)
+                for package in (core_agent,) if ours_first else (core_agent, built):
+                    hall.install(root, [package])
+            layers[ours_first, networkmanager] = (*below, root / "changes")
+        return layers[ours_first, networkmanager]
+
+    return lambda cell: hall.root(base, *layer(cell.ours_first, cell.networkmanager))
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import packages
+from tests.support.core_agent import SCRIPTS
 from tests.support.eventually import eventually
 from tests.support.machine import APT, MAC, Hall, Machine
 
 UNIT = "qubes-guestnet.service"
+UPLINK = "qubes-network-uplink@eth0.service"
+PUBLIC = ("qubes-iptables.service", "qubes-network.service", "qubes-network-uplink.service")
 ENTRIES = {
     "/qubes-mac": MAC,
     "/qubes-ip": "10.137.0.7",
@@ -107,6 +109,29 @@ def test_network_target_is_reached_after_the_interface_is_configured(qube: Machi
     seen = qube.run("cat", "/run/first-user")
     for wanted in (*ADDRESSES, "default dev eth0", "nameserver 10.139.1.1"):
         assert wanted in seen
+
+
+@pytest.mark.behaviour("B137")
+def test_units_that_others_know_are_there_without_core_agent(qube: Machine) -> None:
+    """dom0 and users ask by these names."""
+    for unit in PUBLIC:
+        assert qube.inside.run("systemctl", "--quiet", "is-enabled", unit, check=False).returncode == 0, unit
+        assert "/usr/bin/qubes-guestnet" in qube.property(unit, "ExecStart"), unit
+    for unit in ("qubes-iptables.service", "qubes-network-uplink.service", UPLINK):
+        eventually(lambda unit=unit: qube.property(unit, "ActiveState") == "active", 60, unit, qube.jobs)
+    # Its flag is not set; and there is no firewall of qubes that dom0 could write rules for.
+    assert qube.property("qubes-network.service", "ConditionResult") == "no"
+    assert qube.property("qubes-firewall.service", "LoadState") == "not-found"
+
+
+@pytest.mark.behaviour("B137")
+def test_the_unit_of_the_uplink_goes_and_comes_with_it(qube: Machine) -> None:
+    state = lambda: qube.property(UPLINK, "ActiveState")  # noqa: E731
+    qube.unplug()
+    eventually(lambda: state() == "inactive", 60, "its end", qube.jobs)
+    qube.plug()
+    eventually(lambda: state() == "active", 60, "its unit", qube.jobs)
+    eventually(lambda: configured(qube), 60, "network", lambda: qube.journal(UNIT))
 
 
 @pytest.mark.behaviour("B97")
@@ -279,8 +304,8 @@ def install(qube: Machine, *arguments: str) -> str:
     return qube.run("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *APT, *arguments)
 
 
-def test_an_upgrade_loses_nothing(qube: Machine, hall: Hall, tmp_path: Path) -> None:
-    following = packages.ours(tmp_path / "following", "9.0")
+def test_an_upgrade_loses_nothing(qube: Machine, following: Path, tmp_path: Path) -> None:
+
     target = "/var/tmp/following.deb"
     with following.open("rb") as package:
         subprocess.run([*qube.inside.prefix, "sh", "-c", f"cat >{target}"], stdin=package, check=True)
@@ -301,7 +326,7 @@ def test_removal_leaves_the_network_and_purge_no_trace(qube: Machine, tmp_path: 
         assert qube.property(UNIT, "LoadState") == "not-found"
         install(qube, "purge", "qubes-guestnet")
     assert configured(qube)
-    scripts = " ".join(f"-o -path '*{script}*'" for script in packages.SCRIPTS)
+    scripts = " ".join(f"-o -path '*{script}*'" for script in SCRIPTS)
     traces = f"find / -xdev '(' -name '*guestnet*' {scripts} ')'"
     left = qube.run("sh", "-c", f"{traces} ! -path '/opt/*' ! -path '/var/tmp/*' ! -path '/proc/*' ! -path '/sys/*'")
     assert [line for line in left.splitlines() if not line.startswith(("/var/log", "/var/lib/dpkg/diversions"))] == []

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import behind, packages
+from tests.support import behind
 from tests.support.behind import Behind
+from tests.support.core_agent import SCRIPTS
 from tests.support.eventually import eventually, never
 from tests.support.machine import Hall, Machine
 from tests.system.test_boot import ENTRIES, UNIT, configured, install, pid
@@ -370,8 +371,8 @@ def test_the_updates_proxy_is_restarted_when_the_servers_change_and_only_then(qu
     never(lambda: run() != before, 0.5, "a restart for nothing")
 
 
-def test_an_upgrade_loses_no_packet(qube: Machine, first: Behind, tmp_path: Path) -> None:
-    following, target = packages.ours(tmp_path / "following", "9.0"), "/var/tmp/following.deb"
+def test_an_upgrade_loses_no_packet(qube: Machine, first: Behind, following: Path) -> None:
+    target = "/var/tmp/following.deb"
     with following.open("rb") as package:
         subprocess.run([*qube.inside.prefix, "sh", "-c", f"cat >{target}"], stdin=package, check=True)
     with first.every_packet_returns(OUTSIDE):
@@ -389,7 +390,7 @@ def test_after_removal_nothing_is_forwarded(qube: Machine, first: Behind) -> Non
     assert forwards(qube) == ["0", "0"]
     assert not first.inside.reaches(OUTSIDE, within_s=1)
     assert configured(qube)  # its own network it keeps
-    for script in packages.SCRIPTS:
+    for script in SCRIPTS:
         assert qube.run("sh", "-c", f"test -e {script} || echo gone") == "gone"
     assert qube.run("dpkg-divert", "--list", "*qubes*") == ""
     assert qube.run("systemctl", "--failed", "--no-legend", "--plain") == ""
