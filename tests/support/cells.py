@@ -210,7 +210,8 @@ class Qube:
         """What is beyond: the world, and for a provider a qube behind it."""
         router = self.machine.router
         source = UPLINK["/qubes-ip"] if self.cell.uplink else CARD_ADDRESS
-        router.run("ip", "address", "replace", f"{OUTSIDE}/32", "dev", "lo")
+        for address in (OUTSIDE, UPLINK["/qubes-gateway"]):
+            router.run("ip", "address", "replace", f"{address}/32", "dev", "lo")
         router.run("ip", "route", "replace", f"{source}/32", "dev", "vif4.0")
         if not self.cell.uplink and not self.cell.networkmanager:
             for words in ("link set {0} up", "address replace {1}/32 dev {0}", "route replace default dev {0}"):

@@ -319,8 +319,8 @@ def test_after_removal_it_boots_with_core_agent_alone(qube: Qube) -> None:
     assert machine.run("systemctl", "--failed", "--no-legend", "--plain") == "", qube.told()
     qube.wire()
     eventually(qube.configured, LONG, "the network", qube.told)
-    assert machine.property("network-pre.target", "ActiveState") == "active"
     if qube.cell.uplink:
+        assert machine.property("network-pre.target", "ActiveState") == "active"
         assert "add eth0" in machine.run("cat", "/run/core-agent-setup-ip").splitlines()
         eventually(lambda: Oracle(machine.network).reaches(SERVER), LONG, "a packet", qube.told)
 

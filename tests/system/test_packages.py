@@ -229,6 +229,7 @@ def test_shell_scripts_parse() -> None:
     scripts = [*(TREE / "debian").glob("*.p*"), *(TREE / "tools").glob("build-*"), TREE / "tools/export-tree"]
     scripts += [TREE / "systemd" / Path(launcher).name for launcher in LAUNCHERS]
     scripts += [TREE / "config/NetworkManager/dispatcher.d/30-qubes-guestnet", TREE / "debian/tests/namespaces"]
-    assert len(scripts) == 11
+    scripts += [TREE / "systemd/qubes-guestnet-generator"]
+    assert len(scripts) == 13
     for script in scripts:
         run("sh", "-n", str(script))
