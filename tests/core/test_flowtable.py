@@ -243,13 +243,13 @@ def test_what_accepts_them_is_harmless(rules: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("rules", JUDGING.values(), ids=JUDGING.keys())
 def test_what_judges_them_is_not(rules: tuple[str, ...]) -> None:
-    assert flowtable.obstacle([(FORWARD, shown(*rules))]) .startswith(JUDGES)
+    assert flowtable.obstacle([(FORWARD, shown(*rules))]).startswith(JUDGES)
 
 
 def test_the_policy_is_a_judgement_too() -> None:
     strict = FORWARD._replace(policy="drop")
-    assert flowtable.obstacle([(strict, shown(policy="drop"))]) .startswith(JUDGES)
-    assert flowtable.obstacle([(strict, shown("ct state new accept", policy="drop"))]) .startswith(JUDGES)
+    assert flowtable.obstacle([(strict, shown(policy="drop"))]).startswith(JUDGES)
+    assert flowtable.obstacle([(strict, shown("ct state new accept", policy="drop"))]).startswith(JUDGES)
     assert flowtable.obstacle([(strict, shown("ct state established accept", policy="drop"))]) == ""
 
 
@@ -272,7 +272,7 @@ def test_what_a_chain_says_of_itself_is_no_rule(head: str) -> None:
 def test_a_long_set_is_one_rule() -> None:
     rule = "ct state new ip saddr { 192.0.2.1, 192.0.2.2,\n\t\t\t\t\t 192.0.2.3 } drop"
     assert flowtable.obstacle([(FORWARD, shown(rule))]) == ""
-    assert flowtable.obstacle([(FORWARD, shown("drop"))]) .startswith(JUDGES)
+    assert flowtable.obstacle([(FORWARD, shown("drop"))]).startswith(JUDGES)
 
 
 def test_what_is_asked_behind_the_forward_hook_is_asked_too_late() -> None:

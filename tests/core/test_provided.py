@@ -81,14 +81,6 @@ TEXTS = {
             OFFLOAD,
         ],
     ),
-    "the firewall is not ready": (
-        WELL._replace(forwarding=frozenset(), closed=True, unfiltered=True, vifs=()),
-        [
-            "provider: forwards nothing (qubes-firewall.service is not ready)",
-            "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
-            OFFLOAD,
-        ],
-    ),
     "IPv6 of the qubes is refused": (
         WELL._replace(settings=SETTINGS._replace(refuse6=True), vifs=()),
         [
@@ -237,21 +229,6 @@ FOUND = {
     "nothing is forwarded": (WELL._replace(forwarding=frozenset()), Ground(), [("forwarding-off", "error")]),
     "not all is forwarded": (WELL._replace(ipv6=True), Ground(), [("forwarding-off", "error")]),
     "closed": (WELL._replace(forwarding=frozenset(), closed=True), Ground(), [("forwarding-off", "error")]),
-    "the firewall is not ready": (
-        WELL._replace(forwarding=frozenset(), unfiltered=True),
-        Ground(),
-        [("firewall-not-ready", "error")],
-    ),
-    "forwarding without the firewall that was asked for": (
-        WELL,
-        Ground(unfiltered=True),
-        [("firewall-missing", "error")],
-    ),
-    "nothing is forwarded without it": (
-        WELL._replace(forwarding=frozenset(), unfiltered=True),
-        Ground(unfiltered=True),
-        [("firewall-not-ready", "error")],
-    ),
     "IPv6 is refused": (
         WELL._replace(settings=SETTINGS._replace(refuse6=True)),
         Ground(),
@@ -294,7 +271,6 @@ def test_what_check_finds(report: ProviderReport | None, ground: Ground, expecte
         (WELL._replace(forwarding=frozenset(), ipv6=True), "IPv4 and IPv6 is not", "apply"),
         (WELL._replace(ipv6=True), "IPv6 is not", "apply"),
         (WELL._replace(forwarding=frozenset(), closed=True), "`forwarding off` was said", "forwarding on"),
-        (WELL._replace(forwarding=frozenset(), unfiltered=True), "unfiltered", "systemctl start qubes-firewall"),
     ],
 )
 def test_what_is_not_forwarded_is_named(report: ProviderReport, words: str, remedy: str) -> None:

@@ -162,9 +162,9 @@ def test_the_same_measurements_give_the_same_text() -> None:
 
 
 def test_names_are_text_and_never_markup() -> None:
-    root = parsed((Node('<b>&"', None, ("<i/>",)),), title='a<b&c"\'')
+    root = parsed((Node('<b>&"', None, ("<i/>",)),), title="a<b&c\"'")
     assert boxes(root)['<b>&"'].texts[1] == "<i/>"
-    assert root.get("aria-label") == 'a<b&c"\''
+    assert root.get("aria-label") == "a<b&c\"'"
 
 
 def test_it_needs_nothing_from_elsewhere_and_knows_dark() -> None:

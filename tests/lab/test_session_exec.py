@@ -50,7 +50,7 @@ def test_a_command_has_input_output_error_and_status_of_its_caller(small: Path, 
     long = "x" * 100_000
     assert done("exec", "vm1", "printf", "%s", long) == long
     assert refused(2, "exec", "nix", "true") == "there is no qube nix; there are net, other, vm1"
-    assert refused(2, "exec", "vm1") .startswith("no command; for a shell: ")
+    assert refused(2, "exec", "vm1").startswith("no command; for a shell: ")
 
 
 def open_descriptors() -> int:

@@ -90,7 +90,7 @@ def test_providers_come_before_those_behind_them() -> None:
         ('[qube.a]\nip6 = "fd00::1"\n[qube.b]\nip6 = "fd00:0::1"', "x.toml: [qube.b]: its address fd00::1 is that of"),
         ("[qube.a]\nnetwm = 3", "x.toml: [qube.a]: netwm is not known; known are disposable, "),
         ("[qube.a]\ndisposable = 1", "x.toml: [qube.a]: disposable = 1 is not valid, expected true or false"),
-        ("[qube.a]\nipv6 = true", "x.toml: [qube.a]: ipv6 = True is not valid, expected \"1\" or \"\""),
+        ("[qube.a]\nipv6 = true", 'x.toml: [qube.a]: ipv6 = True is not valid, expected "1" or ""'),
         ('[qube.a]\nip = "10.0.0"', "x.toml: [qube.a]: ip = '10.0.0' is not valid, expected "),
         ('[qube.a]\nmac = "fe:ff:ff:ff:ff:ff"', "x.toml: [qube.a]: mac = 'fe:ff:ff:ff:ff:ff' is not valid, expected "),
         (NET + "dom0 = 4", "x.toml: [qube.net]: dom0 is not known"),
