@@ -124,16 +124,6 @@ def test_units_that_others_know_are_there_without_core_agent(qube: Machine) -> N
     assert qube.property("qubes-firewall.service", "LoadState") == "not-found"
 
 
-@pytest.mark.behaviour("B137")
-def test_the_unit_of_the_uplink_goes_and_comes_with_it(qube: Machine) -> None:
-    state = lambda: qube.property(UPLINK, "ActiveState")  # noqa: E731
-    qube.unplug()
-    eventually(lambda: state() == "inactive", 60, "its end", qube.jobs)
-    qube.plug()
-    eventually(lambda: state() == "active", 60, "its unit", qube.jobs)
-    eventually(lambda: configured(qube), 60, "network", lambda: qube.journal(UNIT))
-
-
 @pytest.mark.behaviour("B97")
 @pytest.mark.behaviour("B98")
 def test_the_order_of_units(qube: Machine) -> None:
