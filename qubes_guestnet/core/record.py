@@ -379,10 +379,6 @@ def _connected(provided: Provided, text: str) -> Provided:
     return provided._replace(connected=text)
 
 
-def _unfiltered(provided: Provided, _text: str) -> Provided:
-    return provided._replace(unfiltered=True)
-
-
 _PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
     "rules": _rules,
     "names": _names,
@@ -398,5 +394,5 @@ _PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
     "stopped": _stopped,
     "hold": _hold,
     "lost": _lost,
-    "unfiltered": _unfiltered,
+    "unfiltered": lambda provided, _text: provided._replace(unfiltered=True),
 }
