@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from .core.namedtuple import NamedTuple
-from .errors import GuestnetError, UsageError
+from .errors import GuestnetError, UsageError, printable
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -117,10 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except UsageError as error:
-        print(f"qubes-guestnet: {error}", file=sys.stderr)
+        print(f"qubes-guestnet: {printable(str(error))}", file=sys.stderr)
         return EXIT_USAGE
     except GuestnetError as error:
-        print(f"qubes-guestnet: {error}", file=sys.stderr)
+        print(f"qubes-guestnet: {printable(str(error))}", file=sys.stderr)
         return EXIT_FAILED
     except ModuleNotFoundError as error:
         if error.name not in ("pyroute2", "tenacity"):

@@ -47,8 +47,7 @@ def plan(options: Options) -> int:
     if options.json:
         print_json(list(report.plan))
     else:
-        for line in report.plan:
-            print(line)
+        say(report.plan)
     return 1 if report.errors else 0
 
 
@@ -104,7 +103,7 @@ def check(options: Options) -> int:
         print_json([finding._asdict() for finding in found])
     else:
         for finding in found:
-            print(f"{finding.severity}: {finding.code}: {finding.problem}\n  -> {finding.remedy}")
+            say((f"{finding.severity}: {finding.code}: {finding.problem}", f"  -> {finding.remedy}"))
         if not found:
             print("all is well")
     return 1 if any(finding.severity == "error" for finding in found) else 0

@@ -156,6 +156,8 @@ class Vif(_VifFields):
         if checks.mac(mac.encode()) != mac or checks.word(kind.encode()) != kind:
             raise ValueError(f"{mac!r} is not a lower-case MAC address")
         wrong = [address for address in addresses if not checks.is_host(address) or address in checks.LINK_LOCAL6]
+        # A scope (fd09::5%eth0) would be text in the rules (behaviour B122).
+        wrong += [each for each in (*addresses, *gateways) if getattr(each, "scope_id", None) is not None]
         wrong += [mapping.real for mapping in mappings if mapping.real not in addresses]
         if wrong:
             raise ValueError(f"{wrong[0]} cannot be an address of {name.text}")

@@ -55,7 +55,8 @@ def _leading() -> str:
 
 def _read(path: str) -> str:
     try:
-        with open(path) as file:
+        # A process calls itself as it likes (B120).
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
     except OSError:
         return ""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from ..core.uplink import Flags, Style
-from ..errors import ConfigError, shown
+from ..errors import ConfigError, printable, shown
 from . import files, programs
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -87,8 +87,10 @@ def _table(path: str, name: str, remedy: str) -> Any:
 
     try:
         return tomllib.loads(data.decode()).get(name, {})
+    except RecursionError:
+        raise ConfigError(f"{path}: brackets are nested too deeply", remedy) from None
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors too
-        raise ConfigError(f"{path}: {error}", remedy) from None
+        raise ConfigError(f"{path}: {printable(str(error))}", remedy) from None
 
 
 def provides(folder: str = FLAGS_FOLDER) -> bool:

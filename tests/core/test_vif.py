@@ -264,3 +264,10 @@ def test_a_device_that_is_none_is_damage(line: str) -> None:
     assert parse(text.encode()) is None
     with pytest.raises(ValueError, match="no interface has index"):
         Device(-1, "")
+
+
+@pytest.mark.behaviour("B122")
+@pytest.mark.parametrize("line", ["address fd09::5%eth0", "address fd09::5%1", "gateway fd09::1%eth0/128"])
+def test_an_address_with_a_scope_never_reaches_the_rules(line: str) -> None:
+    text = f"vif vif4.0 00:16:3e:5e:6c:04 vif\naddress 10.137.0.4\n{line}\nend\n"
+    assert parse(text.encode()) is None

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Text and files of others that are hostile: shown escaped (B120), refused with one error (B122)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.hosting import ENTRIES6, Hosting
+
+NAMED = "import ctypes, time\nctypes.CDLL(None).prctl(15, b'\\xff\\xfe\\x1b[31m', 0, 0, 0)\ntime.sleep(99)"
+CONFIG = "/etc/qubes/guestnet.toml"
+
+
+def output(host: Hosting, *verb: str) -> subprocess.CompletedProcess[bytes]:
+    command = host.qube._command([sys.executable, "-m", "qubes_guestnet", *verb])
+    return subprocess.run(command, env=host.qube._environment(None), capture_output=True, timeout=60, check=False)
+
+
+@pytest.mark.behaviour("B120")
+def test_a_process_with_a_hostile_name_harms_no_verb() -> None:
+    host = Hosting(ENTRIES6)
+    host.qube.spawn("evil", sys.executable, "-c", NAMED)
+    eventually(lambda: any(b"\xff\xfe" in name for name in names(host)))
+    for verb in (("status",), ("status", "--json"), ("check",), ("check", "--json"), ("plan",), ("apply",)):
+        done = output(host, *verb)
+        assert b"Traceback" not in done.stderr, done.stderr
+        assert b"\x1b" not in done.stdout + done.stderr
+        (done.stdout + done.stderr).decode("utf-8")
+        if "--json" in verb:
+            json.loads(done.stdout)
+    host.attach(4)
+
+
+def names(host: Hosting) -> list[bytes]:
+    found = []
+    for pid in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{pid}/comm", "rb") as file:
+                found.append(file.read())
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.behaviour("B122")
+@pytest.mark.parametrize("kind", ["deep", "huge", "bytes", "folder", "fifo", "escapes"])
+def test_a_hostile_guestnet_toml_is_one_error(kind: str) -> None:
+    host = Hosting(ENTRIES6)
+    path = host.qube.path(CONFIG)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        data = {
+            "deep": b"a = " + b"[" * 5000,
+            "huge": b"#" * 10_000_000,
+            "bytes": b"[uplink]\ndefault-route = '\xff\xfe'\n",
+            "escapes": b"[uplink]\ndefault-route = 'x\x1b[31m'\n",
+        }[kind]
+        path.write_bytes(data)
+    for verb in (("plan",), ("apply",), ("check",), ("status",)):
+        done = output(host, *verb)
+        assert b"Traceback" not in done.stderr, done.stderr
+        assert b"\x1b" not in done.stdout + done.stderr
+        assert verb in (("status",),) or CONFIG.encode() in done.stdout + done.stderr, done
+    host.attach(4)
+    assert host.agent.running
