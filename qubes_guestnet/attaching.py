@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from . import downstream
 from .core import attachment, mappings, nftables, provider
 from .core.attachment import VifReport
 from .core.provider import ProviderSettings
-from .core.values import IPInterface, State, Tunable
+from .core.values import IPV4, IPInterface, State, Tunable
 from .core.vif import GONE, Device, Vif
 from .errors import GuestnetError, Vanished
 from .system import conntrack, nft, tunables, vifs
@@ -81,19 +81,43 @@ class Attachments:
             known = None
         gateways = known.gateways if known is not None else self._left(vif, work)
         vif = vif._replace(gateways=gateways, device=attachment.device(link))
-        desired = self._desired(vif, work)
-        report = self._look(vif, desired, work, new=known is None)
+        desired, twin = self._desired(vif, work), self._on_the_way(vif)
+        others = (twin,) if twin is not None else ()
+        report = self._look(vif, desired, work, others, new=known is None)
         if report.link is None or not attachment.is_its_own(vif, report.link):
             raise GuestnetError(f"{vif.name.text} went while it was set up", "did the qube behind it just end?")
         if known != vif or not report.link.up:
             # Another qube may have had the address before, and must leave no open door behind (behaviour B53).
             work.done.append(f"conntrack: {conntrack.purge(vif.addresses)} entries purged")
+        self._check_again(vif, others, (vif, *others))
         vif = self._set_up(report._replace(elements=self._elements(vif, work.settings)), work, waiting)
-        left = self._look(vif, desired, work)
+        left = self._look(vif, desired, work, others)
         if left.link is None or not attachment.is_its_own(vif, left.link):
             raise GuestnetError(f"{vif.name.text} went while it was set up", "did the qube behind it just end?")
         if left.todo:
             raise GuestnetError(f"the kernel does not keep: {left.todo[0]}", "does something undo it?")
+
+    def _on_the_way(self, vif: Vif) -> Vif | None:
+        """The other vif by which the kernel reaches an address of this one, as that of an HVM's stub domain (B58).
+
+        By the kernel's routes and not by the records, of which there may be 250.
+        """
+        for address in vif.addresses:
+            name = _name(self._kernel.way(address)) if address.version == IPV4 else ""
+            twin = self._vifs.load(name) if vifs.is_name(name) and name != vif.name.text else None
+            if twin is not None and twin.device != GONE and address in twin.addresses:
+                return twin
+        return None
+
+    @staticmethod
+    def _check_again(vif: Vif, others: Iterable[Vif], there: Iterable[Vif]) -> None:
+        """Have those that share an address with a vif, which came or went, check by the routes as they have to now."""
+        there = tuple(there)
+        for other in others:
+            if not frozenset(vif.addresses).isdisjoint(other.addresses):
+                check = attachment.source_check(other.name.text, outranked=attachment.outranked(other, there))
+                if _differs(check):
+                    tunables.write(check.path, check.value)
 
     def _left(self, vif: Vif, work: Work) -> frozenset[IPInterface]:
         """Gateway addresses of ours on a vif without a record: a damaged one says that we set it up, no more."""
@@ -124,7 +148,9 @@ class Attachments:
     def _close(self, vif: Vif, work: Work) -> None:
         """It may send nothing any more. Its addresses stay protected while somebody who has them may come back."""
         unread: list[GuestnetError] = []
-        others = (other for other in self._vifs.all(unread) if other.name != vif.name)
+        others = tuple(other for other in self._vifs.all(unread) if other.name != vif.name)
+        there = tuple(other for other in others if other.device != GONE)
+        work.attempt(partial(self._check_again, vif, there, there))
         kept = work.settings.connected | {address for other in others for address in other.addresses}
         if unread or not work.settings.active or "connected" in work.settings.held:
             kept |= frozenset(vif.addresses)  # who may come back is not known
@@ -150,7 +176,7 @@ class Attachments:
     def _desired(vif: Vif, work: Work) -> State:
         return provider.desired(vif, work.settings)._replace(mtu=work.mtu)
 
-    def _look(self, vif: Vif, desired: State, work: Work, *, new: bool = False) -> VifReport:
+    def _look(self, vif: Vif, desired: State, work: Work, others: Iterable[Vif], *, new: bool = False) -> VifReport:
         """A vif as it is, its set elements left aside. A `new` one that is down has nothing yet, and is not asked."""
         name = vif.name.text
         link = self._kernel.link_named(name)
@@ -159,7 +185,8 @@ class Attachments:
         bare = State(group=link.group, mtu=link.mtu)
         observed = bare if new and not link.up else self._kernel.observe(link, vif.addresses)
         ops = attachment.up(link, desired, observed, vif, work.settings.held)
-        wanted = attachment.tunables(name, ipv6=attachment.has_ipv6(vif, work.settings))
+        ipv6, outranked = attachment.has_ipv6(vif, work.settings), attachment.outranked(vif, others)
+        wanted = attachment.tunables(name, ipv6=ipv6, outranked=outranked)
         return VifReport(vif, link, ops, (), tuple(tunable for tunable in wanted if _differs(tunable)))
 
     @staticmethod
@@ -192,8 +219,18 @@ class Attachments:
         """Every vif, and the set of addresses behind this qube, made what they should be."""
         present = downstream.present(work)
         records = self._bring(work, present)
+        self._sweep_each(work, records, present)
+
+    def look(self, work: Work) -> None:
+        """What can be seen of every vif without the right to look at the sets; for a dry run."""
+        self._sweep_each(work, self.all(), None)
+
+    def _sweep_each(self, work: Work, records: Iterable[Vif], present: frozenset[str] | None) -> None:
+        """Each vif, beside those that are there; `present` is None where nobody may look at the sets."""
+        names, records = {name for _, name in socket.if_nameindex()}, tuple(records)
+        there = tuple(vif for vif in records if vif.device != GONE and vif.name.text in names)
         for vif in records:
-            work.attempt(partial(self._sweep_one, work, vif, present))
+            work.attempt(partial(self._sweep_one, work, vif, present, there))
 
     def _bring(self, work: Work, present: frozenset[str]) -> tuple[Vif, ...]:
         """The set of addresses behind this qube made what it should be; and all records that can be read."""
@@ -239,8 +276,8 @@ class Attachments:
         if work.active and not downstream.followed(work):
             self._bring(work, downstream.present(work))
 
-    def _sweep_one(self, work: Work, vif: Vif, present: frozenset[str]) -> None:
-        report = self._look(vif, self._desired(vif, work), work)
+    def _sweep_one(self, work: Work, vif: Vif, present: frozenset[str] | None, there: tuple[Vif, ...]) -> None:
+        report = self._look(vif, self._desired(vif, work), work, there)
         if report.link is None:
             if work.dry_run:
                 work.todo.append(f"{vif.name.text}: out of service")
@@ -254,13 +291,8 @@ class Attachments:
             vif = vif._replace(device=attachment.device(report.link))
             self._vifs.save(vif)
             report = report._replace(vif=vif)
-        elements = self._elements(vif, work.settings)
-        missing = tuple(element for element in elements if not attachment.is_there(element, present))
-        # Of an address that it has and may not use now, as when IPv6 goes; what others let it use is theirs to end.
-        idle = frozenset(vif.addresses) - frozenset(provider.elements(vif, work.settings).downstream)
-        lines = nftables.detach(vif.name.text, downstream.ordered(idle), idle).splitlines()
-        stale = tuple(line for line in lines if line.startswith("delete") and attachment.is_there(line, present))
-        report = report._replace(elements=(*missing, *stale))
+        elements = self._wrong_elements(vif, work, present) if present is not None else ()
+        report = report._replace(elements=elements, seen=present is not None)
         if report.todo and not work.dry_run:
             self._set_up(report, work)
             report = report._replace(ops=(), elements=(), tunables=())
@@ -270,6 +302,16 @@ class Attachments:
             report = report._replace(now=now.mappings if changed else None)
         work.todo += report.todo
         work.vifs.append(report)
+
+    def _wrong_elements(self, vif: Vif, work: Work, present: frozenset[str]) -> tuple[str, ...]:
+        """The lines of nft that make the sets hold what they should of a vif."""
+        elements = self._elements(vif, work.settings)
+        missing = tuple(element for element in elements if not attachment.is_there(element, present))
+        # Of an address that it has and may not use now, as when IPv6 goes; what others let it use is theirs to end.
+        idle = frozenset(vif.addresses) - frozenset(provider.elements(vif, work.settings).downstream)
+        lines = nftables.detach(vif.name.text, downstream.ordered(idle), idle).splitlines()
+        stale = (line for line in lines if line.startswith("delete") and attachment.is_there(line, present))
+        return (*missing, *stale)
 
     def _replaced(self, vif: Vif, work: Work) -> None:
         """Another device has the name: a stranger until hotplug says whose it is (behaviour B117)."""
@@ -281,6 +323,14 @@ class Attachments:
             if len(work.errors) == before:  # what has no record is set up by the next start of the agent
                 self._vifs.save(Vif(vif.name, vif.mac, vif.kind, device=GONE))
         work.vifs.append(VifReport(vif._replace(addresses=()), None))
+
+
+def _name(ifindex: int) -> str:
+    """The name of an interface, "" for one that is not there."""
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return ""
 
 
 def _differs(tunable: Tunable) -> bool:

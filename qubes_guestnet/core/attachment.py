@@ -33,6 +33,7 @@ class VifReport(NamedTuple):
         tunables: still to set.
         now: the fake addresses that dom0 has written since the vif was set up, none for real ones: they count when the
             qube is attached again. None: dom0 says what it said then, or nobody looked.
+        seen: the sets were looked at, for which an ordinary user has not the right.
     """
 
     vif: Vif
@@ -41,11 +42,12 @@ class VifReport(NamedTuple):
     elements: tuple[str, ...] = ()
     tunables: tuple[Tunable, ...] = ()
     now: tuple[Mapping, ...] | None = None
+    seen: bool = True
 
     @property
     def configured(self) -> bool:
-        """Present, and all as it should be."""
-        return self.link is not None and not self.todo
+        """Present, and all as it should be, as far as it was seen."""
+        return self.link is not None and self.seen and not self.todo
 
     @property
     def todo(self) -> tuple[str, ...]:
@@ -55,12 +57,13 @@ class VifReport(NamedTuple):
         return (*map(str, self.tunables), *map(str, early), *elements, *map(str, late))
 
 
-def tunables(name: str, *, ipv6: bool) -> tuple[Tunable, ...]:
+def tunables(name: str, *, ipv6: bool, outranked: bool = False) -> tuple[Tunable, ...]:
     """What has to be set for a vif before its link goes up.
 
     Args:
         name: of the vif.
         ipv6: whether the qube behind it has IPv6.
+        outranked: the way to one of its addresses is by another vif, see `outranked`.
     """
     found = [
         # HVMs and Windows ask by ARP for everything (behaviour B57), and so do our own uplinks, by their device route.
@@ -69,7 +72,7 @@ def tunables(name: str, *, ipv6: bool) -> tuple[Tunable, ...]:
         Tunable(("ipv4", "neigh", name, "proxy_delay"), "0"),
         # Else each ARP request in a foreign name takes an entry in the kernel's one neighbour table (behaviour B114).
         # Neighbour discovery in foreign names ends in the rules.
-        Tunable(("ipv4", "conf", name, "rp_filter"), "1"),
+        source_check(name, outranked=outranked),
         Tunable(("ipv4", "conf", name, "accept_redirects"), "0"),
     ]
     if not ipv6:
@@ -84,6 +87,28 @@ def tunables(name: str, *, ipv6: bool) -> tuple[Tunable, ...]:
         Tunable(("ipv6", "conf", name, "proxy_ndp"), "1"),
         Tunable(("ipv6", "neigh", name, "proxy_delay"), "0"),
     )
+
+
+def source_check(name: str, *, outranked: bool) -> Tunable:
+    """How the kernel checks by its routes who speaks on a vif.
+
+    Strict, but for an HVM's vif whose address its stub domain's has as well (behaviour B58): the kernel knows one way
+    to that address, and would drop all that the other one sends. The rules know both.
+    """
+    return Tunable(("ipv4", "conf", name, "rp_filter"), "2" if outranked else "1")
+
+
+def outranked(vif: Vif, others: Iterable[Vif]) -> bool:
+    """Whether the way to an IPv4 address of a vif is by another one, which has the address too.
+
+    Args:
+        vif: one of them.
+        others: in service; itself among them counts for nothing.
+    """
+    own = {address for address in vif.addresses if address.version == IPV4}
+    # As the metrics of their routes have it. Of two with one metric the kernel takes either.
+    later = (other for other in others if other.name != vif.name and other.name.domid >= vif.name.domid)
+    return any(not own.isdisjoint(other.addresses) for other in later)
 
 
 def has_ipv6(vif: Vif, settings: ProviderSettings) -> bool:

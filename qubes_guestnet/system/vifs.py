@@ -66,7 +66,7 @@ class Folder:
             return ()
         except OSError as error:
             raise FileError(self._folder, error, "run as root") from None
-        return tuple(sorted(name for name in found if _is_name(name)))
+        return tuple(sorted(name for name in found if is_name(name)))
 
     def all(self, errors: list[GuestnetError] | None = None) -> tuple[core.Vif, ...]:
         """The records that can be understood; one that cannot be read keeps nothing from the others (behaviour B146).
@@ -100,7 +100,8 @@ class Folder:
         return os.path.join(self._folder, core.parse_name(name).text)
 
 
-def _is_name(name: str) -> bool:
+def is_name(name: str) -> bool:
+    """Whether it is the name of a vif."""
     try:
         core.parse_name(name)
     except ValueError:

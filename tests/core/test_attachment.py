@@ -52,6 +52,7 @@ def test_nothing_passes_before_its_element_is_there() -> None:
 def test_what_is_configured() -> None:
     assert VifReport(VIF, LINK).configured
     assert not VifReport(VIF, None).configured
+    assert not VifReport(VIF, LINK, seen=False).configured
     for left in ({"ops": fresh()}, {"elements": ("x",)}, {"tunables": attachment.tunables("vif4.0", ipv6=False)}):
         assert not VifReport(VIF, LINK)._replace(**left).configured
 
@@ -80,6 +81,27 @@ def test_tunables() -> None:
         "sysctl net/ipv6/neigh/vif4.0/proxy_delay=0",
     ]
     assert str(Tunable(("ipv4", "ip_forward"), "1")) == "sysctl net/ipv4/ip_forward=1"
+
+
+@pytest.mark.behaviour("B58")
+@pytest.mark.parametrize(
+    ("name", "addresses", "outranked"),
+    [
+        ("vif5.0", (ADDRESS,), True),
+        ("vif3.0", (ADDRESS,), False),
+        ("vif4.1", (ADDRESS,), True),
+        ("vif4.0", (ADDRESS,), False),
+        ("vif5.0", (GATEWAY,), False),
+        ("vif5.0", (ADDRESS6,), False),  # neighbour discovery is the rules' to judge
+    ],
+)
+def test_which_of_two_vifs_with_one_address_is_checked_by_the_routes(
+    name: str, addresses: tuple[IPAddress, ...], outranked: bool
+) -> None:
+    other = DUAL._replace(name=parse_name(name), addresses=addresses)
+    assert attachment.outranked(DUAL, (DUAL, other)) is outranked
+    check = "sysctl net/ipv4/conf/vif4.0/rp_filter=" + ("2" if outranked else "1")
+    assert check in map(str, attachment.tunables("vif4.0", ipv6=False, outranked=outranked))
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,37 @@ def test_two_vifs_with_one_address(agent: bool) -> None:
 
 
 @pytest.mark.behaviour("B58")
+@pytest.mark.behaviour("B114")
+@pytest.mark.parametrize("order", [(4, 5), (5, 4)], ids=["own first", "emulated first"])
+def test_only_the_one_that_the_kernel_has_no_way_by_is_checked_by_the_rules_alone(order: tuple[int, int]) -> None:
+    host = Hosting()
+    vifs = {number: host.attach(number, "10.137.0.4") for number in order}
+    host.attach(6)
+
+    def checks() -> list[str]:
+        return [host.tunable(f"ipv4/conf/vif{number}.0/rp_filter") for number in (4, 5, 6)]
+
+    assert checks() == ["2", "1", "1"]
+    for number, source in ((4, "10.137.0.6"), (5, "10.137.0.6"), (4, "192.0.2.1")):
+        vifs[number].port.send(source, WORLD, "stolen")
+    outside = host.outside()
+    assert all(host.works(vifs[number], outside) for number in order)
+    assert outside.words() == {"works"}
+    host.qube.run("sh", "-c", "for each in 4 5; do echo 0 > /proc/sys/net/ipv4/conf/vif$each.0/rp_filter; done")
+    assert [line for line in host.qube.guestnet("plan").stdout.splitlines() if "rp_filter" in line] == [
+        "sysctl net/ipv4/conf/vif4.0/rp_filter=2",
+        "sysctl net/ipv4/conf/vif5.0/rp_filter=1",
+    ]
+    host.online(vifs[4])
+    host.online(vifs[5])
+    assert checks() == ["2", "1", "1"]
+    host.unplug(vifs[5])
+    host.offline(vifs[5])
+    assert host.tunable("ipv4/conf/vif4.0/rp_filter") == "1"
+    assert host.works(vifs[4])
+
+
+@pytest.mark.behaviour("B58")
 @pytest.mark.behaviour("B108")
 def test_dom0_and_the_last_domain_are_qubes_like_others_and_no_uplink_is_needed() -> None:
     host = Hosting(uplink=False)
