@@ -53,7 +53,7 @@ class _Provider:
         start = time.perf_counter()
         while not check():
             if time.perf_counter() - start > _TRIES_SECONDS:
-                raise Failed(f"not followed: {self._host.trouble()[-500:]}")
+                raise Failed(f"not followed: {self._rules()} {self._host.trouble()[-500:]}")
         return (time.perf_counter() - start) * 1e3
 
     def _rules(self) -> list[str]:

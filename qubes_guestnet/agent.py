@@ -36,6 +36,7 @@ from .system.systemd import WARNING, log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
+    from .core.report import Note
     from .host import Host
     from .system import nft
 

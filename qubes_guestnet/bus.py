@@ -76,8 +76,14 @@ class BusHolder:
         self._bus, self._opened = bus, time.monotonic()
 
     def due(self) -> float | None:
-        """When to open it again, of the monotonic clock; None while it is open, or nobody waits for it."""
-        return self._again if self._resident and self._bus is None and self._again > time.monotonic() else None
+        """When a pass is to follow, of the monotonic clock, asked after each: None for no reason.
+
+        To open the bus again; or at once, because a change was told while the pass asked something.
+        """
+        now = time.monotonic()
+        if self._bus is not None:
+            return now if self._bus.signalled() else None
+        return self._again if self._resident and self._again > now else None
 
     def _pause(self) -> None:
         if time.monotonic() - self._opened > self.LASTING_SECONDS:

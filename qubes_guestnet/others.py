@@ -65,7 +65,7 @@ class Others:
         return True
 
     def due(self) -> float | None:
-        """When a pass is to open the bus again, of the monotonic clock."""
+        """When a pass is to follow for the sake of the bus, of the monotonic clock; to be asked after each."""
         return self._bus.due()
 
     @property
@@ -318,7 +318,7 @@ class _Work:
 
 def _profile(interface: InterfaceReport, settings: Settings, flags: Flags) -> tuple[str, bytes] | None:
     """Name and text of the profile of an interface; None where there is to be none, or what there is stays."""
-    link, own = interface.link, interface.settings
+    link, own = interface.link, interface.asked
     if link is None or interface.removed or not interface.manager.networkmanager:
         return None
     if own.held or settings.dns.held or not interface.desired.addresses:

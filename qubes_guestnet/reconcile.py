@@ -50,6 +50,9 @@ if TYPE_CHECKING:
         def apply(self, op: plan.Op) -> None:
             """Carry out one operation or raise KernelError."""
 
+        def ipv6_disabled(self, link: Link) -> str | None:
+            """The interface's sysctl disable_ipv6; None when it has no IPv6 at all."""
+
 
 ROUNDS = 4
 
@@ -277,20 +280,27 @@ class _Work:
         reason = proxyarp.standing(entry.fallback, settings)
         choice = uplink.choose_style(self._flags, self._choices.style, reason)
         mtu_asked = self._choices.mtus.get(settings.mac, 0)
-        desired = uplink.desired(settings, choice.style, self._flags, rank, mtu_asked)
+        without = self._without_ipv6(link) if settings.ipv6 is not None else ""
+        asked, held = (settings._replace(ipv6=None), settings.held | {IPV6}) if without else (settings, settings.held)
+        desired = uplink.desired(asked, choice.style, self._flags, rank, mtu_asked)
         desired = desired._replace(tunables=uplink.tunables(link.name))
         interesting = {neighbour.address for neighbour in desired.neighbours} | entry.owned.neighbours
         observed = self._kernel.observe(link, interesting, desired.tunables)
         owned = plan.still_there(entry.owned, observed)
         if owned != entry.owned and not self._asked.dry_run:
             self._save(ledger, ledger.record.with_interface(entry._replace(owned=owned)))
-        ops = plan.plan(link, desired, observed, owned, settings.held)
+        ops = plan.plan(link, desired, observed, owned, held)
         waiting = ""
         if manager.networkmanager:
             ops, waiting = networkmanager.left_to_us(ops, observed), networkmanager.waiting(desired, observed)
         return InterfaceReport(
-            settings, link, choice, desired, observed, ops, manager=manager, waiting=waiting, rank=rank
-        )
+            settings, link, choice, desired, observed, ops,
+            manager=manager, waiting=waiting, rank=rank, no_ipv6=without,
+        )  # fmt: skip
+
+    def _without_ipv6(self, link: Link) -> str:
+        by_manager = self._choices.manager.networkmanager
+        return uplink.ipv6_missing(self._kernel.ipv6_disabled(link), link.mtu, networkmanager=by_manager)
 
     def _apply(self, reports: Iterable[InterfaceReport], ledger: Ledger, refused: set[plan.Op]) -> set[plan.Op]:
         """Apply every plan; the owned record is ahead of the kernel at each moment. Returns what was refused."""
@@ -303,6 +313,8 @@ class _Work:
             self._save(ledger, ledger.record.with_interface(entry._replace(owned=plan.ahead(entry.owned, ops))))
             if self._asked.others is not None and any(op.verb is plan.Verb.LINK_UP for op in ops):
                 self._asked.others.going_up(report.link.name)
+                if self._without_ipv6(report.link):  # by the sysctl.d files that were just applied
+                    ops = [op for op in ops if op.family != IPV6]
             self._carry_out(ops, failed)
         return failed
 

@@ -100,7 +100,8 @@ def _settings_findings(report: Report) -> Iterator[Finding]:
         yield Finding(code, "error", error.problem, error.remedy or "see the journal of qubes-guestnet")
     # A provider needs no interface of dom0's: it may be the one with the network card (B108).
     seen &= report.provided is None or not report.provided.active
-    if seen and not any(interface.expected or interface.removed for interface in report.interfaces):
+    known = (interface.expected or interface.removed or interface.no_ipv6 for interface in report.interfaces)
+    if seen and not any(known):
         problem = "no provider is set: dom0 names no interface for this qube"
         yield Finding("no-provider", "note", problem, "nothing to do; or set one: qvm-prefs QUBE netvm PROVIDER")
 
@@ -119,6 +120,7 @@ def _interface_findings(interface: InterfaceReport) -> Iterator[Finding]:
         problem = f"{interface.link.name} is not as dom0 asks, first: {interface.plan[0]}"
         yield Finding("plan-not-empty", "error", problem, "qubes-guestnet apply, and see what it says")
     yield from _second_default_route(interface)
+    yield from map(Finding._make, interface.notes)
     if interface.choice.reason.startswith("fall-back"):
         problem = f"{interface.link.name} uses the gateway route: {interface.choice.reason}"
         remedy = "set proxy_delay to 0 in the provider, or make it the rule by the flag guestnet-gateway-route"

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable
 from .namedtuple import NamedTuple
 from .plan import Op, Verb
 from .settings import Family, UplinkSettings
-from .uplink import Flags, Style
+from .uplink import Flags, Style, device_route
 from .values import IPV4, IPV6, IPAddress, State
 
 FOLDER = "/etc/NetworkManager/system-connections"
@@ -135,32 +135,31 @@ def keyfile(interface: str, settings: UplinkSettings, options: ProfileOptions) -
         *([f"mtu={options.mtu}"] if options.mtu else []),
         "",
         "[ipv4]",
-        *(_family(settings.ipv4, options) if settings.ipv4 else ["method=disabled"]),
+        *(_family(settings.ipv4, settings, options) if settings.ipv4 else ["method=disabled"]),
         *_dns(options),
         "",
         "[ipv6]",
         # "disabled" would set disable_ipv6 in the kernel, which is not ours to do
-        *(_family(settings.ipv6, options) if settings.ipv6 else ["method=ignore"]),
+        *(_family(settings.ipv6, settings, options) if settings.ipv6 else ["method=ignore"]),
         "",
     ]
     return "\n".join(lines).encode("utf-8")
 
 
-def _family(family: Family, options: ProfileOptions) -> Iterable[str]:
+def _family(family: Family, settings: UplinkSettings, options: ProfileOptions) -> Iterable[str]:
     yield "method=manual"
     gateway = family.gateway
-    if gateway is None:
-        yield f"address1={family.interface}"
-        return
-    any_address = "0.0.0.0" if gateway.version == IPV4 else "::"
-    metric = f",{any_address},{100 + 100 * options.rank}" if options.rank else ""
+    metric = f",0.0.0.0,{100 + 100 * options.rank}" if options.rank else ""
     if options.flags.disable_default_route:
         yield f"address1={family.interface}"
-        yield f"route1={ipaddress.ip_network(gateway)}"
-        yield "never-default=true"
-    elif gateway.version == IPV4 and options.style is Style.DEVICE:
+        if gateway is not None:
+            yield f"route1={ipaddress.ip_network(gateway)}"
+            yield "never-default=true"
+    elif device_route(family, settings, options.style, options.rank):
         yield f"address1={family.interface}"
         yield f"route1=0.0.0.0/0{metric}"
+    elif gateway is None:
+        yield f"address1={family.interface}"
     else:
         yield f"address1={family.interface},{gateway}"
         if options.rank:

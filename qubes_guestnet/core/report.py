@@ -3,18 +3,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ..errors import GuestnetError
 from .namedtuple import NamedTuple
 from .networkmanager import ManagerChoice
 from .plan import Op, Verb
 from .resolver import KEPT, Decision, parse
 from .settings import Settings, UplinkSettings
-from .uplink import StyleChoice
-from .values import Link, State
+from .uplink import Style, StyleChoice
+from .values import DEFAULT, IPV4, Link, State
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .provided import ProviderReport
+
+
+class Note(NamedTuple):
+    """What the owner of the qube should know of a pass that went well. `check` gives it as a finding.
+
+    Args:
+        code: of the finding.
+        severity: of it.
+        problem: what is so, one line.
+        remedy: what to do about it.
+    """
+
+    code: str
+    severity: str
+    problem: str
+    remedy: str
 
 
 class InterfaceReport(NamedTuple):
@@ -32,6 +50,7 @@ class InterfaceReport(NamedTuple):
         manager: who configures it.
         waiting: what NetworkManager has still to do on it, "" for nothing.
         rank: 0 for the interface of /qubes-mac, 1 and up for further ones.
+        no_ipv6: why IPv6, which dom0 asks for, is left out; "" where it is not.
     """
 
     settings: UplinkSettings
@@ -45,11 +64,36 @@ class InterfaceReport(NamedTuple):
     manager: ManagerChoice = ManagerChoice()
     waiting: str = ""
     rank: int = 0
+    no_ipv6: str = ""
+
+    @property
+    def asked(self) -> UplinkSettings:
+        """What dom0 asks for, without what cannot be had here."""
+        return self.settings._replace(ipv6=None) if self.no_ipv6 else self.settings
+
+    @property
+    def notes(self) -> Iterator[Note]:
+        """What is different from what dom0 may have meant."""
+        link, ipv4 = self.link, self.settings.ipv4
+        if link is None or self.removed:
+            return
+        if self.no_ipv6:
+            problem = f"IPv6 is off on {link.name} ({self.no_ipv6}): what dom0 gives this qube of it is left out"
+            yield Note("ipv6-off", "note", problem, "nothing to do if that is meant")
+        if ipv4 is None or ipv4.gateway is not None or self.rank or self.settings.custom:
+            return
+        missing = f"dom0 gives {link.name} an IPv4 address and no gateway (/qubes-gateway)"
+        anew = "set the provider anew: qvm-prefs QUBE netvm PROVIDER"
+        if DEFAULT[IPV4] in {route.destination for route in self.desired.routes}:
+            yield Note("gateway-missing", "warning", f"{missing}: the default route does without it", anew)
+        elif self.choice.style is Style.GATEWAY:
+            problem = f"{missing}, and the style `gateway` has none to use: no default route ({self.choice.reason})"
+            yield Note("gateway-missing", "error", problem, anew)
 
     @property
     def expected(self) -> bool:
         """Whether the interface is there or about to come."""
-        asked = self.settings.ipv4 is not None or self.settings.ipv6 is not None or bool(self.settings.held)
+        asked = self.asked.ipv4 is not None or self.asked.ipv6 is not None or bool(self.settings.held)
         return asked and not self.removed and (self.link is not None or not self.detached)
 
     @property

@@ -14,7 +14,6 @@ from .values import (
     GROUP_UPLINK,
     IPV4,
     IPV6,
-    IPAddress,
     IPInterface,
     Link,
     Neighbour,
@@ -86,6 +85,22 @@ def choose_link(links: Iterable[Link], mac: str) -> Link | None:
     return min(fitting, key=lambda link: (DRIVERS.index(link.driver), link.ifindex), default=None)
 
 
+SMALLEST_MTU6 = 1280  # RFC 8200; below it the kernel has no IPv6 on an interface
+
+
+def ipv6_missing(disabled: str | None, mtu: int, *, networkmanager: bool = False) -> str:
+    """Why IPv6 cannot be had on an interface, "" where it can: then it is left out, as its owner wishes (B129).
+
+    Args:
+        disabled: net.ipv6.conf.IFACE.disable_ipv6, None where there is no such setting.
+        mtu: of the interface, in bytes; 0 when unknown.
+        networkmanager: it has the interface, and sets that sysctl itself, to 1 in between and to 0 in the end.
+    """
+    if disabled is None:
+        return f"its MTU is {mtu}, below {SMALLEST_MTU6}" if 0 < mtu < SMALLEST_MTU6 else "this kernel has none"
+    return "" if networkmanager or disabled == "0" else "sysctl disable_ipv6"
+
+
 def choose_style(flags: Flags, configured: Style | None, fallback: str) -> StyleChoice:
     """`gateway` where the flag or the file says so or the device route was given up, else `device`.
 
@@ -129,24 +144,32 @@ def desired(settings: UplinkSettings, style: Style, flags: Flags, rank: int = 0,
         if family is None:
             continue
         addresses.add(family.interface)
-        if family.gateway is None:
-            continue  # a qube may give IPv6 to others and have no gateway itself (core-agent-linux af476ef0)
-        if not settings.custom:
+        if family.gateway is not None and not settings.custom:
             neighbours.add(Neighbour(family.gateway))
-        routes.update(_routes(family, family.gateway, style, flags, rank))
+        routes.update(_routes(family, settings, style, flags, rank))
     return State(bool(addresses), GROUP_UPLINK, frozenset(addresses), frozenset(neighbours), frozenset(routes), mtu)
 
 
-def _routes(family: Family, gateway: IPAddress, style: Style, flags: Flags, rank: int) -> Iterable[Route]:
-    version = gateway.version
+def device_route(family: Family, settings: UplinkSettings, style: Style, rank: int) -> bool:
+    """Whether the default route of this family is a device route.
+
+    It needs no gateway (B139), but a peer that answers for others, as Qubes providers do. A further interface without
+    a gateway, or one whose peer is no such provider (`custom`), is not where everything goes.
+    """
+    asks = family.gateway is not None or not (settings.custom or rank)
+    return family.interface.version == IPV4 and style is Style.DEVICE and asks
+
+
+def _routes(family: Family, settings: UplinkSettings, style: Style, flags: Flags, rank: int) -> Iterable[Route]:
+    version, gateway = family.interface.version, family.gateway
     metric = METRIC_BASE[version] + METRIC_STEP * rank
-    device_style = version == IPV4 and style is Style.DEVICE
-    if (not device_style or flags.disable_default_route) and not gateway.is_link_local:
+    by_device = device_route(family, settings, style, rank)
+    if gateway is not None and (not by_device or flags.disable_default_route) and not gateway.is_link_local:
         # Scope link, so that a VPN's plain `via GATEWAY` route is accepted (#7123). Link-local is on every link anyway.
         yield Route(ipaddress.ip_network(gateway), metric=metric)
     if flags.disable_default_route:
         return
-    if device_style:
+    if by_device:
         yield Route(DEFAULT[version], metric=metric)
-    else:
+    elif gateway is not None:  # a qube may give IPv6 to others and have no gateway itself (core-agent-linux af476ef0)
         yield Route(DEFAULT[version], gateway, onlink=True, metric=metric)

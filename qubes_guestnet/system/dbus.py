@@ -138,6 +138,10 @@ class Bus:
         self._round()
         return self._exchange.take_signalled()
 
+    def signalled(self) -> bool:
+        """Whether such a thing came while something else was asked: poll says nothing of it any more."""
+        return self._exchange.take_signalled()
+
     def call(
         self, destination: str, path: str, interface: str, member: str, signature: str = "", body: tuple[Any, ...] = ()
     ) -> tuple[Any, ...]:

@@ -176,6 +176,10 @@ class Kernel:
 
         return tunnels.look(self.way, servers, frozenset(ours))
 
+    def ipv6_disabled(self, link: Link) -> str | None:
+        """Its sysctl disable_ipv6, "0" or "1"; None when there is no IPv6 on it, or in this kernel."""
+        return tunables.read(("ipv6", "conf", link.name, "disable_ipv6"))
+
     def solicit(self, ifindex: int, address: IPAddress) -> None:
         """Have the kernel resolve a neighbour now, as if a packet went there (NTF_USE)."""
         message = rtnl.neighbour_message(ifindex, address, rtnl.NTF_USE)

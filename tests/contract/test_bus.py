@@ -8,11 +8,13 @@ import itertools
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from qubes_guestnet.bus import BusHolder
 from qubes_guestnet.core import bus_messages
 from qubes_guestnet.core.bus_messages import BUS, Message, Stream, parse
 from qubes_guestnet.system import dbus
@@ -212,6 +214,19 @@ def test_a_round_of_long_ones_has_an_end_too(bus: OddBus, client: dbus.Bus, judg
         client.drain()
         sums.append(sum(judged[before:]))
     assert max(sums) <= dbus.ROUND_BYTES + bus_messages.LONGEST
+
+
+def test_a_change_that_is_told_while_something_is_asked_is_not_lost(bus: OddBus, client: dbus.Bus) -> None:
+    """It may be one that the answer does not have yet, and poll tells of it no more."""
+    bus.answers = lambda serial: text(serial, "good") + frames.properties_changed(OWNER)
+    assert ask(client) == ("good",)
+    holder = BusHolder(resident=True)
+    holder._bus = client
+    due = holder.due()
+    assert due is not None
+    assert due <= time.monotonic()
+    assert holder.due() is None
+    assert not client.drain()
 
 
 @pytest.mark.behaviour("B111")

@@ -135,6 +135,10 @@ class Model:
         if what is not Meaning.DONE:
             raise KernelError(str(op), number, "", what is Meaning.RETRY)
 
+    def ipv6_disabled(self, link: Link) -> str | None:
+        """Its sysctl; the same of all interfaces."""
+        return "0" if self.ipv6 else "1"
+
     def do(self, op: Op) -> int:
         """Do it; the errno, 0 for success."""
         interface = self.interfaces.get(op.ifindex)

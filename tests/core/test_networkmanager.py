@@ -96,6 +96,16 @@ def test_families_that_are_not_asked_for_and_gateways_that_are_not_there() -> No
     assert dict(profile(UplinkSettings(MAC, IPV4))["ipv6"]) == {"method": "ignore"}
 
 
+@pytest.mark.behaviour("B139")
+def test_ipv4_without_gateway() -> None:
+    settings = UplinkSettings(MAC, Family(IPV4.interface))
+    device, off = profile(settings), profile(settings, flags=Flags(disable_default_route=True))
+    assert dict(device["ipv4"]) == {"method": "manual", "address1": "10.137.0.5/32", "route1": "0.0.0.0/0"}
+    assert dict(off["ipv4"]) == dict(profile(settings, style=Style.GATEWAY)["ipv4"]) == {
+        "method": "manual", "address1": "10.137.0.5/32",
+    }  # fmt: skip
+
+
 @pytest.mark.behaviour("B109")
 def test_the_mtu_is_in_the_profile_only_if_asked_for() -> None:
     assert "mtu" not in profile()["ethernet"]

@@ -15,7 +15,7 @@ import pytest
 from qubes_guestnet import reconcile as module
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.resolver import HEADER
-from qubes_guestnet.core.values import BACKEND_MAC, IPV6, Link, Route, State
+from qubes_guestnet.core.values import BACKEND_MAC, Link, Route, State
 from qubes_guestnet.errors import FileError, KernelError
 from qubes_guestnet.reconcile import take_down
 from tests.core.qube import FOREIGN, Qube, eth0, only, with_foreign, words
@@ -84,15 +84,21 @@ def test_one_refused_operation_stops_no_other(qube: Qube, position: int, code: i
     assert qube.run().settled
 
 
+@pytest.mark.behaviour("B129")
 def test_a_kernel_without_ipv6_has_ipv4_and_dns(qube: Qube) -> None:
     qube.kernel.ipv6 = False
     report = qube.run()
     assert qube.shown() == {"10.137.0.5/32", "neighbour 10.138.0.1", "0.0.0.0/0 device"}
     assert qube.resolv_conf.read_bytes() == SERVERS
-    assert [op.family for op in only(report).plan] == [IPV6] * 3
-    assert [error.retryable for error in report.errors] == [False]
+    assert only(report).plan == report.errors == ()
+    assert report.settled
+    assert [note.code for note in only(report).notes] == ["ipv6-off"]
     qube.run()
-    assert qube.log == ["ip -6 address add fd09:24ef:4179::a89:5/128 dev eth0 nodad"]
+    assert not [op for op in qube.log if "-6" in op]
+    qube.kernel.ipv6 = True
+    report = qube.run()
+    assert len([op for op in qube.log if "-6" in op]) == 3
+    assert list(only(report).notes) == []
 
 
 @pytest.mark.parametrize("position", FRESH)

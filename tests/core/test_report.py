@@ -14,7 +14,7 @@ from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.rendering import as_data, as_text
 from qubes_guestnet.core.report import InterfaceReport, Report, ResolverReport, Standing
 from qubes_guestnet.core.resolver import Decision, FileFacts, Owner, choose_owner, render
-from qubes_guestnet.core.settings import Settings, UplinkSettings, parse
+from qubes_guestnet.core.settings import Family, Settings, UplinkSettings, parse
 from qubes_guestnet.core.uplink import Flags, Style, StyleChoice, desired
 from qubes_guestnet.core.values import Link, Route, State
 from qubes_guestnet.errors import ConfigError, GuestnetError, KernelError
@@ -33,6 +33,7 @@ DONE = InterfaceReport(UPLINK, LINK, CHOICE, STATE, STATE)
 MISSING = InterfaceReport(UPLINK, None, CHOICE)
 WELL = Report(SETTINGS, (DONE,), RESOLVER)
 AGENT = Standing(True, "2026-01-01T00:00:00Z")
+ONLY6 = InterfaceReport(UplinkSettings(MAC, None, UPLINK.ipv6), LINK, CHOICE)
 HELD = UplinkSettings(MAC, held=frozenset({4}))
 
 INTERFACES = {
@@ -43,6 +44,7 @@ INTERFACES = {
     "something to do": (DONE._replace(plan=(OP,)), True, False),
     "down": (DONE._replace(observed=STATE._replace(up=False)), True, False),
     "asked for nothing": (DONE._replace(settings=UplinkSettings(MAC), desired=State()), False, False),
+    "nothing but IPv6, and that is off": (ONLY6._replace(no_ipv6="sysctl disable_ipv6"), False, False),
     "held": (DONE._replace(settings=HELD, desired=State()), True, False),
 }
 
@@ -131,6 +133,15 @@ def test_a_default_route_that_others_left_is_told(interface: InterfaceReport, re
 
 
 FOREIGN = Decision(Owner.PROTECTED, "protected=/rw/list owner=protected")
+
+
+def no_gateway(style: Style, *flags: bool) -> Report:
+    uplink = UplinkSettings(MAC, Family(ipaddress.ip_interface("10.137.0.5/32")))
+    state = desired(uplink, style, Flags(*flags))
+    done = InterfaceReport(uplink, LINK, StyleChoice(style, "default"), state, state)
+    return WELL._replace(interfaces=(done,))
+
+
 EVIDENCE: dict[str, tuple[Evidence, list[tuple[str, str]]]] = {
     "all is well": (Evidence(WELL, standing=AGENT, neighbour_limit=32768), []),
     "limits that cannot be read": (Evidence(WELL, standing=AGENT, neighbour_limit=0), []),
@@ -171,6 +182,20 @@ EVIDENCE: dict[str, tuple[Evidence, list[tuple[str, str]]]] = {
             standing=AGENT,
         ),
         [("fallback-in-use", "warning")],
+    ),
+    "no IPv6 here": (
+        Evidence(WELL._replace(interfaces=(DONE._replace(no_ipv6="sysctl disable_ipv6"),)), standing=AGENT),
+        [("ipv6-off", "note")],
+    ),
+    "nothing but IPv6, and that is off": (
+        Evidence(Report(SETTINGS, (ONLY6._replace(no_ipv6="this kernel has none"),)), standing=AGENT),
+        [("ipv6-off", "note")],
+    ),
+    "no gateway": (Evidence(no_gateway(Style.DEVICE), standing=AGENT), [("gateway-missing", "warning")]),
+    "no gateway for the style": (Evidence(no_gateway(Style.GATEWAY), standing=AGENT), [("gateway-missing", "error")]),
+    "no gateway, and no default route wanted": (
+        Evidence(no_gateway(Style.DEVICE, True), standing=AGENT),
+        [],
     ),
     "refused by the provider": (
         Evidence(WELL, standing=AGENT, refusing6=("fd09::1",)),

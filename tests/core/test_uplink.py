@@ -8,7 +8,7 @@ import ipaddress
 import pytest
 
 from qubes_guestnet.core.settings import Family, UplinkSettings
-from qubes_guestnet.core.uplink import Flags, Style, choose_link, choose_style, desired
+from qubes_guestnet.core.uplink import Flags, Style, choose_link, choose_style, desired, ipv6_missing
 from qubes_guestnet.core.values import GROUP_UPLINK, Link, State
 
 MAC = "00:16:3e:5e:6c:00"
@@ -102,6 +102,34 @@ def test_a_family_without_gateway_has_its_address_and_no_more() -> None:
     assert state.addresses == {IPV4.interface, IPV6.interface}
     assert ways(state) == DEVICE_ROUTE
     assert {entry.address for entry in state.neighbours} == {IPV4.gateway}
+
+
+@pytest.mark.behaviour("B139")
+@pytest.mark.parametrize("style", Style)
+def test_ipv4_without_gateway_has_a_device_route_or_none(style: Style) -> None:
+    settings = UplinkSettings(MAC, Family(IPV4.interface))
+    device = style is Style.DEVICE
+    assert ways(desired(settings, style, Flags())) == (DEVICE_ROUTE if device else set())
+    assert desired(settings, style, Flags()).neighbours == frozenset()
+    for rank, custom, flags in ((1, False, Flags()), (0, True, Flags()), (0, False, Flags(disable_default_route=True))):
+        assert ways(desired(settings._replace(custom=custom), style, flags, rank)) == set()
+
+
+@pytest.mark.behaviour("B129")
+@pytest.mark.parametrize(
+    ("disabled", "mtu", "manager", "expected"),
+    [
+        ("0", 1500, False, ""),
+        ("1", 1500, False, "sysctl disable_ipv6"),
+        ("1", 1500, True, ""),
+        (None, 1500, True, "this kernel has none"),
+        (None, 0, False, "this kernel has none"),
+        (None, 1279, False, "its MTU is 1279, below 1280"),
+        (None, 1280, False, "this kernel has none"),
+    ],
+)
+def test_why_there_is_no_ipv6(disabled: str | None, mtu: int, manager: bool, expected: str) -> None:
+    assert ipv6_missing(disabled, mtu, networkmanager=manager) == expected
 
 
 def test_who_is_asked_for_nothing_gets_nothing() -> None:
