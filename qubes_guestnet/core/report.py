@@ -88,7 +88,7 @@ class InterfaceReport(NamedTuple):
             yield Note("gateway-missing", "warning", f"{missing}: the default route does without it", anew)
         elif self.choice.style is Style.GATEWAY:
             problem = f"{missing}, and the style `gateway` has none to use: no default route ({self.choice.reason})"
-            yield Note("gateway-missing", "error", problem, anew)
+            yield Note("no-default-route", "error", problem, anew)
 
     @property
     def expected(self) -> bool:

@@ -188,7 +188,7 @@ def check_codes() -> dict[str, str]:
     source = "\n".join(path.read_text(encoding="utf-8") for path in sorted((TREE / "qubes_guestnet").glob("core/*.py")))
     tree = ast.parse(re.sub(r"^from __future__ .*$", "", source, flags=re.MULTILINE))
     for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "Remark")):
+        if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "Note", "Remark")):
             continue
         code, severity = node.args[:2]
         if not isinstance(severity, ast.Constant):

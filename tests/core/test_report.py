@@ -192,7 +192,7 @@ EVIDENCE: dict[str, tuple[Evidence, list[tuple[str, str]]]] = {
         [("ipv6-off", "note")],
     ),
     "no gateway": (Evidence(no_gateway(Style.DEVICE), standing=AGENT), [("gateway-missing", "warning")]),
-    "no gateway for the style": (Evidence(no_gateway(Style.GATEWAY), standing=AGENT), [("gateway-missing", "error")]),
+    "no gateway for the style": (Evidence(no_gateway(Style.GATEWAY), standing=AGENT), [("no-default-route", "error")]),
     "no gateway, and no default route wanted": (
         Evidence(no_gateway(Style.DEVICE, True), standing=AGENT),
         [],

@@ -34,4 +34,4 @@ def test_the_style_gateway_has_none_to_use_and_says_so() -> None:
     guest.agent()
     eventually(lambda: guest.said("the style `gateway` has none to use") == 1, trouble=guest.log)
     assert guest.routes() == []
-    assert "gateway-missing" in guest.codes()
+    assert "no-default-route" in guest.codes()
