@@ -36,7 +36,6 @@ from .system.systemd import WARNING, log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
-    from .core.report import Note
     from .host import Host
     from .system import nft
 
@@ -218,9 +217,7 @@ class Agent:
             if fd >= 0:
                 self._signals.register(fd)
             self._bus_fd = fd
-        due = self._others.due()
-        if due is not None:
-            self._timers["bus"] = due
+        self._timers.update(self._others.timers())
 
     def _work(self) -> None:
         """Everything that is due now."""

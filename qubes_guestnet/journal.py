@@ -31,6 +31,7 @@ class Journal:
         self._failures: dict[str, bool] = {}  # text → whether it was met since the last pass that was told
         self._untold = self._replaced = ""
         self.ready = False
+        self._notes: tuple[object, ...] = ()
 
     def waiting(self, error: StoreError) -> None:
         """QubesDB does not answer."""
@@ -64,6 +65,10 @@ class Journal:
             if resolver.replaced not in ("", self._replaced):
                 self._replaced = resolver.replaced
                 log(WARNING, resolver.written_back)
+        for note in report.notes:
+            if note not in self._notes:
+                log(INFO, str(note))
+        self._notes = report.notes
         standing_failures = tuple(text for text, met in self._failures.items() if met)
         before = {*self._errors, *self._failures}
         errors = tuple(dict.fromkeys(map(str, report.errors)))

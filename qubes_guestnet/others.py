@@ -64,9 +64,10 @@ class Others:
         self._silent = None
         return True
 
-    def due(self) -> float | None:
+    def timers(self) -> dict[str, float]:
         """When a pass is to follow for the sake of the bus, of the monotonic clock; to be asked after each."""
-        return self._bus.due()
+        due = self._bus.due()
+        return {} if due is None else {"bus": due}
 
     @property
     def wakes(self) -> bool:

@@ -34,6 +34,9 @@ class Note(NamedTuple):
     problem: str
     remedy: str
 
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}"
+
 
 class InterfaceReport(NamedTuple):
     """One uplink in one pass.
@@ -183,6 +186,11 @@ class Report(NamedTuple):
             lines.append(f"publish {self.resolver.path}: {server_words(self.resolver.wanted or b'')}")
         before, after = (self.provided.before.todo, self.provided.after.todo) if self.provided is not None else ((), ())
         return (*before, *lines, *self.todo, *after)
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """Of all interfaces."""
+        return tuple(note for interface in self.interfaces for note in interface.notes)
 
     @property
     def waited_for(self) -> bool:

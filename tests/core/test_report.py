@@ -239,6 +239,12 @@ def test_what_check_finds(evidence: Evidence, expected: list[tuple[str, str]]) -
         assert "\n" not in finding.problem + finding.remedy
 
 
+def test_a_note_is_one_line() -> None:
+    (note,) = no_gateway(Style.DEVICE).notes
+    assert str(note).startswith("dom0 gives eth0 an IPv4 address and no gateway (/qubes-gateway): ")
+    assert str(note).endswith("; set the provider anew: qvm-prefs QUBE netvm PROVIDER")
+
+
 def test_the_gravest_comes_first() -> None:
     report = Report(SETTINGS, (DONE._replace(removed=True), DONE._replace(plan=(OP,))), None)
     codes = [finding.code for finding in findings(Evidence(report))]
