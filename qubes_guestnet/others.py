@@ -207,9 +207,13 @@ class _Work:
             return
         name, text = profile
         wanted = checksum(text)
-        if not networkmanager.holds(name, text):
-            self._do(f"publish {nm.FOLDER}/{name}", partial(networkmanager.publish, name, text))
         entry = self._ledger.record.interface(link)
+        if not networkmanager.holds(name, text):
+            if entry.profile == wanted and not self._dry_run:
+                # Somebody deleted or changed it in NetworkManager, which is to read it again (B132).
+                entry = entry._replace(profile=nm.UNREAD)
+                self._save(entry)
+            self._do(f"publish {nm.FOLDER}/{name}", partial(networkmanager.publish, name, text))
         if entry.profile == wanted:
             return
         take_up = partial(_take_up, link.name, name, settings.mac, fresh=not entry.profile)

@@ -20,6 +20,7 @@ from .uplink import Flags, Style, device_route
 from .values import IPV4, IPV6, IPAddress, State
 
 FOLDER = "/etc/NetworkManager/system-connections"
+UNREAD = "unread"  # in the owned record: a profile that was in force before is written anew, and to be read again
 # The names that the former scripts gave: an upgrade replaces their profile and does not add a second one.
 _FILE = "qubes-uplink-"
 _NAME = "VM uplink "

@@ -170,6 +170,28 @@ def test_a_users_disconnect_holds_and_up_restores() -> None:
     assert guest.servers() == [DNS, DNS2]
 
 
+@pytest.mark.behaviour("B132")
+@pytest.mark.parametrize("how", ["deleted", "changed", "deleted before its restart"])
+def test_a_profile_that_somebody_deleted_or_changed_is_read_again(how: str) -> None:
+    guest, daemons = start()
+    daemons.networkmanager()
+    guest.agent()
+    soon_managed(guest, daemons)
+    if how == "changed":
+        daemons.nmcli("connection", "modify", NAME, "ipv4.dns", "192.0.2.53")
+        guest.qube.agent.signal(signal.SIGHUP)  # type: ignore[union-attr]
+        eventually(lambda: "192.0.2.53" not in daemons.nmcli("-g", "ipv4.dns", "connection", "show", NAME))
+        soon_managed(guest, daemons)
+        return
+    daemons.nmcli("connection", "delete", NAME)
+    if how == "deleted before its restart":
+        daemons.stop("networkmanager")
+        daemons.networkmanager()
+    eventually(lambda: NAME in daemons.nmcli("-g", "NAME", "connection", "show").splitlines(), trouble=guest.log)
+    daemons.nmcli("connection", "up", NAME)
+    soon_managed(guest, daemons)
+
+
 @pytest.mark.behaviour("B28")
 def test_the_profile_goes_and_comes_with_the_interface() -> None:
     guest, daemons = start()
