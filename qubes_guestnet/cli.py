@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 done or nothing to do; 1 failed, one line on stderr says what and the remedy, or `status` or `check` found an
-        error; 2 wrong usage, or an interface that dom0 does not manage; 100 `dns sync` found nothing to change.
+        error; 2 wrong usage, or an interface that dom0 does not manage; 100 `dns sync`: unchanged since it last ran.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:

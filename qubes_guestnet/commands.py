@@ -165,7 +165,7 @@ def _is_ready_to_boot(report: Report, others: Others) -> bool:
 
 
 def dns(_options: Options) -> int:
-    """Have the virtual DNS addresses lead to the servers that this qube uses itself; 100 if they do already."""
+    """Have the virtual DNS addresses lead to this qube's own servers; 100 if that is as when this last ran."""
     from .providing import Provider
 
     entries, kernel = reading.entries(), netlink.Kernel()

@@ -85,6 +85,7 @@ class Names:
         self._bring(work, choice, virtual)
         work.attempt(partial(self._tell_firewall, work))
         work.attempt(partial(self._tell_proxy, work, choice))
+        work.attempt(partial(self._reload_firewall, work))
         self._tell_people(work)
 
     def _choose(
@@ -233,6 +234,15 @@ class Names:
         if not work.dry_run:
             self._nft.found_right(FIREWALL, generation)
             self._told = servers
+
+    def _reload_firewall(self, work: Work) -> None:
+        """The daemon of core-agent's firewall looks names up anew when it is reloaded, and only then (B136)."""
+        servers = work.provided.servers
+        wanted = checksum(" ".join(servers).encode()) if servers else ""
+        if work.dry_run or work.provided.reloaded == wanted:
+            return
+        work.done += services.reload_firewall(self._paths.flags)
+        work.save(work.provided._replace(reloaded=wanted))
 
     def _tell_people(self, work: Work) -> None:
         """The journal, once for each time that names do not go where they usually do."""

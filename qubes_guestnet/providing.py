@@ -112,7 +112,7 @@ class Provider:
         """The redirection of the virtual DNS addresses alone.
 
         Returns:
-            What was done, in words; empty when they led to the right servers.
+            What was done, in words; empty when they lead where they led when this was last asked.
 
         Raises:
             GuestnetError: it could not be done.
@@ -123,6 +123,10 @@ class Provider:
             if work.active:
                 self._names.lead(work, own_servers, uplinks, kept=False)
             work.raise_first()
+            if work.active and work.provided.synced != work.provided.leading:
+                # The agent is often faster; the caller asks whether it has to follow (B135).
+                work.done = work.done or [f"the virtual DNS leads to {' '.join(work.provided.servers)} by now"]
+                work.save(work.provided._replace(synced=work.provided.leading))
             return tuple(work.done)
 
     # --- for the resident agent ----------------------------------------------------------------------------------

@@ -109,6 +109,8 @@ class Provided(NamedTuple):
         lost: what others had beside our rules, and lost together with them, in words.
         unfiltered: `forwarding hold` was said: the firewall of the qubes is not ready, and nothing is forwarded before
             `forwarding release`.
+        reloaded: sum of the servers that qubes-firewall.service was last reloaded for; "" for none.
+        synced: sum of where the virtual DNS addresses led to when `dns sync` was last run.
     """
 
     rules: Loaded = Loaded()
@@ -126,6 +128,13 @@ class Provided(NamedTuple):
     lost: tuple[str, ...] = ()
     proxied: tuple[str, ...] = ()
     unfiltered: bool = False
+    synced: str = ""
+    reloaded: str = ""
+
+    @property
+    def leading(self) -> str:
+        """Sum of where the virtual DNS addresses lead to."""
+        return checksum(" ".join((self.names.text, *self.servers)).encode())
 
     @property
     def offloading(self) -> bool:
@@ -263,6 +272,10 @@ def _lines(record: Record) -> Iterator[str]:
     yield from (f"lost {words}" for words in provided.lost)
     if provided.unfiltered:
         yield "unfiltered"
+    if provided.synced:
+        yield f"synced {provided.synced}"
+    if provided.reloaded:
+        yield f"reloaded {provided.reloaded}"
 
 
 def _interface(text: str) -> Interface:
@@ -317,24 +330,12 @@ def _loaded(text: str) -> Loaded:
     return Loaded(loaded, seen)
 
 
-def _rules(provided: Provided, text: str) -> Provided:
-    return provided._replace(rules=_loaded(text))
-
-
-def _names(provided: Provided, text: str) -> Provided:
-    return provided._replace(names=_loaded(text))
-
-
 def _proxied(provided: Provided, text: str) -> Provided:
     return provided._replace(proxied=tuple(str(endpoint.parse(word)) for word in text.split()))
 
 
 def _servers(provided: Provided, text: str) -> Provided:
     return provided._replace(servers=tuple(str(endpoint.parse(word)) for word in text.split()))
-
-
-def _hooks(provided: Provided, text: str) -> Provided:
-    return provided._replace(hooks=int(text))
 
 
 def _heard(provided: Provided, text: str) -> Provided:
@@ -359,40 +360,26 @@ def _hold(provided: Provided, text: str) -> Provided:
     return provided._replace(hold=text if text in (HELD, FIREWALL) else "")
 
 
-def _lost(provided: Provided, text: str) -> Provided:
-    return provided._replace(lost=(*provided.lost, text))
-
-
 def _family(text: str) -> frozenset[int]:
     return frozenset({int(text)} & {IPV4, IPV6})
 
 
-def _closed(provided: Provided, _text: str) -> Provided:
-    return provided._replace(closed=True)
-
-
-def _offload(provided: Provided, text: str) -> Provided:
-    return provided._replace(offload=text)
-
-
-def _connected(provided: Provided, text: str) -> Provided:
-    return provided._replace(connected=text)
-
-
 _PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
-    "rules": _rules,
-    "names": _names,
+    "rules": lambda provided, text: provided._replace(rules=_loaded(text)),
+    "names": lambda provided, text: provided._replace(names=_loaded(text)),
     "servers": _servers,
     "proxied": _proxied,
     "heard": _heard,
-    "hooks": _hooks,
+    "hooks": lambda provided, text: provided._replace(hooks=int(text)),
     "forwarding": _forwarding,
-    "closed": _closed,
-    "offload": _offload,
-    "connected": _connected,
+    "closed": lambda provided, _text: provided._replace(closed=True),
+    "offload": lambda provided, text: provided._replace(offload=text),
+    "connected": lambda provided, text: provided._replace(connected=text),
     "shut": _shut,
     "stopped": _stopped,
     "hold": _hold,
-    "lost": _lost,
+    "lost": lambda provided, text: provided._replace(lost=(*provided.lost, text)),
     "unfiltered": lambda provided, _text: provided._replace(unfiltered=True),
+    "synced": lambda provided, text: provided._replace(synced=text),
+    "reloaded": lambda provided, text: provided._replace(reloaded=text),
 }

@@ -161,6 +161,26 @@ def firewall_state() -> str:
     return "queued" if said.get("Job", "0") not in ("", "0") else said.get("ActiveState", "unknown")
 
 
+def reload_firewall(folder: str = FLAGS_FOLDER) -> tuple[str, ...]:
+    """Have the firewall of the qubes read its rules and look up the names in them anew, if it runs.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        ProgramError: systemctl cannot be started, or says no; it may later.
+    """
+    words = ("--no-block", "reload", f"{FIREWALL}.service")
+    try:
+        if not has_firewall(folder) or firewall_state() != "active":
+            return ()  # it reads them when it starts
+        _systemctl(words)
+    except programs.ProgramError as error:
+        error.retryable = True
+        raise
+    return (" ".join(("systemctl", *words)),)
+
+
 def _systemctl(words: tuple[str, ...]) -> str:
     program = programs.find("systemctl")
     if not program:

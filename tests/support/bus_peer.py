@@ -12,6 +12,7 @@ TARGET is a name on the bus, or "agent": the connections of a process whose comm
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -53,7 +54,6 @@ class Peer:
         while True:
             found = self.receive()
             if found.reply_serial == self._serial:
-                assert found.kind == RETURN, found
                 return found
 
     def receive(self) -> Message:
@@ -143,8 +143,10 @@ def targets(peer: Peer, name: str) -> Iterator[str]:
     for unique in texts(names._replace(body=names.body + 4)):  # behind the length of the array
         if unique.startswith(":"):
             answer = peer.ask("GetConnectionUnixProcessID", unique)
+            if answer.kind != RETURN:
+                continue  # it went just now
             pid = int.from_bytes(answer.data[answer.body :], "little")
-            with open(f"/proc/{pid}/cmdline", encoding="utf-8") as words:
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", encoding="utf-8") as words:
                 if words.read().split("\0")[-2:-1] == ["agent"]:
                     yield unique
 
