@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from . import downstream
-from .core import attachment, mappings, nftables, provider
+from .core import attachment, limits, mappings, nftables, provider
 from .core.attachment import VifReport
+from .core.limits import Limits
 from .core.provider import ProviderSettings
 from .core.values import IPV4, IPInterface, State, Tunable
 from .core.vif import GONE, Device, Vif
@@ -90,7 +91,8 @@ class Attachments:
             # Another qube may have had the address before, and must leave no open door behind (behaviour B53).
             work.done.append(f"conntrack: {conntrack.purge(vif.addresses)} entries purged")
         self._check_again(vif, others, (vif, *others))
-        vif = self._set_up(report._replace(elements=self._elements(vif, work.settings)), work, waiting)
+        report = report._replace(elements=self._elements(vif, work.settings), limits=_limits(vif, work))
+        vif = self._set_up(report, work, waiting)
         left = self._look(vif, desired, work, others)
         if left.link is None or not attachment.is_its_own(vif, left.link):
             raise GuestnetError(f"{vif.name.text} went while it was set up", "did the qube behind it just end?")
@@ -155,7 +157,7 @@ class Attachments:
         if unread or not work.settings.active or "connected" in work.settings.held:
             kept |= frozenset(vif.addresses)  # who may come back is not known
         try:
-            self._nft.run(nftables.detach(vif.name.text, vif.addresses, kept))
+            self._nft.run(nftables.detach(vif.name.text, vif.addresses, kept) + limits.detach(vif.name.text))
         except nft.NftError:
             if nft.sets():
                 raise
@@ -200,7 +202,7 @@ class Attachments:
         vif = report.vif._replace(gateways=report.vif.gateways | attachment.added(early))
         # The record is ahead of the kernel, as the uplink's is.
         self._vifs.save(vif)
-        text = "".join(f"{element}\n" for element in report.elements)
+        text = "".join(f"{element}\n" for element in report.elements) + report.limits
         loaded = self._nft.begin(text, waiting) if text else None
         try:
             for tunable in report.tunables:
@@ -228,9 +230,10 @@ class Attachments:
     def _sweep_each(self, work: Work, records: Iterable[Vif], present: frozenset[str] | None) -> None:
         """Each vif, beside those that are there; `present` is None where nobody may look at the sets."""
         names, records = {name for _, name in socket.if_nameindex()}, tuple(records)
+        listing = nft.limits(counted=work.dry_run) if present is not None else ""
         there = tuple(vif for vif in records if vif.device != GONE and vif.name.text in names)
         for vif in records:
-            work.attempt(partial(self._sweep_one, work, vif, present, there))
+            work.attempt(partial(self._sweep_one, work, vif, present, listing, there))
 
     def _bring(self, work: Work, present: frozenset[str]) -> tuple[Vif, ...]:
         """The set of addresses behind this qube made what it should be; and all records that can be read."""
@@ -267,6 +270,8 @@ class Attachments:
         records = [vif for vif in self._bring(work, present) if vif.device != GONE]
         lines = [line for vif in records for line in self._elements(vif, work.settings)]
         missing = [line for line in lines if not attachment.is_there(line, present)]
+        in_force = limits.in_force(nft.limits())
+        missing += [line for vif in records for line in _limits(vif, work, in_force).splitlines()]
         if missing:
             text = "".join(f"{line}\n" for line in missing)
             work.do(f"nft -f: {len(missing)} lines that somebody undid", partial(self._nft.run, text))
@@ -276,7 +281,9 @@ class Attachments:
         if work.active and not downstream.followed(work):
             self._bring(work, downstream.present(work))
 
-    def _sweep_one(self, work: Work, vif: Vif, present: frozenset[str] | None, there: tuple[Vif, ...]) -> None:
+    def _sweep_one(
+        self, work: Work, vif: Vif, present: frozenset[str] | None, listing: str, there: tuple[Vif, ...]
+    ) -> None:
         report = self._look(vif, self._desired(vif, work), work, there)
         if report.link is None:
             if work.dry_run:
@@ -291,15 +298,18 @@ class Attachments:
             vif = vif._replace(device=attachment.device(report.link))
             self._vifs.save(vif)
             report = report._replace(vif=vif)
-        elements = self._wrong_elements(vif, work, present) if present is not None else ()
-        report = report._replace(elements=elements, seen=present is not None)
+        if present is not None:
+            elements = self._wrong_elements(vif, work, present)
+            report = report._replace(elements=elements, limits=_limits(vif, work, limits.in_force(listing)))
+        report = report._replace(seen=present is not None)
         if report.todo and not work.dry_run:
             self._set_up(report, work)
-            report = report._replace(ops=(), elements=(), tunables=())
+            report = report._replace(ops=(), elements=(), tunables=(), limits="")
         if work.dry_run:
             now = mappings.shown(work.untrusted_entries, vif)
             changed = mappings.changed(vif, now, work.settings.gateway)
-            report = report._replace(now=now.mappings if changed else None)
+            counts = limits.counted(listing).get(vif.name.text)
+            report = report._replace(now=now.mappings if changed else None, counts=counts)
         work.todo += report.todo
         work.vifs.append(report)
 
@@ -331,6 +341,14 @@ def _name(ifindex: int) -> str:
         return socket.if_indextoname(ifindex)
     except OSError:
         return ""
+
+
+def _limits(vif: Vif, work: Work, in_force: Mapping[str, Mapping[int, str]] | None = None) -> str:
+    """What nft has to load for the limits of a vif; all of it where nobody says what is in force."""
+    versions = sorted({address.version for address in provider.elements(vif, work.settings).downstream})
+    if in_force is not None and not limits.missing(vif.name.text, versions, work.limits, in_force):
+        return ""
+    return limits.attach(vif.name.text, versions, work.limits or Limits())
 
 
 def _differs(tunable: Tunable) -> bool:

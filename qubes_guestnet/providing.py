@@ -17,14 +17,15 @@ from functools import partial
 from ipaddress import IPv4Address
 
 from .attaching import Attachments
-from .core import provider
+from .core import limits, provider
 from .core.provided import ProviderReport
 from .core.provider import ProviderSettings
 from .core.vif import Vif
+from .errors import GuestnetError
 from .forwarding import forwarded
 from .naming import Names
 from .rules import Rules
-from .system import nft
+from .system import nft, services, tunables
 from .system.owned import Ledger
 from .transactions import Transactions
 from .work import Work
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .system.netlink import Kernel
 
 SETS = "sets"
+CONNTRACK = ("netfilter", "nf_conntrack_max")
 
 
 class Provider:
@@ -78,6 +80,11 @@ class Provider:
             work.attempt(partial(self._guard.bring, work))
         return work
 
+    def _limit(self, work: Work) -> None:
+        """What each qube may have; of conntrack as this kernel has it now."""
+        configured = services.configured_limits(self._paths.config)
+        work.limits = limits.possible(configured, int(tunables.read(CONNTRACK) or 0))
+
     def after(
         self,
         work: Work,
@@ -95,6 +102,7 @@ class Provider:
         """
         before = work.lines()
         if work.active:
+            work.attempt(partial(self._limit, work))
             work.attempt(partial(self._sweep, work))
             indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
             kept = resolver is not None and resolver.kept
@@ -190,6 +198,10 @@ class Provider:
             work.raise_first()
             if not self._resident:  # whose passes do it
                 self._attachments.follow(work)
+            try:
+                self._limit(work)
+            except GuestnetError:
+                work.limits = None  # the pass and `check` tell what is wrong with the file; the qube has its network
             self._attachments.online(vif, work, waiting)
             return tuple(work.done)
 
@@ -226,15 +238,17 @@ class Provider:
         settings = work.settings
         if not work.dry_run:
             self._attachments.close_replaced(work)
-        reason = (settings.connected, settings.gateway, settings.gateway6, work.ipv6, settings.refuse6, work.mtu)
+        ipv6 = (settings.gateway6, work.ipv6, settings.refuse6)
+        reason = (settings.connected, settings.gateway, ipv6, work.mtu, work.limits)
         if self._swept == reason and not work.dry_run:
             if not self._nft.settled(SETS):
                 self._nft.found_right(SETS, nft.generation())  # our own transactions from here on keep it so
                 self._attachments.refill(work)
             return
         self._nft.found_right(SETS, nft.generation())
+        before = len(work.errors)
         self._attachments.sweep(work)
-        if not work.errors:
+        if len(work.errors) == before:
             self._swept = reason
 
 

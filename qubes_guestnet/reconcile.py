@@ -118,7 +118,7 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
                 errors += attended.errors
             if asked.provider is not None and ruled is not None:
                 provided = asked.provider.after(ruled, settings.dns.servers, interfaces, names)
-                errors += provided.errors
+                errors += [error for error in provided.errors if str(error) not in map(str, errors)]
     except GuestnetError as error:
         errors.append(error)
     return Report(

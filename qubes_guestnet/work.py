@@ -14,6 +14,7 @@ from .system.owned import Ledger
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .core.attachment import VifReport
+    from .core.limits import Limits
     from .core.nameservers import Choice
     from .core.provided import Lines, ProviderReport
 
@@ -30,6 +31,7 @@ class Work:
 
     Attributes:
         mtu: of the vifs, in bytes; 0 for leaving it as it is.
+        limits: of each vif, as far as conntrack has room for them; None: the file is not valid, those in force stay.
         untrusted_entries: what the settings are from.
         ruled: the base rules are in.
         planned: in a dry run, they are to be loaded.
@@ -44,6 +46,7 @@ class Work:
         self._ledger = ledger
         self.mtu = 0
         self.stopped, self.closing = frozenset[int](), frozenset[int]()
+        self.limits: Limits | None = None
         self.untrusted_entries: Mapping[str, bytes] = {}
         self.ruled = self.planned = self.reloaded = self.unfiltered = False
         self.names: Choice | None = None

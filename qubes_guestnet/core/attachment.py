@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Iterable
 
 from . import plan
+from .limits import Counts
 from .namedtuple import NamedTuple
 from .provider import ProviderSettings
 from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned, State, Tunable
@@ -34,6 +35,8 @@ class VifReport(NamedTuple):
         now: the fake addresses that dom0 has written since the vif was set up, none for real ones: they count when the
             qube is attached again. None: dom0 says what it said then, or nobody looked.
         seen: the sets were looked at, for which an ordinary user has not the right.
+        limits: what nft is to load for its limits.
+        counts: what it has of connections without an answer; None where nobody looked.
     """
 
     vif: Vif
@@ -43,6 +46,8 @@ class VifReport(NamedTuple):
     tunables: tuple[Tunable, ...] = ()
     now: tuple[Mapping, ...] | None = None
     seen: bool = True
+    limits: str = ""
+    counts: Counts | None = None
 
     @property
     def configured(self) -> bool:
@@ -54,7 +59,8 @@ class VifReport(NamedTuple):
         """What is still to do, one line each, in the order to do it."""
         early, late = split(self.ops)
         elements = (f"nft {element}" for element in self.elements)
-        return (*map(str, self.tunables), *map(str, early), *elements, *map(str, late))
+        limits = (f"nft -f: limits of {self.vif.name.text}",) if self.limits else ()
+        return (*map(str, self.tunables), *map(str, early), *elements, *limits, *map(str, late))
 
 
 def tunables(name: str, *, ipv6: bool, outranked: bool = False) -> tuple[Tunable, ...]:

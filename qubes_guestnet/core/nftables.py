@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .endpoint import Endpoint
 
 TABLE = "qubes"
+LIMITS_TABLE = "qubes-limits"  # see `limits`
 # A table of the family inet that belongs to the resident agent of a provider (system/nft_guard).
 GUARD = "qubes-guard"
 # The table that the firewall's service makes, and the servers that its rules for DNS let through.
@@ -331,4 +332,5 @@ def unload() -> str:
     One transaction: there is no moment with forwarding rules and without anti-spoofing. Forwarding has to be off by
     then.
     """
-    return "".join(f"{verb} table {family.word} {TABLE}\n" for family in _FAMILIES for verb in ("add", "delete"))
+    tables = [f"{family.word} {name}" for name in (TABLE, LIMITS_TABLE) for family in _FAMILIES]
+    return "".join(f"{verb} table {table}\n" for table in tables for verb in ("add", "delete"))

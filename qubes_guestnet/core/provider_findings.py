@@ -173,8 +173,8 @@ def _cut_off(ground: Ground) -> Iterator[Remark]:
 
 def _vifs(report: ProviderReport, ground: Ground) -> Iterator[Remark]:
     for vif in report.vifs:
-        # Elements that went with the rules are one trouble, and told above.
-        todo = vif._replace(elements=()).todo if ground.rules == MISSING else vif.todo
+        # Elements and limits that went with the rules are one trouble, and told above.
+        todo = vif._replace(elements=(), limits="").todo if ground.rules == MISSING else vif.todo
         if todo:
             problem = f"{vif.vif.name.text} is not as it has to be, first: {todo[0]}"
             yield Remark("vif-not-configured", "error", problem, _APPLY)

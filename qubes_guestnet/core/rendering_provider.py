@@ -123,11 +123,23 @@ def _vif_line(report: VifReport) -> str:
     since = "" if report.now is None else f"; {_since(report.now)} when the qube is attached again"
     todo = next(iter(report.todo), "its device is gone")
     state = "configured" if report.configured else f"NOT configured, first: {todo}"
-    return f"{vif.name.text}: {addresses}, {state}{since}"
+    return f"{vif.name.text}: {addresses}, {state}{_unanswered(report)}{since}"
 
 
 def _since(now: tuple[Mapping, ...]) -> str:
     return ", ".join(f"{mapping.real}{_mapping(mapping)}" for mapping in now) or "it sees its real address"
+
+
+def _unanswered(report: VifReport) -> str:
+    """What a qube has without an answer, and what was refused, for a line of text; nothing where all is quiet."""
+    counts = report.counts
+    if counts is None or not any((count.unanswered, count.refused) != (0, 0) for count in counts):
+        return ""
+    words = [
+        f"{count.unanswered} of {count.limit} {name}" + (f" ({count.refused} packets refused)" if count.refused else "")
+        for name, count in zip(("names", "connections"), counts, strict=True)
+    ]
+    return f", without an answer: {', '.join(words)}"
 
 
 def _mapping(mapping: Mapping) -> str:
@@ -145,6 +157,7 @@ def _vif_data(report: VifReport) -> dict[str, Any]:
         "addresses": list(map(str, vif.addresses)),
         "mappings": _mappings_data(vif.mappings),
         "mappings_when_attached_again": None if report.now is None else _mappings_data(report.now),
+        "unanswered": _counts_data(report),
         "present": link is not None,
         "up": link is not None and link.up,
         "configured": report.configured,
@@ -157,6 +170,11 @@ def _mappings_data(mappings: Iterable[Mapping]) -> list[dict[str, str | None]]:
         {"real": str(m.real), "visible": str(m.visible), "gateway": str(m.gateway) if m.gateway else None}
         for m in mappings
     ]
+
+
+def _counts_data(report: VifReport) -> dict[str, dict[str, int]] | None:
+    counts = report.counts
+    return None if counts is None else {name: count._asdict() for name, count in counts._asdict().items()}
 
 
 def _join(things: Iterable[object]) -> str:

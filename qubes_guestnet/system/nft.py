@@ -31,6 +31,7 @@ _FAMILY_PLACE = 16  # of struct nfgenmsg in a message
 
 # Names that users' scripts rely on (design, the provider).
 TABLE, FAMILIES, SETS = "qubes", ("ip", "ip6"), ("allowed", "downstream")
+LIMITS_TABLE, LIMITS_MAP = "qubes-limits", "qubes"
 
 _SECONDS = 10.0  # 250 qubes with 20 rules each take 0.3 s; a busy machine more
 _LONGEST = 1 << 22  # a set of thousands of addresses
@@ -128,6 +129,21 @@ def sets() -> str:
         NftError: nft does not run.
     """
     return _listed("set", tuple((family, name) for family in FAMILIES for name in SETS))
+
+
+def limits(*, counted: bool = False) -> str:
+    """What is in the tables of the limits, of both families.
+
+    Args:
+        counted: with all elements and counters, of which there can be thousands; else the maps alone.
+
+    Raises:
+        NftError: nft does not run.
+    """
+    words = ("list", "table") if counted else ("-s", "list", "map")
+    ends = (LIMITS_TABLE,) if counted else (LIMITS_TABLE, LIMITS_MAP)
+    program = _program()
+    return "\n".join(_outputs([(program, *words, family, *ends) for family in FAMILIES]))
 
 
 def named_set(family: str, table: str, name: str) -> str:
@@ -307,6 +323,11 @@ def tables(families: tuple[str, ...] = FAMILIES) -> dict[str, str]:
     """
     program = _program()
     commands = [(program, "-s", "list", "table", family, TABLE) for family in families]
+    return dict(zip(families, _outputs(commands), strict=True))
+
+
+def _outputs(commands: Iterable[tuple[str, ...]]) -> list[str]:
+    """What each of some listings says; "" for what is not there."""
     try:
         done = programs.run_together(commands, _SECONDS, longest=_LONGEST)
     except programs.ProgramError as error:
@@ -314,7 +335,7 @@ def tables(families: tuple[str, ...] = FAMILIES) -> dict[str, str]:
     for each in done:
         if each.status and _GONE not in each.output:
             raise NftError(f"nft: {_first_line(each.output)}")
-    return {family: "" if each.status else each.output for family, each in zip(families, done, strict=True)}
+    return ["" if each.status else each.output for each in done]
 
 
 def _program() -> str:

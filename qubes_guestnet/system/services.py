@@ -13,6 +13,7 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean
 if TYPE_CHECKING:
     from typing import Any
 
+    from ..core.limits import Limits
     from ..core.nameservers import DnsSettings
 
 FLAGS_FOLDER = "/run/qubes-service"
@@ -45,6 +46,22 @@ def holds_after_flush(path: str = CONFIG_FILE) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"{path}: [provider] hold_after_flush: {shown(str(value).encode())}", remedy)
     return value
+
+
+def configured_limits(path: str = CONFIG_FILE) -> Limits:
+    """The limits of each qube behind this one, as the file's `[provider]` table has them.
+
+    Raises:
+        ConfigError: the file is not TOML, or has something in that table that is not valid.
+        FileError: it cannot be read.
+    """
+    from ..core import limits  # a provider's alone
+
+    remedy = "the limits in force stay until it is mended"
+    try:
+        return limits.parse(_table(path, "provider", remedy))
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}", remedy) from None
 
 
 def configured_style(path: str = CONFIG_FILE) -> Style | None:

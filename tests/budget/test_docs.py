@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from qubes_guestnet import cli, commands
-from qubes_guestnet.core import hooks, provider, provider_findings, settings, uplink
+from qubes_guestnet.core import hooks, limits, provider, provider_findings, settings, uplink
 from qubes_guestnet.lab import cli as lab_cli
 from qubes_guestnet.lab import dom0, tree
 from qubes_guestnet.system import networkmanager, qubesdb, services
@@ -64,7 +64,8 @@ def test_no_key_of_the_program_is_missing_from_the_list_here() -> None:
 @pytest.mark.parametrize("document", [SETTINGS, MAN_PAGE], ids=lambda path: path.name)
 def test_every_flag_file_and_variable_is_documented(document: Path) -> None:
     names = [*services._NAMES, services.PROVIDES, networkmanager.FLAG, *hooks.HOOKS, hooks.NETWORK_HOOKS, "XENBUS_PATH"]
-    names += ["guestnet.toml", "default-route", "[dns]", "servers", "hold", qubesdb.DIRECTORY_VARIABLE]
+    names += ["guestnet.toml", "default-route", "[dns]", "servers", "hold", "[provider]", *limits.KEYS]
+    names += [qubesdb.DIRECTORY_VARIABLE]
     assert [name for name in names if name not in text(document)] == []
 
 
@@ -90,11 +91,12 @@ def test_the_sample_of_guestnet_toml_has_every_key(tmp_path: Path) -> None:
     assert _keys_of(_uncommented(sample)) == _keys_of(block) != set()
     source = "".join(text(TREE / "qubes_guestnet" / name) for name in ("system/services.py", "core/nameservers.py"))
     assert {name for name, _ in _keys_of(block)} == set(re.findall(r'_table\(path, "([\w-]+)"', source))
-    assert {key for _, key in _keys_of(block)} == set(re.findall(r'table\.get\("([\w-]+)"', source))
+    assert {key for _, key in _keys_of(block)} == {*re.findall(r'table\.get\("([\w-]+)"', source), *limits.KEYS}
     (tmp_path / "all.toml").write_text(_uncommented(sample), encoding="utf-8")
     assert services.configured_style(str(tmp_path / "all.toml")) is uplink.Style.DEVICE
     assert services.holds_after_flush(str(tmp_path / "all.toml")) is False
     assert services.configured_dns(str(tmp_path / "all.toml")).servers
+    assert services.configured_limits(str(tmp_path / "all.toml")) == limits.Limits()
 
 
 @pytest.mark.parametrize("document", [MAN_PAGE, *COMPLETIONS], ids=lambda path: path.name)

@@ -194,6 +194,7 @@ def test_as_data() -> None:
             {"real": "10.137.0.5", "visible": "192.168.1.128", "gateway": None},
         ],
         "mappings_when_attached_again": None,
+        "unanswered": None,
         "present": True,
         "up": True,
         "configured": True,

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The limits of each qube: what the file may say, the text for nft, and what nft's listing means."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from qubes_guestnet.core import limits, rendering_provider
+from qubes_guestnet.core.attachment import VifReport
+from qubes_guestnet.core.limits import Count, Counts, Limits
+from qubes_guestnet.core.provided import ProviderReport
+from qubes_guestnet.core.provider import ProviderSettings
+from qubes_guestnet.core.values import Link
+from qubes_guestnet.core.vif import Vif, parse_name
+
+VIF = Vif(parse_name("vif4.0"), "00:16:3e:5e:6c:05", "vif", (ipaddress.IPv4Address("10.137.0.5"),))
+LINK = Link(7, "vif4.0", "fe:ff:ff:ff:ff:ff", up=True, group=2, driver="vif")
+
+LISTING = """table ip qubes-limits {
+    map qubes {
+        type ifname : verdict
+        elements = { "vif4.0" comment "1000 names, 6000 connections" : goto vif4.0,
+                 "vif5.0" comment "50 names, 500 connections" : goto vif5.0 }
+    }
+
+    set vif4.0-names {
+        type inet_proto . ipv4_addr . inet_service . inet_service
+        size 1000
+        flags dynamic,timeout
+        timeout 30s
+        elements = { udp . 10.139.1.1 . 40000 . 53 timeout 30s expires 29s1ms, tcp . 10.139.1.1 . 1 . 53 expires 1m,
+                 udp . 10.139.1.2 . 40000 . 53 timeout 30s expires 1ms }
+    }
+
+    set vif4.0-connections {
+        size 6000
+        elements = { icmp . 9.9.9.9 . 7 . 8 expires 3s }
+    }
+
+    chain vif4.0 {
+        meta l4proto udp ct original proto-dst 53 ct protocol != @x counter packets 7 bytes 9 drop
+        meta l4proto tcp ct original proto-dst 53 ct protocol != @x counter packets 2 bytes 9 drop
+        counter packets 5 bytes 300 drop
+    }
+
+    chain forward {
+        type filter hook forward priority filter + 10; policy accept;
+    }
+}
+table ip6 qubes-limits {
+    map qubes {
+        elements = { "vif4.0" comment "1000 names, 6000 connections" : goto vif4.0 }
+    }
+
+    set vif4.0-names {
+        size 1000
+        elements = { udp . fd09::1 . 40000 . 53 expires 1ms }
+    }
+
+    chain vif4.0 {
+        counter packets 1 bytes 300 drop
+    }
+}
+"""
+
+
+@pytest.mark.behaviour("B112")
+def test_defaults_and_what_the_file_says() -> None:
+    assert limits.parse({}) == Limits() == (1000, 6000)
+    assert limits.parse({"unanswered_names": 200, "hold_after_flush": True}) == (200, 6000)
+    assert limits.parse({"unanswered_connections": 20000}) == (1000, 20000)
+    assert str(Limits(50, 500)) == "50 names, 500 connections"
+
+
+@pytest.mark.parametrize("value", ["1000", 1000.0, True, None, -1, 0, 49, 10**9, [1000], {}])
+@pytest.mark.parametrize("key", limits.KEYS)
+def test_a_value_that_is_not_valid_is_named_with_its_key(key: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"\[provider\] {key}: .* is not a whole number from \d+ to \d+"):
+        limits.parse({key: value})
+
+
+@pytest.mark.parametrize("table", [[], 3, "x", [{}]])
+def test_what_is_no_table(table: object) -> None:
+    with pytest.raises(ValueError, match=r"provider is .* and not a table"):
+        limits.parse(table)
+
+
+def test_a_key_that_is_not_known_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'unanswerd_names' is not known; its keys are unanswered_names, "):
+        limits.parse({"unanswerd_names": 3})
+
+
+@pytest.mark.behaviour("B112")
+def test_no_qube_may_have_more_than_a_quarter_of_conntrack() -> None:
+    assert limits.possible(Limits(), 262144) == Limits()
+    assert limits.possible(Limits(), 8000) == (1000, 2000)
+    assert limits.possible(Limits(), 3) == (1000, 500), "the least that there may be"
+    assert limits.possible(Limits(1000, 9000), 0) == (1000, 9000), "not known"
+
+
+@pytest.mark.parametrize("name", ["", "eth0", 'vif4.0" : goto x', "vif4.0 }\nflush ruleset", "vif4.0-names"])
+def test_no_name_carries_a_command(name: str) -> None:
+    with pytest.raises(ValueError, match="not the name of a vif"):
+        limits.attach(name, (4,), Limits())
+    with pytest.raises(ValueError, match="not the name of a vif"):
+        limits.detach(name)
+
+
+def test_each_text_concerns_the_table_of_the_limits_alone() -> None:
+    both, one = limits.attach("vif4.0", (6, 4, 4), Limits(50, 600)), limits.attach("vif4.0", [4], Limits())
+    assert "size 50;" in both
+    assert "size 600;" in both
+    assert limits.attach("vif4.0", (), Limits()) == ""
+    assert " ip6 " not in one
+    for text in (both, one, limits.detach("vif4.0")):
+        assert text.endswith("\n")
+        assert all(line.split()[3] == "qubes-limits" for line in text.splitlines() if line.split()[1] != "table")
+        assert {line.split()[0] for line in text.splitlines()} <= {"add", "flush", "delete"}
+        assert "delete table" not in text
+
+
+@pytest.mark.behaviour("B112")
+def test_what_is_in_force() -> None:
+    present = limits.in_force(LISTING)
+    assert present == {
+        "vif4.0": {4: "1000 names, 6000 connections", 6: "1000 names, 6000 connections"},
+        "vif5.0": {4: "50 names, 500 connections"},
+    }
+    assert limits.in_force("") == {}
+    for name, versions, wanted, expected in (
+        ("vif4.0", (4, 6), Limits(), False),
+        ("vif4.0", (4, 6), None, False),
+        ("vif4.0", (4, 6), Limits(999), True),
+        ("vif5.0", (4,), Limits(50, 500), False),
+        ("vif5.0", (4, 6), Limits(50, 500), True),
+        ("vif5.0", (4, 6), None, True),
+        ("vif6.0", (4,), None, True),
+        ("vif6.0", (), Limits(), False),
+    ):
+        assert limits.missing(name, versions, wanted, present) is expected, (name, versions, wanted)
+
+
+@pytest.mark.behaviour("B112")
+def test_what_is_counted() -> None:
+    assert limits.counted(LISTING) == {"vif4.0": Counts(Count(4, 1000, 9), Count(1, 6000, 6))}
+    assert limits.counted("") == {}
+
+
+def provider(vif: VifReport) -> ProviderReport:
+    return ProviderReport(ProviderSettings(True), True, vifs=(vif,), ruled=True)
+
+
+@pytest.mark.behaviour("B112")
+def test_what_a_qube_has_without_an_answer() -> None:
+    counts = Counts(Count(3, 1000, 0), Count(70, 6000, 12))
+    limited = VifReport(VIF, LINK, limits="add rule …\n", counts=counts)
+    assert limited.todo == ("nft -f: limits of vif4.0",)
+    lines = list(rendering_provider.as_text(provider(limited._replace(limits=""))))
+    assert lines[-1].endswith(
+        "configured, without an answer: 3 of 1000 names, 70 of 6000 connections (12 packets refused)"
+    )
+    quiet = VifReport(VIF, LINK, counts=Counts(Count(0, 1000, 0), Count(0, 6000, 0)))
+    assert list(rendering_provider.as_text(provider(quiet)))[-1].endswith("configured")
+    data = rendering_provider.as_data(provider(limited))
+    assert data is not None
+    assert data["vifs"][0]["unanswered"] == {
+        "names": {"unanswered": 3, "limit": 1000, "refused": 0},
+        "connections": {"unanswered": 70, "limit": 6000, "refused": 12},
+    }
