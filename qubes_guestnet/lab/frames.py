@@ -17,6 +17,7 @@ ETH_P_ALL, ETH_P_IP, ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
 _SOL_PACKET, _PACKET_STATISTICS = 263, 6
 _BUFFER_SIZE = 4 << 20
 _TCP, _UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
+_ICMP, _ICMP6 = 1, 58
 _SYN = 0x02
 _HOPS = 64
 _WINDOW = 1024
@@ -46,6 +47,14 @@ def syn(source: str, destination: str, port: int, source_port: int = 40000) -> b
     header = struct.pack("!HHIIBBHHH", source_port, port, 1, 0, 5 << 4, _SYN, _WINDOW, 0, 0)
     total = checksum(_pseudo(source, destination, _TCP, len(header)) + header)
     return _packet(source, destination, _TCP, header[:16] + struct.pack("!H", total) + header[18:])
+
+
+def icmp(source: str, destination: str, kind: int, code: int, rest: int, data: bytes) -> bytes:
+    """An ICMP message of the family of the addresses; `rest` is the word behind the checksum."""
+    whole = struct.pack("!BBHI", kind, code, 0, rest) + data
+    six = ":" in source
+    total = checksum((_pseudo(source, destination, _ICMP6, len(whole)) if six else b"") + whole)
+    return _packet(source, destination, _ICMP6 if six else _ICMP, whole[:2] + struct.pack("!H", total) + whole[4:])
 
 
 def _pseudo(source: str, destination: str, protocol: int, length: int) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..stage import Stage
-from . import attach, comeback, company, document, endure, faked, ipv6, isolation, keys, names, paused, vpn
+from . import attach, comeback, company, document, endure, faked, hostile, ipv6, isolation, keys, names, paused, vpn
 
 
 class Scenario(NamedTuple):
@@ -77,6 +77,7 @@ SCENARIOS = (
     Scenario("S-410b", "a VPN's tunnel up and down, by resolvconf", vpn.s_410b, ipv6=True),
     Scenario("S-410c", "a VPN's tunnel up and down, as wg-quick does", vpn.s_410c, ipv6=True),
     Scenario("S-410d", "a VPN's tunnel up and down, by NetworkManager", vpn.s_410d, ipv6=True),
+    Scenario("S-420", "a hostile qube among four: the others lose nothing", hostile.s_420, ipv6=True),
 )
 
 VARIANTS = tuple(
