@@ -61,8 +61,10 @@ def forwarding(options: Options) -> int:
         return 0
     from . import commands
 
+    entries = reading.entries()
+    ours.load(entries)  # a pass without them would configure the uplink, which is to stay down then (behaviour B99)
     if unfiltered:
         ours.release()
     else:
         ours.reopen()
-    return commands.applied(commands.settling(reading.entries(), ""))
+    return commands.applied(commands.settling(entries, ""))
