@@ -16,7 +16,7 @@ from functools import partial
 from .core import mtu, networkmanager, plan, proxyarp, uplink
 from .core.namedtuple import NamedTuple
 from .core.networkmanager import ManagerChoice
-from .core.record import Fallback, Record
+from .core.record import Fallback, Record, checksum
 from .core.report import Attended, InterfaceReport, Report
 from .core.settings import Settings, UplinkSettings
 from .core.settings import parse as parse_settings
@@ -113,6 +113,8 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
                 ground = Ground(settings, flags, manager, kernel, ledger.record, interfaces)
                 names, failure = resolve(ground, paths, None if asked.dry_run else asked.may_rewrite)
                 errors += [failure] if failure else []
+                if names is not None and names.in_force and not asked.dry_run:
+                    work.published(ledger, names.current)
             if asked.others is not None:
                 attended = asked.others.attend(settings, flags, interfaces, ledger, asked.dry_run, not asked.only)
                 errors += attended.errors
@@ -227,6 +229,10 @@ class _Work:
             else:
                 self._errors.append(GuestnetError(f"the kernel does not keep: {ops[0]}", "does something undo it?"))
         return reports
+
+    def published(self, ledger: Ledger, data: bytes) -> None:
+        """Note what resolv.conf holds by us; what another program makes of it is known by that (behaviour B124)."""
+        self._save(ledger, ledger.record._replace(published=checksum(data)))
 
     def _save(self, ledger: Ledger, record: Record) -> None:
         """Put the record on disk. A full /run costs the record and not the qube its network."""

@@ -53,7 +53,7 @@ def resolve(
     try:
         facts = files.facts(
             path, disabled=ground.flags.disable_dns_server, networkmanager=ground.manager.networkmanager
-        )
+        )._replace(published=ground.record.published)
         others = resolver.others(facts, servers)
         if others and resolver.choose_owner(facts).owner is Owner.DIRECT:
             facts = _whose(facts, path, others, ground)

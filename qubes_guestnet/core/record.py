@@ -150,11 +150,13 @@ class Record(NamedTuple):
         detached: addresses of interfaces that were there and went, with no key written since. dom0 leaves the keys
             behind when it takes a provider away, so they alone do not say that an interface is expected.
         provided: what was made for others.
+        published: sum of what we published last as resolv.conf, "" for nothing.
     """
 
     interfaces: tuple[Interface, ...] = ()
     detached: frozenset[str] = frozenset()
     provided: Provided = Provided()
+    published: str = ""
 
     def interface(self, link: Link) -> Interface:
         """The entry of a link; an empty one where there is none."""
@@ -207,7 +209,7 @@ def parse(data: bytes) -> Record:
     """The file's content as a record; what does not parse is left out."""
     interfaces: dict[int, Interface] = {}
     detached: set[str] = set()
-    provided = Provided()
+    provided, published = Provided(), ""
     index = 0
     for line in data.decode("ascii", "replace").splitlines():
         word, _, rest = line.partition(" ")
@@ -219,13 +221,15 @@ def parse(data: bytes) -> Record:
                 interfaces[index] = entry
             elif word == "detached":
                 detached.add(rest)
+            elif word == "published":
+                published = rest
             elif word in _PROVIDED:
                 provided = _PROVIDED[word](provided, rest)
             elif word in _FACTS and index in interfaces:
                 interfaces[index] = _FACTS[word](interfaces[index], rest)
         except ValueError:
             continue
-    return Record(tuple(interfaces.values()), frozenset(detached), provided)
+    return Record(tuple(interfaces.values()), frozenset(detached), provided, published)
 
 
 def _lines(record: Record) -> Iterator[str]:
@@ -244,6 +248,8 @@ def _lines(record: Record) -> Iterator[str]:
         if entry.resolved:
             yield "resolved"
     yield from (f"detached {mac}" for mac in sorted(record.detached))
+    if record.published:
+        yield f"published {record.published}"
     provided = record.provided
     for word, loaded in (("rules", provided.rules), ("names", provided.names)):
         if loaded.text:

@@ -131,6 +131,11 @@ class ResolverReport(NamedTuple):
     replaced: str = ""
 
     @property
+    def in_force(self) -> bool:
+        """Whether the file holds what we want it to."""
+        return self.wanted is not None and not self.pending
+
+    @property
     def kept(self) -> bool:
         """Whether the file is another program's or a hook's to write, and names servers of its own."""
         return self.decision.owner in KEPT

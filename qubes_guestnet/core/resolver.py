@@ -3,8 +3,11 @@
 
 All pure: `system/files.py` gathers the facts and publishes the bytes.
 
-Whose file it is follows from what the file *is* and what the user said about it, never from what other programs write
-into comments. The first fact in this order that is true decides:
+Whose file it is follows from what the file *is* and what the user said about it, never from what is in its comments.
+A file is ours while it holds what we published last, by the sum in the owned record: ppp's `usepeerdns`, `sed` in an
+up-script and `echo >>` leave our first lines where they are, and what such a program wrote is not ours (B124). A former
+release left no sum; then ours is what has exactly the form that we publish. The first fact in this order that is true
+decides:
 
 1. protected: the user listed it in a protected-files.d; scripts keep their hands off (Whonix needs it, B23).
 2. immutable: `chattr +i` says the same to everybody.
@@ -24,13 +27,16 @@ import ipaddress
 from collections.abc import Callable, Iterable
 
 from qubes_guestnet.core.namedtuple import NamedTuple
+from qubes_guestnet.core.record import checksum
 from qubes_guestnet.core.values import IPAddress
 
 # resolv.conf(5): the C library uses the first three and no more (MAXNS).
 MAX_NAMESERVERS = 3
-# Its first line is how we know a file of ours again, so it is the same in every version.
-_MARK = b"# Made by qubes-guestnet from what dom0 wrote into QubesDB."
-HEADER = _MARK + b"\n# Changes here do not last; `qubes-guestnet status` says who owns this file and why.\n"
+# A file of a former release is known by it, so it is the same in every version.
+HEADER = (
+    b"# Made by qubes-guestnet from what dom0 wrote into QubesDB.\n"
+    b"# Changes here do not last; `qubes-guestnet status` says who owns this file and why.\n"
+)
 
 
 class Resolver(NamedTuple):
@@ -38,11 +44,9 @@ class Resolver(NamedTuple):
 
     Args:
         servers: the name servers in the order of the file, at most as many as the C library uses.
-        ours: we wrote it.
     """
 
     servers: tuple[IPAddress, ...]
-    ours: bool
 
 
 def render(servers: Iterable[IPAddress]) -> bytes:
@@ -71,7 +75,7 @@ def parse(data: bytes, *, every: bool = False) -> Resolver:
                 servers.append(ipaddress.ip_address(words[1].decode("ascii")))
             except ValueError:  # also UnicodeDecodeError
                 continue
-    return Resolver(tuple(servers), data.startswith(_MARK))
+    return Resolver(tuple(servers))
 
 
 class FileFacts(NamedTuple):
@@ -90,6 +94,7 @@ class FileFacts(NamedTuple):
         hook: the hook that wrote it, "" for none.
         tunnel: what shows that a VPN is there, "" for none; see `tunnel`. Neither counts for a file that names no
             servers other than dom0's.
+        published: sum of what we published last, "" where that is not known.
     """
 
     kind: str = "missing"
@@ -103,11 +108,16 @@ class FileFacts(NamedTuple):
     linked: bytes = b""
     hook: str = ""
     tunnel: str = ""
+    published: str = ""
 
     @property
     def ours(self) -> bool:
-        """It is a file that we wrote. We never make a link, so a link to our words is not ours."""
-        return self.kind == "regular" and parse(self.data).ours
+        """It holds what we wrote. We never make a link, so a link to our words is not ours."""
+        if self.kind != "regular" or not self.data:
+            return False
+        if self.published:
+            return checksum(self.data) == self.published
+        return self.data == render(parse(self.data).servers)
 
     @property
     def content(self) -> bytes:

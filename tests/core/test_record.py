@@ -58,6 +58,7 @@ FULL = Record(
         proxied=("9.9.9.9",),
         unfiltered=True,
     ),
+    "3f3f",
 )
 TEXT = f"""{HEADER}interface 2 {MAC}
 address 10.137.0.5/32
@@ -71,6 +72,7 @@ profile 1f
 hooked a|b|c
 resolved
 detached 00:16:3e:5e:6c:02
+published 3f3f
 rules 0a1b 2c3d
 names 4e5f -
 servers 9.9.9.9 1.1.1.1
@@ -235,13 +237,15 @@ def test_seen_keeps_what_is_there_and_forgets_what_went() -> None:
 
 
 def test_detached_is_only_what_the_keys_still_name() -> None:
-    assert FULL.seen([MAC], [], keys_written=False) == Record((), frozenset({MAC}), FULL.provided)
-    assert FULL.seen([], [], keys_written=False) == Record(provided=FULL.provided)
+    assert FULL.seen([MAC], [], keys_written=False) == FULL._replace(interfaces=(), detached=frozenset({MAC}))
+    assert FULL.seen([], [], keys_written=False) == FULL._replace(interfaces=(), detached=frozenset())
 
 
 def test_replugged_with_another_index_it_is_not_detached() -> None:
     again = Link(7, "eth0", MAC)
-    assert FULL.seen([MAC], [again], keys_written=False) == Record((Interface(7, MAC),), provided=FULL.provided)
+    assert FULL.seen([MAC], [again], keys_written=False) == FULL._replace(
+        interfaces=(Interface(7, MAC),), detached=frozenset()
+    )
 
 
 def test_revived_are_the_links_given_and_no_others() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qubes_guestnet.core.record import checksum
 from qubes_guestnet.core.resolver import (
     HEADER,
     KEPT,
@@ -32,6 +33,8 @@ from qubes_guestnet.core.resolver import (
 
 FIRST, SECOND = ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2")
 OURS = render([FIRST, SECOND])
+VPNS = b"nameserver 10.64.0.1\n"
+SERVER = ipaddress.ip_address("10.64.0.1")
 FOREIGN = b"# by hand\nsearch example.test\nnameserver 192.0.2.53\n"
 LIST = "/etc/qubes/protected-files.d/whonix"
 STUB = "../run/systemd/resolve/stub-resolv.conf"
@@ -58,7 +61,7 @@ ADDRESSES = st.lists(st.ip_addresses(), max_size=6)
 @given(ADDRESSES)
 def test_what_is_rendered_is_parsed(servers: list[ipaddress.IPv4Address | ipaddress.IPv6Address]) -> None:
     text = render(servers)
-    assert parse(text) == (tuple(servers[:MAX_NAMESERVERS]), bool(servers))
+    assert parse(text).servers == tuple(servers[:MAX_NAMESERVERS])
     assert text in (b"", HEADER + text.removeprefix(HEADER))
     assert not text or text.endswith(b"\n")
     assert not any(line.split() == [b"nameserver"] for line in text.splitlines()), "no bare nameserver line (B22)"
@@ -94,11 +97,22 @@ def test_parse(data: bytes, servers: list[str]) -> None:
     assert [str(server) for server in parse(data).servers] == servers
 
 
+@pytest.mark.behaviour("B124")
 @pytest.mark.parametrize(
     ("facts", "ours"),
     [
         (FileFacts("regular", OURS), True),
-        (FileFacts("regular", OURS.splitlines()[0]), True),
+        (FileFacts("regular", OURS, published=checksum(OURS)), True),
+        (FileFacts("regular", OURS, published=checksum(VPNS)), False),
+        (FileFacts("regular", HEADER + VPNS, published=checksum(HEADER + VPNS)), True),
+        (FileFacts("regular", HEADER + VPNS, published=checksum(OURS)), False),
+        (FileFacts("regular", OURS + VPNS, published=checksum(OURS)), False),
+        (FileFacts("regular", b"", published=checksum(b"")), False),
+        # of a former release, without a sum
+        (FileFacts("regular", HEADER + VPNS), True),
+        (FileFacts("regular", HEADER), False),
+        (FileFacts("regular", HEADER + b"search example.test\n" + VPNS), False),
+        (FileFacts("regular", OURS.splitlines()[0]), False),
         (FileFacts("regular", b"\n" + OURS), False),
         (FileFacts("regular", b"# a copy of:\n" + OURS), False),
         (FileFacts("regular", FOREIGN), False),
@@ -257,8 +271,6 @@ def test_networkmanager_finds_a_plain_file_and_keeps_it(facts: FileFacts, writte
 
 # --- B124: a VPN's, and a hook's -----------------------------------------------------------------------------------
 
-VPNS = b"nameserver 10.64.0.1\n"
-SERVER = ipaddress.ip_address("10.64.0.1")
 SHOWN = {"hook": "/rw/config/qubes-ip-change-hook", "tunnel": "wg0"}
 
 
@@ -289,14 +301,17 @@ def test_what_a_vpn_or_a_hook_wrote_is_kept_unless_somebody_else_has_a_word(
         pytest.param(FileFacts("regular", b"nameserver 127.0.0.1\n"), [ipaddress.ip_address("127.0.0.1")],
                      id="a resolver in the qube"),
         pytest.param(FileFacts("regular", OURS), [], id="ours"),
-        pytest.param(FileFacts("regular", HEADER + VPNS), [], id="ours of a former provider"),
+        pytest.param(FileFacts("regular", HEADER + VPNS), [], id="ours of a former release and provider"),
+        pytest.param(FileFacts("regular", HEADER + VPNS, published=checksum(HEADER + VPNS)), [],
+                     id="ours of a former provider"),
+        pytest.param(FileFacts("regular", HEADER + VPNS, published=checksum(OURS)), [SERVER],
+                     id="by sed, which leaves our first lines"),
+        pytest.param(FileFacts("regular", OURS + VPNS, published=checksum(OURS)), [SERVER], id="by echo >>"),
         pytest.param(FileFacts("regular", OURS.replace(HEADER, b"")), [], id="dom0's servers by another"),
         pytest.param(FileFacts("regular", b""), [], id="empty"),
         pytest.param(FileFacts("symlink", linked=VPNS, link_target="/run/vpn/resolv.conf"), [SERVER], id="a link"),
         pytest.param(FileFacts("symlink", linked=b"nameserver 127.0.0.53\n", link_target=STUB), [], id="a stub (B19)"),
-        pytest.param(FileFacts("symlink", link_target=STUB), [], id="a link to nowhere"),
-        pytest.param(FileFacts("other"), [], id="a folder"),
-        pytest.param(FileFacts(), [], id="nothing"),
+        *(pytest.param(facts, [], id=facts.kind) for facts in (LINK, FileFacts("other"), FileFacts())),
     ],
 )  # fmt: skip
 def test_servers_of_others(facts: FileFacts, others_servers: list[object]) -> None:

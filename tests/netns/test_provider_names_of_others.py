@@ -172,6 +172,44 @@ def test_a_vpns_server_in_resolv_conf_is_kept_while_the_vpn_is_there(setup: str,
     leads(host, DNS, DNS2)
 
 
+BY_WRITING = {
+    "pppd": "{ grep -v ^nameserver /etc/resolv.conf; echo nameserver VPN; } >/etc/.new; mv /etc/.new /etc/resolv.conf",
+    "sed": "sed 's/^nameserver.*/nameserver VPN/' /etc/resolv.conf >/etc/.new; mv /etc/.new /etc/resolv.conf",
+    "sed in place": "sed 's/^nameserver.*/nameserver VPN/' /etc/resolv.conf >/tmp/new; cat /tmp/new >/etc/resolv.conf",
+    "echo >>": "echo nameserver VPN >>/etc/resolv.conf",
+}
+
+
+@pytest.mark.behaviour("B124")
+@pytest.mark.parametrize("how", BY_WRITING)
+def test_a_vpns_server_below_our_first_lines_is_the_vpns(how: str) -> None:
+    host = Hosting(PROXY, servers=[DNS])
+    eventually(lambda: named(host) == [DNS, DNS2], trouble=host.trouble)
+    host.qube.wire(f"{TUN}; {UP}")
+    host.qube.run("sh", "-c", BY_WRITING[how].replace("VPN", VPN))
+    there = named(host)
+    eventually(lambda: "resolv-conf-kept" in codes(host), trouble=host.trouble)
+    host.agent.kill()
+    host.qube.start_agent()
+    host.qube.guestnet("apply", check=False)
+    assert named(host) == there
+    assert VPN in there
+    host.qube.wire("ip link delete wg0")
+    eventually(lambda: named(host) == [DNS, DNS2], trouble=host.trouble)
+    leads(host, DNS, DNS2)
+
+
+@pytest.mark.behaviour("B124")
+def test_ours_of_a_former_provider_is_ours_beside_a_vpn() -> None:
+    host = Hosting(PROXY, servers=[DNS])
+    eventually(lambda: named(host) == [DNS, DNS2], trouble=host.trouble)
+    host.agent.kill()
+    host.qube.wire(f"{TUN}; {UP}")
+    host.write("/qubes-primary-dns", SECOND)
+    host.qube.start_agent()
+    eventually(lambda: named(host) == [SECOND, DNS2], trouble=host.trouble)
+
+
 @pytest.mark.behaviour("B124")
 def test_without_a_vpn_it_is_written_back_and_told_once_with_the_remedy() -> None:
     host = Hosting(PROXY, servers=[DNS])
@@ -197,6 +235,19 @@ def test_what_a_hook_writes_is_kept_while_the_hook_is_there() -> None:
     host.qube.path(hook).unlink()
     host.qube.guestnet("apply", check=False)
     assert named(host) == [DNS, DNS2]
+
+
+@pytest.mark.behaviour("B124")
+def test_what_a_hook_makes_of_our_file_is_the_hooks() -> None:
+    host = Hosting(PROXY, agent=False)
+    hook = "/rw/config/qubes-ip-change-hook"
+    sed = f"sed 's/^nameserver.*/nameserver {VPN}/' /etc/resolv.conf >/tmp/r; cat /tmp/r >/etc/resolv.conf"
+    host.qube.write(hook, f"#!/bin/sh\n{sed}\n")
+    host.qube.path(hook).chmod(0o755)
+    host.qube.start_agent()
+    leads(host, VPN)
+    time.sleep(1.0)  # longer than it takes to write it back
+    assert set(named(host)) == {VPN}
 
 
 @pytest.mark.behaviour("B130")
