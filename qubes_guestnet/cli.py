@@ -156,8 +156,11 @@ def _function(verb: Verb) -> Callable[[Options], int]:
 def _agent(_options: Options) -> int:
     from .agent import Agent
     from .paths import Paths
+    from .system import standing
 
-    return Agent(Paths()).run()
+    paths = Paths()
+    standing.claim(paths.run)
+    return Agent(paths).run()
 
 
 def _lab(options: Options) -> int:

@@ -79,7 +79,10 @@ def _narrowed(report: Report, name: str) -> Report:
     vifs = tuple(each for each in provided.vifs if each.vif.name.text == name) if provided is not None else ()
     if not uplinks and not vifs:
         raise _no_interface_of_ours(name, report)
-    return report._replace(interfaces=uplinks, provided=provided._replace(vifs=vifs) if provided is not None else None)
+    if provided is not None:
+        shared = {names: addresses for names, addresses in provided.duplicates.items() if name in names}
+        provided = provided._replace(vifs=vifs, duplicates=shared)
+    return report._replace(interfaces=uplinks, provided=provided)
 
 
 def _no_interface_of_ours(name: str, report: Report | None = None) -> UsageError:

@@ -105,11 +105,13 @@ class Work:
         """What came of it; `before` are the lines of what came before the uplink."""
         from .core.nameservers import Choice
         from .core.provided import ProviderReport
+        from .core.vif import duplicates
 
         return ProviderReport(
             self.settings, self.active, self.ipv6, forwarding, self.names or Choice((), ""),
             tuple(self.vifs), before, self.lines(), (*self.settings.errors, *self.errors),
             self.ruled, self.provided.closed, self.provided.offload,
             stopped=self.stopped, hold=self.provided.hold, lost=self.provided.lost,
+            duplicates=duplicates(each.vif for each in self.vifs if each.link is not None),
             unfiltered=self.unfiltered,
         )  # fmt: skip

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..errors import GuestnetError
 from .attachment import VifReport
 from .namedtuple import NamedTuple
 from .nameservers import Choice
 from .provider import ProviderSettings
 from .record import FIREWALL
+from .values import IPAddress
 
 
 class Lines(NamedTuple):
@@ -38,6 +41,7 @@ class ProviderReport(NamedTuple):
         hold: why nothing is forwarded since the rules were lost, see `record.Provided`.
         lost: what others lost together with our rules, in words.
         unfiltered: qubes-firewall.service is not ready, and so nothing is forwarded.
+        duplicates: addresses that more than one of the qubes has, by the names of their vifs.
     """
 
     settings: ProviderSettings
@@ -56,6 +60,7 @@ class ProviderReport(NamedTuple):
     hold: str = ""
     lost: tuple[str, ...] = ()
     unfiltered: bool = False
+    duplicates: Mapping[tuple[str, ...], tuple[IPAddress, ...]] = {}
 
     @property
     def waits(self) -> bool:

@@ -172,6 +172,10 @@ def _cut_off(ground: Ground) -> Iterator[Remark]:
 
 
 def _vifs(report: ProviderReport, ground: Ground) -> Iterator[Remark]:
+    for names, addresses in report.duplicates.items():
+        shared = f"{' and '.join(names)} are of different qubes and have one address: {' '.join(map(str, addresses))}"
+        problem = f"{shared}; what is sent to it goes to one of them"
+        yield Remark("duplicate-address", "error", problem, "in dom0, give one another: qvm-prefs QUBE ip ADDRESS")
     for vif in report.vifs:
         # Elements and limits that went with the rules are one trouble, and told above.
         todo = vif._replace(elements=(), limits="").todo if ground.rules == MISSING else vif.todo

@@ -45,7 +45,7 @@ def as_data(report: ProviderReport | None) -> dict[str, Any] | None:
             "problem": report.names.problem,
         },
         "offload": _offload(report),
-        "vifs": [_vif_data(vif) for vif in report.vifs],
+        "vifs": [_vif_data(vif, _sharing(report, vif)) for vif in report.vifs],
         "plan": list(report.todo),
     }
 
@@ -69,7 +69,8 @@ def as_text(report: ProviderReport | None) -> Iterator[str]:
         yield f"virtual DNS: {_names(report)}"
         yield f"offload: {_offload(report)}"
     for vif in report.vifs:
-        yield _vif_line(vif)
+        others = _sharing(report, vif)
+        yield f"{_vif_line(vif)}{f'; DUPLICATE ADDRESS, as {_join(others)}' if others else ''}"
 
 
 def _forwarding(report: ProviderReport) -> str:
@@ -116,6 +117,13 @@ def _names(report: ProviderReport) -> str:
     return f"{virtual} -> {_join(report.names.servers)} ({report.names.reason})"
 
 
+def _sharing(report: ProviderReport, vif: VifReport) -> list[str]:
+    """The vifs of other qubes that have an address of this one."""
+    name = vif.vif.name.text
+    found = dict.fromkeys(other for names in report.duplicates if name in names for other in names)
+    return [other for other in found if other != name]
+
+
 def _vif_line(report: VifReport) -> str:
     vif = report.vif
     shown: dict[IPAddress, str] = {mapping.real: _mapping(mapping) for mapping in vif.mappings}
@@ -147,7 +155,7 @@ def _mapping(mapping: Mapping) -> str:
     return f" (it sees {mapping.visible}{gateway})"
 
 
-def _vif_data(report: VifReport) -> dict[str, Any]:
+def _vif_data(report: VifReport, sharing: list[str]) -> dict[str, Any]:
     vif, link = report.vif, report.link
     return {
         "name": vif.name.text,
@@ -161,6 +169,7 @@ def _vif_data(report: VifReport) -> dict[str, Any]:
         "present": link is not None,
         "up": link is not None and link.up,
         "configured": report.configured,
+        "duplicate_of": sharing,
         "plan": list(report.todo),
     }
 

@@ -27,6 +27,7 @@ _DIGITS = frozenset("0123456789")
 _MAC_CHARACTERS = frozenset("0123456789abcdef:")
 # dom0 gives two. What is done for each is told in one message of the agent's socket, which has its limit.
 MOST_ADDRESSES = 64
+_EMULATED = "vif_ioemu"
 ONLINE, OFFLINE = "online", "offline"
 _ACTIONS = {action.encode(): action for action in (ONLINE, OFFLINE)}
 _END, _TOLD = "end", "told"
@@ -163,6 +164,37 @@ class Vif(_VifFields):
             raise ValueError(f"{wrong[0]} cannot be an address of {name.text}")
         own = tuple(dict.fromkeys(addresses))
         return super().__new__(cls, name, mac, kind, own, mappings, gateways, told, device)
+
+
+def duplicates(vifs: Iterable[Vif]) -> dict[tuple[str, ...], tuple[IPAddress, ...]]:
+    """Addresses that more than one qube has (behaviour B144).
+
+    Args:
+        vifs: those that are there.
+
+    Returns:
+        By the names of the vifs that share them, the addresses.
+    """
+    holders = dict[IPAddress, list[Vif]]()
+    for vif in vifs:
+        for address in vif.addresses:
+            holders.setdefault(address, []).append(vif)
+    found = dict[tuple[str, ...], tuple[IPAddress, ...]]()
+    for address, several in holders.items():
+        names = tuple(one.name.text for one in several if not all(_are_one_qubes(one, other) for other in several))
+        if names:
+            found[names] = (*found.get(names, ()), address)
+    return found
+
+
+def _are_one_qubes(one: Vif, other: Vif) -> bool:
+    """Whether two vifs are of one qube: an HVM has its own, and its stub domain, started next to it, another (B58).
+
+    The toolstack calls their card an emulated one, and it has one MAC address.
+    """
+    apart = abs(one.name.domid - other.name.domid)
+    emulated = _EMULATED in (one.kind, other.kind) and one.mac == other.mac
+    return apart == 0 or (apart == 1 and emulated)
 
 
 def described(name: str, untrusted_mac: bytes, untrusted_kind: bytes, untrusted_addresses: bytes) -> Vif:

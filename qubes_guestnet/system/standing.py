@@ -7,10 +7,34 @@ import os
 import time
 
 from ..core.report import Standing
-from ..errors import FileError
-from . import files
+from ..errors import FileError, GuestnetError
+from . import files, locks
+from .systemd import WARNING, log
 
-_NAME = "status"
+_NAME, _LOCK = "status", "agent.lock"
+# One that was told to end may be at its last steps.
+_ENDING_SECONDS = 1.0
+
+
+def claim(folder: str) -> None:
+    """Be the agent of this folder for the rest of this process's life (behaviour B144).
+
+    Where no lock can be had, as on a full or read-only file system, the qube has its network all the same.
+
+    Args:
+        folder: /run/qubes-guestnet.
+
+    Raises:
+        GuestnetError: another process is.
+    """
+    try:
+        locks.take(os.path.join(folder, _LOCK), _ENDING_SECONDS)
+    except locks.Held as held:
+        which = f"process {held.pid}" if held.pid > 0 else "a process that cannot be seen from here"
+        problem = f"an agent runs already: {which}"
+        raise GuestnetError(problem, "systemctl restart qubes-guestnet puts a new one in its place") from None
+    except FileError as error:
+        log(WARNING, f"a second agent would not be noticed: {error}")
 
 
 def publish(folder: str, error: str) -> None:

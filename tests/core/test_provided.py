@@ -198,11 +198,15 @@ def test_as_data() -> None:
         "present": True,
         "up": True,
         "configured": True,
+        "duplicate_of": [],
         "plan": [],
     }
     assert (second["present"], second["up"], second["configured"]) == (False, False, False)
     assert second["mappings_when_attached_again"] == first["mappings"][1:]
     assert second["plan"] == ["nft add element x", "ip link set dev vif4.0 up"]
+
+
+def test_no_data_in_a_plain_qube() -> None:
     assert as_data(Report(Settings()), Standing())["provider"] is None
 
 
@@ -246,6 +250,11 @@ FOUND = {
         WELL._replace(vifs=(VifReport(VIF, LINK, now=()),)),
         Ground(),
         [("mapping-changed", "warning")],
+    ),
+    "two qubes with one address": (
+        WELL._replace(duplicates={("vif4.0", "vif5.0"): (ADDRESS,), ("vif4.0", "vif6.0"): (ADDRESS6,)}),
+        Ground(),
+        [("duplicate-address", "error"), ("duplicate-address", "error")],
     ),
     "vifs that nobody told of": (
         WELL,

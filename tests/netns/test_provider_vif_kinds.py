@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -143,6 +144,38 @@ def test_only_the_one_that_the_kernel_has_no_way_by_is_checked_by_the_rules_alon
     host.offline(vifs[5])
     assert host.tunable("ipv4/conf/vif4.0/rp_filter") == "1"
     assert host.works(vifs[4])
+
+
+@pytest.mark.behaviour("B144")
+@pytest.mark.parametrize("kind", ["two qubes", "an HVM"])
+def test_two_qubes_with_one_address_are_named(kind: str) -> None:
+    host = Hosting(ENTRIES)
+    first, second = host.plug(4), host.plug(5, "10.137.0.4")
+    if kind == "an HVM":
+        for behind in (first, second):
+            host.describe(behind, type="vif_ioemu", mac=first.mac)
+    host.online(first)
+    assert status_and_findings(host) == ([[]], [])
+    host.online(second)
+    duplicate = kind == "two qubes"
+    problem = "vif4.0 and vif5.0 are of different qubes and have one address: 10.137.0.4; "
+    wanted = ([["vif5.0"], ["vif4.0"]], [problem]) if duplicate else ([[], []], [])
+    assert status_and_findings(host) == wanted
+    text = host.qube.guestnet("status", check=False).stdout
+    assert text.count("DUPLICATE ADDRESS") == 2 * duplicate
+    assert host.qube.guestnet("status", "vif5.0", check=False).stdout.count("DUPLICATE ADDRESS") == duplicate
+    host.unplug(second)
+    host.offline(second)
+    assert status_and_findings(host) == ([[]], [])
+
+
+def status_and_findings(host: Hosting) -> tuple[list[list[str]], list[str]]:
+    """What `status` says of each vif, and what `check` finds of it."""
+    vifs = json.loads(host.qube.guestnet("status", "--json", check=False).stdout)["provider"]["vifs"]
+    done = host.qube.guestnet("check", "--json", check=False)
+    words = "what is sent to it goes to one of them"
+    found = [each["problem"] for each in json.loads(done.stdout) if each["code"] == "duplicate-address"]
+    return [each["duplicate_of"] for each in vifs], [each.removesuffix(words) for each in found]
 
 
 @pytest.mark.behaviour("B58")
