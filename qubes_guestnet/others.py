@@ -67,7 +67,10 @@ class Others:
     def timers(self) -> dict[str, float]:
         """When a pass is to follow for the sake of the bus, of the monotonic clock; to be asked after each."""
         due = self._bus.due()
-        return {} if due is None else {"bus": due}
+        if due is None:
+            return {}
+        self._silent = None  # what came while something was asked may be the late answer
+        return {"bus": due}
 
     @property
     def wakes(self) -> bool:

@@ -111,6 +111,7 @@ def test_the_profile_is_there_before_networkmanager_starts() -> None:
             frames.append(spy.recv(2048))
         except BlockingIOError:
             break
+    spy.close()
     assert [frame for frame in frames if frame[23] == 17 and frame[36:38] in (b"\0\x43", b"\0\x44")] == [], "DHCP"
 
 
