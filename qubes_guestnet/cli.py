@@ -65,6 +65,16 @@ class Verb(NamedTuple):
     summary: str
 
 
+def _seconds(text: str) -> float:
+    """A time to wait. Raises ValueError: it is no number, negative, or has no end."""
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
+
+
+_seconds.__name__ = "time in seconds"  # argparse names it in its error
+
 VERBS: dict[str, Verb] = {
     "agent": Verb("agent", (), (), (), "stay resident and follow QubesDB; systemd runs it"),
     "apply": Verb("apply", ("[interface]",), (), ("--dry-run",), "make the network what dom0 asks for, once"),
@@ -92,7 +102,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--json": {"action": "store_true", "help": "print JSON, for programs"},
     "--timeout": {
-        "type": float,
+        "type": _seconds,
         "default": WAIT_SECONDS,
         "metavar": "SECONDS",
         "help": "give up after this time (default: %(default)s, dom0 itself gives up after 10)",
@@ -188,7 +198,14 @@ def _plain(arguments: list[str]) -> tuple[Verb, Options] | None:
     if verb.choices and words[0] not in verb.choices:
         return None
     named = {name.strip("[]"): word for name, word in zip(verb.words, words, strict=False)}
+    _check_name(named.get("interface"))
     return verb, Options(interface=named.get("interface", ""), action=named.get("action", ""))
+
+
+def _check_name(interface: str | None) -> None:
+    """Refuse an empty name: it comes from an unset variable of a script, which did not mean all interfaces."""
+    if interface == "":
+        raise UsageError("the name of the interface is empty", "name one, or leave the argument out where it may be")
 
 
 def _parsed(arguments: list[str]) -> tuple[Verb, Options]:
@@ -198,6 +215,7 @@ def _parsed(arguments: list[str]) -> tuple[Verb, Options]:
         sys.stdout.flush()  # after --help; here a closed pipe is told as for every other verb
         raise
     verb = VERBS[found.pop("verb")]
+    _check_name(found.get("interface"))
     return verb, Options(**{name: value for name, value in found.items() if value is not None})
 
 

@@ -59,11 +59,11 @@ def status(options: Options) -> int:
     from .system import presence, standing
 
     report, ground = diagnosis.look(reading.entries(), PATHS)
-    if options.interface:
-        report = _narrowed(report, options.interface)
     agent, others = standing.read(PATHS.run), presence.look()
     found = findings(Evidence(report, standing=agent, presence=others, ground=ground))
     wrong = any(finding.severity == "error" for finding in found)
+    if options.interface:
+        report = _narrowed(report, options.interface)
     if options.json:
         print_json({**as_data(report, agent, others), "wrong": wrong})
     else:

@@ -31,7 +31,7 @@ def as_data(report: Report, standing: Standing, presence: Presence = NOBODY) -> 
 
 def as_text(report: Report, standing: Standing, presence: Presence = NOBODY) -> Iterator[str]:
     """A report as lines for a terminal."""
-    if not report.interfaces:
+    if not report.interfaces and not report.settings.uplinks:  # `status vif4.0` leaves the uplinks out
         alone = report.provided is not None and report.provided.active
         nothing = "dom0 has set no provider for this qube"
         yield f"no uplink of Qubes: {nothing}" if alone else f"no interface is expected: {nothing}"

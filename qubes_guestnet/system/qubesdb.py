@@ -140,12 +140,24 @@ def backoff(attempt: int) -> float:
     Args:
         attempt: how many attempts failed in this outage, from 1.
     """
-    from . import lean  # only on the error path, as tenacity itself
+    global _tenacity_works
+    if _tenacity_works:
+        from . import lean  # only on the error path, as tenacity itself
 
-    class Attempt:  # the one field of tenacity's RetryCallState that a wait looks at
-        attempt_number = attempt
+        class Attempt:  # the one field of tenacity's RetryCallState that a wait looks at
+            attempt_number = attempt
 
-    return float(lean.submodule("tenacity.wait").wait_exponential(multiplier=0.1, max=5)(Attempt()))
+        try:
+            return float(lean.submodule("tenacity.wait").wait_exponential(multiplier=0.1, max=5)(Attempt()))
+        except Exception as error:  # B149: a broken release of a library must not end the agent in an outage
+            from .systemd import WARNING, log
+
+            _tenacity_works = False
+            log(WARNING, f"tenacity cannot be used, the same pauses are computed without it: {error}")
+    return float(min(5.0, 0.1 * 2 ** min(attempt - 1, 10)))
+
+
+_tenacity_works = True
 
 
 def _binding() -> ModuleType | None:

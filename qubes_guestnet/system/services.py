@@ -42,7 +42,7 @@ def holds_after_flush(path: str = CONFIG_FILE) -> bool:
     """
     remedy = "[provider] hold_after_flush is true or false"
     table = _table(path, "provider", remedy)
-    value = table.get("hold_after_flush", False) if isinstance(table, dict) else table
+    value = table.get("hold_after_flush", False)
     if not isinstance(value, bool):
         raise ConfigError(f"{path}: [provider] hold_after_flush: {shown(str(value).encode())}", remedy)
     return value
@@ -74,7 +74,7 @@ def configured_style(path: str = CONFIG_FILE) -> Style | None:
     remedy = '[uplink] default-route is "device" or "gateway"'
     table = _table(path, "uplink", remedy)
     try:
-        text = table.get("default-route") if isinstance(table, dict) else table
+        text = table.get("default-route")
         return None if text is None else Style(text)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}", remedy) from None
@@ -96,18 +96,38 @@ def configured_dns(path: str = CONFIG_FILE) -> DnsSettings:
 
 
 def _table(path: str, name: str, remedy: str) -> Any:
-    """One table of the file; {} where there is none. Raises ConfigError and FileError."""
+    """One table of the file, {} where there is none.
+
+    Raises:
+        ConfigError: the file is not TOML, or has a table or a key that the program does not know.
+        FileError: it cannot be read.
+    """
     data = files.read(path)
     if data is None:
         return {}
     import tomllib  # 5 ms that only a qube with such a file pays
 
+    from ..core import config
+
+    # One text for all tables, because one mistake is one error.
+    whole = "mend it; until then none of its settings is taken, and forwarding stays as closed as it may have asked for"
     try:
-        return tomllib.loads(data.decode()).get(name, {})
+        text = data.decode()
+        config.check_lines(text)
+        document = tomllib.loads(text)
+        config.check_tables(document)
+    except config.Unknown as error:
+        raise ConfigError(f"{path}: {error}", error.remedy) from None
     except RecursionError:
-        raise ConfigError(f"{path}: brackets are nested too deeply", remedy) from None
+        raise ConfigError(f"{path}: brackets are nested too deeply", whole) from None
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors too
-        raise ConfigError(f"{path}: {printable(str(error))}", remedy) from None
+        raise ConfigError(f"{path}: {printable(str(error))}", whole) from None
+    table = document.get(name, {})
+    try:
+        config.check_keys(name, table)
+    except config.Unknown as error:
+        raise ConfigError(f"{path}: {error}", f"{error.remedy}; {remedy}") from None
+    return table
 
 
 def provides(folder: str = FLAGS_FOLDER) -> bool:

@@ -217,7 +217,6 @@ def test_flags_are_files_whatever_is_in_them(tmp_path: Path) -> None:
 STYLES = {
     "": None,
     "[uplink]\n": None,
-    "[uplink]\nother = 1\n": None,
     '[uplink]\ndefault-route = "device"\n': Style.DEVICE,
     '[uplink]\ndefault-route = "gateway"\n': Style.GATEWAY,
 }
@@ -232,11 +231,19 @@ def test_the_style_of_the_file(tmp_path: Path, text: str, style: Style | None) -
 
 
 @pytest.mark.parametrize(
-    "data",
-    [b"[uplink\n", b"uplink = 1\n", b"[uplink]\ndefault-route = 7\n", b"[uplink]\ndefault-route = []\n", b"\xff"],
+    ("data", "right"),
+    [
+        (b"[uplink\n", "mend it; until then none of its settings is taken"),
+        (b"\xff", "mend it; until then none of its settings is taken"),
+        (b"uplink = 1\n", r"write \[uplink\] on a line of its own"),
+        (b"[uplink]\nother = 1\n", "the keys are default-route"),
+        (b"[uplnk]\n", "the tables are dns, provider, uplink"),
+        (b"[uplink]\ndefault-route = 7\n", "default-route is"),
+        (b"[uplink]\ndefault-route = []\n", "default-route is"),
+    ],
 )
-def test_a_bad_file_is_an_error_that_says_what_would_be_right(tmp_path: Path, data: bytes) -> None:
+def test_a_bad_file_is_an_error_that_says_what_would_be_right(tmp_path: Path, data: bytes, right: str) -> None:
     path = tmp_path / "guestnet.toml"
     path.write_bytes(data)
-    with pytest.raises(ConfigError, match="default-route is"):
+    with pytest.raises(ConfigError, match=right):
         services.configured_style(str(path))

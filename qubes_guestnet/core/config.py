@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which tables and keys guestnet.toml can have.
+
+A misspelt key is an error and not ignored: its owner would believe that forwarding stays closed, or that names are
+asked where the file says, and neither would be so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import shown
+
+# Tables and their keys; what a value may be is said where it is read.
+KNOWN: Mapping[str, frozenset[str]] = {
+    "uplink": frozenset({"default-route"}),
+    "provider": frozenset({"hold_after_flush", "unanswered_names", "unanswered_connections"}),
+    "dns": frozenset({"servers", "hold"}),
+}
+
+
+# Characters. tomllib takes minutes for a key of some ten thousand parts (B122); nothing that is meant is so long.
+LONGEST_LINE = 1024
+
+
+class Unknown(ValueError):
+    """A table or a key that the program does not know.
+
+    Args:
+        problem: which one.
+        remedy: the ones that there are.
+    """
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem)
+        self.remedy = remedy
+
+
+def check_lines(text: str) -> None:
+    """Look at the file before it is parsed. Raises Unknown."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if len(line) > LONGEST_LINE:
+            raise Unknown(f"line {number} has {len(line)} characters", f"the longest has {LONGEST_LINE}; break it up")
+
+
+def check_tables(document: Mapping[str, object]) -> None:
+    """Look at the names at the top of the file. Raises Unknown."""
+    for name in document:
+        if name not in KNOWN:
+            owners = [f"[{table}] {name}" for table, keys in KNOWN.items() if name in keys]
+            raise Unknown(f"{_quoted(name)} is no table", f"meant: {owners[0]}" if owners else _listed("tables", KNOWN))
+
+
+def check_keys(name: str, table: object) -> None:
+    """Look at one table.
+
+    Args:
+        name: one of KNOWN.
+        table: what the file has under that name.
+
+    Raises:
+        Unknown: it is no table, or has a key that the program does not know.
+    """
+    if not isinstance(table, dict):
+        raise Unknown(f"{name} is no table", f"write [{name}] on a line of its own, and its keys below")
+    for key in table:
+        if key not in KNOWN[name]:
+            raise Unknown(f"[{name}] {_quoted(key)} is no key", _listed("keys", KNOWN[name]))
+
+
+def _quoted(name: str) -> str:
+    return shown(name.encode("utf-8", "replace"))
+
+
+def _listed(what: str, names: Mapping[str, object] | frozenset[str]) -> str:
+    return f"the {what} are {', '.join(sorted(names))}"
