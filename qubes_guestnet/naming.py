@@ -76,7 +76,7 @@ class Names:
             if work.provided.names.text:
                 return
             virtual = provider.VIRTUAL_DNS  # what the qubes were told all the same; nothing is to pass by the rules
-        choice = self._choose(work, own_servers, uplinks, kept=kept)
+        choice = self._choose(work, (own_servers, virtual), uplinks, kept=kept)
         if choice is None:
             return
         work.names = choice
@@ -89,9 +89,17 @@ class Names:
         self._tell_people(work)
 
     def _choose(
-        self, work: Work, own: tuple[IPv4Address, ...], uplinks: frozenset[int], *, kept: bool
+        self, work: Work, addresses: tuple[_Virtual, _Virtual], uplinks: frozenset[int], *, kept: bool
     ) -> Choice | None:
-        """The decision; None for leaving what is in force, because the owner's file is not valid."""
+        """The decision; None for leaving what is in force, because the owner's file is not valid.
+
+        Args:
+            work: the pass.
+            addresses: the virtual DNS servers that this qube was given, and those that the qubes ask.
+            uplinks: interface indexes of its uplinks.
+            kept: resolv.conf is taken to be a VPN's or a hook's.
+        """
+        own, virtual = addresses
         try:
             settings = services.configured_dns(self._paths.config)
         except GuestnetError as error:
@@ -110,8 +118,11 @@ class Names:
         up, names = (devices.up(), dict(socket.if_nameindex())) if looked else ({}, {})
         facts = NameFacts(
             own, bool(uplinks), settings.servers, heard, data, unreadable, kept, last, up, names,
-            hold=settings.hold, now=int(time.monotonic()),
+            hold=settings.hold, now=int(time.monotonic()), virtual=virtual,
         )  # fmt: skip
+        if nameservers.leads_nowhere(facts):
+            problem = f"{self._paths.config}: [dns] servers names {nameservers.NOWHERE_WORDS}: names are refused"
+            work.errors.append(GuestnetError(problem, "name servers that other qubes can ask, or remove the key"))
         ways = {address: self._kernel.way(address) for address in nameservers.asked_by_route(facts)}
         return nameservers.choose(facts._replace(ways=ways))
 
@@ -162,7 +173,9 @@ class Names:
         if changed or fresh != rules:
             words = f"nft -f: virtual DNS: rules of others in dnat-dns are kept: {judgement.words}"
             text = nftables.redirection(fresh) if fresh != rules else ""
-            work.do(words, partial(self._take_note, work, text, asked))
+            # Where ours go on beside theirs, what is led to the provider of this qube by its own address passes.
+            passing = servers if frozenset(ours) & frozenset(fresh) else ()
+            work.do(words, partial(self._take_note, work, text + nftables.refusal(virtual, passing), asked))
         elif not work.dry_run:
             self._nft.found_right(REDIRECTION, generation)
         return True
@@ -189,7 +202,7 @@ class Names:
     def _take_note(self, work: Work, text: str, asked: _Asked) -> None:
         """Another program's rules are in force from now on; what they do not redirect is refused."""
         virtual, servers = asked
-        self._nft.run(text + nftables.refusal(virtual, servers if text else ()))
+        self._nft.run(text)
         self._loaded(work, FOREIGN, virtual, servers)
 
     def _redirect(self, work: Work, text: str, virtual: _Virtual) -> None:

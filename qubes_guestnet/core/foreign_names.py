@@ -3,11 +3,12 @@
 
 Guides for Pi-hole, dnscrypt, Tailscale and VPNs flush the chain and add rules of their own, at boot and without a
 word to us. Undone at once, the names of all qubes left outside of the tunnel (behaviour B123). So such content is its
-owner's wish as long as each virtual address ends somewhere that is not a virtual address itself, which nothing would
-answer; it ends when its owner removes it.
+owner's wish, unless a virtual address certainly ends at a virtual address, which nothing would answer, or comes to no
+server at all; it ends when its owner removes it.
 
 The chain is followed for a question by UDP from a qube: rule by rule, into chains that it jumps to. A condition that is
-not understood may be met or not, so the rule's end counts, and what comes after it too.
+not understood may be met or not, so the rule's end counts, and what comes after it too: perhaps. What is not redirected
+then is refused by the chain `dns-reject`, so that nothing leaks.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ _DEPTH = 16  # the kernel follows jumps no further
 # Ends other than a server. THROUGH: translated by nothing, so it stays a virtual address.
 HERE, DROPPED, UNKNOWN, THROUGH = "this qube", "dropped", "somewhere that is not understood", "nowhere"
 _NEXT = "next rule"  # a rule that only counts or marks
+_PERHAPS_THROUGH = "refused"
 _VERDICTS = {"accept": THROUGH, "drop": DROPPED, "reject": DROPPED, "queue": UNKNOWN}
 _UDP = frozenset({"udp", "17"})
 
 End = Endpoint | str
+_Sure = tuple[End, bool]  # an end, and whether questions certainly come to it
 
 
 class Judgement(NamedTuple):
@@ -98,51 +101,61 @@ def judge(listing: str, virtual: Iterable[ipaddress.IPv4Address]) -> Judgement:
         return Judgement(kept=False, words="it is empty")
     virtual, servers, words = tuple(virtual), list[Endpoint](), list[str]()
     for address in virtual:
-        ends = dict.fromkeys(_base(chains, address))
-        for end in ends:
-            if end == THROUGH or (isinstance(end, Endpoint) and end.address in virtual):
-                return Judgement(kept=False, words=f"{address} ends at {end if end != THROUGH else 'itself'}")
-        servers += [end for end in ends if isinstance(end, Endpoint)]
-        words.append(f"{address} -> {' or '.join(map(str, ends))}")
+        ends = tuple(dict.fromkeys(_base(chains, address)))
+        bad = [(end, sure) for end, sure in ends if _is_nowhere(end, virtual)]
+        answers = any(end != DROPPED and not _is_nowhere(end, virtual) for end, _ in ends)
+        worst = next((end for end, sure in bad if sure or not answers), None)
+        if worst is not None:
+            return Judgement(kept=False, words=f"{address} ends at {worst if worst != THROUGH else 'itself'}")
+        servers += [end for end, _ in ends if isinstance(end, Endpoint)]
+        told = dict.fromkeys(_PERHAPS_THROUGH if end == THROUGH else str(end) for end, _ in ends)
+        words.append(f"{address} -> {' or '.join(told)}")
     return Judgement(kept=True, words=", ".join(words), servers=tuple(dict.fromkeys(servers)))
 
 
-def _base(chains: Mapping[str, tuple[str, ...]], address: ipaddress.IPv4Address) -> Iterator[End]:
+def _is_nowhere(end: End, virtual: tuple[ipaddress.IPv4Address, ...]) -> bool:
+    return end == THROUGH or (isinstance(end, Endpoint) and end.address in virtual)
+
+
+def _base(chains: Mapping[str, tuple[str, ...]], address: ipaddress.IPv4Address) -> Iterator[_Sure]:
     """Every end that a question for this address may come to."""
-    for end in _walk(chains, CHAIN, address, 0):
-        yield THROUGH if end == _NEXT else end
+    for end, sure in _walk(chains, CHAIN, address, 0, sure=True):
+        yield (THROUGH if end == _NEXT else end), sure
 
 
 def _walk(
-    chains: Mapping[str, tuple[str, ...]], name: str, address: ipaddress.IPv4Address, depth: int
-) -> Iterator[End]:
-    """The ends within a chain; _NEXT if its caller goes on."""
+    chains: Mapping[str, tuple[str, ...]], name: str, address: ipaddress.IPv4Address, depth: int, *, sure: bool
+) -> Iterator[_Sure]:
+    """The ends within a chain; _NEXT if its caller goes on. `sure`: questions certainly come into it."""
     if depth > _DEPTH or name not in chains:
-        yield THROUGH
+        yield THROUGH, sure
         return
     for rule in chains[name]:
         met, verdict = _taken_apart(rule, address)
         if met is False or not verdict:
             continue
+        here, goes_on = sure and met is True, False
         if verdict[0] == "return":
-            yield _NEXT
-            goes_on = False
+            found: tuple[_Sure, ...] = ((_NEXT, here),)
         elif verdict[0] in ("jump", "goto") and len(verdict) == 2:
-            inside = tuple(_walk(chains, verdict[1], address, depth + 1))
-            goes_on = verdict[0] == "jump" and _NEXT in inside
-            # What `goto` calls comes back to the caller of this chain.
-            yield from (end for end in inside if end != _NEXT or verdict[0] == "goto")
+            found = tuple(_walk(chains, verdict[1], address, depth + 1, sure=here))
+            if verdict[0] == "jump":  # what `goto` calls comes back to the caller of this chain
+                goes_on = any(end == _NEXT for end, _ in found)
+                found = tuple(each for each in found if each[0] != _NEXT)
         else:
-            yield from _ends(verdict, address)
-            goes_on = False
+            found = tuple((end, here) for end in _ends(verdict, address))
+        yield from found
         if met and not goes_on:
             return
-    yield _NEXT
+        sure = sure and not found
+    yield _NEXT, sure
 
 
 def _ends(verdict: list[str], address: ipaddress.IPv4Address) -> Iterator[End]:
     """Where a verdict other than a jump leads to."""
-    if verdict[0] in _VERDICTS:
+    if verdict[0] == "vmap":
+        yield UNKNOWN
+    elif verdict[0] in _VERDICTS:
         yield _VERDICTS[verdict[0]]
     elif verdict[0] == "redirect":
         yield HERE
@@ -162,9 +175,10 @@ def _targets(words: list[str], address: ipaddress.IPv4Address) -> Iterator[End]:
     else:
         inner = " ".join(words[words.index("{") + 1 :]).rpartition("}")[0]
         entries = [tuple(part.strip() for part in entry.partition(" : ")[::2]) for entry in inner.split(",")]
-        own = [value for key, value in entries if key == str(address) and words[:2] == ["ip", "daddr"]]
+        by_address = words[:2] == ["ip", "daddr"]
+        own = [value for key, value in entries if by_address and key.partition(" . ")[0] == str(address)]
         for value in own or [value for _, value in entries]:
-            yield _target(value)
+            yield _target(value.replace(" . ", ":"))
 
 
 def _target(word: str) -> End:
@@ -184,6 +198,8 @@ def _target(word: str) -> End:
 def _taken_apart(rule: str, address: ipaddress.IPv4Address) -> tuple[bool | None, list[str]]:
     """Whether a question by UDP from a qube for this address meets the conditions (None: perhaps), and the verdict."""
     words = _words(rule)
+    if "vmap" in words:  # of verdicts, which are not followed
+        return None, ["vmap"]
     met: bool | None = True
     while words:
         if words[0] in _ENDING:
@@ -215,8 +231,12 @@ def _words(rule: str) -> list[str]:
 
 def _condition(words: list[str], address: ipaddress.IPv4Address) -> tuple[int, bool | None]:
     """How many words the first condition has, and whether it is met; None where it is not understood."""
-    if words[0] == "counter" or words[2:3] == ["set"]:
-        return (1 if words[0] == "counter" else 4), True  # `meta mark set 0x1` changes the packet and asks nothing
+    if words[0] == "counter":
+        return (3 if words[1:2] == ["name"] else 1), True
+    if words[2:3] == ["set"]:  # `meta mark set 0x1`, `ct mark set meta mark` change the packet and ask nothing
+        return (5 if words[3:4] in (["ct"], ["meta"]) else 4), True
+    if "." in words[1:3]:
+        return _concatenation(words)
     if words[0] == "log":
         return 1 + 2 * sum(word in _LOG_OPTIONS for word in words[1:12:2]), True
     for key, check in _KEYS.items():
@@ -228,9 +248,16 @@ def _condition(words: list[str], address: ipaddress.IPv4Address) -> tuple[int, b
         length = words.index("}", begin) + 1 - begin if words[begin : begin + 1] == ["{"] and "}" in words else 1
         values = [value for word in words[begin : begin + length] if (value := word.strip("{},"))]
         answers = [check(value, address) for value in values]
-        answer = True if True in answers else None if None in answers or not answers else False
+        answer = True if True in answers else None if None in answers else False
         return begin + length, answer if answer is None else answer != negated
     return 1, None
+
+
+def _concatenation(words: list[str]) -> tuple[int, None]:
+    """`meta l4proto . th dport { tcp . 53, udp . 53 }`, which perhaps is met: as far as its values, and those too."""
+    if "}" in words:
+        return words.index("}") + 1, None
+    return next((place for place, word in enumerate(words) if word in _ENDING), len(words)), None
 
 
 def _daddr(value: str, address: ipaddress.IPv4Address) -> bool | None:
@@ -247,14 +274,16 @@ def _port(value: str, _address: object) -> bool | None:
     first, dash, last = value.partition("-")
     if value == "domain":
         return True
+    if value.startswith("@"):
+        return None  # a set by name
     if not first.isdecimal() or (dash and not last.isdecimal()):
-        return None
+        return False  # another service by its name
     return int(first) <= DNS_PORT <= int(last if dash else first)
 
 
 def _vif(value: str, _address: object) -> bool | None:
     """Of a qube's interface: all of them, one of them, or none."""
-    if value in ("vif*", "2"):
+    if value in ("vif*", "2") or (value.endswith("*") and "vif".startswith(value[:-1])):
         return True
     return None if value.startswith(("vif", "@")) else False
 

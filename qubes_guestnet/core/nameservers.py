@@ -95,6 +95,8 @@ class NameFacts(NamedTuple):
         ways: by which device a server of the file is reached; needed only while `last` counts.
         hold: how long the last answer holds, in seconds.
         now: seconds, of the same clock as `Last.lost`.
+        virtual: the addresses that the qubes behind this one ask. Where its own provider does not have them, one of
+            them is no server: led to itself, a question left by the uplink as it was.
     """
 
     own: tuple[IPAddress, ...] = ()
@@ -110,6 +112,12 @@ class NameFacts(NamedTuple):
     ways: Mapping[IPAddress, int] = {}
     hold: int = HOLD_SECONDS
     now: int = 0
+    virtual: tuple[IPAddress, ...] = ()
+
+    @property
+    def nowhere(self) -> frozenset[IPAddress]:
+        """Virtual addresses that are not those of this qube's own provider."""
+        return frozenset(self.virtual) - frozenset(self.own)
 
 
 # Why names are not led where the owner would expect; codes of `check`.
@@ -174,10 +182,21 @@ def choose(facts: NameFacts) -> Choice:
     return _held(facts, last)
 
 
+NOWHERE_WORDS = "only addresses of the virtual DNS itself, which lead nowhere"
+
+
+def leads_nowhere(facts: NameFacts) -> bool:
+    """Whether all servers of the owner's file are addresses of the virtual DNS itself."""
+    return facts.configured is not None and all(server.address in facts.nowhere for server in facts.configured)
+
+
 def _configured(facts: NameFacts, servers: tuple[Endpoint, ...]) -> Choice:
     """The owner's own; its provider's addresses lead somewhere only while there is an uplink."""
-    found = tuple(server for server in servers if facts.uplink or server.address not in facts.own)
     where = "guestnet.toml, [dns] servers"
+    somewhere = [server for server in servers if server.address not in facts.nowhere]
+    if not somewhere:
+        return Choice((), f"{where}: {NOWHERE_WORDS}")
+    found = tuple(server for server in somewhere if facts.uplink or server.address not in facts.own)
     return Choice(found, where if found else f"{where}: this qube's own provider, and there is none now")
 
 
@@ -187,7 +206,7 @@ def _by_rank(facts: NameFacts, links: tuple[LinkServers, ...]) -> Choice | None:
         counting = [link for link in links if rank.counts(link)]
         if not rank.final:
             counting = [link for link in counting if facts.up.get(link.ifindex, True)]
-        reason, chosen = f"systemd-resolved: {rank.reason}", _others(counting, facts.own)
+        reason, chosen = f"systemd-resolved: {rank.reason}", _others(counting, facts)
         usable = [(link, server) for link, server in chosen if host_of(server.address)]
         clear = [(link, server) for link, server in usable if not link.tls_only]
         ready = [(link, server) for link, server in clear if not link.ifindex or facts.up.get(link.ifindex, True)]
@@ -206,9 +225,10 @@ def _by_rank(facts: NameFacts, links: tuple[LinkServers, ...]) -> Choice | None:
     return None
 
 
-def _others(links: Iterable[LinkServers], own: tuple[IPAddress, ...]) -> list[tuple[LinkServers, Endpoint]]:
-    """Servers of these links, without those of this qube's own provider."""
-    return [(link, server) for link in links for server in link.servers if server.address not in own]
+def _others(links: Iterable[LinkServers], facts: NameFacts) -> list[tuple[LinkServers, Endpoint]]:
+    """Servers of these links, without those of this qube's own provider and what leads nowhere."""
+    left_out = facts.nowhere.union(facts.own)
+    return [(link, server) for link in links for server in link.servers if server.address not in left_out]
 
 
 def _held(facts: NameFacts, last: Last) -> Choice:
@@ -232,7 +252,7 @@ def _without(facts: NameFacts) -> Choice:
     """Without systemd-resolved: the file, else this qube's own provider."""
     if facts.unreadable:
         return Choice((), f"/etc/resolv.conf cannot be read: {facts.unreadable}", UNREADABLE)
-    named, found = resolver.parse(facts.resolv_conf, every=True).servers, _named(facts)
+    named, found = _lines(facts), _named(facts)
     if any(server.address not in facts.own for server in found):
         servers = tuple(server for server in found if facts.uplink or server.address not in facts.own)
         return Choice(servers, "/etc/resolv.conf")
@@ -256,7 +276,13 @@ def _own(facts: NameFacts) -> Choice:
 
 def _named(facts: NameFacts) -> tuple[Endpoint, ...]:
     """Servers of the file that another machine can ask, all of its lines."""
-    return _usable(resolver.parse(facts.resolv_conf, every=True).servers)
+    return _usable(_lines(facts))
+
+
+def _lines(facts: NameFacts) -> tuple[IPAddress, ...]:
+    """Servers of the file, without what leads nowhere."""
+    named = resolver.parse(facts.resolv_conf, every=True).servers
+    return tuple(address for address in named if address not in facts.nowhere)
 
 
 def _usable(addresses: Iterable[IPAddress]) -> tuple[Endpoint, ...]:
@@ -320,7 +346,7 @@ def parse_settings(table: object) -> DnsSettings:
     servers, hold = table.get("servers"), table.get("hold", HOLD_SECONDS)
     if type(hold) is not int or not 0 <= hold <= LONGEST_HOLD:
         raise ValueError(HOLD_EXPECTED)
-    return DnsSettings(None if servers is None else tuple(_endpoints(servers)), hold)
+    return DnsSettings(None if servers is None else tuple(dict.fromkeys(_endpoints(servers))), hold)
 
 
 def _endpoints(listed: object) -> Iterator[Endpoint]:

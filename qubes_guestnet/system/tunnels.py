@@ -18,8 +18,9 @@ _ROUTES = "/proc/net/route"
 _SIOCGIFFLAGS, _SIOCGIFHWADDR = 0x8913, 0x8927  # linux/sockios.h
 _FLAGS, _HARDWARE = struct.Struct("=16sh22x"), struct.Struct("=16sH22x")  # struct ifreq
 _IFF_UP, _RTF_UP = 0x1, 0x1
-# linux/if_arp.h: PPP; IP in IP, GRE and SIT; none at all, as tun and WireGuard.
-_WITHOUT_LINK_LAYER = frozenset({512, 768, 776, 778, 0xFFFE})
+# linux/if_arp.h: PPP; IP in IP (also VTI of IPsec), the same over IPv6, SIT, GRE, GRE over IPv6; none at all, as tun,
+# WireGuard and xfrm of IPsec.
+_WITHOUT_LINK_LAYER = frozenset({512, 768, 769, 776, 778, 823, 0xFFFE})
 _NOWHERE = "00000000"
 # Masks of 0.0.0.0/0 and of 0.0.0.0/1, as the kernel prints them.
 _DEFAULTS = frozenset({"00000000", "00000080"})

@@ -80,6 +80,17 @@ KEPT: dict[str, tuple[list[str], list[str]]] = {
         ],
         ["10.2.0.1"],
     ),
+    "a named counter": (['udp dport 53 counter name "x" dnat to 10.2.0.1'], ["10.2.0.1"]),
+    "a mark of the connection": (["ct mark set meta mark udp dport 53 dnat to 10.2.0.1"], ["10.2.0.1"]),
+    "every interface of that kind": (['iifname "v*" udp dport 53 dnat to 10.2.0.1'], ["10.2.0.1"]),
+    "a map of pairs": (
+        [
+            "udp dport 53 dnat to ip daddr . udp dport map "
+            "{ 10.139.1.1 . 53 : 10.2.0.1 . 5353, 10.139.1.2 . 53 : 10.2.0.2 . 53 }"
+        ],
+        ["10.2.0.1:5353", "10.2.0.2"],
+    ),
+    "a map of verdicts": (["ip daddr vmap { 10.139.1.1 : jump mine, 10.139.1.2 : accept }"], []),
     "by TCP it is refused": (both("ip daddr {} udp dport 53 dnat to 10.2.0.1"), ["10.2.0.1"]),
 }
 
@@ -102,9 +113,8 @@ NOT_KEPT: dict[str, tuple[list[str], str]] = {
     "to the other virtual address": (["udp dport 53 dnat to 10.139.1.2"], "ends at 10.139.1.2"),
     "behind ours of a proxy": ([*PROXYS, "udp dport 53 dnat to 10.2.0.1"], "ends at 10.139.1.1"),
     "let through": (["udp dport 53 accept", "udp dport 53 dnat to 10.2.0.1"], "ends at itself"),
-    "perhaps": (["ip saddr 10.137.0.7 udp dport 53 dnat to 10.2.0.1"], "ends at itself"),
-    "an address in a set by name": (["ip daddr @mine udp dport 53 dnat to 10.2.0.1"], "ends at itself"),
-    "a port in a set by name": (["udp dport @mine dnat to 10.2.0.1"], "ends at itself"),
+    "one qube is refused, and nothing else said": (["ip saddr 10.137.0.7 drop"], "ends at itself"),
+    "perhaps to itself": (["ip saddr 10.137.0.7 udp dport 53 dnat to 10.139.1.2"], "ends at 10.139.1.2"),
     "a port by name": (["udp dport mdns-something dnat to 10.2.0.1"], "ends at itself"),
     "counted only": (["udp dport 53 counter"], "ends at itself"),
     "returned": (["udp dport 53 return", "udp dport 53 dnat to 10.2.0.1"], "ends at itself"),
@@ -116,6 +126,36 @@ NOT_KEPT: dict[str, tuple[list[str], str]] = {
     "in a circle": (["jump dnat-dns"], "ends at itself"),
     "an empty set": (["ip daddr { } udp dport 53 dnat to 10.2.0.1"], "ends at itself"),
 }
+
+
+PERHAPS: dict[str, list[str]] = {
+    "all but the Pi-hole": ["ip saddr != 10.137.0.20 udp dport 53 dnat to 10.2.0.1"],
+    "the Pi-hole goes by": ["ip saddr 10.137.0.20 accept", "udp dport 53 dnat to 10.2.0.1"],
+    "one qube": ["ip saddr 10.137.0.7 udp dport 53 dnat to 10.2.0.1"],
+    "a net of sources": ["ip saddr 10.137.0.0/16 udp dport 53 dnat to 10.2.0.1"],
+    "sources": ["ip saddr { 10.137.0.0/16, 10.138.0.0/16 } udp dport 53 dnat to 10.2.0.1"],
+    "protocol and port at once": ["meta l4proto . th dport { tcp . 53, udp . 53 } dnat to 10.2.0.1"],
+    "address and port at once": ["ip daddr . udp dport { 10.139.1.1 . 53, 10.139.1.2 . 53 } dnat to 10.2.0.1"],
+    "one pair at once": ["meta l4proto . th dport udp . 53 dnat to 10.2.0.1"],
+    "a port of theirs": ["udp sport 1024-65535 udp dport 53 dnat to 10.2.0.1"],
+    "not this qube's own": ["fib daddr type != local udp dport 53 dnat to 10.2.0.1"],
+    "this qube's own first": ["fib daddr type local return", "udp dport 53 dnat to 10.2.0.1"],
+    "one vif": ['iif "vif4.0" udp dport 53 dnat to 10.2.0.1'],
+    "so many a second": ["udp dport 53 limit rate 100/second burst 5 packets dnat to 10.2.0.1"],
+    "addresses in a set by name": ["ip daddr @dns udp dport 53 dnat to 10.2.0.1"],
+    "ports in a set by name": ["udp dport @mine dnat to 10.2.0.1"],
+    "by a mark": ["meta mark != 0x00000001 udp dport 53 dnat to 10.2.0.1"],
+    "in front of ours": ['iifname "vif7.0" udp dport 53 dnat to 10.2.0.1', *PROXYS],
+}
+
+
+@pytest.mark.behaviour("B123")
+@pytest.mark.parametrize("what", PERHAPS)
+def test_what_perhaps_leads_elsewhere_is_kept_and_the_rest_refused(what: str) -> None:
+    found = judge(table(PERHAPS[what]), V)
+    assert found.kept, found.words
+    assert str(found.servers[0]) == "10.2.0.1"
+    assert "10.2.0.1 or " in found.words or "refused or 10.2.0.1" in found.words
 
 
 @pytest.mark.behaviour("B123")
@@ -133,8 +173,8 @@ def test_what_leads_nowhere_is_not(what: str) -> None:
     [
         pytest.param(["udp dport 53 jump mine"], ["dnat to 10.2.0.1"], True, id="a chain of their own"),
         pytest.param(["udp dport 53 goto mine"], ["dnat to 10.2.0.1"], True, id="and not back"),
-        pytest.param(["jump mine", "udp dport 53 dnat to 10.3.0.1"], ["ip saddr 10.137.0.7 accept", "return"], False,
-                     id="one qube goes by"),
+        pytest.param(["jump mine", "udp dport 53 dnat to 10.3.0.1"], ["ip saddr 10.137.0.7 accept", "return"], True,
+                     id="one qube goes by, and is refused"),
         pytest.param(["jump mine", "udp dport 53 dnat to 10.3.0.1"], ["tcp dport 53 accept"], True, id="back again"),
         pytest.param(["goto mine", "udp dport 53 dnat to 10.3.0.1"], ["tcp dport 53 accept"], False, id="to the end"),
         pytest.param(["ip saddr 10.137.0.7 goto mine", "udp dport 53 dnat to 10.3.0.1"], ["dnat to 10.2.0.1"], True,

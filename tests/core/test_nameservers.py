@@ -16,6 +16,7 @@ from qubes_guestnet.core.nameservers import Choice, DnsSettings, Heard, LinkServ
 from qubes_guestnet.core.record import Last
 
 OWN = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
+OWN_ENDPOINTS = tuple(map(Endpoint, OWN))
 STUB = b"nameserver 127.0.0.53\n"
 OURS = b"nameserver 10.139.1.1\nnameserver 10.139.1.2\n"
 
@@ -331,10 +332,27 @@ def test_servers_of_the_owner_count_before_all_others() -> None:
     assert "none now" in choice.reason
 
 
+@pytest.mark.behaviour("B123")
+def test_no_virtual_address_leads_to_itself() -> None:
+    card = NameFacts(virtual=OWN, configured=at("10.139.1.1", "10.8.0.1", "10.139.1.2:5353"))
+    assert choose(card).servers == at("10.8.0.1")
+    only = card._replace(configured=at("10.139.1.1", "10.139.1.2"))
+    assert (choose(only).servers, nameservers.leads_nowhere(only)) == ((), True)
+    assert "lead nowhere" in choose(only).reason
+    proxy = only._replace(own=OWN)
+    assert (choose(proxy).servers, nameservers.leads_nowhere(proxy)) == (OWN_ENDPOINTS, False)
+    none = card._replace(configured=None)
+    assert not nameservers.leads_nowhere(none)
+    assert choose(none._replace(resolv_conf=OURS)).servers == ()
+    assert choose(none._replace(resolv_conf=OURS + b"nameserver 9.9.9.9\n")).servers == at("9.9.9.9")
+    assert choose(none._replace(heard=Heard((link(0, "10.139.1.1", "9.9.9.9"),)))).servers == at("9.9.9.9")
+
+
 @pytest.mark.parametrize(
     ("table", "settings"),
     [
         ({}, DnsSettings()),
+        ({"servers": ["10.8.0.1", "10.8.0.2", "10.8.0.1:53"]}, DnsSettings(at("10.8.0.1", "10.8.0.2"))),
         ({"servers": ["10.8.0.1"]}, DnsSettings(at("10.8.0.1"))),
         ({"servers": ["10.8.0.1:5353", "9.9.9.9"], "hold": 0}, DnsSettings(at("10.8.0.1:5353", "9.9.9.9"), 0)),
         ({"hold": 3600}, DnsSettings(hold=3600)),

@@ -112,6 +112,42 @@ def test_ours_beside_a_users_follow_the_servers() -> None:
     leads(host, SECOND)
 
 
+PERHAPS = {
+    "a Pi-hole": [
+        "ip saddr != 10.137.0.20 udp dport 53 dnat to VPN",
+        "ip saddr != 10.137.0.20 tcp dport 53 dnat to VPN",
+    ],
+    "sources": ["ip saddr { 10.137.0.0/16, 10.138.0.0/16 } udp dport 53 dnat to VPN"],
+    "at once": ["meta l4proto . th dport { tcp . 53, udp . 53 } dnat to VPN"],
+    "not our own": ["fib daddr type != local udp dport 53 dnat to VPN"],
+    "one vif": ['iifname "vif4.0" udp sport 1024-65535 udp dport 53 limit rate 100/second dnat to VPN'],
+}
+
+
+@pytest.mark.behaviour("B123")
+@pytest.mark.parametrize("what", PERHAPS)
+def test_what_is_not_understood_stays_and_what_it_does_not_lead_is_refused(what: str) -> None:
+    host = Hosting(PROXY, servers=[DNS])
+    leads(host, DNS, DNS2)
+    behind, outside = host.attach(), host.outside()
+    guide(host, *(rule.replace("VPN", VPN) for rule in PERHAPS[what]))
+    wanted = host.rules("ip", "dnat-dns")
+    eventually(lambda: "are kept" in host.trouble(), trouble=host.trouble)
+    assert host.rules("ip", "dnat-dns") == wanted
+    assert came_out(behind, outside, DNS) == VPN
+    assert f"{VPN} or refused" in codes(host)["dns-foreign"]
+
+
+@pytest.mark.behaviour("B123")
+def test_for_another_qube_alone_the_rest_goes_to_the_provider_of_this_one() -> None:
+    host = Hosting(PROXY, servers=[DNS])
+    leads(host, DNS, DNS2)
+    behind, outside = host.attach(), host.outside()
+    host.nft(f"insert rule ip qubes dnat-dns ip saddr 10.137.0.77 udp dport 53 dnat to {VPN}")
+    eventually(lambda: "are kept" in host.trouble(), trouble=host.trouble)
+    assert came_out(behind, outside, DNS) == DNS
+
+
 @pytest.mark.behaviour("B123")
 def test_an_own_chain_in_front_of_ours_goes_on_working() -> None:
     host = Hosting()
@@ -296,6 +332,22 @@ def test_a_file_that_cannot_be_read_refuses_names_and_nothing_else(make: str) ->
     assert "cannot be read" in codes(host)["dns-unreadable"]
     host.qube.run("sh", "-c", f"rm -rf /etc/resolv.conf; echo nameserver {ROUTER} >/etc/resolv.conf")
     leads(host, ROUTER)
+
+
+@pytest.mark.behaviour("B123")
+def test_the_owners_servers_never_lead_a_virtual_address_to_itself() -> None:
+    host = Hosting(agent=False)
+    host.qube.run("mkdir", "-p", "/etc/qubes")
+    host.qube.write("/etc/qubes/guestnet.toml", f'[dns]\nservers = ["{DNS}"]\n')
+    host.qube.start_agent()
+    behind, outside = host.attach(), host.outside()
+    eventually(lambda: "[dns] servers" in host.trouble(), trouble=host.trouble)
+    assert came_out(behind, outside, DNS) == ""
+    assert connected(behind, DNS) == errno.ECONNREFUSED
+    nothing_virtual(outside)
+    host.qube.write("/etc/qubes/guestnet.toml", f'[dns]\nservers = ["{DNS}", "{SECOND}"]\n')
+    host.qube.guestnet("apply", check=False)
+    leads(host, SECOND)
 
 
 @pytest.mark.behaviour("B142")
