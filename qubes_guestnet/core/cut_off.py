@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from . import nft_listing
+from .flowtable import CONSTANT, OF_A_CONNECTION, taken_apart
 from .namedtuple import NamedTuple
 from .values import GROUP_UPLINK
 
 CHAIN = "custom-forward"
+_LOG_OPTIONS = frozenset({"prefix", "group", "level", "flags", "snaplen", "queue-threshold"})
 
 
 class Drop(NamedTuple):
@@ -39,18 +41,50 @@ def drops(listings: Iterable[tuple[str, str]], uplinks: Iterable[str]) -> tuple[
     Raises:
         ValueError: a listing is not whole.
     """
-    ways = {("oifgroup", str(GROUP_UPLINK)), *((key, name) for name in uplinks for key in ("oifname", "oif"))}
+    uplinks = tuple(uplinks)
     found = []
     for family, listing in listings:
         for rule in nft_listing.chains(listing).get(CHAIN, ()):
             words = rule.partition(' comment "')[0].split()
             if "drop" not in words and "reject" not in words:
                 continue
-            conditions = [word.strip('"') for word in words[: _verdict(words)] if word != "counter"]
-            found.append(Drop(family, rule, not conditions or tuple(conditions) in ways))
+            conditions, verdict = taken_apart(_without_log(words), (*CONSTANT, *OF_A_CONNECTION))
+            everything = all(_is_met(*condition, uplinks) for condition in conditions)
+            found.append(Drop(family, rule, bool(verdict) and everything))
     return tuple(found)
 
 
-def _verdict(words: list[str]) -> int:
-    """Where the verdict begins."""
-    return next(place for place, word in enumerate(words) if word in ("drop", "reject"))
+def _without_log(words: list[str]) -> list[str]:
+    """A rule without what it writes into the log; a prefix with blanks is several words."""
+    if "log" not in words:
+        return words
+    begin = words.index("log")
+    end = begin + 1
+    while end < len(words) - 1 and words[end] in _LOG_OPTIONS:
+        quoted = words[end + 1].startswith('"')
+        end += 2
+        while quoted and end < len(words) and not words[end - 1].endswith('"'):
+            end += 1
+    return [*words[:begin], *words[end:]]
+
+
+def _is_met(key: str, negated: bool, value: str, uplinks: tuple[str, ...]) -> bool:
+    """Whether a condition is met by whatever a qube begins with the outside by an uplink, be it TCP or UDP."""
+    values = {word.strip('",') for word in value.strip("{} ").replace(",", " ").split()}
+    if key == "ct state":
+        met = "new" in values
+    elif key == "meta l4proto":
+        met = values >= {"tcp", "udp"} or values >= {"6", "17"}
+    elif key in ("iifgroup", "iifname"):
+        met = not values.isdisjoint({"2", "vif*"})
+    elif key == "oifgroup":
+        met = str(GROUP_UPLINK) in values
+    elif key in ("oif", "oifname"):
+        met = bool(uplinks) and all(any(_fits(name, word) for word in values) for name in uplinks)
+    else:
+        return False  # only some of it
+    return met != negated
+
+
+def _fits(name: str, word: str) -> bool:
+    return name.startswith(word[:-1]) if word.endswith("*") else name == word

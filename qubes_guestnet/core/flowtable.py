@@ -40,7 +40,7 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 _UNJUDGED = frozenset({"new", "invalid", "related", "untracked"})
 _STATES = _UNJUDGED | {"established"}
 # What is the same for all packets that one end of a connection sends by one way. No sets by name, marks or limits.
-_CONSTANT = tuple(
+CONSTANT = tuple(
     tuple(key.split())
     for key in (
         *("iif", "iifname", "iifgroup", "oif", "oifname", "oifgroup"),
@@ -50,7 +50,7 @@ _CONSTANT = tuple(
     )
 )
 # What differs between packets of one connection, and does no harm where a rule only lets them pass.
-_OF_A_CONNECTION = tuple(tuple(key.split()) for key in ("ct state", "ct status", "ct direction", "meta nfproto"))
+OF_A_CONNECTION = tuple(tuple(key.split()) for key in ("ct state", "ct status", "ct direction", "meta nfproto"))
 _REMEDY = "put `ct state established,related accept` before it, or let it fit `ct state new` alone"
 _SHOWN = 100
 # What the firewall of the qubes has against stolen addresses: it fits no connection that got established past it.
@@ -236,7 +236,7 @@ def _only_lets_pass(rule: str) -> bool:
     words = rule.partition(' comment "')[0].split()
     if words[-1:] == ["counter"]:
         words = [*words[:-1], "accept"]
-    return _taken_apart(words, (*_CONSTANT, *_OF_A_CONNECTION))[1] == "accept"
+    return taken_apart(words, (*CONSTANT, *OF_A_CONNECTION))[1] == "accept"
 
 
 def _is_wg_quicks(chain: Chain, rule: str) -> bool:
@@ -264,12 +264,12 @@ def _refuses_the_way_out(chain: Chain, rule: str) -> bool:
     """
     if chain.hook != "forward":
         return False  # behind the forward hook nobody has asked it yet
-    conditions, verdict = _taken_apart(rule.partition(' comment "')[0].split())
+    conditions, verdict = taken_apart(rule.partition(' comment "')[0].split())
     return bool(conditions) and verdict in ("drop", "reject") and any(_is_the_way_out(*each) for each in conditions)
 
 
-def _taken_apart(
-    words: list[str], keys: tuple[tuple[str, ...], ...] = _CONSTANT
+def taken_apart(
+    words: list[str], keys: tuple[tuple[str, ...], ...] = CONSTANT
 ) -> tuple[list[tuple[str, bool, str]], str]:
     """The conditions of a rule (key, whether negated, value) and its verdict, "" when there is anything else in it."""
     conditions = []
