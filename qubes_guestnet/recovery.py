@@ -3,18 +3,19 @@
 
 Theory of operation. What others have beside our rules is kept in a file, as of the last time when all was well. After a
 flush (behaviour B125) what was in our tables is loaded in one transaction with the base rules, so it is in force from
-their first moment on. Tables of others are not ours to make: if the firewall of the qubes runs here its service, which
-made its table and ran the users' scripts, is restarted, and nothing is forwarded until it is ready. Connections that
-began while nothing was translated are forgotten (B126).
+their first moment on. If nft refuses it, each part is loaded alone, and while one is missing forwarding is held until
+`forwarding on`: it may be the part that closes a qube. Tables of others are not ours to make: if the firewall of the
+qubes runs here its service, which made its table and ran the users' scripts, is restarted, and nothing is forwarded
+until it is ready. Connections that began while nothing was translated are forgotten (B126).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from .core import user_rules
-from .core.record import FIREWALL, HELD
+from .core.record import FIREWALL, HELD, Provided
 from .core.user_rules import Kept
 from .errors import ConfigError, GuestnetError
 from .paths import Paths
@@ -24,6 +25,7 @@ from .work import Work
 
 _NAME, _MODE = "users-rules", 0o600
 _TABLE, _RULES = "table ", "rules of "
+Block = tuple[str, str, str]  # family, first line, text; see `Kept`
 
 
 def keep(work: Work, run: str, listings: Mapping[str, str]) -> None:
@@ -40,7 +42,7 @@ def keep(work: Work, run: str, listings: Mapping[str, str]) -> None:
     kept = user_rules.found(listings, nft.table_names())
     files.publish(os.path.join(run, _NAME), user_rules.render(kept), _MODE, sync=False)
     there = {f"{_TABLE}{name}" for name in kept.tables}
-    there |= {f"{_RULES}{user_rules.words((block,))}" for block in kept.blocks}
+    there |= set(_named(user_rules.holding(kept)))
     still = tuple(words for words in work.provided.lost if words not in there)
     if still != work.provided.lost:
         work.save(work.provided._replace(lost=still))
@@ -62,7 +64,69 @@ def lost(run: str, listings: Mapping[str, str]) -> Kept:
     return user_rules.lost(user_rules.parse(data), listings, nft.table_names()) if data is not None else Kept()
 
 
-def follow(work: Work, paths: Paths, listings: Mapping[str, str], missing: Kept, restored: bool) -> None:
+def load(work: Work, run: Callable[[str], None], base: str, missing: Kept) -> tuple[Block, ...]:
+    """Load the base rules and what others have lost in our tables, and hold forwarding before some of it is left out.
+
+    Args:
+        work: the pass.
+        run: loads one transaction, raises NftError.
+        base: the base rules.
+        missing: what others have lost.
+
+    Returns:
+        What is not back as it was. The record says that forwarding is held for it.
+
+    Raises:
+        NftError: the base rules are not in, or it is not known whether they are.
+    """
+    before = work.provided
+    failed = tuple(block for block in missing.blocks if block[:2] in missing.emptied)
+    try:
+        _hold(work, before, failed)
+        try:
+            run(base + user_rules.text(missing.blocks))
+            return failed
+        except nft.Refused as error:
+            if not missing.blocks:
+                raise
+            # Before the base rules are in: once they are, a pass after a crash finds nothing missing, and would open.
+            _hold(work, before, missing.blocks)
+            run(base)
+            log(WARNING, f"nft refuses what others had in our tables, so each part is loaded alone: {error.problem}")
+    except nft.Refused:
+        work.save(work.provided._replace(hold=before.hold, lost=before.lost))  # nothing is in: the next pass tries it
+        raise
+    failed = tuple(dict.fromkeys((*failed, *_one_by_one(work, run, missing.blocks))))
+    _hold(work, before, failed)
+    return failed
+
+
+def _one_by_one(work: Work, run: Callable[[str], None], blocks: Iterable[Block]) -> Iterable[Block]:
+    failed = dict[Block, str]()
+    for text, block in user_rules.one_by_one(blocks):
+        try:
+            run(text)
+            failed.pop(block, None)
+        except nft.NftError as error:
+            failed[block] = error.problem
+    for block, problem in failed.items():
+        log(WARNING, f"{user_rules.words((block,))} is not put back: {problem}")
+    return failed
+
+
+def _hold(work: Work, before: Provided, failed: Iterable[Block]) -> None:
+    """Record what is not back, and that forwarding is held for it; if nothing is, as it was before."""
+    names = _named(failed)
+    hold = HELD if names and work.active else before.hold
+    if names or work.provided.lost != before.lost or work.provided.hold != hold:
+        work.save(work.provided._replace(hold=hold, lost=tuple(dict.fromkeys((*before.lost, *names)))))
+
+
+def _named(blocks: Iterable[Block]) -> list[str]:
+    return [f"{_RULES}{user_rules.words((block,))}" for block in blocks]
+
+
+def follow(work: Work, paths: Paths, listings: Mapping[str, str], missing: Kept, failed: tuple[Block, ...]) -> None:
     """What has to follow once the base rules are in again, and before anything is forwarded.
 
     Args:
@@ -70,24 +134,25 @@ def follow(work: Work, paths: Paths, listings: Mapping[str, str], missing: Kept,
         paths: where the qube's files are.
         listings: of our tables, by family, as they were found.
         missing: what others have lost.
-        restored: what was in our tables is back.
+        failed: what was in our tables and is not back, by `load`.
     """
-    work.done += put_back(missing) if restored else ()
+    work.done += put_back(missing._replace(blocks=tuple(block for block in missing.blocks if block not in failed)))
     if user_rules.passable(listings, ipv6=work.ipv6):
         work.attempt(lambda: _purge(work, paths.run))
     names = [f"{_TABLE}{name}" for name in missing.tables]
-    names += [] if restored else [f"{_RULES}{user_rules.words((block,))}" for block in missing.blocks]
+    names += _named(failed)
     record = work.provided
-    hold = record.hold
+    hold, restart = record.hold, False
     if user_rules.gone(listings) and work.active:
         if _is_to_hold(work, paths):
             hold = HELD
         elif names and services.has_firewall(paths.flags):
-            hold = FIREWALL
+            # The owner's word is waited for all the same, if it was before; its scripts may bring the rest back.
+            hold, restart = hold or FIREWALL, hold != FIREWALL
     work.save(record._replace(hold=hold, lost=tuple(dict.fromkeys((*record.lost, *names)))))
     if names:
         log(WARNING, f"somebody removed our rules, and with them: {', '.join(names)}; {remedy(hold)}")
-    if hold == FIREWALL and record.hold != FIREWALL:
+    if restart:
         work.attempt(lambda: work.done.append(services.restart_firewall()))
 
 
@@ -101,6 +166,8 @@ def remedy(hold: str) -> str:
     """What becomes of what others have lost."""
     if hold == FIREWALL:
         return "qubes-firewall.service is restarted and runs the users' scripts; nothing is forwarded until then"
+    if hold == HELD:
+        return "nothing is forwarded: run again whatever made them, then qubes-guestnet forwarding on"
     return "run again whatever made them"
 
 

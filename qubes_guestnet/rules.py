@@ -244,17 +244,13 @@ class Rules:
             return
         recovery = _recovery()
         forwarding.shut(work)
-        missing, restored = recovery.lost(self._paths.run, tables), True
+        missing = recovery.lost(self._paths.run, tables)
         if work.dry_run:
             work.todo += [words, *recovery.put_back(missing)]
             return
-        try:
-            self._nft.run(text + recovery.user_rules.text(missing.blocks))
-        except nft.Refused:
-            self._nft.run(text)
-            restored = False
+        failed = recovery.load(work, self._nft.run, text, missing)
         work.done.append(words)
-        recovery.follow(work, self._paths, tables, missing, restored)
+        recovery.follow(work, self._paths, tables, missing, failed)
 
 
 def _recovery() -> ModuleType:

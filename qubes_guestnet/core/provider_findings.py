@@ -21,7 +21,7 @@ SHOWN = 5  # rules that are told one by one
 GOOD, MISSING, CHANGED, UNSEEN = "good", "missing", "changed", "unseen"
 # Why nothing is forwarded once the rules were lost, and what to do first.
 _HOLDS = {
-    HELD: "our rules were removed by another program, and [provider] hold_after_flush is set",
+    HELD: "our rules were removed by another program; [provider] hold_after_flush is set, or others' were not put back",
     FIREWALL: "our rules were removed by another program, and qubes-firewall.service is not ready again yet",
 }
 _SEE_TO = {HELD: "bring your own rules back", FIREWALL: "systemctl restart qubes-firewall; or, without it"}

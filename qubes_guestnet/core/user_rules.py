@@ -12,14 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from .listings import rules, taken_apart
 from .namedtuple import NamedTuple
-from .nftables import CHAINS, GUARD, TABLE, base
+from .nftables import CHAINS, GUARD, LIMITS_TABLE, TABLE, base
 
 _HEADER = "# What others had in the tables of qubes-guestnet, and tables of others. Written by it; do not edit.\n"
-_NAMED = "# table "
+_NAMED, _LEFT = "# table ", "# without its elements: "
 # Those that come and go with a process of ours.
 _PASSING = frozenset({f"inet {GUARD}", "inet qubes-offload"})
 _ON_THE_WAY = ("prerouting", "antispoof", "forward", "postrouting", "egress")
-LONGEST = 1 << 18  # bytes of what is kept; a list of blocked addresses belongs into a table of its own
+LONGEST = 1 << 18  # bytes of what is kept besides chains; a list of blocked addresses belongs into a table of its own
+_ELEMENTS = "\t\telements = {"
 
 
 class Kept(NamedTuple):
@@ -28,10 +29,13 @@ class Kept(NamedTuple):
     Args:
         blocks: in our tables: family, the first line as "chain custom-forward {", and the whole text of each.
         tables: family and name of each table that is not ours.
+        emptied: family and first line of the sets and maps in `blocks` that are kept without their elements, because
+            these are too many. Without the set itself the rules that name it could not be loaded.
     """
 
     blocks: tuple[tuple[str, str, str], ...] = ()
     tables: tuple[str, ...] = ()
+    emptied: tuple[tuple[str, str], ...] = ()
 
 
 def found(listings: Mapping[str, str], tables: Iterable[str]) -> Kept:
@@ -41,7 +45,7 @@ def found(listings: Mapping[str, str], tables: Iterable[str]) -> Kept:
         listings: `nft -s list table` of ours, by family.
         tables: family and name of each that there is.
     """
-    own = {f"{family} {TABLE}" for family in listings} | _PASSING
+    own = {f"{family} {name}" for family in listings for name in (TABLE, LIMITS_TABLE)} | _PASSING
     others = tuple(name for name in tables if name not in own)
     blocks = tuple(
         (family, head, text)
@@ -49,7 +53,8 @@ def found(listings: Mapping[str, str], tables: Iterable[str]) -> Kept:
         for head, text in taken_apart(listing)[1].items()
         if not _is_ours(head) and not _is_empty(head, text)
     )
-    return Kept(blocks if sum(len(text) for _, _, text in blocks) <= LONGEST else (), others)
+    emptied = _too_large(blocks)
+    return Kept(tuple(_emptied(block) if block[:2] in emptied else block for block in blocks), others, emptied)
 
 
 def gone(listings: Mapping[str, str]) -> frozenset[str]:
@@ -76,7 +81,8 @@ def lost(kept: Kept, listings: Mapping[str, str], tables: Iterable[str]) -> Kept
     now = {(family, head) for family, head, _ in found(listings, ()).blocks}
     there = frozenset(tables)
     blocks = tuple(block for block in kept.blocks if block[0] in families and block[:2] not in now)
-    return Kept(blocks, tuple(name for name in kept.tables if name not in there) if families else ())
+    emptied = tuple(name for name in kept.emptied if name in {block[:2] for block in blocks})
+    return Kept(blocks, tuple(name for name in kept.tables if name not in there) if families else (), emptied)
 
 
 def passable(listings: Mapping[str, str], *, ipv6: bool) -> bool:
@@ -100,8 +106,32 @@ def passable(listings: Mapping[str, str], *, ipv6: bool) -> bool:
 
 
 def text(blocks: Iterable[tuple[str, str, str]]) -> str:
-    """What puts them back, to be loaded behind the base rules, in the same transaction."""
-    return "".join(f"table {family} {TABLE} {{\n{block}}}\n" for family, _, block in blocks)
+    """What puts them back, to be loaded behind the base rules, in the same transaction.
+
+    All blocks of a family are in one: only there nft makes all chains and sets before the rules and elements that name
+    them. With a block for each chain a `jump` to one further down was refused (behaviour B125).
+    """
+    blocks = tuple(blocks)
+    return "".join(
+        f"table {family} {TABLE} {{\n{''.join(block for word, _, block in blocks if word == family)}}}\n"
+        for family in dict.fromkeys(family for family, _, _ in blocks)
+    )
+
+
+def one_by_one(blocks: Iterable[tuple[str, str, str]]) -> tuple[tuple[str, tuple[str, str, str]], ...]:
+    """The same as `text` in many transactions, for when it is refused: each text, and the block that it is of.
+
+    First come the chains without rules, so that none fails for want of another.
+    """
+    blocks = tuple(blocks)
+    regular = tuple(block for block in blocks if _is_regular(block))
+    bare = ((text(((family, head, f"\t{head}\n\t}}\n"),)), (family, head, block)) for family, head, block in regular)
+    return (*bare, *((text((block,)), block) for block in blocks))
+
+
+def holding(kept: Kept) -> tuple[tuple[str, str, str], ...]:
+    """Blocks that are there with what belongs into them: not a chain without rules, nor a set without elements."""
+    return tuple(block for block in kept.blocks if block[:2] in kept.emptied or _holds(block))
 
 
 def words(blocks: Iterable[tuple[str, str, str]]) -> str:
@@ -112,16 +142,19 @@ def words(blocks: Iterable[tuple[str, str, str]]) -> str:
 def render(kept: Kept) -> bytes:
     """As the file holds it."""
     named = "".join(f"{_NAMED}{name}\n" for name in kept.tables)
+    named += "".join(f"{_LEFT}{family} {head}\n" for family, head in kept.emptied)
     return (_HEADER + named + text(kept.blocks)).encode()
 
 
 def parse(data: bytes) -> Kept:
     """The content of the file."""
-    return Kept(tuple(_blocks(data.decode("utf-8", "replace"))), tuple(_tables(data.decode("utf-8", "replace"))))
+    content = data.decode("utf-8", "replace")
+    emptied = tuple((family, head) for family, _, head in (name.partition(" ") for name in _lines(content, _LEFT)))
+    return Kept(tuple(_blocks(content)), tuple(_lines(content, _NAMED)), emptied)
 
 
-def _tables(content: str) -> Iterator[str]:
-    yield from (line.removeprefix(_NAMED) for line in content.splitlines() if line.startswith(_NAMED))
+def _lines(content: str, begin: str) -> Iterator[str]:
+    yield from (line.removeprefix(begin) for line in content.splitlines() if line.startswith(begin))
 
 
 def _blocks(content: str) -> Iterator[tuple[str, str, str]]:
@@ -129,6 +162,38 @@ def _blocks(content: str) -> Iterator[tuple[str, str, str]]:
         for part in content.split(f"table {family} {TABLE} {{\n")[1:]:
             table = part.partition("\n}\n")[0] + "\n"
             yield from ((family, head, block) for head, block in taken_apart(table)[1].items())
+
+
+def _too_large(blocks: Iterable[tuple[str, str, str]]) -> tuple[tuple[str, str], ...]:
+    """Sets and maps for whose elements there is no room, the smaller ones first; chains are always kept."""
+    left, found = LONGEST, []
+    for family, head, block in sorted(blocks, key=lambda block: len(block[2])):
+        if _has_elements(head):
+            left -= len(block)
+            if left < 0:
+                found.append((family, head))
+    return tuple(sorted(found))
+
+
+def _emptied(block: tuple[str, str, str]) -> tuple[str, str, str]:
+    """A set or map without its elements, which nft lists last."""
+    return (*block[:2], block[2].partition(_ELEMENTS)[0].removesuffix("\t}\n") + "\t}\n")
+
+
+def _holds(block: tuple[str, str, str]) -> bool:
+    _, head, lines = block
+    if _has_elements(head):
+        return _ELEMENTS in lines
+    return bool(rules(lines)) or not _is_regular(block)
+
+
+def _has_elements(head: str) -> bool:
+    return head.startswith(("set ", "map "))
+
+
+def _is_regular(block: tuple[str, str, str]) -> bool:
+    """Whether it is a chain without a hook: only to such a one others can jump."""
+    return block[1].startswith("chain ") and "\t\ttype " not in block[2]
 
 
 def _is_ours(head: str) -> bool:

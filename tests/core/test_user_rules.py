@@ -36,7 +36,15 @@ def whole(family: str, *users: str) -> str:
 SWITCH = chain("custom-forward", "counter drop", 'oifname "eth0" drop')
 NAMED = "\tset lan {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.1 }\n\t}\n"
 BEFORE = {"ip": whole("ip", SWITCH, NAMED), "ip6": whole("ip6", chain("custom-forward"))}
-TABLES = ("ip qubes", "ip6 qubes", "inet qubes-guard", "inet qubes-offload", "inet mine")
+TABLES = (
+    "ip qubes",
+    "ip6 qubes",
+    "ip qubes-limits",
+    "ip6 qubes-limits",
+    "inet qubes-guard",
+    "inet qubes-offload",
+    "inet mine",
+)
 KEPT = Kept((("ip", "chain custom-forward {", SWITCH), ("ip", "set lan {", NAMED)), ("inet mine",))
 EMPTY = {"ip": "", "ip6": ""}
 
@@ -53,9 +61,57 @@ def test_it_is_kept_in_a_file_that_says_the_same() -> None:
     assert user_rules.parse(b"\xff nonsense\ntable ip qubes {\n") == Kept()
 
 
-def test_a_list_that_is_too_long_is_not_kept_and_its_table_is_named_all_the_same() -> None:
-    long = chain("custom-forward", *(f"ip daddr 10.0.{n >> 8}.{n & 255} drop" for n in range(12000)))
-    assert user_rules.found({"ip": whole("ip", long), "ip6": ""}, TABLES) == Kept((), ("inet mine",))
+def large(kind: str, name: str, count: int) -> str:
+    """A set or map whose listing has about 14 bytes an element."""
+    elements = ",\n\t\t\t     ".join(f"10.0.{n >> 8}.{n & 255}" for n in range(count))
+    return f"\t{kind} {name} {{\n\t\ttype ipv4_addr\n\t\telements = {{ {elements} }}\n\t}}\n"
+
+
+def bare(kind: str, name: str) -> str:
+    return f"\t{kind} {name} {{\n\t\ttype ipv4_addr\n\t}}\n"
+
+
+LONG = chain("custom-forward", *(f"ip daddr 10.0.{n >> 8}.{n & 255} drop" for n in range(12000)))
+BIG, HALF = large("set", "big", 14000), large("set", "half", 6000)
+TOO_LARGE = {
+    "a chain alone": ((LONG,), (LONG,), ()),
+    "a set": ((BIG, SWITCH), (bare("set", "big"), SWITCH), ("set big {",)),
+    "a map": ((large("map", "big", 14000), SWITCH), (bare("map", "big"), SWITCH), ("map big {",)),
+    "a small set beside it": ((BIG, NAMED), (bare("set", "big"), NAMED), ("set big {",)),
+    "a set beside a long chain": ((NAMED, LONG), (NAMED, LONG), ()),
+    "two that fit one by one": (
+        (HALF, large("set", "more", 7000)), (HALF, bare("set", "more")), ("set more {",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("users", "kept", "emptied"), TOO_LARGE.values(), ids=TOO_LARGE.keys())
+def test_only_the_elements_of_sets_that_are_too_large_are_left_out_and_these_are_named(
+    users: tuple[str, ...], kept: tuple[str, ...], emptied: tuple[str, ...]
+) -> None:
+    before = {"ip": whole("ip", *users), "ip6": ""}
+    found = user_rules.found(before, TABLES)
+    assert [text for _, _, text in found.blocks] == list(kept)
+    assert found.emptied == tuple(("ip", head) for head in emptied)
+    assert user_rules.parse(user_rules.render(found)) == found
+    assert user_rules.lost(found, EMPTY, ()) == found
+    assert user_rules.lost(found, before, TABLES) == Kept()
+
+
+HOLDING = {
+    "a chain": (chain("mine", "drop"), True),
+    "a chain without rules": (chain("mine"), False),
+    "one with a hook": (chain("mine", head="type filter hook forward priority filter; policy drop;"), True),
+    "a set": (NAMED, True),
+    "a set without elements": (bare("set", "lan"), False),
+    "a set too large to keep": (BIG, True),
+    "a map without elements": ("\tmap to {\n\t\ttype ipv4_addr : verdict\n\t}\n", False),
+    "a counter": ("\tcounter mine {\n\t}\n", True),
+}
+
+
+@pytest.mark.parametrize(("block", "expected"), HOLDING.values(), ids=HOLDING.keys())
+def test_what_is_there_without_its_content_is_not_back(block: str, expected: bool) -> None:
+    assert bool(user_rules.holding(user_rules.found({"ip": whole("ip", block), "ip6": ""}, ()))) == expected
 
 
 LOST = {
@@ -79,8 +135,20 @@ def test_what_went_together_with_our_rules_is_lost(
 
 
 def test_the_text_puts_blocks_back_into_their_tables() -> None:
-    assert user_rules.text(KEPT.blocks) == f"table ip qubes {{\n{SWITCH}}}\ntable ip qubes {{\n{NAMED}}}\n"
+    assert user_rules.text(KEPT.blocks) == f"table ip qubes {{\n{SWITCH}{NAMED}}}\n"
+    both = (KEPT.blocks[0], ("ip6", "chain x {", chain("x")), KEPT.blocks[1])
+    assert user_rules.text(both) == f"table ip qubes {{\n{SWITCH}{NAMED}}}\ntable ip6 qubes {{\n{chain('x')}}}\n"
+    assert user_rules.text(()) == ""
     assert user_rules.words(KEPT.blocks) == "ip qubes chain custom-forward, ip qubes set lan"
+
+
+def test_one_by_one_chains_come_first_without_rules() -> None:
+    hooked = chain("late", "drop", head="type filter hook forward priority filter; policy accept;")
+    blocks = tuple(("ip", f"{text.splitlines()[0].strip()}", text) for text in (NAMED, SWITCH, hooked))
+    assert user_rules.one_by_one(blocks) == (
+        (f"table ip qubes {{\n{chain('custom-forward')}}}\n", blocks[1]),
+        *((f"table ip qubes {{\n{block[2]}}}\n", block) for block in blocks),
+    )
 
 
 PASSABLE = {

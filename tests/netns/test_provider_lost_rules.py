@@ -66,6 +66,100 @@ def test_what_users_have_in_our_tables_comes_back_with_ours(removed: str) -> Non
     assert host.works(behind)
 
 
+DEPENDENT = {
+    "a jump to a chain behind": "add chain ip qubes mine; add rule ip qubes mine ip daddr 198.51.100.9 drop;"
+    " add rule ip qubes custom-forward jump mine",
+    "a map that leads to chains": "add chain ip qubes mine; add rule ip qubes mine drop;"
+    " add map ip qubes ports { type inet_service : verdict; elements = { 99 : jump mine }; };"
+    " add rule ip qubes custom-forward tcp dport vmap @ports",
+    "a chain with a hook that jumps": "add chain ip qubes a { type filter hook forward priority -9; policy accept; };"
+    " add chain ip qubes b; add rule ip qubes a ip daddr 198.51.100.9 goto b; add rule ip qubes b counter name c",
+}
+
+
+@pytest.mark.behaviour("B125")
+@pytest.mark.parametrize("rules", DEPENDENT.values(), ids=DEPENDENT.keys())
+def test_what_names_other_chains_and_sets_comes_back_with_them(rules: str) -> None:
+    host, behind = well()
+    host.nft(f"add counter ip qubes c; {rules}; add rule ip qubes custom-forward ip daddr 198.51.100.8 drop")
+    remembered(host, "198.51.100.8")
+    before = host.oracle.run("nft", "-s", "list", "table", "ip", "qubes").stdout
+    host.nft(FLUSH)
+    eventually(lambda: host.rules("ip", "dnat-dns") and host.forwards(4), trouble=host.trouble)
+    after = host.oracle.run("nft", "-s", "list", "table", "ip", "qubes").stdout
+    assert sorted(after.splitlines()) == sorted(before.splitlines())
+    assert provider(host)["lost"] == []
+    assert provider(host)["hold"] == ""
+    assert host.works(behind)
+
+
+@pytest.mark.behaviour("B125")
+def test_a_part_that_nft_refuses_keeps_forwarding_closed_and_the_others_come_back() -> None:
+    """A rule with `oif` of a VPN's interface, which is gone when the rules are."""
+    host, behind = well()
+    host.qube.run("ip", "link", "add", "tun9", "type", "veth", "peer", "name", "tun9p")
+    host.nft("add chain ip qubes vpn; add rule ip qubes vpn oif tun9 counter accept; add chain ip6 qubes other")
+    host.nft(f"add rule ip qubes custom-forward jump vpn; {KILL_SWITCH}; add rule ip6 qubes other counter drop")
+    remembered(host, "chain other {")
+    before = {("ip", "custom-forward"), ("ip6", "other")}
+    rules = {chain: host.rules(*chain) for chain in before}
+    host.qube.run("sh", "-ec", "ip link del tun9; nft flush ruleset")
+    eventually(lambda: provider(host)["hold"] == "held", trouble=host.trouble)
+    eventually(lambda: host.rules("ip", "dnat-dns"), trouble=host.trouble)
+    assert {chain: host.rules(*chain) for chain in before} == rules
+    assert host.rules("ip", "vpn") == []
+    lost = "rules of ip qubes chain vpn"
+    assert provider(host)["lost"] == [lost]
+    assert lost in checked(host)["user-rules-lost"]
+    assert "not put back" in checked(host)["forwarding-off"]
+    assert "ip qubes chain vpn is not put back: nft: " in host.trouble()
+    # Neither a new qube, nor a reload, nor another start, nor another loss opens it.
+    host.attach(5)
+    host.agent.signal(signal.SIGHUP)
+    host.agent.kill()
+    host.qube.start_agent()
+    host.nft(FLUSH)
+    eventually(lambda: host.rules("ip", "dnat-dns"), trouble=host.trouble)
+    assert not host.forwards(4)
+    assert not host.forwards(6)
+    assert provider(host)["hold"] == "held"
+    host.nft("add chain ip qubes vpn; add rule ip qubes vpn counter accept")
+    eventually(lambda: provider(host)["lost"] == [], trouble=host.trouble)
+    assert not host.forwards(4)
+    host.qube.guestnet("forwarding", "on")
+    eventually(lambda: host.works(behind), trouble=host.trouble)
+
+
+@pytest.mark.behaviour("B125")
+def test_a_set_too_large_to_remember_keeps_forwarding_closed_and_the_chains_come_back() -> None:
+    host, behind = well()
+
+    def fill() -> None:
+        for third in range(0, 80, 10):  # in a user namespace the kernel takes a few thousand at once
+            elements = ", ".join(f"10.9.{third + n // 256}.{n % 256}" for n in range(2560))
+            host.qube.write("/run/lab/big", f"add element ip qubes big {{ {elements} }}\n")
+            host.qube.run("nft", "-f", "/run/lab/big")
+
+    host.nft(f"add set ip qubes big {{ type ipv4_addr; }}; {KILL_SWITCH}")
+    host.nft("add rule ip qubes custom-forward ip daddr @big drop; add rule ip qubes custom-input tcp dport 22 accept")
+    fill()
+    remembered(host, "# without its elements: ip set big {")
+    before = [host.rules("ip", chain) for chain in ("custom-forward", "custom-input")]
+    host.nft(FLUSH)
+    eventually(lambda: provider(host)["hold"] == "held", trouble=host.trouble)
+    eventually(lambda: host.rules("ip", "dnat-dns"), trouble=host.trouble)
+    assert [host.rules("ip", chain) for chain in ("custom-forward", "custom-input")] == before
+    assert provider(host)["lost"] == ["rules of ip qubes set big"]
+    assert "ip qubes set big" in checked(host)["user-rules-lost"]
+    assert not host.forwards(4)
+    assert not host.forwards(6)
+    fill()
+    eventually(lambda: provider(host)["lost"] == [], trouble=host.trouble)
+    assert not host.forwards(4)
+    host.qube.guestnet("forwarding", "on")
+    eventually(lambda: host.works(behind), trouble=host.trouble)
+
+
 @pytest.mark.behaviour("B125")
 def test_what_its_owner_took_out_of_a_chain_does_not_come_back() -> None:
     host, _ = well()
