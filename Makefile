@@ -6,8 +6,10 @@ SEED ?=
 VENV := .venv/bin
 # What talks to the kernel through pyroute2, and so is run with its oldest supported release as well.
 NETLINK_TESTS := tests/netns/test_uplink.py tests/netns/test_agent.py tests/netns/test_model.py
-# Each of these tests has namespaces of its own and waits more than it computes. The others boot machines or measure.
+# Each of these tests has namespaces of its own and waits more than it computes.
 ISOLATED := tests/contract tests/netns tests/lab
+# The tests of a file share a machine that one of them boots. What is in no list measures, and runs alone.
+BOOTING := tests/system tests/guest
 WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 PARALLEL := -n $(WORKERS) --dist worksteal
 export PYTHON
@@ -25,7 +27,8 @@ demo: ## one qube gets its network from QubesDB, step by step (no root, no Xen, 
 test: lint unit ## everything that CI runs: lint, types, all tests, both pyroute2 generations, coverage of core
 	.venv-oldest/bin/python -m pytest -q $(PARALLEL) tests/contract $(NETLINK_TESTS)
 	$(VENV)/python -m pytest -q $(PARALLEL) $(ISOLATED)
-	$(VENV)/python -m pytest tests $(addprefix --ignore=,tests/core $(ISOLATED))
+	$(VENV)/python -m pytest -q -n 2 --dist loadfile $(BOOTING)
+	$(VENV)/python -m pytest -q tests $(addprefix --ignore=,tests/core $(ISOLATED) $(BOOTING))
 
 lint: setup-test ## ruff and mypy
 	$(VENV)/ruff check .

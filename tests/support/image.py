@@ -10,6 +10,7 @@ installs them in the test itself, without a network.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -50,17 +51,22 @@ def base(suite: str) -> Path:
 
 
 def kept(name: str, make: Callable[[Path], None]) -> Path:
-    """A folder of that name in the cache; if it is not there, `make` makes what it is given the path of."""
+    """A folder of that name in the cache; if it is not there, `make` makes what it is given the path of.
+
+    One process makes it, others that run tests at the same time wait for that.
+    """
     cache = Path(os.environ.get("GUESTNET_TEST_CACHE") or "/var/cache/qubes-guestnet-tests")
     folder = cache / name
-    if not folder.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        making = cache / f"{name}.{os.getpid()}"
-        try:
-            make(making)
-            making.rename(folder)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            making = cache / f"{name}.{os.getpid()}"
+            try:
+                make(making)
+                making.rename(folder)
+            finally:
+                shutil.rmtree(making, ignore_errors=True)
     return folder
 
 
