@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -93,26 +94,29 @@ def passes(guest: Guest) -> Callable[[], bool]:
 @pytest.mark.behaviour("B25", "B26")
 def test_the_profile_is_there_before_networkmanager_starts() -> None:
     guest, daemons = start()
-    spy = guest.provider.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
-    spy.bind((VIF, 0x0800))
-    spy.setblocking(False)
-    guest.agent()
-    file = guest.qube.path(PROFILE).stat()
-    assert (stat.S_IMODE(file.st_mode), file.st_uid) == (0o600, guest.qube.path("/etc/hostname").stat().st_uid)
-    assert guest.oracle.addresses("eth0") == set(), "two do not configure one device"
-    assert guest.servers() == [DNS, DNS2]
-    daemons.networkmanager()
-    soon_managed(guest, daemons)
-    assert guest.servers() == [DNS, DNS2]
-    assert daemons.nmcli("-g", "UUID", "connection", "show", "--active").splitlines().count(UUID) == 1
-    frames = []
-    while True:
-        try:
-            frames.append(spy.recv(2048))
-        except BlockingIOError:
-            break
-    spy.close()
+    with guest.provider.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)) as spy:
+        spy.bind((VIF, 0x0800))
+        spy.setblocking(False)
+        guest.agent()
+        file = guest.qube.path(PROFILE).stat()
+        assert (stat.S_IMODE(file.st_mode), file.st_uid) == (0o600, guest.qube.path("/etc/hostname").stat().st_uid)
+        assert guest.oracle.addresses("eth0") == set(), "two do not configure one device"
+        assert guest.servers() == [DNS, DNS2]
+        daemons.networkmanager()
+        soon_managed(guest, daemons)
+        assert guest.servers() == [DNS, DNS2]
+        assert daemons.nmcli("-g", "UUID", "connection", "show", "--active").splitlines().count(UUID) == 1
+        frames = received(spy)
     assert [frame for frame in frames if frame[23] == 17 and frame[36:38] in (b"\0\x43", b"\0\x44")] == [], "DHCP"
+
+
+def received(spy: socket.socket) -> list[bytes]:
+    """All frames that have come so far."""
+    frames = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            frames.append(spy.recv(2048))
+    return frames
 
 
 @pytest.mark.behaviour("B25")

@@ -14,12 +14,14 @@ from collections.abc import Callable
 
 import pytest
 
+from qubes_guestnet.core import record
 from qubes_guestnet.lab.daemons import Daemons
 from tests.netns.test_provider_resolved import PROXY, VPN, leads, start
 from tests.support.eventually import eventually
 from tests.support.hosting import DNS, DNS2, ENTRIES, ROUTER, UPLINK, WORLD, Hosting
 from tests.support.needs import needs
 
+OWNED = "/run/qubes-guestnet/owned"
 TUNNEL = """
     ip link add wg0 type veth peer name far; ip link set wg0 up; ip link set far up; ip address add 10.64.9.2/24 dev wg0
 """
@@ -47,6 +49,13 @@ def codes(host: Hosting) -> set[str]:
     return {finding["code"] for finding in json.loads(host.qube.guestnet("check", "--json", check=False).stdout)}
 
 
+def lost(host: Hosting) -> int:
+    """Since when the agent has not heard systemd-resolved, by its record, in seconds of the monotonic clock."""
+    last = record.parse(host.qube.path(OWNED).read_bytes()).provided.last
+    assert last is not None
+    return last.lost
+
+
 def stopped(daemons: Daemons) -> None:
     daemons.stop("resolved")
 
@@ -70,19 +79,20 @@ def test_the_last_answer_holds_then_questions_are_refused_and_none_moves_to_the_
     goes: Callable[[Daemons], None],
 ) -> None:
     hold = 3
+    begin = int(time.monotonic())
     host, daemons = with_tunnel(hold)
-    begin = time.monotonic()
     goes(daemons)
-    seen: list[tuple[float, set[str]]] = []
+    seen: list[set[str]] = []
 
     def refused() -> bool:
-        found = {rule.split()[-1] for rule in host.rules("ip", "dnat-dns")}
-        seen.append((time.monotonic() - begin, found))
-        return not found
+        seen.append({rule.split()[-1] for rule in host.rules("ip", "dnat-dns")})
+        return not seen[-1]
 
     eventually(refused, 25.0, trouble=host.trouble)
-    assert all(found <= {VPN} for _, found in seen), "led away from the tunnel's server"
-    assert seen[-1][0] >= hold, "the last answer did not hold"
+    end = time.monotonic()
+    assert all(found <= {VPN} for found in seen), "led away from the tunnel's server"
+    # It holds from the first pass that heard nothing; on a loaded machine that may be one before `goes`.
+    assert begin <= lost(host) <= end - hold, "the last answer did not hold"
     log = host.trouble()
     assert log.count("what it said last holds for 3 s") == 1, log
     assert "dns-refused" in codes(host)

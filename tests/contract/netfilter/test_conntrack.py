@@ -29,15 +29,28 @@ add chain inet tracking out { type filter hook output priority 0; }
 add rule inet tracking out ct state invalid drop
 """
 
+# The kernel drops entries of its own accord: after 30 s, on a loaded machine in the middle of a test.
+TIMEOUTS = ("udp_timeout", "icmp_timeout", "icmpv6_timeout")
+LONG_S = "3600"
+
 Entry = tuple[str, frozenset[str]]
 
 
 @pytest.fixture
 def ground(oracle: Oracle) -> Oracle:
+    for name in TIMEOUTS:
+        Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text(LONG_S)
     for address in LOCAL:
         oracle.run("ip", "address", "add", str(address), "dev", "lo", *(["nodad"] if address.version == 6 else []))
     nft.run(TRACKING)
     return oracle
+
+
+@pytest.fixture
+def opened() -> Iterator[contextlib.ExitStack]:
+    """Connections that stay open until the test ends."""
+    with contextlib.ExitStack() as stack:
+        yield stack
 
 
 def table(oracle: Oracle) -> set[Entry]:
@@ -63,27 +76,36 @@ def udp(source: IPAddress, destination: IPAddress, count: int = 1, first: int = 
             sock.sendto(b"x", (str(destination), port))
 
 
-def tcp(source: IPAddress, destination: IPAddress) -> None:
+def tcp(opened: contextlib.ExitStack, source: IPAddress, destination: IPAddress) -> None:
+    """Open a connection.
+
+    It stays open: no packet of it is under way any more, which could make a new entry after a purge, and the kernel
+    keeps its entry for days. That of a connection which was reset it drops after 10 s.
+    """
     with socket.create_server((str(destination), 0)) as listening:
         address = (str(destination), listening.getsockname()[1])
-        socket.create_connection(address, timeout=10, source_address=(str(source), 0)).close()
+        opened.enter_context(socket.create_connection(address, timeout=60, source_address=(str(source), 0)))
+        listening.settimeout(60)
+        opened.enter_context(listening.accept()[0])
 
 
-def traffic(oracle: Oracle) -> None:
+def traffic(oracle: Oracle, opened: contextlib.ExitStack) -> None:
     for one, another in ((QUBE, SERVER), (SERVER, QUBE), (OTHER, SERVER), (SERVER, OTHER), (QUBE, OTHER), (NEAR, FAR)):
         udp(one, another, 3)
     for one, another in ((QUBE6, SERVER6), (SERVER6, QUBE6), (OTHER6, SERVER6), (SERVER6, OTHER6)):
         udp(one, another, 3)
     for qube in (QUBE, OTHER):
-        tcp(qube, SERVER)
+        tcp(opened, qube, SERVER)
         oracle.run("ping", "-n", "-c", "1", "-I", str(qube), str(SERVER))
         oracle.run("ping", "-n", "-c", "1", "-I", str({QUBE: QUBE6, OTHER: OTHER6}[qube]), str(SERVER6))
 
 
 @pytest.mark.behaviour("B53")
 @pytest.mark.parametrize("addresses", [(QUBE,), (QUBE6,), (QUBE, QUBE6), (OTHER, QUBE6), LOCAL])
-def test_exactly_the_entries_of_the_addresses_go(ground: Oracle, addresses: tuple[IPAddress, ...]) -> None:
-    traffic(ground)
+def test_exactly_the_entries_of_the_addresses_go(
+    ground: Oracle, opened: contextlib.ExitStack, addresses: tuple[IPAddress, ...]
+) -> None:
+    traffic(ground, opened)
     before = table(ground)
     going = having(before, *addresses)
     assert len(going) >= 7
@@ -93,8 +115,8 @@ def test_exactly_the_entries_of_the_addresses_go(ground: Oracle, addresses: tupl
     assert conntrack.purge(addresses) == 0
 
 
-def test_none_of_these(ground: Oracle) -> None:
-    traffic(ground)
+def test_none_of_these(ground: Oracle, opened: contextlib.ExitStack) -> None:
+    traffic(ground, opened)
     before = table(ground)
     assert conntrack.purge((ipaddress.ip_address("10.137.0.99"),)) == 0
     # Its four bytes occur in those of an IPv6 address, and so are no address.
@@ -124,7 +146,7 @@ def test_an_address_that_occurs_in_the_reply_only(ground: Oracle) -> None:
 
 
 @pytest.mark.behaviour("B53")
-def test_masqueraded_connections(ground: Oracle) -> None:
+def test_masqueraded_connections(ground: Oracle, opened: contextlib.ExitStack) -> None:
     """What leaves by the uplink comes back to the netvm's own address."""
     nft.run(f"""
         add table ip nat
@@ -133,7 +155,7 @@ def test_masqueraded_connections(ground: Oracle) -> None:
     """)
     for qube in (QUBE, OTHER):
         udp(qube, SERVER, 5)
-        tcp(qube, SERVER)
+        tcp(opened, qube, SERVER)
     before = table(ground)
     assert len(having(before, NEAR)) == 12
     assert conntrack.purge((QUBE,)) == 6
