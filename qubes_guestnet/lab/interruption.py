@@ -16,6 +16,8 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STATUS = 128 + signal.SIGINT
+# Python ignores these itself, and `subprocess` has its children not do so.
+_PYTHONS_OWN = {signal.SIGPIPE, signal.SIGXFSZ}
 CleanUp = Callable[[], None]
 _clean_ups: list[CleanUp] = []
 
@@ -55,7 +57,23 @@ def leave_it_to_the_parent() -> None:
     """In a new child, which has inherited the handler: SIGINT does nothing here, and SIGTERM comes from the parent."""
     _clean_ups.clear()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, lambda _number, _frame: None)  # not SIG_IGN, which programs would inherit
+        signal.signal(signal.SIGINT, _nothing)  # not SIG_IGN, which programs would inherit
+
+
+def let_programs_have_signals() -> None:
+    """Have programs started from now on ignore and block no signal; one that this process ignores still does nothing.
+
+    What is ignored or blocked is inherited through exec(3), a handler is not: a shell starts a background job with
+    SIGINT and SIGQUIT ignored, nohup with SIGHUP.
+    """
+    for number in signal.valid_signals() - _PYTHONS_OWN:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, _nothing)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    return
 
 
 def end(child: int) -> None:

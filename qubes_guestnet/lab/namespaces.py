@@ -132,12 +132,15 @@ def isolate(function: Callable[[], int]) -> int:
     """Run `function` as process 1 of its own namespaces, as root there; return its exit status.
 
     The caller's process only waits and hands on SIGINT, SIGTERM and SIGHUP, each of which ends the lab at once and
-    silently; one that the caller ignores stays ignored. `function` sees a private /proc and finds
-    an empty work folder in `work_folder()`. An exception in it prints its traceback and gives status 1; a GuestnetError
+    silently; one that the caller ignores still ends nothing, but the programs that `function` starts begin with none
+    ignored or blocked, as in a real qube. `function` sees a private /proc and finds an empty work folder in
+    `work_folder()`. An exception in it prints its traceback and gives status 1; a GuestnetError
     prints its one line, as does a system that does not let us make namespaces: it names the setting.
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited; the kernel then keeps no exit status of a child
     unshared, say_unshared = os.pipe()
     mapped, say_mapped = os.pipe()
     with interruption.held():
@@ -237,7 +240,7 @@ def _first(function: Callable[[], int], alive: int) -> NoReturn:
             os._exit(status)
         for number in _not_ignored():
             signal.signal(number, _end)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, interruption.SIGNALS)
+        interruption.let_programs_have_signals()
         _mounts()
         status = function()
     except GuestnetError as error:

@@ -107,6 +107,36 @@ def _others() -> set[str]:
     return {folder.name for folder in Path("/proc").glob("[0-9]*")} - {"1"}
 
 
+# As a shell starts a job in the background, or nohup, or a careless program.
+_IGNORING = """
+import signal
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD):
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})
+"""
+_SHOWING = f"""{_IGNORING}
+import subprocess, sys
+from qubes_guestnet.lab.namespaces import isolate
+def lab():
+    subprocess.run(["grep", "-E", "^Sig(Ign|Blk):", "/proc/self/status"], check=True)
+    print("up", flush=True)
+    return len(sys.stdin.read())
+sys.exit(isolate(lab))
+"""
+
+
+def test_programs_begin_with_no_signal_ignored_or_blocked_and_the_lab_goes_on_ignoring() -> None:
+    lab = subprocess.Popen([sys.executable, "-c", _SHOWING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert lab.stdout is not None
+    lines = [lab.stdout.readline().split() for _ in range(3)]
+    assert lines == [["SigBlk:", "0" * 16], ["SigIgn:", "0" * 16], ["up"]]
+    for number in (signal.SIGINT, signal.SIGHUP):
+        for pid in _others():
+            os.kill(int(pid), number)
+    assert lab.communicate("xyz", timeout=30)[0] == ""
+    assert lab.returncode == 3
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
 )

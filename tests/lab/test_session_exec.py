@@ -8,6 +8,7 @@ import fcntl
 import os
 import pty
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -88,6 +89,17 @@ def test_signals_reach_the_command(small: Path, number: int, status: int) -> Non
         assert running.wait(LONGEST) == 3
         assert running.stdout is not None
         assert running.stdout.read() == b"caught\n"
+
+
+def test_a_lab_that_was_started_in_the_background_has_commands_that_can_be_interrupted(small: Path) -> None:
+    started = f"trap '' INT QUIT HUP; {shlex.join([*COMMAND, 'up', str(small)])} >/dev/null"
+    subprocess.run(["sh", "-c", started], stdin=subprocess.DEVNULL, timeout=LONGEST, check=True)
+    shown = done("exec", "vm1", "grep", "-E", "^Sig(Ign|Blk):", "/proc/self/status")
+    assert shown.split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16]
+    os.kill(background(), signal.SIGINT)
+    with _waiting("echo ready; sleep 4711; echo not reached") as running:
+        running.send_signal(signal.SIGINT)
+        assert running.wait(LONGEST) == 130
 
 
 def _waiting(script: str) -> subprocess.Popen[bytes]:

@@ -18,6 +18,8 @@ from _pytest.runner import runtestprotocol  # what plugins that fork use; there 
 from qubes_guestnet.lab.namespaces import die_with_parent, isolate
 
 LIMIT_S = 110
+# Python ignores these itself, and has a child that it starts not ignore them.
+PYTHONS_OWN = {signal.SIGPIPE, signal.SIGXFSZ}
 
 
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
@@ -39,6 +41,14 @@ def asked_for(item: pytest.Item, hook: object) -> bool:
     )
 
 
+def _default_signals() -> None:
+    """Ignore and block no signal that the run inherited so: a shell starts a job in the background without SIGINT."""
+    for number in signal.valid_signals() - PYTHONS_OWN:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
 def _reports(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
     config = item.config
     answer, say = os.pipe()
@@ -47,6 +57,7 @@ def _reports(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.Tes
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
+        _default_signals()
         die_with_parent()
         signal.alarm(LIMIT_S)  # ends this process, and with it everything in the namespaces
         os.close(answer)
