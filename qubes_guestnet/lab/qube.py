@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from . import init, tools
 from .namespaces import LabError, needed_paths, socket_in, work_folder
+from .patience import patient
 
 QUBESDB_FOLDER = "/run/qubes"
 FLAGS_FOLDER = "/run/qubes-service"
@@ -37,11 +38,12 @@ def eventually(what: str, probe: Callable[[], T], deadline: float = 10.0) -> T:
 
     Args:
         what: for the error: what was waited for.
-        deadline: seconds after which to give up.
+        deadline: seconds after which to give up, on real hardware (see patience).
 
     Raises:
         LabError: not in time; with what the last probe gave.
     """
+    deadline = patient(deadline)
     end = time.monotonic() + deadline
     while True:
         outcome = probe()
@@ -187,8 +189,9 @@ class Qube:
         """Run a command in the qube to its end.
 
         Raises:
-            LabError: it took longer than `timeout` seconds, or (with `check`) failed.
+            LabError: it took longer than `timeout` seconds (on real hardware), or (with `check`) failed.
         """
+        timeout = patient(timeout)
         environment = self._environment(env)
         words = " ".join(arguments)
         try:
@@ -219,7 +222,7 @@ class Qube:
         """
         command = ["nsenter", "--target", str(self.pid), "--net", "--", "sh", "-ec", script]
         done = subprocess.run(
-            command, env=self._environment(None), capture_output=True, text=True, check=False, timeout=10.0,
+            command, env=self._environment(None), capture_output=True, text=True, check=False, timeout=patient(10.0),
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
         if done.returncode != 0:

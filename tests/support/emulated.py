@@ -71,6 +71,9 @@ rm -r /tmp/initrd /tmp/paths /tmp/depends
 """
 DISK_SIZE = "600M"
 BUILD_LIMIT_S = 600
+# How many times longer than real hardware an emulated machine may take, on a host with other work (seen: a load of 16
+# on two processors). All limits and deadlines of such machines and in them are multiplied by it.
+SLOWNESS = 6
 QEMU = "qemu-system-x86_64"
 CONSOLE_END = 4000
 
@@ -137,9 +140,13 @@ class Emulated:
     def line(self, limit_s: float) -> str:
         """The next line that the guest wrote to ttyS1, "" when it has ended.
 
+        Args:
+            limit_s: seconds to wait for it, on an idle host.
+
         Raises:
-            Died: nothing came for `limit_s` seconds; with the end of its console.
+            Died: nothing came in that time; with the end of its console.
         """
+        limit_s *= SLOWNESS
         assert self.process.stdout is not None
         stream = self.process.stdout.fileno()
         deadline = time.monotonic() + limit_s

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from qubes_guestnet.lab.patience import patient
+
 T = TypeVar("T")
 FIRST_PAUSE_S = 0.005
 LONGEST_PAUSE_S = 0.2
@@ -19,13 +21,15 @@ def eventually(check: Callable[[], T], deadline_s: float = 10.0, what: str = "",
 
     Args:
         check: looks at the outcome; called at least once, and once more after the deadline.
-        deadline_s: how long to go on, in seconds. Generous: it is only ever spent by a failing test.
+        deadline_s: how long to go on, in seconds, on real hardware: an emulated machine gets longer. Generous: it is
+            only ever spent by a failing test.
         what: what is waited for, for the message.
         trouble: tells more when the deadline has passed, such as the agent's log.
 
     Raises:
         AssertionError: the deadline passed.
     """
+    deadline_s = patient(deadline_s)
     start = time.monotonic()
     pause = FIRST_PAUSE_S
     while True:

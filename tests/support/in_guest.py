@@ -16,18 +16,21 @@ from typing import Any
 
 import pytest
 
-from tests.support.emulated import Died, Emulated
+from qubes_guestnet.lab import patience
+from tests.support.emulated import SLOWNESS, Died, Emulated
 from tests.support.isolated import asked_for
 
 TREE = Path(__file__).resolve().parent.parent.parent
 PARTS = ("qubes_guestnet", "pyproject.toml", "VERSION", "tests/conftest.py", "tests/support", "tests/guest")
 MODULES = "nf_tables nf_flow_table nf_flow_table_inet nft_flow_offload nft_ct nft_nat nft_masq veth dummy tun bridge"
 IN_GUEST, PORT = "GUESTNET_IN_GUEST", "/dev/ttyS1"
+# Shorter than the silence after which the guest is given up.
+FAULTHANDLER_S = 50 * SLOWNESS
 # Nothing of tests/ may be imported before pytest does it, or its asserts tell nothing.
-START = """
+START = f"""
 import json, sys, pytest
 from qubes_guestnet.lab.namespaces import isolate
-options = ['-v', '-p', 'no:cacheprovider', '-o', 'faulthandler_timeout=50']
+options = ['-v', '-p', 'no:cacheprovider', '-o', 'faulthandler_timeout={FAULTHANDLER_S}']
 sys.exit(isolate(lambda: int(pytest.main([*options, *json.load(open('/stage/todo'))]))))
 """
 # What any script that is process 1 and works with the tree begins and ends with.
@@ -130,8 +133,9 @@ def _report(item: pytest.Item, outcome: Any, problem: Any) -> pytest.TestReport:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have it reported what becomes of the tests."""
+    """Have it reported what becomes of the tests, and time enough for them."""
     if os.environ.get(IN_GUEST):
+        patience.factor = SLOWNESS
         config.pluginmanager.register(_Reporter(config))
 
 

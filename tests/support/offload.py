@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
+from qubes_guestnet.lab.patience import patient
 from qubes_guestnet.lab.qube import Qube
 from tests.support.eventually import eventually
 from tests.support.hosting import Behind, Hosting
@@ -135,7 +136,7 @@ class Flow:
         listener = _bound(far.socket(family, kind), at or target, port)
         self.port: int = listener.getsockname()[1]
         client = near.socket(family, kind)
-        client.settimeout(10)
+        client.settimeout(patient(10))
         if kind == TCP:
             listener.listen()
         client.connect((target, self.port))
@@ -145,7 +146,7 @@ class Flow:
             listener.close()
         else:
             client.send(bytes(WIDTH))
-            listener.settimeout(10)
+            listener.settimeout(patient(10))
             server = listener
             server.connect(listener.recvfrom(64)[1])
         self.near, self.far = _End(client, kind), _End(server, kind)
@@ -322,11 +323,11 @@ def carry(near: Qube, far: Qube, target: str, size: int, then: Callable[[], obje
     family = _FAMILIES[ip_address(target).version]
     with _bound(far.socket(family, TCP), target, 0) as listener, near.socket(family, TCP) as client:
         listener.listen()
-        client.settimeout(30)
+        client.settimeout(patient(30))
         client.connect(listener.getsockname()[:2])
         server = listener.accept()[0]
         with server:
-            server.settimeout(30)
+            server.settimeout(patient(30))
             _one_way(client, server, size)
             then()
             _one_way(server, client, size)

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
+from qubes_guestnet.lab.patience import patient
 from tests.support.needs import SBIN
 
 Json = dict[str, Any]
@@ -29,7 +30,7 @@ class Oracle:
         """Run a command inside. C locale, bounded in time."""
         environment = {**os.environ, "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '')}:{SBIN}"}
         result = subprocess.run(
-            [*self.prefix, *command], capture_output=True, text=True, timeout=COMMAND_LIMIT_S, env=environment
+            [*self.prefix, *command], capture_output=True, text=True, timeout=patient(COMMAND_LIMIT_S), env=environment
         )
         if check and result.returncode:
             raise AssertionError(f"{' '.join(command)}: exit {result.returncode}: {result.stderr.strip()}")
