@@ -126,6 +126,16 @@ class BusHolder:
             self._lost(error)
             return True
 
+    def instead(self) -> resolved.ByBus | resolved.ByCommand | None:
+        """The other way to systemd-resolved, when the bus has ended the connection in the middle of a call; else None.
+
+        A connection that is new and that another program waits for ends just then: in the pass that opened it.
+        """
+        if self._bus is None or not self._bus.ended:
+            return None
+        self.drain()
+        return self.resolved()
+
     def resolved(self) -> resolved.ByBus | resolved.ByCommand | None:
         """The way to systemd-resolved; None for none."""
         if self._bus is not None:

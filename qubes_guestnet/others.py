@@ -136,8 +136,13 @@ class Others:
             return
         self._resolved_error = None
         try:
-            for interface in interfaces:
-                work.names(interface, port)
+            try:
+                work.all_names(interfaces, port)
+            except GuestnetError:
+                port = self._bus.instead()
+                if port is None:
+                    raise
+                work.all_names(interfaces, port)
         except GuestnetError as error:
             self._resolved_again = time.monotonic() + PATIENCE_SECONDS
             error.retryable = True
@@ -159,6 +164,8 @@ class Others:
             return NEVER_THERE
         self._bus.open()
         heard = resolved.ask(self._bus.resolved(), uplinks)
+        if heard.links is None and (port := self._bus.instead()) is not None:
+            heard = resolved.ask(port, uplinks)
         if heard.problem == resolved.SILENT:
             self._silent = (time.monotonic() + PATIENCE_SECONDS, heard)
         return heard
@@ -296,6 +303,11 @@ class _Work:
             self.done += [f"hook {path} started" for path in paths]
 
     # --- systemd-resolved ----------------------------------------------------------------------------------------
+
+    def all_names(self, interfaces: Iterable[InterfaceReport], port: resolved.ByBus | resolved.ByCommand) -> None:
+        """Set the servers of all links."""
+        for interface in interfaces:
+            self.names(interface, port)
 
     def names(self, interface: InterfaceReport, port: resolved.ByBus | resolved.ByCommand) -> None:
         """Set a link's servers, or take away what we set."""

@@ -101,6 +101,11 @@ class Bus:
         """Close the connection."""
         self._socket.close()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the connection is of no use any more: `drain` then says why."""
+        return self._ended is not None
+
     def watch_owner(self, service: str) -> None:
         """Be woken when a service comes or goes."""
         rule = f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{service}'"

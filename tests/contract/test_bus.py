@@ -17,7 +17,7 @@ import pytest
 from qubes_guestnet.bus import BusHolder
 from qubes_guestnet.core import bus_messages
 from qubes_guestnet.core.bus_messages import BUS, Message, Stream, parse
-from qubes_guestnet.system import dbus
+from qubes_guestnet.system import dbus, programs, resolved
 from tests.support import bus_frames as frames
 from tests.support.eventually import eventually
 
@@ -227,6 +227,25 @@ def test_a_change_that_is_told_while_something_is_asked_is_not_lost(bus: OddBus,
     assert due <= time.monotonic()
     assert holder.due() is None
     assert not client.drain()
+
+
+@pytest.mark.behaviour("B111")
+def test_a_connection_that_ends_in_the_middle_of_a_pass_has_resolvectl_asked_in_the_same(
+    bus: OddBus, client: dbus.Bus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(programs, "find", lambda name: f"/usr/bin/{name}")
+    holder = BusHolder(resident=True)
+    holder._bus = client
+    assert isinstance(holder.resolved(), resolved.ByBus)
+    assert holder.instead() is None, "it is of use"
+    bus.answers = lambda _serial: b"l\x04\0\x01" + (70000).to_bytes(4, "little") + bytes(8)
+    with pytest.raises(dbus.TooLong):
+        holder.resolved().everything()  # type: ignore[union-attr]
+    assert isinstance(holder.instead(), resolved.ByCommand)
+    assert isinstance(holder.resolved(), resolved.ByCommand)
+    assert holder.due() is not None, "the bus is opened again"
+    assert holder.instead() is None
+    assert capsys.readouterr().err.count("70016") == 1
 
 
 @pytest.mark.behaviour("B111")
