@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import tests.support.unhurried  # noqa: F401
 from tests.support.qubesdb_faulty import Running
 from tests.support.qubesdb_kinds import KINDS, Kind, kind_of
 

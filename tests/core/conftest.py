@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import tests.support.unhurried  # noqa: F401
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
