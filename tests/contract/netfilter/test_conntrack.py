@@ -16,6 +16,7 @@ import pytest
 from qubes_guestnet.core.values import IPAddress
 from qubes_guestnet.errors import KernelError
 from qubes_guestnet.system import conntrack, netlink_wire, nft, tunables
+from tests.support.eventually import eventually
 from tests.support.oracle import Oracle
 
 QUBE, OTHER, NEAR, FAR = (ipaddress.ip_address(f"10.137.0.{n}") for n in (4, 5, 40, 104))
@@ -42,8 +43,21 @@ def ground(oracle: Oracle) -> Oracle:
         Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}").write_text(LONG_S)
     for address in LOCAL:
         oracle.run("ip", "address", "add", str(address), "dev", "lo", *(["nodad"] if address.version == 6 else []))
+    eventually(lambda: local_routes(oracle) >= {str(address) for address in LOCAL}, what="every address can be sent to")
     nft.run(TRACKING)
     return oracle
+
+
+def local_routes(oracle: Oracle) -> set[str]:
+    """Addresses that are this machine's: the kernel makes the route of an IPv6 address some time after the address.
+
+    What is sent before goes nowhere, without an error and without an entry.
+    """
+    found = set()
+    for family in ("-4", "-6"):
+        lines = oracle.run("ip", family, "route", "show", "table", "local", "type", "local").stdout.splitlines()
+        found |= {word for line in lines for word in line.split()[:2]}
+    return found
 
 
 @pytest.fixture
