@@ -256,13 +256,16 @@ class Attachments:
             self._devices = {vif.name.text: vif.device for vif in self.all() if vif.device is not None}
         for name, device in tuple(self._devices.items()):
             vif = self._vifs.load(name) if device is None or there.get(name) != device.ifindex else None
-            if vif is None or work.dry_run:
+            if vif is None:
                 continue
-            before = len(work.errors)
+            words, before = f"{name}: closed, its device is gone", len(work.errors)
+            if work.dry_run:
+                work.todo.append(words)
+                continue
             self._lock_out(vif, work)
             if len(work.errors) == before:
                 self._vifs.save(vif._replace(device=GONE))
-                work.done.append(f"{name}: closed, its device is gone")
+                work.done.append(words)
 
     def refill(self, work: Work) -> None:
         """What the sets are to hold, and nothing else of the vifs: somebody changed some rule, perhaps one of ours."""

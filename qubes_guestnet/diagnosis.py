@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from functools import partial
 
@@ -12,7 +11,8 @@ from .core.findings import findings as judge
 from .core.provider_findings import CHANGED, GOOD, MISSING, UNSEEN, Ground
 from .core.report import Report
 from .core.settings import PROVIDER_KEY
-from .errors import GuestnetError, KernelError, StoreError
+from .errors import GuestnetError, StoreError
+from .keeping import with_lost_rules
 from .others import Others
 from .paths import Paths
 from .reconcile import Pass, reconcile
@@ -54,6 +54,7 @@ def look(untrusted_entries: dict[str, bytes], paths: Paths) -> tuple[Report, Gro
     kernel, others = netlink.Kernel(), Others(paths.flags)
     if not untrusted_entries.get(PROVIDER_KEY):
         report = reconcile(untrusted_entries, kernel, paths, Pass(dry_run=True, others=others))
+        report = with_lost_rules(report, untrusted_entries, paths)
         return _ground(report, _rules_of_a_plain_qube)
     from .providing import Provider
 
@@ -67,17 +68,14 @@ def _ground(report: Report, look: Callable[[], Ground]) -> tuple[Report, Ground]
     try:
         return report, look()
     except GuestnetError as error:
+        if error.needs_root:  # an ordinary user may ask how the network is, and not about the rules
+            return report, Ground(UNSEEN)
         known = str(error) in map(str, report.errors)
         return report if known else report._replace(errors=(*report.errors, error)), Ground()
 
 
 def _rules_of_a_plain_qube() -> Ground:
-    try:
-        return Ground(GOOD if nft.present() else MISSING)
-    except KernelError as error:
-        if error.errno == errno.EPERM:
-            return Ground(UNSEEN)  # an ordinary user may ask how the network is, and not about the rules
-        raise
+    return Ground(GOOD if nft.present() else MISSING)
 
 
 def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Ground:

@@ -21,6 +21,7 @@ class GuestnetError(Exception):
     """
 
     retryable = False
+    needs_root = False  # an ordinary user asked what only root may see
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem, remedy)
@@ -77,6 +78,8 @@ class KernelError(GuestnetError):
 
     def __init__(self, operation: str, errno: int, remedy: str = "", retryable: bool = True) -> None:
         name = _errno.errorcode.get(errno, str(errno))
+        self.needs_root = errno == _errno.EPERM
+        remedy = remedy or ("run as root" if self.needs_root else "")
         super().__init__(f"{operation}: {os.strerror(errno)} ({name})", remedy)
         self.errno = errno
         self.retryable = retryable

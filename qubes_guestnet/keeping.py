@@ -13,10 +13,47 @@ from .system import nft
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
+    from .core.report import Report
     from .rules import Rules
 
 Kept = tuple[tuple[str, ...], tuple[GuestnetError, ...]]
 _NOTHING: Kept = ((), ())
+
+
+def with_lost_rules(report: Report, untrusted_entries: dict[str, bytes], paths: Paths) -> Report:
+    """A report of a dry pass, with what `load_lost` would do."""
+    todo, errors = _lost(untrusted_entries, paths, dry_run=True)
+    return report._replace(rules_todo=todo, errors=(*report.errors, *errors))
+
+
+def load_lost(untrusted_entries: dict[str, bytes], paths: Paths) -> Kept:
+    """Load base rules again that were loaded once and are not there as they were. What was never loaded is not lost.
+
+    Args:
+        untrusted_entries: of QubesDB.
+        paths: where the qube's files are.
+
+    Returns:
+        What was done, in words, and what went wrong.
+    """
+    return _lost(untrusted_entries, paths, dry_run=False)
+
+
+def _lost(untrusted_entries: dict[str, bytes], paths: Paths, *, dry_run: bool) -> Kept:
+    from .system.owned import Ledger
+
+    try:
+        with Ledger(paths.run, reading=True) as ledger:
+            if not ledger.record.provided.rules.text:
+                return _NOTHING
+        from .rules import Rules
+        from .transactions import Transactions
+
+        with Ledger(paths.run, reading=dry_run) as ledger:
+            work = Rules(paths, Transactions()).begin(untrusted_entries, ledger, dry_run)
+            return tuple(work.todo if dry_run else work.done), tuple(work.errors)
+    except GuestnetError as error:
+        return (), (error,)
 
 
 class Keeper:

@@ -21,8 +21,8 @@ def say(lines: Iterable[object]) -> None:
 
 def complain(errors: Iterable[GuestnetError]) -> None:
     """What went wrong, to standard error."""
-    for error in errors:
-        print(f"qubes-guestnet: {printable(str(error))}", file=sys.stderr)
+    for line in dict.fromkeys(map(str, errors)):  # one cause can fail several steps of a pass
+        print(f"qubes-guestnet: {printable(line)}", file=sys.stderr)
 
 
 def print_json(data: Any) -> None:

@@ -67,4 +67,6 @@ def forwarding(options: Options) -> int:
         ours.release()
     else:
         ours.reopen()
+        if not entries.get(PROVIDER_KEY):
+            say(("this qube gives network to no other one: there is nothing to forward",))
     return commands.applied(commands.settling(entries, ""))

@@ -21,7 +21,7 @@ from .core import limits, provider
 from .core.provided import ProviderReport
 from .core.provider import ProviderSettings
 from .core.vif import Vif
-from .errors import GuestnetError
+from .errors import GuestnetError, KernelError
 from .forwarding import forwarded
 from .naming import Names
 from .rules import Rules
@@ -236,8 +236,7 @@ class Provider:
     def _sweep(self, work: Work) -> None:
         """All vifs and the addresses behind this qube, unless they were last made for just this."""
         settings = work.settings
-        if not work.dry_run:
-            self._attachments.close_replaced(work)
+        self._attachments.close_replaced(work)
         ipv6 = (settings.gateway6, work.ipv6, settings.refuse6)
         reason = (settings.connected, settings.gateway, ipv6, work.mtu, work.limits)
         if self._swept == reason and not work.dry_run:
@@ -245,7 +244,12 @@ class Provider:
                 self._nft.found_right(SETS, nft.generation())  # our own transactions from here on keep it so
                 self._attachments.refill(work)
             return
-        self._nft.found_right(SETS, nft.generation())
+        try:
+            self._nft.found_right(SETS, nft.generation())
+        except KernelError as error:
+            if work.dry_run and error.needs_root:
+                self._attachments.look(work)
+            raise
         before = len(work.errors)
         self._attachments.sweep(work)
         if len(work.errors) == before:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ..errors import ConfigError, SettingsError
 from .namedtuple import NamedTuple
 from .presence import Presence, remarks
-from .provider_findings import Ground
+from .provider_findings import UNSEEN, Ground
 from .provider_findings import remarks as provider_remarks
 from .report import InterfaceReport, Report, Standing
 from .resolver import Owner, parse
@@ -64,7 +64,7 @@ def findings(evidence: Evidence) -> tuple[Finding, ...]:
     """What is wrong, gravest first; empty when all is well."""
     found = list(_machine_findings(evidence))
     if evidence.report is not None:
-        found += _settings_findings(evidence.report)
+        found += _settings_findings(evidence.report, unseen=evidence.ground.rules == UNSEEN)
         for interface in evidence.report.interfaces:
             found += _interface_findings(interface)
         found += _resolver_findings(evidence)
@@ -91,10 +91,12 @@ def _machine_findings(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("neighbour-limit-low", "warning", problem, remedy)
 
 
-def _settings_findings(report: Report) -> Iterator[Finding]:
+def _settings_findings(report: Report, *, unseen: bool) -> Iterator[Finding]:
     seen = not report.settings.held  # whether it is known what is expected
     # One cause can fail several steps of a pass.
     for error in {str(error): error for error in report.errors}.values():
+        if unseen and error.needs_root:
+            continue  # no fault of the qube's; what was not looked at is told for itself
         code = {SettingsError: "settings-invalid", ConfigError: "config-invalid"}.get(type(error), "pass-failed")
         seen &= code != "pass-failed"
         yield Finding(code, "error", error.problem, error.remedy or "see the journal of qubes-guestnet")

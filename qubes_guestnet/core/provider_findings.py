@@ -60,15 +60,19 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
     """
     if ground.rules == MISSING:
         problem = "the tables ip qubes and ip6 qubes are not there, or not as a whole: nothing filters what comes in"
-        yield Remark("rules-missing", "error", problem, "qubes-guestnet rules load")
+        # In a provider `rules load` would leave forwarding closed.
+        yield Remark("rules-missing", "error", problem, f"qubes-guestnet {'rules load' if report is None else 'apply'}")
     if ground.rules == UNSEEN:
-        problem = "an ordinary user cannot see whether the base rules are there: they were not looked at"
+        beside = "" if report is None else ", or what the qubes behind this one may send"
+        problem = f"an ordinary user cannot see whether the base rules are there{beside}: it was not looked at"
         yield Remark("needs-root", "warning", problem, "run as root: sudo qubes-guestnet check")
     if report is None:
         return
     if ground.rules == CHANGED:
         problem = "somebody changed our chains in the tables ip qubes and ip6 qubes"
-        remedy = "a running agent puts them back; own rules go to custom-input and custom-forward, see docs/provider.md"
+        remedy = (
+            "qubes-guestnet apply; own rules go to custom-input and custom-forward, see docs/provider.md"
+        )
         yield Remark("rules-changed", "warning", problem, remedy)
     for shadow in ground.shadows:
         remedy = "nothing to do if that is meant; a priority above ours puts it behind, see docs/provider.md"

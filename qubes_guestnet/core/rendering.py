@@ -23,7 +23,7 @@ def as_data(report: Report, standing: Standing, presence: Presence = NOBODY) -> 
         "provider": rendering_provider.as_data(report.provided),
         "settled": report.settled,
         "plan": list(report.plan),
-        "errors": [str(error) for error in report.errors],
+        "errors": list(dict.fromkeys(map(str, report.errors))),
         "agent": standing._asdict(),
         "others": list(programs(presence)),
     }

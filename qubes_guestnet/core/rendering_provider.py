@@ -58,9 +58,7 @@ def as_text(report: ProviderReport | None) -> Iterator[str]:
     if _refuses6(report):
         yield "  IPv6 of the qubes is refused: dom0 has given this qube no /qubes-netvm-gateway6"
     if not report.ruled:
-        # Who may not ask the kernel for them (an ordinary user) does not know.
-        looked = all(isinstance(error, SettingsError) for error in report.errors)
-        yield f"  base rules: {'NOT as they have to be' if looked else 'not known, see the errors'}"
+        yield f"  base rules: {_rules(report)}"
     if report.lost:
         yield f"  lost together with our rules: {', '.join(report.lost)}"
     for name in sorted(report.settings.held):
@@ -71,6 +69,13 @@ def as_text(report: ProviderReport | None) -> Iterator[str]:
     for vif in report.vifs:
         others = _sharing(report, vif)
         yield f"{_vif_line(vif)}{f'; DUPLICATE ADDRESS, as {_join(others)}' if others else ''}"
+
+
+def _rules(report: ProviderReport) -> str:
+    if any(error.needs_root for error in report.errors):
+        return "run as root to see them"
+    looked = all(isinstance(error, SettingsError) for error in report.errors)
+    return "NOT as they have to be" if looked else "not known, see the errors"
 
 
 def _forwarding(report: ProviderReport) -> str:
@@ -130,7 +135,9 @@ def _vif_line(report: VifReport) -> str:
     addresses = " ".join(f"{address}{shown.get(address, '')}" for address in vif.addresses) or "no address"
     since = "" if report.now is None else f"; {_since(report.now)} when the qube is attached again"
     todo = next(iter(report.todo), "its device is gone")
-    state = "configured" if report.configured else f"NOT configured, first: {todo}"
+    unseen = not report.seen and report.link is not None and not report.todo
+    wrong = "run as root to see whether it may send" if unseen else f"NOT configured, first: {todo}"
+    state = "configured" if report.configured else wrong
     return f"{vif.name.text}: {addresses}, {state}{_unanswered(report)}{since}"
 
 
@@ -168,7 +175,7 @@ def _vif_data(report: VifReport, sharing: list[str]) -> dict[str, Any]:
         "unanswered": _counts_data(report),
         "present": link is not None,
         "up": link is not None and link.up,
-        "configured": report.configured,
+        "configured": report.configured if report.seen or report.todo else None,
         "duplicate_of": sharing,
         "plan": list(report.todo),
     }

@@ -172,6 +172,8 @@ class Report(NamedTuple):
         done: what was done with other programs, in words.
         todo: what is still to do with them.
         provided: what it does for the qubes behind this one; None where that is not asked.
+        rules_todo: what is to do for lost base rules, in a qube that gives network to nobody.
+        rules_done: what was done for them.
     """
 
     settings: Settings
@@ -182,6 +184,8 @@ class Report(NamedTuple):
     done: tuple[str, ...] = ()
     todo: tuple[str, ...] = ()
     provided: ProviderReport | None = None
+    rules_todo: tuple[str, ...] = ()
+    rules_done: tuple[str, ...] = ()
 
     @property
     def plan(self) -> tuple[str, ...]:
@@ -190,7 +194,7 @@ class Report(NamedTuple):
         if self.resolver is not None and self.resolver.pending:
             lines.append(f"publish {self.resolver.path}: {server_words(self.resolver.wanted or b'')}")
         before, after = (self.provided.before.todo, self.provided.after.todo) if self.provided is not None else ((), ())
-        return (*before, *lines, *self.todo, *after)
+        return (*self.rules_todo, *before, *lines, *self.todo, *after)
 
     @property
     def notes(self) -> tuple[Note, ...]:

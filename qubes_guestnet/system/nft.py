@@ -36,7 +36,7 @@ LIMITS_TABLE, LIMITS_MAP = "qubes-limits", "qubes"
 _SECONDS = 10.0  # 250 qubes with 20 rules each take 0.3 s; a busy machine more
 _LONGEST = 1 << 22  # a set of thousands of addresses
 _TRIES = 4
-_GONE = "No such file or directory"
+_GONE, _NOT_PERMITTED = "No such file or directory", "Operation not permitted"
 
 
 class NftError(programs.ProgramError):
@@ -48,6 +48,10 @@ class NftError(programs.ProgramError):
 
 class Refused(NftError):
     """nft ran, and it or the kernel took nothing of the transaction."""
+
+
+class _NotPermitted(NftError):
+    needs_root = True
 
 
 def run(text: str) -> None:
@@ -157,7 +161,7 @@ def named_set(family: str, table: str, name: str) -> str:
     except programs.ProgramError as error:
         raise NftError(error.problem, error.remedy) from None
     if done.status and _GONE not in done.output:
-        raise NftError(f"nft: {_first_line(done.output)}")
+        raise _failed(done.output)
     return "" if done.status else done.output
 
 
@@ -290,7 +294,7 @@ def chains() -> tuple[Chain, ...]:
     except programs.ProgramError as error:
         raise NftError(error.problem, error.remedy) from None
     if done.status:
-        raise NftError(f"nft: {_first_line(done.output)}")
+        raise _failed(done.output)
     try:
         listed = [entry["chain"] for entry in json.loads(done.output)["nftables"] if "chain" in entry]
         words = ("family", "table", "name", "type", "hook", "prio", "policy")
@@ -334,7 +338,7 @@ def _outputs(commands: Iterable[tuple[str, ...]]) -> list[str]:
         raise NftError(error.problem, error.remedy) from None
     for each in done:
         if each.status and _GONE not in each.output:
-            raise NftError(f"nft: {_first_line(each.output)}")
+            raise _failed(each.output)
     return ["" if each.status else each.output for each in done]
 
 
@@ -343,6 +347,12 @@ def _program() -> str:
     if not program:
         raise NftError("nft is not there", "install nftables")
     return program
+
+
+def _failed(output: str) -> NftError:
+    """The error for what nft would not list."""
+    problem = f"nft: {_first_line(output)}"
+    return _NotPermitted(problem, "run as root") if _NOT_PERMITTED in problem else NftError(problem)
 
 
 def _first_line(output: str) -> str:

@@ -105,7 +105,7 @@ TEXTS = {
         WELL._replace(ruled=False, vifs=(), errors=(KernelError("nft generation", 1),)),
         [
             "provider: forwards IPv4",
-            "  base rules: not known, see the errors",
+            "  base rules: run as root to see them",
             "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
             OFFLOAD,
         ],

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
+from qubes_guestnet.core import rendering
 from qubes_guestnet.core.findings import Evidence, findings
 from qubes_guestnet.core.provided import ProviderReport
-from qubes_guestnet.core.provider_findings import UNSEEN, Ground
-from qubes_guestnet.core.rendering_provider import as_text
+from qubes_guestnet.core.provider_findings import MISSING, UNSEEN, Ground
+from qubes_guestnet.core.rendering_provider import as_data, as_text
 from qubes_guestnet.core.report import Report, Standing
 from qubes_guestnet.core.settings import Settings
+from qubes_guestnet.errors import KernelError
 from tests.core.test_provided import OFFLOAD, WELL
 
+(VIF,) = WELL.vifs
 pytestmark = pytest.mark.behaviour("B125", "B133", "B140")
 
 TEXTS = {
@@ -59,3 +64,32 @@ def test_the_lines_for_a_terminal(report: ProviderReport, lines: list[str]) -> N
 def test_what_check_says(report: ProviderReport | None, ground: Ground, expected: list[tuple[str, str]]) -> None:
     found = findings(Evidence(Report(Settings(), provided=report), standing=Standing(running=True), ground=ground))
     assert [(finding.code, finding.severity) for finding in found] == expected
+
+
+def test_what_an_ordinary_user_does_not_see_is_no_fault_of_the_qubes() -> None:
+    denied, missing = KernelError("nft generation", errno.EPERM), KernelError("nft generation", errno.ENOENT)
+    assert str(denied) == "nft generation: Operation not permitted (EPERM); run as root"
+    unseen = VIF._replace(seen=False)
+    report = WELL._replace(ruled=False, errors=(denied,), vifs=(unseen, unseen._replace(link=None)))
+    lines = list(as_text(report))
+    assert lines[1] == "  base rules: run as root to see them"
+    assert lines[-2].endswith(", run as root to see whether it may send")
+    assert lines[-1].endswith(", NOT configured, first: its device is gone")
+    data = as_data(report)
+    assert data is not None
+    assert [vif["configured"] for vif in data["vifs"]] == [None, None]
+    whole = Report(Settings(), provided=report, errors=(denied, denied, missing), rules_todo=("first",))
+    assert whole.plan[0] == "first"
+    told = list(rendering.as_text(whole, Standing()))
+    assert [line for line in told if line.startswith("error:")] == [f"error: {denied}", f"error: {missing}"]
+    assert rendering.as_data(whole, Standing())["errors"] == [str(denied), str(missing)]
+    found = findings(Evidence(whole, standing=Standing(running=True), ground=Ground(UNSEEN)))
+    assert [(each.code, each.severity) for each in found] == [("pass-failed", "error"), ("needs-root", "warning")]
+
+
+@pytest.mark.parametrize(("report", "remedy"), [(None, "rules load"), (WELL, "apply")])
+def test_the_remedy_for_rules_that_are_gone_leaves_forwarding_as_it_should_be(
+    report: ProviderReport | None, remedy: str
+) -> None:
+    evidence = Evidence(Report(Settings(), provided=report), standing=Standing(running=True), ground=Ground(MISSING))
+    assert findings(evidence)[0].remedy == f"qubes-guestnet {remedy}"

@@ -51,3 +51,29 @@ def test_why_they_do_not_come_back_is_told() -> None:
     eventually(lambda: "agent-error" in host.qube.guestnet("check", check=False).stdout, trouble=host.trouble)
     host.qube.run("umount", "/usr/sbin/nft")
     eventually(lambda: rules(host) == whole, trouble=host.trouble)
+
+
+@pytest.mark.parametrize("removed", AWAY)
+def test_without_an_agent_plan_and_status_list_them_and_apply_loads_them(removed: str) -> None:
+    host = Hosting({}, flag=False, agent=False)
+    whole, line = rules(host), "nft -f: base rules of the tables ip qubes and ip6 qubes"
+    assert host.qube.guestnet("plan").stdout == ""
+    host.nft(removed)
+    assert host.qube.guestnet("plan").stdout.splitlines() == [line]
+    assert f"to do:\n  {line}\n" in host.qube.guestnet("status", check=False).stdout
+    assert host.qube.guestnet("apply").stdout.splitlines() == [line]
+    assert rules(host) == whole
+    for verb in ("plan", "apply"):
+        assert host.qube.guestnet(verb).stdout == ""
+    host.qube.guestnet("rules", "unload")  # on purpose: nothing is lost
+    assert host.qube.guestnet("plan").stdout == ""
+
+
+def test_forwarding_on_says_that_there_is_nothing_to_forward() -> None:
+    host = Hosting({}, flag=False, agent=False)
+    done = host.qube.guestnet("forwarding", "on")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "this qube gives network to no other one: there is nothing to forward\n",
+    )
+    assert not host.forwards()
