@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -108,3 +109,57 @@ def test_an_empty_chain_judges_nobody(hosting: Hosting, behind: Behind, offload:
     ):
         eventually(offload.complete, 20, "offload is on")
         offload.takes(flow)
+
+
+HARMLESS = {
+    "the MSS clamped": "tcp flags syn / syn,rst tcp option maxseg size set rt mtu",
+    "counted": "counter",
+    "a port opened": "ip daddr 10.137.0.4 tcp dport 443 ct state established,related,new counter accept",
+    "a way from qube to qube": "ip saddr 10.137.0.4 ip daddr 10.137.0.5 tcp dport 22 accept",
+}
+WG_QUICK = """
+    table ip wg-quick-wg0 {
+        chain preraw {
+            type filter hook prerouting priority raw;
+            iifname != "wg0" ip daddr 10.64.9.2 fib saddr type != local drop
+        }
+        chain premangle {
+            type filter hook prerouting priority mangle;
+            meta l4proto udp meta mark set ct mark
+        }
+        chain postmangle {
+            type filter hook postrouting priority mangle;
+            meta l4proto udp meta mark 0xca6c ct mark set meta mark
+        }
+    }
+"""
+
+
+@pytest.mark.behaviour("B134")
+@pytest.mark.parametrize("rule", HARMLESS.values(), ids=HARMLESS.keys())
+def test_a_rule_that_refuses_nothing_leaves_it_on(
+    hosting: Hosting, behind: Behind, offload: Offload, rule: str
+) -> None:
+    """And a connection that is offloaded beside it carries what either end sends."""
+    chain = "ip qubes custom-forward"
+    with (
+        foreign(hosting, f"add rule {chain} {rule}", f"flush chain {chain}"),
+        flowing(behind.qube, hosting.world, WORLD, TCP) as flow,
+    ):
+        eventually(offload.complete, 20, "offload is on", hosting.trouble)
+        offload.takes(flow)
+        flow.goes_on()
+
+
+@pytest.mark.behaviour("B134")
+@pytest.mark.parametrize("kind", [TCP, UDP])
+def test_the_table_of_wg_quick_leaves_it_on(
+    hosting: Hosting, behind: Behind, offload: Offload, kind: socket.SocketKind
+) -> None:
+    with (
+        foreign(hosting, WG_QUICK, "delete table ip wg-quick-wg0"),
+        flowing(behind.qube, hosting.world, WORLD, kind) as flow,
+    ):
+        eventually(offload.complete, 20, "offload is on", hosting.trouble)
+        offload.takes(flow)
+        flow.goes_on()

@@ -22,7 +22,10 @@ from tests.support.isolated import asked_for
 
 TREE = Path(__file__).resolve().parent.parent.parent
 PARTS = ("qubes_guestnet", "pyproject.toml", "VERSION", "tests/conftest.py", "tests/support", "tests/guest")
-MODULES = "nf_tables nf_flow_table nf_flow_table_inet nft_flow_offload nft_ct nft_nat nft_masq veth dummy tun bridge"
+MODULES = (
+    "nf_tables nf_flow_table nf_flow_table_inet nft_flow_offload nft_ct nft_nat nft_masq nft_fib_inet"
+    " veth dummy tun bridge"
+)
 IN_GUEST, PORT = "GUESTNET_IN_GUEST", "/dev/ttyS1"
 # Shorter than the silence after which the guest is given up.
 FAULTHANDLER_S = 50 * SLOWNESS
