@@ -186,7 +186,7 @@ def test_a_kernel_that_lets_nobody_look(qube: Qube, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(qube.kernel, where, refuse_to_tell)
     report = qube.run()
-    assert words(report) == ["netlink dump 18: Operation not permitted (EPERM)"]
+    assert words(report) == ["netlink dump 18: Operation not permitted (EPERM); run as root"]
     assert (report.interfaces, report.resolver, report.applied) == ((), None, ())
 
 
