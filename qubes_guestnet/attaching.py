@@ -81,7 +81,8 @@ class Attachments:
             work.raise_first()
             known = None
         gateways = known.gateways if known is not None else self._left(vif, work)
-        vif = vif._replace(gateways=gateways, device=attachment.device(link))
+        hooked = known.hooked if known is not None else None
+        vif = vif._replace(gateways=gateways, device=attachment.device(link), hooked=hooked)
         desired, twin = self._desired(vif, work), self._on_the_way(vif)
         others = (twin,) if twin is not None else ()
         report = self._look(vif, desired, work, others, new=known is None)

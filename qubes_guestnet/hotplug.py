@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from .core import hardening, provider, settings
@@ -23,7 +23,8 @@ from .core.vif import Vif, VifName
 from .errors import GuestnetError, StoreError, UsageError, printable, shown
 from .paths import Paths
 from .reading import patiently
-from .system import files, hooks, hotplug_socket, programs, qubesdb, vifs, xenstore
+from .system import files, hooks, hotplug_socket, locks, programs, qubesdb, vifs, xenstore
+from .system.owned import Ledger
 from .system.systemd import WARNING, log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 DEVICE_SECONDS = 10.0
 ANSWER_SECONDS = 15.0
+HOOKS_SECONDS = 60.0  # for another process that runs the hooks of the same vif
+_HOOKS_LOCK = "hooks.lock"
 _POLL_SECONDS = 0.01
 # Where Xen's own scripts write, and so where people look (behaviour B48).
 HOTPLUG_LOG = "/var/log/xen/xen-hotplug.log"
@@ -65,7 +68,7 @@ def online(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
         _await(vif.name)
         done = [*_translate(vif, untrusted_entries), *_harden(vif, untrusted_entries, paths)]
         done += _hand_over("online", vif, untrusted_entries, paths)
-        done += _run_hooks("online", vif)
+        done += _run_hooks("online", vif, paths)
         xenstore.write(f"{call.folder}/hotplug-status", "connected")
     except GuestnetError as error:
         call.failed(error)
@@ -78,7 +81,7 @@ def offline(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
     call = _Call(environment)
     try:
         known = _recorded(call.name, paths)
-        vif = known or call.leaving()
+        vif = known._replace(hooked=None) if known is not None else call.leaving()
     except GuestnetError as error:
         call.failed(error)
         raise
@@ -87,7 +90,7 @@ def offline(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
     steps: list[Callable[[], tuple[str, ...]]] = [partial(_hand_over, "offline", vif, {}, paths)]
     if known is None or known.mappings:
         steps.append(partial(_demolish, vif))
-    steps.append(partial(_run_hooks, "offline", vif))
+    steps.append(partial(_run_hooks, "offline", vif, paths))
     for step in steps:
         try:
             done += step()
@@ -157,7 +160,7 @@ class _Call:
         except OSError as failure:
             log(WARNING, f"{HOTPLUG_LOG} was not told of it: {failure.strerror}")
         try:
-            xenstore.write(f"{self.folder}/hotplug-error", str(error))
+            xenstore.write(f"{self.folder}/hotplug-error", printable(str(error)))
             xenstore.write(f"{self.folder}/hotplug-status", "error")
         except GuestnetError as failure:
             log(WARNING, f"xenstore was not told of it: {failure}")
@@ -265,13 +268,59 @@ def _provider(paths: Paths) -> Provider:
     return Provider(paths, netlink.Kernel(), Others(paths.flags))
 
 
-def _run_hooks(command: str, vif: Vif) -> tuple[str, ...]:
-    """The user's own programs, each once an address. What they say or whether they fail is theirs (behaviour B59)."""
-    paths = hook_rules.runnable(hooks.facts(hooks.network_hooks()))
+def _run_hooks(action: str, vif: Vif, paths: Paths) -> tuple[str, ...]:
+    """The user's own programs, each once an address. What they say or whether they fail is theirs (behaviour B59).
+
+    Of one vif in one process at a time, and `online` once for a device: at its start the agent calls us for a vif that
+    has no record, and Xen's own call for that may be under way (behaviour B148).
+    """
+    executables = hook_rules.runnable(hooks.facts(hooks.network_hooks()))
+    if not executables:
+        return ()
+    lock = None
+    try:
+        place = vif.name.domid << 32 | vif.name.devid
+        lock = locks.take(os.path.join(paths.run, _HOOKS_LOCK), HOOKS_SECONDS, place)
+    except locks.Held as error:
+        log(WARNING, f"{vif.name.text}: its hooks run still: {error}")
+        if action == vif_rules.ONLINE:
+            return ()
+    except GuestnetError as error:  # what the user wants done is done all the same
+        log(WARNING, f"{vif.name.text}: its hooks are not kept from being run twice: {error}")
+    try:
+        if action == vif_rules.OFFLINE:
+            return _tell_hooks(action, vif, tuple(map(str, vif.addresses)) or ("",), executables)
+        known = _recorded(vif.name, paths)
+        addresses = vif_rules.unhooked(vif, known)
+        if not addresses:
+            return (f"{vif.name.text}: its hooks have run",)
+        done = _tell_hooks(action, vif, addresses, executables)
+        if known is not None:
+            _mark_hooked(vif, known, paths)
+        return done
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _mark_hooked(vif: Vif, known: Vif, paths: Paths) -> None:
+    """Note in the record that the hooks were told, unless it is of another device by now."""
+    folder = vifs.Folder(paths.run)
+    try:
+        with Ledger(paths.run):
+            now = folder.load(vif.name.text)
+            if now is not None and now.device == known.device:
+                told = frozenset((*(now.hooked or ()), *vif.addresses))
+                folder.save(now._replace(hooked=tuple(address for address in now.addresses if address in told)))
+    except GuestnetError as error:
+        log(WARNING, f"{vif.name.text}: it is not noted that its hooks have run: {error}")
+
+
+def _tell_hooks(action: str, vif: Vif, addresses: Iterable[str], paths: Iterable[str]) -> tuple[str, ...]:
     done = []
     for path in paths:
-        for address in map(str, vif.addresses or ("",)):
-            words = (path, command, vif.name.text, vif.kind, address)
+        for address in addresses:
+            words = (path, action, vif.name.text, vif.kind, address)
             try:
                 ended = programs.run(words, hook_rules.NETWORK_LIMIT_SECONDS, daemons=True)
             except programs.ProgramError as error:

@@ -22,7 +22,7 @@ from .core.record import FOREIGN, Loaded, checksum
 from .errors import GuestnetError
 from .system import conntrack, devices, files, nft, services
 from .system.systemd import INFO, WARNING, log
-from .transactions import MISSING, Transactions, seen
+from .transactions import DOUBTED, MISSING, Transactions, seen
 from .work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -60,6 +60,7 @@ class Names:
         self._foreign: tuple[_Asked, Judgement] | None = None  # of what another program has in the chain
         self._disturbed: tuple[float, float, str] | None = None  # since when it is changed, changed last, and its sum
         self._why = ""  # the chain is put back
+        self._same = False  # what is in it is ours, whoever put it there
         self._trouble = ""  # what the journal was told last
 
     def lead(self, work: Work, own_servers: tuple[IPv4Address, ...], uplinks: frozenset[int], *, kept: bool) -> None:
@@ -145,10 +146,11 @@ class Names:
             self._disturbed = None
             self._nft.found_right(REDIRECTION, generation)
             return
-        changed = now not in (there.seen, MISSING)
+        changed, self._same = now not in (there.seen, MISSING), False
         if (changed or there.text == FOREIGN) and self._keeps(work, asked, changed=changed, generation=generation):
             return
-        if changed and there.text and not work.dry_run and self._waits(work, choice, now):
+        doubted = there.seen == DOUBTED and self._same  # nobody is at work on it
+        if changed and there.text and not (doubted or work.dry_run) and self._waits(work, choice, now):
             return
         self._foreign = self._disturbed = None
         led = " ".join(f"{address}->{server}" for address, server in pairs)
@@ -160,9 +162,9 @@ class Names:
         virtual, servers = asked
         listing = nft.table("ip")
         rules, ours = foreign_names.rules(listing), nftables.dnat_rules(nameservers.pairs(virtual, servers))
-        judgement = foreign_names.judge(listing, virtual)
+        judgement, self._same = foreign_names.judge(listing, virtual), rules == ours
         # The same as ours is ours: left behind by a script that did this before, or by an agent without its record.
-        if not judgement.kept or rules == ours:
+        if not judgement.kept or self._same:
             self._why = judgement.words
             return False
         former = nameservers.pairs(virtual, tuple(map(endpoint.parse, work.provided.servers)))
@@ -175,7 +177,7 @@ class Names:
             text = nftables.redirection(fresh) if fresh != rules else ""
             # Where ours go on beside theirs, what is led to the provider of this qube by its own address passes.
             passing = servers if frozenset(ours) & frozenset(fresh) else ()
-            work.do(words, partial(self._take_note, work, text + nftables.refusal(virtual, passing), asked))
+            work.do(words, partial(self._take_note, work, text + nftables.refusal(virtual, passing), asked, generation))
         elif not work.dry_run:
             self._nft.found_right(REDIRECTION, generation)
         return True
@@ -199,23 +201,29 @@ class Names:
         last = work.names.last if work.names is not None else None
         work.names = nameservers.Choice(judgement.servers, reason, nameservers.FOREIGN, last)
 
-    def _take_note(self, work: Work, text: str, asked: _Asked) -> None:
+    def _take_note(self, work: Work, text: str, asked: _Asked, judged: int) -> None:
         """Another program's rules are in force from now on; what they do not redirect is refused."""
         virtual, servers = asked
         self._nft.run(text)
-        self._loaded(work, FOREIGN, virtual, servers)
+        self._loaded(work, FOREIGN, virtual, servers, since=judged)
 
     def _redirect(self, work: Work, text: str, virtual: _Virtual) -> None:
         self._nft.run(text)
         self._loaded(work, checksum(text.encode()), virtual, work.names.servers if work.names is not None else ())
 
-    def _loaded(self, work: Work, sum_of_text: str, virtual: _Virtual, chosen: tuple[Endpoint, ...]) -> None:
-        generation = nft.generation()
-        loaded = Loaded(sum_of_text, seen(nftables.DNS_CHAINS))
+    def _loaded(
+        self, work: Work, sum_of_text: str, virtual: _Virtual, chosen: tuple[Endpoint, ...], since: int | None = None
+    ) -> None:
+        """Record what is in force now; `since` is the generation at which rules of others were judged."""
+        listed = seen(nftables.DNS_CHAINS)
+        # Whatever was done between is not taken for ours; the next pass judges it (behaviour B148).
+        good = self._nft.undisturbed() and since in (None, self._nft.ours - 1)
+        loaded = Loaded(sum_of_text, listed if good else DOUBTED)
         conntrack.purge(virtual)  # else whoever asks from the same port is led to the former server for ever
         servers = tuple(map(str, chosen)) or work.provided.servers
         work.save(work.provided._replace(names=loaded, servers=servers))
-        self._nft.found_right(REDIRECTION, generation)
+        if good:
+            self._nft.found_right(REDIRECTION, self._nft.ours)
 
     def _tell_proxy(self, work: Work, choice: Choice) -> None:
         """The updates proxy, unless it was told of these servers: a restart that failed is still to do (B147).
@@ -243,7 +251,7 @@ class Names:
         if listing and attachment.listed(listing) != wanted:
             words = f"nft -f: {nftables.DNS_SET} of the firewall: {' '.join(map(str, addresses)) or 'none'}"
             work.do(words, partial(self._nft.run, nftables.firewall_servers(addresses)))
-            generation = nft.generation()
+            generation = self._nft.ours
         if not work.dry_run:
             self._nft.found_right(FIREWALL, generation)
             self._told = servers

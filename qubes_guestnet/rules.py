@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 RULES = "base rules"
+_LOADS = 4  # of the rules, while other programs change rules between each and our look at what came of it
 
 
 class Rules:
@@ -212,16 +213,16 @@ class Rules:
         if there.text == wanted and self._nft.settled(RULES):
             work.ruled = True
             return
-        generation, tables = nft.generation(), nft.tables()
+        generation = nft.generation()
+        tables: Mapping[str, str] = nft.tables()
         sum_now = seen(nftables.CHAINS, tables)
         if there.text != wanted or there.seen != sum_now:
             work.reloaded = True
-            self._reload(work, text, tables, lost=bool(there.text) and there.seen != sum_now)
+            tables = self._reload(work, text, tables, lost=bool(there.text) and there.seen != sum_now)
             if work.dry_run:
                 work.planned = True
                 return
-            generation = nft.generation()
-            tables = nft.tables()
+            generation = self._nft.ours
             names = work.provided.names
             # What redirects the virtual DNS addresses may have gone with the rest.
             still = names.seen == seen(nftables.DNS_CHAINS, tables)
@@ -233,24 +234,51 @@ class Rules:
         self._nft.found_right(RULES, generation)
         work.ruled = True
 
-    def _reload(self, work: Work, text: str, tables: Mapping[str, str], *, lost: bool) -> None:
-        """Load the base rules; where somebody took them away, forwarding closes first, and what was lost comes back."""
+    def _reload(self, work: Work, text: str, tables: Mapping[str, str], *, lost: bool) -> Mapping[str, str]:
+        """Load the base rules; where somebody took them away, forwarding closes first, and what was lost comes back.
+
+        Returns:
+            What nft lists of our tables then, by family; in a dry run, before.
+        """
         # In the same transaction, because not a packet is to pass by the new rules on the way of the old ones, and
         # nobody is to speak for a qube that is not there yet.
         text = _ending(work) + text + nftables.downstream(work.settings.connected if work.active else (), ())
         words = "nft -f: base rules of the tables ip qubes and ip6 qubes"
         if not lost:
             work.do(words, partial(self._nft.run, text))
-            return
+            return tables if work.dry_run else self._listed(work, text)
         recovery = _recovery()
         forwarding.shut(work)
         missing = recovery.lost(self._paths.run, tables)
         if work.dry_run:
             work.todo += [words, *recovery.put_back(missing)]
-            return
+            return tables
         failed = recovery.load(work, self._nft.run, text, missing)
         work.done.append(words)
-        recovery.follow(work, self._paths, tables, missing, failed)
+        try:
+            return self._listed(work, text)
+        finally:
+            recovery.follow(work, self._paths, tables, missing, failed)
+
+    def _listed(self, work: Work, text: str) -> Mapping[str, str]:
+        """What nft lists of our tables as they were loaded.
+
+        Where somebody changes rules between the load and the look they are loaded again: that change would else be
+        taken for ours and stay (behaviour B148).
+
+        Raises:
+            NftError: they are gone again, or that goes on; the next pass loads them.
+        """
+        for _ in range(_LOADS):
+            listed = nft.tables()
+            if self._nft.undisturbed():
+                return listed
+            if seen(nftables.CHAINS, listed) == MISSING:
+                # The record stays as it is, and so the next pass knows that they were lost.
+                raise nft.NftError("the base rules were removed as soon as they were loaded", "is nft flush in a loop?")
+            self._nft.run(text)
+        work.save(work.provided._replace(rules=Loaded()))
+        raise nft.NftError("another program changes rules all the time, perhaps ours", "nft monitor shows what it does")
 
 
 def _recovery() -> ModuleType:

@@ -10,6 +10,7 @@ from .core.record import checksum
 from .system import nft
 
 MISSING = "-"  # in place of a sum, where a chain is not there
+DOUBTED = "?"  # in place of a sum, where others changed rules between our load and our look
 
 
 class Transactions:
@@ -17,6 +18,17 @@ class Transactions:
 
     def __init__(self) -> None:
         self._verified: dict[str, int] = {}
+        self.ours = -1  # generation that our last transaction makes, when no other one comes between
+
+    def undisturbed(self) -> bool:
+        """Whether nobody but us has changed anything since just before our last transaction.
+
+        Asked after a look at the rules: only then is what was seen what we have loaded (behaviour B148).
+
+        Raises:
+            KernelError: as for `settled`.
+        """
+        return nft.generation() == self.ours
 
     def settled(self, part: str) -> bool:
         """Whether nobody but us has changed anything since this part was found right.
@@ -72,6 +84,7 @@ class Transactions:
 
     def _count(self, before: int) -> None:
         """After a transaction of ours: what was right before is right still, unless others made one meanwhile."""
+        self.ours = before + 1
         if nft.generation() == before + 1:
             for part, generation in self._verified.items():
                 self._verified[part] = before + 1 if generation == before else generation

@@ -30,7 +30,7 @@ MOST_ADDRESSES = 64
 _EMULATED = "vif_ioemu"
 ONLINE, OFFLINE = "online", "offline"
 _ACTIONS = {action.encode(): action for action in (ONLINE, OFFLINE)}
-_END, _TOLD = "end", "told"
+_END, _TOLD, _HOOKED = "end", "told", "hooked"
 
 
 class _VifNameFields(NamedTuple):
@@ -123,6 +123,7 @@ class _VifFields(NamedTuple):
     gateways: frozenset[IPInterface]
     told: bool
     device: Device | None
+    hooked: tuple[IPAddress, ...] | None
 
 
 class Vif(_VifFields):
@@ -138,6 +139,7 @@ class Vif(_VifFields):
         told: dom0 had said what the qube sees when the vif was set up, see `mappings`.
         device: the interface that this is about; None where that is not known: hotplug tells names only, and so did the
             records of former releases.
+        hooked: addresses that the user's hooks were told of since this device is there; None: they did not run.
     """
 
     __slots__ = ()
@@ -152,18 +154,20 @@ class Vif(_VifFields):
         gateways: frozenset[IPInterface] = frozenset(),
         told: bool = False,
         device: Device | None = None,
+        hooked: tuple[IPAddress, ...] | None = None,
     ) -> Vif:
-        """Raise ValueError for a MAC, kind or address that is not one, and a mapping of an address it has not."""
+        """Raise ValueError for a MAC, kind or address that is not one, and what is said of an address it has not."""
         if checks.mac(mac.encode()) != mac or checks.word(kind.encode()) != kind:
             raise ValueError(f"{mac!r} is not a lower-case MAC address")
         wrong = [address for address in addresses if not checks.is_host(address) or address in checks.LINK_LOCAL6]
         # A scope (fd09::5%eth0) would be text in the rules (behaviour B122).
         wrong += [each for each in (*addresses, *gateways) if getattr(each, "scope_id", None) is not None]
         wrong += [mapping.real for mapping in mappings if mapping.real not in addresses]
+        wrong += [address for address in hooked or () if address not in addresses]
         if wrong:
             raise ValueError(f"{wrong[0]} cannot be an address of {name.text}")
         own = tuple(dict.fromkeys(addresses))
-        return super().__new__(cls, name, mac, kind, own, mappings, gateways, told, device)
+        return super().__new__(cls, name, mac, kind, own, mappings, gateways, told, device, hooked)
 
 
 def duplicates(vifs: Iterable[Vif]) -> dict[tuple[str, ...], tuple[IPAddress, ...]]:
@@ -234,6 +238,8 @@ def render(vif: Vif) -> bytes:
     lines += [_TOLD] * vif.told
     if vif.device is not None:
         lines.append(f"device {vif.device.ifindex} {vif.device.mac}".rstrip())
+    if vif.hooked is not None:
+        lines.append(" ".join((_HOOKED, *map(str, vif.hooked))))
     return "".join(f"{line}\n" for line in (*lines, _END)).encode("ascii")
 
 
@@ -243,7 +249,7 @@ def parse(data: bytes) -> Vif | None:
         first, *facts = _lines(data)
         word, name, mac, *kind = first.split(" ")
         addresses, mappings, gateways = list[IPAddress](), list[Mapping](), set[IPInterface]()
-        told, device = False, None
+        told, device, hooked = False, None, None
         for fact in facts:
             key, *values = fact.split(" ")
             if key == "address" and len(values) == 1:
@@ -256,14 +262,28 @@ def parse(data: bytes) -> Vif | None:
                 told = True
             elif key == "device" and len(values) in (1, 2) and device is None and _DIGITS.issuperset(values[0]):
                 device = Device(int(values[0]), "".join(values[1:]))
+            elif key == _HOOKED and hooked is None:
+                hooked = tuple(map(ipaddress.ip_address, values))
             else:
                 return None
         if word != "vif" or len(kind) > 1:
             return None
         known, own = parse_name(name), tuple(addresses)
-        return Vif(known, mac, "".join(kind), own, tuple(mappings), frozenset(gateways), told, device)
+        return Vif(known, mac, "".join(kind), own, tuple(mappings), frozenset(gateways), told, device, hooked)
     except ValueError:  # also UnicodeDecodeError
         return None
+
+
+def unhooked(vif: Vif, known: Vif | None) -> tuple[str, ...]:
+    """The addresses that the user's hooks are still to be told of, as words; "" in place of none (behaviour B148).
+
+    Args:
+        vif: as it is set up now.
+        known: its record, None where there is none.
+    """
+    if known is None or known.hooked is None:
+        return tuple(map(str, vif.addresses)) or ("",)
+    return tuple(str(address) for address in vif.addresses if address not in known.hooked)
 
 
 def ask(action: str, vif: Vif) -> bytes:

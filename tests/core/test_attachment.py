@@ -133,12 +133,13 @@ def test_a_second_time_there_is_nothing_to_do() -> None:
 
 
 @pytest.mark.behaviour("B95")
+@pytest.mark.behaviour("B148")
 def test_ipv6_goes_and_stays_while_its_key_is_not_valid() -> None:
     mine = DUAL._replace(gateways=frozenset({ipaddress.ip_interface("10.138.0.1/32")}))
     went = attachment.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, NOTHING)
     assert [str(op) for op in went] == [
         "ip -6 route del fd09::5/128 dev vif4.0 proto 81 metric 32748",
-        "ip -6 neighbour del fd09::5 dev vif4.0",  # B148: it was never planned
+        "ip -6 neighbour del fd09::5 dev vif4.0",  # it was never planned
     ]
     assert attachment.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, frozenset({"ipv6"})) == ()
     other = frozenset({"connected"})

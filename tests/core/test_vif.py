@@ -27,6 +27,7 @@ from qubes_guestnet.core.vif import (
     parse,
     parse_name,
     render,
+    unhooked,
 )
 
 MAC = "00:16:3e:5e:6c:00"
@@ -57,7 +58,8 @@ def vifs(draw: st.DrawFn) -> Vif:
     mappings = tuple(Mapping(real, draw(addresses4), draw(st.none() | addresses4)) for real in mapped)
     gateways = frozenset(map(ipaddress.ip_interface, draw(st.lists(st.one_of(addresses4, addresses6), max_size=2))))
     kind = draw(st.sampled_from(["", "vif", "vif_ioemu"]))
-    return Vif(draw(names), MAC, kind, own, mappings, gateways, draw(st.booleans()))
+    hooked = draw(st.none() | st.just(own[:1]) | st.just(own))
+    return Vif(draw(names), MAC, kind, own, mappings, gateways, draw(st.booleans()), hooked=hooked)
 
 
 @pytest.mark.behaviour("B58")
@@ -271,3 +273,33 @@ def test_a_device_that_is_none_is_damage(line: str) -> None:
 def test_an_address_with_a_scope_never_reaches_the_rules(line: str) -> None:
     text = f"vif vif4.0 00:16:3e:5e:6c:04 vif\naddress 10.137.0.4\n{line}\nend\n"
     assert parse(text.encode()) is None
+
+
+@pytest.mark.behaviour("B148")
+@pytest.mark.parametrize(
+    ("own", "hooked", "due"),
+    [
+        (("10.137.0.4", "fd09::4"), None, ("10.137.0.4", "fd09::4")),
+        (("10.137.0.4", "fd09::4"), ("10.137.0.4",), ("fd09::4",)),
+        (("10.137.0.4", "fd09::4"), ("10.137.0.4", "fd09::4"), ()),
+        ((), None, ("",)),
+        ((), (), ()),
+        (("10.137.0.4",), (), ("10.137.0.4",)),
+    ],
+)
+def test_hooks_run_once_an_address(own: tuple[str, ...], hooked: tuple[str, ...] | None, due: tuple[str, ...]) -> None:
+    vif = Vif(parse_name("vif4.0"), MAC, "vif", tuple(map(ipaddress.ip_address, own)))
+    told = None if hooked is None else tuple(map(ipaddress.ip_address, hooked))
+    known = vif._replace(addresses=tuple(map(ipaddress.ip_address, hooked or ())), hooked=told)
+    assert unhooked(vif, known) == due
+
+
+@pytest.mark.behaviour("B148")
+def test_hooks_of_a_vif_without_a_record_are_due() -> None:
+    assert unhooked(Vif(parse_name("vif4.0"), MAC), None) == ("",)
+
+
+@pytest.mark.behaviour("B122")
+@pytest.mark.parametrize("line", ["hooked 10.137.0.9", "hooked x", "hooked 10.137.0.4\nhooked"])
+def test_what_cannot_have_been_told_to_hooks_is_damage(line: str) -> None:
+    assert parse(f"vif vif4.0 {MAC}\naddress 10.137.0.4\n{line}\nend\n".encode()) is None

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What others do in the moments between two steps of ours (behaviour B148): to rules, and by a call of their own."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from qubes_guestnet.lab.qube import Service
+from tests.support.eventually import eventually
+from tests.support.hosting import ENTRIES, ENTRIES6, Behind, Hosting
+
+# Another program changes rules right after each of the first N transactions of ours that have some words in them.
+DISTURBING = """
+import subprocess
+from qubes_guestnet.system import nft
+begin, end, loading = nft.Waiting.begin, nft.end, {{}}
+left = [{times}]
+def begun(self, text):
+    started = begin(self, text)
+    loading[id(started)] = text
+    return started
+def ended(started):
+    text = loading.pop(id(started), "")
+    end(started)
+    if {words!r} in text and left[0]:
+        left[0] -= 1
+        subprocess.run(["nft", {rule!r}], check=True)
+nft.Waiting.begin, nft.end = begun, ended
+"""
+BASE, REDIRECTION = "chain ip qubes antispoof", "dnat to"
+FOREIGN = {
+    "ours, weakened": "insert rule ip qubes forward accept",
+    "ours, emptied": "flush chain ip qubes antispoof",
+    "others' own": "add table inet mine",
+}
+
+
+def disturbed(host: Hosting, words: str, rule: str, times: int = 1) -> dict[str, str]:
+    """The environment of a program that another one disturbs."""
+    host.qube.write("/run/lab/disturbed/sitecustomize.py", DISTURBING.format(times=times, words=words, rule=rule))
+    return {"PYTHONPATH": ":".join(("/run/lab/disturbed", *sys.path))}
+
+
+def base(host: Hosting) -> list[list[str]]:
+    return [host.rules("ip", chain) for chain in ("prerouting", "antispoof", "postrouting", "input", "forward")]
+
+
+def forget(host: Hosting) -> None:
+    """Everything as at boot."""
+    host.nft("flush ruleset")
+    host.qube.run("rm", "-f", "/run/qubes-guestnet/owned", "/run/qubes-guestnet/users-rules")
+
+
+@pytest.mark.behaviour("B148")
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_a_change_right_after_the_base_rules_is_not_taken_for_ours(foreign: str, times: int) -> None:
+    host = Hosting(ENTRIES6, agent=False)
+    good = base(host)
+    assert all(good)
+    forget(host)
+    host.qube.guestnet("rules", "load", env=disturbed(host, BASE, FOREIGN[foreign], times))
+    assert base(host) == good
+    host.qube.start_agent()
+    eventually(host.forwards, trouble=host.trouble)
+    assert base(host) == good
+
+
+@pytest.mark.behaviour("B148")
+def test_rules_that_are_changed_all_the_time_are_told_and_not_taken_for_good() -> None:
+    host = Hosting(ENTRIES6, agent=False)
+    good = base(host)
+    forget(host)
+    foreign = disturbed(host, BASE, FOREIGN["ours, weakened"], 99)
+    done = host.qube.guestnet("rules", "load", env=foreign, check=False)
+    assert done.returncode == 1
+    assert "another program changes rules all the time" in done.stderr
+    host.qube.guestnet("rules", "load")
+    assert base(host) == good
+
+
+@pytest.mark.behaviour("B148")
+@pytest.mark.parametrize("rule", ["insert rule ip qubes dnat-dns accept", "flush chain ip qubes dnat-dns"])
+def test_a_change_right_after_the_redirection_of_names_is_not_taken_for_ours(rule: str) -> None:
+    host = Hosting(ENTRIES)
+    eventually(lambda: host.rules("ip", "dnat-dns"), trouble=host.trouble)
+    good = host.rules("ip", "dnat-dns")
+    host.agent.stop()
+    host.nft("flush chain ip qubes dnat-dns")
+    host.qube.start_agent(env=disturbed(host, REDIRECTION, rule))
+    eventually(lambda: host.rules("ip", "dnat-dns") == good, trouble=host.trouble, deadline_s=20.0)
+
+
+@pytest.mark.behaviour("B148")
+@pytest.mark.behaviour("B123")
+def test_a_redirection_of_others_right_after_ours_is_judged_as_any_other() -> None:
+    host = Hosting(ENTRIES)
+    eventually(lambda: host.rules("ip", "dnat-dns"), trouble=host.trouble)
+    host.agent.stop()
+    host.nft("flush chain ip qubes dnat-dns")
+    theirs = "add rule ip qubes dnat-dns ip daddr { 10.139.1.1, 10.139.1.2 } dnat to 192.0.2.53"
+    host.qube.start_agent(env=disturbed(host, REDIRECTION, f"flush chain ip qubes dnat-dns; {theirs}"))
+    eventually(lambda: "dns-foreign" in host.qube.guestnet("check", check=False).stdout, trouble=host.trouble)
+    assert "192.0.2.53" in " ".join(host.rules("ip", "dnat-dns"))
+
+
+# --- a call of Xen's that is under way ------------------------------------------------------------------------------
+
+TELL = 'echo "$1 $4" >>/run/hooked; sleep 0.5'
+SLOW = """
+import os, time
+from qubes_guestnet import hotplug
+hand_over = hotplug._hand_over
+def late(*words):
+    open("/run/lab/under-way", "w").close()
+    while not os.path.exists("/run/lab/go"):
+        time.sleep(0.01)
+    return hand_over(*words)
+hotplug._hand_over = late
+"""
+
+
+def under_way(host: Hosting, behind: Behind) -> Service:
+    """Xen's call, which has found out what the vif is, and has set nothing up yet."""
+    host.qube.write("/run/lab/slow/sitecustomize.py", SLOW)
+    environment = {**host.environment(behind), "PYTHONPATH": ":".join(("/run/lab/slow", *sys.path))}
+    called = host.qube.spawn("online", sys.executable, "-m", "qubes_guestnet", "vif", "online", env=environment)
+    eventually(lambda: host.qube.path("/run/lab/under-way").exists(), trouble=called.output)
+    return called
+
+
+def hooked(host: Hosting) -> list[str]:
+    return host.qube.read("/run/hooked").splitlines()
+
+
+@pytest.mark.behaviour("B148")
+@pytest.mark.parametrize("first", ["the agent's own", "both at once"])
+def test_hooks_run_once_when_the_agent_starts_during_a_call_of_xens(first: str) -> None:
+    host = Hosting(ENTRIES6, agent=False)
+    host.hook(TELL)
+    behind = host.plug()
+    called = under_way(host, behind)
+    host.qube.start_agent()
+    if first == "the agent's own":
+        eventually(lambda: host.node(behind, "hotplug-status") == "connected", trouble=host.trouble)
+    else:
+        eventually(lambda: hooked(host), trouble=host.trouble)
+    host.qube.write("/run/lab/go", "")
+    assert called.wait(20.0) == 0, host.trouble()
+    assert host.node(behind, "hotplug-status") == "connected"
+    assert sorted(hooked(host)) == sorted(f"online {address}" for address in behind.addresses)
+    assert host.works(behind)
+
+
+@pytest.mark.behaviour("B148")
+@pytest.mark.behaviour("B59")
+@pytest.mark.parametrize("agent", [True, False], ids=["agent", "cold"])
+def test_hooks_run_again_for_another_device_and_for_another_address(agent: bool) -> None:
+    host = Hosting(ENTRIES6, agent=agent)
+    host.hook(TELL)
+    behind = host.attach()
+    host.online(behind)
+    assert hooked(host) == [f"online {address}" for address in behind.addresses]
+    host.qube.path("/run/hooked").unlink()
+    behind.addresses = (*behind.addresses, "10.137.0.44")
+    host.online(behind)
+    assert hooked(host) == ["online 10.137.0.44"]
+    host.qube.path("/run/hooked").unlink()
+    host.unplug(behind)  # and its end is not told
+    host.wire(behind)
+    host.online(behind)
+    assert hooked(host) == [f"online {address}" for address in behind.addresses]
