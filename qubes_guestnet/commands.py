@@ -136,7 +136,7 @@ def uplink(options: Options) -> int:
     if not report.interfaces:
         if options.interface not in (name for _, name in socket.if_nameindex()):
             raise _no_interface_of_ours(options.interface)
-        print(f"{options.interface} is not an interface that dom0 manages: nothing to do")
+        say((f"{options.interface} is not an interface that dom0 manages: nothing to do",))
     return applied(report)
 
 
@@ -240,6 +240,6 @@ def applied(report: Report) -> int:
     if report.provided is not None:
         say(report.provided.after.done)
     if report.resolver is not None and report.resolver.written:
-        print(f"{report.resolver.path} written")
+        say((f"{report.resolver.path} written",))
     complain(report.errors)
     return 1 if report.errors else 0

@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..errors import GuestnetError, UsageError
+from ..errors import GuestnetError, UsageError, printable
 from . import interruption, session_cli, store_cli
 from .caller import with_own_command
 
@@ -64,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.run(args))
     except UsageError as error:
-        print(f"qubes-guestnet lab: {with_own_command(str(error))}", file=sys.stderr)
+        print(f"qubes-guestnet lab: {printable(with_own_command(str(error)))}", file=sys.stderr)
         return 2
     except GuestnetError as error:
-        print(f"qubes-guestnet lab: {with_own_command(str(error))}", file=sys.stderr)
+        print(f"qubes-guestnet lab: {printable(with_own_command(str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:  # where the command is a part of another program, which has its own handler
         interruption.say()

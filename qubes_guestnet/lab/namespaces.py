@@ -24,7 +24,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-from ..errors import GuestnetError
+from ..errors import GuestnetError, printable
 from . import interruption
 
 CLONE_NEWNS = 0x00020000
@@ -209,7 +209,7 @@ def _middle(function: Callable[[], int], caller: int, say_unshared: int, mapped:
         os.close(alive)
         os._exit(_wait_for(first))
     except GuestnetError as error:
-        print(f"qubes-guestnet: {error}", file=sys.stderr, flush=True)
+        print(f"qubes-guestnet: {printable(str(error))}", file=sys.stderr, flush=True)
     except BaseException:
         traceback.print_exc()
     os._exit(1)
@@ -244,7 +244,7 @@ def _first(function: Callable[[], int], alive: int) -> NoReturn:
         _mounts()
         status = function()
     except GuestnetError as error:
-        print(f"qubes-guestnet: {error}", file=sys.stderr)
+        print(f"qubes-guestnet: {printable(str(error))}", file=sys.stderr)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

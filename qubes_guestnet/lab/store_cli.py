@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..errors import ConfigError, GuestnetError, UsageError
+from ..errors import ConfigError, GuestnetError, UsageError, printable
 from ..system import qubesdb
 from ..system.qubesdb_direct import DirectWatches
 from . import interruption
@@ -139,7 +139,7 @@ def _read(args: argparse.Namespace) -> int:
     for key in args.key:
         value = store.read(key)
         if value is None:
-            print(f"qubes-guestnet: {key}: no such entry", file=sys.stderr)
+            print(f"qubes-guestnet: {printable(key)}: no such entry", file=sys.stderr)
             status = 1
         else:
             _show(args, value)
@@ -217,10 +217,10 @@ def main(arguments: list[str] | None = None, *, hub: type[Hub] = Hub, daemon: ty
     try:
         return int(args.run(args))
     except UsageError as error:
-        print(f"qubes-guestnet: {error}", file=sys.stderr)
+        print(f"qubes-guestnet: {printable(str(error))}", file=sys.stderr)
         return 2
     except GuestnetError as error:
-        print(f"qubes-guestnet: {error}", file=sys.stderr)
+        print(f"qubes-guestnet: {printable(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

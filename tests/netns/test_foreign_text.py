@@ -73,3 +73,36 @@ def test_a_hostile_guestnet_toml_is_one_error(kind: str) -> None:
         assert verb in (("status",),) or CONFIG.encode() in done.stdout + done.stderr, done
     host.attach(4)
     assert host.agent.running
+
+
+ESC = "\x1b[31m"
+# What is set up, what is asked then, and the escaped form that is to be in the answer.
+SHOWN = {
+    "an interface asked for": (
+        f"ip link add name 'x{ESC}' type veth peer name other",
+        (("uplink", "add", f"x{ESC}"), ("apply", f"x{ESC}"), ("status", f"x{ESC}")),
+    ),
+    "an interface that leads": (
+        f"ip link add name 'x{ESC}' type veth peer name other; ip link set 'x{ESC}' up;"
+        f"ip route replace default dev 'x{ESC}'",
+        (("check",), ("check", "--json"), ("status",), ("status", "--json")),
+    ),
+    "a comment in a user's rule": (
+        f"nft 'add rule ip qubes custom-forward ip daddr 192.0.2.1 drop comment \"x{ESC}\"'",
+        (("check",), ("check", "--json"), ("status",), ("plan",)),
+    ),
+    "a key of the lab's store": ("true", (("lab", "store", "read", f"/x{ESC}"), ("lab", "store", "list", f"/x{ESC}"))),
+    "a verb of the lab": ("true", (("lab", "exec", f"x{ESC}", "y", "true"),)),
+}
+
+
+@pytest.mark.behaviour("B120")
+@pytest.mark.parametrize(("made", "verbs"), SHOWN.values(), ids=SHOWN.keys())
+def test_foreign_names_and_comments_are_escaped(made: str, verbs: tuple[tuple[str, ...], ...]) -> None:
+    host = Hosting(ENTRIES6)
+    host.qube.run("sh", "-ec", made)
+    for verb in verbs:
+        done = output(host, *verb)
+        assert b"Traceback" not in done.stderr, done.stderr
+        assert b"\x1b" not in done.stdout + done.stderr, (verb, done)
+    assert "\x1b" not in host.trouble()
