@@ -41,9 +41,10 @@ _RANGES = ((50, 60000), (500, 1000000))
 SHARE = 4
 
 _PRIORITY = 10
-_WORDS = {IPV4: ("ip", "ipv4_addr", "icmp"), IPV6: ("ip6", "ipv6_addr", "ipv6-icmp")}
+# Names of protocols are those that nft knows itself: /etc/protocols (netbase) is not in a minimal template.
+_WORDS = {IPV4: ("ip", "ipv4_addr", "icmp"), IPV6: ("ip6", "ipv6_addr", "icmpv6")}
 # As conntrack keeps what is not answered (nf_conntrack_*_timeout*): UDP and ICMP, TCP, anything else.
-_KEPT = {"udp": "30s", "tcp": "2m", "icmp": "30s", "ipv6-icmp": "30s", "": "10m"}
+_KEPT = {"udp": "30s", "tcp": "2m", "icmp": "30s", "icmpv6": "30s", "": "10m"}
 _ANSWERED = "10ms"
 _KIND = "type inet_proto . {} . inet_service . inet_service; flags dynamic,timeout; timeout 30s;"
 

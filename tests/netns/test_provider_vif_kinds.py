@@ -40,6 +40,17 @@ def test_a_provider_whose_kernel_has_no_ipv6(kernel: str, asked: dict[str, str])
     assert host.elements("allowed") == set()
 
 
+@pytest.mark.behaviour("B112")
+def test_no_rule_needs_the_names_of_protocols_of_netbase() -> None:
+    host = Hosting(ENTRIES6, rules=False, agent=False)
+    host.qube.run("mount", "--bind", "/dev/null", "/etc/protocols")
+    host.qube.guestnet("rules", "load")
+    host.qube.start_agent()
+    behind = host.attach()
+    assert host.works(behind)
+    assert host.works(behind, version=6)
+
+
 @pytest.mark.behaviour("B55")
 @pytest.mark.behaviour("B56")
 def test_what_ipv6_on_a_vif_is() -> None:
