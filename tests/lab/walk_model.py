@@ -89,12 +89,15 @@ def _family(version: int, folder: str, keys: dict[str, Value], flags: set[str], 
         return None
     interface = ipaddress.ip_interface(f"{address}/{netmask or LONGEST[version]}")
     objects: set[Object] = {("address", interface.with_prefixlen)}
+    metric = str(METRIC[version] + WORSE * rank)
     if not gateway:
-        return [frozenset(objects)]
+        # B139: a device route needs none. A further uplink and one whose peer is no Qubes provider get no default.
+        barred = rank or OWN + "custom" in keys or {NO_DEFAULT, GATEWAY_ROUTE} & flags
+        routes = set() if barred or version == 6 else {_route(version, "default", "", metric)}
+        return [frozenset(objects | routes)]
     gateway = str(ipaddress.ip_address(gateway))
     if OWN + "custom" not in keys:
         objects.add(("neighbour", gateway, BACKEND_MAC))
-    metric = str(METRIC[version] + WORSE * rank)
     by_gateway = NO_DEFAULT in flags or version == 6 or GATEWAY_ROUTE in flags
     # With the device route, a provider that answers late on a busy machine is a good reason to fall back.
     states = [objects | _routes(version, gateway, metric, NO_DEFAULT not in flags)]
@@ -268,6 +271,8 @@ class Model:
 
     def _file_differs(self, asked: Wanted, file: File) -> str:
         possible = {rewritten(each, asked.servers, self.flags) for each in self.files}
+        # The walk's tun0 carries a default route all the time: a file with servers may be its program's (B124).
+        possible |= {each for each in self.files if each[0] == "text"}
         if not self.plugged or not asked.known or asked.servers is None:
             possible |= self.files
             if len(self._touched) > 1:

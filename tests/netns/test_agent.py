@@ -357,15 +357,3 @@ def test_more_events_than_the_socket_can_hold() -> None:
     guest.ip("route", "del", "default", "dev", "eth0")
     guest.soon_configured(**WITH6)
     assert "Traceback" not in guest.log()
-
-
-def test_two_agents_do_not_hurt_each_other() -> None:
-    guest = Guest(ENTRIES6)
-    first = guest.agent()
-    second = guest.agent()
-    guest.write("/qubes-ip", "10.137.0.6")
-    guest.soon_configured(ip="10.137.0.6/32", **WITH6)
-    assert second.stop() == 0
-    guest.write("/qubes-ip", "10.137.0.7")
-    guest.soon_configured(ip="10.137.0.7/32", **WITH6)
-    assert first.running

@@ -204,7 +204,7 @@ def test_the_mtu_from_dom0() -> None:
     assert mtu(guest) in (1400, 1492)
     guest.check(ip6=f"{IP6}/128", gateway6=GATEWAY6)
     guest.remove("/vm-config/net-mtu")
-    eventually(lambda: guest.said("healed"), trouble=guest.log)
+    eventually(lambda: guest.said("all errors cleared"), trouble=guest.log)
     assert mtu(guest) in (1400, 1492), "nobody knows what it was before"
 
 

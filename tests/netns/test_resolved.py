@@ -150,7 +150,7 @@ def test_a_hanging_one_holds_nothing_up() -> None:
     assert guest.servers() == [DNS, DNS2]
     hanging.signal(signal.SIGCONT)
     knows(guest, daemons)
-    eventually(lambda: guest.said("healed"), 20, trouble=guest.log)
+    eventually(lambda: guest.said("all errors cleared"), 20, trouble=guest.log)
 
 
 @pytest.mark.behaviour("B24")
