@@ -248,11 +248,12 @@ def _is_wg_quicks(chain: Chain, rule: str) -> bool:
     if not chain.table.startswith("wg-quick-"):
         return False
     words = rule.partition(' comment "')[0].split()
-    if chain.hook == "prerouting" and words == ["meta", "l4proto", "udp", "meta", "mark", "set", "ct", "mark"]:
+    udp = words[:2] == ["meta", "l4proto"] and words[2:3] in (["udp"], ["17"])  # by number where netbase is not there
+    if chain.hook == "prerouting" and udp and words[3:] == ["meta", "mark", "set", "ct", "mark"]:
         return True
     if chain.hook == "prerouting" and words[-6:] == ["fib", "saddr", "type", "!=", "local", "drop"]:
         return words[:2] == ["iifname", "!="] and words[3:5] in (["ip", "daddr"], ["ip6", "daddr"]) and len(words) == 12
-    marked = words[:5] == ["meta", "l4proto", "udp", "meta", "mark"]
+    marked = udp and words[3:5] == ["meta", "mark"]
     return chain.hook == "postrouting" and marked and words[6:] == ["ct", "mark", "set", "meta", "mark"]
 
 
