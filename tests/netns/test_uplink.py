@@ -128,11 +128,9 @@ def test_stale_ipv6_keys_do_not_hurt_ipv4() -> None:
     guest.write("/qubes-gateway", "10.137.0.2")
     guest.plug()
     guest.oracle.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")
-    failed = guest.qube.guestnet("uplink", "add", "eth0", check=False)
+    done = guest.qube.guestnet("uplink", "add", "eth0")  # IPv6 that is off is a note and no error (B129)
     guest.check(gateway="10.137.0.2")
-    assert failed.returncode == 1
-    assert "ip -6 address add" in failed.stderr
-    assert "disable_ipv6" in failed.stderr
+    assert "ip -6" not in done.stdout
 
 
 @pytest.mark.behaviour("B8")
