@@ -180,7 +180,7 @@ def dns(_options: Options) -> int:
     settings = parse(entries)
     links = kernel.links(frozenset(uplink.mac for uplink in settings.uplinks)) if settings.uplinks else ()
     indexes = frozenset(link.ifindex for link in links)
-    done = Provider(PATHS, kernel, Others(PATHS.flags)).sync_names(entries, settings.dns.servers, indexes)
+    done = Provider(PATHS, kernel, Others(PATHS.flags)).sync_names(entries, settings, indexes)
     say(done)
     return 0 if done else UNCHANGED
 

@@ -33,6 +33,7 @@ from .work import Work
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .core.report import InterfaceReport, ResolverReport
+    from .core.settings import Settings
     from .guarding import Guarding
     from .offloading import Offload
     from .others import Others
@@ -54,7 +55,7 @@ class Provider:
     """
 
     def __init__(self, paths: Paths, kernel: Kernel, others: Others, *, resident: bool = False) -> None:
-        self._paths = paths
+        self._paths, self._kernel, self._others = paths, kernel, others
         self._nft, self._resident = Transactions(), resident
         self._rules = Rules(paths, self._nft)
         self._attachments = Attachments(paths.run, kernel, self._nft)
@@ -115,7 +116,7 @@ class Provider:
     # --- what the command line asks ----------------------------------------------------------------------------
 
     def sync_names(
-        self, untrusted_entries: Mapping[str, bytes], own_servers: tuple[IPv4Address, ...], uplinks: frozenset[int]
+        self, untrusted_entries: Mapping[str, bytes], settings: Settings, uplinks: frozenset[int]
     ) -> tuple[str, ...]:
         """The redirection of the virtual DNS addresses alone.
 
@@ -129,13 +130,24 @@ class Provider:
             work = self.before(untrusted_entries, ledger, dry_run=False)
             work.raise_first()
             if work.active:
-                self._names.lead(work, own_servers, uplinks, kept=False)
+                kept = self._keeps_file(settings, uplinks, ledger)
+                self._names.lead(work, settings.dns.servers, uplinks, kept=kept)
             work.raise_first()
             if work.active and work.provided.synced != work.provided.leading:
                 # The agent is often faster; the caller asks whether it has to follow (B135).
                 work.done = work.done or [f"the virtual DNS leads to {' '.join(work.provided.servers)} by now"]
                 work.save(work.provided._replace(synced=work.provided.leading))
             return tuple(work.done)
+
+    def _keeps_file(self, settings: Settings, uplinks: frozenset[int], ledger: Ledger) -> bool:
+        """Whether resolv.conf is a VPN's or a hook's, by what a pass goes by too."""
+        if not uplinks:
+            return False
+        from .resolving import Ground, resolve
+
+        flags, manager = services.flags(self._paths.flags), self._others.manager()
+        report, _ = resolve(Ground(settings, flags, manager, self._kernel, ledger.record, uplinks), self._paths, None)
+        return report is not None and report.kept
 
     # --- for the resident agent ----------------------------------------------------------------------------------
 

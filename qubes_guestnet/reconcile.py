@@ -110,7 +110,8 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
             ruled = asked.provider.before(untrusted_entries, ledger, asked.dry_run) if asked.provider else None
             interfaces = work.interfaces(ledger)
             if any(report.link is not None for report in interfaces):
-                ground = Ground(settings, flags, manager, kernel, ledger.record, interfaces)
+                uplinks = frozenset(report.link.ifindex for report in interfaces if report.link is not None)
+                ground = Ground(settings, flags, manager, kernel, ledger.record, uplinks)
                 names, failure = resolve(ground, paths, None if asked.dry_run else asked.may_rewrite)
                 errors += [failure] if failure else []
                 if names is not None and names.in_force and not asked.dry_run:

@@ -14,7 +14,7 @@ from .core import resolver
 from .core.namedtuple import NamedTuple
 from .core.networkmanager import ManagerChoice
 from .core.record import Record
-from .core.report import InterfaceReport, ResolverReport
+from .core.report import ResolverReport
 from .core.resolver import FileFacts, Owner
 from .core.settings import Settings
 from .core.uplink import Flags
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class Ground(NamedTuple):
-    """What a pass knows by then: settings, flags, who configures the uplink, kernel, record, and the interfaces."""
+    """What a pass knows by then: settings, flags, who configures the uplink, kernel, record, and indexes of uplinks."""
 
     settings: Settings
     flags: Flags
     manager: ManagerChoice
     kernel: Kernel
     record: Record
-    interfaces: tuple[InterfaceReport, ...]
+    uplinks: frozenset[int]
 
 
 def resolve(
@@ -78,8 +78,8 @@ def resolve(
 
 def _whose(facts: FileFacts, path: str, others: Iterable[IPAddress], ground: Ground) -> FileFacts:
     """With what shows that a hook or a VPN wrote it."""
-    ours = [interface.link.ifindex for interface in ground.interfaces if interface.link is not None]
-    return facts._replace(hook=_hook(path, ground), tunnel=resolver.tunnel(ground.kernel.tunnels(others, ours)))
+    shown = ground.kernel.tunnels(others, sorted(ground.uplinks))
+    return facts._replace(hook=_hook(path, ground), tunnel=resolver.tunnel(shown))
 
 
 def _hook(path: str, ground: Ground) -> str:

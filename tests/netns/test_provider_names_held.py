@@ -157,6 +157,20 @@ def test_a_link_for_some_domains_is_not_asked_for_everything_also_when_that_chan
     leads(host, ROUTER)
 
 
+@pytest.mark.behaviour("B124")
+def test_dns_sync_leads_by_a_vpns_file_as_the_agent_does() -> None:
+    host, daemons = with_tunnel(3600)
+    host.qube.wire("ip tuntap add tun5 mode tun; ip link set tun5 up")
+    host.resolv_conf(WORLD)
+    daemons.stop("resolved")
+    leads(host, WORLD)
+    recorded = f"\nservers {WORLD}\n"
+    eventually(lambda: recorded in host.qube.read("/run/qubes-guestnet/owned"), trouble=host.trouble)
+    host.agent.kill()  # which would put it right at once
+    assert host.qube.guestnet("dns", "sync", check=False).returncode in (0, 100)
+    leads(host, WORLD)
+
+
 @pytest.mark.behaviour("B127")
 def test_a_port_is_kept_and_what_is_for_tls_only_is_not_asked_in_clear() -> None:
     host, daemons = start()
