@@ -117,7 +117,7 @@ def _provider(stage: Stage, vm: Vm) -> None:
     stage.step("its provider runs the same program, and no qube speaks for another")
     provider = stage.netvm1.running
     lines = [line for line in provider.guestnet("status").stdout.splitlines() if line.startswith(_OF_A_PROVIDER)]
-    if not any(line.endswith("configured") for line in lines):
+    if not any(", configured" in line for line in lines):  # what follows counts connections without an answer (B112)
         raise LabError(f"status of the provider: {lines}")
     stage.note("\n".join(lines))
     (before,) = counters.counted(provider, "ip", "antispoof")
