@@ -122,7 +122,11 @@ def _provider(stage: Stage, vm: Vm) -> None:
     stage.note("\n".join(lines))
     (before,) = counters.counted(provider, "ip", "antispoof")
     vm.running.run("ip", "address", "add", f"{_STOLEN}/32", "dev", INTERFACE)
+    # The qube's own base rules would translate the address (every agent keeps them, B140); a hostile one would not.
+    chain = "add table ip demo; add chain ip demo output { type filter hook output priority raw; }"
+    vm.running.run("nft", f"{chain}; add rule ip demo output ip saddr {_STOLEN} notrack")
     ping = vm.running.run("ping", "-c", "3", "-i", "0.05", "-W", "0.2", "-I", _STOLEN, world.HOST, check=False)
+    vm.running.run("nft", "delete table ip demo")
     vm.running.run("ip", "address", "del", f"{_STOLEN}/32", "dev", INTERFACE)
     (after,) = counters.counted(provider, "ip", "antispoof")
     if ping.returncode != 1 or after - before != 3:
