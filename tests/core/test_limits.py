@@ -129,6 +129,7 @@ def test_what_is_in_force() -> None:
         "vif5.0": {4: "50 names, 500 connections"},
     }
     assert limits.in_force("") == {}
+    assert limits.in_force('elements = { "vif4.0" : goto vif4, "vif5.0" : goto vif5 }') == {}, "no comment"
     for name, versions, wanted, expected in (
         ("vif4.0", (4, 6), Limits(), False),
         ("vif4.0", (4, 6), None, False),

@@ -93,3 +93,8 @@ def test_the_remedy_for_rules_that_are_gone_leaves_forwarding_as_it_should_be(
 ) -> None:
     evidence = Evidence(Report(Settings(), provided=report), standing=Standing(running=True), ground=Ground(MISSING))
     assert findings(evidence)[0].remedy == f"qubes-guestnet {remedy}"
+
+
+@pytest.mark.parametrize(("hold", "waits"), [("", False), ("held", False), ("firewall", True)])
+def test_only_a_missing_firewall_is_waited_for(hold: str, waits: bool) -> None:
+    assert WELL._replace(hold=hold).waits is waits

@@ -144,6 +144,13 @@ records = st.builds(
 )
 
 
+def test_the_sum_of_where_names_lead_to_follows_the_servers_and_the_reason() -> None:
+    one, other = Provided(servers=("192.0.2.1",)), Provided(servers=("192.0.2.2",))
+    assert one.leading == Provided(servers=("192.0.2.1",)).leading
+    assert one.leading != other.leading
+    assert one.leading != one._replace(names=Loaded("another text")).leading
+
+
 @pytest.mark.behaviour("B62")
 @pytest.mark.parametrize(("words", "may"), [("", False), ("off: none", False), ("on (2 devices)", True)])
 def test_whether_there_may_be_a_flowtable(words: str, may: bool) -> None:
