@@ -70,9 +70,7 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
         return
     if ground.rules == CHANGED:
         problem = "somebody changed our chains in the tables ip qubes and ip6 qubes"
-        remedy = (
-            "qubes-guestnet apply; own rules go to custom-input and custom-forward, see docs/provider.md"
-        )
+        remedy = "qubes-guestnet apply; own rules go to custom-input and custom-forward, see docs/provider.md"
         yield Remark("rules-changed", "warning", problem, remedy)
     for shadow in ground.shadows:
         remedy = "nothing to do if that is meant; a priority above ours puts it behind, see docs/provider.md"

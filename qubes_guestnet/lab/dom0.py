@@ -68,9 +68,7 @@ class Dom0(Interfaces):
 
     # --- creating ----------------------------------------------------------------------------------------------
 
-    def create_provider(
-        self, name: str, ipv6: bool = False, netvm: Vm | None = None, offer: Offer | None = None
-    ) -> Vm:
+    def create_provider(self, name: str, ipv6: bool = False, netvm: Vm | None = None, offer: Offer | None = None) -> Vm:
         """Create and start a network qube, with a world of its own outside unless it is connected to another one."""
         if netvm is None and offer is None:
             offer = Offer(ipv6=ipv6)

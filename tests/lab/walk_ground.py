@@ -36,7 +36,7 @@ FOREIGN: dict[Object, str] = {
     ("route", "6", "default", "", "global", "", "7001", "3"): "-6 route add default dev {} metric 7001",
     ("neighbour", "10.137.9.9", FOREIGN_MAC): f"neighbour add 10.137.9.9 lladdr {FOREIGN_MAC} nud permanent dev {{}}",
     ("neighbour", "fd00:77::9", FOREIGN_MAC): f"neighbour add fd00:77::9 lladdr {FOREIGN_MAC} nud permanent dev {{}}",
-}  # fmt: skip
+}
 # A VPN's things on other interfaces, and a bridge that has taken over the address of the uplink.
 AROUND = f"""
     echo 1 > /proc/sys/net/ipv4/conf/all/promote_secondaries  # as systemd sets it

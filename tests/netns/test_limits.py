@@ -34,9 +34,7 @@ def flood(behind: Behind, target: str, ports: range, dport: int = 53) -> None:
     """One datagram from each port, as fast as they go."""
     source = behind.ip if "." in target else behind.ip6
     for port in ports:
-        behind.port.shoot(
-            behind.port.frame(packet_of(source, target, udp(source, target, port, dport, b"flood"), UDP))
-        )
+        behind.port.shoot(behind.port.frame(packet_of(source, target, udp(source, target, port, dport, b"flood"), UDP)))
 
 
 def asks(behind: Behind, outside: Port, count: int, first: int = 40000) -> int:
