@@ -16,7 +16,7 @@ export PYTHON
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit soak bench coverage-of-behaviours setup-test clean
+.PHONY: help demo test lint hooks unit soak bench coverage-of-behaviours setup-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
@@ -30,9 +30,14 @@ test: lint unit ## everything that CI runs: lint, types, all tests, both pyroute
 	$(VENV)/python -m pytest -q -n 2 --dist loadfile $(BOOTING)
 	$(VENV)/python -m pytest -q tests $(addprefix --ignore=,tests/core $(ISOLATED) $(BOOTING))
 
-lint: setup-test ## ruff and mypy
+# .pre-commit-config.yaml runs these lines before each commit; a test compares the two.
+lint: setup-test ## ruff (rules and format) and mypy
 	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
 	$(VENV)/mypy
+
+hooks: setup-test ## have git run what lint runs before each commit
+	$(VENV)/pre-commit install
 
 unit: setup-test ## the pure tests only; every branch of core has to be covered by them
 	$(VENV)/coverage run -m pytest -q tests/core

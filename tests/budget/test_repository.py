@@ -49,6 +49,13 @@ def test_no_line_names_this_very_tree() -> None:
     assert [name for name, text in texts().items() if f"{TREE}/" in text] == []
 
 
+def test_text_files_are_as_editorconfig_says() -> None:
+    ours = {name: text for name, text in texts().items() if not name.startswith("tests/golden/")}
+    assert ".editorconfig" in ours
+    assert [name for name, text in ours.items() if text and not text.endswith("\n")] == []
+    assert [name for name, text in ours.items() if re.search(r"[ \t\r]$", text, re.MULTILINE)] == []
+
+
 def test_qubesdb_is_never_a_python_dependency() -> None:
     """It is a system package; on the public index anybody could register the name and run code as root in a qube."""
     project = tomllib.loads((TREE / "pyproject.toml").read_text(encoding="utf-8"))
