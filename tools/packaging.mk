@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Installation, and the packages. `make install` is the one place that knows where each shared file goes; debian/rules
-# and rpm/qubes-guestnet.spec call its half `install-files` and leave the Python modules to their own tools.
+# and rpm/qubes-guestnet.spec.in call its half `install-files` and leave the Python modules to their own tools.
 DESTDIR ?=
 PREFIX ?= /usr
 SYSTEM_PYTHON ?= /usr/bin/python3

@@ -21,7 +21,7 @@ from tests.support.emulated import SLOWNESS, Died, Emulated
 from tests.support.isolated import asked_for
 
 TREE = Path(__file__).resolve().parent.parent.parent
-PARTS = ("qubes_guestnet", "pyproject.toml", "VERSION", "tests/conftest.py", "tests/support", "tests/guest")
+PARTS = ("qubes_guestnet", "pyproject.toml", "version", "tests/conftest.py", "tests/support", "tests/guest")
 MODULES = (
     "nf_tables nf_flow_table nf_flow_table_inet nft_flow_offload nft_ct nft_nat nft_masq nft_fib_inet"
     " veth dummy tun bridge"

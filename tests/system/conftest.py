@@ -45,7 +45,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, _root: None) -> Path:
 @pytest.fixture(scope="session")
 def following(tmp_path_factory: pytest.TempPathFactory, _root: None) -> Path:
     """The same as a later version."""
-    return packages.ours(tmp_path_factory.mktemp("following"), "9.0")
+    return packages.ours(tmp_path_factory.mktemp("following"), "9.0-1")
 
 
 @pytest.fixture(scope="session")
