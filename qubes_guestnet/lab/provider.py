@@ -64,7 +64,9 @@ class Networking:
 
     def plug(self, vif: Vif) -> None:
         """The device comes, at the provider's end only."""
-        self.qube.wire(f"ip link add {vif.name} address {BACKEND_MAC} type veth peer name {vif.far} address {vif.mac}")
+        # The qube's end gets its address with its qube: dom0 gives every qube the same one, and an agent here would
+        # take that end for its own uplink.
+        self.qube.wire(f"ip link add {vif.name} address {BACKEND_MAC} type veth peer name {vif.far}")
 
     def online(self, vif: Vif) -> None:
         """The hotplug script. LabError when it fails."""
@@ -72,7 +74,7 @@ class Networking:
 
     def connect(self, vif: Vif, qube: Qube, interface: str) -> None:
         """The qube gets its end, named `interface`: on Xen the front end connects only when the script has said so."""
-        self.qube.wire(f"ip link set {vif.far} netns {qube.pid} name {interface}")
+        self.qube.wire(f"ip link set {vif.far} netns {qube.pid} name {interface} address {vif.mac}")
 
     def unplug(self, vif: Vif, qube: Qube, interface: str) -> None:
         """The device goes, at both ends; `interface` is its name in the qube, "" when it never got there."""

@@ -128,7 +128,8 @@ def test_a_scenario_that_does_not_hold_is_told() -> None:
     assert [event for event in follow(scenario) if event] == [{"step": "x"}, {"status": 1}]
 
 
-def test_the_display_is_plain_where_there_is_no_terminal() -> None:
+def test_the_display_is_plain_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # a width that is asked for is kept without a terminal too
     out = io.StringIO()
     display = Display(out)
     display.begin("a step")
