@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from qubes_guestnet.core.record import checksum
 from tests.support.eventually import eventually
 from tests.support.guest import (
     BACKEND_MAC,
@@ -173,6 +174,7 @@ def test_the_record_says_what_is_ours() -> None:
         f"address {IP6}/128",
         f"neighbour {GATEWAY}",
         f"neighbour {GATEWAY6}",
+        f"published {checksum(guest.qube.path('/etc/resolv.conf').read_bytes())}",
     ]
     assert guest.qube.path(RECORD).stat().st_mode & 0o777 == 0o644
 

@@ -80,7 +80,8 @@ def test_only_the_qubes_own_address_is_answered() -> None:
         behind.port.send(source, WORLD6, "stolen")
     behind.port.send(behind.ip6, WORLD6, "own")
     assert behind.port.hears(lambda packet: packet.word == "own")
-    assert host.drops("antispoof", "ip6") == before + 4
+    # Its kernel sends from its link-local address too (MLD, router solicitations), at moments of its own.
+    assert host.drops("antispoof", "ip6") >= before + 4
     assert not [packet for port in (behind.port, victim.port) for packet in port.heard() if packet.word == "stolen"]
     # Nothing reaches the provider itself either.
     inside = host.inside(6)
