@@ -16,7 +16,7 @@ export PYTHON
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint hooks unit soak bench coverage-of-behaviours setup-test clean
+.PHONY: help demo test lint hooks unit soak bench coverage-of-behaviours changelog release setup-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
@@ -52,6 +52,14 @@ bench: ## each budget as one ratio measured side by side; fails when one is brok
 
 coverage-of-behaviours: setup-test ## which tests cover which behaviour and scenario; writes docs/behaviours.md
 	@$(VENV)/python -m tools.behaviours --write docs/behaviours.md
+
+changelog: setup-test ## what the release would say: newsfragments as towncrier collects them; writes nothing
+	@$(VENV)/towncrier build --draft --version "$$(cat version)"
+
+release: setup-test ## VERSION=X.Y.Z into every file that has one, newsfragments into CHANGELOG.md (docs/release.md)
+	$(VENV)/python -m tools.new_version "$(VERSION)"
+	@# The same sources packaged anew (VERSION=X.Y.Z-2) have no news.
+	[ "$$(cat rel)" != 1 ] || $(VENV)/towncrier build --yes --version "$$(cat version)"
 
 include tools/packaging.mk
 
