@@ -169,6 +169,9 @@ class Provider:
             f"delete element {family} qubes downstream {{ {address} }}\n"
             for family, address in zip(("ip", "ip6"), addresses(self.number), strict=True)
         )
+        # The script knows nothing of this one.
+        element = f'element arp qubes allowed {{ "{device}" . {addresses(self.number)[0]} . {QUBE_MAC} }}\n'
+        text += f"add {element}delete {element}"
         self.qube.wire(f"nft -f - <<'END'\n{text}END")
 
     def confirm(self, who: str) -> None:

@@ -74,7 +74,7 @@ class Attachments:
         known, link = self._vifs.load(vif.name.text), self._kernel.link_named(vif.name.text)
         if link is None:
             raise GuestnetError(f"{vif.name.text} is not there", "did the qube behind it just end?")
-        same = known is not None and attachment.is_its_own(known, link)
+        same = known is not None and known.mac == vif.mac and attachment.is_its_own(known, link)
         if known is not None and not (same and frozenset(known.addresses) <= frozenset(vif.addresses)):
             # The end of the one before was not told: what it had is not the new one's to use.
             self.drop(known, work)
@@ -158,9 +158,10 @@ class Attachments:
         if unread or not work.settings.active or "connected" in work.settings.held:
             kept |= frozenset(vif.addresses)  # who may come back is not known
         try:
-            self._nft.run(nftables.detach(vif.name.text, vif.addresses, kept) + limits.detach(vif.name.text))
+            mac = self._arp_mac(vif)
+            self._nft.run(nftables.detach(vif.name.text, vif.addresses, kept, mac) + limits.detach(vif.name.text))
         except nft.NftError:
-            if nft.sets():
+            if any(nft.tables(self._nft.families).values()):
                 raise
             # else there are no rules of ours, and so nothing that would let it send
 
@@ -192,10 +193,14 @@ class Attachments:
         wanted = attachment.tunables(name, ipv6=ipv6, outranked=outranked)
         return VifReport(vif, link, ops, (), tuple(tunable for tunable in wanted if _differs(tunable)))
 
-    @staticmethod
-    def _elements(vif: Vif, settings: ProviderSettings) -> tuple[str, ...]:
+    def _elements(self, vif: Vif, settings: ProviderSettings) -> tuple[str, ...]:
         """The lines of nft that let it send."""
-        return tuple(nftables.attach(vif.name.text, provider.elements(vif, settings).downstream).splitlines())
+        addresses = provider.elements(vif, settings).downstream
+        return tuple(nftables.attach(vif.name.text, addresses, self._arp_mac(vif)).splitlines())
+
+    def _arp_mac(self, vif: Vif) -> str:
+        """The address that a qube may speak by ARP from; "" where the kernel has no nftables for it."""
+        return vif.mac if self._nft.arp else ""
 
     def _set_up(self, report: VifReport, work: Work, waiting: nft.Waiting | None = None) -> Vif:
         """Do what a report says is to do, in the order of safety; the vif as recorded from then on."""
@@ -220,7 +225,7 @@ class Attachments:
 
     def sweep(self, work: Work) -> None:
         """Every vif, and the set of addresses behind this qube, made what they should be."""
-        present = downstream.present(work)
+        present = downstream.present(work, self._nft)
         records = self._bring(work, present)
         self._sweep_each(work, records, present)
 
@@ -270,7 +275,7 @@ class Attachments:
 
     def refill(self, work: Work) -> None:
         """What the sets are to hold, and nothing else of the vifs: somebody changed some rule, perhaps one of ours."""
-        present = downstream.present(work)
+        present = downstream.present(work, self._nft)
         records = [vif for vif in self._bring(work, present) if vif.device != GONE]
         lines = [line for vif in records for line in self._elements(vif, work.settings)]
         missing = [line for line in lines if not attachment.is_there(line, present)]
@@ -283,7 +288,7 @@ class Attachments:
     def follow(self, work: Work) -> None:
         """The set of addresses behind this qube alone, if dom0 has changed the list. Raises NftError."""
         if work.active and not downstream.followed(work):
-            self._bring(work, downstream.present(work))
+            self._bring(work, downstream.present(work, self._nft))
 
     def _sweep_one(
         self, work: Work, vif: Vif, present: frozenset[str] | None, listing: str, there: tuple[Vif, ...]
@@ -323,7 +328,7 @@ class Attachments:
         missing = tuple(element for element in elements if not attachment.is_there(element, present))
         # Of an address that it has and may not use now, as when IPv6 goes; what others let it use is theirs to end.
         idle = frozenset(vif.addresses) - frozenset(provider.elements(vif, work.settings).downstream)
-        lines = nftables.detach(vif.name.text, downstream.ordered(idle), idle).splitlines()
+        lines = nftables.detach(vif.name.text, downstream.ordered(idle), idle, self._arp_mac(vif)).splitlines()
         stale = (line for line in lines if line.startswith("delete") and attachment.is_there(line, present))
         return (*missing, *stale)
 

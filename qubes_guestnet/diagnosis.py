@@ -80,14 +80,16 @@ def _rules_of_a_plain_qube() -> Ground:
 
 def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Ground:
     from .core.cut_off import drops
-    from .core.nftables import CHAINS
+    from .core.nftables import chains as base_chains
     from .core.record import checksum
     from .core.resolver import tunnel
     from .core.shadows import is_filtered, shadows
     from .system import services, vifs
     from .system.owned import Ledger
+    from .transactions import Transactions
 
-    listing = nft.listing(CHAINS)
+    transactions = Transactions()
+    listing = nft.listing(base_chains(transactions.families))
     with Ledger(paths.run, reading=True) as ledger:
         seen = ledger.record.provided.rules.seen
     rules = MISSING if not listing else GOOD if checksum(listing.encode()) == seen else CHANGED
@@ -98,7 +100,7 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Grou
     chains = nft.chains()
     unfiltered = services.filters(paths.flags) and not is_filtered(chains)
     unknown, gone = tuple(sorted(there - known)), tuple(sorted(known - there))
-    return Ground(rules, unknown, gone, shadows(chains), cut, vpn, unfiltered)
+    return Ground(rules, unknown, gone, shadows(chains), cut, vpn, unfiltered, transactions.arp)
 
 
 def _neighbour_limit() -> int:

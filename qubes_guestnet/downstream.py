@@ -48,11 +48,11 @@ def bring(
     work.save(work.provided._replace(connected=_sum(work)))
 
 
-def present(work: Work) -> frozenset[str]:
-    """What the sets hold, by `attachment.listed`, with what is planned to come with the rules. Raises NftError."""
+def present(work: Work, transactions: Transactions) -> frozenset[str]:
+    """What the sets hold, by `attachment.listed`, with what is planned to come with the rules. Raises GuestnetError."""
     coming = work.settings.connected if work.planned else ()
     words = (f"{'ip' if address.version == IPV4 else 'ip6'} downstream {address}" for address in coming)
-    return attachment.listed(nft.sets()).union(words)
+    return attachment.listed(nft.sets(transactions.families)).union(words)
 
 
 def followed(work: Work) -> bool:

@@ -7,7 +7,7 @@ nobody.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 from . import forwarding
@@ -139,7 +139,7 @@ class Rules:
         with Ledger(self._paths.run) as ledger:
             if untrusted_entries is None:
                 work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
-                if seen(nftables.CHAINS) == MISSING:
+                if seen(nftables.chains(self._nft.families)) == MISSING:
                     self._load(work)
             else:
                 work = self.begin(untrusted_entries, ledger, dry_run=False)
@@ -155,7 +155,7 @@ class Rules:
 
         unread: list[GuestnetError] = []
         records = vifs.Folder(self._paths.run).all(unread)
-        downstream.bring(work, self._nft, records, downstream.present(work), complete=not unread)
+        downstream.bring(work, self._nft, records, downstream.present(work, self._nft), complete=not unread)
         work.errors += unread
 
     def unload(self) -> tuple[str, ...]:
@@ -164,9 +164,9 @@ class Rules:
 
         done = self.close()
         with Ledger(self._paths.run) as ledger:
-            nft.run(END + nftables.unload())
+            nft.run(END + nftables.unload(arp=self._nft.arp))
             ledger.save(ledger.record._replace(provided=Provided(closed=True)))
-        return (*done, "nft -f: tables ip qubes and ip6 qubes deleted")
+        return (*done, f"nft -f: tables {_named(self._nft.families)} deleted")
 
     def close(self, *, unfiltered: bool = False) -> tuple[str, ...]:
         """No forwarding until `reopen`: what is forwarded by us ends, in a provider whoever switched it on.
@@ -202,23 +202,38 @@ class Rules:
     def _wants_ipv6(self, settings: ProviderSettings, active: bool, ledger: Ledger) -> bool:
         """Whether the qubes have IPv6; what is held stays as it is in force."""
         if active and "ipv6" in settings.held:
-            return ledger.record.provided.rules.text == checksum(nftables.base(ipv6=True).encode())
+            return _is_text_of(ledger.record.provided.rules, ipv6=True)
         return active and settings.gateway6 is not None
 
     def _load(self, work: Work) -> None:
         """The base rules, loaded unless those that are there are ours."""
-        there = work.provided.rules
-        text = nftables.base(ipv6=work.ipv6, refuse6=work.active and _refuses6(work.settings, there))
+        if work.provided.rules.text:
+            self._load_for(work, self._nft.families)
+            return
+        try:
+            self._load_for(work, nftables.FAMILIES)  # to ask first would cost each boot 10 ms
+        except nft.Refused:
+            if self._nft.arp:
+                raise
+            self._load_for(work, self._nft.families)
+
+    def _load_for(self, work: Work, families: tuple[str, ...]) -> None:
+        """The same, of the families that the kernel has."""
+        there, chains = work.provided.rules, nftables.chains(families)
+        refuse6 = work.active and _refuses6(work.settings, there)
+        text = nftables.base(ipv6=work.ipv6, refuse6=refuse6, arp=nftables.ARP in families)
         wanted = checksum(text.encode())
         if there.text == wanted and self._nft.settled(RULES):
             work.ruled = True
             return
         generation = nft.generation()
-        tables: Mapping[str, str] = nft.tables()
-        sum_now = seen(nftables.CHAINS, tables)
+        tables: Mapping[str, str] = nft.tables(families)
+        sum_now = seen(chains, tables)
         if there.text != wanted or there.seen != sum_now:
             work.reloaded = True
-            tables = self._reload(work, text, tables, lost=bool(there.text) and there.seen != sum_now)
+            # What a former release has loaded is without a table for ARP, and no loss.
+            former = seen(nftables.chains(nft.FAMILIES), tables)
+            tables = self._reload(work, text, tables, lost=bool(there.text) and there.seen not in (sum_now, former))
             if work.dry_run:
                 work.planned = True
                 return
@@ -226,11 +241,11 @@ class Rules:
             names = work.provided.names
             # What redirects the virtual DNS addresses may have gone with the rest.
             still = names.seen == seen(nftables.DNS_CHAINS, tables)
-            loaded, names = Loaded(wanted, seen(nftables.CHAINS, tables)), names if still else Loaded()
+            loaded, names = Loaded(wanted, seen(chains, tables)), names if still else Loaded()
             work.save(work.provided._replace(rules=loaded, names=names, offload="", connected=""))
         if not work.dry_run and not self._alone:
             work.attempt(partial(_recovery().keep, work, self._paths.run, tables))
-            self._handles = nft.handles(nftables.CHAINS)
+            self._handles = nft.handles(chains)
         self._nft.found_right(RULES, generation)
         work.ruled = True
 
@@ -243,10 +258,12 @@ class Rules:
         # In the same transaction, because not a packet is to pass by the new rules on the way of the old ones, and
         # nobody is to speak for a qube that is not there yet.
         text = _ending(work) + text + nftables.downstream(work.settings.connected if work.active else (), ())
-        words = "nft -f: base rules of the tables ip qubes and ip6 qubes"
+        words = f"nft -f: base rules of the tables {_named(tables)}"
+        if work.active and nftables.ARP not in tables and not work.dry_run:
+            log(WARNING, "this kernel has no nftables for ARP: against ARP in foreign names there is rp_filter alone")
         if not lost:
             work.do(words, partial(self._nft.run, text))
-            return tables if work.dry_run else self._listed(work, text)
+            return tables if work.dry_run else self._listed(work, text, tuple(tables))
         recovery = _recovery()
         forwarding.shut(work)
         missing = recovery.lost(self._paths.run, tables)
@@ -256,11 +273,11 @@ class Rules:
         failed = recovery.load(work, self._nft.run, text, missing)
         work.done.append(words)
         try:
-            return self._listed(work, text)
+            return self._listed(work, text, tuple(tables))
         finally:
             recovery.follow(work, self._paths, tables, missing, failed)
 
-    def _listed(self, work: Work, text: str) -> Mapping[str, str]:
+    def _listed(self, work: Work, text: str, families: tuple[str, ...]) -> Mapping[str, str]:
         """What nft lists of our tables as they were loaded.
 
         Where somebody changes rules between the load and the look they are loaded again: that change would else be
@@ -270,10 +287,10 @@ class Rules:
             NftError: they are gone again, or that goes on; the next pass loads them.
         """
         for _ in range(_LOADS):
-            listed = nft.tables()
+            listed = nft.tables(families)
             if self._nft.undisturbed():
                 return listed
-            if seen(nftables.CHAINS, listed) == MISSING:
+            if seen(nftables.chains(families), listed) == MISSING:
                 # The record stays as it is, and so the next pass knows that they were lost.
                 raise nft.NftError("the base rules were removed as soon as they were loaded", "is nft flush in a loop?")
             self._nft.run(text)
@@ -305,8 +322,19 @@ def _has_ipv6() -> bool:
 
 def _refuses6(settings: ProviderSettings, there: Loaded) -> bool:
     """Whether IPv6 of the qubes is refused; what is held stays as it is in force."""
-    held = "ipv6" in settings.held
-    return settings.refuse6 or (held and there.text == checksum(nftables.base(ipv6=False, refuse6=True).encode()))
+    return settings.refuse6 or ("ipv6" in settings.held and _is_text_of(there, ipv6=False, refuse6=True))
+
+
+def _is_text_of(there: Loaded, *, ipv6: bool, refuse6: bool = False) -> bool:
+    """Whether these base rules were loaded, on a kernel with nftables for ARP or without."""
+    texts = (nftables.base(ipv6=ipv6, refuse6=refuse6, arp=arp) for arp in (True, False))
+    return there.text in map(checksum, map(str.encode, texts))
+
+
+def _named(families: Iterable[str]) -> str:
+    """Our tables, for a line of text."""
+    *first, last = (f"{family} {nftables.TABLE}" for family in families)
+    return f"{', '.join(first)} and {last}"
 
 
 def _nothing_without_rules(work: Work) -> None:
@@ -319,6 +347,6 @@ def _nothing_without_rules(work: Work) -> None:
 
 def _missing() -> bool:
     try:
-        return seen(nftables.CHAINS) == MISSING
+        return seen(nftables.chains(nft.FAMILIES)) == MISSING
     except nft.NftError:  # the program that cannot load them cannot list them either; the kernel says what is there
         return not nft.present()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from .core import listings
+from .core import listings, nftables
 from .core.record import checksum
 from .system import nft
 
@@ -19,6 +19,25 @@ class Transactions:
     def __init__(self) -> None:
         self._verified: dict[str, int] = {}
         self.ours = -1  # generation that our last transaction makes, when no other one comes between
+        self._families: tuple[str, ...] = ()
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families of tables that the kernel has, of ours. What it is built with stays.
+
+        Raises:
+            KernelError: as for `settled`.
+        """
+        if not self._families:
+            from .system import nft_families  # a boot finds out by loading
+
+            self._families = nft_families.there()
+        return self._families
+
+    @property
+    def arp(self) -> bool:
+        """Whether ARP is among them. Raises KernelError as `families`."""
+        return nftables.ARP in self.families
 
     def undisturbed(self) -> bool:
         """Whether nobody but us has changed anything since just before our last transaction.

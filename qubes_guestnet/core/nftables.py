@@ -9,7 +9,10 @@ Both families come from one template: a rule once was in the IPv4 file only (beh
 chains exist, for users' rules name them, and let nothing through (behaviour B92). Where qubes have IPv6 and their
 provider has none yet, what they send is refused at once (behaviour B160).
 
-Only values that cannot carry a command get in: names of vifs that are checked here, and addresses.
+ARP has a table of its own. The kernel has one neighbour table for all interfaces, so a qube may speak by ARP for its
+own addresses alone (behaviour B114).
+
+Only values that cannot carry a command get in: names of vifs and MAC addresses that are checked here, and addresses.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
+from . import checks
 from .namedtuple import NamedTuple
 from .values import IPV4, IPV6, IPAddress
 from .vif import parse_name
@@ -55,8 +59,13 @@ _FAMILIES = (
         "icmpv6 type echo-request",
         "icmpv6 admin-prohibited",
         "icmpv6 type nd-redirect",
-        # Neighbour discovery is to IPv6 what ARP is to IPv4, and passes by here.
-        ("iifgroup 2 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",),
+        # Neighbour discovery is to IPv6 what ARP is to IPv4, and passes by here. A qube, which antispoof holds to its
+        # own addresses, asks. It is never asked, because its entries are permanent: what it advertises is about others
+        # (behaviour B114).
+        (
+            "iifgroup 2 icmpv6 type nd-neighbor-solicit accept",
+            "iifgroup 2 icmpv6 type nd-neighbor-advert counter drop",
+        ),
         (
             # An advertisement that answers no question (without the flag S, RFC 4861) can move an address (B116).
             "iifgroup 1 icmpv6 type nd-neighbor-advert @th,33,1 0 counter drop",
@@ -69,6 +78,9 @@ _FAMILIES = (
     ),
 )
 _WORDS = {family.version: family.word for family in _FAMILIES}
+# A kernel can be built without the last one (CONFIG_NF_TABLES_ARP).
+ARP = "arp"
+FAMILIES = (*_WORDS.values(), ARP)
 
 # Chains with a hook: type, hook and priority.
 _HOOKS = {
@@ -85,11 +97,34 @@ _REGULAR = ("antispoof", "dns-reject")
 _CUSTOM = ("custom-input", "custom-forward")
 _BASE = ("prerouting", "antispoof", "egress", "postrouting", "input", "forward")
 # What `base` fills, and what `dnat` does: as (family, chain). Whoever lists them sees whether all is as it was loaded.
-CHAINS: tuple[tuple[str, str], ...] = tuple((family.word, chain) for family in _FAMILIES for chain in _BASE)
+CHAINS: tuple[tuple[str, str], ...] = (
+    *((family.word, chain) for family in _FAMILIES for chain in _BASE),
+    (ARP, "input"),
+)
 DNS_CHAINS: tuple[tuple[str, str], ...] = (("ip", "dnat-dns"), ("ip", "dns-reject"))
 
 
-def base(*, ipv6: bool, refuse6: bool = False) -> str:
+# Of the provider and of what is behind the uplink nothing is judged. A question without a sender looks for a duplicate
+# (RFC 5227); the kernel answers it and learns nothing by it.
+_ARP_RULES = (
+    'iifgroup != 2 iifname != "vif*" accept',
+    "iifgroup 2 iifname . arp saddr ip . arp saddr ether @allowed accept",
+    "iifgroup 2 arp operation request arp saddr ip 0.0.0.0 accept",
+    "counter drop",
+)
+
+
+def chains(families: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Those of `CHAINS` that the kernel has.
+
+    Args:
+        families: of FAMILIES, that it has.
+    """
+    there = frozenset(families)
+    return tuple(chain for chain in CHAINS if chain[0] in there)
+
+
+def base(*, ipv6: bool, refuse6: bool = False, arp: bool = True) -> str:
     """Everything but the DNS redirection: tables, sets, chains and the rules in them.
 
     What is in the sets, in the users' chains and in those of the DNS redirection stays.
@@ -97,14 +132,26 @@ def base(*, ipv6: bool, refuse6: bool = False) -> str:
     Args:
         ipv6: whether the qubes behind this one have IPv6.
         refuse6: they have, and this one has none for them: what they send is refused instead of dropped.
+        arp: the kernel has nftables for ARP.
     """
     without = _rules_refusing if refuse6 else _rules_off
-    return "".join(
+    text = "".join(
         _family(family, _rules(family), on=True)
         if family.version == IPV4 or ipv6
         else _family(family, without(family), on=False)
         for family in _FAMILIES
     )
+    return text + _arp() if arp else text
+
+
+def _arp() -> str:
+    table, chain = f"table {ARP} {TABLE}", f"{ARP} {TABLE} input"
+    lines = (
+        "set allowed { type ifname . ipv4_addr . ether_addr; }",
+        f"chain input {{ type {_HOOKS['input']}; policy accept; }}",
+    )
+    text = _block(table, lines) + f"flush chain {chain}\n"
+    return text + "".join(f"add rule {chain} {rule}\n" for rule in _ARP_RULES)
 
 
 def _family(family: _Family, rules: dict[str, tuple[str, ...]], *, on: bool) -> str:
@@ -224,50 +271,57 @@ def _block(head: str, lines: Iterable[str]) -> str:
     return f"{head} {{\n" + "".join(f"  {line}\n" for line in lines) + "}\n"
 
 
-def attach(name: str, addresses: Iterable[IPAddress]) -> str:
+def attach(name: str, addresses: Iterable[IPAddress], mac: str) -> str:
     """Allow a vif to send from these addresses, and let nobody else.
 
     Args:
         name: of the vif; ValueError when it is not the name of one.
         addresses: of either family.
+        mac: of the other end, lower-case, to which ARP is held too; "" where the kernel has no nftables for ARP.
     """
     addresses = tuple(addresses)
-    return _elements("add", "allowed", _pairs(name, addresses)) + downstream(addresses, ())
+    return _elements("add", "allowed", _allowed(name, addresses, mac)) + downstream(addresses, ())
 
 
-def detach(name: str, addresses: Iterable[IPAddress], keep_downstream: Iterable[IPAddress]) -> str:
+def detach(name: str, addresses: Iterable[IPAddress], keep_downstream: Iterable[IPAddress], mac: str) -> str:
     """The reverse of `attach`; what is not there is no error.
 
     Args:
         name: of the vif; ValueError when it is not the name of one.
         addresses: of either family.
         keep_downstream: those that stay protected: another vif has them, or a qube that may come back.
+        mac: as for `attach`.
     """
     addresses, keep = tuple(addresses), frozenset(keep_downstream)
-    return _removal("allowed", _pairs(name, addresses)) + downstream((), (own for own in addresses if own not in keep))
+    gone = (own for own in addresses if own not in keep)
+    return _removal("allowed", _allowed(name, addresses, mac)) + downstream((), gone)
 
 
 def downstream(add: Iterable[IPAddress], remove: Iterable[IPAddress]) -> str:
     """Addresses of qubes behind this one that nobody outside may use; what is to be removed need not be there."""
-    added, removed = (tuple((address.version, str(address)) for address in which) for which in (add, remove))
+    added, removed = (tuple((_WORDS[own.version], str(own)) for own in which) for which in (add, remove))
     return _elements("add", "downstream", added) + _removal("downstream", removed)
 
 
-def _pairs(name: str, addresses: Iterable[IPAddress]) -> tuple[tuple[int, str], ...]:
-    """Elements of `allowed`, with the version of the family."""
-    text = parse_name(name).text
-    return tuple((address.version, f'"{text}" . {address}') for address in addresses)
+def _allowed(name: str, addresses: Iterable[IPAddress], mac: str) -> tuple[tuple[str, str], ...]:
+    """Elements of `allowed`, with the word of the family."""
+    text, addresses = parse_name(name).text, tuple(addresses)
+    pairs = tuple((_WORDS[address.version], f'"{text}" . {address}') for address in addresses)
+    if not mac:
+        return pairs
+    mac = checks.mac(mac.encode())
+    return (*pairs, *((ARP, f'"{text}" . {address} . {mac}') for address in addresses if address.version == IPV4))
 
 
-def _removal(name: str, elements: tuple[tuple[int, str], ...]) -> str:
+def _removal(name: str, elements: tuple[tuple[str, str], ...]) -> str:
     """To delete what is not there is an error, to add what is there is none; nft 1.0.6 knows no `destroy`."""
     return _elements("add", name, elements) + _elements("delete", name, elements)
 
 
-def _elements(verb: str, name: str, elements: tuple[tuple[int, str], ...]) -> str:
+def _elements(verb: str, name: str, elements: tuple[tuple[str, str], ...]) -> str:
     text = ""
-    for version, word in _WORDS.items():
-        members = ", ".join(dict.fromkeys(member for family, member in elements if family == version))
+    for word in FAMILIES:
+        members = ", ".join(dict.fromkeys(member for family, member in elements if family == word))
         text += f"{verb} element {word} {TABLE} {name} {{ {members} }}\n" if members else ""
     return text
 
@@ -326,11 +380,15 @@ def firewall_servers(servers: Iterable[ipaddress.IPv4Address]) -> str:
     return text + (f"add element ip {FIREWALL_TABLE} {DNS_SET} {{ {members} }}\n" if members else "")
 
 
-def unload() -> str:
+def unload(*, arp: bool = True) -> str:
     """Take all of it away, users' chains and sets with it; tables that are not there are no error.
 
     One transaction: there is no moment with forwarding rules and without anti-spoofing. Forwarding has to be off by
     then.
+
+    Args:
+        arp: the kernel has nftables for ARP.
     """
     tables = [f"{family.word} {name}" for name in (TABLE, LIMITS_TABLE) for family in _FAMILIES]
+    tables += [f"{ARP} {TABLE}"] * arp
     return "".join(f"{verb} table {table}\n" for table in tables for verb in ("add", "delete"))

@@ -25,6 +25,7 @@ _HOLDS = {
     FIREWALL: "our rules were removed by another program, and qubes-firewall.service is not ready again yet",
 }
 _SEE_TO = {HELD: "bring your own rules back", FIREWALL: "systemctl restart qubes-firewall; or, without it"}
+_TABLES = "ip qubes, ip6 qubes and arp qubes"
 _APPLY = "qubes-guestnet apply, and see what it says"
 
 
@@ -40,6 +41,7 @@ class Ground(NamedTuple):
         drops: rules in `custom-forward` that drop or refuse.
         tunnel: a device that shows that a VPN is there, "" for none.
         unfiltered: the flag qubes-firewall is set, and the firewall's table is not there.
+        arp: the kernel has nftables for ARP.
     """
 
     rules: str = GOOD
@@ -49,6 +51,7 @@ class Ground(NamedTuple):
     drops: tuple[Drop, ...] = ()
     tunnel: str = ""
     unfiltered: bool = False
+    arp: bool = True
 
 
 def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
@@ -59,7 +62,7 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
         ground: the rest.
     """
     if ground.rules == MISSING:
-        problem = "the tables ip qubes and ip6 qubes are not there, or not as a whole: nothing filters what comes in"
+        problem = f"the tables {_TABLES} are not there, or not as a whole: nothing filters what comes in"
         # In a provider `rules load` would leave forwarding closed.
         yield Remark("rules-missing", "error", problem, f"qubes-guestnet {'rules load' if report is None else 'apply'}")
     if ground.rules == UNSEEN:
@@ -69,7 +72,7 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
     if report is None:
         return
     if ground.rules == CHANGED:
-        problem = "somebody changed our chains in the tables ip qubes and ip6 qubes"
+        problem = f"somebody changed our chains in the tables {_TABLES}"
         remedy = "qubes-guestnet apply; own rules go to custom-input and custom-forward, see docs/provider.md"
         yield Remark("rules-changed", "warning", problem, remedy)
     for shadow in ground.shadows:
@@ -84,6 +87,9 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
         remedy = "systemctl start qubes-firewall (of qubes-core-agent-networking); or qubes-guestnet forwarding off"
         yield Remark("firewall-missing", "error", problem, remedy)
     yield from _forwarding(report)
+    if not ground.arp:
+        problem = "this kernel has no nftables for ARP: against ARP in foreign names there is rp_filter alone"
+        yield Remark("arp-unfiltered", "note", problem, "use a kernel with CONFIG_NF_TABLES_ARP, as dom0 gives them")
     yield from _ipv6(report)
     yield from _names(report)
     yield from _cut_off(ground)

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .namedtuple import NamedTuple
-from .nftables import GUARD, LIMITS_TABLE, TABLE
+from .nftables import ARP, GUARD, LIMITS_TABLE, TABLE
 
 NAT = "nat"
 # Tables of the Qubes firewall, which has its place at the same priority on purpose: both only ever drop.
 _KNOWN = ((family, name) for family in ("ip", "ip6") for name in (TABLE, LIMITS_TABLE, "qubes-firewall"))
-KNOWN = frozenset(_KNOWN) | {("inet", GUARD)}
+KNOWN = frozenset(_KNOWN) | {("inet", GUARD), (ARP, TABLE)}
 _FAMILIES = frozenset({"ip", "ip6", "inet"})  # others see other packets
 
 

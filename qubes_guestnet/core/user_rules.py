@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from .listings import rules, taken_apart
 from .namedtuple import NamedTuple
-from .nftables import CHAINS, GUARD, LIMITS_TABLE, TABLE, base
+from .nftables import ARP, CHAINS, FAMILIES, GUARD, LIMITS_TABLE, TABLE, base
 
 _HEADER = "# What others had in the tables of qubes-guestnet, and tables of others. Written by it; do not edit.\n"
 _NAMED, _LEFT = "# table ", "# without its elements: "
@@ -94,6 +94,8 @@ def passable(listings: Mapping[str, str], *, ipv6: bool) -> bool:
     """
     lines = base(ipv6=ipv6).splitlines()
     for family, listing in listings.items():
+        if family == ARP:
+            continue  # it is not forwarded
         own, blocks = taken_apart(listing)
         if "dormant" in own:
             return True
@@ -158,7 +160,7 @@ def _lines(content: str, begin: str) -> Iterator[str]:
 
 
 def _blocks(content: str) -> Iterator[tuple[str, str, str]]:
-    for family in ("ip", "ip6"):
+    for family in FAMILIES:
         for part in content.split(f"table {family} {TABLE} {{\n")[1:]:
             table = part.partition("\n}\n")[0] + "\n"
             yield from ((family, head, block) for head, block in taken_apart(table)[1].items())

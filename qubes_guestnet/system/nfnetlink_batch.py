@@ -32,14 +32,23 @@ def commit(asking: socket.socket, messages: Iterable[Message]) -> None:
     Raises:
         OSError: with the errno of the kernel; nothing is in force then.
     """
-    messages = tuple(messages)
+    _carried_out(asking, tuple(messages), keep=True)
+
+
+def attempt(asking: socket.socket, messages: Iterable[Message]) -> None:
+    """Have the kernel check one transaction, and take it back. Arguments and errors are those of `commit`."""
+    _carried_out(asking, tuple(messages), keep=False)
+
+
+def _carried_out(asking: socket.socket, messages: tuple[Message, ...], *, keep: bool) -> None:
     control = struct.pack("!BBH", socket.AF_UNSPEC, 0, NFNL_SUBSYS_NFTABLES)
     parts = [_message(NFNL_MSG_BATCH_BEGIN, 0, 0, control)]
     parts += [
         _message(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, sequence, body)
         for sequence, (kind, flags, body) in enumerate(messages, start=1)
     ]
-    parts.append(_message(NFNL_MSG_BATCH_END, 0, len(messages) + 1, control))
+    if keep:  # what has no end is taken back
+        parts.append(_message(NFNL_MSG_BATCH_END, 0, len(messages) + 1, control))
     asking.settimeout(wire.ANSWER_SECONDS)
     asking.send(b"".join(parts))
     # What refuses the batch as a whole is an answer too, and raised.

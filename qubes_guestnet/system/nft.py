@@ -30,7 +30,8 @@ _FAMILY_WORDS = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip
 _FAMILY_PLACE = 16  # of struct nfgenmsg in a message
 
 # Names that users' scripts rely on (design, the provider).
-TABLE, FAMILIES, SETS = "qubes", ("ip", "ip6"), ("allowed", "downstream")
+TABLE, FAMILIES = "qubes", ("ip", "ip6")
+SETS = {"ip": ("allowed", "downstream"), "ip6": ("allowed", "downstream"), "arp": ("allowed",)}
 LIMITS_TABLE, LIMITS_MAP = "qubes-limits", "qubes"
 
 _SECONDS = 10.0  # 250 qubes with 20 rules each take 0.3 s; a busy machine more
@@ -126,13 +127,16 @@ def listing(chains: Iterable[tuple[str, str]]) -> str:
     return _listed("chain", tuple(chains))
 
 
-def sets() -> str:
-    """What our sets of both families hold, as `listing`.
+def sets(families: Iterable[str]) -> str:
+    """What our sets hold, as `listing`.
+
+    Args:
+        families: that the kernel has.
 
     Raises:
         NftError: nft does not run.
     """
-    return _listed("set", tuple((family, name) for family in FAMILIES for name in SETS))
+    return _listed("set", tuple((family, name) for family in families for name in SETS[family]))
 
 
 def limits(*, counted: bool = False) -> str:
@@ -244,7 +248,9 @@ def handles(chains: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str, byte
     """
     wanted, found = frozenset(chains), set()
     body = _text(NFTA_RULE_TABLE, TABLE)
-    for number, family in ((socket.AF_INET, "ip"), (socket.AF_INET6, "ip6")):
+    for number, family in _FAMILY_WORDS.items():
+        if family not in SETS:
+            continue
         for answer in _dump(NFT_MSG_GETRULE, body, number):
             parts = {
                 kind: answer[begin:end]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -209,9 +210,9 @@ def test_what_is_there(line: str, there: bool) -> None:
 
 @given(st.lists(st.ip_addresses(), max_size=4))
 def test_every_line_of_an_attach_is_understood(addresses: list[IPAddress]) -> None:
-    lines = nftables.attach("vif4.0", addresses).splitlines()
-    listing = ""
-    for family, name in (("ip", "allowed"), ("ip", "downstream"), ("ip6", "allowed"), ("ip6", "downstream")):
+    lines = nftables.attach("vif4.0", addresses, "00:16:3e:5e:6c:05").splitlines()
+    listing, sets = "", (*product(("ip", "ip6"), ("allowed", "downstream")), ("arp", "allowed"))
+    for family, name in sets:
         members = [line.partition("{")[2] for line in lines if line.split()[2:5] == [family, "qubes", name]]
         listing += f"table {family} qubes {{\n set {name} {{\n"
         listing += "".join(f"\t\telements = {{{text}\n" for text in members) + "\t}\n}\n"

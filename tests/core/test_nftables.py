@@ -17,6 +17,7 @@ from qubes_guestnet.core.values import IPAddress
 V = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
 S = Endpoint(ipaddress.IPv4Address("9.9.9.9"))
 OWN, OWN6 = ipaddress.ip_address("10.137.0.5"), ipaddress.ip_address("fd09::5")
+MAC = "00:16:3e:5e:6c:05"
 addresses4 = st.integers(0, 0xFFFFFFFF).map(ipaddress.IPv4Address)
 addresses = st.lists(st.ip_addresses(), max_size=5)
 
@@ -67,8 +68,8 @@ def test_ipv6_that_is_refused_differs_from_ipv6_that_is_off_in_two_chains_only()
 def test_each_text_ends_its_last_line_so_that_they_can_be_joined(ipv6: bool) -> None:
     texts = [
         nftables.base(ipv6=ipv6),
-        nftables.attach("vif4.0", [OWN, OWN6]),
-        nftables.detach("vif4.0", [OWN, OWN6], []),
+        nftables.attach("vif4.0", [OWN, OWN6], MAC),
+        nftables.detach("vif4.0", [OWN, OWN6], [], MAC),
         nftables.downstream([OWN], [OWN6]),
         nftables.dnat([(V[0], S)], V, [S]),
         nftables.redirection(["udp dport 53 drop"]),
@@ -79,21 +80,25 @@ def test_each_text_ends_its_last_line_so_that_they_can_be_joined(ipv6: bool) -> 
 
 
 def test_a_vif_in_the_sets() -> None:
-    assert nftables.attach("vif4.0", iter([OWN, OWN6, OWN])).splitlines() == [
+    assert nftables.attach("vif4.0", iter([OWN, OWN6, OWN]), MAC).splitlines() == [
         'add element ip qubes allowed { "vif4.0" . 10.137.0.5 }',
         'add element ip6 qubes allowed { "vif4.0" . fd09::5 }',
+        'add element arp qubes allowed { "vif4.0" . 10.137.0.5 . 00:16:3e:5e:6c:05 }',
         "add element ip qubes downstream { 10.137.0.5 }",
         "add element ip6 qubes downstream { fd09::5 }",
     ]
-    assert nftables.attach("vif4.0", []) == ""
+    assert nftables.attach("vif4.0", [], MAC) == ""
+    assert "arp" not in nftables.attach("vif4.0", [OWN, OWN6], "")
 
 
 def test_a_vif_out_of_the_sets() -> None:
-    assert nftables.detach("vif4.0", iter([OWN, OWN6]), iter([OWN])).splitlines() == [
+    assert nftables.detach("vif4.0", iter([OWN, OWN6]), iter([OWN]), MAC).splitlines() == [
         'add element ip qubes allowed { "vif4.0" . 10.137.0.5 }',
         'add element ip6 qubes allowed { "vif4.0" . fd09::5 }',
+        'add element arp qubes allowed { "vif4.0" . 10.137.0.5 . 00:16:3e:5e:6c:05 }',
         'delete element ip qubes allowed { "vif4.0" . 10.137.0.5 }',
         'delete element ip6 qubes allowed { "vif4.0" . fd09::5 }',
+        'delete element arp qubes allowed { "vif4.0" . 10.137.0.5 . 00:16:3e:5e:6c:05 }',
         "add element ip6 qubes downstream { fd09::5 }",
         "delete element ip6 qubes downstream { fd09::5 }",
     ]
@@ -102,24 +107,44 @@ def test_a_vif_out_of_the_sets() -> None:
 @pytest.mark.parametrize("name", ["", "eth0", "vif4.*", 'vif4.0" . 10.0.0.1, "vif5.0', "vif4.0 }\nflush ruleset"])
 def test_no_name_carries_a_command(name: str) -> None:
     with pytest.raises(ValueError, match="not the name of a vif"):
-        nftables.attach(name, [OWN])
+        nftables.attach(name, [OWN], MAC)
     with pytest.raises(ValueError, match="not the name of a vif"):
-        nftables.detach(name, [OWN], [])
+        nftables.detach(name, [OWN], [], MAC)
+
+
+@pytest.mark.parametrize("mac", ["00:16:3e:5e:6c", "00:16:3e:5e:6c:05 }\nflush ruleset", "vif4.0"])
+def test_no_mac_address_carries_a_command(mac: str) -> None:
+    with pytest.raises(ValueError, match="no MAC address"):
+        nftables.attach("vif4.0", [OWN], mac)
+
+
+@pytest.mark.behaviour("B114")
+def test_a_kernel_without_nftables_for_arp_gets_all_the_rest() -> None:
+    for ipv6 in (True, False):
+        whole, without = (nftables.base(ipv6=ipv6, arp=arp) for arp in (True, False))
+        assert whole.startswith(without)
+        assert "arp" not in without
+    assert nftables.chains(nftables.FAMILIES) == nftables.CHAINS
+    assert set(nftables.CHAINS) - set(nftables.chains(["ip", "ip6"])) == {("arp", "input")}
+    assert "arp" in nftables.unload()
+    assert "arp" not in nftables.unload(arp=False)
 
 
 @given(addresses, addresses, addresses)
 def test_only_elements_and_only_of_their_own_family(
     add: list[IPAddress], remove: list[IPAddress], keep: list[IPAddress]
 ) -> None:
-    text = nftables.attach("vif4.0", add) + nftables.detach("vif4.0", remove, keep) + nftables.downstream(add, remove)
+    text = nftables.attach("vif4.0", add, MAC) + nftables.detach("vif4.0", remove, keep, MAC)
+    text += nftables.downstream(add, remove)
     for line in text.splitlines():
         head, members = line.rstrip(" }").split(" { ")
         verb, kind, family, table, name = head.split()
         assert (verb in ("add", "delete"), kind, table) == (True, "element", "qubes")
         for member in members.split(", "):
-            vif, dot, address = member.rpartition(" . ")
-            assert (vif, dot) == (('"vif4.0"', " . ") if name == "allowed" else ("", ""))
-            assert ipaddress.ip_address(address).version == {"ip": 4, "ip6": 6}[family]
+            *vif, address = member.removesuffix(f" . {MAC}").split(" . ")
+            assert vif == (['"vif4.0"'] if name == "allowed" else [])
+            assert ipaddress.ip_address(address).version == {"ip": 4, "ip6": 6, "arp": 4}[family]
+            assert member.endswith(MAC) == (family == "arp")
 
 
 @pytest.mark.behaviour("B43")

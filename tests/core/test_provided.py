@@ -239,6 +239,7 @@ FOUND = {
         Ground(),
         [("ipv6-refused", "warning")],
     ),
+    "a kernel without nftables for ARP": (WELL, Ground(arp=False), [("arp-unfiltered", "note")]),
     "no server": (WELL._replace(names=Choice((), "")), Ground(), [("dns-unknown", "warning")]),
     "nobody knows": (
         WELL._replace(names=Choice((), ""), settings=SETTINGS._replace(held=frozenset({"dns"}))),

@@ -35,18 +35,20 @@ def whole(family: str, *users: str) -> str:
 
 SWITCH = chain("custom-forward", "counter drop", 'oifname "eth0" drop')
 NAMED = "\tset lan {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.1 }\n\t}\n"
-BEFORE = {"ip": whole("ip", SWITCH, NAMED), "ip6": whole("ip6", chain("custom-forward"))}
+ARP = table("arp", "\tset allowed {\n\t\ttype ifname . ipv4_addr . ether_addr\n\t}\n", chain("input", "counter drop"))
+BEFORE = {"ip": whole("ip", SWITCH, NAMED), "ip6": whole("ip6", chain("custom-forward")), "arp": ARP}
 TABLES = (
     "ip qubes",
     "ip6 qubes",
     "ip qubes-limits",
     "ip6 qubes-limits",
+    "arp qubes",
     "inet qubes-guard",
     "inet qubes-offload",
     "inet mine",
 )
 KEPT = Kept((("ip", "chain custom-forward {", SWITCH), ("ip", "set lan {", NAMED)), ("inet mine",))
-EMPTY = {"ip": "", "ip6": ""}
+EMPTY = {"ip": "", "ip6": "", "arp": ""}
 
 
 def test_what_others_have_is_all_but_ours_and_what_is_empty() -> None:

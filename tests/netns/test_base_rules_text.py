@@ -16,6 +16,7 @@ from tests.support.oracle import Oracle
 ORACLE = Oracle()
 OWN, OTHER = ipaddress.ip_address("10.137.0.5"), ipaddress.ip_address("10.137.0.6")
 OWN6 = ipaddress.ip_address("fd09:24ef:4179::a89:5")
+MAC = "00:16:3e:5e:6c:05"
 V = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
 SERVERS = tuple(Endpoint(ipaddress.IPv4Address(text)) for text in ("192.168.1.1", "192.168.1.2"))
 THEMSELVES = tuple(map(Endpoint, V))
@@ -92,6 +93,7 @@ def test_the_chains_and_their_policies(ipv6: bool) -> None:
     expected: dict[tuple[str, str], Any] = {
         (family, name): chain for family in FAMILIES for name, chain in CHAINS.items()
     }
+    expected["arp", "input"] = ("filter", "input", 0, "accept")
     if not ipv6:
         expected["ip6", "forward"] = ("filter", "forward", 0, "drop")
     assert found == expected
@@ -101,6 +103,7 @@ def test_the_chains_and_their_policies(ipv6: bool) -> None:
         ("ip6", "allowed", "['ifname', 'ipv6_addr']"),
         ("ip", "downstream", "ipv4_addr"),
         ("ip6", "downstream", "ipv6_addr"),
+        ("arp", "allowed", "['ifname', 'ipv4_addr', 'ether_addr']"),
     }
 
 
@@ -167,7 +170,7 @@ def test_a_second_load_changes_nothing_that_others_made(before: str, after: str)
     fresh = {chain: rules(*chain) for chain in nftables.CHAINS}
     load(nftables.unload())
     load(texts[before])
-    load(nftables.attach("vif4.0", [OWN, OWN6]))
+    load(nftables.attach("vif4.0", [OWN, OWN6], MAC))
     load(nftables.downstream([OTHER], []))
     load(nftables.dnat(zip(V, SERVERS, strict=True), V, SERVERS))
     load(USERS)
@@ -181,19 +184,21 @@ def test_a_second_load_changes_nothing_that_others_made(before: str, after: str)
         assert chains()["ip6", "forward"] == ("filter", "forward", 0, "accept" if after == "on" else "drop")
         assert "tcp dport 25 drop" in listing("table", "inet", "theirs")
         assert [elements(family, "allowed") for family in FAMILIES] == [{f"vif4.0 {OWN}"}, {f"vif4.0 {OWN6}"}]
+        assert elements("arp", "allowed") == {f"vif4.0 {OWN} {MAC}"}
         assert [elements(family, "downstream") for family in FAMILIES] == [{str(OWN), str(OTHER)}, {str(OWN6)}]
 
 
 @pytest.mark.behaviour("B58")
 def test_vifs_come_and_go() -> None:
     load(nftables.base(ipv6=True))
-    load(nftables.detach("vif4.0", [OWN, OWN6], []))
+    load(nftables.detach("vif4.0", [OWN, OWN6], [], MAC))
     # An HVM without drivers of its own has two, with the same address.
-    load(nftables.attach("vif4.0", [OWN, OWN6]) + nftables.attach("vif4.1", [OWN]))
-    load(nftables.attach("vif4.0", [OWN, OWN6]))
+    load(nftables.attach("vif4.0", [OWN, OWN6], MAC) + nftables.attach("vif4.1", [OWN], MAC))
+    load(nftables.attach("vif4.0", [OWN, OWN6], MAC))
     assert elements("ip", "allowed") == {f"vif4.0 {OWN}", f"vif4.1 {OWN}"}
-    load(nftables.detach("vif4.0", [OWN, OWN6, OTHER], [OWN]))
+    load(nftables.detach("vif4.0", [OWN, OWN6, OTHER], [OWN], MAC))
     assert elements("ip", "allowed") == {f"vif4.1 {OWN}"}
+    assert elements("arp", "allowed") == {f"vif4.1 {OWN} {MAC}"}
     assert elements("ip", "downstream") == {str(OWN)}
     assert (elements("ip6", "allowed"), elements("ip6", "downstream")) == (set(), set())
     load(nftables.downstream([OWN6], [OWN, OTHER]))
@@ -201,8 +206,8 @@ def test_vifs_come_and_go() -> None:
 
 
 def test_one_transaction_moves_an_address_from_a_vif_to_another() -> None:
-    load(nftables.base(ipv6=True) + nftables.attach("vif4.0", [OWN]))
-    load(nftables.detach("vif4.0", [OWN], []) + nftables.attach("vif5.0", [OWN]))
+    load(nftables.base(ipv6=True) + nftables.attach("vif4.0", [OWN], MAC))
+    load(nftables.detach("vif4.0", [OWN], [], MAC) + nftables.attach("vif5.0", [OWN], MAC))
     assert (elements("ip", "allowed"), elements("ip", "downstream")) == ({f"vif5.0 {OWN}"}, {str(OWN)})
 
 
@@ -244,7 +249,7 @@ def test_what_is_not_redirected_is_refused() -> None:
 def test_unload_leaves_nothing_of_ours_and_all_of_others() -> None:
     load(nftables.unload())
     assert objects("table") == []
-    load(nftables.base(ipv6=True) + nftables.attach("vif4.0", [OWN, OWN6]))
+    load(nftables.base(ipv6=True) + nftables.attach("vif4.0", [OWN, OWN6], MAC))
     load(nftables.dnat(zip(V, THEMSELVES, strict=True), V, THEMSELVES))
     load(USERS)
     load(nftables.unload())

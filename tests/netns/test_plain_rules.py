@@ -56,7 +56,7 @@ def test_why_they_do_not_come_back_is_told() -> None:
 @pytest.mark.parametrize("removed", AWAY)
 def test_without_an_agent_plan_and_status_list_them_and_apply_loads_them(removed: str) -> None:
     host = Hosting({}, flag=False, agent=False)
-    whole, line = rules(host), "nft -f: base rules of the tables ip qubes and ip6 qubes"
+    whole, line = rules(host), "nft -f: base rules of the tables ip qubes, ip6 qubes and arp qubes"
     assert host.qube.guestnet("plan").stdout == ""
     host.nft(removed)
     assert host.qube.guestnet("plan").stdout.splitlines() == [line]

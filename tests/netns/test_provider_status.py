@@ -330,6 +330,6 @@ def test_rules_come_before_the_uplink_and_forwarding_last() -> None:
     provider.qube.wire(f"ip link add eth0 address {MAC} type veth peer name far0")
     for verb in ("plan", "apply"):
         lines = provider.lines(verb)
-        assert lines[0] == "nft -f: base rules of the tables ip qubes and ip6 qubes"
+        assert lines[0] == "nft -f: base rules of the tables ip qubes, ip6 qubes and arp qubes"
         up = lines.index("ip link set dev eth0 up")
         assert 0 < up < lines.index("sysctl net/ipv4/ip_forward=1")

@@ -29,8 +29,8 @@ ERRORS: dict[int, dict[str, tuple[int, int, int]]] = {
         "parameter problem": (4, 0, 0),
     },
 }
-ALL_NODES = "ff02::1"
-ROUTER_ADVERT, NEIGHBOUR_SOLICIT, NEIGHBOUR_ADVERT = 134, 135, 136
+ALL_NODES, ALL_ROUTERS = "ff02::1", "ff02::2"
+ROUTER_SOLICIT, ROUTER_ADVERT, NEIGHBOUR_SOLICIT, NEIGHBOUR_ADVERT = 133, 134, 135, 136
 _TARGET_MAC, _SOURCE_MAC, _PREFIX = 2, 1, 3
 
 
@@ -57,6 +57,12 @@ def advertised_router(source: str, mac: str, prefix: str) -> bytes:
     link = bytes((_SOURCE_MAC, 1)) + _octets(mac)
     body = struct.pack("!BBHBBHII", ROUTER_ADVERT, 0, 0, 64, 0, 1800, 0, 0) + link + option
     return message(source, ALL_NODES, body, hops=255)
+
+
+def solicited_router(source: str, mac: str) -> bytes:
+    """A router solicitation that names its sender's MAC address."""
+    link = bytes((_SOURCE_MAC, 1)) + _octets(mac)
+    return message(source, ALL_ROUTERS, struct.pack("!BBHI", ROUTER_SOLICIT, 0, 0, 0) + link, hops=255)
 
 
 def advertised_neighbour(source: str, target: str, about: str, mac: str, *, solicited: bool) -> bytes:

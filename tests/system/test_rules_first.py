@@ -57,7 +57,7 @@ def tables(machine: Machine) -> set[str]:
     return set(machine.run("nft", "list", "tables").splitlines()) - own
 
 
-OURS = {"table ip qubes", "table ip6 qubes"}
+OURS = {"table ip qubes", "table ip6 qubes", "table arp qubes"}
 
 
 @pytest.mark.behaviour("B107")

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which families of tables the kernel has: one that is built in or not there at all (CONFIG_NF_TABLES_ARP)."""
+
+from __future__ import annotations
+
+import errno
+
+from ..core.nftables import ARP, FAMILIES, TABLE
+from ..errors import KernelError
+from . import netlink_wire as wire
+from . import nfnetlink_batch as batch
+from . import nft
+
+# linux/netfilter.h, linux/netfilter/nf_tables.h, linux/netfilter_arp.h
+NFPROTO_ARP = 3
+_NFTA_TABLE_NAME, _NFTA_CHAIN_TABLE, _NFTA_CHAIN_NAME, _NFTA_CHAIN_HOOK, _NFTA_CHAIN_TYPE = 1, 1, 3, 4, 7
+_NFTA_HOOK_HOOKNUM, _NFTA_HOOK_PRIORITY, _INPUT = 1, 2, 0
+_PROBE = "qubes-probe"
+# "Not supported" since Linux 6.7. Before, a table could be made, and what went wrong was its first chain with a hook.
+_LACKING = frozenset({errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.ENOENT})
+
+
+def there() -> tuple[str, ...]:
+    """Those of our families that the kernel has.
+
+    Raises:
+        KernelError: it has no nftables, or we may not ask.
+    """
+    # Our own table shows it, and costs one message; the kernel takes 10 ms to take a probe back.
+    lacking = f"{ARP} {TABLE}" not in nft.table_names() and not has(NFPROTO_ARP)
+    return tuple(family for family in FAMILIES if family != ARP) if lacking else FAMILIES
+
+
+def has(family: int) -> bool:
+    """Whether a chain with a hook could be made in a family; nothing is made.
+
+    Args:
+        family: its number, of those that have the hook `input` as number 0.
+
+    Raises:
+        KernelError: as for `there`.
+    """
+    create = wire.NLM_F_ACK | batch.NLM_F_CREATE
+    place = batch.number(_NFTA_HOOK_HOOKNUM, _INPUT) + batch.number(_NFTA_HOOK_PRIORITY, 0)
+    names = batch.text(_NFTA_CHAIN_TABLE, _PROBE) + batch.text(_NFTA_CHAIN_NAME, "input")
+    chain = names + batch.nested(_NFTA_CHAIN_HOOK, place) + batch.text(_NFTA_CHAIN_TYPE, "filter")
+    head = batch.header(family)
+    messages = (
+        (batch.NFT_MSG_NEWTABLE, create, head + batch.text(_NFTA_TABLE_NAME, _PROBE)),
+        (batch.NFT_MSG_NEWCHAIN, create, head + chain),
+    )
+    try:
+        asking = wire.opened(wire.NETLINK_NETFILTER)
+        try:
+            batch.attempt(asking, messages)
+        finally:
+            asking.close()
+    except OSError as error:
+        if error.errno in _LACKING:
+            return False
+        raise KernelError("nft list families", error.errno or errno.EIO) from None
+    return True

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which families of tables a kernel has: asked of one that has them, about one that no kernel has any more, too."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from qubes_guestnet.core.nftables import FAMILIES, TABLE
+from qubes_guestnet.errors import KernelError
+from qubes_guestnet.system import nft, nft_families
+from tests.support.oracle import Oracle
+
+pytestmark = pytest.mark.behaviour("B114")
+
+DECNET = 12  # taken out in Linux 6.1; the number is not used again
+
+
+def test_a_probe_tells_what_is_there_and_leaves_nothing(oracle: Oracle) -> None:
+    before = nft.generation()
+    assert nft_families.has(nft_families.NFPROTO_ARP)
+    assert not nft_families.has(DECNET)
+    assert (nft.table_names(), nft.generation()) == ((), before)
+
+
+def test_the_table_itself_is_proof_enough(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert nft_families.there() == FAMILIES
+    monkeypatch.setattr(nft_families, "has", lambda _: False)
+    assert nft_families.there() == ("ip", "ip6")
+    oracle.run("nft", f"add table ip {TABLE}")
+    assert nft_families.there() == ("ip", "ip6")
+    oracle.run("nft", f"add table arp {TABLE}")
+    assert nft_families.there() == FAMILIES
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOMEM])
+def test_another_trouble_is_no_answer(oracle: Oracle, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr(nft_families.batch, "attempt", refuse)
+    with pytest.raises(KernelError) as caught:
+        nft_families.has(nft_families.NFPROTO_ARP)
+    assert caught.value.errno == number
+    assert caught.value.needs_root == (number == errno.EPERM)
