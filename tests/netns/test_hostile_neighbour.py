@@ -220,8 +220,9 @@ def test_what_is_lost_of_it_comes_back_and_closes_forwarding_meanwhile() -> None
         before = host.oracle.run("nft", "-s", "list", "table", "arp", "qubes").stdout
         host.nft(removed)
         eventually(
-            lambda before=before: host.oracle.run("nft", "-s", "list", "table", "arp", "qubes", check=False).stdout
-            == before,
+            lambda before=before: (
+                host.oracle.run("nft", "-s", "list", "table", "arp", "qubes", check=False).stdout == before
+            ),
             what=removed,
             trouble=host.trouble,
         )
