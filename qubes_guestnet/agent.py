@@ -27,12 +27,12 @@ from .core.resolver import RewriteBudget
 from .errors import GuestnetError, KernelError, StoreError, unexpected
 from .journal import Journal
 from .keeping import Keeper
-from .others import Others
 from .paths import Paths
 from .prober import Prober
 from .reconcile import Pass, reconcile, record_written
 from .system import netlink, qubesdb, systemd, wakeups
 from .system.systemd import WARNING, log
+from .uplink.other_services import OtherServices
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Agent:
         self._journal = Journal(paths)
         self._pace = pace.Pace()
         self._folder: wakeups.Folder | None = None
-        self._others = Others(paths.flags, resident=True)
+        self._others = OtherServices(paths.flags, resident=True)
         self._host: Host | None = None
         self._keeper = self._keep_rules()
         self._bus_fd = -1

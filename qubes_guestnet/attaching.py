@@ -14,7 +14,7 @@ from .core.limits import Limits
 from .core.provider import ProviderSettings
 from .core.values import IPV4, IPInterface, State, Tunable
 from .core.vif import GONE, Device, Vif
-from .errors import GuestnetError, Vanished
+from .errors import GuestnetError, Vanished, did_not_persist
 from .system import conntrack, nft, tunables, vifs
 from .system.owned import Ledger
 from .transactions import Transactions
@@ -98,7 +98,7 @@ class Attachments:
         if left.link is None or not attachment.is_its_own(vif, left.link):
             raise GuestnetError(f"{vif.name.text} went while it was set up", "did the qube behind it just end?")
         if left.todo:
-            raise GuestnetError(f"the kernel does not keep: {left.todo[0]}", "does something undo it?")
+            raise did_not_persist(left.todo[0])
 
     def _on_the_way(self, vif: Vif) -> Vif | None:
         """The other vif by which the kernel reaches an address of this one, as that of an HVM's stub domain (B58).

@@ -102,7 +102,7 @@ class BusHolder:
                 "sends such messages to this service")  # fmt: skip
 
     def follow_names(self) -> None:
-        """See Others.follow_names. The folder tells it too, and without a bus alone."""
+        """See OtherServices.follow_names. The folder tells it too, and without a bus alone."""
         if not self._following and self._bus is not None:
             self._bus.close()
             self._bus = None  # the next one is asked for it from its start
@@ -114,7 +114,7 @@ class BusHolder:
                 return  # it went just now; the next pass looks again
 
     def drain(self) -> bool:
-        """See Others.drain."""
+        """See OtherServices.drain."""
         if self._bus is None:
             return False
         from .system import dbus

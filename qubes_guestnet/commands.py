@@ -10,11 +10,11 @@ import time
 from . import reading
 from .core.settings import PROVIDER_KEY, parse
 from .errors import GuestnetError, StoreError, UsageError, shown
-from .others import Others
 from .output import complain, print_json, say
 from .paths import Paths
 from .reconcile import Pass, reconcile, take_down
 from .system import netlink, services
+from .uplink.other_services import OtherServices
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def uplink(options: Options) -> int:
             index = socket.if_nametoindex(options.interface)
         except OSError:
             return 0  # gone already, and what we made went with it
-        say(take_down(index, netlink.Kernel(), PATHS, Others(PATHS.flags)))
+        say(take_down(index, netlink.Kernel(), PATHS, OtherServices(PATHS.flags)))
         return 0
     report = settling(reading.patiently(reading.entries), options.interface)
     if not report.interfaces:
@@ -154,7 +154,7 @@ def wait_uplink(options: Options) -> int:
     waited for: it starts only afterwards (behaviours B151 and B156).
     """
     deadline = time.monotonic() + options.timeout
-    kernel, others = netlink.Kernel(), Others(PATHS.flags, attending=False)
+    kernel, others = netlink.Kernel(), OtherServices(PATHS.flags, attending=False)
     while True:
         try:
             report = reconcile(reading.entries(), kernel, PATHS, Pass(dry_run=True, others=others))
@@ -168,8 +168,11 @@ def wait_uplink(options: Options) -> int:
         time.sleep(POLL_SECONDS)
 
 
-def _is_ready_to_boot(report: Report, others: Others) -> bool:
-    return not report.unready and others.published(report.settings, services.flags(PATHS.flags), report.interfaces)
+def _is_ready_to_boot(report: Report, others: OtherServices) -> bool:
+    from .core.report import Uplinks
+
+    uplinks = Uplinks(report.settings, services.flags(PATHS.flags), report.interfaces, complete=True)
+    return not report.unready and others.published(uplinks)
 
 
 def dns(_options: Options) -> int:
@@ -180,12 +183,12 @@ def dns(_options: Options) -> int:
     settings = parse(entries)
     links = kernel.links(frozenset(uplink.mac for uplink in settings.uplinks)) if settings.uplinks else ()
     indexes = frozenset(link.ifindex for link in links)
-    done = Provider(PATHS, kernel, Others(PATHS.flags)).sync_names(entries, settings, indexes)
+    done = Provider(PATHS, kernel, OtherServices(PATHS.flags)).sync_names(entries, settings, indexes)
     say(done)
     return 0 if done else UNCHANGED
 
 
-def _provider(entries: dict[str, bytes], kernel: netlink.Kernel, others: Others) -> Provider | None:
+def _provider(entries: dict[str, bytes], kernel: netlink.Kernel, others: OtherServices) -> Provider | None:
     """The provider's half of a pass, in a qube that has one."""
     if not entries.get(PROVIDER_KEY):
         return None
@@ -195,7 +198,7 @@ def _provider(entries: dict[str, bytes], kernel: netlink.Kernel, others: Others)
 
 
 def _pass(asked: Pass, with_provider: bool = True) -> Report:
-    entries, kernel, others = reading.entries(), netlink.Kernel(), Others(PATHS.flags)
+    entries, kernel, others = reading.entries(), netlink.Kernel(), OtherServices(PATHS.flags)
     asked = asked._replace(others=others, provider=_provider(entries, kernel, others) if with_provider else None)
     report = reconcile(entries, kernel, PATHS, asked)
     if not with_provider or asked.provider is not None or asked.only:
@@ -207,7 +210,7 @@ def _pass(asked: Pass, with_provider: bool = True) -> Report:
 
 def settling(entries: dict[str, bytes], interface: str) -> Report:
     """One pass; and when it has set NetworkManager to work, another once that is done: what is ours comes after."""
-    kernel, others = netlink.Kernel(), Others(PATHS.flags)
+    kernel, others = netlink.Kernel(), OtherServices(PATHS.flags)
     provider = None if interface else _provider(entries, kernel, others)
     asked = Pass(only=interface, revive=True, others=others, provider=provider)
     kept: Kept = ((), ())

@@ -13,10 +13,10 @@ from .core.report import Report
 from .core.settings import PROVIDER_KEY
 from .errors import GuestnetError, StoreError
 from .keeping import with_lost_rules
-from .others import Others
 from .paths import Paths
 from .reconcile import Pass, reconcile
 from .system import gateway6, nameserver, netlink, nft, presence, standing
+from .uplink.other_services import OtherServices
 
 _NEIGHBOUR_LIMIT = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"
 
@@ -51,7 +51,7 @@ def _refusing6(report: Report) -> tuple[str, ...]:
 
 def look(untrusted_entries: dict[str, bytes], paths: Paths) -> tuple[Report, Ground]:
     """A dry pass, and what is in force beside it; what cannot be looked at is an error of the pass."""
-    kernel, others = netlink.Kernel(), Others(paths.flags)
+    kernel, others = netlink.Kernel(), OtherServices(paths.flags)
     if not untrusted_entries.get(PROVIDER_KEY):
         report = reconcile(untrusted_entries, kernel, paths, Pass(dry_run=True, others=others))
         report = with_lost_rules(report, untrusted_entries, paths)

@@ -125,6 +125,15 @@ def unexpected(error: Exception) -> UnexpectedError:
     return UnexpectedError(words, "trying again; if it does not go away, report it as a bug of qubes-guestnet")
 
 
+def did_not_persist(change: object) -> GuestnetError:
+    """The error for a change that was made and is not there when it is looked for.
+
+    Args:
+        change: an operation, or its text.
+    """
+    return GuestnetError(f"change did not persist: {change}", "is another program reverting it?")
+
+
 class UsageError(GuestnetError):
     """The command line makes no sense; exit status 2."""
 

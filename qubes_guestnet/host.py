@@ -22,9 +22,9 @@ from .system.systemd import ERROR, INFO, log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
-    from .others import Others
     from .paths import Paths
     from .system.netlink import Kernel
+    from .uplink.other_services import OtherServices
 
 PREFIXES = provider.EVERYTHING
 WATCHED = (*settings.WATCHED, *provider.PROVIDER_WATCHED)
@@ -38,7 +38,7 @@ class Host:
     Args:
         paths: where the qube's files are.
         kernel: the adapter.
-        others: the other programs of the qube.
+        others: the other services of the qube.
         entries: reads QubesDB afresh.
 
     Attributes:
@@ -49,7 +49,9 @@ class Host:
         KernelError: nftables tells nobody of changes.
     """
 
-    def __init__(self, paths: Paths, kernel: Kernel, others: Others, entries: Callable[[], dict[str, bytes]]) -> None:
+    def __init__(
+        self, paths: Paths, kernel: Kernel, others: OtherServices, entries: Callable[[], dict[str, bytes]]
+    ) -> None:
         self.provider = Provider(paths, kernel, others, resident=True)
         self._entries, self._known = entries, dict[str, bytes]()
         try:

@@ -261,11 +261,11 @@ def _alone(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], paths:
 
 
 def _provider(paths: Paths) -> Provider:
-    from .others import Others
     from .providing import Provider
     from .system import netlink
+    from .uplink.other_services import OtherServices
 
-    return Provider(paths, netlink.Kernel(), Others(paths.flags))
+    return Provider(paths, netlink.Kernel(), OtherServices(paths.flags))
 
 
 def _run_hooks(action: str, vif: Vif, paths: Paths) -> tuple[str, ...]:

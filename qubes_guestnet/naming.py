@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from .core.endpoint import Endpoint
     from .core.foreign_names import Judgement
     from .core.nameservers import Choice
-    from .others import Others
     from .paths import Paths
     from .system.netlink import Kernel
+    from .uplink.other_services import OtherServices
 
 REDIRECTION = "virtual DNS"
 FIREWALL = "firewall's servers"
@@ -46,13 +46,13 @@ class Names:
     Args:
         paths: where the qube's files are.
         kernel: the adapter, which knows the way to an address.
-        others: the other programs of the qube, for systemd-resolved's servers.
+        others: the other services of the qube, for systemd-resolved's servers.
         transactions: of this process.
         resident: it is the agent's, whose journal tells of what is not as usual.
     """
 
     def __init__(
-        self, paths: Paths, kernel: Kernel, others: Others, transactions: Transactions, *, resident: bool = False
+        self, paths: Paths, kernel: Kernel, others: OtherServices, transactions: Transactions, *, resident: bool = False
     ) -> None:
         self._paths, self._kernel, self._others, self._nft = paths, kernel, others, transactions
         self._resident = resident

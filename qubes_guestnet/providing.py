@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from .core.settings import Settings
     from .guarding import Guarding
     from .offloading import Offload
-    from .others import Others
     from .paths import Paths
     from .system.netlink import Kernel
+    from .uplink.other_services import OtherServices
 
 SETS = "sets"
 CONNTRACK = ("netfilter", "nf_conntrack_max")
@@ -50,11 +50,11 @@ class Provider:
     Args:
         paths: where the qube's files are.
         kernel: the adapter.
-        others: the other programs of the qube, for systemd-resolved's servers.
+        others: the other services of the qube, for systemd-resolved's servers.
         resident: it is the agent's, which stays, and so may offload connections: it ends that when rules change.
     """
 
-    def __init__(self, paths: Paths, kernel: Kernel, others: Others, *, resident: bool = False) -> None:
+    def __init__(self, paths: Paths, kernel: Kernel, others: OtherServices, *, resident: bool = False) -> None:
         self._paths, self._kernel, self._others = paths, kernel, others
         self._nft, self._resident = Transactions(), resident
         self._rules = Rules(paths, self._nft)

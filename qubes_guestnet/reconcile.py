@@ -5,23 +5,25 @@ Theory of operation. A pass starts from nothing but the entries of QubesDB: the 
 so it does not matter what woke us, how often, or what happened in between. It never stops at the first error: IPv4
 goes on when IPv6 is refused, and DNS when both are. It ends by observing again. What still differs then is planned
 once more (the kernel removes routes on its own when an address goes), a bounded number of times, and after that it is
-an error that names the operation the kernel does not keep.
+an error that names the operation (`flow.settle`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 
 from .core import mtu, networkmanager, plan, proxyarp, uplink
 from .core.namedtuple import NamedTuple
 from .core.networkmanager import ManagerChoice
+from .core.operations import ApplySysctl, Outcome, Planned, in_order
 from .core.record import Fallback, Record, checksum
-from .core.report import Attended, InterfaceReport, Report
+from .core.report import InterfaceReport, Report, Uplinks
 from .core.settings import Settings, UplinkSettings
 from .core.settings import parse as parse_settings
 from .core.values import IPV4, IPV6, IPAddress, Link, State, Tunable
-from .errors import FileError, GuestnetError, KernelError, Vanished
+from .dispatch import adapters
+from .errors import FileError, GuestnetError
+from .flow import carry_out, settle
 from .paths import Paths
 from .resolving import Ground, resolve
 from .system import services
@@ -31,9 +33,10 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from .core.operations import Operation
     from .core.resolver import TunnelFacts
-    from .others import Others
     from .providing import Provider
+    from .uplink.other_services import OtherServices
 
     class Kernel(Protocol):
         """What a pass asks of the kernel; `system.netlink.Kernel` in life, a model in the tests."""
@@ -54,9 +57,6 @@ if TYPE_CHECKING:
             """The interface's sysctl disable_ipv6; None when it has no IPv6 at all."""
 
 
-ROUNDS = 4
-
-
 class Pass(NamedTuple):
     """What a pass is asked to do.
 
@@ -66,7 +66,7 @@ class Pass(NamedTuple):
         keys_written: dom0 wrote keys since the last pass.
         revive: configure an interface that `uplink remove` took down.
         may_rewrite: asked with the content before somebody's overwriting of resolv.conf is undone.
-        others: the other programs of the qube; None leaves them alone.
+        others: the other services of the qube; None leaves them alone.
         provider: the provider's half; None in a qube that gives network to nobody.
     """
 
@@ -75,7 +75,7 @@ class Pass(NamedTuple):
     keys_written: bool = False
     revive: bool = False
     may_rewrite: Callable[[bytes], bool] = lambda _content: True
-    others: Others | None = None
+    others: OtherServices | None = None
     provider: Provider | None = None
 
 
@@ -102,34 +102,34 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
     mtus, bad = mtu.parse(untrusted_entries, [interface.mac for interface in settings.uplinks])
     errors += bad
     manager = asked.others.manager() if asked.others is not None else ManagerChoice()
-    work = _Work(settings, flags, _Choices(configured, manager, mtus), kernel, asked, errors)
-    interfaces: tuple[InterfaceReport, ...] = ()
-    names, attended, provided = None, Attended(), None
+    work = _Work(settings, flags, _Choices(configured, manager, mtus), kernel, asked)
+    work.failed(errors)
+    names, provided = None, None
     try:
         with Ledger(paths.run, reading=asked.dry_run) as ledger:
             ruled = asked.provider.before(untrusted_entries, ledger, asked.dry_run) if asked.provider else None
-            interfaces = work.interfaces(ledger)
-            if any(report.link is not None for report in interfaces):
-                uplinks = frozenset(report.link.ifindex for report in interfaces if report.link is not None)
+            work.uplinks(ledger)
+            uplinks = frozenset(report.link.ifindex for report in work.interfaces if report.link is not None)
+            if uplinks:
                 ground = Ground(settings, flags, manager, kernel, ledger.record, uplinks)
                 names, failure = resolve(ground, paths, None if asked.dry_run else asked.may_rewrite)
-                errors += [failure] if failure else []
+                work.failed((failure,) if failure else ())
                 if names is not None and names.in_force and not asked.dry_run:
                     work.published(ledger, names.current)
             if asked.others is not None:
-                attended = asked.others.attend(settings, flags, interfaces, ledger, asked.dry_run, not asked.only)
-                errors += attended.errors
+                work.others(asked.others, ledger)
             if asked.provider is not None and ruled is not None:
-                provided = asked.provider.after(ruled, settings.dns.servers, interfaces, names)
-                errors += [error for error in provided.errors if str(error) not in map(str, errors)]
+                provided = asked.provider.after(ruled, settings.dns.servers, work.interfaces, names)
+                work.failed(provided.errors)
     except GuestnetError as error:
-        errors.append(error)
+        work.failed((error,))
     return Report(
-        settings, interfaces, names, tuple(work.applied), tuple(errors), attended.done, attended.todo, provided
-    )
+        settings, work.interfaces, names, tuple(work.applied), tuple(work.errors), tuple(work.done), tuple(work.todo),
+        provided,
+    )  # fmt: skip
 
 
-def take_down(index: int, kernel: Kernel, paths: Paths, others: Others | None = None) -> tuple[plan.Op, ...]:
+def take_down(index: int, kernel: Kernel, paths: Paths, others: OtherServices | None = None) -> tuple[plan.Op, ...]:
     """`uplink remove`: link down, before the firewall goes away, and down it stays. No interface is nothing to do.
 
     It asks the owned record and not QubesDB, which may be gone at shutdown; an interface we never configured is left.
@@ -139,32 +139,33 @@ def take_down(index: int, kernel: Kernel, paths: Paths, others: Others | None = 
             and a new one of the same name come, which this command did not mean (#8237).
         kernel: the adapter.
         paths: where the qube's files are.
-        others: the other programs of the qube; they let go of the interface first, or would take it up again.
+        others: the other services of the qube; they let go of the interface first, or would take it up again.
 
     Raises:
         KernelError: the kernel refuses.
-        FileError: the record cannot be written; the link is down all the same.
+        FileError: the record cannot be written, or a profile not be removed; the link is down all the same.
     """
     with Ledger(paths.run) as ledger:
         record = ledger.record
         ours = {(entry.ifindex, entry.mac) for entry in record.interfaces}
         links = kernel.links(frozenset(mac for _, mac in ours)) if ours else ()
         ops: list[plan.Op] = []
-        letting_go: list[Callable[[], None]] = []
+        letting_go: list[Operation] = []
         for link in links:
             if link.ifindex == index and (link.ifindex, link.mac) in ours:
                 entry = record.interface(link)
                 record = record.with_interface(entry._replace(removed=True, profile="", resolved=False))
                 ops += plan.takedown(link)
-                if others is not None:
-                    letting_go.append(partial(others.take_down, entry, link.name))
+                letting_go += others.letting_go(entry, link) if others is not None else ()
+        table = adapters(kernel, others)
         try:
             ledger.save(record)
-            for let_go in letting_go:
-                let_go()
+            let_go = carry_out(letting_go, table)
         finally:  # the firewall goes away next, whether /run is full or not
-            for op in ops:
-                kernel.apply(op)
+            down = carry_out(ops, table)
+    # What systemd-resolved refuses is harmless: the link is down, and its servers with it.
+    for error in (*(each for each in let_go.errors if isinstance(each, FileError)), *down.errors):
+        raise error
     return tuple(ops)
 
 
@@ -202,64 +203,77 @@ class _Choices(NamedTuple):
 
 
 class _Work:
-    """The interfaces' half of one pass: what it knows, and what it has done so far."""
+    """One pass, but for the provider's half: what it knows, and what it has done so far.
 
-    def __init__(
-        self,
-        settings: Settings,
-        flags: uplink.Flags,
-        choices: _Choices,
-        kernel: Kernel,
-        asked: Pass,
-        errors: list[GuestnetError],
-    ) -> None:
-        self._settings, self._flags, self._choices = settings, flags, choices
-        self._kernel, self._asked, self._errors = kernel, asked, errors
+    Attributes:
+        interfaces: the uplinks as they were last observed.
+        applied: operations of the kernel's carried out, in order.
+        done: operations carried out on the other services, in words.
+        todo: those that are still to be carried out, and what has to come first.
+        errors: everything that went wrong, each once.
+    """
+
+    def __init__(self, settings: Settings, flags: uplink.Flags, choices: _Choices, kernel: Kernel, asked: Pass) -> None:
+        self._settings, self._flags, self._choices, self._kernel, self._asked = settings, flags, choices, kernel, asked
+        self._adapters = adapters(kernel, asked.others)
+        self.interfaces: tuple[InterfaceReport, ...] = ()
         self.applied: list[plan.Op] = []
+        self.done: list[str] = []
+        self.todo: list[str] = []
+        self.errors: list[GuestnetError] = []
 
-    def interfaces(self, ledger: Ledger) -> tuple[InterfaceReport, ...]:
-        """Plan and apply in rounds until a plan is empty."""
-        refused: set[plan.Op] = set()
-        for left in range(ROUNDS, -1, -1):
-            reports = self._observe(ledger)
-            ops = [op for report in reports for op in report.plan if op not in refused]
-            if self._asked.dry_run or not ops:
-                break
-            if left:
-                refused |= self._apply(reports, ledger, refused)
-            else:
-                self._errors.append(GuestnetError(f"the kernel does not keep: {ops[0]}", "does something undo it?"))
-        return reports
+    def failed(self, errors: Iterable[GuestnetError]) -> None:
+        """Note errors; one that was met before is the same one."""
+        self.errors += [error for error in errors if str(error) not in map(str, self.errors)]
 
     def published(self, ledger: Ledger, data: bytes) -> None:
         """Note what resolv.conf holds by us; what another program makes of it is known by that (behaviour B124)."""
-        self._save(ledger, ledger.record._replace(published=checksum(data)))
-
-    def _save(self, ledger: Ledger, record: Record) -> None:
-        """Put the record on disk. A full /run costs the record and not the qube its network."""
         try:
-            ledger.save(record)
+            ledger.save(ledger.record._replace(published=checksum(data)))
         except GuestnetError as error:
-            if str(error) not in map(str, self._errors):
-                self._errors.append(error)
+            self.failed((error,))
 
-    def _observe(self, ledger: Ledger) -> tuple[InterfaceReport, ...]:
-        uplinks = self._uplinks(ledger.record)
+    # --- the uplinks ---------------------------------------------------------------------------------------------
+
+    def uplinks(self, ledger: Ledger) -> None:
+        """Make them what they should be, or only look at them."""
+        if self._asked.dry_run:
+            self._plan(ledger.record, Outcome())
+            return
+        _, outcome = settle(self._plan, self._adapters, ledger)
+        self.applied += (op for op in outcome.done if isinstance(op, plan.Op))
+        self.failed(outcome.errors)
+
+    def _plan(self, record: Record, so_far: Outcome) -> Planned:
+        """Observe and plan."""
+        uplinks = self._uplinks(record)
         links = self._kernel.links(frozenset(settings.mac for settings in uplinks)) if uplinks else ()
         found = [(settings, uplink.choose_link(links, settings.mac)) for settings in uplinks]
         if not self._asked.dry_run:
             present = [link for _, link in found if link is not None]
             macs = [settings.mac for settings in self._settings.uplinks]
-            record = ledger.record.seen(macs, present, self._asked.keys_written)
+            record = record.seen(macs, present, self._asked.keys_written)
             if self._asked.revive:
                 record = record.revived(link for link in present if self._asked.only in ("", link.name))
-            self._save(ledger, record)
         # The interface of /qubes-mac has rank 0, also while that key is not valid: nobody then takes its place.
-        return tuple(
-            self._report(settings, link, ledger, rank)
+        self.interfaces = tuple(
+            self._report(settings, link, record, rank)
             for rank, (settings, link) in enumerate(found, start=int(self._settings.held))
             if not self._asked.only or (link is not None and link.name == self._asked.only)
         )
+        ops: list[Operation] = []
+        for report in self.interfaces:
+            record = _ahead(record, report)
+            ops += [*self._sysctl(report, so_far), *report.plan]
+        return Planned(in_order(ops), record)
+
+    def _sysctl(self, report: InterfaceReport, so_far: Outcome) -> Iterable[ApplySysctl]:
+        """The files of sysctl.d count before the link goes up, also for what is planned: they may switch IPv6 off."""
+        if self._asked.others is None or report.link is None:
+            return
+        op = ApplySysctl(report.link.name)
+        if op not in so_far.done and any(each.verb is plan.Verb.LINK_UP for each in report.plan):
+            yield op
 
     def _uplinks(self, record: Record) -> list[UplinkSettings]:
         """Settings of every interface that the keys name, and of those that they named when we configured them.
@@ -274,13 +288,13 @@ class _Work:
             uplinks.append(UplinkSettings(mac, held=held))
         return uplinks
 
-    def _report(self, settings: UplinkSettings, link: Link | None, ledger: Ledger, rank: int) -> InterfaceReport:
+    def _report(self, settings: UplinkSettings, link: Link | None, record: Record, rank: int) -> InterfaceReport:
         manager = self._choices.manager
         choice = uplink.choose_style(self._flags, self._choices.style, "")
         if link is None:
-            detached = settings.mac in ledger.record.detached
+            detached = settings.mac in record.detached
             return InterfaceReport(settings, None, choice, detached=detached, manager=manager)
-        entry = ledger.record.interface(link)
+        entry = record.interface(link)
         if entry.removed:
             observed = self._kernel.observe(link, ())
             return InterfaceReport(settings, link, choice, observed=observed, removed=True, manager=manager)
@@ -294,8 +308,6 @@ class _Work:
         interesting = {neighbour.address for neighbour in desired.neighbours} | entry.owned.neighbours
         observed = self._kernel.observe(link, interesting, desired.tunables)
         owned = plan.still_there(entry.owned, observed)
-        if owned != entry.owned and not self._asked.dry_run:
-            self._save(ledger, ledger.record.with_interface(entry._replace(owned=owned)))
         ops = plan.plan(link, desired, observed, owned, held)
         waiting = ""
         if manager.networkmanager:
@@ -309,36 +321,28 @@ class _Work:
         by_manager = self._choices.manager.networkmanager
         return uplink.ipv6_missing(self._kernel.ipv6_disabled(link), link.mtu, networkmanager=by_manager)
 
-    def _apply(self, reports: Iterable[InterfaceReport], ledger: Ledger, refused: set[plan.Op]) -> set[plan.Op]:
-        """Apply every plan; the owned record is ahead of the kernel at each moment. Returns what was refused."""
-        failed: set[plan.Op] = set()
-        for report in reports:
-            if report.link is None or not report.plan:
-                continue
-            entry = ledger.record.interface(report.link)
-            ops = [op for op in report.plan if op not in refused]
-            self._save(ledger, ledger.record.with_interface(entry._replace(owned=plan.ahead(entry.owned, ops))))
-            if self._asked.others is not None and any(op.verb is plan.Verb.LINK_UP for op in ops):
-                self._asked.others.going_up(report.link.name)
-                if self._without_ipv6(report.link):  # by the sysctl.d files that were just applied
-                    ops = [op for op in ops if op.family != IPV6]
-            self._carry_out(ops, failed)
-        return failed
+    # --- the other services --------------------------------------------------------------------------------------
 
-    def _carry_out(self, ops: Iterable[plan.Op], failed: set[plan.Op]) -> None:
-        without_address = set()
-        for op in ops:
-            if op.family in without_address and op.verb in plan.ADDING:
-                failed.add(op)  # it would fail for the same reason, or be a route without a source address
-                continue
-            try:
-                self._kernel.apply(op)
-            except Vanished:
-                break  # a fresh round sees what is there now
-            except (KernelError, FileError) as error:
-                self._errors.append(error)
-                failed.add(op)
-                if op.verb is plan.Verb.ADDRESS_ADD:
-                    without_address.add(op.family)
-            else:
-                self.applied.append(op)
+    def others(self, others: OtherServices, ledger: Ledger) -> None:
+        """Bring the other services up to date, or only look at them."""
+        uplinks = Uplinks(self._settings, self._flags, self.interfaces, not self._asked.only)
+        if self._asked.dry_run:
+            planned, outcome = others.plan(uplinks, ledger.record, Outcome()), Outcome()
+            self.todo += map(str, planned.ops)
+        else:
+            planned, outcome = settle(
+                lambda record, so_far: others.plan(uplinks, record, so_far), self._adapters, ledger
+            )
+            others.looked_after()
+        self.done += map(str, outcome.done)
+        self.todo += planned.waits
+        self.failed((*outcome.errors, *planned.errors))
+
+
+def _ahead(record: Record, report: InterfaceReport) -> Record:
+    """The record that has to be on disk before the plan of an interface is carried out."""
+    if report.link is None or report.removed:
+        return record
+    entry = record.interface(report.link)
+    there = plan.still_there(entry.owned, report.observed)
+    return record.with_interface(entry._replace(owned=plan.ahead(there, report.plan)))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NamedTuple
+    from typing import NamedTuple, TypeVar
+
+    Made = TypeVar("Made")
 else:
     import collections
 
@@ -29,4 +31,20 @@ else:
         """Base of a tuple with named fields, declared by annotations."""
 
 
-__all__ = ["NamedTuple"]
+def distinct(cls: type[Made]) -> type[Made]:
+    """Make a class whose values are equal to those of the same class alone; else any tuple of equal fields is."""
+
+    same = tuple.__eq__
+
+    def eq(self: tuple[object, ...], other: object) -> bool:
+        return type(self) is type(other) and same(self, other)
+
+    def ne(self: tuple[object, ...], other: object) -> bool:
+        return not eq(self, other)
+
+    for name, method in (("__eq__", eq), ("__ne__", ne), ("__hash__", tuple.__hash__)):
+        setattr(cls, name, method)
+    return cls
+
+
+__all__ = ["NamedTuple", "distinct"]

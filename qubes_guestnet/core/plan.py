@@ -207,6 +207,15 @@ def in_order(ops: Iterable[Op]) -> tuple[Op, ...]:
     return tuple(sorted(ops, key=key))
 
 
+def hinders(failed: Op, op: Op) -> bool:
+    """Whether an operation cannot be done because another one failed.
+
+    Without the address of its family it would fail for the same reason, or be a route without a source address.
+    """
+    same = (failed.ifindex, failed.family) == (op.ifindex, op.family)
+    return same and failed.verb is Verb.ADDRESS_ADD and op.verb in ADDING
+
+
 def takedown(link: Link) -> tuple[Op, ...]:
     """What `uplink remove` does: link down, and the kernel drops addresses' routes and neighbours with it."""
     return (Op(Verb.LINK_DOWN, link.ifindex, link.name),)

@@ -11,7 +11,7 @@ from .networkmanager import ManagerChoice
 from .plan import Op, Verb
 from .resolver import KEPT, Decision, parse
 from .settings import Settings, UplinkSettings
-from .uplink import Style, StyleChoice
+from .uplink import Flags, Style, StyleChoice
 from .values import DEFAULT, IPV4, Link, State
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -152,12 +152,20 @@ class ResolverReport(NamedTuple):
         return self.wanted is not None and self.wanted != self.current
 
 
-class Attended(NamedTuple):
-    """What came of looking after the other programs, in words: done now, still to do, and what went wrong."""
+class Uplinks(NamedTuple):
+    """What a pass has found and done so far, for the services beside the kernel.
 
-    done: tuple[str, ...] = ()
-    todo: tuple[str, ...] = ()
-    errors: tuple[GuestnetError, ...] = ()
+    Args:
+        settings: validated.
+        flags: of this qube.
+        interfaces: the uplinks.
+        complete: they are all there are.
+    """
+
+    settings: Settings
+    flags: Flags
+    interfaces: tuple[InterfaceReport, ...]
+    complete: bool
 
 
 class Report(NamedTuple):
@@ -167,10 +175,10 @@ class Report(NamedTuple):
         settings: as parsed.
         interfaces: one entry an uplink that the keys name.
         resolver: None where no interface is there, or the file could not be looked at.
-        applied: operations carried out, in order.
+        applied: operations of the kernel's carried out, in order.
         errors: everything that went wrong, settings first.
-        done: what was done with other programs, in words.
-        todo: what is still to do with them.
+        done: operations carried out on the other services, in words.
+        todo: those that are still to be carried out, and what has to come first.
         provided: what it does for the qubes behind this one; None where that is not asked.
         rules_todo: what is to do for lost base rules, in a qube that gives network to nobody.
         rules_done: what was done for them.

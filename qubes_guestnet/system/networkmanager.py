@@ -15,15 +15,10 @@ PRIVATE = 0o600  # NetworkManager does not read a profile that others may read
 _SECONDS = 1.0
 _NOT_RUNNING = 8  # nmcli(1), exit status
 _LONGEST_PROFILE = 1 << 16
-_UNMANAGED = "10 "  # NM_DEVICE_STATE_UNMANAGED, and its name behind it
 
 
 class NotRunning(GuestnetError):
     """It is not there (yet). It reads our profile when it starts."""
-
-
-class NotManaged(GuestnetError):
-    """It does not manage the device yet, as while udev is at work on it. Then it takes the profile up by itself."""
 
 
 def facts(flags: str) -> ManagerFacts:
@@ -69,8 +64,21 @@ def publish(name: str, text: bytes) -> None:
     files.publish(os.path.join(FOLDER, name), text, PRIVATE)
 
 
-def remove(name: str) -> None:
-    """Take a profile's file away. FileError when that cannot be."""
+def remove(name: str, uuid: str) -> None:
+    """Take a profile away, in NetworkManager where that runs and knows it, and on disk.
+
+    Args:
+        name: of its file.
+        uuid: "" for a file that names none.
+
+    Raises:
+        FileError: the file cannot be removed.
+    """
+    try:
+        if uuid:
+            _nmcli("connection", "delete", "uuid", uuid)
+    except (NotRunning, programs.ProgramError):
+        pass  # the file is what counts
     path = os.path.join(FOLDER, name)
     try:
         os.unlink(path)
@@ -85,24 +93,20 @@ def load(name: str) -> None:
     _nmcli("connection", "load", os.path.join(FOLDER, name))
 
 
-def is_active(interface: str, uuid: str) -> bool:
-    """Whether it has, or is about to have, a profile in force on an interface."""
-    return _nmcli("-g", "GENERAL.CON-UUID", "device", "show", interface) == uuid
+def device(interface: str) -> tuple[str, str]:
+    """The state of an interface, and the uuid of the profile that it has in force or is about to have, "" for none.
 
-
-def is_managed(interface: str) -> bool:
-    """Whether it manages a device."""
-    return not _nmcli("-g", "GENERAL.STATE", "device", "show", interface).startswith(_UNMANAGED)
+    Raises:
+        NotRunning: NetworkManager is not there.
+        ProgramError: it gives no answer.
+    """
+    state, _, uuid = _nmcli("-g", "GENERAL.STATE,GENERAL.CON-UUID", "device", "show", interface).partition("\n")
+    return state.strip(), uuid.strip()
 
 
 def activate(interface: str, uuid: str) -> None:
     """Put a profile in force on an interface, without waiting until it is."""
     _nmcli("--wait", "0", "connection", "up", "uuid", uuid, "ifname", interface)
-
-
-def forget(uuid: str) -> None:
-    """Have it drop a profile, and its file with it."""
-    _nmcli("connection", "delete", "uuid", uuid)
 
 
 def _nmcli(*words: str) -> str:
@@ -132,12 +136,9 @@ def rewrite(name: str, text: str) -> None:
     files.publish(os.path.join(FOLDER, name), text.encode("utf-8", "surrogateescape"), PRIVATE)
 
 
-def reapply(interface: str, uuid: str) -> None:
-    """Put a changed profile in force without taking the device down, or where that cannot be, with it."""
-    try:
-        _nmcli("--wait", "0", "device", "reapply", interface)
-    except programs.ProgramError:
-        activate(interface, uuid)
+def reapply(interface: str) -> None:
+    """Put a changed profile in force without taking the device down. ProgramError where that cannot be."""
+    _nmcli("--wait", "0", "device", "reapply", interface)
 
 
 def uuid_of(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from qubes_guestnet import reconcile as module
+from qubes_guestnet import flow
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.resolver import HEADER
 from qubes_guestnet.core.values import BACKEND_MAC, Link, Route, State
@@ -143,9 +143,9 @@ def test_a_kernel_that_forgets_is_an_error_that_names_what(qube: Qube) -> None:
     qube.kernel.observe = forgetful  # type: ignore[method-assign]
     report = qube.run()
     assert words(report) == [
-        "the kernel does not keep: ip route append default dev eth0 scope link proto 81; does something undo it?"
+        "change did not persist: ip route append default dev eth0 scope link proto 81; is another program reverting it?"
     ]
-    assert len(qube.kernel.log) == len(FRESH) + module.ROUNDS - 1
+    assert len(qube.kernel.log) == len(FRESH) + flow.ROUNDS - 1
     assert not report.settled
 
 
@@ -154,7 +154,7 @@ def test_what_the_last_round_has_healed_is_no_error(qube: Qube) -> None:
     ups: list[Op] = []
 
     def forget(op: Op) -> None:
-        if op.verb is Verb.ROUTE_ADD and len(ups) < module.ROUNDS - 1:
+        if op.verb is Verb.ROUTE_ADD and len(ups) < flow.ROUNDS - 1:
             ups.append(op)
             interface.set_down()
 

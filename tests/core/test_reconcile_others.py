@@ -11,35 +11,59 @@ import pytest
 
 from qubes_guestnet.core import uplink
 from qubes_guestnet.core.networkmanager import ManagerChoice, ManagerFacts, choose_manager
+from qubes_guestnet.core.operations import Outcome, Planned, RevertLinkNames, SetLinkNames
 from qubes_guestnet.core.plan import Op, Verb
-from qubes_guestnet.core.report import Attended
+from qubes_guestnet.core.record import Interface, Record
+from qubes_guestnet.core.report import Uplinks
+from qubes_guestnet.core.resolved import LinkNames
 from qubes_guestnet.core.resolver import Owner
+from qubes_guestnet.core.values import Link
 from qubes_guestnet.errors import FileError, GuestnetError
 from qubes_guestnet.reconcile import take_down
 from tests.core.qube import Qube, eth0, only, words
 
+SET, REFUSED = (SetLinkNames(index, "eth0", LinkNames(("10.139.1.1",), ("~.",), True)) for index in (2, 3))
+
 
 class FakeOthers:
-    """The other programs."""
+    """The other services: what they are asked, in order, and operations for them that are planned until they are done.
 
-    def __init__(self, networkmanager: bool = False, attended: Attended | None = None) -> None:
+    Attributes:
+        planned: by the next plan; `ops` count until they are done.
+        calls: what was asked and done.
+    """
+
+    def __init__(self, networkmanager: bool = False, planned: Planned | None = None) -> None:
         self._choice = choose_manager(ManagerFacts(networkmanager, networkmanager))
-        self._attended = attended or Attended()
+        self._planned = planned or Planned((), Record())
         self.calls: list[Any] = []
+        self.resolved = self
 
     def manager(self) -> ManagerChoice:
         return self._choice
 
-    def going_up(self, interface: str) -> None:
+    def apply_sysctl(self, interface: str) -> None:
         self.calls.append(("up", interface))
 
-    def attend(self, *asked: Any) -> Attended:
-        _, _, interfaces, _, dry, everything = asked
-        self.calls.append(("attend", len(interfaces), dry, everything))
-        return self._attended
+    def plan(self, uplinks: Uplinks, record: Record, so_far: Outcome) -> Planned:
+        self.calls.append(("plan", len(uplinks.interfaces), uplinks.complete))
+        ops = tuple(op for op in self._planned.ops if op not in so_far.done)
+        return self._planned._replace(ops=ops, record=record)
 
-    def take_down(self, entry: Any, interface: str) -> None:
-        self.calls.append(("down", entry.ifindex, interface))
+    def looked_after(self) -> None:
+        self.calls.append("looked after")
+
+    def letting_go(self, entry: Interface, link: Link) -> tuple[RevertLinkNames, ...]:
+        return (RevertLinkNames(entry.ifindex, link.name),)
+
+    def set(self, op: SetLinkNames) -> None:
+        if op == REFUSED:
+            raise GuestnetError("they hang")
+        self.calls.append(op)
+
+    def revert(self, op: RevertLinkNames) -> None:
+        self.calls.append(("down", op.ifindex, op.interface))
+        raise GuestnetError("they hang, which is harmless then")
 
 
 @pytest.fixture
@@ -53,16 +77,17 @@ def test_sysctl_before_the_link_goes_up_and_never_again(qube: Qube) -> None:
     qube.kernel.before = lambda op: others.calls.append(op.verb)
     assert only(qube.run(others=others)).configured
     assert others.calls.index(("up", "eth0")) < others.calls.index(Verb.LINK_UP)
-    assert others.calls[-1] == ("attend", 1, False, True)
+    assert others.calls.count(("up", "eth0")) == 1
+    assert others.calls[-2:] == [("plan", 1, True), "looked after"]
     others.calls.clear()
     qube.run(others=others, dry_run=True, only="eth0")
-    assert others.calls == [("attend", 1, True, False)]
+    assert others.calls == [("plan", 1, False)]
 
 
 @pytest.mark.behaviour("B129")
 def test_ipv6_that_the_users_settings_switch_off_right_before_the_link_goes_up_is_left_out(qube: Qube) -> None:
     class Others(FakeOthers):
-        def going_up(self, interface: str) -> None:
+        def apply_sysctl(self, interface: str) -> None:
             qube.kernel.ipv6 = False
 
     report = qube.run(others=Others())
@@ -93,9 +118,15 @@ def test_an_interface_of_networkmanagers_is_left_alone(qube: Qube) -> None:
 
 
 def test_what_they_did_and_what_went_wrong_is_in_the_report(qube: Qube) -> None:
-    others = FakeOthers(attended=Attended(("done",), ("to do",), (GuestnetError("they hang"),)))
+    planned = Planned((SET, REFUSED), Record(), ("to do",), (GuestnetError("one cannot be looked at"),))
+    others = FakeOthers(planned=planned)
+    dry = qube.run(others=others, dry_run=True)
+    assert (dry.done, dry.todo, words(dry)) == ((), (str(SET), str(REFUSED), "to do"), ["one cannot be looked at"])
+    assert SET not in others.calls
     report = qube.run(others=others)
-    assert (report.done, report.plan, words(report)) == (("done",), ("to do",), ["they hang"])
+    assert (report.done, report.plan) == ((str(SET),), ("to do",))
+    assert words(report) == ["they hang", "one cannot be looked at"]
+    assert others.calls.count(SET) == 1
     assert report.waiting == "interface missing"
     assert report.settled, "the interface is configured, whatever they do"
 
@@ -131,11 +162,11 @@ def test_settings_come_after_systemd_sysctl_and_before_the_link_goes_up(qube: Qu
     wanted = {setting.path: setting.value for setting in uplink.tunables("eth0")}
     kernel.update(wanted)  # all are right when we look …
 
-    def going_up(interface: str) -> None:
+    def apply_sysctl(interface: str) -> None:
         others.calls.append(("up", interface))
         kernel.update(dict.fromkeys(wanted, "7"))  # … and none any more after a user's file for every interface
 
-    others.going_up = going_up  # type: ignore[method-assign]
+    others.apply_sysctl = apply_sysctl  # type: ignore[method-assign]
 
     def before(op: Op) -> None:
         if op.verb is Verb.LINK_UP:

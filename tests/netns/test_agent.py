@@ -335,7 +335,7 @@ def test_an_interface_that_flaps() -> None:
     guest.soon_configured(**WITH6)
     assert agent.running
     assert "Traceback" not in guest.log()
-    assert guest.said("the kernel does not keep") == 0
+    assert guest.said("did not persist") == 0
     errors = [line for line in guest.log().splitlines() if "errno" in line.lower() or "(E" in line]
     assert errors == []
 

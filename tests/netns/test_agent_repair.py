@@ -45,7 +45,7 @@ def test_what_is_taken_away_comes_back(style: str) -> None:
     for name, harm in HARM.items():
         guest.oracle.run("sh", "-ec", harm)
         eventually(lambda: guest.is_configured(style=style, **WITH6), what=name, trouble=guest.log)
-    assert guest.said("does not keep") == 0
+    assert guest.said("did not persist") == 0
 
 
 @pytest.mark.behaviour("B11")

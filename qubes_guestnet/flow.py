@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The one flow: observe and plan, apply, and observe again until a plan is empty.
+
+What observes and plans is passed in, and so is what carries out each kind of operation (`dispatch`). A failed operation
+is reported once and not tried again in the same pass; the next pass plans it anew, because a plan comes from the world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from .core.operations import ENDS_ROUND, NEEDS_RECORD, Outcome, hinders, instead
+from .errors import GuestnetError, Vanished, did_not_persist
+from .system.owned import Ledger
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .core.operations import Operation, Planned
+    from .core.record import Record
+
+    Adapters = Mapping[type, Callable[[Any], object]]
+
+ROUNDS = 5
+
+
+def settle(plan: Callable[[Record, Outcome], Planned], adapters: Adapters, ledger: Ledger) -> tuple[Planned, Outcome]:
+    """Plan, apply and plan again, a bounded number of times.
+
+    Args:
+        plan: observes and plans; from the owned record, and what came of the operations of this pass so far.
+        adapters: by kind of operation.
+        ledger: the owned record; on disk before the operations that it tells of.
+
+    Returns:
+        The last plan, and what came of all operations. A last plan is empty but for operations that failed.
+    """
+    outcome = Outcome()
+    for left in range(ROUNDS, -1, -1):
+        planned = plan(ledger.record, outcome)
+        outcome = outcome.and_then(_saved(planned, ledger))
+        ops = [op for op in planned.ops if op not in outcome.failed]
+        if not ops:
+            break
+        if not left:
+            return planned, outcome.and_then(Outcome(failed=tuple(ops), errors=(did_not_persist(ops[0]),)))
+        outcome = outcome.and_then(carry_out(ops, adapters, outcome.failed))
+    return planned, outcome
+
+
+def _saved(planned: Planned, ledger: Ledger) -> Outcome:
+    """Put the record on disk. A full /run costs the record and not the qube its network."""
+    try:
+        ledger.save(planned.record)
+    except GuestnetError as error:
+        return Outcome(failed=tuple(op for op in planned.ops if type(op) in NEEDS_RECORD), errors=(error,))
+    return Outcome()
+
+
+def carry_out(ops: Iterable[Operation], adapters: Adapters, before: tuple[Operation, ...] = ()) -> Outcome:
+    """Do operations in the order given, up to the end of a round.
+
+    Args:
+        ops: sorted.
+        adapters: by kind of operation; each raises GuestnetError when its operation is refused.
+        before: operations of this pass that failed before.
+    """
+    outcome, ending = Outcome(), False
+    for op in ops:
+        if ending and type(op) not in ENDS_ROUND:
+            break
+        if any(hinders(failed, op) for failed in before + outcome.failed):
+            outcome = outcome.and_then(Outcome(failed=(op,)))
+            continue
+        try:
+            outcome = outcome.and_then(_done(op, adapters))
+        except Vanished:
+            break  # a fresh round sees what is there now
+        ending = ending or type(op) in ENDS_ROUND
+    return outcome
+
+
+def _done(op: Operation, adapters: Adapters) -> Outcome:
+    """One operation, or where it is refused the one that stands in for it. Raises Vanished."""
+    try:
+        adapters[type(op)](op)
+    except Vanished:
+        raise
+    except GuestnetError as error:
+        other = instead(op)
+        if other is None:
+            return Outcome(failed=(op,), errors=(error,))
+        came = _done(other, adapters)
+        return came if came.done else came._replace(failed=(op, *came.failed))
+    return Outcome(done=(op,))

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The user's hooks for a change of the uplink: those that are there. `core.hook_runs` decides."""
+
+from __future__ import annotations
+
+import time
+
+from ..core.operations import Outcome, Planned
+from ..core.record import Record
+from ..core.report import Uplinks
+
+
+def plan(uplinks: Uplinks, record: Record, so_far: Outcome) -> Planned:
+    """Observe and plan; see `networkmanager.plan`."""
+    if not uplinks.settings.provider:
+        return Planned((), record)
+    from ..core import hook_runs  # in providers
+
+    changes = hook_runs.changed(uplinks.interfaces, uplinks.settings, record)
+    if not changes and not so_far.failed:
+        return Planned((), record)
+    from ..system import hooks  # once for each change
+
+    return hook_runs.plan(changes, hooks.facts(), record, int(time.time()), so_far)

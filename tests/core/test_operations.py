@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The kinds of operations, their order and their words; and `flow`, over random plans and what is refused of them."""
+
+from __future__ import annotations
+
+import ipaddress
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qubes_guestnet import flow
+from qubes_guestnet.core import operations
+from qubes_guestnet.core.operations import (
+    ENDS_ROUND,
+    NEEDS_RECORD,
+    ORDER,
+    ActivateProfile,
+    ApplySysctl,
+    LoadProfile,
+    Outcome,
+    Planned,
+    PublishProfile,
+    ReapplyProfile,
+    RemoveProfile,
+    RevertLinkNames,
+    RewriteProfile,
+    SetLinkNames,
+    StartHooks,
+    hinders,
+    in_order,
+    instead,
+)
+from qubes_guestnet.core.plan import Op, Verb
+from qubes_guestnet.core.record import Record
+from qubes_guestnet.core.resolved import LinkNames
+from qubes_guestnet.dispatch import adapters
+from qubes_guestnet.errors import GuestnetError, KernelError, Vanished
+from tests.core.memory import Memory
+
+Operation = Any  # the sum of all kinds is for the type checker
+
+many = settings(max_examples=300, deadline=None, derandomize=True)
+
+ADDRESS, ADDRESS6 = ipaddress.ip_interface("10.137.0.5/32"), ipaddress.ip_interface("fd09::5/128")
+NAMES = LinkNames(("10.139.1.1", "10.139.1.2"), ("~.",), default_route=True)
+FOLDER = "/etc/NetworkManager/system-connections"
+WORDS: dict[str, Operation] = {
+    "systemd-sysctl for eth0": ApplySysctl("eth0"),
+    "ip link set dev eth0 up": Op(Verb.LINK_UP, 2, "eth0"),
+    f"publish {FOLDER}/office: interface name of the former release changed": RewriteProfile("office", "id=office"),
+    f"publish {FOLDER}/qubes-uplink-eth0": PublishProfile("qubes-uplink-eth0", b"id=eth0"),
+    f"nmcli connection load {FOLDER}/qubes-uplink-eth0": LoadProfile("qubes-uplink-eth0"),
+    'nmcli connection up "VM uplink eth0" ifname eth0': ActivateProfile("qubes-uplink-eth0", "eth0", "1-2"),
+    "nmcli device reapply eth0": ReapplyProfile("qubes-uplink-eth0", "eth0", "1-2"),
+    f"remove {FOLDER}/qubes-uplink-eth9": RemoveProfile("qubes-uplink-eth9", ""),
+    "start hook /rw/config/a /rw/config/b": StartHooks(2, ("/rw/config/a", "/rw/config/b")),
+    "resolvectl dns eth0 10.139.1.1 10.139.1.2; resolvectl domain eth0 ~.": SetLinkNames(2, "eth0", NAMES),
+    "resolvectl revert eth0": RevertLinkNames(2, "eth0"),
+}
+
+
+@pytest.mark.parametrize(("words", "op"), WORDS.items(), ids=lambda each: type(each).__name__)
+def test_an_operation_reads_as_what_it_does(words: str, op: Operation) -> None:
+    assert str(op) == words
+
+
+def test_every_kind_has_its_place_its_adapter_and_its_words() -> None:
+    kinds = {each for each in vars(operations).values() if isinstance(each, type) and issubclass(each, tuple)}
+    kinds -= {Planned, Outcome}
+    assert len(ORDER) == len(set(ORDER))
+    assert {*kinds, Op} == set(ORDER) == {type(op) for op in WORDS.values()}
+    assert set(adapters(SimpleNamespace(apply=None), SimpleNamespace(resolved=None))) == set(ORDER)  # type: ignore[arg-type]
+    assert set(ORDER) >= ENDS_ROUND | NEEDS_RECORD
+
+
+EVERYTHING: list[Operation] = [
+    *WORDS.values(),
+    Op(Verb.ADDRESS_ADD, 2, "eth0", ADDRESS),
+    Op(Verb.ADDRESS_ADD, 2, "eth0", ADDRESS6),
+    Op(Verb.ADDRESS_DEL, 2, "eth0", ADDRESS),
+    Op(Verb.ADDRESS_ADD, 3, "eth1", ADDRESS),
+    PublishProfile("qubes-uplink-eth1", b"id=eth1"),
+    LoadProfile("qubes-uplink-eth1"),
+    ActivateProfile("qubes-uplink-eth1", "eth1", "1-3"),
+    ApplySysctl("eth1"),
+    StartHooks(3, ("/rw/config/a",)),
+]
+
+
+@many
+@given(st.lists(st.sampled_from(EVERYTHING), unique=True))
+def test_the_order_is_the_tables_and_within_a_kind_the_planners(ops: list[Operation]) -> None:
+    made = in_order(ops)
+    assert sorted(map(str, made)) == sorted(map(str, ops))
+    for former, later in pairwise(made):
+        before, after = ORDER.index(type(former)), ORDER.index(type(later))
+        assert (before, ops.index(former)) < (after, ops.index(later))
+
+
+HINDERED = [
+    (PublishProfile("a", b""), LoadProfile("a"), True),
+    (PublishProfile("a", b""), ActivateProfile("a", "eth0", "1"), True),
+    (LoadProfile("a"), ReapplyProfile("a", "eth0", "1"), True),
+    (PublishProfile("a", b""), LoadProfile("b"), False),
+    (RewriteProfile("a", ""), PublishProfile("a", b""), False),
+    (StartHooks(2, ("/a",)), SetLinkNames(2, "eth0", NAMES), False),
+    (Op(Verb.ADDRESS_ADD, 2, "eth0", ADDRESS), Op(Verb.ADDRESS_ADD, 2, "eth0", ADDRESS), True),
+    (Op(Verb.ADDRESS_ADD, 2, "eth0", ADDRESS), Op(Verb.ADDRESS_ADD, 2, "eth0", ADDRESS6), False),
+    (Op(Verb.ADDRESS_ADD, 2, "eth0", ADDRESS), Op(Verb.ADDRESS_ADD, 3, "eth1", ADDRESS), False),
+    (Op(Verb.ADDRESS_ADD, 2, "eth0", ADDRESS), Op(Verb.ADDRESS_DEL, 2, "eth0", ADDRESS), False),
+    (Op(Verb.NEIGHBOUR_SET, 2, "eth0", ADDRESS), Op(Verb.ADDRESS_ADD, 2, "eth0", ADDRESS), False),
+    (Op(Verb.LINK_UP, 2, "eth0"), LoadProfile("a"), False),
+]
+
+
+@pytest.mark.parametrize(("failed", "op", "expected"), HINDERED)
+def test_what_stops_what(failed: Operation, op: Operation, expected: bool) -> None:
+    assert hinders(failed, op) is expected
+
+
+def test_what_stands_in_for_what() -> None:
+    assert instead(ReapplyProfile("a", "eth0", "1")) == ActivateProfile("a", "eth0", "1")
+    assert instead(ActivateProfile("a", "eth0", "1")) is None
+
+
+# --- the flow ------------------------------------------------------------------------------------------------------
+
+
+def plans() -> st.SearchStrategy[list[Operation]]:
+    """Without an operation and the one that stands in for it in one plan."""
+    return st.lists(st.sampled_from(EVERYTHING), unique=True).filter(lambda ops: not {*map(instead, ops)} & {*ops})
+
+
+class World:
+    """What is to be done in it, until it is done; it refuses and forgets what a test says.
+
+    Attributes:
+        left: operations that are still to do.
+        refused: refused whenever they are tried.
+        kept: False: what is done is undone at once.
+        asked: what was tried, in order.
+    """
+
+    def __init__(self, left: list[Operation], refused: frozenset[Operation] = frozenset()) -> None:
+        self.left, self.refused, self.kept = in_order(left), refused, True
+        self.asked: list[Operation] = []
+
+    def plan(self, record: Record, _so_far: Outcome) -> Planned:
+        return Planned(self.left, record)
+
+    def carry_out(self, op: Operation) -> None:
+        self.asked.append(op)
+        if op in self.refused:
+            raise GuestnetError(f"refused: {op}")
+        if self.kept:
+            self.left = tuple(each for each in self.left if each not in (op, *_stood_in_for(op)))
+
+    def settle(self, ledger: Memory | None = None) -> tuple[Planned, Outcome]:
+        return flow.settle(self.plan, dict.fromkeys(ORDER, self.carry_out), ledger or Memory())
+
+
+def _stood_in_for(op: Operation) -> list[Operation]:
+    return [each for each in EVERYTHING if instead(each) == op]
+
+
+@many
+@given(plans(), st.frozensets(st.sampled_from(EVERYTHING)))
+def test_all_is_done_but_what_is_refused_and_what_depends_on_it(
+    ops: list[Operation], refused: frozenset[Operation]
+) -> None:
+    world = World(ops, refused)
+    planned, outcome = world.settle()
+    assert len(world.asked) == len(set(world.asked)), "what failed is not tried again in the same pass"
+    assert sorted(map(str, outcome.errors)) == sorted(f"refused: {op}" for op in outcome.failed if _says(op, world))
+    assert set(planned.ops) == set(world.left) <= set(outcome.failed), "and is in the next plan"
+    for op in set(ops) - set(outcome.done):
+        stood_in = instead(op)
+        if stood_in is not None and stood_in in outcome.done:
+            continue
+        assert op in refused or any(hinders(other, op) for other in outcome.failed)
+    for former, later in pairwise(world.asked):
+        same_round = type(former) not in ENDS_ROUND
+        assert not same_round or ORDER.index(type(former)) <= ORDER.index(type(later))
+    if not refused:
+        again = World(list(world.left))
+        assert (again.settle()[1], again.asked) == (Outcome(), [])
+
+
+def _says(op: Operation, world: World) -> bool:
+    """Whether an operation that failed has an error of its own: it was tried, and nothing could stand in for it."""
+    return op in world.asked and instead(op) is None
+
+
+@many
+@given(plans().filter(bool))
+def test_what_does_not_persist_is_one_error_after_a_bounded_number_of_rounds(ops: list[Operation]) -> None:
+    world = World(ops)
+    world.kept = False
+    planned, outcome = world.settle()
+    first = in_order(ops)[0]
+    assert [str(error) for error in outcome.errors] == [
+        f"change did not persist: {first}; is another program reverting it?"
+    ]
+    assert world.asked.count(first) == flow.ROUNDS
+    assert outcome.failed == planned.ops == in_order(ops)
+
+
+def test_operations_of_two_kinds_are_never_the_same() -> None:
+    """Named tuples are equal to every tuple of equal fields: one that is loaded would be taken for one in force."""
+    assert LoadProfile("eth0") != ApplySysctl("eth0")
+    assert not LoadProfile("eth0") == ApplySysctl("eth0")  # noqa: SIM201
+    assert LoadProfile("eth0") == LoadProfile("eth0")
+    assert not LoadProfile("eth0") != LoadProfile("eth0")  # noqa: SIM202
+    assert len({LoadProfile("eth0"), ApplySysctl("eth0"), LoadProfile("eth0")}) == 2
+    assert all(a is b or a != b for a in EVERYTHING for b in EVERYTHING)
+
+
+def test_what_vanishes_ends_the_round() -> None:
+    ops = [Op(Verb.LINK_UP, 2, "eth0"), SetLinkNames(2, "eth0", NAMES)]
+    world = World(list(ops))
+
+    def vanish(op: Operation) -> None:
+        world.left = ()
+        raise Vanished(str(op), 19)
+
+    assert flow.carry_out(ops, {Op: vanish}) == Outcome()
+    assert flow.settle(world.plan, {Op: vanish}, Memory())[1] == Outcome()
+
+
+def test_what_is_observed_after_the_end_of_a_round_counts() -> None:
+    """NetworkManager has put the profile in force by itself: what was planned before is not done."""
+    ops = [LoadProfile("a"), LoadProfile("b"), ActivateProfile("a", "eth0", "1"), SetLinkNames(2, "eth0", NAMES)]
+    world = World(list(ops))
+    plan = world.plan
+
+    def observed(record: Record, so_far: Outcome) -> Planned:
+        planned = plan(record, so_far)
+        return planned._replace(
+            ops=tuple(op for op in planned.ops if type(op) is not ActivateProfile or not so_far.done)
+        )
+
+    _, outcome = flow.settle(observed, dict.fromkeys(ORDER, world.carry_out), Memory())
+    assert outcome.done == (ops[0], ops[1], ops[3])
+
+
+@pytest.mark.behaviour("B14")
+def test_without_a_record_only_what_needs_none_is_done() -> None:
+    world, ledger = World([StartHooks(2, ("/a",)), SetLinkNames(2, "eth0", NAMES)]), Memory()
+    ledger.full = True
+    _, outcome = world.settle(ledger)
+    assert world.asked == [SetLinkNames(2, "eth0", NAMES)]
+    assert set(outcome.failed) == {StartHooks(2, ("/a",))}
+    assert {str(error) for error in outcome.errors} == {"/run is full"}
+
+
+def test_the_record_is_on_disk_before_anything_is_done() -> None:
+    told = Record(published="1234")
+    ledger = Memory()
+
+    def carry_out(_op: Operation) -> None:
+        assert ledger.record == told
+
+    plans = iter([Planned((SetLinkNames(2, "eth0", NAMES),), told), Planned((), told)])
+    _, outcome = flow.settle(lambda *_: next(plans), {SetLinkNames: carry_out}, ledger)
+    assert len(outcome.done) == 1
+
+
+def test_an_operation_that_is_refused_and_what_stands_in_for_it_are_one_error() -> None:
+    def refuse(op: Operation) -> None:
+        raise KernelError(str(op), 16)
+
+    op = ReapplyProfile("a", "eth0", "1")
+    outcome = flow.carry_out([op], dict.fromkeys(ORDER, refuse))
+    assert outcome.failed == (op, ActivateProfile("a", "eth0", "1"))
+    assert [str(error) for error in outcome.errors] == [
+        'nmcli connection up "VM uplink eth0" ifname eth0: Device or resource busy (EBUSY)'
+    ]
