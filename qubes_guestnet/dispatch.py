@@ -3,23 +3,11 @@
 
 from __future__ import annotations
 
-from .core.operations import (
-    ActivateProfile,
-    ApplySysctl,
-    LoadProfile,
-    PublishProfile,
-    ReapplyProfile,
-    RemoveProfile,
-    RevertLinkNames,
-    RewriteProfile,
-    SetLinkNames,
-    StartHooks,
-)
-from .core.plan import Op
 from .system import networkmanager
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
+    from .core.service_operations import StartHooks
     from .flow import Adapters
     from .reconcile import Kernel
     from .uplink.other_services import OtherServices
@@ -32,21 +20,21 @@ def adapters(kernel: Kernel, others: OtherServices | None) -> Adapters:
         kernel: of links, addresses, neighbours and routes.
         others: the other services; None where nothing is planned for them.
     """
-    return {Op: kernel.apply, **(_of(others) if others is not None else {})}
+    return {"Op": kernel.apply, **(_of(others) if others is not None else {})}
 
 
 def _of(others: OtherServices) -> Adapters:
     return {
-        ApplySysctl: lambda op: others.apply_sysctl(op.interface),
-        RewriteProfile: lambda op: networkmanager.rewrite(op.name, op.text),
-        PublishProfile: lambda op: networkmanager.publish(op.name, op.text),
-        LoadProfile: lambda op: networkmanager.load(op.name),
-        ActivateProfile: lambda op: networkmanager.activate(op.interface, op.uuid),
-        ReapplyProfile: lambda op: networkmanager.reapply(op.interface),
-        RemoveProfile: lambda op: networkmanager.remove(op.name, op.uuid),
-        StartHooks: _start,
-        SetLinkNames: lambda op: others.resolved.set(op),
-        RevertLinkNames: lambda op: others.resolved.revert(op),
+        "ApplySysctl": lambda op: others.apply_sysctl(op.interface),
+        "RewriteProfile": lambda op: networkmanager.rewrite(op.name, op.text),
+        "PublishProfile": lambda op: networkmanager.publish(op.name, op.text),
+        "LoadProfile": lambda op: networkmanager.load(op.name),
+        "ActivateProfile": lambda op: networkmanager.activate(op.interface, op.uuid),
+        "ReapplyProfile": lambda op: networkmanager.reapply(op.interface),
+        "RemoveProfile": lambda op: networkmanager.remove(op.name, op.uuid),
+        "StartHooks": _start,
+        "SetLinkNames": lambda op: others.resolved.set(op),
+        "RevertLinkNames": lambda op: others.resolved.revert(op),
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from .core.operations import ENDS_ROUND, NEEDS_RECORD, Outcome, hinders, instead
+from .core.operations import ENDS_ROUND, NEEDS_RECORD, Outcome, Planned, hinders, instead, kind
 from .errors import GuestnetError, Vanished, did_not_persist
 from .system.owned import Ledger
 
@@ -17,10 +17,10 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean
 if TYPE_CHECKING:
     from typing import Any
 
-    from .core.operations import Operation, Planned
+    from .core.operations import Operation
     from .core.record import Record
 
-    Adapters = Mapping[type, Callable[[Any], object]]
+    Adapters = Mapping[str, Callable[[Any], object]]
 
 ROUNDS = 5
 
@@ -34,11 +34,15 @@ def settle(plan: Callable[[Record, Outcome], Planned], adapters: Adapters, ledge
         ledger: the owned record; on disk before the operations that it tells of.
 
     Returns:
-        The last plan, and what came of all operations. A last plan is empty but for operations that failed.
+        The last plan, and what came of all operations. A last plan is empty but for operations that failed; where
+        nothing could be observed it has the error.
     """
     outcome = Outcome()
     for left in range(ROUNDS, -1, -1):
-        planned = plan(ledger.record, outcome)
+        try:
+            planned = plan(ledger.record, outcome)
+        except GuestnetError as error:
+            return Planned((), ledger.record, errors=(error,)), outcome
         outcome = outcome.and_then(_saved(planned, ledger))
         ops = [op for op in planned.ops if op not in outcome.failed]
         if not ops:
@@ -54,7 +58,7 @@ def _saved(planned: Planned, ledger: Ledger) -> Outcome:
     try:
         ledger.save(planned.record)
     except GuestnetError as error:
-        return Outcome(failed=tuple(op for op in planned.ops if type(op) in NEEDS_RECORD), errors=(error,))
+        return Outcome(failed=tuple(op for op in planned.ops if kind(op) in NEEDS_RECORD), errors=(error,))
     return Outcome()
 
 
@@ -68,7 +72,7 @@ def carry_out(ops: Iterable[Operation], adapters: Adapters, before: tuple[Operat
     """
     outcome, ending = Outcome(), False
     for op in ops:
-        if ending and type(op) not in ENDS_ROUND:
+        if ending and kind(op) not in ENDS_ROUND:
             break
         if any(hinders(failed, op) for failed in before + outcome.failed):
             outcome = outcome.and_then(Outcome(failed=(op,)))
@@ -77,14 +81,14 @@ def carry_out(ops: Iterable[Operation], adapters: Adapters, before: tuple[Operat
             outcome = outcome.and_then(_done(op, adapters))
         except Vanished:
             break  # a fresh round sees what is there now
-        ending = ending or type(op) in ENDS_ROUND
+        ending = ending or kind(op) in ENDS_ROUND
     return outcome
 
 
 def _done(op: Operation, adapters: Adapters) -> Outcome:
     """One operation, or where it is refused the one that stands in for it. Raises Vanished."""
     try:
-        adapters[type(op)](op)
+        adapters[kind(op)](op)
     except Vanished:
         raise
     except GuestnetError as error:

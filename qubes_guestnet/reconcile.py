@@ -236,13 +236,15 @@ class _Work:
     # --- the uplinks ---------------------------------------------------------------------------------------------
 
     def uplinks(self, ledger: Ledger) -> None:
-        """Make them what they should be, or only look at them."""
+        """Make them what they should be, or only look at them. Raises GuestnetError when they cannot be looked at."""
         if self._asked.dry_run:
             self._plan(ledger.record, Outcome())
             return
-        _, outcome = settle(self._plan, self._adapters, ledger)
+        planned, outcome = settle(self._plan, self._adapters, ledger)
         self.applied += (op for op in outcome.done if isinstance(op, plan.Op))
         self.failed(outcome.errors)
+        for error in planned.errors:
+            raise error
 
     def _plan(self, record: Record, so_far: Outcome) -> Planned:
         """Observe and plan."""

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 
 from . import hooks
 from .hooks import HookFacts
-from .operations import Outcome, Planned, StartHooks
+from .operations import Outcome, Planned
 from .record import Record
 from .report import InterfaceReport
+from .service_operations import StartHooks
 from .settings import Settings
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 
 from . import resolved
 from .namedtuple import NamedTuple
-from .operations import Outcome, Planned, RevertLinkNames, SetLinkNames
+from .operations import Outcome, Planned
 from .record import Interface, Record
 from .report import InterfaceReport
 from .resolved import LinkNames
+from .service_operations import RevertLinkNames, SetLinkNames
 from .settings import Settings
 from .uplink import Flags
 from .values import Link

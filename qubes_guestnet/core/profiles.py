@@ -13,19 +13,17 @@ from collections.abc import Collection, Iterable
 
 from . import networkmanager as nm
 from .namedtuple import NamedTuple
-from .operations import (
+from .operations import ApplySysctl, Outcome, Planned
+from .record import Interface, Record, checksum
+from .report import InterfaceReport
+from .service_operations import (
     ActivateProfile,
-    ApplySysctl,
     LoadProfile,
-    Outcome,
-    Planned,
     PublishProfile,
     ReapplyProfile,
     RemoveProfile,
     RewriteProfile,
 )
-from .record import Interface, Record, checksum
-from .report import InterfaceReport
 from .settings import Settings
 from .uplink import Flags
 from .values import Link

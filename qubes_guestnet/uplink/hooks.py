@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import time
 
+from ..core import hook_runs
 from ..core.operations import Outcome, Planned
 from ..core.record import Record
 from ..core.report import Uplinks
 
 
 def plan(uplinks: Uplinks, record: Record, so_far: Outcome) -> Planned:
-    """Observe and plan; see `networkmanager.plan`."""
-    if not uplinks.settings.provider:
-        return Planned((), record)
-    from ..core import hook_runs  # in providers
-
+    """Observe and plan, in a provider; see `networkmanager.plan`."""
     changes = hook_runs.changed(uplinks.interfaces, uplinks.settings, record)
     if not changes and not so_far.failed:
         return Planned((), record)

@@ -17,7 +17,7 @@ from ..core.record import Interface, Record
 from ..core.report import Uplinks
 from ..system import networkmanager as nm_system
 from ..system import resolved, sysctl
-from . import hooks, networkmanager
+from . import networkmanager
 from .resolved import Resolved
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -95,7 +95,11 @@ class OtherServices:
         self._bus.open()
         saved = self._saved and self.manager().networkmanager
         profiles = networkmanager.plan(uplinks, record, so_far, saved=saved)
-        runs = hooks.plan(uplinks, profiles.record, so_far)
+        runs = Planned((), profiles.record)
+        if uplinks.settings.provider:
+            from . import hooks  # in providers
+
+            runs = hooks.plan(uplinks, profiles.record, so_far)
         names = self.resolved.plan(uplinks, runs.record, so_far)
         return Planned(
             in_order(profiles.ops + runs.ops + names.ops), names.record, profiles.waits, profiles.errors + names.errors

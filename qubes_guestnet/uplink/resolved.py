@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from ..bus import BusHolder
-from ..core.operations import Outcome, Planned, RevertLinkNames, SetLinkNames
+from ..core.operations import Outcome, Planned
 from ..core.record import Record
 from ..core.report import Uplinks
 from ..errors import GuestnetError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..core.link_names import LinkFacts
     from ..core.nameservers import Heard
+    from ..core.service_operations import RevertLinkNames, SetLinkNames
 
     Port = resolved.ByBus | resolved.ByCommand
     Answer = TypeVar("Answer")

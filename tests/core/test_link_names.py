@@ -13,10 +13,11 @@ from qubes_guestnet import flow
 from qubes_guestnet.core import link_names
 from qubes_guestnet.core.link_names import LinkFacts
 from qubes_guestnet.core.networkmanager import Manager, ManagerChoice
-from qubes_guestnet.core.operations import ORDER, Outcome, Planned, RevertLinkNames, SetLinkNames
+from qubes_guestnet.core.operations import ORDER, Outcome, Planned
 from qubes_guestnet.core.record import Interface, Record
 from qubes_guestnet.core.report import InterfaceReport
 from qubes_guestnet.core.resolved import LinkNames
+from qubes_guestnet.core.service_operations import RevertLinkNames, SetLinkNames
 from qubes_guestnet.core.settings import DnsSettings, Family, Settings, UplinkSettings
 from qubes_guestnet.core.uplink import Flags, Style, StyleChoice
 from qubes_guestnet.core.values import Link, State

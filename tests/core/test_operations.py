@@ -13,16 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import operations
+from qubes_guestnet.core import operations, service_operations
 from qubes_guestnet.core.operations import (
     ENDS_ROUND,
     NEEDS_RECORD,
     ORDER,
-    ActivateProfile,
     ApplySysctl,
-    LoadProfile,
     Outcome,
     Planned,
+    hinders,
+    in_order,
+    instead,
+    kind,
+)
+from qubes_guestnet.core.plan import Op, Verb
+from qubes_guestnet.core.record import Record
+from qubes_guestnet.core.resolved import LinkNames
+from qubes_guestnet.core.service_operations import (
+    ActivateProfile,
+    LoadProfile,
     PublishProfile,
     ReapplyProfile,
     RemoveProfile,
@@ -30,13 +39,7 @@ from qubes_guestnet.core.operations import (
     RewriteProfile,
     SetLinkNames,
     StartHooks,
-    hinders,
-    in_order,
-    instead,
 )
-from qubes_guestnet.core.plan import Op, Verb
-from qubes_guestnet.core.record import Record
-from qubes_guestnet.core.resolved import LinkNames
 from qubes_guestnet.dispatch import adapters
 from qubes_guestnet.errors import GuestnetError, KernelError, Vanished
 from tests.core.memory import Memory
@@ -69,10 +72,11 @@ def test_an_operation_reads_as_what_it_does(words: str, op: Operation) -> None:
 
 
 def test_every_kind_has_its_place_its_adapter_and_its_words() -> None:
-    kinds = {each for each in vars(operations).values() if isinstance(each, type) and issubclass(each, tuple)}
-    kinds -= {Planned, Outcome}
+    modules = (operations, service_operations)
+    classes = {each for module in modules for each in vars(module).values() if isinstance(each, type)}
+    kinds = {each.__name__ for each in classes if issubclass(each, tuple)} - {"Planned", "Outcome"}
     assert len(ORDER) == len(set(ORDER))
-    assert {*kinds, Op} == set(ORDER) == {type(op) for op in WORDS.values()}
+    assert {*kinds, "Op"} == set(ORDER) == {kind(op) for op in WORDS.values()}
     assert set(adapters(SimpleNamespace(apply=None), SimpleNamespace(resolved=None))) == set(ORDER)  # type: ignore[arg-type]
     assert set(ORDER) >= ENDS_ROUND | NEEDS_RECORD
 
@@ -97,7 +101,7 @@ def test_the_order_is_the_tables_and_within_a_kind_the_planners(ops: list[Operat
     made = in_order(ops)
     assert sorted(map(str, made)) == sorted(map(str, ops))
     for former, later in pairwise(made):
-        before, after = ORDER.index(type(former)), ORDER.index(type(later))
+        before, after = ORDER.index(kind(former)), ORDER.index(kind(later))
         assert (before, ops.index(former)) < (after, ops.index(later))
 
 
@@ -183,8 +187,8 @@ def test_all_is_done_but_what_is_refused_and_what_depends_on_it(
             continue
         assert op in refused or any(hinders(other, op) for other in outcome.failed)
     for former, later in pairwise(world.asked):
-        same_round = type(former) not in ENDS_ROUND
-        assert not same_round or ORDER.index(type(former)) <= ORDER.index(type(later))
+        same_round = kind(former) not in ENDS_ROUND
+        assert not same_round or ORDER.index(kind(former)) <= ORDER.index(kind(later))
     if not refused:
         again = World(list(world.left))
         assert (again.settle()[1], again.asked) == (Outcome(), [])
@@ -227,8 +231,8 @@ def test_what_vanishes_ends_the_round() -> None:
         world.left = ()
         raise Vanished(str(op), 19)
 
-    assert flow.carry_out(ops, {Op: vanish}) == Outcome()
-    assert flow.settle(world.plan, {Op: vanish}, Memory())[1] == Outcome()
+    assert flow.carry_out(ops, {"Op": vanish}) == Outcome()
+    assert flow.settle(world.plan, {"Op": vanish}, Memory())[1] == Outcome()
 
 
 def test_what_is_observed_after_the_end_of_a_round_counts() -> None:
@@ -265,7 +269,7 @@ def test_the_record_is_on_disk_before_anything_is_done() -> None:
         assert ledger.record == told
 
     plans = iter([Planned((SetLinkNames(2, "eth0", NAMES),), told), Planned((), told)])
-    _, outcome = flow.settle(lambda *_: next(plans), {SetLinkNames: carry_out}, ledger)
+    _, outcome = flow.settle(lambda *_: next(plans), {"SetLinkNames": carry_out}, ledger)
     assert len(outcome.done) == 1
 
 
