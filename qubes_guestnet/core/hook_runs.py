@@ -48,8 +48,6 @@ def plan(
     paths, ops = hooks.runnable(found), []
     refused = {op.ifindex for op in so_far.failed if isinstance(op, StartHooks)}
     for link, now in changes:
-        if link.ifindex in refused:
-            continue
         record = record.with_interface(record.interface(link)._replace(hooked=now))
         record = record._replace(provided=record.provided._replace(hooks=clock))
         ops += [StartHooks(link.ifindex, paths)] if paths else []
