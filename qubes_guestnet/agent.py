@@ -30,7 +30,7 @@ from .keeping import Keeper
 from .paths import Paths
 from .prober import Prober
 from .reconcile import Pass, reconcile, record_written
-from .system import netlink, qubesdb, systemd, wakeups
+from .system import netlink, programs, qubesdb, systemd, wakeups
 from .system.systemd import WARNING, log
 from .uplink.other_services import OtherServices
 
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 
 
 _REST_SECONDS = 0.1
+# The programs of a round have so much time together: two thirds of what the watchdog allows, of which the period is
+# half. The rest is for the kernel, the lock of the record and QubesDB.
+_ROUND_SHARE, _ROUND_SECONDS, _LEAST_SECONDS = 4 / 3, 20.0, 5.0
+_FED_SECONDS = 1.0
 
 # systemd-udevd runs systemd-sysctl for a new interface by itself, and may be later than the pass that set it up.
 UDEV_SECONDS = 2.0
@@ -91,8 +95,7 @@ class Agent:
         self._timers["connect"] = time.monotonic()
         while True:
             if period is not None and self._expired("watchdog", default=True):
-                systemd.notify("WATCHDOG=1")
-                self._timers["watchdog"] = time.monotonic() + period
+                self._alive(period)
             ready, came = self._signals.poll(self._patience())
             if came & {signal.SIGTERM, signal.SIGINT}:
                 break
@@ -100,11 +103,19 @@ class Agent:
                 self._host.look_at_everything()
             if self._failures:
                 came -= {signal.SIGIO}  # an attempt that failed stirs the folder too, and would be its own next reason
+            if period is not None and self._timers["watchdog"] < time.monotonic() + period - _FED_SECONDS:
+                self._alive(period)  # what the round takes counts from its beginning
+            programs.limit(_ROUND_SECONDS if period is None else max(period * _ROUND_SHARE, _LEAST_SECONDS))
             self._round(ready, bool(came))
+        programs.limit(None)
         systemd.notify("STOPPING=1")
         self._connection.close()
         self._end_offload()
         return 0
+
+    def _alive(self, period: float) -> None:
+        systemd.notify("WATCHDOG=1")
+        self._timers["watchdog"] = time.monotonic() + period
 
     def _keep_rules(self) -> Keeper | None:
         try:

@@ -3,12 +3,15 @@
 
 The bound is on the process, by its pidfd, and not on its output (behaviour B119): a program that closes its output has
 not ended, and one that has ended may have left a child that holds the output. What a program leaves behind when it ends
-in time is its own business; what does not end in time is killed with its process group.
+in time is its own business; what does not end in time is killed with all that it has started (`program_tree`).
+
+A resident process sets a limit for the sum of all that it runs in one round (`limit`): its watchdog allows no more.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import select
 import signal
@@ -28,7 +31,9 @@ _PIECES_LEFT = 16  # a pipe holds at most 1 MiB (pipe(7), pipe-max-size) when it
 _KILLED_SECONDS = 1.0
 _SHELL = "/bin/sh"
 _HEAD_BYTES = 128
+_MARK = "QUBES_GUESTNET_RUN"  # in the environment of a program, and so of all that it starts
 _NOT_REAPED: set[int] = set()
+_COUNT = itertools.count()
 _DEFAULTED = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
@@ -50,11 +55,25 @@ class Done(NamedTuple):
     output: str
 
 
+class _Limit:
+    until: float | None = None  # when all that is run in this round has to have ended, by `time.monotonic`
+
+
+def limit(seconds: float | None) -> None:
+    """Give all that is run from now on, up to the next call, so much time together; None for no limit of that kind."""
+    _Limit.until = None if seconds is None else time.monotonic() + seconds
+
+
+def _left(seconds: float) -> float:
+    return seconds if _Limit.until is None else min(seconds, _Limit.until - time.monotonic())
+
+
 class Started(NamedTuple):
     """A program that runs; to be handed to `finish` or `abandon`.
 
     Args:
         command: path of the program, and its arguments.
+        mark: what its environment says, and that of all that it starts.
         pid: its process, and the number of its process group.
         pidfd: becomes readable when the process ends.
         reader: where its output comes from.
@@ -63,6 +82,7 @@ class Started(NamedTuple):
     """
 
     command: tuple[str, ...]
+    mark: str
     pid: int
     pidfd: int
     reader: int
@@ -114,7 +134,7 @@ def run(
 
     Args:
         command: path of the program, and its arguments.
-        seconds: after which it and its children are killed.
+        seconds: after which it and all that it started are killed.
         input: its standard input; without any that is /dev/null.
         environment: what it finds in its environment besides the clean one.
         daemons: as for `finish`.
@@ -169,30 +189,33 @@ def start(
         waits: its input comes later, by `feed`.
 
     Raises:
-        ProgramError: it cannot be started.
+        ProgramError: it cannot be started, or there is no time left for it in this round.
     """
+    if _left(1.0) <= 0:
+        raise ProgramError(f"{command[0]}: not started, other programs have taken all the time of this round")
     _reap()
-    opened: list[int] = []
+    opened, mark = list[int](), f"{os.getpid()}-{next(_COUNT)}"
     try:
         reader, output = _kept(opened, os.pipe2(os.O_CLOEXEC))
         if input or waits:
             source, writer = _kept(opened, os.pipe2(os.O_CLOEXEC))
         else:
             (source,), writer = _kept(opened, (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC),)), -1
-        pid = _spawn(command, {"PATH": ":".join(folders()), **ENVIRONMENT, **(environment or {})}, (source, output))
+        given = {"PATH": ":".join(folders()), **ENVIRONMENT, **(environment or {}), _MARK: mark}
+        pid = _spawn(command, given, (source, output))
         try:
             pidfd = os.pidfd_open(pid)
         except OSError:
-            _kill(pid)
+            os.kill(pid, signal.SIGKILL)  # it is our child and not reaped: the number is its own
             _wait(pid)
             raise
     except OSError as error:
         for fd in opened:
             os.close(fd)
         raise ProgramError(f"{command[0]}: {error.strerror}") from None
-    os.close(output)
-    os.close(source)
-    started = Started(command, pid, pidfd, reader, writer, b"")
+    for fd in (output, source):
+        os.close(fd)
+    started = Started(command, mark, pid, pidfd, reader, writer, b"")
     return feed(started, input) if input else started
 
 
@@ -251,7 +274,7 @@ def finish(started: Started, seconds: float, *, longest: int = LONGEST_OUTPUT, d
     Raises:
         ProgramError: it was too slow.
     """
-    ended = False
+    ended, seconds = False, _left(seconds)
     try:
         output, ended = _talk(started, time.monotonic() + seconds, longest)
         if ended and daemons:
@@ -336,7 +359,7 @@ def _end(started: Started, *, kill: bool) -> int:
     os.close(started.reader)
     try:
         if kill:
-            _kill(started.pid)
+            _kill(started)
             poll = select.poll()
             poll.register(started.pidfd, select.POLLIN)
             poll.poll(_KILLED_SECONDS * 1000)
@@ -345,11 +368,10 @@ def _end(started: Started, *, kill: bool) -> int:
         os.close(started.pidfd)
 
 
-def _kill(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return  # it ended just now
+def _kill(started: Started) -> None:
+    from . import program_tree  # few programs have to be killed
+
+    program_tree.kill(started.pid, started.pidfd, f"{_MARK}={started.mark}")
 
 
 def _wait(pid: int) -> int:
@@ -370,8 +392,7 @@ def _reap() -> None:
 
 
 def _give(writer: int, data: bytes) -> bytes:
-    """Write what goes, and give the rest."""
-    try:
+    try:  # what goes, and give the rest
         return data[os.write(writer, data[:_PIECE]) :]
     except BlockingIOError:
         return data

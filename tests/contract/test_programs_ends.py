@@ -70,6 +70,70 @@ def test_what_is_left_behind_lives_and_is_not_waited_for(tmp_path: Path, leaving
     os.kill(int(daemon), signal.SIGKILL)
 
 
+ESCAPING = {
+    "a child in a session of its own": f"setsid {SH} -c 'echo $$ >>NOTE; exec sleep 600' & wait",
+    "one whose parent has ended": f"({SH} -c 'echo $$ >>NOTE; exec setsid sleep 600' &); sleep 600",
+    "one that clears its environment": f"env -i setsid {SH} -c 'echo $$ >>NOTE; exec sleep 600' & wait",
+    "a family": f"setsid {SH} -c 'for n in 1 2 3 4 5; do "
+    f'setsid {SH} -c "echo \\$\\$ >>NOTE; exec sleep 600" & done; wait\'',
+    "one that starts others all the time": f"setsid {SH} -c 'echo $$ >>NOTE; while :; do setsid sleep 0.01 & done'",
+    "the program in another group": f"exec {sys.executable} -c 'import os, time; "
+    'os.setpgid(0, os.getpgid(os.getppid())); print(os.getpid(), file=open("NOTE", "w")); time.sleep(600)\'',
+}
+
+
+@pytest.mark.parametrize("text", ESCAPING.values(), ids=ESCAPING.keys())
+def test_one_that_is_too_slow_is_killed_with_all_that_it_started(tmp_path: Path, text: str) -> None:
+    note = tmp_path / "pids"
+    started = programs.start((SH, "-c", text.replace("NOTE", str(note))))
+    wanted = 5 if "for n in" in text else 1
+    eventually(lambda: note.exists() and len(note.read_text().split()) >= wanted, SOON)
+    with pytest.raises(ProgramError, match="no end within"):
+        programs.finish(started, 0.1)
+    pids = note.read_text().split()
+    assert len(pids) == wanted
+    eventually(lambda: not any(map(lives, pids)), SOON)
+    if "while" in text:
+        mark = f"QUBES_GUESTNET_RUN={started.mark}\0".encode()
+        assert not [path for path in Path("/proc").glob("[0-9]*/environ") if mark in environment(path)]
+
+
+def environment(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_what_others_run_is_left_alone(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    run((SH, "-c", f"setsid sleep 600 & echo $! >{note}"), 60)  # it ended in time, and may leave that behind
+    other = subprocess.Popen([SH, "-c", "exec sleep 600"], start_new_session=True)
+    with pytest.raises(ProgramError):
+        run((SH, "-c", "setsid sleep 600 & wait"), 0.2)
+    assert lives(note.read_text().strip())
+    assert other.poll() is None
+    os.kill(int(note.read_text()), signal.SIGKILL)
+    other.kill()
+    other.wait()
+
+
+def test_all_programs_of_a_round_have_a_limit_together() -> None:
+    begin = time.monotonic()
+    programs.limit(1.0)
+    try:
+        for _ in range(3):
+            with pytest.raises(ProgramError):
+                run((SH, "-c", "exec sleep 600"), 0.6)
+        with pytest.raises(ProgramError, match="not started, other programs have taken all the time of this round"):
+            run((SH, "-c", "exec sleep 600"), 0.6)
+        assert time.monotonic() - begin < SOON
+        programs.limit(60.0)
+        assert run((SH, "-c", "echo again"), SOON).output == "again"
+    finally:
+        programs.limit(None)
+
+
 LEAVING = (
     "import sys; from qubes_guestnet.system import programs; print(programs.run(tuple(sys.argv[1:]), 60, daemons=True))"
 )

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Kill a program with all that it has started, also what has gone into a session or process group of its own.
+
+A daemon does that (setsid), and a signal to the group misses it (behaviour B119). A control group would know all of
+them, but a command that Xen's hotplug calls has none of its own. So they are found in /proc: by their parents, and
+those that have lost theirs by the environment that they were started with. All are stopped first, until no other one is
+found: none can start another one meanwhile. What has lost its parent and runs as another user, or has changed its
+environment, is not found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+_PROC = "/proc"
+_ROUNDS = 64  # each finds what was started before the round before it stopped those that start others
+
+
+def kill(pid: int, pidfd: int, mark: str) -> None:
+    """Kill a child of ours that has not been reaped, and its descendants.
+
+    Args:
+        pid: of the program.
+        pidfd: the same.
+        mark: NAME=VALUE in the environment of all of them.
+    """
+    members = {pid: pidfd}
+    try:
+        _send(pidfd, signal.SIGSTOP)
+        for _ in range(_ROUNDS):
+            found = _found(frozenset(members), f"\0{mark}\0".encode())
+            if not found:
+                break
+            for each, fd in found.items():
+                _send(fd, signal.SIGSTOP)
+                members[each] = fd
+        for fd in members.values():
+            _send(fd, signal.SIGKILL)
+    finally:
+        for each, fd in members.items():
+            if each != pid:
+                os.close(fd)
+
+
+def _found(members: frozenset[int], mark: bytes) -> dict[int, int]:
+    """Processes that belong to these and are none of them: number and pidfd of each."""
+    found = dict[int, int]()
+    for name in os.listdir(_PROC):
+        if not name.isdigit() or int(name) in members or not _belongs(name, members, mark):
+            continue
+        with contextlib.suppress(OSError):  # it ended just now
+            fd = os.pidfd_open(int(name))
+            # The number may have become another one's between the look and the pidfd.
+            if _belongs(name, members, mark):
+                found[int(name)] = fd
+            else:
+                os.close(fd)
+    return found
+
+
+def _belongs(name: str, members: frozenset[int], mark: bytes) -> bool:
+    state, parent = _status(name)
+    return state not in ("", "Z", "X") and (parent in members or mark in b"\0" + _read(name, "environ"))
+
+
+def _status(name: str) -> tuple[str, int]:
+    """State and parent of a process; "" for one that is gone."""
+    # The name of the program stands in parentheses, and may hold any of what comes before and behind it.
+    words = _read(name, "stat").rpartition(b")")[2].split()
+    return (words[0].decode(), int(words[1])) if len(words) > 1 else ("", 0)
+
+
+def _read(name: str, file: str) -> bytes:
+    try:
+        with open(f"{_PROC}/{name}/{file}", "rb") as opened:
+            return opened.read()
+    except OSError:
+        return b""  # gone, or another user's
+
+
+def _send(pidfd: int, number: signal.Signals) -> None:
+    with contextlib.suppress(OSError):  # it has ended
+        signal.pidfd_send_signal(pidfd, number)
