@@ -46,10 +46,11 @@ def test_they_come_back_after_a_time_without_an_agent_and_without_qubesdb() -> N
 def test_why_they_do_not_come_back_is_told() -> None:
     host = Hosting({}, flag=False)
     whole = rules(host)
-    host.qube.run("sh", "-ec", "nft flush ruleset & mount --bind /bin/false /usr/sbin/nft; wait")
+    host.replace_nft("/bin/false")
+    host.real_nft("flush ruleset")
     eventually(lambda: "nft" in host.qube.guestnet("check", check=False).stdout)
     eventually(lambda: "agent-error" in host.qube.guestnet("check", check=False).stdout, trouble=host.trouble)
-    host.qube.run("umount", "/usr/sbin/nft")
+    host.restore_nft()
     eventually(lambda: rules(host) == whole, trouble=host.trouble)
 
 

@@ -307,9 +307,10 @@ def test_an_owner_who_switches_it_on_again_is_obeyed_too() -> None:
 def test_nft_that_fails_leaves_forwarding_closed_until_it_works() -> None:
     host, behind = well()
     whole = host.settled()
-    host.qube.run("sh", "-ec", "nft flush ruleset & mount --bind /bin/false /usr/sbin/nft; wait")
+    host.replace_nft("/bin/false")
+    host.real_nft("flush ruleset")
     eventually(lambda: not host.forwards(4) and not host.forwards(6), trouble=host.trouble)
-    host.qube.run("umount", "/usr/sbin/nft")
+    host.restore_nft()
     put_back(host, whole)
     assert host.works(behind)
 
