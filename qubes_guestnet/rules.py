@@ -239,8 +239,8 @@ class Rules:
                 return
             generation = self._nft.ours
             names = work.provided.names
-            # What redirects the virtual DNS addresses may have gone with the rest.
-            still = names.seen == seen(nftables.DNS_CHAINS, tables)
+            # What redirects the virtual DNS addresses may have gone with the rest, or be a former release's.
+            still = names.seen == seen(nftables.DNS_CHAINS, tables) and nftables.lets_pass(tables.get("ip", ""))
             loaded, names = Loaded(wanted, seen(chains, tables)), names if still else Loaded()
             work.save(work.provided._replace(rules=loaded, names=names, offload="", connected=""))
         if not work.dry_run and not self._alone:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from . import guard
 from .nftables import CHAINS, DNS_CHAINS, FIREWALL_TABLE, GUARD, LIMITS_TABLE
 from .nftables import TABLE as BASE
 from .shadows import NAT, Chain
@@ -30,7 +31,7 @@ _BATCH = 200  # a message takes 256 devices (NFT_NETDEVICE_MAX in the kernel)
 
 _OURS = frozenset((family, BASE, name) for family, name in (*CHAINS, *DNS_CHAINS)) | {
     ("inet", TABLE, "forward"),
-    ("inet", GUARD, "prerouting"),
+    *(("inet", GUARD, name) for name in guard.CHAINS),
     *((family, LIMITS_TABLE, "forward") for family in ("ip", "ip6")),  # accepts an assured connection first
 }
 _CUSTOM = "custom-forward"

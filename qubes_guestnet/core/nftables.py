@@ -20,7 +20,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from . import checks
+from . import checks, guard
+from .guard import ASKED, HELD, LEFT, UNNAMED
+from .listings import chosen
 from .namedtuple import NamedTuple
 from .values import IPV4, IPV6, IPAddress
 from .vif import parse_name
@@ -46,12 +48,21 @@ class _Family(NamedTuple):
     ping: str
     prohibited: str
     redirect: str
+    left: int = LEFT
     neighbours: tuple[str, ...] = ()
     uplink: tuple[str, ...] = ()
 
 
 _FAMILIES = (
-    _Family(IPV4, "ip", "ipv4_addr", "icmp type echo-request", "icmp admin-prohibited", "icmp type redirect"),
+    _Family(
+        IPV4,
+        "ip",
+        "ipv4_addr",
+        "icmp type echo-request",
+        "icmp admin-prohibited",
+        "icmp type redirect",
+        LEFT | UNNAMED,  # the virtual addresses of names are of this family
+    ),
     _Family(
         IPV6,
         "ip6",
@@ -59,6 +70,7 @@ _FAMILIES = (
         "icmpv6 type echo-request",
         "icmpv6 admin-prohibited",
         "icmpv6 type nd-redirect",
+        LEFT,
         # Neighbour discovery is to IPv6 what ARP is to IPv4, and passes by here. A qube, which antispoof holds to its
         # own addresses, asks. It is never asked, because its entries are permanent: what it advertises is about others
         # (behaviour B114).
@@ -69,7 +81,9 @@ _FAMILIES = (
         (
             # An advertisement that answers no question (without the flag S, RFC 4861) can move an address (B116).
             "iifgroup 1 icmpv6 type nd-neighbor-advert @th,33,1 0 counter drop",
-            "iifgroup != 2 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
+            "iifgroup 1 icmpv6 type nd-neighbor-advert @th,33,1 1 accept",
+            "iifgroup 1 icmpv6 type nd-neighbor-solicit accept",
+            "iifgroup != { 1, 2 } icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
             # A provider gives a qube the IPv6 that dom0 gave it, and no other: on a network card alone (B116).
             "iifgroup != { 1, 2 } icmpv6 type nd-router-advert accept",
             # The answer comes from an address that was not asked, so conntrack does not know it (behaviour B93).
@@ -183,15 +197,23 @@ def _rules(family: _Family) -> dict[str, tuple[str, ...]]:
             # QSB-056: an uplink's network must not speak for the qubes behind, nor to them.
             f"{word} saddr @downstream counter drop",
             f"{word} daddr @downstream counter drop",
-            _ORDINARY,
+            # All of it once more: each rule above can be lost, and what lets go must not pass without it.
+            f'meta pkttype other iifname != "vif*" {word} saddr != @downstream {word} daddr != @downstream '
+            "meta pkttype set host",
         ),
-        "antispoof": (_ORDINARY, f"iifname . {word} saddr @allowed accept", "counter drop"),
+        "antispoof": (
+            f"meta pkttype other iifname . {word} saddr @allowed meta pkttype set host accept",
+            f"iifname . {word} saddr @allowed accept",
+            "counter drop",
+        ),
         "egress": (
             "oifgroup 2 accept",
             "oif lo accept",
             'oifname "vif*" counter drop',
             f"{word} saddr @downstream counter drop",
             f"{word} daddr @downstream counter drop",
+            f'{guard.IS_HELD} oifname != "vif*" {word} saddr != @downstream {word} daddr != @downstream '
+            f"{guard.toggled(HELD)}",
         ),
         "postrouting": ("oifgroup 2 accept", "oif lo accept", "masquerade"),
         "input": (
@@ -201,7 +223,7 @@ def _rules(family: _Family) -> dict[str, tuple[str, ...]]:
             foreign_error,
             f"iifgroup {{ 1, 2 }} {family.redirect} counter drop",
             *family.neighbours,
-            "jump custom-input",
+            *guard.asking(word, "custom-input", HELD),
             "ct state established,related accept",
             *family.uplink,
             f"iifgroup 2 {family.ping} accept",
@@ -210,7 +232,8 @@ def _rules(family: _Family) -> dict[str, tuple[str, ...]]:
         "forward": (
             "ct state invalid counter drop",
             foreign_error,
-            "jump custom-forward",
+            *guard.asking(word, "custom-forward", HELD | ASKED),
+            f"meta priority & {ASKED:#x} != 0 meta priority set meta priority | {family.left:#x}",
             "ct state established,related accept",
             # The provider of this qube has no way through it, into a tunnel say (behaviour B115).
             "iifgroup 1 counter drop",
@@ -242,7 +265,7 @@ def _rules_off(family: _Family) -> dict[str, tuple[str, ...]]:
             "iifgroup 2 counter drop",
             "ct state invalid counter drop",
             f"iifgroup 1 {family.redirect} counter drop",
-            "jump custom-input",
+            *guard.asking(family.word, "custom-input", HELD),
             "ct state established,related accept",
             *family.uplink,
         ),
@@ -360,17 +383,25 @@ def redirection(rules: Iterable[str]) -> str:
 def refusal(virtual: Iterable[ipaddress.IPv4Address], servers: Iterable[Endpoint]) -> str:
     """The second half of `dnat`, for where the first one is another program's."""
     virtual = tuple(dict.fromkeys(virtual))
+    named = guard.cleared(UNNAMED)
     through = [server for server in dict.fromkeys(servers) if server.address in virtual]
     lines = [f"flush chain ip {TABLE} dns-reject"]
     for port in dict.fromkeys(server.port for server in through):
         passing = ", ".join(str(server.address) for server in through if server.port == port)
-        words = f"ip daddr {{ {passing} }} meta l4proto {{ tcp, udp }} th dport {port} return"
+        words = f"ip daddr {{ {passing} }} meta l4proto {{ tcp, udp }} th dport {port} {named} return"
         lines.append(f"add rule ip {TABLE} dns-reject {words}")
     if virtual:
         refused = f"add rule ip {TABLE} dns-reject ip daddr {{ {', '.join(map(str, virtual))} }}"
         lines.append(f"{refused} meta l4proto tcp counter reject with tcp reset")
         lines.append(f"{refused} counter reject with icmp port-unreachable")
+    others = f"ip daddr != {{ {', '.join(map(str, virtual))} }} " if virtual else ""
+    lines.append(f"add rule ip {TABLE} dns-reject {others}{named}")
     return "".join(f"{line}\n" for line in lines)
+
+
+def lets_pass(listing: str) -> bool:
+    """Whether dns-reject tells the guard what passes. One of a former release does not, and all of it would be held."""
+    return "meta priority" in chosen({"ip": listing}, "chain", DNS_CHAINS[1:])
 
 
 def firewall_servers(servers: Iterable[ipaddress.IPv4Address]) -> str:

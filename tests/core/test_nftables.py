@@ -18,6 +18,7 @@ V = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
 S = Endpoint(ipaddress.IPv4Address("9.9.9.9"))
 OWN, OWN6 = ipaddress.ip_address("10.137.0.5"), ipaddress.ip_address("fd09::5")
 MAC = "00:16:3e:5e:6c:05"
+PASSES = "meta priority set meta priority & 0xf7ffffff"  # what tells the guard so
 addresses4 = st.integers(0, 0xFFFFFFFF).map(ipaddress.IPv4Address)
 addresses = st.lists(st.ip_addresses(), max_size=5)
 
@@ -151,7 +152,7 @@ def test_only_elements_and_only_of_their_own_family(
 @pytest.mark.parametrize(
     ("pairs", "virtual", "servers", "rules"),
     [
-        ((), (), (), []),
+        ((), (), (), [f"dns-reject {PASSES}"]),
         (
             ((V[0], S), (V[1], S)),
             V,
@@ -163,6 +164,7 @@ def test_only_elements_and_only_of_their_own_family(
                 "dnat-dns ip daddr 10.139.1.2 tcp dport 53 dnat to 9.9.9.9",
                 "dns-reject ip daddr { 10.139.1.1, 10.139.1.2 } meta l4proto tcp counter reject with tcp reset",
                 "dns-reject ip daddr { 10.139.1.1, 10.139.1.2 } counter reject with icmp port-unreachable",
+                f"dns-reject ip daddr != {{ 10.139.1.1, 10.139.1.2 }} {PASSES}",
             ],
         ),
         (
@@ -172,6 +174,7 @@ def test_only_elements_and_only_of_their_own_family(
             [
                 "dns-reject ip daddr { 10.139.1.1 } meta l4proto tcp counter reject with tcp reset",
                 "dns-reject ip daddr { 10.139.1.1 } counter reject with icmp port-unreachable",
+                f"dns-reject ip daddr != {{ 10.139.1.1 }} {PASSES}",
             ],
         ),
         (
@@ -181,9 +184,10 @@ def test_only_elements_and_only_of_their_own_family(
             [
                 "dnat-dns ip daddr 10.139.1.1 udp dport 53 dnat to 10.139.1.1",
                 "dnat-dns ip daddr 10.139.1.1 tcp dport 53 dnat to 10.139.1.1",
-                "dns-reject ip daddr { 10.139.1.1 } meta l4proto { tcp, udp } th dport 53 return",
+                f"dns-reject ip daddr {{ 10.139.1.1 }} meta l4proto {{ tcp, udp }} th dport 53 {PASSES} return",
                 "dns-reject ip daddr { 10.139.1.1 } meta l4proto tcp counter reject with tcp reset",
                 "dns-reject ip daddr { 10.139.1.1 } counter reject with icmp port-unreachable",
+                f"dns-reject ip daddr != {{ 10.139.1.1 }} {PASSES}",
             ],
         ),
     ],
@@ -206,8 +210,8 @@ def test_a_port_of_a_server_is_kept_and_only_by_it_a_proxys_questions_leave() ->
     servers = (Endpoint(V[0], 5353), Endpoint(V[1]))
     text = nftables.dnat(zip(V, servers, strict=True), V, servers)
     assert text.count("10.139.1.1 udp dport 53 dnat to 10.139.1.1:5353\n") == 1
-    assert "{ 10.139.1.1 } meta l4proto { tcp, udp } th dport 5353 return" in text
-    assert "{ 10.139.1.2 } meta l4proto { tcp, udp } th dport 53 return" in text
+    assert f"{{ 10.139.1.1 }} meta l4proto {{ tcp, udp }} th dport 5353 {PASSES} return" in text
+    assert f"{{ 10.139.1.2 }} meta l4proto {{ tcp, udp }} th dport 53 {PASSES} return" in text
 
 
 @pytest.mark.behaviour("B43")
@@ -227,6 +231,14 @@ def test_every_virtual_address_has_both_protocols_and_a_refusal(
     refusals = [line for line in lines if " reject with " in line]
     assert len(refusals) == 2
     assert all(str(address) in line for address in virtual for line in refusals)
+
+
+@pytest.mark.behaviour("B125")
+def test_only_a_refusal_that_tells_the_guard_what_passes_is_left_as_it_is() -> None:
+    listing = "table ip qubes {{\n\tchain dns-reject {{\n\t\t{}\n\t}}\n}}\n"
+    assert nftables.lets_pass(listing.format("ip daddr != { 10.139.1.1 } meta priority set meta priority & f7ff:ffff"))
+    assert not nftables.lets_pass(listing.format("ip daddr { 10.139.1.1 } counter reject"))
+    assert not nftables.lets_pass("")
 
 
 def test_the_firewall_gets_the_servers_and_no_others() -> None:

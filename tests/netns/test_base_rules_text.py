@@ -21,6 +21,7 @@ V = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
 SERVERS = tuple(Endpoint(ipaddress.IPv4Address(text)) for text in ("192.168.1.1", "192.168.1.2"))
 THEMSELVES = tuple(map(Endpoint, V))
 FAMILIES = ("ip", "ip6")
+PASSES = "meta priority set meta priority & f7ff:ffff"
 
 # type, hook, priority and policy, as the design names them. None: a chain without a hook.
 CHAINS = {
@@ -112,13 +113,17 @@ def test_both_families_have_the_same_rules() -> None:
     load(nftables.base(ipv6=True))
     for name in CHAINS:
         translated = [
-            line.replace("icmpv6", "icmp").replace("ip6 ", "ip ").replace("nd-redirect", "redirect")
+            line.replace("icmpv6", "icmp")
+            .replace("ip6 ", "ip ")
+            .replace("nd-redirect", "redirect")
+            # That names were asked about is a bit of IPv4 alone, as the virtual addresses are.
+            .replace("| 1000:0", "| 1800:0")
             for line in rules("ip6", name)
             if "nd-neighbor" not in line and "nd-router" not in line and "dport 546" not in line
         ]
         assert translated == rules("ip", name)
-    assert "jump custom-forward" in rules("ip6", "forward")
-    assert "jump custom-input" in rules("ip6", "input")
+    assert any(rule.endswith(" jump custom-forward") for rule in rules("ip6", "forward"))
+    assert any(rule.endswith(" jump custom-input") for rule in rules("ip6", "input"))
 
 
 @pytest.mark.behaviour("B86")
@@ -151,10 +156,10 @@ def test_where_ipv6_is_off_nothing_passes_and_users_rules_still_load() -> None:
     assert rules("ip6", "prerouting")[:2] == ['iif "lo" accept', "iifgroup 2 counter drop"]
     assert rules("ip6", "input")[:2] == ['iif "lo" accept', "iifgroup 2 counter drop"]
     # What the qube itself is asked over IPv6 is its user's to accept; what comes from qubes never gets so far.
-    assert "jump custom-input" in rules("ip6", "input")[2:]
+    assert any(rule.endswith(" jump custom-input") for rule in rules("ip6", "input")[2:])
     assert "jump" not in listing("chain", "ip6", "qubes", "forward")
     assert rules("ip6", "custom-forward") == ["ip6 daddr fd09:24ef:4179::a89:6 accept"]
-    assert "jump custom-forward" in rules("ip", "forward")
+    assert any(rule.endswith(" jump custom-forward") for rule in rules("ip", "forward"))
 
 
 @pytest.mark.behaviour("B90")
@@ -239,11 +244,12 @@ def test_what_is_not_redirected_is_refused() -> None:
     assert rules("ip", "dns-reject") == [
         "ip daddr { 10.139.1.1, 10.139.1.2 } meta l4proto tcp counter reject with tcp reset",
         "ip daddr { 10.139.1.1, 10.139.1.2 } counter reject",
+        f"ip daddr != {{ 10.139.1.1, 10.139.1.2 }} {PASSES}",
     ]
     before = [rule for rule in rules("ip", "forward") if "jump" in rule or "drop" in rule]
     assert before.index("jump dns-reject") < before.index("oifgroup 2 counter drop")
     load(nftables.dnat((), (), ()))
-    assert rules("ip", "dns-reject") == []
+    assert rules("ip", "dns-reject") == [PASSES]
 
 
 def test_unload_leaves_nothing_of_ours_and_all_of_others() -> None:

@@ -11,18 +11,70 @@ from qubes_guestnet.errors import KernelError
 from qubes_guestnet.system.nft_guard import Guard
 from tests.support.eventually import eventually
 
+# ruff: noqa: E501
 pytestmark = pytest.mark.behaviour("B125")
 
 GUARD = """table inet qubes-guard {
 	chain prerouting {
 		type filter hook prerouting priority -400; policy accept;
 		iifgroup 2 meta pkttype host meta pkttype set other
+		iifname "vif*" meta pkttype host meta pkttype set other
 		iifgroup != 2 meta pkttype host fib daddr oifname "vif*" meta pkttype set other
 	}
 
 	chain input {
 		type filter hook input priority -400; policy accept;
 		meta pkttype other counter drop
+		iifgroup != 2 fib saddr oifname "vif*" counter drop
+		iifgroup 1 icmp type redirect counter drop
+		iifgroup 2 icmp type redirect counter drop
+		iifgroup 1 icmpv6 type nd-redirect counter drop
+		iifgroup 2 icmpv6 type nd-redirect counter drop
+	}
+
+	chain before-input {
+		type filter hook input priority filter - 1; policy accept;
+		iifname "lo" accept
+		iifgroup 2 ct state invalid,established,related,new meta priority set meta priority & c7ff:ffff | 4000:0 accept
+		iifname "vif*" ct state invalid,established,related,new meta priority set meta priority & c7ff:ffff | 4000:0 accept
+		ct state new meta priority set meta priority & c7ff:ffff | 4000:0 accept
+	}
+
+	chain behind-input {
+		type filter hook input priority filter + 1; policy accept;
+		meta priority & 4000:0 != none counter drop
+	}
+
+	chain before-forward {
+		type filter hook forward priority filter - 1; policy accept;
+		iifgroup 2 meta priority set meta priority & c7ff:ffff | 4000:0 accept
+		oifgroup 2 meta priority set meta priority & c7ff:ffff | 4000:0 accept
+		iifname "vif*" meta priority set meta priority & c7ff:ffff | 4000:0 accept
+		oifname "vif*" meta priority set meta priority & c7ff:ffff | 4000:0 accept
+	}
+
+	chain behind-forward {
+		type filter hook forward priority filter + 1; policy accept;
+		meta priority & 4000:0 != none counter drop
+		meta priority & 3800:0 == none accept
+		meta priority & 1000:0 == none meta priority set meta priority & 87ff:ffff accept
+		ct state established,related meta priority set meta priority & 87ff:ffff accept
+		meta priority & 800:0 != none counter drop
+		iifgroup 1 counter drop
+		oifgroup 2 counter drop
+		oifname "vif*" counter drop
+		meta priority set meta priority & 87ff:ffff accept
+	}
+
+	chain before-egress {
+		type filter hook postrouting priority 299; policy accept;
+		iifgroup 2 oifgroup != 2 meta priority set meta priority & c7ff:ffff | 4000:0 accept
+		oifname "vif*" oifgroup != 2 meta priority set meta priority & c7ff:ffff | 4000:0 accept
+	}
+
+	chain behind-egress {
+		type filter hook postrouting priority 301; policy accept;
+		meta priority & 4000:0 != none counter drop
 	}
 }
 """
