@@ -144,12 +144,14 @@ class Names:
         generation, now = nft.generation(), seen(nftables.DNS_CHAINS)
         if (there.text, there.seen) == (wanted, now):
             self._disturbed = None
+            work.save(work.provided._replace(pending=None))
             self._nft.found_right(REDIRECTION, generation)
             return
         changed, self._same = now not in (there.seen, MISSING), False
         if (changed or there.text == FOREIGN) and self._keeps(work, asked, changed=changed, generation=generation):
             return
-        doubted = there.seen == DOUBTED and self._same  # nobody is at work on it
+        # Nobody is at work on it.
+        doubted = self._same and (there.seen == DOUBTED or work.provided.pending is not None)
         if changed and there.text and not (doubted or work.dry_run) and self._waits(work, choice, now):
             return
         self._foreign = self._disturbed = None
@@ -162,13 +164,15 @@ class Names:
         virtual, servers = asked
         listing = nft.table("ip")
         rules, ours = foreign_names.rules(listing), nftables.dnat_rules(nameservers.pairs(virtual, servers))
-        judgement, self._same = foreign_names.judge(listing, virtual), rules == ours
-        # The same as ours is ours: left behind by a script that did this before, or by an agent without its record.
+        former, announced = _led(work.provided.servers, virtual), _led(work.provided.pending or (), virtual)
+        judgement = foreign_names.judge(listing, virtual)
+        self._same = rules == ours or (work.provided.pending is not None and rules == announced)
+        # The same as ours is ours: left behind by a script that did this before, or by an agent without its record, or
+        # by one that was killed between the load and the record (behaviour B148).
         if not judgement.kept or self._same:
             self._why = judgement.words
             return False
-        former = nameservers.pairs(virtual, tuple(map(endpoint.parse, work.provided.servers)))
-        fresh = foreign_names.refreshed(rules, nftables.dnat_rules(former), ours)
+        fresh = foreign_names.refreshed(foreign_names.refreshed(rules, former, ours), announced, ours)
         self._disturbed = None
         self._foreign = (asked, judgement)
         self._report_foreign(work, judgement)
@@ -204,12 +208,15 @@ class Names:
     def _take_note(self, work: Work, text: str, asked: _Asked, judged: int) -> None:
         """Another program's rules are in force from now on; what they do not redirect is refused."""
         virtual, servers = asked
+        _announce(work, servers)
         self._nft.run(text)
         self._loaded(work, FOREIGN, virtual, servers, since=judged)
 
     def _redirect(self, work: Work, text: str, virtual: _Virtual) -> None:
+        servers = work.names.servers if work.names is not None else ()
+        _announce(work, servers)
         self._nft.run(text)
-        self._loaded(work, checksum(text.encode()), virtual, work.names.servers if work.names is not None else ())
+        self._loaded(work, checksum(text.encode()), virtual, servers)
 
     def _loaded(
         self, work: Work, sum_of_text: str, virtual: _Virtual, chosen: tuple[Endpoint, ...], since: int | None = None
@@ -221,7 +228,7 @@ class Names:
         loaded = Loaded(sum_of_text, listed if good else DOUBTED)
         conntrack.purge(virtual)  # else whoever asks from the same port is led to the former server for ever
         servers = tuple(map(str, chosen)) or work.provided.servers
-        work.save(work.provided._replace(names=loaded, servers=servers))
+        work.save(work.provided._replace(names=loaded, servers=servers, pending=None))
         if good:
             self._nft.found_right(REDIRECTION, self._nft.ours)
 
@@ -274,3 +281,13 @@ class Names:
             servers = " ".join(map(str, work.names.servers)) or "refused"
             log(WARNING if trouble else INFO, f"virtual DNS -> {servers}: {work.names.reason}")
         self._trouble = trouble
+
+
+def _announce(work: Work, servers: tuple[Endpoint, ...]) -> None:
+    """Record where the redirection is about to lead: a killed agent would else take it for another program's (B148)."""
+    work.save(work.provided._replace(pending=tuple(map(str, servers))))
+
+
+def _led(servers: tuple[str, ...], virtual: _Virtual) -> tuple[str, ...]:
+    """The rules of a redirection to these servers, as recorded."""
+    return nftables.dnat_rules(nameservers.pairs(virtual, tuple(map(endpoint.parse, servers))))

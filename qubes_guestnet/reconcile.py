@@ -11,6 +11,7 @@ an error that names the operation (`flow.settle`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from .core import mtu, networkmanager, plan, proxyarp, uplink
 from .core.namedtuple import NamedTuple
@@ -112,7 +113,7 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
             uplinks = frozenset(report.link.ifindex for report in work.interfaces if report.link is not None)
             if uplinks:
                 ground = Ground(settings, flags, manager, kernel, ledger.record, uplinks)
-                names, failure = resolve(ground, paths, None if asked.dry_run else asked.may_rewrite)
+                names, failure = resolve(ground, paths, None if asked.dry_run else partial(work.publishing, ledger))
                 work.failed((failure,) if failure else ())
                 if names is not None and names.in_force and not asked.dry_run:
                     work.published(ledger, names.current)
@@ -226,10 +227,20 @@ class _Work:
         """Note errors; one that was met before is the same one."""
         self.errors += [error for error in errors if str(error) not in map(str, self.errors)]
 
+    def publishing(self, ledger: Ledger, data: bytes) -> bool:
+        """Whether resolv.conf may be written; if so, what it is to hold is noted ahead (behaviour B148)."""
+        if not self._asked.may_rewrite(data):
+            return False
+        self._note(ledger, " ".join((*ledger.record.published.split()[-2:], checksum(data))))
+        return True
+
     def published(self, ledger: Ledger, data: bytes) -> None:
         """Note what resolv.conf holds by us; what another program makes of it is known by that (behaviour B124)."""
+        self._note(ledger, checksum(data))
+
+    def _note(self, ledger: Ledger, sums: str) -> None:
         try:
-            ledger.save(ledger.record._replace(published=checksum(data)))
+            ledger.save(ledger.record._replace(published=sums))
         except GuestnetError as error:
             self.failed((error,))
 

@@ -111,6 +111,7 @@ class Provided(NamedTuple):
             `forwarding release`.
         reloaded: sum of the servers that qubes-firewall.service was last reloaded for; "" for none.
         synced: sum of where the virtual DNS addresses led to when `dns sync` was last run.
+        pending: where a redirection that is about to be loaded leads to; None when there is none.
     """
 
     rules: Loaded = Loaded()
@@ -130,6 +131,7 @@ class Provided(NamedTuple):
     unfiltered: bool = False
     synced: str = ""
     reloaded: str = ""
+    pending: tuple[str, ...] | None = None
 
     @property
     def leading(self) -> str:
@@ -150,7 +152,7 @@ class Record(NamedTuple):
         detached: addresses of interfaces that were there and went, with no key written since. dom0 leaves the keys
             behind when it takes a provider away, so they alone do not say that an interface is expected.
         provided: what was made for others.
-        published: sum of what we published last as resolv.conf, "" for nothing.
+        published: sum of what we published last as resolv.conf, with that of what we are about to; "" for nothing.
     """
 
     interfaces: tuple[Interface, ...] = ()
@@ -256,6 +258,8 @@ def _lines(record: Record) -> Iterator[str]:
             yield f"{word} {loaded.text} {loaded.seen}"
     if provided.servers:
         yield f"servers {' '.join(provided.servers)}"
+    if provided.pending is not None:
+        yield " ".join(("pending", *provided.pending))
     if provided.proxied:
         yield f"proxied {' '.join(provided.proxied)}"
     if provided.last is not None:
@@ -340,6 +344,10 @@ def _proxied(provided: Provided, text: str) -> Provided:
     return provided._replace(proxied=tuple(str(endpoint.parse(word)) for word in text.split()))
 
 
+def _pending(provided: Provided, text: str) -> Provided:
+    return provided._replace(pending=tuple(str(endpoint.parse(word)) for word in text.split()))
+
+
 def _servers(provided: Provided, text: str) -> Provided:
     return provided._replace(servers=tuple(str(endpoint.parse(word)) for word in text.split()))
 
@@ -374,6 +382,7 @@ _PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
     "rules": lambda provided, text: provided._replace(rules=_loaded(text)),
     "names": lambda provided, text: provided._replace(names=_loaded(text)),
     "servers": _servers,
+    "pending": _pending,
     "proxied": _proxied,
     "heard": _heard,
     "hooks": lambda provided, text: provided._replace(hooks=int(text)),

@@ -94,7 +94,7 @@ class FileFacts(NamedTuple):
         hook: the hook that wrote it, "" for none.
         tunnel: what shows that a VPN is there, "" for none; see `tunnel`. Neither counts for a file that names no
             servers other than dom0's.
-        published: sum of what we published last, "" where that is not known.
+        published: sum of what we published last, and perhaps of what we were about to; "" where that is not known.
     """
 
     kind: str = "missing"
@@ -116,7 +116,7 @@ class FileFacts(NamedTuple):
         if self.kind != "regular" or not self.data:
             return False
         if self.published:
-            return checksum(self.data) == self.published
+            return checksum(self.data) in self.published.split()
         return self.data == render(parse(self.data).servers)
 
     @property

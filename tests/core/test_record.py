@@ -57,6 +57,7 @@ FULL = Record(
         lost=("table inet mine", "rules of ip qubes chain custom-forward"),
         proxied=("9.9.9.9",),
         unfiltered=True,
+        pending=("9.9.9.10",),
     ),
     "3f3f",
 )
@@ -76,6 +77,7 @@ published 3f3f
 rules 0a1b 2c3d
 names 4e5f -
 servers 9.9.9.9 1.1.1.1
+pending 9.9.9.10
 proxied 9.9.9.9
 heard 7 120 776730 10.8.0.1:5353
 hooks 1790000000
@@ -135,6 +137,7 @@ provided = st.builds(
     st.booleans(),
     st.just("") | sums,
     st.just("") | sums,
+    st.none() | st.lists(endpoints.map(str), max_size=3).map(tuple),
 )
 records = st.builds(
     Record,
@@ -259,3 +262,10 @@ def test_revived_are_the_links_given_and_no_others() -> None:
     removed = Record((Interface(2, MAC, removed=True), Interface(3, OTHER, removed=True)))
     assert removed.revived([LINK]) == Record((Interface(2, MAC), Interface(3, OTHER, removed=True)))
     assert removed.revived([Link(2, "eth0", OTHER)]) == removed
+
+
+@pytest.mark.behaviour("B148")
+@pytest.mark.parametrize("pending", [None, (), ("9.9.9.9", "1.1.1.1:5353")])
+def test_where_a_redirection_is_about_to_lead(pending: tuple[str, ...] | None) -> None:
+    kept = parse(render(Record(provided=Provided(pending=pending)))).provided
+    assert kept.pending == pending

@@ -104,6 +104,8 @@ def test_parse(data: bytes, servers: list[str]) -> None:
         (FileFacts("regular", OURS), True),
         (FileFacts("regular", OURS, published=checksum(OURS)), True),
         (FileFacts("regular", OURS, published=checksum(VPNS)), False),
+        (FileFacts("regular", OURS, published=f"{checksum(VPNS)} {checksum(OURS)}"), True),
+        (FileFacts("regular", VPNS, published=f"{checksum(VPNS)} {checksum(OURS)}"), True),
         (FileFacts("regular", HEADER + VPNS, published=checksum(HEADER + VPNS)), True),
         (FileFacts("regular", HEADER + VPNS, published=checksum(OURS)), False),
         (FileFacts("regular", OURS + VPNS, published=checksum(OURS)), False),

@@ -38,6 +38,32 @@ def arm(place, expression):
 
 arm({place!r}, {expression!r})
 """
+_KILLING = """
+import functools, importlib, os, signal
+
+def arm(place, after):
+    module, _, path = place.partition(":")
+    *owners, name = path.split(".")
+    owner = importlib.import_module(module)
+    for word in owners:
+        owner = getattr(owner, word)
+    real = getattr(owner, name)
+
+    @functools.wraps(real)
+    def killing(*args, **kwargs):
+        try:
+            os.unlink({order!r})
+        except OSError:
+            return real(*args, **kwargs)
+        if after:
+            real(*args, **kwargs)
+        open({thrown!r}, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(owner, name, killing)
+
+arm({place!r}, {after!r})
+"""
 
 
 def armed(qube: Qube, place: str, expression: str) -> dict[str, str]:
@@ -53,8 +79,21 @@ def armed(qube: Qube, place: str, expression: str) -> dict[str, str]:
     return {"PYTHONPATH": ":".join((_FOLDER, *sys.path))}
 
 
+def killing(qube: Qube, place: str, *, after: bool) -> dict[str, str]:
+    """An environment for the agent, in which it is killed at a place when `throw` asks for it.
+
+    Args:
+        qube: of the agent.
+        place: as for `armed`.
+        after: what is there has been done by then; else it is about to be.
+    """
+    text = _KILLING.format(order=_ORDER, thrown=_THROWN, place=place, after=after)
+    qube.write(f"{_FOLDER}/sitecustomize.py", text)
+    return {"PYTHONPATH": ":".join((_FOLDER, *sys.path))}
+
+
 def throw(qube: Qube) -> None:
-    """The next use raises the error."""
+    """The next use raises the error, or kills."""
     qube.write(_ORDER, "")
 
 
