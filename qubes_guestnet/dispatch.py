@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which adapter carries out which kind of operation: the one table."""
+"""Which adapter carries out which kind of operation: the one table, in three parts by what is loaded where.
+
+Each adapter raises GuestnetError when its operation is refused.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,22 @@ if TYPE_CHECKING:
     from .core.service_operations import StartHooks
     from .flow import Adapters
     from .reconcile import Kernel
+    from .transactions import Transactions
     from .uplink.other_services import OtherServices
 
 
-def adapters(kernel: Kernel, others: OtherServices | None) -> Adapters:
-    """The adapter of each kind of operation; each raises GuestnetError when its operation is refused.
+def of_uplink(kernel: Kernel, others: OtherServices | None) -> Adapters:
+    """For links, addresses, neighbours and routes, and for the services beside them.
 
     Args:
-        kernel: of links, addresses, neighbours and routes.
+        kernel: the adapter.
         others: the other services; None where nothing is planned for them.
     """
-    return {"Op": kernel.apply, **(_of(others) if others is not None else {})}
+    return {"Op": kernel.apply, **(of_services(others) if others is not None else {})}
 
 
-def _of(others: OtherServices) -> Adapters:
+def of_services(others: OtherServices) -> Adapters:
+    """For the services beside the uplink."""
     return {
         "ApplySysctl": lambda op: others.apply_sysctl(op.interface),
         "RewriteProfile": lambda op: networkmanager.rewrite(op.name, op.text),
@@ -35,6 +40,16 @@ def _of(others: OtherServices) -> Adapters:
         "StartHooks": _start,
         "SetLinkNames": lambda op: others.resolved.set(op),
         "RevertLinkNames": lambda op: others.resolved.revert(op),
+    }
+
+
+def of_rules(transactions: Transactions) -> Adapters:
+    """For what a provider has of nft."""
+    from .core import flowtable
+
+    return {
+        "LoadFlowtable": lambda op: transactions.run(flowtable.load(op.names, ipv6=op.ipv6)),
+        "EndFlowtable": lambda _op: transactions.run(flowtable.END),
     }
 
 

@@ -4,18 +4,22 @@
 The last step of a pass, and of the resident agent's alone: what is offloaded passes by every rule, so somebody has to
 be there who ends it when rules change. Any transaction of somebody else's brings a pass, in which the flowtable is made
 anew and so empty: every connection goes the whole way again, and is judged once more. A vif that comes or goes is an
-event of its link, which brings a pass as well; `vif online` itself knows nothing of this.
+event of its link, which brings a pass as well; `vif online` itself knows nothing of this. `core.offload` decides.
 
 In an idle provider a pass asks for the names of the interfaces and for the generation of the rules, and no more.
 """
 
 from __future__ import annotations
 
-from .core import flowtable
-from .core.record import OFFLOADED
-from .errors import FileError
+from .core import flowtable, offload
+from .core.offload import Facts
+from .core.operations import Outcome, Planned
+from .core.provider_operations import LoadFlowtable
+from .core.record import Record
+from .dispatch import of_rules
+from .errors import FileError, GuestnetError
+from .flow import settle
 from .forwarding import forwarded
-from .rules import Rules
 from .system import chains, nft, services
 from .system.devices import listed
 from .system.systemd import INFO, log
@@ -27,9 +31,6 @@ if TYPE_CHECKING:
     from .paths import Paths
 
 OFFLOAD = "offload"
-# Reasons that nobody needs to be told of: another pass comes soon.
-_NOT_YET, _WENT, _NONE = "nothing is forwarded yet", "an interface went", "there is no interface"
-_Devices = tuple[tuple[int, str, int], ...]
 
 
 class Offload:
@@ -38,82 +39,69 @@ class Offload:
     Args:
         paths: where the qube's files are.
         transactions: of this process.
-        rules: which end it too.
     """
 
-    def __init__(self, paths: Paths, transactions: Transactions, rules: Rules) -> None:
-        self._paths, self._nft, self._rules = paths, transactions, rules
+    def __init__(self, paths: Paths, transactions: Transactions) -> None:
+        self._paths, self._nft = paths, transactions
         self._refused = ""  # why the kernel takes none; asked once in the life of an agent
         self._judged: tuple[bool, str] | None = None  # for IPv6 or not: what is against it
-        self._holds: tuple[_Devices, bool] | None = None
+        self._holds: LoadFlowtable | None = None
         self._told = ""
 
     def bring(self, work: Work) -> None:
-        """Have it as it should be, or not at all.
+        """Have it as it should be, or not at all. What is against it is no error.
 
-        Raises:
-            GuestnetError: that is not known, or cannot be done. What is against it is no error.
+        Args:
+            work: the pass; errors are added to its own.
         """
-        if work.dry_run:
-            return
-        reason = self._against(work)
-        if not reason:
-            devices = _devices()
-            if self._holds == (devices, work.ipv6) and work.provided.offloading:
-                return
-            reason = self._load(work, devices)
+        recorded, errors = work.provided.offloading, list[GuestnetError]()
+
+        def plan(record: Record, so_far: Outcome) -> Planned:
+            errors.clear()
+            facts = self._facts(work, errors)._replace(recorded=recorded, refusal=_refusal(so_far))
+            return offload.plan(facts, record, so_far)
+
+        planned, outcome = settle(plan, of_rules(self._nft), work.ledger)
+        reason, refusal = "".join(planned.waits), _refusal(outcome)
+        work.errors += [error for error in (*errors, *outcome.errors) if not refusal or error.problem != refusal]
+        for op in (*outcome.done, *outcome.failed):
+            self._holds = op if isinstance(op, LoadFlowtable) and op in outcome.done else None
         if reason:
-            self._end(work, reason)
+            self._holds = None
+            if refusal and refusal in reason:
+                self._refused = reason
+            if not offload.is_quiet(reason):
+                self._tell(f"no flow offload: {reason}; packets take the whole way")
+        elif self._holds is not None:
+            self._tell("flow offload on")
 
-    def _against(self, work: Work) -> str:
-        if not services.may_offload(self._paths.flags):
-            return f"service flag {services.NO_OFFLOAD} is set"
-        if not work.ruled or not work.families or not work.families <= forwarded():
-            return _NOT_YET
-        return self._refused or self._obstacle(work)
+    def _facts(self, work: Work, errors: list[GuestnetError]) -> Facts:
+        """What is looked at, each only where nothing is against it before."""
+        allowed = services.may_offload(self._paths.flags)
+        forwarding = bool(work.ruled and work.families and work.families <= forwarded())
+        reason = offload.against(allowed=allowed, forwarding=forwarding, refused=self._refused)
+        if reason:
+            return Facts(reason)
+        try:
+            reason = self._obstacle(ipv6=work.ipv6)
+        except nft.NftError as error:
+            errors.append(error)
+            reason = "the rules of others cannot be read"
+        # By index as well, because one of the same name may be another one.
+        devices = tuple(device for device in listed() if device[1] != "lo")
+        return Facts(reason, LoadFlowtable(devices, work.ipv6), self._holds)
 
-    def _obstacle(self, work: Work) -> str:
-        """What the rules of others have against it; looked at once for each transaction of theirs."""
+    def _obstacle(self, *, ipv6: bool) -> str:
+        """What the rules of others have against it; looked at once for each transaction of theirs. Raises NftError."""
         settled = self._nft.settled(OFFLOAD)
-        if self._judged is not None and self._judged[0] == work.ipv6 and settled:
+        if self._judged is not None and self._judged[0] == ipv6 and settled:
             return self._judged[1]
         generation = nft.generation()
         self._judged = self._holds = None
-        try:
-            reason = _looked(ipv6=work.ipv6)
-        except nft.NftError:
-            self._end(work, "the rules of others cannot be read")
-            raise
+        reason = _looked(ipv6=ipv6)
         self._nft.found_right(OFFLOAD, generation)
-        self._judged = (work.ipv6, reason)
+        self._judged = (ipv6, reason)
         return reason
-
-    def _load(self, work: Work, devices: _Devices) -> str:
-        """Load it for these devices; why that did not succeed."""
-        names = [name for _, name, _ in devices if flowtable.usable(name)]
-        if not names:
-            return _NONE
-        before = work.provided.offload
-        # The record is ahead of the kernel, as everywhere.
-        work.save(work.provided._replace(offload=f"{OFFLOADED}({len(names)} devices)"))
-        self._holds = None
-        try:
-            self._nft.run(flowtable.load(names, ipv6=work.ipv6))
-        except nft.Refused as error:
-            work.save(work.provided._replace(offload=before))  # nothing of it is in force
-            if _devices() != devices:
-                return _WENT  # while we loaded it, and that brings the next pass
-            self._refused = f"the kernel takes no flowtable ({error.problem})"
-            return self._refused
-        self._holds = (devices, work.ipv6)
-        self._tell("flow offload on")
-        return ""
-
-    def _end(self, work: Work, reason: str) -> None:
-        self._holds = None
-        self._rules.end_offload(work, f"off: {reason}")
-        if reason not in (_NOT_YET, _WENT, _NONE):
-            self._tell(f"no flow offload: {reason}; packets take the whole way")
 
     def _tell(self, words: str) -> None:
         if words != self._told:
@@ -121,13 +109,11 @@ class Offload:
             log(INFO, words)
 
 
-def _devices() -> _Devices:
-    """Every interface but lo; by index as well, because one of the same name may be another one.
-
-    By MTU too: the kernel keeps that of the way in an offloaded connection, and does not look at it again in IPv6, so
-    what does not fit any more would be lost without a word.
-    """
-    return tuple(device for device in listed() if device[1] != "lo")
+def _refusal(outcome: Outcome) -> str:
+    """What nft said when it refused to load the flowtable in this pass, "" where it did not."""
+    if not any(isinstance(op, LoadFlowtable) for op in outcome.failed):
+        return ""
+    return next((error.problem for error in outcome.errors if isinstance(error, nft.Refused)), "")
 
 
 def _looked(*, ipv6: bool) -> str:

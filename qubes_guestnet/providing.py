@@ -60,7 +60,7 @@ class Provider:
         self._rules = Rules(paths, self._nft)
         self._attachments = Attachments(paths.run, kernel, self._nft)
         self._names = Names(paths, kernel, others, self._nft, resident=resident)
-        self._offload = _offload(paths, self._nft, self._rules) if resident else None
+        self._offload = _offload(paths, self._nft) if resident else None
         self._guard = _guard(self._nft) if resident else None
         self._swept: object = None  # what the vifs were last made for
 
@@ -268,10 +268,10 @@ class Provider:
             self._swept = reason
 
 
-def _offload(paths: Paths, transactions: Transactions, rules: Rules) -> Offload:
+def _offload(paths: Paths, transactions: Transactions) -> Offload:
     from .offloading import Offload  # never in a command
 
-    return Offload(paths, transactions, rules)
+    return Offload(paths, transactions)
 
 
 def _guard(transactions: Transactions) -> Guarding:

@@ -22,7 +22,7 @@ from .core.report import InterfaceReport, Report, Uplinks
 from .core.settings import Settings, UplinkSettings
 from .core.settings import parse as parse_settings
 from .core.values import IPV4, IPV6, IPAddress, Link, State, Tunable
-from .dispatch import adapters
+from .dispatch import of_uplink
 from .errors import FileError, GuestnetError
 from .flow import carry_out, settle
 from .paths import Paths
@@ -158,7 +158,7 @@ def take_down(index: int, kernel: Kernel, paths: Paths, others: OtherServices | 
                 record = record.with_interface(entry._replace(removed=True, profile="", resolved=False))
                 ops += plan.takedown(link)
                 letting_go += others.letting_go(entry, link) if others is not None else ()
-        table = adapters(kernel, others)
+        table = of_uplink(kernel, others)
         try:
             ledger.save(record)
             let_go = carry_out(letting_go, table)
@@ -216,7 +216,7 @@ class _Work:
 
     def __init__(self, settings: Settings, flags: uplink.Flags, choices: _Choices, kernel: Kernel, asked: Pass) -> None:
         self._settings, self._flags, self._choices, self._kernel, self._asked = settings, flags, choices, kernel, asked
-        self._adapters = adapters(kernel, asked.others)
+        self._adapters = of_uplink(kernel, asked.others)
         self.interfaces: tuple[InterfaceReport, ...] = ()
         self.applied: list[plan.Op] = []
         self.done: list[str] = []

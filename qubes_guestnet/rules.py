@@ -83,12 +83,11 @@ class Rules:
             work.attempt(partial(self.end_offload, work))
         forwarding.close_unwanted(work)
 
-    def end_offload(self, work: Work, why: str = "") -> None:
+    def end_offload(self, work: Work) -> None:
         """What is offloaded passes by the rules and by the switch of forwarding: it ends before either goes.
 
         Args:
             work: the pass.
-            why: for `status`.
 
         Raises:
             NftError: it goes on.
@@ -97,7 +96,7 @@ class Rules:
             return
         if work.provided.offloading:
             self._nft.run(_ending(work))
-        work.save(work.provided._replace(offload=why))
+        work.save(work.provided._replace(offload=""))
 
     def forward(self, work: Work) -> None:
         """Only when the rules are in, those for the virtual DNS too: an error before leaves forwarding as it is."""

@@ -43,7 +43,7 @@ class Work:
 
     def __init__(self, settings: ProviderSettings, active: bool, ipv6: bool, ledger: Ledger, dry_run: bool) -> None:
         self.settings, self.active, self.ipv6, self.dry_run = settings, active, ipv6, dry_run
-        self._ledger = ledger
+        self.ledger = ledger
         self.mtu = 0
         self.stopped, self.closing = frozenset[int](), frozenset[int]()
         self.limits: Limits | None = None
@@ -66,12 +66,12 @@ class Work:
     @property
     def provided(self) -> Provided:
         """The record of what was made for others."""
-        return self._ledger.record.provided
+        return self.ledger.record.provided
 
     def save(self, provided: Provided) -> None:
         """Put it on disk, but for a dry run."""
         if not self.dry_run:
-            self._ledger.save(self._ledger.record._replace(provided=provided))
+            self.ledger.save(self.ledger.record._replace(provided=provided))
 
     def attempt(self, step: Callable[[], object]) -> None:
         """One step, whose failure does not stop the next."""

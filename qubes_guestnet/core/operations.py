@@ -25,13 +25,16 @@ from .namedtuple import NamedTuple, distinct
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from ..errors import GuestnetError
+    from .provider_operations import EndFlowtable, LoadFlowtable
     from .record import Record
     from .service_operations import ServiceOperation
 
 # The sysctl.d files count before a link goes up (behaviour B17). A profile is on disk before NetworkManager is told to
 # read it, and read before it is put in force. The kernel is ready before a service is asked that may hang, and
 # systemd-resolved, which may, is the last one.
+# What is offloaded passes by the rules: the flowtable ends first, and comes last.
 ORDER = (
+    "EndFlowtable",
     "ApplySysctl",
     "Op",  # among themselves by plan.ORDER
     "RewriteProfile",
@@ -43,6 +46,7 @@ ORDER = (
     "StartHooks",
     "SetLinkNames",
     "RevertLinkNames",
+    "LoadFlowtable",
 )
 _POSITION = {kind: position for position, kind in enumerate(ORDER)}
 
@@ -66,7 +70,7 @@ class ApplySysctl(NamedTuple):
 
 
 if TYPE_CHECKING:
-    Operation = plan.Op | ApplySysctl | ServiceOperation
+    Operation = plan.Op | ApplySysctl | ServiceOperation | LoadFlowtable | EndFlowtable
 
 
 class Planned(NamedTuple):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import operations, service_operations
+from qubes_guestnet.core import operations, provider_operations, service_operations
 from qubes_guestnet.core.operations import (
     ENDS_ROUND,
     NEEDS_RECORD,
@@ -27,6 +27,7 @@ from qubes_guestnet.core.operations import (
     kind,
 )
 from qubes_guestnet.core.plan import Op, Verb
+from qubes_guestnet.core.provider_operations import EndFlowtable, LoadFlowtable
 from qubes_guestnet.core.record import Record
 from qubes_guestnet.core.resolved import LinkNames
 from qubes_guestnet.core.service_operations import (
@@ -40,7 +41,7 @@ from qubes_guestnet.core.service_operations import (
     SetLinkNames,
     StartHooks,
 )
-from qubes_guestnet.dispatch import adapters
+from qubes_guestnet.dispatch import of_rules, of_uplink
 from qubes_guestnet.errors import GuestnetError, KernelError, Vanished
 from tests.core.memory import Memory
 
@@ -63,6 +64,8 @@ WORDS: dict[str, Operation] = {
     "start hook /rw/config/a /rw/config/b": StartHooks(2, ("/rw/config/a", "/rw/config/b")),
     "resolvectl dns eth0 10.139.1.1 10.139.1.2; resolvectl domain eth0 ~.": SetLinkNames(2, "eth0", NAMES),
     "resolvectl revert eth0": RevertLinkNames(2, "eth0"),
+    "nft -f: table inet qubes-offload with a flowtable of 1 devices": LoadFlowtable(((2, "eth0", 1500),), False),
+    "nft -f: table inet qubes-offload deleted": EndFlowtable(),
 }
 
 
@@ -72,12 +75,13 @@ def test_an_operation_reads_as_what_it_does(words: str, op: Operation) -> None:
 
 
 def test_every_kind_has_its_place_its_adapter_and_its_words() -> None:
-    modules = (operations, service_operations)
+    modules = (operations, service_operations, provider_operations)
     classes = {each for module in modules for each in vars(module).values() if isinstance(each, type)}
     kinds = {each.__name__ for each in classes if issubclass(each, tuple)} - {"Planned", "Outcome"}
     assert len(ORDER) == len(set(ORDER))
     assert {*kinds, "Op"} == set(ORDER) == {kind(op) for op in WORDS.values()}
-    assert set(adapters(SimpleNamespace(apply=None), SimpleNamespace(resolved=None))) == set(ORDER)  # type: ignore[arg-type]
+    uplink = of_uplink(SimpleNamespace(apply=None), SimpleNamespace())  # type: ignore[arg-type]
+    assert {*uplink, *of_rules(SimpleNamespace())} == set(ORDER)  # type: ignore[arg-type]
     assert set(ORDER) >= ENDS_ROUND | NEEDS_RECORD
 
 
