@@ -355,9 +355,9 @@ def _name(ifindex: int) -> str:
 def _limits(vif: Vif, work: Work, in_force: Mapping[str, Mapping[int, str]] | None = None) -> str:
     """What nft has to load for the limits of a vif; all of it where nobody says what is in force."""
     versions = sorted({address.version for address in provider.elements(vif, work.settings).downstream})
-    if in_force is not None and not limits.missing(vif.name.text, versions, work.limits, in_force):
+    if in_force is not None and not limits.missing(vif.name.text, versions, work.limits, in_force, work.kept):
         return ""
-    return limits.attach(vif.name.text, versions, work.limits or Limits())
+    return limits.attach(vif.name.text, versions, work.limits or Limits(), work.kept)
 
 
 def _differs(tunable: Tunable) -> bool:

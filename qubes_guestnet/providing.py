@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .uplink.other_services import OtherServices
 
 SETS = "sets"
-CONNTRACK = ("netfilter", "nf_conntrack_max")
+NETFILTER, CONNTRACK = "netfilter", "nf_conntrack_max"
 
 
 class Provider:
@@ -83,8 +83,9 @@ class Provider:
 
     def _limit(self, work: Work) -> None:
         """What each qube may have; of conntrack as this kernel has it now."""
+        work.kept = limits.kept(lambda name: tunables.read((NETFILTER, name)))
         configured = services.configured_limits(self._paths.config)
-        work.limits = limits.possible(configured, int(tunables.read(CONNTRACK) or 0))
+        work.limits = limits.possible(configured, int(tunables.read((NETFILTER, CONNTRACK)) or 0))
 
     def after(
         self,
@@ -250,7 +251,7 @@ class Provider:
         settings = work.settings
         self._attachments.close_replaced(work)
         ipv6 = (settings.gateway6, work.ipv6, settings.refuse6)
-        reason = (settings.connected, settings.gateway, ipv6, work.mtu, work.limits)
+        reason = (settings.connected, settings.gateway, ipv6, work.mtu, work.limits, work.kept)
         if self._swept == reason and not work.dry_run:
             if not self._nft.settled(SETS):
                 self._nft.found_right(SETS, nft.generation())  # our own transactions from here on keep it so

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from .core.limits import Kept
 from .core.provider import ProviderSettings
 from .core.record import Provided
 from .core.values import IPV4, IPV6
@@ -32,6 +33,7 @@ class Work:
     Attributes:
         mtu: of the vifs, in bytes; 0 for leaving it as it is.
         limits: of each vif, as far as conntrack has room for them; None: the file is not valid, those in force stay.
+        kept: how long conntrack keeps connections.
         untrusted_entries: what the settings are from.
         ruled: the base rules are in.
         planned: in a dry run, they are to be loaded.
@@ -47,6 +49,7 @@ class Work:
         self.mtu = 0
         self.stopped, self.closing = frozenset[int](), frozenset[int]()
         self.limits: Limits | None = None
+        self.kept = Kept()
         self.untrusted_entries: Mapping[str, bytes] = {}
         self.ruled = self.planned = self.reloaded = self.unfiltered = False
         self.names: Choice | None = None

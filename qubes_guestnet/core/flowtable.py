@@ -32,7 +32,8 @@ _BATCH = 200  # a message takes 256 devices (NFT_NETDEVICE_MAX in the kernel)
 _OURS = frozenset((family, BASE, name) for family, name in (*CHAINS, *DNS_CHAINS)) | {
     ("inet", TABLE, "forward"),
     *(("inet", GUARD, name) for name in guard.CHAINS),
-    *((family, LIMITS_TABLE, "forward") for family in ("ip", "ip6")),  # accepts an assured connection first
+    # Both accept an assured connection first, but for names, of which none is offloaded.
+    *((family, LIMITS_TABLE, name) for family in ("ip", "ip6") for name in ("prerouting", "forward")),
 }
 _CUSTOM = "custom-forward"
 _PASSED_BY = frozenset({"prerouting", "forward", "postrouting"})

@@ -169,12 +169,12 @@ def udp(source: str, target: str, sport: int, dport: int, data: bytes) -> bytes:
     return header[:6] + struct.pack("!H", total) + data
 
 
-def packet_of(source: str, target: str, body: bytes, protocol: int) -> bytes:
+def packet_of(source: str, target: str, body: bytes, protocol: int, hops: int = 64) -> bytes:
     """An IP packet of either family, with a right checksum."""
     own, other = ip_address(source), ip_address(target)
     if own.version == 6:
-        return struct.pack("!IHBB", 6 << 28, len(body), protocol, 64) + own.packed + other.packed + body
-    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0, 64, protocol, 0) + own.packed + other.packed
+        return struct.pack("!IHBB", 6 << 28, len(body), protocol, hops) + own.packed + other.packed + body
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0, hops, protocol, 0) + own.packed + other.packed
     return header[:10] + struct.pack("!H", sum_of(header)) + header[12:] + body
 
 
