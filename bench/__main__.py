@@ -10,12 +10,12 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import apply, boot, bus, event, forwarding, generations, memory, offload, provider_memory, vif
+from bench import apply, boot, bus, event, forwarding, generations, memory, offload, packet, provider_memory, vif
 from bench.figures import Result
 from bench.stage import Failed
 from qubes_guestnet.lab.namespaces import LabError, isolate
 
-NAMES = ("apply", "event", "memory", "provider-memory", "vif", "forwarding", "bus", "pyroute2")
+NAMES = ("apply", "event", "memory", "provider-memory", "vif", "forwarding", "packet", "bus", "pyroute2")
 AS_ROOT = {"boot": boot.measure, "offload": offload.measure}
 FACTS = {"uplink": memory.facts, "provider": provider_memory.facts}
 
@@ -37,6 +37,8 @@ def runs(name: str) -> Iterator[Run]:
         yield vif.measure
     elif name == "forwarding":
         yield forwarding.measure
+    elif name == "packet":
+        yield packet.measure
     elif name == "bus":
         yield bus.measure
     else:

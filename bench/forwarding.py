@@ -16,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from typing import NamedTuple
 
 from bench.figures import Result, spread
@@ -64,7 +65,7 @@ _KINDS = (
 )
 
 
-class _Tree:
+class Tree:
     """A world, a chain of providers, and a qube behind the first and one behind the last of them.
 
     Args:
@@ -80,15 +81,25 @@ class _Tree:
         assert provider.world is not None
         self.world = provider.world.qube
         self.behind: dict[int, Qube] = {}
+        self._providers: list[Qube] = []
         for hops in (1, 2, 3):
             if hops > 1:
                 provider = self._started(dom0, dom0.create(f"{name}-hop{hops}", provider, provides_network=True))
+            self._providers.append(provider.running)
             if hops != 2:
                 self.behind[hops] = self._started(dom0, dom0.create(f"{name}-behind{hops}", provider)).running
         if filtering:
             for vm in dom0.vms.values():
                 if vm.plain:
                     _filter(vm.running, [other.plugged for other in dom0.connected(vm) if other.plugged is not None])
+
+    def lift_limits(self) -> None:
+        """Take the limits of single qubes out of the real providers; their agents would load them again, and end."""
+        for qube in self._providers:
+            assert qube.agent is not None
+            qube.agent.stop()
+            for family in ("ip", "ip6"):
+                qube.wire(f"nft 'add table {family} qubes-limits; delete table {family} qubes-limits'")
 
     @staticmethod
     def _started(dom0: Dom0, vm: Vm) -> Vm:
@@ -114,8 +125,20 @@ def _filter(provider: Qube, vifs: list[Vif]) -> None:
     provider.wire(f"nft -f - <<'END'\n{(BASELINE / 'provider.nft').read_text()}{elements}END")
 
 
-def _ends(tree: _Tree, hops: int, kind: _Kind) -> tuple[socket.socket, socket.socket]:
-    """A socket in the qube, connected to the one in the world; both blocking."""
+def small_packets() -> _Kind:
+    """The kind of flow that is nothing but cost for each packet."""
+    return _KINDS[1]
+
+
+def ends(tree: Tree, hops: int, kind: _Kind, lasting_s: float = 0.0) -> tuple[socket.socket, socket.socket]:
+    """A socket in the qube, connected to the one in the world; both blocking.
+
+    Args:
+        tree: of whose.
+        hops: how many providers are between them.
+        kind: of what is to flow.
+        lasting_s: questions and answers of UDP go on for so long before.
+    """
     near, far = (qube.socket(socket.AF_INET, kind.type) for qube in (tree.behind[hops], tree.world))
     far.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     far.bind((world.HOST, _PORT))
@@ -123,10 +146,14 @@ def _ends(tree: _Tree, hops: int, kind: _Kind) -> tuple[socket.socket, socket.so
         # Whoever reads slower than the network forwards would be what is measured.
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
         near.connect((world.HOST, _PORT))
-        near.send(b"question")
-        far.sendto(b"answer", far.recvfrom(64)[1])
-        near.recv(64)
-        return near, far
+        end = time.monotonic() + lasting_s
+        while True:
+            near.send(b"question")
+            far.sendto(b"answer", far.recvfrom(64)[1])
+            near.recv(64)
+            if time.monotonic() > end:
+                return near, far
+            time.sleep(lasting_s / 4)
     far.listen()
     near.connect((world.HOST, _PORT))
     accepted, _ = far.accept()
@@ -134,9 +161,9 @@ def _ends(tree: _Tree, hops: int, kind: _Kind) -> tuple[socket.socket, socket.so
     return near, accepted
 
 
-def _rate(program: str, tree: _Tree, hops: int, kind: _Kind) -> float:
+def _rate(program: str, tree: Tree, hops: int, kind: _Kind) -> float:
     """What arrives in a second, in the unit of the kind."""
-    near, far = _ends(tree, hops, kind)
+    near, far = ends(tree, hops, kind)
     with near, far:
         receive = [program, "receive", str(kind.size), str(kind.silence)]
         send = [program, "send", str(kind.size), str(SECONDS)]
@@ -160,9 +187,9 @@ def measure(rounds: int = ROUNDS) -> tuple[Result, ...]:
     program = f"{folder}/flow"
     subprocess.run(["cc", "-O2", "-o", program, str(BASELINE / "flow.c")], check=True)
     trees = {
-        "ours": _Tree("ours"),
-        "filtering": _Tree("filtering", plain=True, filtering=True),
-        "plain": _Tree("plain", plain=True),
+        "ours": Tree("ours"),
+        "filtering": Tree("filtering", plain=True, filtering=True),
+        "plain": Tree("plain", plain=True),
     }
     results = []
     try:

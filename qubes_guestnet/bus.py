@@ -18,7 +18,7 @@ class BusHolder:
     """The system bus: opened when it is there, opened anew when it comes back, and never waited for.
 
     Between two attempts there are growing pauses, because any program can end a connection by a message that is too
-    long, and again as soon as there is another one (B111). Meanwhile resolvectl does.
+    long, or by very many, and again as soon as there is another one (B111). Meanwhile resolvectl does.
     """
 
     SERVICES = (resolved.SERVICE, networkmanager.SERVICE)
@@ -96,7 +96,7 @@ class BusHolder:
 
         self._bus = None
         self._pause()
-        if isinstance(error, dbus.TooLong) and not self._told:
+        if isinstance(error, (dbus.TooLong, dbus.Crowded)) and not self._told:
             self._told = True
             log(WARNING, f"{error}; the connection is closed, and opened again with pauses. Some program in this qube "
                 "sends such messages to this service")  # fmt: skip

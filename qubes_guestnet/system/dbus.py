@@ -33,6 +33,7 @@ SECONDS = 0.5  # a bus answers in 1 ms
 PATIENCE_SECONDS = 3.0
 # One round of reading, some hundred messages at most, after which everything else that waits has its turn.
 ROUND_BYTES = 1 << 15
+CROWDED_READS = 8  # while an answer is waited for; what belongs there comes in two or three
 _LONGEST_LINE = 512  # of the authentication
 _BUS = (BUS, "/org/freedesktop/DBus", BUS)
 _PATH, _INTERFACE, _MEMBER, _DESTINATION, _SIGNATURE = 1, 2, 3, 6, 8
@@ -55,6 +56,13 @@ class BusError(GuestnetError):
 
 class TooLong(BusError):
     """Some program sent a message that is too long to be read; the connection is of no use any more."""
+
+
+class Crowded(BusError):
+    """An answer did not come, and messages of other programs came instead; only a new connection helps.
+
+    It waits behind them, or the bus has dropped it: dbus-broker keeps only so much of one user's for a connection.
+    """
 
 
 class Bus:
@@ -220,12 +228,18 @@ class Bus:
     # --- the socket ----------------------------------------------------------------------------------------------
 
     def _answer(self, deadline: float, what: str) -> Message:
+        reads = 0
         while time.monotonic() < deadline:  # looked at in each round: messages of others must not prolong it
             answer = self._round()
             if answer is not None:
                 return answer
-            self._wait(select.POLLIN, deadline, what)
-        raise BusError(f"{what}: no answer within {SECONDS:g} s")
+            if not self._comes(select.POLLIN, deadline):
+                break
+            reads += 1
+        error = BusError(f"{what}: no answer within {SECONDS:g} s")
+        if reads > CROWDED_READS:
+            self._ended = error = Crowded(f"{error}; the system bus brings messages of other programs")
+        raise error
 
     def _round(self) -> Message | None:
         """Read and judge what is there, up to the bound.
@@ -282,10 +296,14 @@ class Bus:
         Raises:
             BusError: it cannot before the deadline.
         """
+        if not self._comes(event, deadline):
+            raise BusError(f"{what}: no answer within {SECONDS:g} s")
+
+    def _comes(self, event: int, deadline: float) -> bool:
+        """Whether the socket can be read or written before the deadline."""
         poll = select.poll()
         poll.register(self._socket, event)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise BusError(f"{what}: no answer within {SECONDS:g} s")
+        return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
 def _library() -> Any:

@@ -249,6 +249,41 @@ def test_a_connection_that_ends_in_the_middle_of_a_pass_has_resolvectl_asked_in_
 
 
 @pytest.mark.behaviour("B111")
+def test_where_messages_of_others_come_and_no_answer_resolvectl_is_asked_in_the_same_pass(
+    bus: OddBus, client: dbus.Bus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """dbus-broker drops the answer when it has too much for a connection already."""
+    monkeypatch.setattr(programs, "find", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(dbus, "SECONDS", 0.3)
+    holder = BusHolder(resident=True)
+    holder._bus = client
+    bus.answers = lambda _: b""
+    with pytest.raises(dbus.BusError, match="no answer within"):
+        ask(client)
+    assert holder.instead() is None, "the service alone is silent, and would be for resolvectl"
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(0.005):
+            bus.send(frames.properties_changed(ATTACKER))
+
+    others = threading.Thread(target=go_on)
+    others.start()
+    try:
+        client._exchange.give_up()
+        client._again = 0.0
+        with pytest.raises(dbus.Crowded, match="messages of other programs"):
+            ask(client)
+        assert isinstance(holder.instead(), resolved.ByCommand)
+    finally:
+        over.set()
+        others.join()
+    assert isinstance(holder.resolved(), resolved.ByCommand)
+    assert holder.due() is not None, "the bus is opened again"
+    assert capsys.readouterr().err.count("brings messages of other programs") == 1
+
+
+@pytest.mark.behaviour("B111")
 def test_half_a_message_is_not_waited_for(
     bus: OddBus, client: dbus.Bus, monkeypatch: pytest.MonkeyPatch, judged: list[int]
 ) -> None:
@@ -292,19 +327,21 @@ def test_what_others_send_does_not_prolong_a_call(
     waiting = threading.Event()
 
     def go_on() -> None:
-        while not waiting.is_set():
-            bus.send(frames.properties_changed(ATTACKER))
+        with contextlib.suppress(OSError):  # the client is closed
+            while not waiting.is_set():
+                bus.send(frames.properties_changed(ATTACKER))
 
     others = threading.Thread(target=go_on)
     others.start()
     try:
+        start = time.monotonic()
         with pytest.raises(dbus.BusError, match="no answer within"):
             ask(client)
+        assert time.monotonic() - start < 5
     finally:
         waiting.set()
-        while others.is_alive():
-            client.drain()
-    others.join()
+        client.close()
+        others.join()
 
 
 @pytest.mark.behaviour("B111")
