@@ -19,6 +19,7 @@ import signal
 import time
 from collections.abc import Iterable
 
+from .base_rules_watch import Keeper
 from .connection import Connection
 from .core import pace, settings
 from .core.plan import Verb
@@ -26,7 +27,6 @@ from .core.report import Report
 from .core.resolver import RewriteBudget
 from .errors import GuestnetError, KernelError, StoreError, unexpected
 from .journal import Journal
-from .keeping import Keeper
 from .paths import Paths
 from .prober import Prober
 from .reconcile import Pass, reconcile, record_written

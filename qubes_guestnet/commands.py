@@ -18,9 +18,9 @@ from .uplink.other_services import OtherServices
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
+    from .base_rules_watch import Kept
     from .cli import Options
     from .core.report import Report
-    from .keeping import Kept
     from .providing import Provider
 
 PATHS = Paths()
@@ -203,7 +203,7 @@ def _pass(asked: Pass, with_provider: bool = True) -> Report:
     report = reconcile(entries, kernel, PATHS, asked)
     if not with_provider or asked.provider is not None or asked.only:
         return report
-    from .keeping import with_lost_rules
+    from .base_rules_watch import with_lost_rules
 
     return with_lost_rules(report, entries, PATHS)
 
@@ -215,7 +215,7 @@ def settling(entries: dict[str, bytes], interface: str) -> Report:
     asked = Pass(only=interface, revive=True, others=others, provider=provider)
     kept: Kept = ((), ())
     if provider is None and not interface:
-        from .keeping import load_lost
+        from .base_rules_watch import load_lost
 
         kept = load_lost(entries, PATHS)
     report = reconcile(entries, kernel, PATHS, asked)

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from .base_rules_watch import with_lost_rules
 from .core.findings import Evidence, Finding, servers_in_use
 from .core.findings import findings as judge
 from .core.provider_findings import CHANGED, GOOD, MISSING, UNSEEN, Ground
 from .core.report import Report
 from .core.settings import PROVIDER_KEY
 from .errors import GuestnetError, StoreError
-from .keeping import with_lost_rules
 from .paths import Paths
 from .reconcile import Pass, reconcile
 from .system import gateway6, nameserver, netlink, nft, presence, standing

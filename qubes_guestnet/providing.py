@@ -34,7 +34,7 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean
 if TYPE_CHECKING:
     from .core.report import InterfaceReport, ResolverReport
     from .core.settings import Settings
-    from .guarding import Guarding
+    from .guard_table import Guarding
     from .offloading import Offload
     from .paths import Paths
     from .system.netlink import Kernel
@@ -276,6 +276,6 @@ def _offload(paths: Paths, transactions: Transactions) -> Offload:
 
 
 def _guard(transactions: Transactions) -> Guarding:
-    from .guarding import Guarding  # it ends with its process
+    from .guard_table import Guarding  # it ends with its process
 
     return Guarding(transactions)

@@ -60,7 +60,7 @@ class Rules:
         work.unfiltered = work.provided.unfiltered and services.filters(self._paths.flags)
         work.attempt(partial(forwarding.obey, work))
         if work.provided.hold:
-            work.attempt(partial(_recovery().wait, work))
+            work.attempt(partial(_user_rules_restore().wait, work))
         work.attempt(partial(self._close, work))
         work.attempt(partial(self._load, work))
         if not work.ruled and not dry_run:
@@ -243,7 +243,7 @@ class Rules:
             loaded, names = Loaded(wanted, seen(chains, tables)), names if still else Loaded()
             work.save(work.provided._replace(rules=loaded, names=names, offload="", connected=""))
         if not work.dry_run and not self._alone:
-            work.attempt(partial(_recovery().keep, work, self._paths.run, tables))
+            work.attempt(partial(_user_rules_restore().keep, work, self._paths.run, tables))
             self._handles = nft.handles(chains)
         self._nft.found_right(RULES, generation)
         work.ruled = True
@@ -263,18 +263,18 @@ class Rules:
         if not lost:
             work.do(words, partial(self._nft.run, text))
             return tables if work.dry_run else self._listed(work, text, tuple(tables))
-        recovery = _recovery()
+        restore = _user_rules_restore()
         forwarding.shut(work)
-        missing = recovery.lost(self._paths.run, tables)
+        missing = restore.lost(self._paths.run, tables)
         if work.dry_run:
-            work.todo += [words, *recovery.put_back(missing)]
+            work.todo += [words, *restore.put_back(missing)]
             return tables
-        failed = recovery.load(work, self._nft.run, text, missing)
+        failed = restore.load(work, self._nft.run, text, missing)
         work.done.append(words)
         try:
             return self._listed(work, text, tuple(tables))
         finally:
-            recovery.follow(work, self._paths, tables, missing, failed)
+            restore.follow(work, self._paths, tables, missing, failed)
 
     def _listed(self, work: Work, text: str, families: tuple[str, ...]) -> Mapping[str, str]:
         """What nft lists of our tables as they were loaded.
@@ -297,10 +297,10 @@ class Rules:
         raise nft.NftError("another program changes rules all the time, perhaps ours", "nft monitor shows what it does")
 
 
-def _recovery() -> ModuleType:
-    from . import recovery  # not at boot, nor where all is as it was
+def _user_rules_restore() -> ModuleType:
+    from . import user_rules_restore  # not at boot, nor where all is as it was
 
-    return recovery
+    return user_rules_restore
 
 
 def _ending(work: Work) -> str:
