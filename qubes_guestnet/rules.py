@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The base rules, and forwarding, which is on only while they are in.
 
-Apart from the rest of the provider's half, because the boot waits for them in every qube, and most give network to
-nobody.
+Apart from the rest of the provider's half, because the boot waits for them in every qube, and most provide no
+network.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Rules:
     def close_if_lost(self) -> None:
         """Close forwarding at once if some of the base rules are not there any more; a pass has to follow.
 
-        To be called as soon as somebody changed rules. It costs two messages to the kernel where only others' own
+        To be called as soon as rules have changed. It costs two messages to the kernel where only others' own
         changed, and reads what nft would list by no program.
 
         Raises:
@@ -168,7 +168,7 @@ class Rules:
         return (*done, f"nft -f: tables {_named(self._nft.families)} deleted")
 
     def close(self, *, unfiltered: bool = False) -> tuple[str, ...]:
-        """No forwarding until `reopen`: what is forwarded by us ends, in a provider whoever switched it on.
+        """No forwarding until `reopen`: what is forwarded by us ends, and in a provider what other programs switched on.
 
         Args:
             unfiltered: the reason is that the firewall of the qubes is not ready; without its flag that is none.
@@ -249,13 +249,13 @@ class Rules:
         work.ruled = True
 
     def _reload(self, work: Work, text: str, tables: Mapping[str, str], *, lost: bool) -> Mapping[str, str]:
-        """Load the base rules; where somebody took them away, forwarding closes first, and what was lost comes back.
+        """Load the base rules; where they were removed, forwarding closes first, and what was lost comes back.
 
         Returns:
             What nft lists of our tables then, by family; in a dry run, before.
         """
         # In the same transaction, because not a packet is to pass by the new rules on the way of the old ones, and
-        # nobody is to speak for a qube that is not there yet.
+        # no one else may send in the name of a qube that is not there yet.
         text = _ending(work) + text + nftables.downstream(work.settings.connected if work.active else (), ())
         words = f"nft -f: base rules of the tables {_named(tables)}"
         if work.active and nftables.ARP not in tables and not work.dry_run:
@@ -269,29 +269,34 @@ class Rules:
         if work.dry_run:
             work.todo += [words, *restore.put_back(missing)]
             return tables
+        begun = self._nft.mark()
         failed = restore.load(work, self._nft.run, text, missing)
         work.done.append(words)
         try:
-            return self._listed(work, text, tuple(tables))
+            return self._listed(work, text, tuple(tables), begun)
         finally:
             restore.follow(work, self._paths, tables, missing, failed)
 
-    def _listed(self, work: Work, text: str, families: tuple[str, ...]) -> Mapping[str, str]:
+    def _listed(
+        self, work: Work, text: str, families: tuple[str, ...], begun: tuple[int, int] | None = None
+    ) -> Mapping[str, str]:
         """What nft lists of our tables as they were loaded.
 
-        Where somebody changes rules between the load and the look they are loaded again: that change would else be
-        taken for ours and stay (behaviour B148).
+        Where another program changes rules between the load and the look they are loaded again: that change would else
+        be taken for ours and stay (behaviour B148). So it is between the first transaction and the last, where each part
+        of what users had is loaded alone; `begun` was marked before the first.
 
         Raises:
             NftError: they are gone again, or that goes on; the next pass loads them.
         """
         for _ in range(_LOADS):
             listed = nft.tables(families)
-            if self._nft.undisturbed():
+            if self._nft.undisturbed(begun):
                 return listed
             if seen(nftables.chains(families), listed) == MISSING:
                 # The record stays as it is, and so the next pass knows that they were lost.
                 raise nft.NftError("the base rules were removed as soon as they were loaded", "is nft flush in a loop?")
+            begun = None
             self._nft.run(text)
         work.save(work.provided._replace(rules=Loaded()))
         raise nft.NftError("another program changes rules all the time, perhaps ours", "nft monitor shows what it does")
@@ -337,7 +342,7 @@ def _named(families: Iterable[str]) -> str:
 
 
 def _nothing_without_rules(work: Work) -> None:
-    """Somebody took the rules away, and they cannot be loaded: no rules, no forwarding."""
+    """Another program removed the rules, and they cannot be loaded: no rules, no forwarding."""
     if _missing():
         if work.provided.offloading:
             work.attempt(partial(nft.run, _ending(work)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Transactions of nft, and whether somebody else made one since a part of the rules was last looked at."""
+"""Transactions of nft, and whether another program made one since a part of the rules was last looked at."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Transactions:
 
     def __init__(self) -> None:
         self._verified: dict[str, int] = {}
+        self._made = 0  # of them, by us
         self.ours = -1  # generation that our last transaction makes, when no other one comes between
         self._families: tuple[str, ...] = ()
 
@@ -39,18 +40,28 @@ class Transactions:
         """Whether ARP is among them. Raises KernelError as `families`."""
         return nftables.ARP in self.families
 
-    def undisturbed(self) -> bool:
-        """Whether nobody but us has changed anything since just before our last transaction.
+    def mark(self) -> tuple[int, int]:
+        """A point in time, for `undisturbed`. Raises KernelError."""
+        return nft.generation(), self._made
+
+    def undisturbed(self, since: tuple[int, int] | None = None) -> bool:
+        """Whether no other program has changed anything since a mark, or since just before our last transaction.
 
         Asked after a look at the rules: only then is what was seen what we have loaded (behaviour B148).
+
+        Args:
+            since: by `mark`, where what is looked at is of several transactions.
 
         Raises:
             KernelError: as for `settled`.
         """
-        return nft.generation() == self.ours
+        if since is None:
+            return nft.generation() == self.ours
+        generation, made = since
+        return nft.generation() == generation + self._made - made
 
     def settled(self, part: str) -> bool:
-        """Whether nobody but us has changed anything since this part was found right.
+        """Whether no other program has changed anything since this part was found right.
 
         Args:
             part: a name for some of the rules.
@@ -104,6 +115,7 @@ class Transactions:
     def _count(self, before: int) -> None:
         """After a transaction of ours: what was right before is right still, unless others made one meanwhile."""
         self.ours = before + 1
+        self._made += 1
         if nft.generation() == before + 1:
             for part, generation in self._verified.items():
                 self._verified[part] = before + 1 if generation == before else generation

@@ -68,6 +68,25 @@ def test_a_change_right_after_the_base_rules_is_not_taken_for_ours(foreign: str,
     assert base(host) == good
 
 
+@pytest.mark.behaviour("B125")
+@pytest.mark.behaviour("B148")
+def test_a_change_between_the_parts_that_are_put_back_alone_is_not_taken_for_ours() -> None:
+    host = Hosting(ENTRIES6, agent=False)
+    host.qube.start_agent(env=disturbed(host, BASE, FOREIGN["ours, weakened"]))
+    eventually(host.forwards, trouble=host.trouble)
+    good = base(host)
+    host.qube.run("ip", "link", "add", "tun9", "type", "veth", "peer", "name", "tun9p")
+    host.nft("add chain ip qubes vpn; add rule ip qubes vpn oif tun9 accept; add chain ip qubes mine")
+    host.nft("add rule ip qubes mine counter; add rule ip qubes custom-forward ip daddr 198.51.100.9 drop")
+    eventually(lambda: "198.51.100.9" in host.qube.read("/run/qubes-guestnet/users-rules"), trouble=host.trouble)
+    host.qube.run("sh", "-ec", "ip link del tun9; nft flush ruleset")
+    eventually(lambda: host.rules("ip", "dnat-dns"), trouble=host.trouble)
+    assert "so each part is loaded alone" in host.trouble()
+    eventually(lambda: base(host) == good, trouble=host.trouble)
+    assert host.rules("ip", "mine") == ["counter"]
+    assert host.rules("ip", "custom-forward") == ["ip daddr 198.51.100.9 drop"]
+
+
 @pytest.mark.behaviour("B148")
 def test_rules_that_are_changed_all_the_time_are_told_and_not_taken_for_good() -> None:
     host = Hosting(ENTRIES6, agent=False)
