@@ -149,14 +149,14 @@ class Attachments:
         work.attempt(partial(conntrack.purge, vif.addresses))
 
     def _close(self, vif: Vif, work: Work) -> None:
-        """It may send nothing any more. Its addresses stay protected while somebody who has them may come back."""
+        """It may send nothing any more. Its addresses stay protected while a qube that has them may come back."""
         unread: list[GuestnetError] = []
         others = tuple(other for other in self._vifs.all(unread) if other.name != vif.name)
         there = tuple(other for other in others if other.device != GONE)
         work.attempt(partial(self._check_again, vif, there, there))
         kept = work.settings.connected | {address for other in others for address in other.addresses}
         if unread or not work.settings.active or "connected" in work.settings.held:
-            kept |= frozenset(vif.addresses)  # who may come back is not known
+            kept |= frozenset(vif.addresses)  # which qubes may come back is not known
         try:
             mac = self._arp_mac(vif)
             self._nft.run(nftables.detach(vif.name.text, vif.addresses, kept, mac) + limits.detach(vif.name.text))
@@ -234,7 +234,7 @@ class Attachments:
         self._sweep_each(work, self.all(), None)
 
     def _sweep_each(self, work: Work, records: Iterable[Vif], present: frozenset[str] | None) -> None:
-        """Each vif, beside those that are there; `present` is None where nobody may look at the sets."""
+        """Each vif, beside those that are there; `present` is None without the right to look at the sets."""
         names, records = {name for _, name in socket.if_nameindex()}, tuple(records)
         listing = nft.limits(counted=work.dry_run) if present is not None else ""
         there = tuple(vif for vif in records if vif.device != GONE and vif.name.text in names)
@@ -274,7 +274,7 @@ class Attachments:
                 work.done.append(words)
 
     def refill(self, work: Work) -> None:
-        """What the sets are to hold, and nothing else of the vifs: somebody changed some rule, perhaps one of ours."""
+        """What the sets are to hold, and nothing else of the vifs: rules have changed, perhaps some of ours."""
         present = downstream.present(work, self._nft)
         records = [vif for vif in self._bring(work, present) if vif.device != GONE]
         lines = [line for vif in records for line in self._elements(vif, work.settings)]
@@ -283,7 +283,7 @@ class Attachments:
         missing += [line for vif in records for line in _limits(vif, work, in_force).splitlines()]
         if missing:
             text = "".join(f"{line}\n" for line in missing)
-            work.do(f"nft -f: {len(missing)} lines that somebody undid", partial(self._nft.run, text))
+            work.do(f"nft -f: {len(missing)} lines that another program undid", partial(self._nft.run, text))
 
     def follow(self, work: Work) -> None:
         """The set of addresses behind this qube alone, if dom0 has changed the list. Raises NftError."""
@@ -353,7 +353,7 @@ def _name(ifindex: int) -> str:
 
 
 def _limits(vif: Vif, work: Work, in_force: Mapping[str, Mapping[int, str]] | None = None) -> str:
-    """What nft has to load for the limits of a vif; all of it where nobody says what is in force."""
+    """What nft has to load for the limits of a vif; all of it where it is not known what is in force."""
     versions = sorted({address.version for address in provider.elements(vif, work.settings).downstream})
     if in_force is not None and not limits.missing(vif.name.text, versions, work.limits, in_force, work.kept):
         return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The base rules of a qube that gives network to nobody: the resident agent has them loaded again when they are gone.
+"""The base rules of a qube that provides no network: the resident agent has them loaded again when they are gone.
 
 While no other program changes rules this costs one socket. What can load them is imported when they have to be looked
 at, after such a change (behaviour B140).
@@ -63,7 +63,7 @@ class Keeper:
         paths: where the qube's files are.
 
     Attributes:
-        rules: wakes the loop when anybody changes rules.
+        rules: wakes the loop when rules change.
 
     Raises:
         KernelError: the kernel tells nothing of changes.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The set `downstream`: addresses of the qubes behind this one, running or not, that nobody outside may use (QSB-056).
+"""The set `downstream`: addresses of the qubes behind this one, running or not, that nothing outside may use (QSB-056).
 
 Apart from the vifs, because it is in force before there is one, and loads nothing that only they need.
 """
@@ -56,7 +56,7 @@ def present(work: Work, transactions: Transactions) -> frozenset[str]:
 
 
 def followed(work: Work) -> bool:
-    """Whether dom0's list is still the one that was last brought: in one attach nobody looks at all of them."""
+    """Whether dom0's list is still the one that was last brought: one attach does not look at all of them."""
     return work.provided.connected == _sum(work)
 
 

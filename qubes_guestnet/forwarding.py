@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The switch of forwarding of each family: closed, opened, and left alone where somebody else has closed it.
+"""The switch of forwarding of each family: closed, opened, and left alone where another program has closed it.
 
 The record says beforehand what is about to be done. A family that the record calls forwarded, and that the kernel does
-not forward though we have not `shut` it, was therefore switched off by somebody else, and stays so (behaviour B133).
+not forward though we have not `shut` it, was therefore switched off by another program or by the owner, and stays so
+(behaviour B133).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def forwarded() -> frozenset[int]:
 
 
 def obey(work: Work) -> None:
-    """Find out which families somebody else has switched off, and have the pass leave them so.
+    """Find out which families another program has switched off, and have the pass leave them so.
 
     Args:
         work: the pass; its `stopped` is set.
@@ -40,9 +41,9 @@ def obey(work: Work) -> None:
         return
     for family in sorted(stopped - record.stopped):
         remedy = "it stays off until `qubes-guestnet forwarding on`"
-        log(WARNING, f"IPv{family} forwarding was switched off by somebody else ({_name(family)} = 0): {remedy}")
+        log(WARNING, f"IPv{family} forwarding was switched off by another program ({_name(family)} = 0): {remedy}")
     for family in sorted(record.stopped - stopped):
-        log(INFO, f"IPv{family} forwarding was switched on again by somebody else")
+        log(INFO, f"IPv{family} forwarding was switched on again by another program")
     ours = record.forwarding | (record.stopped & on)
     work.save(record._replace(stopped=stopped, forwarding=ours - stopped))
 

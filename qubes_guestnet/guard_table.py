@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guard of a provider: nothing passes from or to a qube while the base rules are away, not even one packet.
 
-It is the resident agent's alone: the table goes with its process, and who makes the rules right again is that process.
+It is the resident agent's alone: the table goes with its process, and that process loads the rules again.
 """
 
 from __future__ import annotations

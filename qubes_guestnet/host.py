@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the resident agent does for hotplug in a provider: it is asked by a socket, and finds what nobody told it.
+"""What the resident agent does for hotplug in a provider: it is asked by a socket, and finds other vifs itself.
 
 The agent sits in a sandbox without xenstore and without the right to make namespaces. So the command that Xen's hotplug
 calls (`hotplug`) finds out what the vif is, has it set up here, and runs the user's hooks. A vif that was there before
-anybody listened, and one whose fake addresses came late, is handed to that same command, outside the sandbox.
+the agent ran, and one whose fake addresses came late, is handed to that same command, outside the sandbox.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Host:
         entries: reads QubesDB afresh.
 
     Attributes:
-        rules: wakes the loop when anybody changes rules.
+        rules: wakes the loop when rules change.
 
     Raises:
         FileError: the socket cannot be made.
-        KernelError: nftables tells nobody of changes.
+        KernelError: nftables does not tell of changes.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Host:
         self.provider.look_at_everything()
 
     def gather(self, ready: Iterable[int]) -> bool:
-        """Serve who asks, at once; True if a pass has to follow, because something is still to do."""
+        """Answer a question at once; True if a pass has to follow, because something is still to do."""
         return self._server.fileno() in ready and self._serve()
 
     def rules_changed(self) -> None:
-        """Somebody changed rules."""
+        """Rules have changed."""
         self._stirred = True
         try:
             self.provider.rules_changed()
@@ -94,7 +94,7 @@ class Host:
             log(ERROR, f"after a change of rules: {error}")
 
     def stirred(self) -> bool:
-        """Whether somebody has changed rules since this was last asked, or a pass went by."""
+        """Whether rules have changed since this was last asked, or a pass went by."""
         stirred, self._stirred = self._stirred, False
         return stirred
 

@@ -60,7 +60,7 @@ class Names:
         self._foreign: tuple[_Asked, Judgement] | None = None  # of what another program has in the chain
         self._disturbed: tuple[float, float, str] | None = None  # since when it is changed, changed last, and its sum
         self._why = ""  # the chain is put back
-        self._same = False  # what is in it is ours, whoever put it there
+        self._same = False  # what is in it is as ours, by whichever program
         self._trouble = ""  # what the journal was told last
 
     def lead(self, work: Work, own_servers: tuple[IPv4Address, ...], uplinks: frozenset[int], *, kept: bool) -> None:
@@ -150,7 +150,7 @@ class Names:
         changed, self._same = now not in (there.seen, MISSING), False
         if (changed or there.text == FOREIGN) and self._keeps(work, asked, changed=changed, generation=generation):
             return
-        # Nobody is at work on it.
+        # No other program is at work on it.
         doubted = self._same and (there.seen == DOUBTED or work.provided.pending is not None)
         if changed and there.text and not (doubted or work.dry_run) and self._waits(work, choice, now):
             return
@@ -226,7 +226,7 @@ class Names:
         # Whatever was done between is not taken for ours; the next pass judges it (behaviour B148).
         good = self._nft.undisturbed() and since in (None, self._nft.ours - 1)
         loaded = Loaded(sum_of_text, listed if good else DOUBTED)
-        conntrack.purge(virtual)  # else whoever asks from the same port is led to the former server for ever
+        conntrack.purge(virtual)  # else a qube that asks from the same port is led to the former server for ever
         servers = tuple(map(str, chosen)) or work.provided.servers
         work.save(work.provided._replace(names=loaded, servers=servers, pending=None))
         if good:
@@ -244,7 +244,7 @@ class Names:
             work.do(" ".join(words), partial(services.restart, words))
         work.save(work.provided._replace(proxied=servers))
 
-    # --- who is told -----------------------------------------------------------------------------------------------
+    # --- programs and people that are told ---------------------------------------------------------------------------
 
     def _tell_firewall(self, work: Work) -> None:
         """The set of the firewall's table, which is made and else filled by the firewall's service."""

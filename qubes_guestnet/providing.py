@@ -6,8 +6,8 @@ DNS addresses, and forwarding last; on the way down the reverse. `before` and `a
 is configured between them. Firewall rules of single qubes have their place behind the base rules and before forwarding.
 
 A vif is set up by `online` alone, which costs the same with 1 and with 250 vifs; a pass looks at all of them only when
-something made it doubtful that they are as they were: a start, other settings, rules that somebody else changed. The
-generation number of nftables tells whether anybody did, so an idle provider's pass lists nothing.
+something made it doubtful that they are as they were: a start, other settings, rules that another program changed. The
+generation number of nftables tells whether there was one, so an idle provider's pass lists nothing.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Provider:
     # --- for the resident agent ----------------------------------------------------------------------------------
 
     def rules_changed(self) -> None:
-        """Somebody changed rules: forwarding closes at once if ours are not all there. Raises GuestnetError."""
+        """Rules have changed: forwarding closes at once if ours are not all there. Raises GuestnetError."""
         self._rules.close_if_lost()
 
     def look_at_everything(self) -> None:
@@ -162,21 +162,21 @@ class Provider:
         self._swept = None
 
     def strangers(self) -> tuple[str, ...]:
-        """Names of vifs that nobody has told us about: they were there before anybody listened (#1990)."""
+        """Names of vifs that hotplug has not told of: they were there before the agent ran (#1990)."""
         return self._attachments.strangers()
 
     def late_mappings(self, untrusted_entries: Mapping[str, bytes]) -> tuple[Vif, ...]:
         """Vifs whose fake addresses came into QubesDB only after they were set up (#9318), to be set up again.
 
         Raises:
-            GuestnetError: records cannot be written, or the kernel does not tell who has spoken.
+            GuestnetError: records cannot be written, or the kernel does not tell which qubes have spoken.
         """
         if not any(path.startswith(provider.MAPPED) for path in untrusted_entries):
             return ()
         return self._attachments.late_mappings(untrusted_entries)
 
     def end_offload(self) -> None:
-        """Until the next pass; with none to come nobody would end it when rules change. Raises GuestnetError."""
+        """Until the next pass; with none to come it would not end when rules change. Raises GuestnetError."""
         with Ledger(self._paths.run) as ledger:
             self._rules.end_offload(Work(ProviderSettings(), False, False, ledger, dry_run=False))
 

@@ -168,7 +168,7 @@ class Rules:
         return (*done, f"nft -f: tables {_named(self._nft.families)} deleted")
 
     def close(self, *, unfiltered: bool = False) -> tuple[str, ...]:
-        """No forwarding until `reopen`: what is forwarded by us ends, and in a provider what other programs switched on.
+        """No forwarding until `reopen`: what we forward ends, and in a provider what other programs switched on.
 
         Args:
             unfiltered: the reason is that the firewall of the qubes is not ready; without its flag that is none.
@@ -283,8 +283,8 @@ class Rules:
         """What nft lists of our tables as they were loaded.
 
         Where another program changes rules between the load and the look they are loaded again: that change would else
-        be taken for ours and stay (behaviour B148). So it is between the first transaction and the last, where each part
-        of what users had is loaded alone; `begun` was marked before the first.
+        be taken for ours and stay (behaviour B148). So it is between the first transaction and the last, where each
+        part of what users had is loaded alone; `begun` was marked before the first.
 
         Raises:
             NftError: they are gone again, or that goes on; the next pass loads them.

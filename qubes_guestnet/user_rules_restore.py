@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What comes back together with the base rules when somebody took them away: users' rules, and what they depend on.
+"""What comes back together with the base rules that were removed: users' rules, and what they depend on.
 
 Theory of operation. What others have beside our rules is kept in a file, as of the last time when all was well. After a
 flush (behaviour B125) what was in our tables is loaded in one transaction with the base rules, so it is in force from
@@ -151,7 +151,7 @@ def follow(work: Work, paths: Paths, listings: Mapping[str, str], missing: Kept,
             hold, restart = hold or FIREWALL, hold != FIREWALL
     work.save(record._replace(hold=hold, lost=tuple(dict.fromkeys((*record.lost, *names)))))
     if names:
-        log(WARNING, f"somebody removed our rules, and with them: {', '.join(names)}; {remedy(hold)}")
+        log(WARNING, f"another program removed our rules, and with them: {', '.join(names)}; {remedy(hold)}")
     if restart:
         work.attempt(lambda: work.done.append(services.restart_firewall()))
 
@@ -178,7 +178,7 @@ def wait(work: Work) -> None:
         work: the pass.
 
     Raises:
-        GuestnetError: it is not, and nobody is about to start it.
+        GuestnetError: it is not, and no start of it is under way.
     """
     if work.provided.hold != FIREWALL or work.dry_run:
         return

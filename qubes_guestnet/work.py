@@ -39,7 +39,7 @@ class Work:
         planned: in a dry run, they are to be loaded.
         reloaded: they were, or are to be, loaded anew: what else is in the tables is in doubt.
         closing: families that were, or are to be, closed until lost rules are back.
-        stopped: families whose forwarding somebody else has switched off; that is obeyed.
+        stopped: families whose forwarding another program has switched off; that is obeyed.
         unfiltered: the firewall that this qube's flag asks for is not ready.
     """
 

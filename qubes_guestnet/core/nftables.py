@@ -3,7 +3,7 @@
 
 The names are a public interface: other tools and users' scripts add to the sets and to `custom-input` and
 `custom-forward`, which are made once and never touched again. No text deletes or flushes a set, so that a load in the
-middle of a session changes nothing for anybody.
+middle of a session changes nothing for any program.
 
 Both families come from one template: a rule once was in the IPv4 file only (behaviour B94). Where IPv6 is off the same
 chains exist, for users' rules name them, and let nothing through (behaviour B92). Where qubes have IPv6 and their
@@ -59,7 +59,7 @@ _ORDINARY = "meta pkttype other meta pkttype set host"
 _REGULAR = ("antispoof", "dns-reject")
 _CUSTOM = ("custom-input", "custom-forward")
 _BASE = ("prerouting", "antispoof", "egress", "postrouting", "input", "forward")
-# What `base` fills, and what `dnat` does: as (family, chain). Whoever lists them sees whether all is as it was loaded.
+# What `base` fills, and what `dnat` does: as (family, chain). Their listing shows whether all is as it was loaded.
 CHAINS: tuple[tuple[str, str], ...] = (
     *((family.word, chain) for family in _FAMILIES for chain in _BASE),
     (ARP, "input"),
@@ -196,7 +196,7 @@ def _rules(family: _Family) -> dict[str, tuple[str, ...]]:
 def _foreign_error(word: str) -> str:
     """Drop an ICMP error of a qube about a connection that is none of its own (behaviour B113).
 
-    Its state, related, is that of the connection it quotes, and anybody can quote any: it could end and slow down
+    Its state, related, is that of the connection it quotes, and any qube can quote any: it could end and slow down
     connections of the other qubes and of this one. Its own are those that it began, and those that it answers in.
     """
     return (
@@ -244,7 +244,7 @@ def _block(head: str, lines: Iterable[str]) -> str:
 
 
 def attach(name: str, addresses: Iterable[IPAddress], mac: str) -> str:
-    """Allow a vif to send from these addresses, and let nobody else.
+    """Allow a vif to send from these addresses, and no other one.
 
     Args:
         name: of the vif; ValueError when it is not the name of one.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""nftables: load a transaction, list chains, notice that somebody changed something. It decides nothing.
+"""nftables: load a transaction, list chains, notice a change. It decides nothing.
 
 Loading and listing are the program's, because its text is what people read and write. That nothing has changed since is
 asked far more often, and that is one message to the kernel.
@@ -92,7 +92,7 @@ class Waiting:
         """Start to load the one transaction of this process; to be handed to `end`. See `run`.
 
         Raises:
-            NftError: it could not be started, and nobody was told so far; or it was given one before.
+            NftError: it could not be started, which was not told so far; or it was given one before.
         """
         started, self._started = self._started, None
         if started is None:
@@ -155,7 +155,7 @@ def limits(*, counted: bool = False) -> str:
 
 
 def named_set(family: str, table: str, name: str) -> str:
-    """What a set holds, of anybody; "" when it, or its table, is not there.
+    """What any set holds; "" when it, or its table, is not there.
 
     Raises:
         NftError: nft does not run.
@@ -179,7 +179,7 @@ def table(family: str) -> str:
 
 
 def generation() -> int:
-    """A number that is another one after each transaction of anybody. Cheaper than a listing by three milliseconds.
+    """A number that is another one after each transaction of any program. Cheaper than a listing by three milliseconds.
 
     Raises:
         KernelError: the kernel has no nftables, or we may not ask.
@@ -220,7 +220,7 @@ def present() -> bool:
 
 
 def table_names() -> tuple[str, ...]:
-    """Family and name of every table, of anybody.
+    """Family and name of every table, of any program.
 
     Raises:
         KernelError: the kernel has no nftables, or we may not ask.
@@ -237,7 +237,7 @@ def table_names() -> tuple[str, ...]:
 def handles(chains: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str, bytes]]:
     """The rules of chains of ours, by family, chain and the number that no other rule of the table ever has.
 
-    Without a program, for whoever is in a hurry: equal ones mean that no rule was removed, replaced or added. Policies
+    Without a program, for a caller in a hurry: equal ones mean that no rule was removed, replaced or added. Policies
     and sets are not looked at.
 
     Args:
@@ -285,7 +285,7 @@ def _text(kind: int, value: str) -> bytes:
 
 
 def chains() -> tuple[Chain, ...]:
-    """Every chain that has a hook, of anybody.
+    """Every chain that has a hook, of any program.
 
     Raises:
         NftError: nft does not run, or does not know JSON.
@@ -311,7 +311,7 @@ def chains() -> tuple[Chain, ...]:
 
 
 class Events(wire.Listener):
-    """A socket that becomes readable when anybody changes a rule, a set or a table."""
+    """A socket that becomes readable when any program changes a rule, a set or a table."""
 
     def __init__(self) -> None:
         super().__init__(wire.NETLINK_NETFILTER, (NFNLGRP_NFTABLES,), "nft events")

@@ -78,7 +78,7 @@ def test_rules_that_come_back_are_ours_whenever_their_agent_was_killed(place: st
     assert host.rules("ip", "custom-forward") == ["ip daddr 198.51.100.9 drop"]
     found = provider(host)
     assert (found["stopped"], found["hold"], found["lost"]) == ([], "", [])
-    assert "by somebody else" not in host.trouble()
+    assert "by another program" not in host.trouble()
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,7 @@ def test_tables_of_others_that_went_along_are_named_until_they_are_there_again()
     put_back(host, whole)
     assert provider(host)["lost"] == ["table inet mine"]
     assert "table inet mine" in checked(host)["user-rules-lost"]
-    assert "somebody removed our rules, and with them: table inet mine" in host.trouble()
+    assert "another program removed our rules, and with them: table inet mine" in host.trouble()
     host.nft(MINE)
     eventually(lambda: provider(host)["lost"] == [], trouble=host.trouble)
     assert "user-rules-lost" not in checked(host)
@@ -273,7 +273,7 @@ def test_an_owner_who_switches_forwarding_off_is_obeyed_and_named(version: int) 
     host.qube.wire(f"echo 0 > /proc/sys/net/{path}")
     host.attach(5)
     host.agent.signal(signal.SIGHUP)
-    words = f"IPv{version} forwarding was switched off by somebody else"
+    words = f"IPv{version} forwarding was switched off by another program"
     eventually(lambda: words in host.trouble(), trouble=host.trouble)
     host.agent.kill()
     host.qube.start_agent()
