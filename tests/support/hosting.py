@@ -254,7 +254,7 @@ class Hosting:
 
     def restore_nft(self) -> None:
         """Nft is itself again."""
-        self.qube.run("umount", "/usr/sbin/nft")
+        self.qube.run("umount", "--lazy", "/usr/sbin/nft")  # one that runs just now goes on
 
     def elements(self, name: str, family: str = "ip") -> set[str]:
         """Elements of a set of ours, those with two parts as "vif4.0 10.137.0.4"."""
