@@ -8,6 +8,10 @@ VENV := .venv/bin
 NETLINK_TESTS := tests/netns/test_uplink.py tests/netns/test_agent.py tests/netns/test_model.py
 # Each of these tests has namespaces of its own and waits more than it computes.
 ISOLATED := tests/contract tests/netns tests/lab
+# For `make quick`: what shows the main job in little time. The uplink operation by operation and as a whole; behind it a
+# scenario, in which dom0, two agents, a provider and a qube do all of it.
+QUICK := tests/core tests/contract/netlink/test_operations.py tests/netns/test_uplink.py
+QUICK_SCENARIO := S-000-6
 # The tests of a file share a machine that one of them boots. What is in no list measures, and runs alone.
 BOOTING := tests/system tests/guest
 WORKERS ?= $(shell echo $$((2 * $$(nproc))))
@@ -16,7 +20,7 @@ export PYTHON
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint hooks unit soak bench coverage-of-behaviours changelog release setup-test clean
+.PHONY: help demo test lint hooks unit quick soak bench coverage-of-behaviours changelog release setup-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
@@ -43,6 +47,10 @@ unit: setup-test ## the pure tests only; every branch of core has to be covered 
 	$(VENV)/coverage run -m pytest -q tests/core
 	$(VENV)/coverage report --include='qubes_guestnet/core/*' --fail-under=100
 
+quick: lint ## under a minute on two cores: lint, types, the pure tests, the uplink and one scenario in namespaces
+	$(VENV)/python -m pytest -q $(PARALLEL) $(QUICK)
+	$(VENV)/python -m qubes_guestnet lab run $(QUICK_SCENARIO)
+
 soak: setup-test ## the random walk, STEPS long (default 10000); SEED=N repeats a walk
 	GUESTNET_SOAK_STEPS=$(STEPS) GUESTNET_SEED=$(SEED) $(VENV)/python -m pytest -m soak -s -o faulthandler_timeout=0
 
@@ -67,5 +75,5 @@ setup-test:
 	@tools/setup test
 
 clean: ## remove the environments and everything built
-	rm -rf .venv .venv-oldest .daemons build dist .coverage .hypothesis .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-oldest .daemons build dist .coverage .coverage-all .hypothesis .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
