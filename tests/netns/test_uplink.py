@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests.support.eventually import eventually
 from tests.support.guest import (
     DNS,
     ENTRIES,
@@ -39,6 +40,16 @@ def snapshot(guest: Guest) -> list[Json]:
     ]
 
 
+def wait_for_link_local(guest: Guest, device: str) -> None:
+    """The kernel adds this address by itself some time after the link is up, and a second later it is not tentative."""
+
+    def is_there() -> bool:
+        addresses = str(guest.oracle.ip("address", "show", "dev", device))
+        return "fe80::" in addresses and "tentative" not in addresses
+
+    eventually(is_there, what=f"duplicate detection on {device} is over")
+
+
 @pytest.mark.parametrize("style", ["device", "gateway"])
 @pytest.mark.parametrize(("entries", "wanted"), [(ENTRIES, {}), (ENTRIES6, WITH6)], ids=["ipv4", "ipv6"])
 def test_the_table_of_the_design(entries: dict[str, str], wanted: dict[str, str], style: str) -> None:
@@ -62,6 +73,7 @@ def test_the_style_from_the_configuration_file() -> None:
 def test_add_twice_changes_nothing_the_second_time() -> None:
     guest = Guest(ENTRIES6)
     guest.qube.guestnet("uplink", "add", "eth0")
+    wait_for_link_local(guest, "eth0")
     before, file = snapshot(guest), guest.identity()
     again = guest.qube.guestnet("uplink", "add", "eth0")
     assert again.stdout == ""
@@ -345,6 +357,7 @@ def test_another_interface_is_not_touched() -> None:
     guest = Guest(ENTRIES6)
     guest.plug("ens6", "52:54:00:00:00:01", "vif5.1")
     guest.oracle.run("sh", "-ec", "ip address add 192.0.2.5/24 dev ens6; ip link set ens6 up")
+    wait_for_link_local(guest, "ens6")
     before = guest.oracle.ip("address", "show", "dev", "ens6"), guest.oracle.routes(4)
     guest.qube.guestnet("uplink", "add", "eth0")
     guest.qube.guestnet("uplink", "remove", "eth0")
