@@ -141,14 +141,15 @@ class Names:
             if self._foreign is not None and self._foreign[0] == asked:
                 self._report_foreign(work, self._foreign[1])
                 return
-        generation, now = nft.generation(), seen(nftables.DNS_CHAINS)
+        generation, tables = nft.generation(), nft.tables(("ip",))
+        now = seen(nftables.DNS_CHAINS, tables)
         if (there.text, there.seen) == (wanted, now):
             self._disturbed = None
             work.save(work.provided._replace(pending=None))
             self._nft.found_right(REDIRECTION, generation)
             return
         changed, self._same = now not in (there.seen, MISSING), False
-        if (changed or there.text == FOREIGN) and self._keeps(work, asked, changed=changed, generation=generation):
+        if (changed or there.text == FOREIGN) and self._keeps(work, asked, tables["ip"], changed, generation):
             return
         # No other program is at work on it.
         doubted = self._same and (there.seen == DOUBTED or work.provided.pending is not None)
@@ -159,10 +160,9 @@ class Names:
         words = led or ("rejected" if choice.problem else f"rejected, {choice.reason}")
         work.do(f"nft -f: virtual DNS {words}", partial(self._redirect, work, text, virtual))
 
-    def _keeps(self, work: Work, asked: _Asked, *, changed: bool, generation: int) -> bool:
+    def _keeps(self, work: Work, asked: _Asked, listing: str, changed: bool, generation: int) -> bool:
         """Whether the chain holds another program's rules that stay; ours among them are brought up to date."""
         virtual, servers = asked
-        listing = nft.table("ip")
         rules, ours = foreign_names.rules(listing), nftables.dnat_rules(nameservers.pairs(virtual, servers))
         former, announced = _led(work.provided.servers, virtual), _led(work.provided.pending or (), virtual)
         judgement = foreign_names.judge(listing, virtual)
