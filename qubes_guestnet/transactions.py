@@ -32,6 +32,7 @@ class Transactions:
         if not self._families:
             from .system import nft_families  # a boot finds out by loading
 
+            nft.generation()  # who may not ask is told so in the same words as everywhere, and so once
             self._families = nft_families.there()
         return self._families
 
