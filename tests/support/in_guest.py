@@ -21,7 +21,8 @@ from tests.support.emulated import SLOWNESS, Died, Emulated
 from tests.support.isolated import asked_for
 
 TREE = Path(__file__).resolve().parent.parent.parent
-PARTS = ("qubes_guestnet", "pyproject.toml", "version", "tests/conftest.py", "tests/support", "tests/guest")
+SYSCTLS = "systemd/80-qubes-guestnet.conf"
+PARTS = ("qubes_guestnet", "pyproject.toml", "version", "tests/conftest.py", "tests/support", "tests/guest", SYSCTLS)
 MODULES = (
     "nf_tables nf_flow_table nf_flow_table_inet nft_flow_offload nft_ct nft_nat nft_masq nft_fib_inet"
     " veth dummy tun bridge"
@@ -48,6 +49,7 @@ stty -F {PORT} raw -echo
 ip link set lo up
 modprobe -a {MODULES}
 cd /stage/tree
+sysctl --quiet --ignore --load={SYSCTLS}
 # For those that are started without any environment.
 echo /stage/tree >/usr/lib/python3/dist-packages/qubes-guestnet-tree.pth
 # Not once in each of a hundred processes: this processor is slow.
