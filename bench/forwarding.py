@@ -13,6 +13,7 @@ is shown beside it. The UDP flow has had an answer, as any that goes on has: it 
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -94,10 +95,13 @@ class Tree:
                     _filter(vm.running, [other.plugged for other in dom0.connected(vm) if other.plugged is not None])
 
     def lift_limits(self) -> None:
-        """Take the limits of single qubes out of the real providers; their agents would load them again, and end."""
+        """Take the limits of single qubes out of the real providers.
+
+        Their agents would load them again, and are stopped; a process that is stopped has its guard still.
+        """
         for qube in self._providers:
             assert qube.agent is not None
-            qube.agent.stop()
+            qube.agent.signal(signal.SIGSTOP)
             for family in ("ip", "ip6"):
                 qube.wire(f"nft 'add table {family} qubes-limits; delete table {family} qubes-limits'")
 

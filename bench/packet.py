@@ -6,9 +6,8 @@ process works and not by what arrives: the kernel forwards a packet within the c
 namespace. What else the machine does then makes every figure worse and leaves the ratio. It holds only where the kernel
 counts softirqs as work of the process they interrupt; that is shown by three providers, which must cost more than one.
 
-Four trees at the same time take turns: the real role; the same without the tables of the limits and without a resident
-agent, which would load them again; plain commands with the least filter that does such a job (baseline/provider.nft);
-and plain commands without one.
+Four trees at the same time take turns: the real role; the same without the tables of the limits; plain commands with
+the least filter that does such a job (baseline/provider.nft); and plain commands without one.
 """
 
 from __future__ import annotations
