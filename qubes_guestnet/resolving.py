@@ -56,7 +56,7 @@ def resolve(
         )._replace(published=ground.record.published)
         others = resolver.others(facts, servers)
         if others and resolver.choose_owner(facts).owner is Owner.DIRECT:
-            facts = _whose(facts, path, others, ground)
+            facts = _whose(facts, path, paths.run, others, ground)
     except GuestnetError as error:
         return None, error
     decision = resolver.choose_owner(facts)
@@ -76,21 +76,22 @@ def resolve(
     return report._replace(current=wanted, written=True, replaced=" ".join(map(str, others))), None
 
 
-def _whose(facts: FileFacts, path: str, others: Iterable[IPAddress], ground: Ground) -> FileFacts:
+def _whose(facts: FileFacts, path: str, run: str, others: Iterable[IPAddress], ground: Ground) -> FileFacts:
     """With what shows that a hook or a VPN wrote it."""
     shown = ground.kernel.tunnels(others, sorted(ground.uplinks))
-    return facts._replace(hook=_hook(path, ground), tunnel=resolver.tunnel(shown))
+    return facts._replace(hook=_hook(path, ground.record.provided.hooks, run), tunnel=resolver.tunnel(shown))
 
 
-def _hook(path: str, ground: Ground) -> str:
+def _hook(path: str, began: int, run: str) -> str:
     """The hooks that may have written the file, which are still there to do it again."""
-    began = ground.record.provided.hooks
+    if not began:
+        return ""
+    from .system import hooks  # only in a provider whose file names servers of others
+
+    there = hook_rules.runnable(hooks.facts())
     try:
         modified = os.stat(path).st_mtime
     except OSError:
         return ""
-    if not resolver.hook_wrote(modified, began, hook_rules.LIMIT_SECONDS):
-        return ""
-    from .system import hooks  # only in a provider whose file was written just then
-
-    return " ".join(hook_rules.runnable(hooks.facts()))
+    ended = [hooks.ended(hook, run) for hook in there]
+    return " ".join(there) if resolver.hook_wrote(modified, began, ended, hook_rules.LIMIT_SECONDS) else ""

@@ -32,6 +32,8 @@ from qubes_guestnet.core.values import IPAddress
 
 # resolv.conf(5): the C library uses the first three and no more (MAXNS).
 MAX_NAMESERVERS = 3
+# What a hook leaves to a process of its own, which ends a moment later, is still its doing.
+HOOK_GRACE_SECONDS = 1.0
 # A file of a former release is known by it, so it is the same in every version.
 HEADER = (
     b"# Made by qubes-guestnet from what dom0 wrote into QubesDB.\n"
@@ -217,15 +219,17 @@ def tunnel(facts: TunnelFacts) -> str:
     return next(iter((*leading, *facts.links, *facts.defaults)), "")
 
 
-def hook_wrote(modified: float, began: int, limit: float) -> bool:
-    """Whether the file was written while the hooks ran that began last.
+def hook_wrote(modified: float, began: int, ended: Iterable[float | None], limit: float) -> bool:
+    """Whether the file was written while one of the hooks ran that were started last.
 
     Args:
         modified: when the file was written, seconds of the wall clock.
         began: when the hooks were started; 0 for never.
-        limit: how long they may run, in seconds.
+        ended: when each of them ended, None for one that runs still; an end before `began` is of a run before.
+        limit: how long they may run, in seconds. It counts where the end of one is not known.
     """
-    return bool(began) and began <= modified <= began + limit
+    ends = (began + limit if end is None or end < began else end + HOOK_GRACE_SECONDS for end in ended)
+    return bool(began) and any(began <= modified <= end for end in ends)
 
 
 def choose_owner(facts: FileFacts) -> Decision:

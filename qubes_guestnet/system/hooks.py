@@ -8,7 +8,10 @@ import stat
 from collections.abc import Iterable
 
 from ..core.hooks import HOOKS, NETWORK_HOOKS, HookFacts
+from ..errors import FileError
 from . import outside
+
+RUN = "/run/qubes-guestnet"  # as `Paths` has it, which knows of this package
 
 
 def facts(paths: Iterable[str] = HOOKS) -> tuple[HookFacts, ...]:
@@ -32,14 +35,43 @@ def network_hooks(folder: str = NETWORK_HOOKS) -> tuple[str, ...]:
         return ()  # no folder, no hooks
 
 
-def start(paths: Iterable[str], seconds: float) -> None:
+def start(paths: Iterable[str], seconds: float, run: str = RUN) -> None:
     """Start the hooks one after the other and return at once. How one of them ends is logged and harms nothing.
 
     Args:
         paths: the hooks.
         seconds: time limit of each.
+        run: the folder in which the end of each is marked.
 
     Raises:
         ProgramError: none of them was started.
+        FileError: the mark of an earlier end cannot be removed.
     """
-    outside.start((outside.Command(f"hook-{os.path.basename(path)}", (path,)) for path in paths), seconds)
+    commands = []
+    for path in paths:
+        mark = _mark(path, run)
+        try:
+            os.unlink(mark)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise FileError(mark, error) from None
+        commands.append(outside.Command(f"hook-{os.path.basename(path)}", (path,), ended=mark))
+    outside.start(commands, seconds)
+
+
+def ended(path: str, run: str) -> float | None:
+    """When a hook that was started ended, in seconds of the wall clock; None while it runs.
+
+    Args:
+        path: the hook.
+        run: as for `start`.
+    """
+    try:
+        return os.stat(_mark(path, run)).st_mtime
+    except OSError:
+        return None
+
+
+def _mark(path: str, run: str) -> str:
+    return os.path.join(run, f"ended-{os.path.basename(path)}")

@@ -25,11 +25,13 @@ class Command(NamedTuple):
         title: for the journal and the name of its unit.
         words: path of the program, and its arguments.
         environment: what it finds in its environment besides the clean one.
+        ended: a file that is made when the command has ended, however; "" for none. What it leaves behind may run on.
     """
 
     title: str
     words: tuple[str, ...]
     environment: Mapping[str, str] = {}
+    ended: str = ""
 
 
 def start(commands: Iterable[Command], seconds: float) -> None:
@@ -66,6 +68,7 @@ def _transient(systemd_run: str, command: Command, seconds: float) -> None:
     # "forking": the limit is on the command itself, and a daemon that it leaves behind lives on in the unit (B119).
     values = ("Type=forking", "GuessMainPID=no", f"TimeoutStartSec={seconds:g}", "KillMode=mixed", "TimeoutStopSec=5")
     limits = tuple(f"--property={value}" for value in values)
+    limits += _marks(command.ended)
     settings = tuple(f"--setenv={key}={value}" for key, value in command.environment.items())
     words = (systemd_run, "--quiet", "--collect", "--no-block", f"--unit={name}", *limits, *settings, "--")
     try:
@@ -76,6 +79,14 @@ def _transient(systemd_run: str, command: Command, seconds: float) -> None:
         raise programs.ProgramError(f"{command.title} not started: {error}", "tried again") from None
     if done.status:
         raise programs.ProgramError(f"{command.title} not started: {done.output[-200:]}", "tried again")
+
+
+def _marks(path: str) -> tuple[str, ...]:
+    """What has systemd make a file when the command has ended: well, or in any other way."""
+    touch = programs.find("touch") if path else ""
+    # Once made it stays as it is: the second of these also comes at the end of a daemon that was left behind.
+    shell = f"-/bin/sh -c '[ -e {path} ] || exec {touch} {path}'"
+    return tuple(f"--property={when}={shell}" for when in ("ExecStartPost", "ExecStopPost")) if touch else ()
 
 
 def _supervised(commands: tuple[Command, ...], seconds: float) -> None:
@@ -101,6 +112,8 @@ def _supervised(commands: tuple[Command, ...], seconds: float) -> None:
                     log(WARNING, f"{command.title} failed with {done.status}: {done.output[-200:]}")
             except programs.ProgramError as error:
                 log(WARNING, f"{command.title}: {error}")
+            if command.ended:
+                os.close(os.open(command.ended, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     finally:
         os._exit(0)
 

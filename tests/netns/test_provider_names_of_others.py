@@ -286,6 +286,21 @@ def test_what_a_hook_makes_of_our_file_is_the_hooks() -> None:
     assert set(named(host)) == {VPN}
 
 
+@pytest.mark.behaviour("B124")
+@pytest.mark.parametrize("end", ["", "exit 1", "sleep 100 &"], ids=["well", "failed", "with a daemon"])
+def test_what_another_program_writes_after_the_hook_has_ended_is_not_the_hooks(end: str) -> None:
+    host = Hosting(PROXY, agent=False)
+    hook = "/rw/config/qubes-ip-change-hook"
+    host.qube.write(hook, f"#!/bin/sh\necho 'nameserver {VPN}' >/etc/resolv.conf\n{end}\n")
+    host.qube.path(hook).chmod(0o755)
+    host.qube.start_agent()
+    eventually(lambda: host.qube.path("/run/qubes-guestnet/ended-qubes-ip-change-hook").exists(), trouble=host.trouble)
+    leads(host, VPN)
+    time.sleep(1.1)  # what is written within a second is taken for the hook's
+    wrote(host, "9.9.9.9")
+    eventually(lambda: named(host) == [DNS, DNS2], trouble=host.trouble)
+
+
 @pytest.mark.behaviour("B130")
 def test_a_link_is_followed_wherever_it_leads_and_whatever_becomes_of_that() -> None:
     host = Hosting(agent=False)
