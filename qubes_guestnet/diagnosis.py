@@ -61,7 +61,10 @@ def look(untrusted_entries: dict[str, bytes], paths: Paths) -> tuple[Report, Gro
     provider = Provider(paths, kernel, others)
     asked = Pass(dry_run=True, others=others, provider=provider)
     report = reconcile(untrusted_entries, kernel, paths, asked)
-    return _ground(report, partial(_of_a_provider, paths, kernel, report))
+    report, ground = _ground(report, partial(_of_a_provider, paths, kernel, report))
+    if report.provided is not None:
+        report = report._replace(provided=report.provided._replace(firewall=ground.firewall))
+    return report, ground
 
 
 def _ground(report: Report, look: Callable[[], Ground]) -> tuple[Report, Ground]:
@@ -83,7 +86,7 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Grou
     from .core.nftables import chains as base_chains
     from .core.record import checksum
     from .core.resolver import tunnel
-    from .core.shadows import is_filtered, shadows
+    from .core.shadows import firewall, is_filtered, shadows
     from .system import services, vifs
     from .system.owned import Ledger
     from .transactions import Transactions
@@ -98,9 +101,9 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Grou
     cut = drops(((family, nft.table(family)) for family in nft.FAMILIES), (link.name for link in uplinks))
     vpn = tunnel(kernel.tunnels((), (link.ifindex for link in uplinks)))
     chains = nft.chains()
-    unfiltered = services.filters(paths.flags) and not is_filtered(chains)
+    state = firewall(is_filtered(chains), services.firewall_unit()) if services.filters(paths.flags) else ""
     unknown, gone = tuple(sorted(there - known)), tuple(sorted(known - there))
-    return Ground(rules, unknown, gone, shadows(chains), cut, vpn, unfiltered, transactions.arp)
+    return Ground(rules, unknown, gone, shadows(chains), cut, vpn, state, transactions.arp)
 
 
 def _neighbour_limit() -> int:

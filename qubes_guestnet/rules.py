@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 RULES = "base rules"
+_RULES_GONE = "our rules are gone, until they are there again"
+_FIREWALL_GONE = "the rules of qubes-firewall.service are gone, until it is ready again"
 _LOADS = 4  # of the rules, while other programs change rules between each and our look at what came of it
 
 
@@ -57,7 +59,7 @@ class Rules:
         active = settings.active and services.provides(self._paths.flags)
         work = Work(settings, active, self._wants_ipv6(settings, active, ledger), ledger, dry_run)
         work.mtu, work.untrusted_entries = mtu.common(untrusted_entries), untrusted_entries
-        work.unfiltered = work.provided.unfiltered and services.filters(self._paths.flags)
+        work.attempt(partial(self._find_firewall, work))
         work.attempt(partial(forwarding.obey, work))
         if work.provided.hold:
             work.attempt(partial(_user_rules_restore().wait, work))
@@ -66,6 +68,12 @@ class Rules:
         if not work.ruled and not dry_run:
             work.attempt(partial(_nothing_without_rules, work))
         return work
+
+    def _find_firewall(self, work: Work) -> None:
+        """Whether the firewall of the qubes is missing, or not ready; if it was never ready it is not waited for."""
+        record = work.provided
+        if services.filters(self._paths.flags):
+            work.unfiltered = record.unfiltered or (record.filtered and not nft.filtering())
 
     def _possible(self, settings: ProviderSettings, dry_run: bool) -> ProviderSettings:
         """Without what the kernel does not have: IPv4 is set up all the same (behaviour B54, #5110)."""
@@ -105,22 +113,29 @@ class Rules:
         forwarding.open_wanted(work)
 
     def close_if_lost(self) -> None:
-        """Close forwarding at once if some of the base rules are not there any more; a pass has to follow.
+        """Close forwarding at once if base rules, or the firewall of the qubes, are gone; a pass has to follow.
 
-        To be called as soon as rules have changed. It costs two messages to the kernel where only others' own
-        changed, and reads what nft would list by no program.
+        To be called as soon as rules have changed. It costs a few messages to the kernel where only others' own
+        changed, and reads what nft would list by no program. The firewall that is told to end by a signal takes its
+        tables away while all is forwarded; systemd, and so `forwarding hold`, comes later (B155).
 
         Raises:
             GuestnetError: it could not be found out, or not be done.
         """
-        if not self._handles or self._nft.settled(RULES) or nft.handles(nftables.CHAINS) >= self._handles:
+        if not self._handles or self._nft.settled(RULES):
+            return
+        lost = not nft.handles(nftables.CHAINS) >= self._handles
+        if not lost and (not services.filters(self._paths.flags) or nft.filtering()):
             return
         with Ledger(self._paths.run) as ledger:
             work = Work(ProviderSettings(), services.provides(self._paths.flags), False, ledger, dry_run=False)
+            if not lost and not work.provided.filtered:
+                return
             forwarding.shut(work)
+            gone = _RULES_GONE if lost else _FIREWALL_GONE
             for words in work.done:
-                log(WARNING, f"{words}: our rules are gone, until they are there again")
-            self._handles = frozenset()
+                log(WARNING, f"{words}: {gone}")
+            self._handles = frozenset() if lost else self._handles
             work.raise_first()
 
     # --- what the command line asks ----------------------------------------------------------------------------
@@ -192,9 +207,15 @@ class Rules:
             ledger.save(ledger.record._replace(provided=opened))
 
     def release(self) -> None:
-        """The firewall of the qubes is ready: that keeps the next pass no more from forwarding."""
+        """The firewall of the qubes is ready: that keeps the next pass no more from forwarding.
+
+        Raises:
+            KernelError: it is not known whether its rules are there.
+        """
+        filtered = services.filters(self._paths.flags) and nft.filtering()
         with Ledger(self._paths.run) as ledger:
-            ledger.save(ledger.record._replace(provided=ledger.record.provided._replace(unfiltered=False)))
+            provided = ledger.record.provided._replace(unfiltered=False, filtered=filtered)
+            ledger.save(ledger.record._replace(provided=provided))
 
     # --- what is in force --------------------------------------------------------------------------------------
 

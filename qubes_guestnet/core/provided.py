@@ -41,6 +41,7 @@ class ProviderReport(NamedTuple):
         hold: why nothing is forwarded since the rules were lost, see `record.Provided`.
         lost: what others lost together with our rules, in words.
         unfiltered: qubes-firewall.service is not ready, and so nothing is forwarded.
+        firewall: what is wrong with it, as `shadows.firewall` says; "" also where nothing has looked.
         duplicates: addresses that more than one of the qubes has, by the names of their vifs.
     """
 
@@ -60,6 +61,7 @@ class ProviderReport(NamedTuple):
     hold: str = ""
     lost: tuple[str, ...] = ()
     unfiltered: bool = False
+    firewall: str = ""
     duplicates: Mapping[tuple[str, ...], tuple[IPAddress, ...]] = {}
 
     @property

@@ -9,6 +9,7 @@ from . import nameservers
 from .namedtuple import NamedTuple
 from .presence import Remark
 from .record import FIREWALL, HELD
+from .shadows import NO_FIREWALL
 from .values import IPV4, IPV6
 
 TYPE_CHECKING = False  # a qube that gives network to nobody loads nothing of a provider
@@ -40,7 +41,7 @@ class Ground(NamedTuple):
         shadows: chains of others that come before ours.
         drops: rules in `custom-forward` that drop or refuse.
         tunnel: a device that shows that a VPN is there, "" for none.
-        unfiltered: the flag qubes-firewall is set, and the firewall's table is not there.
+        firewall: what is wrong with the firewall of the qubes, see `shadows.firewall`.
         arp: the kernel has nftables for ARP.
     """
 
@@ -50,7 +51,7 @@ class Ground(NamedTuple):
     shadows: tuple[Shadow, ...] = ()
     drops: tuple[Drop, ...] = ()
     tunnel: str = ""
-    unfiltered: bool = False
+    firewall: str = ""
     arp: bool = True
 
 
@@ -82,10 +83,8 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
         problem = "dom0 makes this qube a provider, and the service flag qubes-network is not set: it forwards nothing"
         yield Remark("provider-flag-missing", "warning", problem, "qvm-service QUBE qubes-network on, and restart it")
         return
-    if ground.unfiltered and report.forwarding:
-        problem = "the qubes behind this one are UNFILTERED: the service qubes-firewall is on, and no firewall is there"
-        remedy = "systemctl start qubes-firewall (of qubes-core-agent-networking); or qubes-guestnet forwarding off"
-        yield Remark("firewall-missing", "error", problem, remedy)
+    if ground.firewall and report.forwarding:
+        yield _firewall(ground.firewall)
     yield from _forwarding(report)
     if not ground.arp:
         problem = "this kernel has no nftables for ARP: against ARP in foreign names there is rp_filter alone"
@@ -96,6 +95,15 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
     yield from _vifs(report, ground)
 
 
+def _firewall(state: str) -> Remark:
+    if state == NO_FIREWALL:
+        problem = "the qubes behind this one are UNFILTERED: the service qubes-firewall is on, and no firewall is there"
+        remedy = "systemctl start qubes-firewall (of qubes-core-agent-networking); or qubes-guestnet forwarding off"
+        return Remark("firewall-missing", "error", problem, remedy)
+    problem = f"qubes-firewall.service is {state}: its last rules stay in force, and changes from dom0 have no effect"
+    return Remark("firewall-not-running", "error", problem, "systemctl restart qubes-firewall; else see its journal")
+
+
 def _forwarding(report: ProviderReport) -> Iterator[Remark]:
     wanted = ((IPV4, True), (IPV6, report.ipv6))
     families = [family for family, on in wanted if on and family not in report.forwarding]
@@ -103,7 +111,7 @@ def _forwarding(report: ProviderReport) -> Iterator[Remark]:
     stopped = bool(families) and report.stopped.issuperset(families)
     if missing and report.unfiltered:
         problem = f"{missing} is not forwarded: qubes-firewall.service is not ready, and the qubes would be unfiltered"
-        yield Remark("firewall-not-ready", "error", problem, "systemctl start qubes-firewall; else see its journal")
+        yield Remark("firewall-not-ready", "error", problem, "systemctl restart qubes-firewall; else see its journal")
     elif missing:
         reason, remedy = (
             ("`forwarding off` was said", on_again) if report.closed

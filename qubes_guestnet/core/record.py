@@ -109,6 +109,7 @@ class Provided(NamedTuple):
         lost: what others had beside our rules, and lost together with them, in words.
         unfiltered: `forwarding hold` was said: the firewall of the qubes is not ready, and nothing is forwarded before
             `forwarding release`.
+        filtered: at `forwarding release` the firewall's chains were there: nothing is forwarded when they go (B155).
         reloaded: sum of the servers that qubes-firewall.service was last reloaded for; "" for none.
         synced: sum of where the virtual DNS addresses led to when `dns sync` was last run.
         pending: where a redirection that is about to be loaded leads to; None when there is none.
@@ -129,6 +130,7 @@ class Provided(NamedTuple):
     lost: tuple[str, ...] = ()
     proxied: tuple[str, ...] = ()
     unfiltered: bool = False
+    filtered: bool = False
     synced: str = ""
     reloaded: str = ""
     pending: tuple[str, ...] | None = None
@@ -282,6 +284,8 @@ def _lines(record: Record) -> Iterator[str]:
     yield from (f"lost {words}" for words in provided.lost)
     if provided.unfiltered:
         yield "unfiltered"
+    if provided.filtered:
+        yield "filtered"
     if provided.synced:
         yield f"synced {provided.synced}"
     if provided.reloaded:
@@ -395,6 +399,7 @@ _PROVIDED: dict[str, Callable[[Provided, str], Provided]] = {
     "hold": _hold,
     "lost": lambda provided, text: provided._replace(lost=(*provided.lost, text)),
     "unfiltered": lambda provided, _text: provided._replace(unfiltered=True),
+    "filtered": lambda provided, _text: provided._replace(filtered=True),
     "synced": lambda provided, text: provided._replace(synced=text),
     "reloaded": lambda provided, text: provided._replace(reloaded=text),
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import SettingsError
 from .nameservers import FOREIGN
 from .record import FIREWALL, HELD
+from .shadows import NO_FIREWALL
 from .values import IPAddress
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def as_data(report: ProviderReport | None) -> dict[str, Any] | None:
         "hold": report.hold,
         "lost": list(report.lost),
         "unfiltered": report.unfiltered,
+        "firewall": report.firewall,
         "rules": report.ruled,
         "held": sorted(report.settings.held),
         "dns": {
@@ -83,7 +85,7 @@ def _forwarding(report: ProviderReport) -> str:
         return "forwards nothing (service flag qubes-network is not set)"
     if report.forwarding:
         named = " and ".join(word.replace("ipv", "IPv") for word in _families(report.forwarding))
-        return f"forwards {named}{_stopped(report)}"
+        return f"forwards {named}{_filtered(report.firewall)}{_stopped(report)}"
     if report.unfiltered:
         return "forwards nothing (qubes-firewall.service is not ready)"
     if report.closed:
@@ -91,6 +93,12 @@ def _forwarding(report: ProviderReport) -> str:
     if report.hold:
         return f"forwards nothing ({_HOLDS[report.hold]})"
     return f"forwards nothing{_stopped(report) or ' yet'}"
+
+
+def _filtered(firewall: str) -> str:
+    if firewall == NO_FIREWALL:
+        return ", UNFILTERED (the service qubes-firewall is on, and no firewall is there)"
+    return f" by the last rules of the firewall (qubes-firewall.service is {firewall})" if firewall else ""
 
 
 def _stopped(report: ProviderReport) -> str:

@@ -18,6 +18,10 @@ NAT = "nat"
 # Tables of the Qubes firewall, which has its place at the same priority on purpose: both only ever drop.
 _KNOWN = ((family, name) for family in ("ip", "ip6") for name in (TABLE, LIMITS_TABLE, "qubes-firewall"))
 KNOWN = frozenset(_KNOWN) | {("inet", GUARD), (ARP, TABLE)}
+# In place of a state: the firewall of the qubes has no rules.
+NO_FIREWALL = "missing"
+# Of its service, as systemd calls them; one that was just killed is "activating" until it is started anew.
+_RUNS = frozenset({"", "active", "reloading", "refreshing", "queued"})
 _FAMILIES = frozenset({"ip", "ip6", "inet"})  # others see other packets
 
 
@@ -84,6 +88,18 @@ def is_filtered(chains: Iterable[Chain]) -> bool:
     """Whether the firewall of the qubes is there: in its table, the chain that refuses what it does not know."""
     places = {(chain.family, chain.table, chain.hook, chain.policy) for chain in chains}
     return ("ip", "qubes-firewall", "forward", "drop") in places
+
+
+def firewall(filtered: bool, state: str) -> str:
+    """What is wrong with the firewall of the qubes (behaviour B155): NO_FIREWALL, or a state; "" for nothing.
+
+    Args:
+        filtered: its chains are there. They stay when its process is killed.
+        state: of qubes-firewall.service, as systemd calls it; "" where there is no such unit, or no systemd.
+    """
+    if not filtered:
+        return NO_FIREWALL
+    return "" if state in _RUNS else state
 
 
 def shadows(chains: Iterable[Chain]) -> tuple[Shadow, ...]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # linux/netfilter/nfnetlink.h, nf_tables.h
 NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES = 10, 7
 NFT_MSG_GETTABLE, NFTA_TABLE_NAME = 1, 1
+NFT_MSG_GETCHAIN, NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME = 4, 1, 3
 NFT_MSG_GETGEN, NFTA_GEN_ID = 16, 1
 NFT_MSG_GETRULE, NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE = 7, 1, 2, 3
 _FAMILY_WORDS = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}  # linux/netfilter.h
@@ -32,6 +33,7 @@ _FAMILY_PLACE = 16  # of struct nfgenmsg in a message
 # Names that users' scripts rely on (design, the provider).
 TABLE, FAMILIES = "qubes", ("ip", "ip6")
 SETS = {"ip": ("allowed", "downstream"), "ip6": ("allowed", "downstream"), "arp": ("allowed",)}
+FIREWALL = "qubes-firewall"
 LIMITS_TABLE, LIMITS_MAP = "qubes-limits", "qubes"
 
 _SECONDS = 10.0  # 250 qubes with 20 rules each take 0.3 s; a busy machine more
@@ -204,18 +206,30 @@ def present() -> bool:
     Raises:
         KernelError: the kernel has no nftables, or we may not ask.
     """
-    body = _text(NFTA_TABLE_NAME, TABLE)
+    return _have(NFT_MSG_GETTABLE, _text(NFTA_TABLE_NAME, TABLE))
+
+
+def filtering() -> bool:
+    """Whether the firewall of the qubes has its chain in both families, as `present`.
+
+    Raises:
+        KernelError: the kernel has no nftables, or we may not ask.
+    """
+    return _have(NFT_MSG_GETCHAIN, _text(NFTA_CHAIN_TABLE, FIREWALL) + _text(NFTA_CHAIN_NAME, "forward"))
+
+
+def _have(kind: int, body: bytes) -> bool:
     try:
         asking = wire.Netfilter(NFNL_SUBSYS_NFTABLES)
         try:
             for family in (socket.AF_INET, socket.AF_INET6):
-                tuple(asking.request(NFT_MSG_GETTABLE, 0, body, family))
+                tuple(asking.request(kind, 0, body, family))
         finally:
             asking.close()
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise KernelError("nft list tables", error.errno or errno.EIO, "run as root") from None
+        raise KernelError("nft list", error.errno or errno.EIO, "run as root") from None
     return True
 
 

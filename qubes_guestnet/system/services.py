@@ -193,9 +193,27 @@ def firewall_state() -> str:
     Raises:
         ProgramError: systemctl cannot be started, or says no.
     """
-    output = _systemctl(("show", "--property=ActiveState", "--property=Job", f"{FIREWALL}.service"))
+    return _firewall_state()[0]
+
+
+def firewall_unit() -> str:
+    """The same for a look from outside; "" where there is no such unit, and where systemd does not run.
+
+    Raises:
+        ProgramError: as `firewall_state`.
+    """
+    if not os.path.isdir("/run/systemd/system"):
+        return ""
+    state, loaded = _firewall_state()
+    return "" if loaded == "not-found" else state
+
+
+def _firewall_state() -> tuple[str, str]:
+    names = ("ActiveState", "Job", "LoadState")
+    output = _systemctl(("show", *(f"--property={name}" for name in names), f"{FIREWALL}.service"))
     said = dict(line.partition("=")[::2] for line in output.splitlines())
-    return "queued" if said.get("Job", "0") not in ("", "0") else said.get("ActiveState", "unknown")
+    state = "queued" if said.get("Job", "0") not in ("", "0") else said.get("ActiveState", "unknown")
+    return state, said.get("LoadState", "")
 
 
 def reload_firewall(folder: str = FLAGS_FOLDER) -> tuple[str, ...]:

@@ -172,6 +172,7 @@ def test_as_data() -> None:
         "hold": "",
         "lost": [],
         "unfiltered": False,
+        "firewall": "",
         "rules": True,
         "held": [],
         "dns": {

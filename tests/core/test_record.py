@@ -58,6 +58,7 @@ FULL = Record(
         proxied=("9.9.9.9",),
         unfiltered=True,
         pending=("9.9.9.10",),
+        filtered=True,
     ),
     "3f3f",
 )
@@ -92,6 +93,7 @@ hold held
 lost table inet mine
 lost rules of ip qubes chain custom-forward
 unfiltered
+filtered
 synced 1c1c
 reloaded 2d2d
 """.encode()
@@ -134,6 +136,7 @@ provided = st.builds(
     st.sampled_from(("", HELD, FIREWALL)),
     st.lists(words, max_size=2).map(tuple),
     st.lists(endpoints.map(str), max_size=3).map(tuple),
+    st.booleans(),
     st.booleans(),
     st.just("") | sums,
     st.just("") | sums,

@@ -12,10 +12,11 @@ from qubes_guestnet.core.provider_findings import Ground
 from qubes_guestnet.core.rendering_provider import as_text
 from qubes_guestnet.core.report import Report, Standing
 from qubes_guestnet.core.settings import Settings
+from qubes_guestnet.core.shadows import firewall
 
 FORWARDS = ProviderReport(ProviderSettings(True), True, forwarding=frozenset({4}), ruled=True)
 CLOSED = FORWARDS._replace(forwarding=frozenset(), unfiltered=True)
-READY, MISSING = "firewall-not-ready", "firewall-missing"
+READY, MISSING, DEAD = "firewall-not-ready", "firewall-missing", "firewall-not-running"
 
 
 @pytest.mark.behaviour("B155")
@@ -31,13 +32,39 @@ def test_status_says_that_nothing_is_forwarded_and_why() -> None:
     [
         (FORWARDS, Ground(), ""),
         (CLOSED, Ground(), READY),
-        (CLOSED, Ground(unfiltered=True), READY),
-        (FORWARDS, Ground(unfiltered=True), MISSING),
+        (CLOSED, Ground(firewall="missing"), READY),
+        (CLOSED, Ground(firewall="failed"), READY),
+        (FORWARDS, Ground(firewall="missing"), MISSING),
+        (FORWARDS, Ground(firewall="failed"), DEAD),
     ],
 )
 def test_check_says_it_and_names_the_unit(report: ProviderReport, ground: Ground, code: str) -> None:
     found = findings(Evidence(Report(Settings(), provided=report), standing=Standing(True), ground=ground))
-    told = [finding for finding in found if finding.code in (READY, MISSING)]
+    told = [finding for finding in found if finding.code in (READY, MISSING, DEAD)]
     assert [(finding.code, finding.severity) for finding in told] == ([(code, "error")] if code else [])
-    assert all("systemctl start qubes-firewall" in finding.remedy for finding in told)
-    assert all("unfiltered" in finding.problem.lower() for finding in told)
+    assert all("start qubes-firewall" in finding.remedy for finding in told)
+    words = "its last rules stay in force" if code == DEAD else "unfiltered"
+    assert all(words in finding.problem.lower() for finding in told)
+
+
+@pytest.mark.behaviour("B155")
+@pytest.mark.parametrize(
+    ("filtered", "state", "wrong", "words"),
+    [
+        (True, "active", "", ""),
+        (True, "reloading", "", ""),
+        (True, "queued", "", ""),
+        (True, "", "", ""),
+        (True, "failed", "failed", " by the last rules of the firewall (qubes-firewall.service is failed)"),
+        (True, "activating", "activating", " by the last rules of the firewall (qubes-firewall.service is activating)"),
+        (True, "inactive", "inactive", " by the last rules of the firewall (qubes-firewall.service is inactive)"),
+        (False, "active", "missing", ", UNFILTERED (the service qubes-firewall is on, and no firewall is there)"),
+        (False, "", "missing", ", UNFILTERED (the service qubes-firewall is on, and no firewall is there)"),
+    ],
+)
+def test_a_firewall_that_does_not_run_is_told_in_the_first_line(
+    state: str, wrong: str, words: str, *, filtered: bool
+) -> None:
+    assert firewall(filtered, state) == wrong
+    line = next(iter(as_text(FORWARDS._replace(firewall=wrong))))
+    assert line == f"provider: forwards IPv4{words}"

@@ -51,17 +51,23 @@ method=disabled
 """
 # What was forwarded while the first user script ran, for two seconds from when an agent would have begun to.
 SAMPLED = "/run/while-the-script-ran"
+# What it has the firewall refuse is not refused before it has run.
+REFUSED = "192.0.2.81"
 SCRIPT = f"""\
 #!/bin/sh
-[ ! -e {SAMPLED} ] || exit 0
-for n in $(seq 200); do
-    ! systemctl is-active --quiet qubes-guestnet.service || break
-    sleep 0.1
-done
-for n in $(seq 20); do
-    cat {" ".join(FORWARDING)} >>{SAMPLED}
-    sleep 0.1
-done
+if [ -e {SAMPLED} ] || [ ! -e /usr/bin/qubes-guestnet ]; then
+    sleep 0.5
+else
+    for n in $(seq 200); do
+        ! systemctl is-active --quiet qubes-guestnet.service || break
+        sleep 0.1
+    done
+    for n in $(seq 20); do
+        cat {" ".join(FORWARDING)} >>{SAMPLED}
+        sleep 0.1
+    done
+fi
+nft insert rule ip qubes-firewall forward ip daddr {REFUSED} counter drop
 """
 
 
@@ -178,6 +184,10 @@ class Qube:
         """Whether it forwards IPv4 and IPv6, as the kernel says it."""
         return self.machine.run("cat", *FORWARDING).split()
 
+    def noted(self, path: str) -> list[str]:
+        """The words in a file there; none while it is not there."""
+        return self.machine.run("sh", "-c", f"cat {path} 2>/dev/null || :").split()
+
     def told(self) -> str:
         """What failed, and the end of the journal."""
         return self.machine.jobs() + self.machine.journal("*")[-20000:]
@@ -210,7 +220,7 @@ class Qube:
         """What is beyond: the world, and for a provider a qube behind it."""
         router = self.machine.router
         source = UPLINK["/qubes-ip"] if self.cell.uplink else CARD_ADDRESS
-        for address in (OUTSIDE, UPLINK["/qubes-gateway"]):
+        for address in (OUTSIDE, REFUSED, UPLINK["/qubes-gateway"]):
             router.run("ip", "address", "replace", f"{address}/32", "dev", "lo")
         router.run("ip", "route", "replace", f"{source}/32", "dev", "vif4.0")
         if not self.cell.uplink and not self.cell.networkmanager:

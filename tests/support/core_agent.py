@@ -250,7 +250,9 @@ def say(*lines):
             sock.sendto("\\n".join(lines).encode(), path.replace("@", "\\0", 1))
 
 signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGTERM))
-subprocess.run(["nft", "-f", "-"], input=NFT, text=True, check=True)
+# One that was killed has left its tables, and in them the rules of users.
+anew = "".join("%s table %s qubes-firewall;" % (do, of) for of in ("ip", "ip6") for do in ("add", "delete"))
+subprocess.run(["nft", "-f", "-"], input=anew + NFT, text=True, check=True)
 note("table")
 folders = ["/etc/qubes/qubes-firewall.d"]
 persists = os.path.exists("/run/qubes-service/custom-persist")

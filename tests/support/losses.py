@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Count the packets that get lost while something happens."""
+"""Count the packets that get lost, or that arrive though they must not, while something happens."""
 
 from __future__ import annotations
 
@@ -33,3 +33,33 @@ def every_packet_returns(prefix: Sequence[str], address: str, what: str = "") ->
     sent, received = (int(part.split()[0]) for part in told.split("---\n")[1].split(",")[:2])
     assert received >= sent - 1, f"{what}: {sent - received} of {sent} lost\n{told}"  # the last may be on its way
     assert sent > 1, told
+
+
+@contextmanager
+def at_most_arrive(most: int, prefix: Sequence[str], address: str, there: Sequence[str]) -> Iterator[None]:
+    """Fail if more packets than that arrive of 500 a second which something on the way is to refuse.
+
+    Args:
+        most: how many.
+        prefix: what to put before a command that is to run where they come from.
+        address: where they are sent to.
+        there: the same where they would arrive.
+    """
+    needs("ping", "nft")
+    chain = "add table ip arrived; add chain ip arrived here { type filter hook prerouting priority -400; }"
+    _run(*there, "nft", f"{chain}; add rule ip arrived here ip daddr {address} counter")
+    ping = subprocess.Popen([*prefix, "ping", "-n", "-q", "-i", "0.002", address], stdout=subprocess.PIPE, text=True)
+    try:
+        yield
+    finally:
+        ping.send_signal(signal.SIGINT)
+        told = ping.communicate(timeout=20)[0]
+        listed = _run(*there, "nft", "list", "table", "ip", "arrived")
+        _run(*there, "nft", "delete", "table", "ip", "arrived")
+    arrived = int(listed.partition("packets ")[2].split()[0])
+    assert int(told.split("---\n")[1].split()[0]) > 100, told
+    assert arrived <= most, f"{arrived} arrived\n{told}"
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout

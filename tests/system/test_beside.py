@@ -15,10 +15,10 @@ import pytest
 
 from tests.support import packages
 from tests.support.behind import Behind
-from tests.support.cells import OUTSIDE, SAMPLED, SERVER, USERS_CHOICE, Cell, Qube, cells
+from tests.support.cells import OUTSIDE, REFUSED, SAMPLED, SERVER, USERS_CHOICE, Cell, Qube, cells
 from tests.support.core_agent import ENABLED, FIREWALL_NOTES, HARDENED, SCRIPTS
 from tests.support.eventually import eventually
-from tests.support.losses import every_packet_returns
+from tests.support.losses import at_most_arrive, every_packet_returns
 from tests.support.machine import Hall
 from tests.support.oracle import Oracle
 from tests.system.conftest import SUITES
@@ -27,6 +27,7 @@ UNIT, RULES, WAIT = "qubes-guestnet.service", "qubes-guestnet-rules.service", "q
 UPLINK, BARRIER = "qubes-network-uplink@eth0.service", "qubes-network-uplink.service"
 FIREWALL, NETWORK = "qubes-firewall.service", "qubes-network.service"
 LONG = 60
+FEW = 5
 CELLS = cells(flipped=False)
 # Of each unit what people do with it, and what has to be said to have everything as it was.
 TREATMENTS = (
@@ -252,6 +253,53 @@ def test_without_the_firewall_nothing_is_forwarded(qube: Qube) -> None:
     qube.systemctl(f"start {FIREWALL} {NETWORK}")
     eventually(lambda: qube.forwards()[0] == "1", LONG, "forwarding", qube.told)
     eventually(lambda: qube.behind.reaches(OUTSIDE), LONG, "a packet through", qube.told)
+
+
+@pytest.mark.behaviour("B155")
+def test_a_firewall_that_is_killed_lets_nothing_pass_that_it_refuses(qube: Qube) -> None:
+    """Its tables stay, without news from dom0; each start makes them anew, and users' rules come only after that."""
+    if not qube.cell.provides:
+        return
+    machine, behind = qube.machine, qube.behind
+    assert behind is not None
+    with at_most_arrive(0, behind.inside.prefix, REFUSED, machine.router.prefix):
+        qube.systemctl(f"kill --signal=KILL {FIREWALL}")
+        eventually(lambda: machine.property(FIREWALL, "SubState") == "auto-restart", LONG, "its end", qube.told)
+        told = machine.run("qubes-guestnet", "check", check=False)
+        assert "error: firewall-not-running: qubes-firewall.service is activating" in told
+        assert "by the last rules of the firewall" in machine.run("qubes-guestnet", "status", check=False)
+        assert behind.reaches(OUTSIDE)
+        qube.systemctl(f"start {FIREWALL}")
+        assert "firewall-not-running" not in machine.run("qubes-guestnet", "check", check=False)
+        eventually(lambda: behind.reaches(OUTSIDE), LONG, "a packet through", qube.told)
+        for _ in range(3):  # it ends while the user's script runs, again and again
+            machine.run("rm", FIREWALL_NOTES)
+            qube.systemctl(f"--no-block restart {FIREWALL}")
+            eventually(lambda: "table" in qube.noted(FIREWALL_NOTES), LONG, "a start", qube.told)
+            qube.systemctl(f"kill --signal=KILL {FIREWALL}")
+            assert qube.forwards() == ["0", "0"]
+            assert "firewall-not-ready" in machine.run("qubes-guestnet", "check", check=False)
+        qube.systemctl(f"reset-failed {FIREWALL}")
+        qube.systemctl(f"restart {FIREWALL}")
+        eventually(lambda: behind.reaches(OUTSIDE), LONG, "a packet through", qube.told)
+
+
+@pytest.mark.behaviour("B155")
+@pytest.mark.parametrize("way", [f"systemctl kill {FIREWALL}", "nft delete table ip qubes-firewall"])
+def test_when_the_rules_of_the_firewall_go_forwarding_ends(qube: Qube, way: str) -> None:
+    """It takes them away when it is told to end, whoever told it; systemd hears of that later than the agent."""
+    if not qube.cell.provides:
+        return
+    behind = qube.behind
+    assert behind is not None
+    with at_most_arrive(FEW, behind.inside.prefix, REFUSED, qube.machine.router.prefix):
+        qube.machine.run(*way.split())
+        eventually(lambda: qube.forwards() == ["0", "0"], LONG, "the end of forwarding", qube.told)
+        assert "error: firewall-not-ready: " in qube.machine.run("qubes-guestnet", "check", check=False)
+        qube.systemctl(f"restart {UNIT}")
+        assert qube.forwards() == ["0", "0"]
+        qube.systemctl(f"restart {FIREWALL}")
+        eventually(lambda: behind.reaches(OUTSIDE), LONG, "a packet through", qube.told)
 
 
 def test_an_upgrade_loses_nothing(qube: Qube, following: Path) -> None:
