@@ -68,6 +68,7 @@ class Daemons:
             policy: the distribution's; else anything may send anything to anything.
         """
         self.qube.write(_CONFIG_PATH, bus_config(policy))
+        self.qube.path(BUS).unlink(missing_ok=True)  # of one that was killed
         if program == "dbus-broker":
             _needs("dbus-broker-launch", "dbus-broker")
             self._start("dbus", sys.executable, "-m", "qubes_guestnet.lab.message_bus", BUS, _CONFIG_PATH)
