@@ -282,10 +282,7 @@ def _lines(record: Record) -> Iterator[str]:
     if provided.hold:
         yield f"hold {provided.hold}"
     yield from (f"lost {words}" for words in provided.lost)
-    if provided.unfiltered:
-        yield "unfiltered"
-    if provided.filtered:
-        yield "filtered"
+    yield from (word for word in ("unfiltered", "filtered") if getattr(provided, word))
     if provided.synced:
         yield f"synced {provided.synced}"
     if provided.reloaded:

@@ -40,15 +40,19 @@ def as_data(report: ProviderReport | None) -> dict[str, Any] | None:
         "firewall": report.firewall,
         "rules": report.ruled,
         "held": sorted(report.settings.held),
-        "dns": {
-            "virtual": list(map(str, report.settings.virtual_dns)),
-            "servers": list(map(str, report.names.servers)),
-            "reason": report.names.reason,
-            "problem": report.names.problem,
-        },
+        "dns": _names_data(report),
         "offload": _offload(report),
         "vifs": [_vif_data(vif, _sharing(report, vif)) for vif in report.vifs],
         "plan": list(report.todo),
+    }
+
+
+def _names_data(report: ProviderReport) -> dict[str, Any]:
+    return {
+        "virtual": list(map(str, report.settings.virtual_dns)),
+        "servers": list(map(str, report.names.servers)),
+        "reason": report.names.reason,
+        "problem": report.names.problem,
     }
 
 

@@ -8,6 +8,7 @@ import ipaddress
 import pytest
 
 from qubes_guestnet.core.hooks import HookFacts, due, fingerprint, runnable
+from qubes_guestnet.core.resolver import hook_wrote
 from qubes_guestnet.core.settings import Family, UplinkSettings
 from qubes_guestnet.core.uplink import Flags, Style, desired
 from qubes_guestnet.core.values import State
@@ -44,3 +45,36 @@ def test_each_file_once_and_only_with_its_executable_bit() -> None:
     assert runnable([HookFacts("/a", True, "/a"), HookFacts("/b", True, "/a")]) == ("/a",)
     assert runnable([HookFacts("/a", False, "/a"), HookFacts("/b", True, "/b")]) == ("/b",)
     assert runnable([]) == ()
+
+
+@pytest.mark.behaviour("B124")
+@pytest.mark.parametrize(
+    ("modified", "ended", "wrote"),
+    [
+        # It runs still, or its end is not known: until its limit.
+        (99.9, [None], False),
+        (100.0, [None], True),
+        (160.0, [None], True),
+        (160.1, [None], False),
+        (0.0, [None], False),
+        # It has ended: until then, and a second more.
+        (99.9, [103.0], False),
+        (100.0, [103.0], True),
+        (103.0, [103.0], True),
+        (104.0, [103.0], True),
+        (104.1, [103.0], False),
+        (130.0, [103.0], False),
+        # The end that is known is of the run before.
+        (130.0, [99.0], True),
+        (160.1, [99.0], False),
+        # Two hooks, of which one runs still, or ends later.
+        (130.0, [103.0, None], True),
+        (106.0, [103.0, 105.5], True),
+        (107.0, [103.0, 105.5], False),
+        # There is none any more.
+        (100.0, [], False),
+    ],
+)
+def test_a_hook_writes_while_it_runs(modified: float, ended: list[float | None], *, wrote: bool) -> None:
+    assert hook_wrote(modified, 100, ended, 60.0) is wrote
+    assert not hook_wrote(modified, 0, ended, 60.0), "none was ever started"
