@@ -80,8 +80,13 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
         remedy = "nothing to do if that is meant; a priority above ours puts it behind, see docs/provider.md"
         yield Remark("foreign-chain", "note", shadow.words, remedy)
     if not report.active:
-        problem = "dom0 makes this qube a provider, and the service flag qubes-network is not set: it forwards nothing"
-        yield Remark("provider-flag-missing", "warning", problem, "qvm-service QUBE qubes-network on, and restart it")
+        problem = "dom0 makes this qube a provider, and the service flag qubes-network is not set"
+        done = "it forwards nothing"
+        if report.forwarding:
+            switched = " and ".join(f"IPv{family}" for family in sorted(report.forwarding))
+            done = f"and yet {switched} forwarding is on, as another program wants it"
+        remedy = "qvm-service QUBE qubes-network on, and restart it"
+        yield Remark("provider-flag-missing", "warning", f"{problem}: {done}", remedy)
         return
     if ground.firewall and report.forwarding:
         yield _firewall(ground.firewall)

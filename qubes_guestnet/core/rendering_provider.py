@@ -85,10 +85,11 @@ def _rules(report: ProviderReport) -> str:
 
 
 def _forwarding(report: ProviderReport) -> str:
+    named = " and ".join(word.replace("ipv", "IPv") for word in _families(report.forwarding))
     if not report.active:
-        return "forwards nothing (service flag qubes-network is not set)"
+        what = f"forwards {named} as another program wants it" if named else "forwards nothing"
+        return f"{what} (service flag qubes-network is not set)"
     if report.forwarding:
-        named = " and ".join(word.replace("ipv", "IPv") for word in _families(report.forwarding))
         return f"forwards {named}{_filtered(report.firewall)}{_stopped(report)}"
     if report.unfiltered:
         return "forwards nothing (qubes-firewall.service is not ready)"

@@ -65,6 +65,10 @@ TEXTS = {
         ProviderReport(SETTINGS, ruled=True),
         ["provider: forwards nothing (service flag qubes-network is not set)"],
     ),
+    "without the flag, and another program forwards": (
+        ProviderReport(SETTINGS, ruled=True, forwarding=frozenset({4})),
+        ["provider: forwards IPv4 as another program wants it (service flag qubes-network is not set)"],
+    ),
     "both families, and no server": (
         WELL._replace(forwarding=frozenset({6, 4}), names=Choice((), "none known"), vifs=()),
         [

@@ -68,3 +68,16 @@ def test_a_firewall_that_does_not_run_is_told_in_the_first_line(
     assert firewall(filtered, state) == wrong
     line = next(iter(as_text(FORWARDS._replace(firewall=wrong))))
     assert line == f"provider: forwards IPv4{words}"
+
+
+@pytest.mark.behaviour("B101")
+@pytest.mark.parametrize(
+    ("forwarding", "words"),
+    [((), "it forwards nothing"), ((4, 6), "and yet IPv4 and IPv6 forwarding is on, as another program wants it")],
+)
+def test_without_its_flag_check_says_what_the_kernel_does(forwarding: tuple[int, ...], words: str) -> None:
+    """The flag and the record were removed under a running provider, so nothing said that forwarding was ours."""
+    report = ProviderReport(ProviderSettings(True), forwarding=frozenset(forwarding))
+    found = findings(Evidence(Report(Settings(), provided=report), standing=Standing(True)))
+    (told,) = (finding.problem for finding in found if finding.code == "provider-flag-missing")
+    assert told.endswith(f"is not set: {words}")

@@ -12,11 +12,12 @@ from typing import NamedTuple
 from tests.support import behind
 from tests.support.behind import Behind
 from tests.support.core_agent import HARDENING, USER_SCRIPT
+from tests.support.eventually import eventually
 from tests.support.losses import every_packet_returns
 from tests.support.machine import MAC, Hall, Machine
 
 FORWARDING = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding")
-UPLINK = {
+ENTRIES = {
     "/qubes-mac": MAC,
     "/qubes-ip": "10.137.0.7",
     "/qubes-netmask": "255.255.255.255",
@@ -33,6 +34,25 @@ NETVM = {
     "/qubes-netvm-primary-dns": "10.139.1.1",
     "/qubes-netvm-secondary-dns": "10.139.1.2",
 }
+UNIT, RULES, WAIT = "qubes-guestnet.service", "qubes-guestnet-rules.service", "qubes-guestnet-wait-uplink.service"
+UPLINK, BARRIER = "qubes-network-uplink@eth0.service", "qubes-network-uplink.service"
+# Of each unit what people do with it, and what has to be said to have everything as it was.
+TREATMENTS = (
+    (f"restart {UNIT}",),
+    (f"stop {UNIT}", f"start {UNIT}"),
+    (f"reload {UNIT}",),
+    (f"restart {RULES}",),
+    (f"reload {RULES}",),
+    (f"stop {RULES}", f"start {UNIT}"),
+    ("restart qubes-antispoof.service",),
+    ("stop qubes-antispoof.service", f"start {UNIT}"),
+    ("restart qubes-iptables.service",),
+    (f"restart {WAIT}",),
+    ("daemon-reload",),
+    ("daemon-reexec",),
+    ("isolate multi-user.target",),
+)
+OF_AN_UPLINK = ((f"restart {BARRIER}",), (f"restart {UPLINK}",))
 SERVER, OUTSIDE = "10.139.1.1", "192.0.2.80"
 CARD, CARD_MAC, CARD_ADDRESS = "ens6", "52:54:00:12:34:56", "198.51.100.2"
 CARD_PROFILE = f"""\
@@ -106,7 +126,7 @@ class Cell(NamedTuple):
     @property
     def entries(self) -> dict[str, str]:
         """QubesDB at boot."""
-        return {**(UPLINK if self.uplink else {}), **(NETVM if self.provides else {})}
+        return {**(ENTRIES if self.uplink else {}), **(NETVM if self.provides else {})}
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -204,6 +224,11 @@ class Qube:
             if self.behind is not None and forwarded:
                 stack.enter_context(self.behind.every_packet_returns(OUTSIDE, what))
             yield
+            eventually(self._has_no_jobs, 60, f"the end of {what}", self.told)
+
+    def _has_no_jobs(self) -> bool:
+        """Not all that a command of systemctl causes has ended when the command has."""
+        return self.machine.run("systemctl", "list-jobs", "--no-legend", "--plain") in ("", "No jobs running.")
 
     def dpkg(self, *words: str) -> str:
         """Run dpkg, which is asked nothing; what it says."""
@@ -219,8 +244,8 @@ class Qube:
     def wire(self) -> None:
         """What is beyond: the world, and for a provider a qube behind it."""
         router = self.machine.router
-        source = UPLINK["/qubes-ip"] if self.cell.uplink else CARD_ADDRESS
-        for address in (OUTSIDE, REFUSED, UPLINK["/qubes-gateway"]):
+        source = ENTRIES["/qubes-ip"] if self.cell.uplink else CARD_ADDRESS
+        for address in (OUTSIDE, REFUSED, ENTRIES["/qubes-gateway"]):
             router.run("ip", "address", "replace", f"{address}/32", "dev", "lo")
         router.run("ip", "route", "replace", f"{source}/32", "dev", "vif4.0")
         if not self.cell.uplink and not self.cell.networkmanager:

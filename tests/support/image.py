@@ -23,7 +23,7 @@ from tests.support.needs import needs
 SYSTEM = ("systemd", "systemd-sysv", "dbus", "udev", "iproute2", "kmod", "procps")
 DEPENDENCIES = ("nftables", "python3", "python3-pyroute2", "python3-tenacity", "xenstore-utils")
 # Others that tests install beside ours; of netbase firewalld only knows the protocols.
-OTHERS = ("firewalld", "netbase", "network-manager")
+OTHERS = ("firewalld", "netbase", "network-manager", "dbus-broker", "systemd-resolved")
 CACHED = " ".join((*DEPENDENCIES, *OTHERS))
 HOOKS = (
     f'chroot "$1" apt-get install --quiet --yes --download-only --no-install-recommends {CACHED}',
