@@ -160,9 +160,8 @@ def test_in_the_whole_text_it_is_before_what_is_to_do() -> None:
 
 def test_as_data() -> None:
     mapped = VIF._replace(mappings=(Mapping(ADDRESS, SEEN, SEEN_GATEWAY), Mapping(ADDRESS, SEEN)))
-    report = WELL._replace(
-        vifs=(VifReport(mapped, LINK), TODO._replace(link=None, now=(mapped.mappings[1],))), after=Lines(("x",))
-    )
+    vifs = (VifReport(mapped, LINK), TODO._replace(link=None, now=(mapped.mappings[1],)))
+    report = WELL._replace(vifs=vifs, after=Lines(("x",)))
     data = as_data(Report(Settings(), provided=report), Standing())["provider"]
     assert json.loads(json.dumps(data)) == data
     first, second = data.pop("vifs")
