@@ -113,7 +113,10 @@ def _supervised(commands: tuple[Command, ...], seconds: float) -> None:
             except programs.ProgramError as error:
                 log(WARNING, f"{command.title}: {error}")
             if command.ended:
-                os.close(os.open(command.ended, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                try:
+                    os.close(os.open(command.ended, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                except OSError as error:
+                    log(WARNING, f"{command.ended}: {error.strerror}; {command.title} is taken to run on")
     finally:
         os._exit(0)
 

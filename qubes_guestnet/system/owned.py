@@ -25,7 +25,6 @@ class Ledger:
         reading: only look: no lock, nothing is made, and no right to write is needed.
 
     Attributes:
-        folder: as given.
         record: as it is on disk; empty when there is none.
 
     Raises:
@@ -33,7 +32,7 @@ class Ledger:
     """
 
     def __init__(self, folder: str, *, reading: bool = False) -> None:
-        self.folder = folder
+        self._folder = folder
         self._reading = reading
         self._path = os.path.join(folder, "owned")
         self._lock = -1
@@ -43,9 +42,9 @@ class Ledger:
         if self._reading:
             self._load()
             return self
-        path = os.path.join(self.folder, "lock")
+        path = os.path.join(self._folder, "lock")
         try:
-            os.makedirs(self.folder, mode=0o755, exist_ok=True)
+            os.makedirs(self._folder, mode=0o755, exist_ok=True)
             self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise FileError(path, error, "run as root") from None
