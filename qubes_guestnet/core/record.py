@@ -283,10 +283,8 @@ def _lines(record: Record) -> Iterator[str]:
         yield f"hold {provided.hold}"
     yield from (f"lost {words}" for words in provided.lost)
     yield from (word for word in ("unfiltered", "filtered") if getattr(provided, word))
-    if provided.synced:
-        yield f"synced {provided.synced}"
-    if provided.reloaded:
-        yield f"reloaded {provided.reloaded}"
+    sums = (("synced", provided.synced), ("reloaded", provided.reloaded))
+    yield from (f"{word} {text}" for word, text in sums if text)
 
 
 def _interface(text: str) -> Interface:
