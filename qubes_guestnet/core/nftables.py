@@ -134,9 +134,8 @@ def _family(family: _Family, rules: dict[str, tuple[str, ...]], *, on: bool) -> 
     )
 
 
-def _rules(family: _Family) -> dict[str, tuple[str, ...]]:
-    word = family.word
-    foreign_error = _foreign_error(word)
+def _ways(word: str) -> dict[str, tuple[str, ...]]:
+    """What comes before a packet is judged, and after."""
     return {
         "prerouting": (
             "iif lo accept",
@@ -165,6 +164,13 @@ def _rules(family: _Family) -> dict[str, tuple[str, ...]]:
             f"{guard.toggled(HELD)}",
         ),
         "postrouting": ("oifgroup 2 accept", "oif lo accept", "masquerade"),
+    }
+
+
+def _rules(family: _Family) -> dict[str, tuple[str, ...]]:
+    word = family.word
+    foreign_error = _foreign_error(word)
+    return _ways(word) | {
         "input": (
             "iif lo accept",
             # Conntrack does not know it, so it is not translated: it would leak addresses (behaviour B86).
