@@ -19,7 +19,7 @@ _SO_RCVBUFFORCE = 33
 _BUFFER_SIZE = 4 << 20
 _ETHERNET = 14
 _IPV4, _IPV6, _ARP = 0x0800, 0x86DD, 0x0806
-_UDP = 17
+_TCP, _UDP = 6, 17
 _DHCP_PORTS = frozenset((67, 68, 546, 547))
 _SNAP = 2048
 
@@ -63,17 +63,23 @@ class Capture:
         return frames
 
 
-def is_dhcp(frame: bytes) -> bool:
-    """Whether an Ethernet frame is DHCP or DHCPv6, by its ports: no IPv6 extension headers, which DHCPv6 has not."""
+def ports(frame: bytes) -> tuple[int, ...]:
+    """Source and destination port of an Ethernet frame with UDP or TCP; () for any other.
+
+    Packets with extension headers of IPv6 or in fragments are others.
+    """
     (kind,) = struct.unpack_from("!H", frame, 12)
     packet = frame[_ETHERNET:]
-    if kind == _IPV4 and len(packet) >= 24 and packet[9] == _UDP:
-        ports = struct.unpack_from("!HH", packet, (packet[0] & 15) * 4)
-    elif kind == _IPV6 and len(packet) >= 44 and packet[6] == _UDP:
-        ports = struct.unpack_from("!HH", packet, 40)
-    else:
-        return False
-    return not _DHCP_PORTS.isdisjoint(ports)
+    if kind == _IPV4 and len(packet) >= 24 and packet[9] in (_UDP, _TCP):
+        return struct.unpack_from("!HH", packet, (packet[0] & 15) * 4)
+    if kind == _IPV6 and len(packet) >= 44 and packet[6] in (_UDP, _TCP):
+        return struct.unpack_from("!HH", packet, 40)
+    return ()
+
+
+def is_dhcp(frame: bytes) -> bool:
+    """Whether an Ethernet frame is DHCP or DHCPv6, by its ports: no TCP is ever on them."""
+    return not _DHCP_PORTS.isdisjoint(ports(frame))
 
 
 class _Stop(Exception):

@@ -13,8 +13,10 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from typing import NoReturn
 
+from .capture import ports
 from .namespaces import LabError
 from .qube import Qube
 
@@ -25,10 +27,11 @@ INSIDE = "192.0.2.77"
 MARK = b"guestnet-behind"
 _PEER, _MACS = "peer", ("02:00:00:00:00:0a", "02:00:00:00:00:0b")
 _ETH_P_ALL, _SOL_PACKET, _PACKET_STATISTICS = 3, 263, 6
-_BUFFER = 65536
+_BUFFER, _RECEIVE_BUFFER = 65536, 4 << 20
 _PAUSE_SECONDS = 0.002
 _HEADER = struct.Struct("!6H")
 _ANSWER = 0x8180
+_NAME_PORTS = frozenset({53, 853})
 
 
 class Tunnel:
@@ -107,6 +110,7 @@ class Uplink:
 
     def __init__(self, qube: Qube, interface: str) -> None:
         self._packets = qube.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+        self._packets.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         self._packets.bind((interface, _ETH_P_ALL))
         self._packets.setblocking(False)
 
@@ -116,16 +120,24 @@ class Uplink:
         Raises:
             LabError: some were lost before they were looked at.
         """
-        found = 0
-        while True:
-            try:
-                found += MARK in self._packets.recv(_BUFFER)
-            except BlockingIOError:
-                break
-        _, lost = struct.unpack("=II", self._packets.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
-        if lost:
+        found = sum(MARK in frame for frame in self._frames())
+        if lost := self._lost():
             raise LabError(f"{lost} frames were lost before they were looked at")
         return found
+
+    def questions(self) -> int:
+        """Frames since the last look that are for a port of names (53, 853), and those that were lost."""
+        return sum(not _NAME_PORTS.isdisjoint(ports(frame)[1:]) for frame in self._frames()) + self._lost()
+
+    def _frames(self) -> Iterator[bytes]:
+        while True:
+            try:
+                yield self._packets.recv(_BUFFER)
+            except BlockingIOError:
+                return
+
+    def _lost(self) -> int:
+        return int(struct.unpack("=II", self._packets.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))[1])
 
     def close(self) -> None:
         """No more of it."""
@@ -148,8 +160,9 @@ class Chatter:
             question = b"\1\2" + _HEADER.pack(0x0100, 1, 0, 0, 0, 0)[:10] + bytes([len(MARK)]) + MARK + b"\0\0\1\0\1"
             while True:
                 for address, port, data in (
-                    *((address, 53, question) for address in virtual), *((address, 9, MARK) for address in targets)
-                ):  # fmt: skip
+                    *((address, port, question) for address in virtual for port in _NAME_PORTS),
+                    *((address, 9, MARK) for address in targets),
+                ):
                     try:
                         sockets[socket.AF_INET6 if ":" in address else socket.AF_INET].sendto(data, (address, port))
                     except OSError:

@@ -41,10 +41,14 @@ BEHAVIOURS = {
     "S-410b": ("B124",),
     "S-410c": ("B124",),
     "S-410d": ("B124",),
+    "S-410e": ("B127", "B128"),
+    "S-410f": ("B124",),
+    "S-410g": ("B124",),
+    "S-410h": ("B124",),
     "S-420": ("B112", "B113", "B114"),
 }
 # Parts of one scenario, each a run of its own.
-PARTS = {f"S-410{part}": "S-410" for part in "abcd"}
+PARTS = {f"S-410{part}": "S-410" for part in "abcdefgh"}
 
 
 def _case(variant: Variant) -> object:

@@ -77,6 +77,10 @@ SCENARIOS = (
     Scenario("S-410b", "a VPN's tunnel up and down, by resolvconf", vpn.s_410b, ipv6=True),
     Scenario("S-410c", "a VPN's tunnel up and down, as wg-quick does", vpn.s_410c, ipv6=True),
     Scenario("S-410d", "a VPN's tunnel up and down, by NetworkManager", vpn.s_410d, ipv6=True),
+    Scenario("S-410e", "the same without a kill switch, names by systemd-resolved", vpn.s_410e, ipv6=True),
+    Scenario("S-410f", "the same without a kill switch, names by resolvconf", vpn.s_410f, ipv6=True),
+    Scenario("S-410g", "the same without a kill switch, names as wg-quick does", vpn.s_410g, ipv6=True),
+    Scenario("S-410h", "the same without a kill switch, names by NetworkManager", vpn.s_410h, ipv6=True),
     Scenario("S-420", "a hostile qube among four: the others lose nothing", hostile.s_420, ipv6=True),
 )
 

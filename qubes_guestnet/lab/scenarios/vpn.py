@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A VPN qube whose tunnel goes up and down 50 times, its names told in one of four ways: S-410a to S-410d.
+"""A VPN qube whose tunnel goes up and down again and again, its names told in one of four ways.
 
-With the kill switch of docs/provider.md. Nothing of the qube behind is ever on the uplink; while the tunnel is up names
-lead into it and nowhere else; and they come back within 2 s.
+S-410a to S-410d have the kill switch of docs/provider.md: nothing of the qube behind is ever on the uplink; while the
+tunnel is up names lead into it and nowhere else; and they come back within 2 s.
+
+S-410e to S-410h are the same four without a kill switch, so what keeps names in the tunnel is the redirection alone.
+From the moment when names have followed the tunnel until it goes down, no question is on the uplink: a capture counts
+what is for the ports of DNS and of DNS over TLS. Meanwhile systemd-resolved restarts, the agent is killed and starts
+again, and `dns sync` is called.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from .. import probes, world
 from ..daemons import Daemons
@@ -21,43 +27,53 @@ from ..stage import Stage
 from ..tunnel import DEVICE, SERVER, Chatter, Tunnel, Uplink
 from .names import redirections
 
-CYCLES = 50
+CYCLES, NAMES_CYCLES = 50, 20
 _NAMES_DEADLINE = 2.0
+_UNCHANGED = 100  # exit status of `dns sync`
 _RESOLV_CONF = "/etc/resolv.conf"
 _FLAG = "network-manager"
-_UpAndDown = tuple[Callable[[int], None], Callable[[], None]]
+
+
+class _Client(NamedTuple):
+    """What a VPN's client does when its tunnel goes up and down; `disturb` is what else happens while it is up."""
+
+    up: Callable[[], None]
+    down: Callable[[], None]
+    disturb: Callable[[int], None] = lambda _number: None
 
 
 class _Ways:
-    """How a VPN's client tells of its name server; one method a way, each gives what is done at each up and down."""
+    """How a VPN's client tells of its name server; one method a way."""
 
     def __init__(self, tunnel: Tunnel) -> None:
         self.tunnel, self.qube = tunnel, tunnel.qube
         self.daemons: Daemons | None = None
 
-    def resolved(self) -> _UpAndDown:
+    def resolved(self) -> _Client:
         """By systemd-resolved, which restarts now and then while the tunnel is up."""
         daemons = self.daemons = Daemons(self.qube)
         daemons.dbus()
         daemons.resolved()
 
-        def up(number: int) -> None:
+        def up() -> None:
             self.tunnel.up()
             self.tunnel.halves()
             daemons.resolvectl("dns", DEVICE, SERVER)
             daemons.resolvectl("domain", DEVICE, "~.")
+
+        def restart(number: int) -> None:
             if number % 10 == 9:
-                _led(self.qube)
+                told = _noticed(self.qube)
                 daemons.stop("resolved")
-                _held(self.qube, told=number // 10 + 1)
+                _held(self.qube, told + 1)
                 daemons.resolved()
 
-        return up, self.tunnel.down
+        return _Client(up, self.tunnel.down, restart)
 
-    def resolvconf(self) -> _UpAndDown:
+    def resolvconf(self) -> _Client:
         """By a new resolv.conf, renamed over the old one as openresolv does, and the old one renamed back."""
 
-        def up(_number: int) -> None:
+        def up() -> None:
             self.tunnel.up()
             self._write(f"nameserver {SERVER}\\n")
             self.tunnel.halves()
@@ -66,19 +82,19 @@ class _Ways:
             self._write("".join(f"nameserver {address}\\n" for address in VIRTUAL_DNS))
             self.tunnel.down()
 
-        return up, down
+        return _Client(up, down)
 
-    def wg_quick(self) -> _UpAndDown:
+    def wg_quick(self) -> _Client:
         """By the file too, written in place, and routes in a table of their own; and nothing is taken back."""
 
-        def up(_number: int) -> None:
+        def up() -> None:
             self.tunnel.up()
             self.qube.run("sh", "-c", f"echo 'nameserver {SERVER}' >{_RESOLV_CONF}")
             self.tunnel.everything()
 
-        return up, self.tunnel.down
+        return _Client(up, self.tunnel.down)
 
-    def networkmanager(self) -> _UpAndDown:
+    def networkmanager(self) -> _Client:
         """By a connection of NetworkManager's, which has the uplink too and writes the file."""
         daemons = self.daemons = Daemons(self.qube)
         self.qube.set_flag(_FLAG)
@@ -99,7 +115,7 @@ class _Ways:
             "ipv4.routes", "0.0.0.0/1,128.0.0.0/1", "ipv4.never-default", "yes", *six,
         )  # fmt: skip
 
-        def up(_number: int) -> None:
+        def up() -> None:
             self.tunnel.up()
             daemons.nmcli("device", "set", DEVICE, "managed", "yes")
             daemons.nmcli("connection", "up", DEVICE)
@@ -108,7 +124,7 @@ class _Ways:
             daemons.nmcli("connection", "down", DEVICE)
             self.tunnel.down()
 
-        return up, down
+        return _Client(up, down)
 
     def _write(self, text: str) -> None:
         self.qube.run("sh", "-c", f"printf '{text}' >{_RESOLV_CONF}.new; mv {_RESOLV_CONF}.new {_RESOLV_CONF}")
@@ -123,14 +139,23 @@ def _led(qube: Qube) -> None:
         raise LabError(f"{error.problem}: they lead to {_leads(qube)}", log) from None
 
 
+def _noticed(qube: Qube) -> int:
+    """How often the agent has said that systemd-resolved is away."""
+    return qube.agent.output().count("what it said last holds") if qube.agent else 0
+
+
 def _held(qube: Qube, told: int) -> None:
-    """While systemd-resolved is away its last answer holds; that the agent has noticed is told once each time."""
+    """While systemd-resolved is away its last answer holds; the agent says once each time that it is away.
+
+    Args:
+        qube: with the VPN.
+        told: how often the agent has said so by then.
+    """
     assert qube.agent is not None
-    log = qube.agent
     try:
-        eventually("it is noticed", lambda: log.output().count("what it said last holds") >= told, _NAMES_DEADLINE)
+        eventually("it is noticed", lambda: _noticed(qube) >= told, _NAMES_DEADLINE)
     except LabError as error:
-        raise LabError(f"{error.problem}: names lead to {_leads(qube)}", log.tail(1500)) from None
+        raise LabError(f"{error.problem}: names lead to {_leads(qube)}", qube.agent.tail(1500)) from None
     if found := _leads(qube) - {SERVER}:
         raise LabError(f"without systemd-resolved names lead to {found}")
 
@@ -151,12 +176,14 @@ def _asked(client: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def _vpn_qube(stage: Stage) -> Iterator[tuple[Vm, Vm, Tunnel, Uplink]]:
-    """A VPN qube with its kill switch, and a qube behind it that never stops talking."""
+def _vpn_qube(stage: Stage, *, kill_switch: bool) -> Iterator[tuple[Vm, Vm, Tunnel, Uplink]]:
+    """A VPN qube, and a qube behind it that never stops talking."""
+    words = "with a kill switch" if kill_switch else "without a kill switch"
+    stage.step(f"a VPN qube {words}, and a qube behind it that never stops talking")
     vpn = stage.proxy("vpn")
     vm = stage.start("vm1", vpn)
     stage.reaches(vm)
-    for family in ("ip", "ip6"):
+    for family in ("ip", "ip6") if kill_switch else ():
         vpn.running.run("nft", "add", "rule", family, "qubes", "custom-forward", "oifgroup", "1", "counter", "drop")
     with contextlib.ExitStack() as stack:
         tunnel = Tunnel(vpn.running, ipv6=stage.ipv6)
@@ -169,22 +196,54 @@ def _vpn_qube(stage: Stage) -> Iterator[tuple[Vm, Vm, Tunnel, Uplink]]:
         yield vpn, vm, tunnel, uplink
 
 
-def _play(stage: Stage, way: Callable[[_Ways], _UpAndDown]) -> None:
+def _play(stage: Stage, way: Callable[[_Ways], _Client]) -> None:
     """Up and down: nothing of the qube behind is ever on the uplink, and its names come back."""
-    stage.step("a VPN qube with a kill switch, and a qube behind it that never stops talking")
-    with _vpn_qube(stage) as (vpn, vm, tunnel, uplink):
-        up, down = way(_Ways(tunnel))
+    with _vpn_qube(stage, kill_switch=True) as (vpn, vm, tunnel, uplink):
+        client = way(_Ways(tunnel))
         stage.step(f"the tunnel goes up and down {CYCLES} times")
-        with vm.running.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        with vm.running.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
             for number in range(CYCLES):
-                up(number)
+                client.up()
                 _led(vpn.running)
-                _asked(client)
+                client.disturb(number)
+                _asked(asking)
                 if found := _leads(vpn.running) - {SERVER}:
                     raise LabError(f"while the tunnel is up names also lead to {found}")
-                down()
+                client.down()
         if leaked := uplink.leaked():
             raise LabError(f"{leaked} packets of {vm.name} were on the uplink")
+
+
+def _play_names(stage: Stage, way: Callable[[_Ways], _Client]) -> None:
+    """The same without a kill switch: once names have followed the tunnel, no question is on the uplink."""
+    with _vpn_qube(stage, kill_switch=False) as (vpn, vm, tunnel, uplink):
+        client = way(_Ways(tunnel))
+        stage.step("without a tunnel the questions are on the uplink, so the capture sees them")
+        eventually("questions are seen", uplink.questions)
+        stage.step(f"the tunnel goes up and down {NAMES_CYCLES} times: no question is on the uplink while it is up")
+        with vm.running.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            for number in range(NAMES_CYCLES):
+                client.up()
+                _led(vpn.running)
+                _asked(asking)
+                # Questions from a port that was in use go the former way until conntrack has forgotten it.
+                eventually("the questions have followed", lambda: not uplink.questions(), _NAMES_DEADLINE)
+                client.disturb(number)
+                _disturb(vpn.running, number)
+                _asked(asking)
+                if leaked := uplink.questions():
+                    raise LabError(f"up for the {number + 1}. time: {leaked} questions were on the uplink")
+                client.down()
+
+
+def _disturb(qube: Qube, number: int) -> None:
+    """The agent is killed and starts again, or its owner calls `dns sync`."""
+    if number % 5 == 4:
+        assert qube.agent is not None
+        qube.agent.kill()
+        qube.start_agent()
+    elif qube.guestnet("dns", "sync", check=False).returncode not in (0, _UNCHANGED):
+        raise LabError("`dns sync` failed")
 
 
 def s_410a(stage: Stage) -> None:
@@ -205,3 +264,23 @@ def s_410c(stage: Stage) -> None:
 def s_410d(stage: Stage) -> None:
     """A connection of NetworkManager's."""
     _play(stage, _Ways.networkmanager)
+
+
+def s_410e(stage: Stage) -> None:
+    """As S-410a, without a kill switch."""
+    _play_names(stage, _Ways.resolved)
+
+
+def s_410f(stage: Stage) -> None:
+    """As S-410b, without a kill switch."""
+    _play_names(stage, _Ways.resolvconf)
+
+
+def s_410g(stage: Stage) -> None:
+    """As S-410c, without a kill switch."""
+    _play_names(stage, _Ways.wg_quick)
+
+
+def s_410h(stage: Stage) -> None:
+    """As S-410d, without a kill switch."""
+    _play_names(stage, _Ways.networkmanager)
