@@ -124,4 +124,8 @@ def _looked(*, ipv6: bool) -> str:
     except (ValueError, FileError) as error:
         return str(error)
     listings = chains.rules((chain.family, chain.table, chain.name) for chain in wanted)
-    return flowtable.obstacle(zip(wanted, listings, strict=True), legacy)
+    listed = tuple(zip(wanted, listings, strict=True))
+    regular: dict[tuple[str, str, str], str] = {}
+    while missing := flowtable.jumped_to(listed, regular):
+        regular.update(zip(missing, chains.rules(missing), strict=True))
+    return flowtable.obstacle(listed, legacy, regular)

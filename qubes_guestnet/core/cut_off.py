@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from . import nft_listing
-from .flowtable import CONSTANT, OF_A_CONNECTION, taken_apart
+from .established import understood
 from .namedtuple import NamedTuple
 from .values import GROUP_UPLINK
 
 CHAIN = "custom-forward"
-_LOG_OPTIONS = frozenset({"prefix", "group", "level", "flags", "snaplen", "queue-threshold"})
 
 
 class Drop(NamedTuple):
@@ -45,27 +44,14 @@ def drops(listings: Iterable[tuple[str, str]], uplinks: Iterable[str]) -> tuple[
     found = []
     for family, listing in listings:
         for rule in nft_listing.chains(listing).get(CHAIN, ()):
-            words = rule.partition(' comment "')[0].split()
+            words = nft_listing.words(rule)
             if "drop" not in words and "reject" not in words:
                 continue
-            conditions, verdict = taken_apart(_without_log(words), (*CONSTANT, *OF_A_CONNECTION))
-            everything = all(_is_met(*condition, uplinks) for condition in conditions)
-            found.append(Drop(family, rule, bool(verdict) and everything))
+            read = understood(nft_listing.without_log(words))
+            known = read.conditions if read and not read.changing else None
+            everything = known is not None and all(_is_met(*condition, uplinks) for condition in known)
+            found.append(Drop(family, rule, everything))
     return tuple(found)
-
-
-def _without_log(words: list[str]) -> list[str]:
-    """A rule without what it writes into the log; a prefix with blanks is several words."""
-    if "log" not in words:
-        return words
-    begin = words.index("log")
-    end = begin + 1
-    while end < len(words) - 1 and words[end] in _LOG_OPTIONS:
-        quoted = words[end + 1].startswith('"')
-        end += 2
-        while quoted and end < len(words) and not words[end - 1].endswith('"'):
-            end += 1
-    return [*words[:begin], *words[end:]]
 
 
 def _is_met(key: str, negated: bool, value: str, uplinks: tuple[str, ...]) -> bool:

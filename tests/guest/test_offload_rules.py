@@ -111,11 +111,14 @@ def test_an_empty_chain_judges_nobody(hosting: Hosting, behind: Behind, offload:
         offload.takes(flow)
 
 
+CUSTOM = "ip qubes custom-forward"
 HARMLESS = {
     "the MSS clamped": "tcp flags syn / syn,rst tcp option maxseg size set rt mtu",
     "counted": "counter",
     "a port opened": "ip daddr 10.137.0.4 tcp dport 443 ct state established,related,new counter accept",
     "a way from qube to qube": "ip saddr 10.137.0.4 ip daddr 10.137.0.5 tcp dport 22 accept",
+    "logged on the way out": 'oifgroup 1 tcp dport 25 log prefix "mail " drop',
+    "a limit, accepted": "limit rate 10/minute burst 5 packets accept",
 }
 WG_QUICK = """
     table ip wg-quick-wg0 {
@@ -141,14 +144,49 @@ def test_a_rule_that_refuses_nothing_leaves_it_on(
     hosting: Hosting, behind: Behind, offload: Offload, rule: str
 ) -> None:
     """And a connection that is offloaded beside it carries what either end sends."""
-    chain = "ip qubes custom-forward"
     with (
-        foreign(hosting, f"add rule {chain} {rule}", f"flush chain {chain}"),
+        foreign(hosting, f"add rule {CUSTOM} {rule}", f"flush chain {CUSTOM}"),
         flowing(behind.qube, hosting.world, WORLD, TCP) as flow,
     ):
         eventually(offload.complete, 20, "offload is on", hosting.trouble)
         offload.takes(flow)
         flow.goes_on()
+
+
+COUNTED = """
+    table inet theirs {
+        counter web { }
+        chain seen { counter name web; limit rate 1/second log prefix "seen " }
+        chain forward {
+            type filter hook forward priority 1; policy accept;
+            jump seen
+            iifname "vif*" oifname "eth0" tcp dport 25 reject
+        }
+    }
+"""
+
+
+@pytest.mark.behaviour("B134")
+def test_a_table_that_jumps_counts_and_logs_leaves_it_on(hosting: Hosting, behind: Behind, offload: Offload) -> None:
+    with (
+        foreign(hosting, COUNTED, "delete table inet theirs"),
+        flowing(behind.qube, hosting.world, WORLD, TCP) as flow,
+    ):
+        eventually(offload.complete, 20, "offload is on", hosting.trouble)
+        offload.takes(flow)
+        flow.goes_on()
+
+
+@pytest.mark.behaviour("B134")
+def test_a_limit_in_front_of_a_refusal_ends_it(hosting: Hosting, behind: Behind, offload: Offload) -> None:
+    """What the limit accepted at first is refused later, and that has to be seen."""
+    rules = f"limit rate 1/hour burst 20 packets accept; add rule {CUSTOM} iifgroup 2 drop"
+    with flowing(behind.qube, hosting.world, WORLD, UDP) as flow:
+        offload.takes(flow)
+        with foreign(hosting, f"add rule {CUSTOM} {rules}", f"flush chain {CUSTOM}"):
+            assert offload.gone()
+            flow.cut(flow.far)
+        eventually(offload.complete, 20, "offload is on again")
 
 
 @pytest.mark.behaviour("B134")

@@ -78,6 +78,34 @@ def foreign(name: str, *chains: str) -> tuple[str, str]:
     return table(name, *chains), f"delete table {name}\n"
 
 
+# As its iptables-nft makes it.
+DOCKER = """
+table ip filter {{
+  chain DOCKER-USER {{
+    {user}
+  }}
+  chain DOCKER-ISOLATION-STAGE-2 {{
+    oifname "docker0" counter drop
+    counter return
+  }}
+  chain DOCKER-ISOLATION-STAGE-1 {{
+    iifname "docker0" oifname != "docker0" counter jump DOCKER-ISOLATION-STAGE-2
+    counter return
+  }}
+  chain DOCKER {{
+    iifname != "docker0" oifname "docker0" counter drop
+  }}
+  chain FORWARD {{
+    type filter hook forward priority filter; policy {policy}
+    counter jump DOCKER-USER
+    counter jump DOCKER-ISOLATION-STAGE-1
+    oifname "docker0" ct state related,established counter accept
+    oifname "docker0" counter jump DOCKER
+    iifname "docker0" oifname != "docker0" counter accept
+  }}
+}}
+"""
+DOCKER_ENDS = "delete table ip filter\n"
 MANY = ", ".join(f"192.0.2.{last}" for last in range(1, 100))
 # What others do, how it ends, and which of their chains is in the way.
 CASES = {
@@ -98,14 +126,32 @@ CASES = {
         *custom('ct state related,established counter accept comment "first"', "oifgroup 1 drop"),
         "",
     ),
-    "docker": (
-        *foreign(
-            "ip filter",
-            chain("DOCKER-USER", "", "counter return"),
-            chain("FORWARD", "filter hook forward priority filter; policy drop", "counter jump DOCKER-USER"),
-        ),
-        "ip filter FORWARD",
+    "docker": (DOCKER.format(policy="drop", user="return"), DOCKER_ENDS, "ip filter FORWARD"),
+    "docker with a policy of accept": (DOCKER.format(policy="accept", user="return"), DOCKER_ENDS, ""),
+    "docker, and its owner's rule": (
+        DOCKER.format(policy="drop", user="ct state established,related accept"),
+        DOCKER_ENDS,
+        "",
     ),
+    "counters, logs and limits that refuse nothing": (
+        "table inet theirs {\ncounter web { }\nlimit slow { rate 5/second; }\n"
+        "set seen { type ipv4_addr; }\n"
+        "chain forward {\ntype filter hook forward priority 1; policy accept\n"
+        "tcp dport 443 counter name web\n"
+        'log prefix "seen: " level info\n'
+        "limit rate 10/minute burst 5 packets accept\n"
+        "limit name slow accept\n"
+        "ip daddr @seen counter accept\n"
+        'iifname "vif*" limit rate over 1 mbytes/second burst 2 mbytes accept\n}\n}\n',
+        "delete table inet theirs\n",
+        "",
+    ),
+    "a limit in front of a kill switch": (
+        *custom("limit rate 10/minute accept", "oifgroup 1 drop"),
+        "ip qubes custom-forward",
+    ),
+    "a mark": (*custom("oifgroup 1 meta mark set 1 accept"), "ip qubes custom-forward"),
+    "a log of a program's": (*custom("log group 2"), "ip qubes custom-forward"),
     "translation of addresses": (
         *foreign("ip nat", chain("POSTROUTING", "nat hook postrouting priority srcnat", 'oifname "x" masquerade')),
         "",
@@ -229,7 +275,7 @@ def test_what_others_rules_have_against_it() -> None:
     start_counted(hosting)
 
     def judged_by(chain: str) -> None:
-        expected = f"off: chain {chain} also judges established connections: its rule `"  # which one, is tested in core
+        expected = f"off: chain {chain} also judges established connections: its "
         eventually(lambda: said(hosting).startswith(expected), what=chain, trouble=lambda: said(hosting))
 
     judged_by("inet judge late0")
