@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: verbs, exit status, and all printing.
 
-A verb is a row of `VERBS`. A call of the plain form `VERB [WORD…]` goes straight to its function; argparse (10 ms, a
-fifth of a cold `apply`) is loaded for what has options, for help, and to say what is wrong with the rest.
+A verb is a row of `VERBS`. A call of the plain form `VERB [WORD…]` goes straight to its function; argparse
+(`cli_parser`) is loaded for what has options, for help, and to say what is wrong with the rest.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from .errors import GuestnetError, UsageError, printable
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
-    import argparse
     from types import ModuleType
-    from typing import Any
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 WAIT_SECONDS = 9.0  # dom0 gives the call 10 s (qubes.WaitForNetworkUplink)
@@ -65,48 +63,31 @@ class Verb(NamedTuple):
     summary: str
 
 
-def _seconds(text: str) -> float:
-    """A time to wait. Raises ValueError: it is no number, negative, or has no end."""
-    seconds = float(text)
-    if not 0 <= seconds < float("inf"):
-        raise ValueError(text)
-    return seconds
-
-
-_seconds.__name__ = "time in seconds"  # argparse names it in its error
-
 VERBS: dict[str, Verb] = {
     "agent": Verb("agent", (), (), (), "stay resident and follow QubesDB; systemd runs it"),
     "apply": Verb("apply", ("[interface]",), (), ("--dry-run",), "make the network what dom0 asks for, once"),
     "plan": Verb("plan", ("[interface]",), (), ("--json",), "print what apply would do, one operation a line"),
-    "status": Verb("status", ("[interface]",), (), ("--json",), "what is desired, what is there, since when"),
+    "status": Verb("status", ("[interface]",), (), ("--json",), "what dom0 asks for, what is there, since when"),
     "check": Verb("check", (), (), ("--json",), "diagnose: a code, what is wrong, what to do"),
-    "uplink": Verb("uplink", ("action", "interface"), ("add", "remove", "stop"), (), "what udev and the units call"),
+    "uplink": Verb(
+        "uplink",
+        ("action", "interface"),
+        ("add", "remove", "stop"),
+        (),
+        "configure this qube's own interface, or take it down",
+    ),
     "wait-uplink": Verb(
         "wait_uplink", (), (), ("--timeout", "--boot"), "return when the current interface is configured"
     ),
-    "vif": Verb("vif", ("action",), ("online", "offline"), (), "what Xen's hotplug calls for a qube behind this one"),
-    "dns": Verb("dns", ("action",), ("sync",), (), "lead the virtual DNS to the real servers; 100 if it does"),
-    "rules": Verb("rules", ("action",), ("load", "unload"), (), "anti-spoofing and base rules, in or out"),
-    "forwarding": Verb(
-        "forwarding", ("action",), ("on", "off", "hold", "release"), (), "start or stop to forward for the qubes behind"
+    "vif": Verb(
+        "vif", ("action",), ("online", "offline"), (), "set up the interface of a qube behind; Xen's hotplug calls it"
     ),
-    "lab": Verb("lab", (), (), (), "qubes out of namespaces: demo, run, up, store"),
-}
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "--dry-run": {"action": "store_true", "help": "print the operations and do none of them"},
-    "--boot": {
-        "action": "store_true",
-        "help": "only for an interface that is attached, and with NetworkManager only for its profile to be written",
-    },
-    "--json": {"action": "store_true", "help": "print JSON, for programs"},
-    "--timeout": {
-        "type": _seconds,
-        "default": WAIT_SECONDS,
-        "metavar": "SECONDS",
-        "help": "give up after this time (default: %(default)s, dom0 itself gives up after 10)",
-    },
+    "dns": Verb("dns", ("action",), ("sync",), (), "lead the virtual DNS to the real servers"),
+    "rules": Verb("rules", ("action",), ("load", "unload"), (), "load or remove anti-spoofing and base rules"),
+    "forwarding": Verb(
+        "forwarding", ("action",), ("on", "off", "hold", "release"), (), "let packets of the qubes behind pass, or not"
+    ),
+    "lab": Verb("lab", (), (), (), "a small Qubes network out of namespaces, to try things"),
 }
 
 
@@ -209,6 +190,8 @@ def _check_name(interface: str | None) -> None:
 
 
 def _parsed(arguments: list[str]) -> tuple[Verb, Options]:
+    from .cli_parser import parser
+
     try:
         found = vars(parser().parse_args(arguments))
     except SystemExit:
@@ -217,29 +200,3 @@ def _parsed(arguments: list[str]) -> tuple[Verb, Options]:
     verb = VERBS[found.pop("verb")]
     _check_name(found.get("interface"))
     return verb, Options(**{name: value for name, value in found.items() if value is not None})
-
-
-def parser() -> argparse.ArgumentParser:
-    """The whole command line as an argparse parser; help and completions are made from it."""
-    import argparse
-
-    from . import __version__
-
-    top = argparse.ArgumentParser(
-        prog="qubes-guestnet",
-        description="Network agent of a Qubes OS virtual machine: QubesDB to kernel and resolv.conf.",
-        epilog="Exit status: 0 done or nothing to do, 1 failed (status, check: something is wrong), 2 wrong usage, "
-        "100 nothing changed (dns sync). "
-        "See qubes-guestnet(8).",
-    )
-    top.add_argument("--version", action="version", version=f"qubes-guestnet {__version__}")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, verb in VERBS.items():
-        sub = verbs.add_parser(name, help=verb.summary, description=verb.summary[0].upper() + verb.summary[1:] + ".")
-        for position, word in enumerate(verb.words):
-            optional = "?" if word.startswith("[") else None
-            choices = verb.choices if position == 0 and verb.choices else None
-            sub.add_argument(word.strip("[]"), nargs=optional, choices=choices)
-        for option in verb.options:
-            sub.add_argument(option, **OPTIONS[option])
-    return top

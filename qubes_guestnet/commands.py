@@ -92,6 +92,10 @@ def _narrowed(report: Report, name: str) -> Report:
 
 def _no_interface_of_ours(name: str, report: Report | None = None) -> UsageError:
     """The error for a name that is none of ours, with those that are: uplinks; those in `report`, vifs too."""
+    if report is None and _is_vif(name):
+        problem = f"{name} is the interface of a qube behind this one, and no uplink"
+        remedy = "Xen's hotplug sets it up; without a name `apply` and `plan` look after it too"
+        return UsageError(problem, f"`qubes-guestnet status {name}` shows it; {remedy}")
     vifs = [each.vif.name.text for each in report.provided.vifs] if report is not None and report.provided else []
     interfaces = (report or _pass(Pass(dry_run=True), with_provider=False)).interfaces
     there = [each.link.name for each in interfaces if each.link is not None] + vifs
@@ -100,6 +104,17 @@ def _no_interface_of_ours(name: str, report: Report | None = None) -> UsageError
     words += [f"the interface with the address {', '.join(absent)} is not there"] if absent else []
     remedy = "; ".join(words) or "it manages no interface of this qube"
     return UsageError(f"{shown(os.fsencode(name))} is no interface that dom0 manages", remedy)
+
+
+def _is_vif(name: str) -> bool:
+    """Whether it is the name of an interface of a qube behind this one."""
+    from .core.vif import parse_name
+
+    try:
+        parse_name(name)
+    except ValueError:
+        return False
+    return name.startswith("vif")
 
 
 def check(options: Options) -> int:
@@ -128,15 +143,18 @@ def uplink(options: Options) -> int:
     if options.action != "add":
         try:
             index = socket.if_nametoindex(options.interface)
-        except OSError:
-            return 0  # gone already, and what we made went with it
-        say(take_down(index, netlink.Kernel(), PATHS, OtherServices(PATHS.flags)))
+        except OSError:  # what was configured on it went with it
+            say((f"{options.interface} is not there: nothing to do",))
+            return 0
+        done = take_down(index, netlink.Kernel(), PATHS, OtherServices(PATHS.flags))
+        say(done or (f"{options.interface} was not configured by qubes-guestnet: nothing to do",))
         return 0
     report = settling(reading.patiently(reading.entries), options.interface)
     if not report.interfaces:
         if options.interface not in (name for _, name in socket.if_nameindex()):
             raise _no_interface_of_ours(options.interface)
-        say((f"{options.interface} is not an interface that dom0 manages: nothing to do",))
+        kind = "the interface of a qube behind this one" if _is_vif(options.interface) else "not one that dom0 manages"
+        say((f"{options.interface} is {kind}: nothing to do",))
     return applied(report)
 
 
@@ -144,6 +162,9 @@ def _is_stopped_for_itself(interface: str) -> bool:
     from .core import unit_jobs as rules
     from .system import unit_jobs
 
+    if not unit_jobs.managed():
+        remedy = f"to take the interface down, call `qubes-guestnet uplink remove {interface}`"
+        raise GuestnetError("`uplink stop` is for systemd's unit, and systemd does not run here", remedy)
     return rules.takes_down(f"qubes-network-uplink@{interface}.service", rules.parse(unit_jobs.listed()))
 
 

@@ -65,7 +65,7 @@ class Meaning(enum.Enum):
     DONE = "the state we wanted is there already"
     VANISHED = "the interface is gone: observe again"
     RETRY = "may succeed later"
-    REFUSED = "will not succeed until somebody changes something"
+    REFUSED = "cannot succeed until its cause is removed"
 
 
 class Op(NamedTuple):
@@ -252,7 +252,7 @@ def still_there(owned: Owned, observed: State) -> Owned:
 def ahead(owned: Owned, ops: Iterable[Op]) -> Owned:
     """The owned record that has to be on disk before `ops` are applied; `still_there` puts it right afterwards.
 
-    An agent killed in between owns too much, which harms nobody, and never too little, which would leave an address
+    An agent killed in between owns too much, which does no harm, and never too little, which would leave an address
     behind for ever.
     """
     addresses, neighbours = set(owned.addresses), set(owned.neighbours)

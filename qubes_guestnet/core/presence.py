@@ -75,7 +75,7 @@ def remarks(report: Report, presence: Presence) -> Iterator[Remark]:
         yield Remark("networkd-present", "note", problem, remedy)
     for name in _DHCP:
         if name in presence.programs:
-            problem = f"{name} is running: nobody answers DHCP in Qubes, and it may overwrite resolv.conf"
+            problem = f"{name} is running: Qubes has no DHCP server, and this client may overwrite resolv.conf"
             yield Remark(
                 "dhcp-client", "warning", problem, f"switch it off for the uplink, unless {name} serves another"
             )

@@ -73,7 +73,7 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
     if report is None:
         return
     if ground.rules == CHANGED:
-        problem = f"somebody changed our chains in the tables {_TABLES}"
+        problem = f"another program changed the chains of qubes-guestnet in the tables {_TABLES}"
         remedy = "qubes-guestnet apply; own rules go to custom-input and custom-forward, see docs/provider.md"
         yield Remark("rules-changed", "warning", problem, remedy)
     for shadow in ground.shadows:
@@ -171,7 +171,7 @@ def _names(report: ProviderReport) -> Iterator[Remark]:
 
 def reason(report: ProviderReport) -> str:
     """Where the servers come from, or why there is none."""
-    return report.names.reason or "nobody looked"
+    return report.names.reason or "it was not looked at"
 
 
 def _cut_off(ground: Ground) -> Iterator[Remark]:
@@ -208,9 +208,9 @@ def _vifs(report: ProviderReport, ground: Ground) -> Iterator[Remark]:
             remedy = "attach the qube again: qvm-prefs QUBE netvm '', and then its provider; see qubes-guestnet status"
             yield Remark("mapping-changed", "warning", problem, remedy)
     for name in ground.unknown:
-        problem = f"{name} is there, and nobody has told of it: the qube behind it has no network"
+        problem = f"Xen's hotplug has not announced {name}: the qube behind it has no network"
         remedy = "systemctl reload qubes-guestnet has it looked up in xenstore; or attach the qube again"
         yield Remark("vif-unknown", "error", problem, remedy)
     for name in ground.gone:
-        problem = f"{name} is on record, and its device is gone: nobody told of it"
+        problem = f"the device of {name} is gone, and Xen's hotplug has not said so"
         yield Remark("vif-gone", "warning", problem, f"{_APPLY}; it takes the rest of it away")

@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from ..cli_parser import Parser
 from ..errors import GuestnetError, UsageError, printable
 from . import interruption, session_cli, store_cli
 from .caller import with_own_command
@@ -28,7 +29,7 @@ exit status: 0 all held, 1 something did not, 2 wrong usage; of `exec` that of t
 
 def parser() -> argparse.ArgumentParser:
     """The command line of the lab."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="qubes-guestnet lab", description=__doc__, epilog=with_own_command(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -125,7 +125,7 @@ class Tap:
                 self._seen.append(Frame(name, kind == socket.PACKET_OUTGOING, octets))
         _, lost = struct.unpack("=II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
         if lost:
-            raise LabError(f"{lost} frames at {self._name} were lost before anybody looked at them")
+            raise LabError(f"{lost} frames at {self._name} were lost before they were looked at")
         return [frame for frame in self._seen if interface in ("", frame.interface)]
 
     def with_octets(self, octets: bytes, interface: str = "") -> list[Frame]:

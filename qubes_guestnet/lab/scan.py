@@ -100,7 +100,7 @@ class _Answers:
                 self._take(packets.recv(2048, socket.MSG_DONTWAIT)[_ETHERNET:])
         _, lost = struct.unpack("=II", packets.getsockopt(263, 6, 8))
         if lost:
-            raise LabError(f"{lost} answers were lost before anybody looked at them")
+            raise LabError(f"{lost} answers were lost before they were looked at")
 
     def _take(self, packet: bytes) -> None:
         payload = packet[(packet[0] & 15) * 4 :]

@@ -59,9 +59,15 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
     feature.add_argument("--unset", action="store_true", help="as its provider has it")
     feature.add_argument("--restart", action="store_true", help="restart the qubes that know of it only then")
     status = verb("status", _status, "the qubes: state, provider, what they reach, addresses")
-    status.add_argument("--no-measure", action="store_true", help="send no packets to find out who reaches the world")
+    status.add_argument(
+        "--no-measure", action="store_true", help="send no packets to measure which qubes reach the world"
+    )
     _json(status, "the same as JSON")
-    diagram = verb("diagram", _diagram, "draw the tree as SVG, coloured by what each qube reaches at this moment")
+    diagram = verb(
+        "diagram",
+        _diagram,
+        "draw the tree as SVG, coloured by health: calm where a qube works as dom0 asked, red where it does not",
+    )
     diagram.add_argument("-o", "--output", default="-", metavar="FILE", help="where to (default: standard output)")
     verb("down", _down, "end the lab and all that is in it")
 
@@ -91,7 +97,7 @@ def _up(args: argparse.Namespace) -> int:
     except BaseException:
         display.end(held=False)
         raise
-    step("who reaches the world is measured")
+    step("the lab measures which qubes reach the world")
     found = session_client.ask(place, "status", _quiet, measure=True)
     display.end(held=True)
     interruption.remove(end_it)

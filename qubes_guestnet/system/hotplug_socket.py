@@ -92,13 +92,13 @@ class Server:
             connection, _ = self._socket.accept()
         except OSError as error:
             if not isinstance(error, BlockingIOError):
-                log(WARNING, f"vif: nobody can be let in: {error.strerror or error}")
+                log(WARNING, f"vif.sock: a connection cannot be accepted: {error.strerror or error}")
             return None
         try:
             question = _question(connection)
         except OSError as error:
             connection.close()
-            log(WARNING, f"vif: a question was not heard: {error.strerror or error}")
+            log(WARNING, f"malformed request on vif.sock: {error.strerror or error}")
             return None
         return question, Reply(connection)
 

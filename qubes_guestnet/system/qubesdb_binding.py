@@ -195,7 +195,7 @@ class BindingStore:
         checked_path(path)
         result = self._handle.call(method, path, *args)
         if self._handle.waiting(1):
-            raise self._handle.broken("sent an answer that nobody asked for")
+            raise self._handle.broken("sent an answer without a request")
         return result
 
 
@@ -242,7 +242,7 @@ class BindingWatches:
             if not event:
                 break
             if len(event) < wire.HEADER_SIZE or event[0] != wire.RESP_WATCH:
-                raise self._handle.broken("sent an answer that nobody asked for")
+                raise self._handle.broken("sent an answer without a request")
             self._handle.call("read_watch")
             woken = True
         return woken

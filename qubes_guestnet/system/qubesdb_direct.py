@@ -105,7 +105,7 @@ class _Link:
         while True:
             header = wire.unpack(self._take(wire.HEADER_SIZE))
             if header.length >= wire.DATA_LIMIT:
-                raise self.broken("sent an answer that makes no sense")
+                raise self.broken("sent a malformed answer")
             if header.kind != wire.RESP_WATCH:
                 return header
             self.events.append(header.path)
@@ -124,7 +124,7 @@ class _Link:
         while len(self._buffer) >= wire.HEADER_SIZE:
             header = wire.unpack(self._buffer)
             if header.kind != wire.RESP_WATCH or header.length:
-                raise self.broken("sent an answer that nobody asked for")
+                raise self.broken("sent an answer without a request")
             self.events.append(header.path)
             del self._buffer[: wire.HEADER_SIZE]
         events, self.events = self.events, []
@@ -243,7 +243,7 @@ class DirectStore:
     def _next(self, *expected: int) -> wire.Header:
         header = self._link.header()
         if header.kind not in expected:
-            raise self._link.broken("sent an answer that nobody asked for")
+            raise self._link.broken("sent an answer without a request")
         return header
 
 

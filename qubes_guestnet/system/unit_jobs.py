@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+import os
+
 from . import programs
 from .systemd import WARNING, log
 
 _SECONDS = 5.0
+_SYSTEMD = "/run/systemd/system"  # sd_booted(3)
+
+
+def managed() -> bool:
+    """Whether systemd runs this qube."""
+    return os.path.isdir(_SYSTEMD)
 
 
 def listed() -> tuple[str, ...]:

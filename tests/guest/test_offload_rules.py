@@ -156,7 +156,10 @@ def test_a_rule_that_refuses_nothing_leaves_it_on(
 COUNTED = """
     table inet theirs {
         counter web { }
-        chain seen { counter name web; limit rate 1/second log prefix "seen " }
+        chain seen {
+            counter name web
+            limit rate 1/second log prefix "seen "
+        }
         chain forward {
             type filter hook forward priority 1; policy accept;
             jump seen
@@ -184,8 +187,8 @@ def test_a_limit_in_front_of_a_refusal_ends_it(hosting: Hosting, behind: Behind,
     with flowing(behind.qube, hosting.world, WORLD, UDP) as flow:
         offload.takes(flow)
         with foreign(hosting, f"add rule {CUSTOM} {rules}", f"flush chain {CUSTOM}"):
-            assert offload.gone()
             flow.cut(flow.far)
+            assert offload.gone()
         eventually(offload.complete, 20, "offload is on again")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qubes_guestnet import cli
 from tests.support.eventually import eventually
 from tests.support.guest import (
     DNS,
@@ -32,9 +33,9 @@ VERBS = {
     "plan": "print",
     "status": "what",
     "check": "diagnose",
-    "uplink": "what",
+    "uplink": "configure",
     "wait-uplink": "return",
-    "lab": "qubes",
+    "lab": "a",
 }
 PLAN = [
     "sysctl net/ipv4/conf/eth0/accept_redirects=0",
@@ -87,6 +88,65 @@ def test_help_of_each_verb() -> None:
         assert (done.returncode, done.stderr) == (0, ""), verb
         assert done.stdout.startswith(f"usage: qubes-guestnet {verb}")
         assert len(done.stdout.splitlines()) > 4, verb
+
+
+@pytest.mark.parametrize(
+    ("verb", "actions"),
+    [(name, verb.choices) for name, verb in cli.VERBS.items() if verb.choices],
+    ids=[name for name, verb in cli.VERBS.items() if verb.choices],
+)
+def test_help_says_what_each_action_does(verb: str, actions: tuple[str, ...]) -> None:
+    lines = here(verb, "--help").stdout.partition("\nactions:\n")[2].splitlines()
+    for action in actions:
+        (line,) = [line for line in lines if line.split()[:1] == [action] and line.startswith("  ") and line[2] != " "]
+        assert len(line.split()) > 3, line
+
+
+@pytest.mark.parametrize("words", ["apply", "plan", "status", "uplink"])
+def test_help_says_what_an_interface_is(words: str) -> None:
+    assert "such as eth0" in " ".join(here(words, "--help").stdout.split())
+
+
+@pytest.mark.behaviour("B120")
+@pytest.mark.parametrize("words", ["apply eth0 {}", "{}", "uplink {} eth0", "status --{}", "lab {}", "lab exec --{} x"])
+def test_wrong_words_are_shown_escaped_and_lead_to_the_help(words: str) -> None:
+    done = here(*(word.format("\x1b[31mred\nline\u202e") for word in words.split()))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "\x1b" not in done.stderr
+    assert "\u202e" not in done.stderr
+    assert "red\nline" not in done.stderr
+    assert done.stderr.endswith(" --help` explains it\n")
+
+
+def test_what_is_not_there_to_be_taken_down_is_said() -> None:
+    """A mistyped name is not passed over without a word; a name that is gone is no failure (B18)."""
+    guest = Guest()
+    guest.plug("eth1", "00:16:3e:5e:6c:99", "vif5.1")
+    for name, why in (("eth7", "is not there"), ("eth1", "was not configured by qubes-guestnet")):
+        assert guest.qube.guestnet("uplink", "remove", name).stdout == f"{name} {why}: nothing to do\n"
+
+
+def test_the_stop_of_the_unit_is_for_systemd() -> None:
+    guest = Guest()
+    guest.qube.guestnet("apply")
+    failed = guest.qube.guestnet("uplink", "stop", "eth0", check=False)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr == (
+        "qubes-guestnet: `uplink stop` is for systemd's unit, and systemd does not run here; "
+        "to take the interface down, call `qubes-guestnet uplink remove eth0`\n"
+    )
+    guest.check()
+
+
+@pytest.mark.parametrize("verb", ["apply", "plan"])
+def test_the_interface_of_a_qube_behind_is_no_uplink(verb: str) -> None:
+    failed = Guest().qube.guestnet(verb, "vif4.0", check=False)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert failed.stderr == (
+        "qubes-guestnet: vif4.0 is the interface of a qube behind this one, and no uplink; "
+        "`qubes-guestnet status vif4.0` shows it; "
+        "Xen's hotplug sets it up; without a name `apply` and `plan` look after it too\n"
+    )
 
 
 def test_version() -> None:

@@ -20,7 +20,7 @@ _STARTS = 60  # an idle machine does so many within the limit
 def s_100(stage: Stage) -> None:
     """The vif is there before anybody serves it; within 1 s of that one's start the qube reaches the world."""
     netvm1 = stage.netvm1
-    stage.step("vm1's vif is there, and nobody has called `vif online`")
+    stage.step("vm1's vif is there, and `vif online` has not been called")
     vm1 = _plugged(stage, "vm1")
     stage.step("Xen's hotplug starts late, and vm1 reaches the world")
     networking = netvm1.provides

@@ -168,7 +168,7 @@ def _spoofs(stage: Stage, vm1: Vm, vm2: Vm, vm3: Vm) -> None:
         answered = silent_but_for(stage, asked)
         if answered:
             raise LabError(f"a stolen address was answered: {answered}")
-        stage.step("raw frames with every other address, and IPv6 from who has none")
+        stage.step("raw frames with every other address, and IPv6 from a qube that has none")
         sent = {"ip": 0, "ip6": 0}
         cases = [
             (vm1, "ip", sources, targets), (vm1, "ip6", sources6, targets6),

@@ -125,7 +125,7 @@ def test_who_asks_nothing_holds_nobody_up(
         before = time.monotonic()
         assert server.accept() is None
         assert time.monotonic() - before < CLIENT_SECONDS + 2
-        assert "a question was not heard" in capsys.readouterr().err
+        assert "malformed request on vif.sock" in capsys.readouterr().err
         client.settimeout(10)
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(10) == b""
@@ -225,7 +225,7 @@ def test_a_server_out_of_descriptors_goes_on(
     real = server._socket
     server._socket = Full()  # type: ignore[assignment]
     assert server.accept() is None
-    assert "nobody can be let in: Too many open files" in capsys.readouterr().err
+    assert "a connection cannot be accepted: Too many open files" in capsys.readouterr().err
     server._socket = real
 
 
