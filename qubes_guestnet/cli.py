@@ -119,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"qubes-guestnet: {error}; install python3-{error.name}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 128 + 2  # as a shell shows SIGINT
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC):
