@@ -18,9 +18,11 @@ _ROUTES = "/proc/net/route"
 _SIOCGIFFLAGS, _SIOCGIFHWADDR = 0x8913, 0x8927  # linux/sockios.h
 _FLAGS, _HARDWARE = struct.Struct("=16sh22x"), struct.Struct("=16sH22x")  # struct ifreq
 _IFF_UP, _RTF_UP = 0x1, 0x1
-# linux/if_arp.h: PPP; IP in IP (also VTI of IPsec), the same over IPv6, SIT, GRE, GRE over IPv6; none at all, as tun,
-# WireGuard and xfrm of IPsec.
-_WITHOUT_LINK_LAYER = frozenset({512, 768, 769, 776, 778, 823, 0xFFFE})
+# linux/if_arp.h. What a network of machines has: Ethernet (bridges, VLANs, tap and vxlan too), loopback, IEEE 802.x,
+# FireWire, InfiniBand, 802.11 and its monitors, 802.15.4, CAN, netlink and vsock monitors, 6LoWPAN. Frames of all other
+# types begin with the packet: PPP 512, raw IP of modems 519, IP in IP 768 (also VTI of IPsec), the same over IPv6 769,
+# SIT 776, GRE 778, GRE over IPv6 823, none at all 65534 (tun, WireGuard, xfrm of IPsec), and what will be added.
+_WITH_LINK_LAYER = frozenset({1, 6, 24, 32, 280, 772, 801, 802, 803, 804, 805, 824, 825, 826})
 _NOWHERE = "00000000"
 # Masks of 0.0.0.0/0 and of 0.0.0.0/1, as the kernel prints them.
 _DEFAULTS = frozenset({"00000000", "00000080"})
@@ -66,7 +68,7 @@ def _is_tunnel(control: socket.socket, name: str) -> bool:
         kind = _HARDWARE.unpack(fcntl.ioctl(control, _SIOCGIFHWADDR, _HARDWARE.pack(request, 0)))[1]
     except OSError:
         return False  # it went just now
-    return bool(flags & _IFF_UP) and kind in _WITHOUT_LINK_LAYER
+    return bool(flags & _IFF_UP) and kind not in _WITH_LINK_LAYER
 
 
 def defaults(names: Iterable[str]) -> tuple[str, ...]:

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A release of pyroute2 that cannot be had without its package takes no network away (B149): the agent, in a qube."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.guest import IP, Guest
+from tests.support.releases import PYROUTE2, TREE, copy
+
+
+@pytest.mark.behaviour("B149")
+@pytest.mark.parametrize("broken", PYROUTE2)
+def test_the_agent_configures_its_interface_all_the_same(broken: str, tmp_path: Path) -> None:
+    guest = Guest(plugged=False)
+    # Below /run, because a qube does not see the folder of a test.
+    folder = guest.qube.path("/run/releases")
+    folder.mkdir()
+    PYROUTE2[broken](copy("pyroute2", folder))
+    agent = guest.qube.start_agent(env={"PYTHONPATH": f"/run/releases:{TREE}"}, deadline=30)
+    guest.plug()
+    guest.soon_configured()
+    assert f"{IP}/32" in guest.oracle.addresses("eth0")
+    assert agent.output().count("pyroute2 is imported whole") == 1
+    guest.qube.guestnet("uplink", "remove", "eth0", env={"PYTHONPATH": f"/run/releases:{TREE}"})
+    link = guest.oracle.link("eth0")
+    assert link is not None
+    assert "UP" not in link["flags"]
