@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 
-from .namespaces import MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, bind, is_below, mount, needed_paths, pivot
+from .namespaces import MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, bind, is_below, mount, needed_paths, pivot
 
 # Not shown from the host: made anew for each qube.
 _OWN = frozenset(("etc", "run", "rw", "sys", "proc", "tmp", "lost+found"))
@@ -41,6 +41,7 @@ def build(root: str, name: str, hidden: str) -> None:
     os.chmod(f"{root}/tmp", 0o1777)
     _etc(f"{root}/etc", name)
     _show_needed(root, needed_paths())
+    _show_measured(root)
     mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV)
     mount("sysfs", f"{root}/sys", "sysfs", MS_NOSUID | MS_NODEV)
     pivot(root)
@@ -83,3 +84,10 @@ def _show_needed(root: str, paths: Iterable[str]) -> None:
             os.makedirs(f"{root}{path}", exist_ok=True)
             bind(path, f"{root}{path}")
             shown.append(path)
+
+
+def _show_measured(root: str) -> None:
+    """Where `make coverage` has every process leave its file: writable, below a folder that is not."""
+    folder = os.path.dirname(os.environ.get("COVERAGE_FILE", ""))
+    if folder and os.path.isdir(root + folder):
+        mount(folder, root + folder, flags=MS_BIND)
