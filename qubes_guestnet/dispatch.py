@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which adapter carries out which kind of operation: the one table, in three parts by what is loaded where.
+"""Which adapter carries out which kind of operation: the one table, in parts by what is loaded where.
 
 Each adapter raises GuestnetError when its operation is refused.
 """
 
 from __future__ import annotations
 
-from .system import networkmanager
+from .system import tunables
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def of_uplink(kernel: Kernel, others: OtherServices | None) -> Adapters:
 
 def of_services(others: OtherServices) -> Adapters:
     """For the services beside the uplink."""
+    from .system import networkmanager
+
     return {
         "ApplySysctl": lambda op: others.apply_sysctl(op.interface),
         "RewriteProfile": lambda op: networkmanager.rewrite(op.name, op.text),
@@ -41,6 +43,9 @@ def of_services(others: OtherServices) -> Adapters:
         "SetLinkNames": lambda op: others.resolved.set(op),
         "RevertLinkNames": lambda op: others.resolved.revert(op),
     }
+
+
+OF_FORWARDING: Adapters = {"SetForwarding": lambda op: tunables.write(op.tunable.path, op.tunable.value)}
 
 
 def of_rules(transactions: Transactions) -> Adapters:

@@ -1,26 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The switch of forwarding of each family: closed, opened, and left alone where another program has closed it.
+"""The switch of forwarding in the passes of a provider: what the kernel has is observed; `core.forwarding` plans.
 
-The record says beforehand what is about to be done. A family that the record calls forwarded, and that the kernel does
-not forward though we have not `shut` it, was therefore switched off by another program or by the owner, and stays so
-(behaviour B133).
+That is loaded late: the boot of every qube comes by here, and most forward nothing.
 """
 
 from __future__ import annotations
 
-from functools import partial
-
-from .core.values import IPV4, IPV6, Tunable
 from .system import tunables
 from .system.systemd import INFO, WARNING, log
 from .work import Work
 
-FORWARDING = {IPV4: ("ipv4", "ip_forward"), IPV6: ("ipv6", "conf", "all", "forwarding")}
-
 
 def forwarded() -> frozenset[int]:
-    """Families that the kernel forwards now."""
-    return frozenset(family for family in FORWARDING if _forwards(family))
+    """Families that the kernel forwards now. Raises FileError."""
+    from .core.provider_operations import FORWARDING
+
+    return frozenset(family for family, path in FORWARDING.items() if tunables.read(path) == "1")
 
 
 def obey(work: Work) -> None:
@@ -32,59 +27,57 @@ def obey(work: Work) -> None:
     Raises:
         FileError: the switches cannot be read.
     """
-    record, on = work.provided, forwarded()
     if not work.active:
         return
-    stopped = (record.stopped | (record.forwarding - record.shut)) - on
-    work.stopped = stopped
-    if work.dry_run or stopped == record.stopped:
+    from .core import forwarding
+
+    before, on = work.provided, forwarded()
+    work.stopped = forwarding.stopped(before, on)
+    if work.dry_run:
         return
-    for family in sorted(stopped - record.stopped):
+    for family in sorted(work.stopped - before.stopped):
         remedy = "it stays off until `qubes-guestnet forwarding on`"
         log(WARNING, f"IPv{family} forwarding was switched off by another program ({_name(family)} = 0): {remedy}")
-    for family in sorted(record.stopped - stopped):
+    for family in sorted(before.stopped - work.stopped):
         log(INFO, f"IPv{family} forwarding was switched on again by another program")
-    ours = record.forwarding | (record.stopped & on)
-    work.save(record._replace(stopped=stopped, forwarding=ours - stopped))
+    work.save(forwarding.obeying(before, on))
 
 
 def close_unwanted(work: Work) -> None:
     """Close what we opened and what is not to be forwarded any more."""
-    for family in sorted(work.provided.forwarding - work.families):
-        if _forwards(family):
-            _write(work, family, "0")
-        if not work.dry_run:
-            record = work.provided
-            work.save(record._replace(forwarding=record.forwarding - {family}, shut=record.shut - {family}))
+    unwanted = work.provided.forwarding - work.families
+    if not unwanted:
+        return
+    from .core import forwarding
+    from .dispatch import OF_FORWARDING
+
+    work.settle(lambda record, _so_far: forwarding.plan_closing(unwanted, forwarded(), record), OF_FORWARDING)
 
 
 def shut(work: Work) -> None:
     """Close all that this qube forwards for others, for as long as it takes to bring the rules back."""
+    from .core import forwarding
+    from .dispatch import OF_FORWARDING
+
     families = forwarded() if work.active else forwarded() & work.provided.forwarding
-    for family in sorted(families):
-        work.attempt(partial(_write, work, family, "0"))
+    work.settle(lambda record, _so_far: forwarding.plan_shutting(families, forwarded(), record), OF_FORWARDING)
     work.closing = families
 
 
 def open_wanted(work: Work) -> None:
     """Open what is to be forwarded."""
-    for family in sorted(work.families):
-        if not _forwards(family) or (work.dry_run and family in work.closing):
-            _write(work, family, "1")
-        if not work.dry_run:
-            work.save(work.provided._replace(shut=work.provided.shut - {family}))
+    from .core import forwarding
+    from .dispatch import OF_FORWARDING
 
-
-def _write(work: Work, family: int, value: str) -> None:
-    if not work.dry_run:
-        record = work.provided
-        work.save(record._replace(forwarding=record.forwarding | {family}, shut=record.shut | {family}))
-    work.do(str(Tunable(FORWARDING[family], value)), partial(tunables.write, FORWARDING[family], value))
-
-
-def _forwards(family: int) -> bool:
-    return tunables.read(FORWARDING[family]) == "1"
+    # In a dry run, what is to be closed is still open.
+    planned = work.closing if work.dry_run else frozenset[int]()
+    work.settle(
+        lambda record, so_far: forwarding.plan_opening(work.families, forwarded() - planned, record, so_far),
+        OF_FORWARDING,
+    )
 
 
 def _name(family: int) -> str:
+    from .core.provider_operations import FORWARDING
+
     return ".".join(("net", *FORWARDING[family]))

@@ -14,7 +14,7 @@ from . import forwarding
 from .core import mtu, nftables, provider
 from .core.provider import ProviderSettings
 from .core.record import Loaded, Provided, checksum
-from .core.values import IPV6
+from .core.values import IPV4, IPV6
 from .errors import FileError, GuestnetError
 from .paths import Paths
 from .system import nft, services, tunables
@@ -192,7 +192,7 @@ class Rules:
             work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
             if unfiltered and not services.filters(self._paths.flags):
                 return ()
-            every = frozenset(forwarding.FORWARDING)
+            every = frozenset({IPV4, IPV6})
             families = every if services.provides(self._paths.flags) else work.provided.forwarding
             provided = work.provided._replace(forwarding=families)
             work.save(provided._replace(unfiltered=True) if unfiltered else provided._replace(closed=True))

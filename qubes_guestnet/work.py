@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from .core.attachment import VifReport
     from .core.limits import Limits
     from .core.nameservers import Choice
+    from .core.operations import Outcome, Planned
     from .core.provided import Lines, ProviderReport
+    from .core.record import Record
+    from .flow import Adapters
 
 
 class Work:
@@ -82,6 +85,19 @@ class Work:
             step()
         except GuestnetError as error:
             self.errors.append(error)
+
+    def settle(self, plan: Callable[[Record, Outcome], Planned], adapters: Adapters) -> None:
+        """Plan, and but for a dry run apply, until a plan is empty; see `flow.settle`. It raises nothing."""
+        from .core.operations import Outcome  # where there is something to settle
+        from .flow import settle
+
+        if self.dry_run:
+            planned, outcome = plan(self.ledger.record, Outcome()), Outcome()
+            self.todo += map(str, planned.ops)
+        else:
+            planned, outcome = settle(plan, adapters, self.ledger)
+        self.done += map(str, outcome.done)
+        self.errors += (*outcome.errors, *planned.errors)
 
     def do(self, words: str, action: Callable[[], object]) -> None:
         """Do it, or in a dry run say that it is to do."""

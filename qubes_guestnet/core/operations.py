@@ -19,22 +19,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from . import plan
 from .namedtuple import NamedTuple, distinct
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from ..errors import GuestnetError
-    from .provider_operations import EndFlowtable, LoadFlowtable
+    from . import plan
+    from .provider_operations import EndFlowtable, LoadFlowtable, SetForwarding
     from .record import Record
     from .service_operations import ServiceOperation
 
 # The sysctl.d files count before a link goes up (behaviour B17). A profile is on disk before NetworkManager is told to
 # read it, and read before it is put in force. The kernel is ready before a service is asked that may hang, and
 # systemd-resolved, which may, is the last one.
-# What is offloaded passes by the rules: the flowtable ends first, and comes last.
+# What is offloaded passes by the rules and by the switch of forwarding: the flowtable ends first, and comes last.
 ORDER = (
     "EndFlowtable",
+    "SetForwarding",
     "ApplySysctl",
     "Op",  # among themselves by plan.ORDER
     "RewriteProfile",
@@ -70,7 +71,7 @@ class ApplySysctl(NamedTuple):
 
 
 if TYPE_CHECKING:
-    Operation = plan.Op | ApplySysctl | ServiceOperation | LoadFlowtable | EndFlowtable
+    Operation = plan.Op | ApplySysctl | ServiceOperation | SetForwarding | LoadFlowtable | EndFlowtable
 
 
 class Planned(NamedTuple):
@@ -119,8 +120,9 @@ def in_order(ops: Iterable[Operation]) -> tuple[Operation, ...]:
 
 def hinders(failed: Operation, op: Operation) -> bool:
     """Whether an operation cannot be done, or must not, because another one failed."""
-    if isinstance(failed, plan.Op) and isinstance(op, plan.Op):
-        return plan.hinders(failed, op)
+    by_itself = getattr(failed, "hinders", None)
+    if by_itself is not None:
+        return bool(by_itself(op))
     about = [getattr(each, _ABOUT.get(kind(each), ""), None) for each in (failed, op)]
     return about[0] is not None and about[0] == about[1]
 

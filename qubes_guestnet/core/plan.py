@@ -94,6 +94,15 @@ class Op(NamedTuple):
             return self.subject.version
         return 0
 
+    def hinders(self, other: object) -> bool:
+        """Whether another operation cannot be done because this one failed.
+
+        Without the address of its family it would fail for the same reason, or be a route without a source address.
+        """
+        if not isinstance(other, Op) or (self.ifindex, self.family) != (other.ifindex, other.family):
+            return False
+        return self.verb is Verb.ADDRESS_ADD and other.verb in ADDING
+
     def __str__(self) -> str:
         return " ".join(_words(self))
 
@@ -205,15 +214,6 @@ def in_order(ops: Iterable[Op]) -> tuple[Op, ...]:
         return (not blocks, _POSITION[op.verb], op.family, by_gateway, str(op))
 
     return tuple(sorted(ops, key=key))
-
-
-def hinders(failed: Op, op: Op) -> bool:
-    """Whether an operation cannot be done because another one failed.
-
-    Without the address of its family it would fail for the same reason, or be a route without a source address.
-    """
-    same = (failed.ifindex, failed.family) == (op.ifindex, op.family)
-    return same and failed.verb is Verb.ADDRESS_ADD and op.verb in ADDING
 
 
 def takedown(link: Link) -> tuple[Op, ...]:

@@ -3,8 +3,31 @@
 
 from __future__ import annotations
 
-from . import flowtable
 from .namedtuple import NamedTuple, distinct
+from .values import IPV4, IPV6, Tunable
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from types import ModuleType
+
+# Where the kernel has the switch of forwarding of each family.
+FORWARDING = {IPV4: ("ipv4", "ip_forward"), IPV6: ("ipv6", "conf", "all", "forwarding")}
+
+
+@distinct
+class SetForwarding(NamedTuple):
+    """Open or close the forwarding of a family, 4 or 6."""
+
+    family: int
+    on: bool
+
+    @property
+    def tunable(self) -> Tunable:
+        """As the kernel takes it."""
+        return Tunable(FORWARDING[self.family], "1" if self.on else "0")
+
+    def __str__(self) -> str:
+        return str(self.tunable)
 
 
 @distinct
@@ -21,12 +44,12 @@ class LoadFlowtable(NamedTuple):
     ipv6: bool
 
     def __str__(self) -> str:
-        return f"nft -f: table inet {flowtable.TABLE} with a flowtable of {len(self.names)} devices"
+        return f"nft -f: table inet {_flowtable().TABLE} with a flowtable of {len(self.names)} devices"
 
     @property
     def names(self) -> tuple[str, ...]:
         """The devices that may stand in a text for nft."""
-        return tuple(name for _, name, _ in self.devices if flowtable.usable(name))
+        return tuple(name for _, name, _ in self.devices if _flowtable().usable(name))
 
 
 @distinct
@@ -34,4 +57,10 @@ class EndFlowtable(NamedTuple):
     """End the offload, whether there is any or not."""
 
     def __str__(self) -> str:
-        return f"nft -f: table inet {flowtable.TABLE} deleted"
+        return f"nft -f: table inet {_flowtable().TABLE} deleted"
+
+
+def _flowtable() -> ModuleType:
+    from . import flowtable  # a boot, which closes and opens, has none
+
+    return flowtable

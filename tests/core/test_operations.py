@@ -27,7 +27,7 @@ from qubes_guestnet.core.operations import (
     kind,
 )
 from qubes_guestnet.core.plan import Op, Verb
-from qubes_guestnet.core.provider_operations import EndFlowtable, LoadFlowtable
+from qubes_guestnet.core.provider_operations import EndFlowtable, LoadFlowtable, SetForwarding
 from qubes_guestnet.core.record import Record
 from qubes_guestnet.core.resolved import LinkNames
 from qubes_guestnet.core.service_operations import (
@@ -41,7 +41,7 @@ from qubes_guestnet.core.service_operations import (
     SetLinkNames,
     StartHooks,
 )
-from qubes_guestnet.dispatch import of_rules, of_uplink
+from qubes_guestnet.dispatch import OF_FORWARDING, of_rules, of_uplink
 from qubes_guestnet.errors import GuestnetError, KernelError, Vanished
 from tests.core.memory import Memory
 
@@ -66,6 +66,7 @@ WORDS: dict[str, Operation] = {
     "resolvectl revert eth0": RevertLinkNames(2, "eth0"),
     "nft -f: table inet qubes-offload with a flowtable of 1 devices": LoadFlowtable(((2, "eth0", 1500),), False),
     "nft -f: table inet qubes-offload deleted": EndFlowtable(),
+    "sysctl net/ipv4/ip_forward=1": SetForwarding(4, True),
 }
 
 
@@ -76,12 +77,13 @@ def test_an_operation_reads_as_what_it_does(words: str, op: Operation) -> None:
 
 def test_every_kind_has_its_place_its_adapter_and_its_words() -> None:
     modules = (operations, service_operations, provider_operations)
-    classes = {each for module in modules for each in vars(module).values() if isinstance(each, type)}
-    kinds = {each.__name__ for each in classes if issubclass(each, tuple)} - {"Planned", "Outcome"}
+    made = (each for module in modules for each in vars(module).values() if isinstance(each, type))
+    kinds = {each.__name__ for each in made if each.__module__ in {module.__name__ for module in modules}}
+    kinds -= {"Planned", "Outcome"}
     assert len(ORDER) == len(set(ORDER))
     assert {*kinds, "Op"} == set(ORDER) == {kind(op) for op in WORDS.values()}
     uplink = of_uplink(SimpleNamespace(apply=None), SimpleNamespace())  # type: ignore[arg-type]
-    assert {*uplink, *of_rules(SimpleNamespace())} == set(ORDER)  # type: ignore[arg-type]
+    assert {*uplink, *of_rules(SimpleNamespace()), *OF_FORWARDING} == set(ORDER)  # type: ignore[arg-type]
     assert set(ORDER) >= ENDS_ROUND | NEEDS_RECORD
 
 
@@ -96,6 +98,7 @@ EVERYTHING: list[Operation] = [
     ActivateProfile("qubes-uplink-eth1", "eth1", "1-3"),
     ApplySysctl("eth1"),
     StartHooks(3, ("/rw/config/a",)),
+    SetForwarding(6, False),
 ]
 
 

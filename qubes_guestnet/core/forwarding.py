@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The switch of forwarding of each family: closed, opened, and left alone where another program has closed it.
+
+The record says beforehand what is about to be done. A family that the record calls forwarded, and that the kernel does
+not forward though we have not `shut` it, was therefore switched off by another program or by the owner, and stays so
+(behaviour B133).
+Closing is insisted on: what is open again is closed again. Opening is not: what is closed again is another's doing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .operations import Outcome, Planned
+from .provider_operations import SetForwarding
+from .record import Provided, Record
+
+
+def stopped(provided: Provided, on: frozenset[int]) -> frozenset[int]:
+    """Families whose forwarding another program has switched off.
+
+    Args:
+        provided: as recorded.
+        on: families that the kernel forwards.
+    """
+    return (provided.stopped | (provided.forwarding - provided.shut)) - on
+
+
+def obeying(provided: Provided, on: frozenset[int]) -> Provided:
+    """A record in which what another program has switched off is stopped, and what it has switched on again ours."""
+    off = stopped(provided, on)
+    if off == provided.stopped:
+        return provided
+    ours = provided.forwarding | (provided.stopped & on)
+    return provided._replace(stopped=off, forwarding=ours - off)
+
+
+def plan_closing(families: Iterable[int], on: frozenset[int], record: Record) -> Planned:
+    """Close what is open of these families, for good: what is closed is ours no longer.
+
+    Args:
+        families: not to be forwarded any more.
+        on: families that the kernel forwards.
+        record: the owned record.
+    """
+    families = frozenset(families)
+    provided, gone = record.provided, families - on
+    provided = provided._replace(forwarding=provided.forwarding - gone, shut=provided.shut - gone)
+    return _switch(families & on, record._replace(provided=provided), on=False)
+
+
+def plan_shutting(families: Iterable[int], on: frozenset[int], record: Record) -> Planned:
+    """Close what is open of these families for as long as it takes to bring the rules back; they stay ours."""
+    return _switch(frozenset(families) & on, record, on=False)
+
+
+def plan_opening(families: Iterable[int], on: frozenset[int], record: Record, so_far: Outcome) -> Planned:
+    """Open what is closed of these families.
+
+    Args:
+        families: to be forwarded.
+        on: families that the kernel forwards.
+        record: the owned record.
+        so_far: what came of the operations of this pass: one that was opened and is closed is another's doing.
+    """
+    families = frozenset(families)
+    opened = frozenset(family for family in families if SetForwarding(family, True) in so_far.done)
+    provided = record.provided._replace(shut=record.provided.shut - (families & (on | opened)))
+    return _switch(families - on - opened, record._replace(provided=provided), on=True)
+
+
+def _switch(families: frozenset[int], record: Record, *, on: bool) -> Planned:
+    provided = record.provided
+    provided = provided._replace(forwarding=provided.forwarding | families, shut=provided.shut | families)
+    ops = tuple(SetForwarding(family, on) for family in sorted(families))
+    return Planned(ops, record._replace(provided=provided))
