@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error; 2 wrong usage, or an interface that dom0 does not manage; 100 `dns sync`: unchanged since it last ran.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _show_all_characters()
     try:
         verb, options = _plain(arguments) or _parsed(arguments)
         status = _function(verb)(options)
@@ -129,6 +130,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno != errno.EPIPE:
             print(f"qubes-guestnet: standard output: {error.strerror}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _show_all_characters() -> None:
+    """Have standard output escape what its locale cannot show, as standard error does, instead of failing (B120)."""
+    encoding = getattr(sys.stdout, "encoding", None)
+    if encoding and encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _function(verb: Verb) -> Callable[[Options], int]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TextIO
 
+from ..errors import printable
 from . import interruption
 from .namespaces import die_with_parent, isolate
 
@@ -143,17 +144,18 @@ class Display:
 
     def begin(self, text: str) -> None:
         """A step begins."""
+        text = printable(text)
         self._step, self._notes, self._began = text, [], time.monotonic()
         self.tick()
 
     def step_within(self, text: str) -> None:
         """The present step goes on under another name."""
-        self._step = text
+        self._step = printable(text)
         self.tick()
 
     def note(self, text: str) -> None:
         """A finding of the present step: shown below it when it is over."""
-        self._notes += text.splitlines()
+        self._notes += text.splitlines()  # shown by `detail`
 
     def end(self, held: bool, outcome: str = "") -> None:
         """The present step is over."""
@@ -161,7 +163,7 @@ class Display:
             return
         mark = self.paint("✓", "green", "bold") if held else self.paint("✗", "red", "bold")
         took = self.paint(f"{time.monotonic() - self._began:5.2f} s", "dim")
-        shown = f" {self.paint(outcome, 'red')}" if outcome else ""
+        shown = f" {self.paint(printable(outcome), 'red')}" if outcome else ""
         self.line(f" {mark} {took}  {self._step}{shown}")
         for note in self._notes:
             self.detail(note)
@@ -170,7 +172,7 @@ class Display:
     def detail(self, text: str, *styles: str) -> None:
         """Lines below a step; on a terminal folded to its width."""
         for line in text.splitlines():
-            for part in self._folded(line, _INDENT):
+            for part in self._folded(printable(line), _INDENT):
                 self.line(" " * _INDENT + self.paint(part, *(styles or ("dim",))))
 
     def tick(self) -> None:
@@ -206,6 +208,8 @@ class Display:
             apart: the words of a last cell that does not fit stand on a line each, and where no room is left for the
                 longest of them, below the row.
         """
+        head = tuple(map(printable, head))
+        rows = [tuple(map(printable, row)) for row in rows]
         widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head) - 1)]
         indent = 1 + sum(widths) + 2 * len(widths)
         longest = max(len(word) for row in rows for word in (row[-1].split() or [""])) if rows else 0

@@ -106,3 +106,33 @@ def test_foreign_names_and_comments_are_escaped(made: str, verbs: tuple[tuple[st
         assert b"Traceback" not in done.stderr, done.stderr
         assert b"\x1b" not in done.stdout + done.stderr, (verb, done)
     assert "\x1b" not in host.trouble()
+
+
+RAW_TABLE = """
+from qubes_guestnet.system import netlink_wire as wire
+from qubes_guestnet.system import nfnetlink_batch as batch
+
+create, head, name = wire.NLM_F_ACK | batch.NLM_F_CREATE, batch.header(2), "x\\x1b[31m"  # NFPROTO_IPV4
+hook = batch.nested(4, batch.number(1, 2) + batch.number(2, 0))  # forward, priority 0
+chain = batch.text(1, name) + batch.text(3, name) + hook + batch.text(7, "filter")
+with wire.opened(wire.NETLINK_NETFILTER) as asking:
+    batch.commit(asking, [
+        (batch.NFT_MSG_NEWTABLE, create, head + batch.text(1, name)),
+        (batch.NFT_MSG_NEWCHAIN, create, head + chain),
+    ])
+"""
+
+
+@pytest.mark.behaviour("B120")
+def test_a_table_with_a_name_that_nft_would_refuse_is_escaped() -> None:
+    """By netlink a name may hold any byte; nft prints it as it is."""
+    host = Hosting(ENTRIES6)
+    host.qube.run(sys.executable, "-c", RAW_TABLE)
+    assert "x\x1b[31m" in host.oracle.run("nft", "list", "tables").stdout
+    for verb in (("check",), ("check", "--json"), ("status",), ("status", "--json"), ("plan",), ("apply",)):
+        done = output(host, *verb)
+        assert b"Traceback" not in done.stderr, done.stderr
+        assert b"\x1b" not in done.stdout + done.stderr, (verb, done)
+    eventually(lambda: b"x\\x1b[31m" in output(host, "check").stdout + output(host, "status").stdout)
+    assert "\x1b" not in host.trouble()
+    host.attach(4)
