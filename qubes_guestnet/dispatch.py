@@ -49,10 +49,13 @@ OF_FORWARDING: Adapters = {"SetForwarding": lambda op: tunables.write(op.tunable
 
 
 def of_rules(transactions: Transactions) -> Adapters:
-    """For what a provider has of nft."""
-    from .core import flowtable
+    """For what a provider has of nft, and the services that go by it."""
+    from .core import flowtable, nftables
+    from .system import services
 
     return {
+        "SetFirewallServers": lambda op: transactions.run(nftables.firewall_servers(op.addresses)),
+        "UnitJob": lambda op: services.queue_job(op.verb, op.unit),
         "LoadFlowtable": lambda op: transactions.run(flowtable.load(op.names, ipv6=op.ipv6)),
         "EndFlowtable": lambda _op: transactions.run(flowtable.END),
     }

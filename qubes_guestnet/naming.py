@@ -16,9 +16,13 @@ import time
 from functools import partial
 from ipaddress import IPv4Address
 
-from .core import attachment, endpoint, foreign_names, nameservers, nftables, provider
+from .core import attachment, endpoint, foreign_names, name_followers, nameservers, nftables, provider
+from .core.name_followers import Facts
 from .core.nameservers import NameFacts
-from .core.record import FOREIGN, Loaded, checksum
+from .core.operations import Outcome, Planned
+from .core.provider_operations import SetFirewallServers
+from .core.record import FOREIGN, Loaded, Record, checksum
+from .dispatch import of_rules
 from .errors import GuestnetError
 from .system import conntrack, devices, files, nft, services
 from .system.systemd import INFO, WARNING, log
@@ -84,9 +88,8 @@ class Names:
         if choice.last != work.provided.last:
             work.save(work.provided._replace(last=choice.last))
         self._bring(work, choice, virtual)
-        work.attempt(partial(self._tell_firewall, work))
-        work.attempt(partial(self._tell_proxy, work, choice))
-        work.attempt(partial(self._reload_firewall, work))
+        servers = work.names.servers
+        work.settle(partial(self._plan_followers, servers, choice.servers), of_rules(self._nft))
         self._tell_people(work)
 
     def _choose(
@@ -232,45 +235,39 @@ class Names:
         if good:
             self._nft.found_right(REDIRECTION, self._nft.ours)
 
-    def _tell_proxy(self, work: Work, choice: Choice) -> None:
-        """The updates proxy, unless it was told of these servers: a restart that failed is still to do (B147).
+    # --- services and people that are told ---------------------------------------------------------------------------
 
-        With no server to ask there is nothing to start it for.
+    def _plan_followers(
+        self, servers: tuple[Endpoint, ...], chosen: tuple[Endpoint, ...], record: Record, so_far: Outcome
+    ) -> Planned:
+        """Observe what has to know where names go, and plan; each is looked at only where it may not know yet.
+
+        Args:
+            servers: where names go, be it by rules of another program.
+            chosen: where this qube would have them go.
+            record: the owned record.
+            so_far: what came of the operations of this pass.
         """
-        servers = tuple(map(str, choice.servers))
-        if not servers or servers == work.provided.proxied:
-            return
-        for words in services.updates_proxy(self._paths.flags):
-            work.do(" ".join(words), partial(services.restart, words))
-        work.save(work.provided._replace(proxied=servers))
-
-    # --- programs and people that are told ---------------------------------------------------------------------------
-
-    def _tell_firewall(self, work: Work) -> None:
-        """The set of the firewall's table, which is made and else filled by the firewall's service."""
-        servers = work.names.servers if work.names is not None else ()
-        if self._told == servers and self._nft.settled(FIREWALL):
-            return
-        generation = nft.generation()
-        listing = nft.named_set("ip", nftables.FIREWALL_TABLE, nftables.DNS_SET)
-        addresses = tuple(server.address for server in servers if isinstance(server.address, IPv4Address))
-        wanted = frozenset(f"ip {nftables.DNS_SET} {address}" for address in addresses)
-        if listing and attachment.listed(listing) != wanted:
-            words = f"nft -f: {nftables.DNS_SET} of the firewall: {' '.join(map(str, addresses)) or 'none'}"
-            work.do(words, partial(self._nft.run, nftables.firewall_servers(addresses)))
-            generation = self._nft.ours
-        if not work.dry_run:
+        errors: list[GuestnetError] = []
+        facts = Facts(servers, chosen, proxy=services.has_updates_proxy(self._paths.flags))
+        generation, right = nft.generation(), self._told == servers and self._nft.settled(FIREWALL)
+        try:
+            listing = "" if right else nft.named_set("ip", nftables.FIREWALL_TABLE, nftables.DNS_SET)
+            facts = facts._replace(held=attachment.listed(listing) if listing else None)
+            right = True
+        except GuestnetError as error:
+            errors.append(error)
+        try:
+            if name_followers.behind(record):
+                active = services.has_firewall(self._paths.flags) and services.firewall_state() == "active"
+                facts = facts._replace(firewall=active)
+        except GuestnetError as error:
+            errors.append(error)
+        planned = name_followers.plan(facts, record, so_far)
+        if right and not any(isinstance(op, SetFirewallServers) for op in planned.ops):
             self._nft.found_right(FIREWALL, generation)
             self._told = servers
-
-    def _reload_firewall(self, work: Work) -> None:
-        """The daemon of core-agent's firewall looks names up anew when it is reloaded, and only then (B136)."""
-        servers = work.provided.servers
-        wanted = checksum(" ".join(servers).encode()) if servers else ""
-        if work.dry_run or work.provided.reloaded == wanted:
-            return
-        work.done += services.reload_firewall(self._paths.flags)
-        work.save(work.provided._replace(reloaded=wanted))
+        return planned._replace(errors=tuple(errors))
 
     def _tell_people(self, work: Work) -> None:
         """The journal, once for each time that names do not go where they usually do."""

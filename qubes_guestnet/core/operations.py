@@ -25,7 +25,7 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean
 if TYPE_CHECKING:
     from ..errors import GuestnetError
     from . import plan
-    from .provider_operations import EndFlowtable, LoadFlowtable, SetForwarding
+    from .provider_operations import ProviderOperation
     from .record import Record
     from .service_operations import ServiceOperation
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 ORDER = (
     "EndFlowtable",
     "SetForwarding",
+    "SetFirewallServers",
+    "UnitJob",
     "ApplySysctl",
     "Op",  # among themselves by plan.ORDER
     "RewriteProfile",
@@ -71,7 +73,7 @@ class ApplySysctl(NamedTuple):
 
 
 if TYPE_CHECKING:
-    Operation = plan.Op | ApplySysctl | ServiceOperation | SetForwarding | LoadFlowtable | EndFlowtable
+    Operation = plan.Op | ApplySysctl | ServiceOperation | ProviderOperation
 
 
 class Planned(NamedTuple):

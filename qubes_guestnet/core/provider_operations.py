@@ -8,6 +8,7 @@ from .values import IPV4, IPV6, Tunable
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
+    from ipaddress import IPv4Address
     from types import ModuleType
 
 # Where the kernel has the switch of forwarding of each family.
@@ -28,6 +29,32 @@ class SetForwarding(NamedTuple):
 
     def __str__(self) -> str:
         return str(self.tunable)
+
+
+@distinct
+class SetFirewallServers(NamedTuple):
+    """Have the set of the firewall's table hold these name servers and no others (behaviour B45)."""
+
+    addresses: tuple[IPv4Address, ...]
+
+    def __str__(self) -> str:
+        return f"nft -f: dns-addr of the firewall: {' '.join(map(str, self.addresses)) or 'none'}"
+
+
+@distinct
+class UnitJob(NamedTuple):
+    """Queue a job of systemd for a unit, and do not wait for its end.
+
+    Args:
+        verb: `reload`, `try-restart` or another one of systemctl.
+        unit: with its suffix.
+    """
+
+    verb: str
+    unit: str
+
+    def __str__(self) -> str:
+        return f"systemctl --no-block {self.verb} {self.unit}"
 
 
 @distinct
@@ -64,3 +91,7 @@ def _flowtable() -> ModuleType:
     from . import flowtable  # a boot, which closes and opens, has none
 
     return flowtable
+
+
+if TYPE_CHECKING:
+    ProviderOperation = SetForwarding | SetFirewallServers | UnitJob | LoadFlowtable | EndFlowtable

@@ -145,32 +145,27 @@ def may_offload(folder: str = FLAGS_FOLDER) -> bool:
     return not os.path.exists(os.path.join(folder, NO_OFFLOAD))
 
 
-def updates_proxy(folder: str = FLAGS_FOLDER) -> tuple[tuple[str, ...], ...]:
-    """What has the updates proxy take up other name servers: it reads them at its start only (#3135).
-
-    Returns:
-        The words of one command for `restart`; none where the proxy is not asked for, or without systemd.
-    """
-    if not programs.find("systemctl") or not os.path.exists(os.path.join(folder, UPDATES_PROXY)):
-        return ()
-    return (("systemctl", "--no-block", "try-restart", f"{UPDATES_PROXY}.service"),)
-
-
-def restart(words: tuple[str, ...]) -> None:
-    """Run one command of systemctl.
-
-    Raises:
-        ProgramError: systemctl cannot be started, or says no.
-    """
-    done = programs.run((programs.find(words[0]), *words[1:]), _RESTART_SECONDS)
-    if done.status:
-        remedy = f"tried again; see systemctl status {words[-1]}"
-        raise programs.ProgramError(f"{' '.join(words)}: {done.output[-200:] or f'exit status {done.status}'}", remedy)
+def has_updates_proxy(folder: str = FLAGS_FOLDER) -> bool:
+    """Whether the updates proxy is a service of this qube: its flag is set, and systemctl is there."""
+    return bool(programs.find("systemctl")) and os.path.exists(os.path.join(folder, UPDATES_PROXY))
 
 
 def has_firewall(folder: str = FLAGS_FOLDER) -> bool:
     """Whether the firewall of the qubes is a service of this qube: its flag is set, and systemd runs."""
     return os.path.exists(os.path.join(folder, FIREWALL)) and os.path.isdir("/run/systemd/system")
+
+
+def queue_job(verb: str, unit: str) -> None:
+    """Have systemd queue a job for a unit; its end is not waited for.
+
+    Args:
+        verb: of systemctl.
+        unit: with its suffix.
+
+    Raises:
+        ProgramError: systemctl cannot be started, or says no; it may later.
+    """
+    _systemctl(("--no-block", verb, unit))
 
 
 def restart_firewall() -> str:
@@ -180,11 +175,10 @@ def restart_firewall() -> str:
         What was done, in words; it is not ready yet.
 
     Raises:
-        ProgramError: systemctl cannot be started, or says no.
+        ProgramError: as `queue_job`.
     """
-    words = ("--no-block", "restart", f"{FIREWALL}.service")
-    _systemctl(words)
-    return " ".join(("systemctl", *words))
+    queue_job("restart", f"{FIREWALL}.service")
+    return f"systemctl --no-block restart {FIREWALL}.service"
 
 
 def firewall_state() -> str:
@@ -216,32 +210,12 @@ def _firewall_state() -> tuple[str, str]:
     return state, said.get("LoadState", "")
 
 
-def reload_firewall(folder: str = FLAGS_FOLDER) -> tuple[str, ...]:
-    """Have the firewall of the qubes read its rules and look up the names in them anew, if it runs.
-
-    Returns:
-        What was done, in words.
-
-    Raises:
-        ProgramError: systemctl cannot be started, or says no; it may later.
-    """
-    words = ("--no-block", "reload", f"{FIREWALL}.service")
-    try:
-        if not has_firewall(folder) or firewall_state() != "active":
-            return ()  # it reads them when it starts
-        _systemctl(words)
-    except programs.ProgramError as error:
-        error.retryable = True
-        raise
-    return (" ".join(("systemctl", *words)),)
-
-
 def _systemctl(words: tuple[str, ...]) -> str:
     program = programs.find("systemctl")
     if not program:
         raise programs.ProgramError("systemctl is not there", "install systemd")
     done = programs.run((program, *words), _RESTART_SECONDS)
     if done.status:
-        problem = f"systemctl {' '.join(words)}: {done.output[-200:]}"
-        raise programs.ProgramError(problem, f"systemctl status {FIREWALL}")
+        problem = f"systemctl {' '.join(words)}: {done.output[-200:] or f'exit status {done.status}'}"
+        raise programs.ProgramError(problem, f"tried again; see systemctl status {words[-1]}")
     return done.output

@@ -27,7 +27,13 @@ from qubes_guestnet.core.operations import (
     kind,
 )
 from qubes_guestnet.core.plan import Op, Verb
-from qubes_guestnet.core.provider_operations import EndFlowtable, LoadFlowtable, SetForwarding
+from qubes_guestnet.core.provider_operations import (
+    EndFlowtable,
+    LoadFlowtable,
+    SetFirewallServers,
+    SetForwarding,
+    UnitJob,
+)
 from qubes_guestnet.core.record import Record
 from qubes_guestnet.core.resolved import LinkNames
 from qubes_guestnet.core.service_operations import (
@@ -67,6 +73,8 @@ WORDS: dict[str, Operation] = {
     "nft -f: table inet qubes-offload with a flowtable of 1 devices": LoadFlowtable(((2, "eth0", 1500),), False),
     "nft -f: table inet qubes-offload deleted": EndFlowtable(),
     "sysctl net/ipv4/ip_forward=1": SetForwarding(4, True),
+    "nft -f: dns-addr of the firewall: 192.0.2.1": SetFirewallServers((ipaddress.IPv4Address("192.0.2.1"),)),
+    "systemctl --no-block reload qubes-firewall.service": UnitJob("reload", "qubes-firewall.service"),
 }
 
 
