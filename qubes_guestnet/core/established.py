@@ -3,7 +3,7 @@
 
 A rule is no obstacle when it provably treats an offloaded connection as if that went the whole way:
 
-* It concerns other packets: `ct state new`, or TCP packets with the flag SYN.
+* It concerns other packets, see `other_packets`.
 * It lets pass what it fits: `accept`, `return` or no verdict, whatever its conditions are, a limit or a set included.
   What it does not fit comes to the rules behind it, which are judged by themselves. Counters, named ones too, and the
   kernel's log tell of the first packets of such a connection, as docs/provider.md says.
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from . import nft_listing
+from . import nft_listing, other_packets
 from .namedtuple import NamedTuple
 from .nftables import FIREWALL_TABLE
 from .shadows import Chain
@@ -30,8 +30,7 @@ from .shadows import Chain
 ChainName = tuple[str, str, str]  # family, table, name
 _Condition = tuple[str, bool, str]  # key, whether negated, value
 
-_UNJUDGED = frozenset({"new", "invalid", "related", "untracked"})
-_STATES = _UNJUDGED | {"established"}
+_STATES = other_packets.STATES | {"established"}
 
 
 def _keys(*words: str) -> tuple[tuple[str, ...], ...]:
@@ -158,7 +157,7 @@ class _Look:
             words = nft_listing.words(text)
             if accepts(words):
                 return True
-            if concerns_others(words) or _is_of_a_beginning(words) or self._is_known(text):
+            if other_packets.alone(words) or self._is_known(text):
                 continue
             rule = understood(words)
             if rule is None or (rule.verdict in _REFUSES and not self._is_passed(rule, way)):
@@ -258,30 +257,6 @@ def _uncounted(words: list[str]) -> list[str]:
     return words[:place] + words[place + _passive(words[place:]) :]
 
 
-def concerns_others(words: list[str]) -> bool:
-    """Whether a rule is for other packets alone, by a condition that none of an established connection meets."""
-    for place in range(len(words) - 2):
-        if words[place : place + 2] == ["ct", "state"] and _UNJUDGED.issuperset(words[place + 2].split(",")):
-            return True
-    return False
-
-
-def _is_of_a_beginning(words: list[str]) -> bool:
-    """Whether a rule is for TCP packets with the flag SYN alone, as what clamps the MSS: with these connections begin.
-
-    nft says `tcp flags syn`, `tcp flags syn / syn,rst`, or in version 1.0.0 `tcp flags & (syn | rst) == syn`.
-    """
-    for place in range(len(words) - 2):
-        if words[place : place + 2] != ["tcp", "flags"]:
-            continue
-        rest = words[place + 2 :]
-        if rest[0] == "&":
-            rest = rest[rest.index("==") + 1 :] if "==" in rest[:-1] else []
-            return bool(rest) and "syn" in rest[0].split(",")
-        return "syn" in rest[0].split(",") if rest[1:2] == ["/"] else rest[0] == "syn"
-    return False
-
-
 def understood(words: list[str]) -> Rule | None:
     """A rule of conditions, counters, limits, the kernel's log and a verdict; None when anything else is in it."""
     words = nft_listing.without_log(words, nft_listing.KERNEL_LOG)
@@ -344,15 +319,28 @@ def _condition(words: list[str], keys: Iterable[tuple[str, ...]]) -> tuple[_Cond
 
 
 def _is_the_way_out(key: str, negated: bool, value: str) -> bool:
-    """Whether a condition is met on the way from a qube to the outside alone: by a vif in, or by another one out."""
-    name = value.strip('"')
+    """Whether a condition is met on the way from a qube to the outside alone: by a vif in, or by another one out.
+
+    Of a set each element has to say so; where all but these are meant, one is enough.
+    """
+    names = [name.strip('"') for name in value.strip("{} ").replace(",", " ").split()]
     if negated:
-        return (key, name) in (("oifgroup", "2"), ("oifname", "vif*"))
-    if key in ("iifgroup", "iifname"):
-        return name in ("2", "vif*")
+        return (key == "oifgroup" and "2" in names) or (key == "oifname" and "vif*" in names)
+    return bool(names) and all(_is_outward(key, name) for name in names)
+
+
+def _is_outward(key: str, name: str) -> bool:
+    """The same of a single interface, group or pattern of names."""
+    if key == "iifgroup":
+        return name == "2"
+    if key in ("iif", "iifname"):
+        return name.startswith("vif")
     if key == "oifgroup":
-        return name.isdecimal() and name != "2"
-    return key in ("oif", "oifname") and bool(name) and _USABLE.issuperset(name) and not name.startswith("vif")
+        return name == "default" or (name.isdecimal() and name != "2")  # nft has this name for group 0
+    if key not in ("oif", "oifname") or name.startswith("vif"):
+        return False
+    known = name.removesuffix("*")  # "v*" may be a vif's
+    return bool(known) and _USABLE.issuperset(known) and (known == name or not "vif".startswith(known))
 
 
 def _is_the_firewalls(chain: Chain, rule: str) -> bool:
