@@ -10,6 +10,7 @@ from functools import partial
 from . import downstream
 from .core import attachment, limits, mappings, nftables, provider
 from .core.attachment import VifReport
+from .core.downstream import ordered
 from .core.limits import Limits
 from .core.provider import ProviderSettings
 from .core.values import IPV4, IPInterface, State, Tunable
@@ -287,8 +288,13 @@ class Attachments:
 
     def follow(self, work: Work) -> None:
         """The set of addresses behind this qube alone, if dom0 has changed the list. Raises NftError."""
-        if work.active and not downstream.followed(work):
-            self._bring(work, downstream.present(work, self._nft))
+        if not work.active or downstream.followed(work):
+            return
+        before = len(work.errors)
+        self._bring(work, downstream.present(work, self._nft))
+        for error in work.errors[before:]:
+            if isinstance(error, nft.NftError):  # a record that cannot be read keeps no other vif from its network
+                raise error
 
     def _sweep_one(
         self, work: Work, vif: Vif, present: frozenset[str] | None, listing: str, there: tuple[Vif, ...]
@@ -328,7 +334,7 @@ class Attachments:
         missing = tuple(element for element in elements if not attachment.is_there(element, present))
         # Of an address that it has and may not use now, as when IPv6 goes; what others let it use is theirs to end.
         idle = frozenset(vif.addresses) - frozenset(provider.elements(vif, work.settings).downstream)
-        lines = nftables.detach(vif.name.text, downstream.ordered(idle), idle, self._arp_mac(vif)).splitlines()
+        lines = nftables.detach(vif.name.text, ordered(idle), idle, self._arp_mac(vif)).splitlines()
         stale = (line for line in lines if line.startswith("delete") and attachment.is_there(line, present))
         return (*missing, *stale)
 

@@ -45,7 +45,10 @@ def of_services(others: OtherServices) -> Adapters:
     }
 
 
-OF_FORWARDING: Adapters = {"SetForwarding": lambda op: tunables.write(op.tunable.path, op.tunable.value)}
+OF_FORWARDING: Adapters = {
+    "CloseForwarding": lambda op: tunables.write(op.tunable.path, op.tunable.value),
+    "OpenForwarding": lambda op: tunables.write(op.tunable.path, op.tunable.value),
+}
 
 
 def of_rules(transactions: Transactions) -> Adapters:
@@ -54,6 +57,7 @@ def of_rules(transactions: Transactions) -> Adapters:
     from .system import services
 
     return {
+        "ChangeDownstream": lambda op: transactions.run(op.text),
         "SetFirewallServers": lambda op: transactions.run(nftables.firewall_servers(op.addresses)),
         "UnitJob": lambda op: services.queue_job(op.verb, op.unit),
         "LoadFlowtable": lambda op: transactions.run(flowtable.load(op.names, ipv6=op.ipv6)),

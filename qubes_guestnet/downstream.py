@@ -8,19 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .core import attachment, nftables, provider
-from .core.record import checksum
-from .core.values import IPV4, IPAddress
+from .core import attachment, downstream, provider
+from .core.downstream import Facts
+from .core.values import IPV4
 from .core.vif import Vif
+from .dispatch import of_rules
 from .system import nft
 from .transactions import Transactions
 from .work import Work
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from .core.operations import Outcome, Planned
+    from .core.record import Record
 
 
 def bring(
     work: Work, transactions: Transactions, records: Iterable[Vif], held: frozenset[str], *, complete: bool = True
 ) -> None:
-    """Have it hold what it should.
+    """Have it hold what it should; errors are added to those of the pass.
 
     Args:
         work: the pass.
@@ -28,24 +34,16 @@ def bring(
         records: of all vifs.
         held: what the sets hold, by `present`.
         complete: no record is missing; else nothing is taken out.
-
-    Raises:
-        NftError: it could not be done.
     """
-    behind = {address for vif in records for address in provider.elements(vif, work.settings).downstream}
-    connected = work.settings.connected
-    there = attachment.downstream(held)
-    known = complete and "connected" not in work.settings.held
-    stale = there - connected - behind if known else frozenset[IPAddress]()
-    text = nftables.downstream(ordered((connected | behind) - there), ordered(stale))
-    lines = [f"nft {line}" for line in text.splitlines()]
-    if work.dry_run:
-        work.todo += lines
-        return
-    if text:
-        transactions.run(text)
-        work.done += lines
-    work.save(work.provided._replace(connected=_sum(work)))
+    behind = frozenset(address for vif in records for address in provider.elements(vif, work.settings).downstream)
+    complete = complete and "connected" not in work.settings.held
+
+    def plan(record: Record, so_far: Outcome) -> Planned:
+        now = present(work, transactions) if so_far.done else held
+        there = attachment.downstream(now)
+        return downstream.plan(Facts(work.settings.connected, behind, there, complete), record)
+
+    work.settle(plan, of_rules(transactions))
 
 
 def present(work: Work, transactions: Transactions) -> frozenset[str]:
@@ -56,14 +54,5 @@ def present(work: Work, transactions: Transactions) -> frozenset[str]:
 
 
 def followed(work: Work) -> bool:
-    """Whether dom0's list is still the one that was last brought: one attach does not look at all of them."""
-    return work.provided.connected == _sum(work)
-
-
-def ordered(addresses: Iterable[IPAddress]) -> list[IPAddress]:
-    """One order each time, so that what is planned and what is done read alike."""
-    return sorted(addresses, key=lambda address: (address.version, int(address)))
-
-
-def _sum(work: Work) -> str:
-    return checksum(" ".join(map(str, ordered(work.settings.connected))).encode())
+    """See `core.downstream.follows`."""
+    return downstream.follows(work.ledger.record, work.settings.connected)

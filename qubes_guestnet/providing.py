@@ -254,8 +254,7 @@ class Provider:
         reason = (settings.connected, settings.gateway, ipv6, work.mtu, work.limits, work.kept)
         if self._swept == reason and not work.dry_run:
             if not self._nft.settled(SETS):
-                self._nft.found_right(SETS, nft.generation())  # our own transactions from here on keep it so
-                self._attachments.refill(work)
+                self._refill(work)
             return
         try:
             self._nft.found_right(SETS, nft.generation())
@@ -267,6 +266,14 @@ class Provider:
         self._attachments.sweep(work)
         if len(work.errors) == before:
             self._swept = reason
+
+    def _refill(self, work: Work) -> None:
+        """What the sets are to hold; where that fails, the next pass tries again."""
+        before = len(work.errors)
+        self._nft.found_right(SETS, nft.generation())  # our own transactions from here on keep it so
+        work.attempt(partial(self._attachments.refill, work))
+        if len(work.errors) > before:
+            self._nft.found_wrong(SETS)
 
 
 def _offload(paths: Paths, transactions: Transactions) -> Offload:

@@ -81,6 +81,10 @@ class Transactions:
         """
         self._verified[part] = generation
 
+    def found_wrong(self, part: str) -> None:
+        """Note that a part is not as it should be, or that this is not known."""
+        self._verified.pop(part, None)
+
     def doubt(self) -> None:
         """Nothing is known to be right any more."""
         self._verified.clear()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .operations import Outcome, Planned
-from .provider_operations import SetForwarding
+from .provider_operations import CloseForwarding, OpenForwarding
 from .record import Provided, Record
 
 
@@ -64,7 +64,7 @@ def plan_opening(families: Iterable[int], on: frozenset[int], record: Record, so
         so_far: what came of the operations of this pass: one that was opened and is closed is another's doing.
     """
     families = frozenset(families)
-    opened = frozenset(family for family in families if SetForwarding(family, True) in so_far.done)
+    opened = frozenset(family for family in families if OpenForwarding(family) in so_far.done)
     provided = record.provided._replace(shut=record.provided.shut - (families & (on | opened)))
     return _switch(families - on - opened, record._replace(provided=provided), on=True)
 
@@ -72,5 +72,6 @@ def plan_opening(families: Iterable[int], on: frozenset[int], record: Record, so
 def _switch(families: frozenset[int], record: Record, *, on: bool) -> Planned:
     provided = record.provided
     provided = provided._replace(forwarding=provided.forwarding | families, shut=provided.shut | families)
-    ops = tuple(SetForwarding(family, on) for family in sorted(families))
+    kind = OpenForwarding if on else CloseForwarding
+    ops = tuple(kind(family) for family in sorted(families))
     return Planned(ops, record._replace(provided=provided))

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 # read it, and read before it is put in force. The kernel is ready before a service is asked that may hang, and
 # systemd-resolved, which may, is the last one.
 # What is offloaded passes by the rules and by the switch of forwarding: the flowtable ends first, and comes last.
+# Forwarding closes before anything else changes, and opens when all that protects others is in.
 ORDER = (
     "EndFlowtable",
-    "SetForwarding",
+    "CloseForwarding",
+    "ChangeDownstream",
     "SetFirewallServers",
     "UnitJob",
     "ApplySysctl",
@@ -49,6 +51,7 @@ ORDER = (
     "StartHooks",
     "SetLinkNames",
     "RevertLinkNames",
+    "OpenForwarding",
     "LoadFlowtable",
 )
 _POSITION = {kind: position for position, kind in enumerate(ORDER)}

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .namedtuple import NamedTuple, distinct
-from .values import IPV4, IPV6, Tunable
+from .values import IPV4, IPV6, IPAddress, Tunable
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -16,19 +16,51 @@ FORWARDING = {IPV4: ("ipv4", "ip_forward"), IPV6: ("ipv6", "conf", "all", "forwa
 
 
 @distinct
-class SetForwarding(NamedTuple):
-    """Open or close the forwarding of a family, 4 or 6."""
+class CloseForwarding(NamedTuple):
+    """Forward nothing of a family, 4 or 6."""
 
     family: int
-    on: bool
 
     @property
     def tunable(self) -> Tunable:
         """As the kernel takes it."""
-        return Tunable(FORWARDING[self.family], "1" if self.on else "0")
+        return Tunable(FORWARDING[self.family], "0")
 
     def __str__(self) -> str:
         return str(self.tunable)
+
+
+@distinct
+class OpenForwarding(NamedTuple):
+    """Forward packets of a family, 4 or 6."""
+
+    family: int
+
+    @property
+    def tunable(self) -> Tunable:
+        """As the kernel takes it."""
+        return Tunable(FORWARDING[self.family], "1")
+
+    def __str__(self) -> str:
+        return str(self.tunable)
+
+
+@distinct
+class ChangeDownstream(NamedTuple):
+    """Add addresses to the sets `downstream`, and take others out, in one transaction."""
+
+    add: tuple[IPAddress, ...]
+    remove: tuple[IPAddress, ...]
+
+    @property
+    def text(self) -> str:
+        """As nft takes it."""
+        from . import nftables
+
+        return nftables.downstream(self.add, self.remove)
+
+    def __str__(self) -> str:
+        return "; ".join(f"nft {line}" for line in self.text.splitlines())
 
 
 @distinct
@@ -94,4 +126,12 @@ def _flowtable() -> ModuleType:
 
 
 if TYPE_CHECKING:
-    ProviderOperation = SetForwarding | SetFirewallServers | UnitJob | LoadFlowtable | EndFlowtable
+    ProviderOperation = (
+        CloseForwarding
+        | OpenForwarding
+        | ChangeDownstream
+        | SetFirewallServers
+        | UnitJob
+        | LoadFlowtable
+        | EndFlowtable
+    )

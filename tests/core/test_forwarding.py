@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qubes_guestnet import flow
 from qubes_guestnet.core import forwarding
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned
-from qubes_guestnet.core.provider_operations import SetForwarding
+from qubes_guestnet.core.provider_operations import CloseForwarding, OpenForwarding
 from qubes_guestnet.core.record import Provided, Record
 from qubes_guestnet.errors import GuestnetError
 from tests.core.memory import Memory
@@ -47,13 +47,14 @@ class World:
     def provided(self) -> Provided:
         return self.ledger.record.provided
 
-    def write(self, op: SetForwarding) -> None:
+    def write(self, op: CloseForwarding | OpenForwarding) -> None:
         assert op.family in self.provided.forwarding & self.provided.shut, "the record is ahead"
         self.writes += 1
         if op.family in self.refused:
             raise GuestnetError(f"{op}: read-only")
-        (self.on.add if op.on else self.on.discard)(op.family)
-        (self.ours.add if op.on else self.ours.discard)(op.family)
+        opens = isinstance(op, OpenForwarding)
+        (self.on.add if opens else self.on.discard)(op.family)
+        (self.ours.add if opens else self.ours.discard)(op.family)
         if self.writes == self.killed:
             raise Killed
 
@@ -168,7 +169,7 @@ def test_closed_for_lost_rules_is_no_wish_of_anothers() -> None:
 def test_what_is_closed_while_it_is_opened_is_not_opened_again_in_that_pass() -> None:
     world = World()
 
-    def write(op: SetForwarding) -> None:
+    def write(op: CloseForwarding | OpenForwarding) -> None:
         world.write(op)
         world.switch(op.family, False)  # by another program, at once
 
@@ -176,7 +177,7 @@ def test_what_is_closed_while_it_is_opened_is_not_opened_again_in_that_pass() ->
     _, outcome = flow.settle(
         lambda record, so_far: forwarding.plan_opening({4}, frozenset(world.on), record, so_far), table, world.ledger
     )
-    assert outcome == Outcome(done=(SetForwarding(4, True),))
+    assert outcome == Outcome(done=(OpenForwarding(4),))
     assert world.obey() == {4}
 
 
@@ -184,7 +185,7 @@ def test_what_is_opened_again_while_it_is_closed_is_an_error_that_says_so() -> N
     world = World()
     world.run({4}, rules=True)
 
-    def write(op: SetForwarding) -> None:
+    def write(op: CloseForwarding | OpenForwarding) -> None:
         world.write(op)
         world.switch(op.family, True)
 

@@ -28,10 +28,12 @@ from qubes_guestnet.core.operations import (
 )
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.provider_operations import (
+    ChangeDownstream,
+    CloseForwarding,
     EndFlowtable,
     LoadFlowtable,
+    OpenForwarding,
     SetFirewallServers,
-    SetForwarding,
     UnitJob,
 )
 from qubes_guestnet.core.record import Record
@@ -72,7 +74,9 @@ WORDS: dict[str, Operation] = {
     "resolvectl revert eth0": RevertLinkNames(2, "eth0"),
     "nft -f: table inet qubes-offload with a flowtable of 1 devices": LoadFlowtable(((2, "eth0", 1500),), False),
     "nft -f: table inet qubes-offload deleted": EndFlowtable(),
-    "sysctl net/ipv4/ip_forward=1": SetForwarding(4, True),
+    "sysctl net/ipv4/ip_forward=0": CloseForwarding(4),
+    "sysctl net/ipv4/ip_forward=1": OpenForwarding(4),
+    "nft add element ip qubes downstream { 10.137.0.5 }": ChangeDownstream((ADDRESS.ip,), ()),
     "nft -f: dns-addr of the firewall: 192.0.2.1": SetFirewallServers((ipaddress.IPv4Address("192.0.2.1"),)),
     "systemctl --no-block reload qubes-firewall.service": UnitJob("reload", "qubes-firewall.service"),
 }
@@ -106,7 +110,7 @@ EVERYTHING: list[Operation] = [
     ActivateProfile("qubes-uplink-eth1", "eth1", "1-3"),
     ApplySysctl("eth1"),
     StartHooks(3, ("/rw/config/a",)),
-    SetForwarding(6, False),
+    CloseForwarding(6),
 ]
 
 

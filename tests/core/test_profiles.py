@@ -187,6 +187,11 @@ def test_a_profile_is_put_in_force_and_a_second_plan_is_empty(
         assert world.read[UUID] == text
         taken_down = recorded and not recorded.startswith(profiles.READ) and down and world.force is None
         assert world.force == text or taken_down, "one that was in force before and is not now stays down"
+    kinds = {kind(op) for op in world.log}
+    if recorded and not recorded.startswith(profiles.READ):
+        assert "ActivateProfile" not in kinds, "nor is it put in force by us"
+    elif down:
+        assert "ReapplyProfile" not in kinds, "there was nothing in force to change"
     before = len(world.log)
     assert world.settle(text) == Outcome(), [str(op) for op in world.log[before:]]
 
@@ -248,6 +253,14 @@ def test_a_fresh_profile_word_by_word() -> None:
         'nmcli connection up "VM uplink eth0" ifname eth0',
     ]
     assert planned.record.interface(LINK).profile == ""
+
+
+def test_a_profile_that_is_not_on_disk_is_not_taken_for_read_when_networkmanager_starts() -> None:
+    """It may start before the file is there."""
+    profile = ProfileFacts(LINK, MAC, NEW, device=Device.ABSENT)
+    assert profiles.plan(Facts((profile,)), Record(), Outcome()).record.interface(LINK).profile == ""
+    there = profiles.plan(Facts((profile._replace(on_disk=True),)), Record(), Outcome()).record.interface(LINK)
+    assert there.profile == profiles.READ + checksum(NEW)
 
 
 WAITING = {

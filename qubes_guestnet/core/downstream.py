@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The set `downstream`, from what it holds to an operation: addresses behind this qube that nothing outside may use.
+
+An address stays as long as its qube may come back, because a halted qube must not be impersonated either (QSB-056).
+While it is not known which may, none is taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .namedtuple import NamedTuple
+from .operations import Planned
+from .provider_operations import ChangeDownstream
+from .record import Record, checksum
+from .values import IPAddress
+
+
+class Facts(NamedTuple):
+    """All that is looked at.
+
+    Args:
+        connected: addresses that dom0 lists as behind this qube.
+        behind: those of the vifs.
+        there: those in the set.
+        complete: `connected` and `behind` are all there are.
+    """
+
+    connected: frozenset[IPAddress]
+    behind: frozenset[IPAddress]
+    there: frozenset[IPAddress]
+    complete: bool = True
+
+
+def plan(facts: Facts, record: Record) -> Planned:
+    """What is to do; once nothing is, the record says for which list of dom0's."""
+    wanted = facts.connected | facts.behind
+    stale = facts.there - wanted if facts.complete else frozenset[IPAddress]()
+    if wanted <= facts.there and not stale:
+        return Planned((), record._replace(provided=record.provided._replace(connected=total(facts.connected))))
+    return Planned((ChangeDownstream(ordered(wanted - facts.there), ordered(stale)),), record)
+
+
+def follows(record: Record, connected: Iterable[IPAddress]) -> bool:
+    """Whether dom0's list is still the one that was last brought: in one attach nobody looks at all of them."""
+    return record.provided.connected == total(connected)
+
+
+def ordered(addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
+    """One order each time, so that what is planned and what is done read alike."""
+    return tuple(sorted(addresses, key=lambda address: (address.version, int(address))))
+
+
+def total(connected: Iterable[IPAddress]) -> str:
+    """A sum of dom0's list."""
+    return checksum(" ".join(map(str, ordered(connected))).encode())
