@@ -11,7 +11,7 @@ from . import downstream
 from .core import attachment, limits, mappings, nftables, provider
 from .core.attachment import VifReport
 from .core.downstream import ordered
-from .core.limits import Limits
+from .core.limits import InForce, Limits
 from .core.provider import ProviderSettings
 from .core.values import IPV4, IPInterface, State, Tunable
 from .core.vif import GONE, Device, Vif
@@ -237,10 +237,10 @@ class Attachments:
     def _sweep_each(self, work: Work, records: Iterable[Vif], present: frozenset[str] | None) -> None:
         """Each vif, beside those that are there; `present` is None without the right to look at the sets."""
         names, records = {name for _, name in socket.if_nameindex()}, tuple(records)
-        listing = nft.limits(counted=work.dry_run) if present is not None else ""
+        found = _limits_in_force(counted=work.dry_run) if present is not None else None
         there = tuple(vif for vif in records if vif.device != GONE and vif.name.text in names)
         for vif in records:
-            work.attempt(partial(self._sweep_one, work, vif, present, listing, there))
+            work.attempt(partial(self._sweep_one, work, vif, present, found, there))
 
     def _bring(self, work: Work, present: frozenset[str]) -> tuple[Vif, ...]:
         """The set of addresses behind this qube made what it should be; and all records that can be read."""
@@ -280,8 +280,8 @@ class Attachments:
         records = [vif for vif in self._bring(work, present) if vif.device != GONE]
         lines = [line for vif in records for line in self._elements(vif, work.settings)]
         missing = [line for line in lines if not attachment.is_there(line, present)]
-        in_force = limits.in_force(nft.limits())
-        missing += [line for vif in records for line in _limits(vif, work, in_force).splitlines()]
+        found = _limits_in_force()
+        missing += [line for vif in records for line in _limits(vif, work, found).splitlines()]
         if missing:
             text = "".join(f"{line}\n" for line in missing)
             work.do(f"nft -f: {len(missing)} lines that another program undid", partial(self._nft.run, text))
@@ -297,7 +297,7 @@ class Attachments:
                 raise error
 
     def _sweep_one(
-        self, work: Work, vif: Vif, present: frozenset[str] | None, listing: str, there: tuple[Vif, ...]
+        self, work: Work, vif: Vif, present: frozenset[str] | None, found: InForce | None, there: tuple[Vif, ...]
     ) -> None:
         report = self._look(vif, self._desired(vif, work), work, there)
         if report.link is None:
@@ -315,7 +315,7 @@ class Attachments:
             report = report._replace(vif=vif)
         if present is not None:
             elements = self._wrong_elements(vif, work, present)
-            report = report._replace(elements=elements, limits=_limits(vif, work, limits.in_force(listing)))
+            report = report._replace(elements=elements, limits=_limits(vif, work, found))
         report = report._replace(seen=present is not None)
         if report.todo and not work.dry_run:
             self._set_up(report, work)
@@ -323,7 +323,7 @@ class Attachments:
         if work.dry_run:
             now = mappings.shown(work.untrusted_entries, vif)
             changed = mappings.changed(vif, now, work.settings.gateway)
-            counts = limits.counted(listing).get(vif.name.text)
+            counts = found.counts.get(vif.name.text) if found is not None else None
             report = report._replace(now=now.mappings if changed else None, counts=counts)
         work.todo += report.todo
         work.vifs.append(report)
@@ -358,10 +358,16 @@ def _name(ifindex: int) -> str:
         return ""
 
 
-def _limits(vif: Vif, work: Work, in_force: Mapping[str, Mapping[int, str]] | None = None) -> str:
+def _limits_in_force(*, counted: bool = False) -> InForce:
+    """What is loaded of the limits of all vifs; `counted`: with what they count."""
+    listing, rules = nft.limits(counted=counted), nft.limit_rules()
+    return InForce(limits.in_force(listing), rules, limits.counted(listing) if counted else {})
+
+
+def _limits(vif: Vif, work: Work, found: InForce | None = None) -> str:
     """What nft has to load for the limits of a vif; all of it where it is not known what is in force."""
     versions = sorted({address.version for address in provider.elements(vif, work.settings).downstream})
-    if in_force is not None and not limits.missing(vif.name.text, versions, work.limits, in_force, work.kept):
+    if found is not None and not limits.missing(vif.name.text, versions, work.limits, found, work.kept):
         return ""
     return limits.attach(vif.name.text, versions, work.limits or Limits(), work.kept)
 

@@ -32,6 +32,7 @@ would spend the kernel's common budget of ICMP errors, so it is a drop.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from .namedtuple import NamedTuple
@@ -301,6 +302,21 @@ def _chains(name: str) -> tuple[str, str]:
 # --- what is in force --------------------------------------------------------------------------------------------
 
 
+class InForce(NamedTuple):
+    """What is loaded.
+
+    Args:
+        words: name of a vif → family → its limits in words, by `in_force`.
+        rules: how many each chain has, by word of the family and chain: others can flush a chain, or delete one rule of
+            it, and leave the words (behaviour B125).
+        counts: by `counted`.
+    """
+
+    words: Mapping[str, Mapping[int, str]]
+    rules: Mapping[tuple[str, str], int]
+    counts: Mapping[str, Counts]
+
+
 def in_force(listing: str) -> Mapping[str, Mapping[int, str]]:
     """Name of a vif → family → its limits in words.
 
@@ -324,7 +340,7 @@ def missing(
     name: str,
     versions: Iterable[int],
     limits: Limits | None,
-    present: Mapping[str, Mapping[int, str]],
+    present: InForce,
     kept: Kept = USUAL,
 ) -> bool:
     """Whether `attach` has still to be done.
@@ -333,12 +349,22 @@ def missing(
         name: of the vif.
         versions: families that the qube has.
         limits: that are wanted; None: any will do.
-        present: by `in_force`.
+        present: what is loaded.
         kept: by conntrack.
     """
-    there = present.get(name, {})
+    there = present.words.get(name, {})
     wanted = _words(limits, kept) if limits else f", {kept}"
-    return any(not there.get(version, "").endswith(wanted) for version in versions)
+    return any(
+        not there.get(version, "").endswith(wanted) or _is_damaged(name, version, present.rules, kept)
+        for version in versions
+    )
+
+
+def _is_damaged(name: str, version: int, rules: Mapping[tuple[str, str], int], kept: Kept) -> bool:
+    """Whether one of the chains that judge a vif has not as many rules as `attach` makes."""
+    word, icmp = _WORDS[version]
+    made = Counter(rule.split()[0] for rule in (*_DISPATCH, *_rules(name, icmp, kept)))
+    return any(rules.get((word, chain), 0) != number for chain, number in made.items())
 
 
 def counted(listing: str) -> Mapping[str, Counts]:

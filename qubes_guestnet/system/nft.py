@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ..core import listings
 from ..errors import KernelError
@@ -19,7 +19,12 @@ from . import programs
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
+
     from ..core.shadows import Chain
+
+    _Part = TypeVar("_Part")
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
 NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES = 10, 7
@@ -240,7 +245,7 @@ def table_names() -> tuple[str, ...]:
         KernelError: the kernel has no nftables, or we may not ask.
     """
     found = []
-    for answer in _dump(NFT_MSG_GETTABLE):
+    for answer in _dump(NFT_MSG_GETTABLE, b"", socket.AF_UNSPEC, bytes):
         for kind, begin, end in wire.attributes(answer, wire.Netfilter.HEADER_BYTES, len(answer)):
             if kind == NFTA_TABLE_NAME:
                 family = _FAMILY_WORDS.get(answer[_FAMILY_PLACE], "?")
@@ -260,31 +265,46 @@ def handles(chains: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str, byte
     Raises:
         KernelError: the kernel has no nftables, or we may not ask.
     """
-    wanted, found = frozenset(chains), set()
-    body = _text(NFTA_RULE_TABLE, TABLE)
-    for number, family in _FAMILY_WORDS.items():
-        if family not in SETS:
-            continue
-        for answer in _dump(NFT_MSG_GETRULE, body, number):
-            parts = {
-                kind: answer[begin:end]
-                for kind, begin, end in wire.attributes(answer, wire.Netfilter.HEADER_BYTES, len(answer))
-                if kind in (NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE)
-            }
-            chain = parts[NFTA_RULE_CHAIN][:-1].decode("ascii", "replace")
-            if parts[NFTA_RULE_TABLE] == TABLE.encode() + b"\0" and (family, chain) in wanted:
-                found.add((family, chain, parts[NFTA_RULE_HANDLE]))
-    return frozenset(found)
+    wanted = frozenset(chains)
+    return frozenset(rule for rule in _rules(TABLE, SETS) if rule[:2] in wanted)
 
 
-def _dump(kind: int, body: bytes = b"", family: int = socket.AF_UNSPEC) -> tuple[bytes, ...]:
-    """The messages of a dump; one that a change interrupted is asked for again."""
+def limit_rules() -> Mapping[tuple[str, str], int]:
+    """How many rules each chain of the limits has, by family and chain. Raises KernelError as `handles`."""
+    found: dict[tuple[str, str], int] = {}
+    for family, chain, _ in _rules(LIMITS_TABLE, FAMILIES):
+        found[family, chain] = found.get((family, chain), 0) + 1
+    return found
+
+
+def _rules(table: str, families: Iterable[str]) -> Iterator[tuple[str, str, bytes]]:
+    """Family, chain and handle of each rule of the tables of a name."""
+    body, named = _text(NFTA_RULE_TABLE, table), table.encode() + b"\0"
+    numbers = {word: number for number, word in _FAMILY_WORDS.items()}
+    for family in families:
+        for of, chain, handle in _dump(NFT_MSG_GETRULE, body, numbers[family], _place):
+            if of == named:
+                yield family, chain[:-1].decode("ascii", "replace"), handle
+
+
+def _place(answer: bytes) -> tuple[bytes, bytes, bytes]:
+    """Table, chain and handle of a rule: there can be thousands, of which no more is to be kept."""
+    parts = {
+        kind: answer[begin:end]
+        for kind, begin, end in wire.attributes(answer, wire.Netfilter.HEADER_BYTES, len(answer))
+        if kind in (NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE)
+    }
+    return parts[NFTA_RULE_TABLE], parts[NFTA_RULE_CHAIN], parts[NFTA_RULE_HANDLE]
+
+
+def _dump(kind: int, body: bytes, family: int, part: Callable[[bytes], _Part]) -> tuple[_Part, ...]:
+    """A part of each message of a dump; one that a change interrupted is asked for again."""
     try:
         asking = wire.Netfilter(NFNL_SUBSYS_NFTABLES)
         try:
             for _ in range(_TRIES):
                 try:
-                    return tuple(asking.request(kind, wire.NLM_F_DUMP, body, family))
+                    return tuple(map(part, asking.request(kind, wire.NLM_F_DUMP, body, family)))
                 except InterruptedError:
                     continue
             raise OSError(errno.EAGAIN, "the rules change all the time")

@@ -9,7 +9,7 @@ import pytest
 
 from qubes_guestnet.core import limits, rendering_provider
 from qubes_guestnet.core.attachment import VifReport
-from qubes_guestnet.core.limits import Count, Counts, Kept, Limits
+from qubes_guestnet.core.limits import Count, Counts, InForce, Kept, Limits
 from qubes_guestnet.core.provided import ProviderReport
 from qubes_guestnet.core.provider import ProviderSettings
 from qubes_guestnet.core.values import Link
@@ -126,15 +126,29 @@ def test_each_text_concerns_the_table_of_the_limits_alone() -> None:
         assert "delete table" not in text
 
 
+def made(*vifs: tuple[str, tuple[int, ...]], kept: Kept = limits.USUAL) -> dict[tuple[str, str], int]:
+    """How many rules the kernel has in each chain once these were attached, one after the other."""
+    found: dict[tuple[str, str], int] = {}
+    for name, versions in vifs:
+        for line in limits.attach(name, versions, Limits(), kept).splitlines():
+            verb, what, family, _table, chain, *_ = (*line.split(), "")
+            if (verb, what) == ("add", "rule"):
+                found[family, chain] += 1
+            elif (verb, what) == ("flush", "chain"):
+                found[family, chain] = 0
+    return found
+
+
 @pytest.mark.behaviour("B112")
 def test_what_is_in_force() -> None:
-    present = limits.in_force(LISTING)
-    assert present == {
+    words = limits.in_force(LISTING)
+    assert words == {
         "vif4.0": {4: f"1000 names, 6000 connections, {USUAL}", 6: f"1000 names, 6000 connections, {USUAL}"},
         "vif5.0": {4: f"50 names, 500 connections, {USUAL}"},
     }
     assert limits.in_force("") == {}
     assert limits.in_force('elements = { "vif4.0" : goto vif4, "vif5.0" : goto vif5 }') == {}, "no comment"
+    present = InForce(words, made(("vif4.0", (4, 6)), ("vif5.0", (4, 6))), {})
     for name, versions, wanted, expected in (
         ("vif4.0", (4, 6), Limits(), False),
         ("vif4.0", (4, 6), None, False),
@@ -150,7 +164,26 @@ def test_what_is_in_force() -> None:
     longer = Kept(datagrams=60)
     assert limits.missing("vif4.0", (4, 6), Limits(), present, longer)
     assert limits.missing("vif4.0", (4, 6), None, present, longer)
-    assert limits.missing("vif4.0", (4,), None, {"vif4.0": {4: "1000 names, 6000 connections"}})
+    former = present._replace(words={"vif4.0": {4: "1000 names, 6000 connections"}})
+    assert limits.missing("vif4.0", (4,), None, former)
+
+
+@pytest.mark.behaviour("B112")
+@pytest.mark.behaviour("B125")
+@pytest.mark.parametrize("kept", [Kept(), Kept(30, 30, 30)])
+def test_a_chain_that_lost_a_rule_is_not_in_force(kept: Kept) -> None:
+    """The map and its words stay when another program flushes a chain, or deletes one rule of it."""
+    words = {"vif4.0": dict.fromkeys((4, 6), f"1000 names, 6000 connections, {kept}")}
+    rules = made(("vif4.0", (4, 6)), ("vif5.0", (4, 6)), kept=kept)
+    assert not limits.missing("vif4.0", (4, 6), None, InForce(words, rules, {}), kept)
+    chains = {chain for _, chain in rules}
+    assert chains == {"prerouting", "forward", "input", *(f"vif{n}.0{end}" for n in (4, 5) for end in ("", "-names"))}
+    for chain in chains:
+        for number in (0, rules["ip6", chain] - 1, rules["ip6", chain] + 1):
+            lost = InForce(words, {**rules, ("ip6", chain): number}, {})
+            concerned = not chain.startswith("vif5")
+            assert limits.missing("vif4.0", (4, 6), None, lost, kept) is concerned, (chain, number)
+            assert not limits.missing("vif4.0", (4,), None, lost, kept), (chain, number)
 
 
 @pytest.mark.behaviour("B112")

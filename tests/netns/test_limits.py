@@ -238,6 +238,35 @@ def test_limits_go_with_their_vif_and_come_back_after_a_flush() -> None:
 
 
 @pytest.mark.behaviour("B112")
+@pytest.mark.behaviour("B125")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "flush table ip qubes-limits", "delete chain ip qubes-limits prerouting", "ONE",
+        "flush chain ip qubes-limits vif4.0-names", "flush chain ip6 qubes-limits vif4.0",
+    ],
+)  # fmt: skip
+def test_limits_that_lost_rules_are_loaded_again(text: str) -> None:
+    host = Hosting(ENTRIES6)
+    behind = host.attach(4)
+    assert host.works(behind)
+
+    def rules() -> list[str]:
+        """All rules of the limits, without what is in the sets; a chain that was made anew comes last."""
+        listed = (host.oracle.run("nft", "-t", "-s", "list", "table", word, "qubes-limits") for word in limits.FAMILIES)
+        return sorted("".join(done.stdout for done in listed).splitlines())
+
+    before = rules()
+    if text == "ONE":
+        found = json.loads(host.oracle.run("nft", "-j", "list", "chain", "ip", "qubes-limits", behind.vif).stdout)
+        handle = [entry["rule"]["handle"] for entry in found["nftables"] if "rule" in entry][-1]
+        text = f"delete rule ip qubes-limits {behind.vif} handle {handle}"
+    host.nft(text)
+    eventually(lambda: rules() == before, 5.0, trouble=host.trouble)
+    assert host.works(behind)
+
+
+@pytest.mark.behaviour("B112")
 def test_pings_to_the_provider_count_too() -> None:
     host = Hosting(ENTRIES6)
     host.qube.write(CONFIG, "[provider]\nunanswered_connections = 500\n")
