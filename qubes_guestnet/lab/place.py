@@ -142,7 +142,7 @@ class Place:
         if others:
             return LabError(f"no lab named {DEFAULT} is up, but {', '.join(others)}", f"give --name {others[0]}")
         which = "no lab is up" if self.name == DEFAULT else f"no lab named {self.name} is up"
-        return LabError(which, UP_REMEDY + ("" if self.name == DEFAULT else f" --name {self.name}"))
+        return LabError(which, f"{UP_REMEDY}{named(self.name)}")
 
 
 @contextlib.contextmanager
@@ -154,6 +154,11 @@ def _refusals(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise LabError(f"{folder}: {error.strerror}", "set XDG_RUNTIME_DIR to a folder of your own") from error
+
+
+def named(name: str) -> str:
+    """The option that a command needs to mean the lab of this name; "" for the default one."""
+    return "" if name == DEFAULT else f" --name {name}"
 
 
 def names() -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import FileError, UsageError
 from .caller import with_own_command
-from .place import DEFAULT, Place
+from .place import DEFAULT, Place, named
 
 _NONE = "none"
 _UNKNOWN = "-"
@@ -104,7 +104,7 @@ def _up(args: argparse.Namespace) -> int:
     _show(found, args.json)
     if not args.json:
         display.line()
-        first, name = grown.qubes[-1].name, "" if args.name == DEFAULT else f" --name {args.name}"
+        first, name = grown.qubes[-1].name, named(args.name)
         display.line(" It stays up. A shell in a qube, and the end of it all:")
         for words in (f"exec{name} {first} -- bash", f"down{name}"):
             display.line(f"   {with_own_command('qubes-guestnet lab')} {words}")
@@ -128,7 +128,7 @@ def _exec(args: argparse.Namespace) -> int:
 
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
-        raise UsageError("no command", f"for a shell: qubes-guestnet lab exec {args.qube} -- bash")
+        raise UsageError("no command", f"for a shell: qubes-guestnet lab exec{named(args.name)} {args.qube} -- bash")
     return execute(Place(args.name), args.qube, command)
 
 
