@@ -180,7 +180,7 @@ def _cut_off(ground: Ground) -> Iterator[Remark]:
     families = " and ".join(sorted({{"ip": "IPv4", "ip6": "IPv6"}[drop.family] for drop in closed}))
     if families:
         rule = next(drop.rule for drop in ground.drops if drop in closed)
-        problem = f"{families} of the qubes reaches nothing: custom-forward has `{rule}`, and there is no tunnel"
+        problem = f"the qubes reach nothing by {families}: custom-forward has `{rule}`, and there is no tunnel"
         yield Remark("kill-switch-closed", "warning", problem, "start the VPN; or take the rule out of custom-forward")
     others = [drop for drop in ground.drops if drop not in closed]
     for drop in others[:SHOWN]:

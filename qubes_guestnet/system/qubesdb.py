@@ -157,14 +157,27 @@ def backoff(attempt: int) -> float:
     return float(min(5.0, 0.1 * 2 ** min(attempt - 1, 10)))
 
 
-_tenacity_works = True
+_tenacity_works = _binding_works = True
+_OF_THE_BINDING = ("Error", "QubesDB")
 
 
 def _binding() -> ModuleType | None:
-    """The system's `qubesdb` module, where it is installed."""
+    """The system's `qubesdb` module, where it is installed and can be used."""
+    global _binding_works
+    if not _binding_works:
+        return None
     try:
         import qubesdb
-    except ImportError:
+
+        for name in _OF_THE_BINDING:
+            getattr(qubesdb, name)
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # B149: as one that was built for another Python, or lacks its library
+        from .systemd import WARNING, log
+
+        _binding_works = False
+        log(WARNING, f"the qubesdb binding cannot be used, QubesDB is asked directly: {error}")
         return None
     module: ModuleType = qubesdb
     return module
