@@ -39,6 +39,7 @@ class World:
     def load(self, op: ChangeDownstream) -> None:
         if self.refuses:
             raise GuestnetError("nft refuses")
+        assert not self.held & {*op.add}, "what is there is not added"
         held = set(self.held)
         for line in op.text.splitlines():
             verb, _, word, table, name, members = line.split(None, 5)

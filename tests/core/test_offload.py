@@ -125,6 +125,27 @@ def test_what_was_refused_is_tried_with_other_devices_in_the_same_pass() -> None
     assert offload.plan(Facts(wanted=then, refusal="no such device"), Record(), so_far).ops == (then,)
 
 
+def test_a_load_that_was_refused_leaves_nothing_to_end_where_nothing_was() -> None:
+    wanted = LoadFlowtable((ETH0,), False)
+    ahead = offload.plan(Facts(wanted=wanted), Record(), Outcome()).record
+    refused = Outcome(failed=(wanted,))
+    for recorded, ops in ((False, ()), (True, (EndFlowtable(),))):
+        facts = Facts(wanted=wanted, recorded=recorded, refusal="no such device")
+        assert offload.plan(facts, ahead, refused).ops == ops
+
+
+def test_what_turns_up_against_it_after_it_was_loaded_ends_it_in_the_same_pass() -> None:
+    wanted = LoadFlowtable((ETH0,), False)
+    ahead = offload.plan(Facts(wanted=wanted), Record(), Outcome()).record
+    assert offload.plan(Facts(OBSTACLE, wanted), ahead, Outcome(done=(wanted,))).ops == (EndFlowtable(),)
+
+
+def test_what_the_base_rules_ended_is_loaded_again() -> None:
+    """They end it in their own transaction, and the record says so, whatever this process thinks to hold."""
+    wanted = LoadFlowtable((ETH0,), False)
+    assert offload.plan(Facts(wanted=wanted, holds=wanted), Record(), Outcome()).ops == (wanted,)
+
+
 def test_a_program_that_failed_is_no_reason_and_tried_by_the_next_pass() -> None:
     wanted = LoadFlowtable((ETH0,), False)
     planned = offload.plan(Facts(wanted=wanted), Record(), Outcome(failed=(wanted,)))

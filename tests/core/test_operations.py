@@ -124,6 +124,29 @@ def test_the_order_is_the_tables_and_within_a_kind_the_planners(ops: list[Operat
         assert (before, ops.index(former)) < (after, ops.index(later))
 
 
+# What has to be before what, and why.
+SAFE = [
+    ("EndFlowtable", "CloseForwarding", "what is offloaded passes by the switch"),
+    ("CloseForwarding", "ChangeDownstream", "nothing is forwarded while anything else changes"),
+    ("ChangeDownstream", "OpenForwarding", "a halted qube is not impersonated"),
+    ("SetFirewallServers", "OpenForwarding", "a restricted qube has names once it is forwarded"),
+    ("Op", "OpenForwarding", "the way out is there"),
+    ("OpenForwarding", "LoadFlowtable", "nothing is offloaded that was not forwarded"),
+    ("ApplySysctl", "Op", "the files of sysctl.d count before a link goes up"),
+    ("Op", "SetLinkNames", "a service that hangs takes nothing away from the kernel"),
+    ("PublishProfile", "LoadProfile", "NetworkManager reads the file"),
+    ("LoadProfile", "ReapplyProfile", "what is put in force was read"),
+    ("ReapplyProfile", "ActivateProfile", "the device goes down only where it has to"),
+    ("ActivateProfile", "RemoveProfile", "add before delete"),
+    ("StartHooks", "SetLinkNames", "systemd-resolved may hang"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "why"), SAFE, ids=lambda each: str(each)[:30])
+def test_order_is_safety(before: str, after: str, why: str) -> None:
+    assert ORDER.index(before) < ORDER.index(after), why
+
+
 HINDERED = [
     (PublishProfile("a", b""), LoadProfile("a"), True),
     (PublishProfile("a", b""), ActivateProfile("a", "eth0", "1"), True),
