@@ -223,10 +223,16 @@ def test_a_value_that_is_neither_keeps_it_closed_and_is_an_error() -> None:
 
 
 @pytest.mark.behaviour("B126")
-@pytest.mark.parametrize("version", [4, 6])
-def test_connections_that_began_without_translation_do_not_stay_untranslated(version: int) -> None:
-    """No agent and so no guard: what came out meanwhile is what conntrack remembers."""
+@pytest.mark.behaviour("B146")
+@pytest.mark.parametrize(("version", "damaged"), [(4, False), (6, False), (4, True)])
+def test_connections_that_began_without_translation_do_not_stay_untranslated(version: int, damaged: bool) -> None:
+    """No agent and so no guard: what came out meanwhile is what conntrack remembers.
+
+    The record of another vif that cannot be read keeps these connections from nothing.
+    """
     host, behind = well()
+    if damaged:
+        host.qube.run("mkdir", "/run/qubes-guestnet/vifs/vif9.0")
     host.agent.kill()
     own, world = (behind.ip, WORLD) if version == 4 else (behind.ip6, WORLD6)
     outside = host.outside()
