@@ -86,14 +86,16 @@ class BusHolder:
         return self._again if self._resident and self._again > now else None
 
     def _pause(self) -> None:
-        if time.monotonic() - self._opened > self.LASTING_SECONDS:
-            self._attempts, self._told = 0, False
         self._attempts += 1
         self._again = time.monotonic() + qubesdb.backoff(self._attempts)
 
     def _lost(self, error: dbus.BusError) -> None:
         from .system import dbus
 
+        # The age of the connection and not of the outage: where a stalled bus takes nobody in, each attempt stops the
+        # agent for half a second, and the pauses have to stay long for as long as that goes on (B111).
+        if self._bus is not None and time.monotonic() - self._opened > self.LASTING_SECONDS:
+            self._attempts, self._told = 0, False
         self._bus = None
         self._pause()
         if isinstance(error, (dbus.TooLong, dbus.Crowded)) and not self._told:

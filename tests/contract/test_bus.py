@@ -350,3 +350,31 @@ def test_a_bus_that_takes_nobody_in_is_not_waited_for(tmp_path: Path) -> None:
         waiting.connect(path)
         with pytest.raises(dbus.BusError, match="unavailable"):
             dbus.Bus(path)
+
+
+@pytest.mark.behaviour("B111")
+def test_the_pauses_grow_for_as_long_as_a_bus_takes_nobody_in(
+    bus: OddBus, client: dbus.Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each attempt waits for it; a connection that lasted long has them begin anew, a long outage does not."""
+    stalled = tmp_path / "stalled"
+    stalled.touch()
+    monkeypatch.setattr(dbus, "ADDRESS", str(stalled))
+    monkeypatch.setattr(dbus.Bus.__init__, "__defaults__", (str(stalled),))
+    holder = BusHolder(resident=True)
+
+    def pause() -> float:
+        holder._again = 0.0  # it is over
+        holder.open()
+        due = holder.due()
+        assert due is not None
+        return due - time.monotonic()
+
+    pauses = [pause() for _ in range(8)]
+    assert pauses[0] < 0.15
+    assert pauses[3] > 0.5
+    assert pauses[-1] > 4
+    holder._bus, holder._opened = client, time.monotonic() - 2 * holder.LASTING_SECONDS
+    bus.send(b"no message of D-Bus")
+    eventually(lambda: holder.drain() or None)
+    assert pause() < 0.3
