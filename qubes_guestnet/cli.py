@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error; 2 wrong usage, or an interface that dom0 does not manage; 100 `dns sync`: unchanged since it last ran.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
     _show_all_characters()
     try:
         verb, options = _plain(arguments) or _parsed(arguments)
@@ -130,6 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno != errno.EPIPE:
             print(f"qubes-guestnet: standard output: {error.strerror}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _open_closed_streams() -> None:
+    """Have what is said go nowhere where the caller closed a stream (`>&-`); Python has None for it (B143)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 # as long as the process
 
 
 def _show_all_characters() -> None:

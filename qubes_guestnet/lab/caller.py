@@ -31,7 +31,10 @@ def _shown(path: str) -> str:
     """The shortest way to call a program: by its name where that finds it, else by its place below this folder."""
     name = os.path.basename(path)
     found = shutil.which(name)
-    if found is not None and os.path.abspath(found) == path:
-        return name
-    inside = os.path.relpath(path)
+    try:
+        if found is not None and os.path.abspath(found) == path:
+            return name
+        inside = os.path.relpath(path)
+    except FileNotFoundError:  # this folder is gone
+        return shlex.quote(path)
     return shlex.quote(path if inside.startswith("..") else inside if "/" in inside else f"./{inside}")

@@ -93,6 +93,16 @@ def test_a_hint_works_from_where_the_caller_is(tmp_path: Path) -> None:
         assert subprocess.run(["sh", "-ec", hint], cwd=folder, env=env, stdout=subprocess.DEVNULL).returncode == 0
 
 
+@pytest.mark.behaviour("B143")
+def test_a_hint_from_a_folder_that_is_gone_names_the_whole_path(tmp_path: Path) -> None:
+    script = f'cd "{tmp_path}" && mkdir gone && cd gone && rmdir ../gone && exec "$@"'
+    env = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    command = ["sh", "-c", script, "sh", *COMMAND, "status"]
+    failed = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    hint = f"{sys.executable} -m qubes_guestnet lab up TREE"
+    assert (failed.returncode, failed.stderr) == (1, f"qubes-guestnet lab: no lab is up; {hint}\n")
+
+
 def test_without_a_verb_it_shows_its_help() -> None:
     assert done().startswith("usage: qubes-guestnet lab")
     assert done() == done("--help")
