@@ -157,6 +157,16 @@ def test_what_another_program_switched_off_stays_off_until_it_or_the_owner_says_
     assert family not in world.on, "it is ours again"
 
 
+def test_what_another_program_opens_after_we_have_closed_is_not_ours_to_end() -> None:
+    world = World()
+    world.run(BOTH, rules=True)
+    world.run(NONE, rules=True)
+    assert (world.on, world.provided.forwarding) == (NONE, NONE)
+    world.switch(4, True)
+    world.run(NONE, rules=True)
+    assert world.on == {4}
+
+
 def test_closed_for_lost_rules_is_no_wish_of_anothers() -> None:
     world = World()
     world.run(BOTH, rules=True)
