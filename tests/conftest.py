@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +31,8 @@ TOOL_FOLDERS = (".hypothesis", ".pytest_cache", "__pycache__")
 if not os.environ.get("GUESTNET_SEED"):
     os.environ["GUESTNET_SEED"] = str(random.SystemRandom().randrange(1 << 31))
 
+# Words of a test's id that say which machine it needs: release, kind of qube, network manager, bus.
+MACHINES = re.compile(r"bookworm|trixie|AppVM|ProxyVM|NetVM|plain|\bnm\b|dbus-daemon|dbus-broker")
 FORBIDDEN = {
     "socket.__new__": "opens a socket",
     "socket.getaddrinfo": "asks a name server",
@@ -95,6 +99,31 @@ sys.addaudithook(_guard)
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The one switch of our own."""
     parser.addoption("--regold", action="store_true", help="write what tests/golden expects anew, then read the diff")
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which the emulated guest does not have
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests that share a booted machine in one process of a parallel run (`--dist loadscope`).
+
+    pytest-xdist's own `loadgroup` is no help: it names groups by a suffix of the test's name, which pytest 9 ignores.
+    """
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByMachine(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return machine_of(nodeid)
+
+    return ByMachine(config, log)
+
+
+def machine_of(nodeid: str) -> str:
+    """Name the machine of a test: all of tests/guest share one, other files have one for each kind in the test's id."""
+    path, _, rest = nodeid.partition("::")
+    if path.startswith("tests/guest/"):
+        return "guest"
+    return "-".join([path, *MACHINES.findall(rest.partition("[")[2])])
 
 
 @pytest.fixture(autouse=True)
