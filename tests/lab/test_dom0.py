@@ -272,7 +272,7 @@ def test_a_qube_that_runs_the_agent_has_the_base_rules_and_another_has_none() ->
     for name, agent in (("with", True), ("without", False)):
         vm = stage.start(name, stage.netvm1, agent)
         tables = vm.running.run("nft", "list", "tables").stdout.splitlines()
-        assert tables == (["table ip qubes", "table ip6 qubes"] if agent else [])
+        assert tables == (["table ip qubes", "table ip6 qubes", "table arp qubes"] if agent else [])
 
 
 @pytest.mark.parametrize("end", [Dom0.shutdown, Dom0.kill, Dom0.crash], ids=["shutdown", "kill", "crash"])
@@ -292,12 +292,13 @@ def test_a_provider_that_comes_again(end: Callable[[Dom0, Vm], None]) -> None:
     stage.reaches(vm)
 
 
-def test_who_crashed_is_let_through_until_somebody_notices() -> None:
+def test_after_a_crash_the_provider_may_close_before_dom0_tells() -> None:
     stage = Stage()
     vm = stage.start("vm", stage.netvm1)
     former = vm.vif
     stage.dom0.crash(vm)
-    assert (former, vm.address) in allowed(stage.netvm1)
+    # Its agent closes what has no device any more (B117), at a moment of its own.
+    assert allowed(stage.netvm1) <= {(former, vm.address)}
     assert links(stage.netvm1) == ["ens6"]
     stage.dom0.start(vm)
     stage.dom0.offline_late()
