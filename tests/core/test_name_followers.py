@@ -132,3 +132,11 @@ def test_rules_of_another_program_are_for_the_firewall_and_not_for_the_proxy() -
     assert planned.ops == (SetFirewallServers((ipaddress.IPv4Address("192.0.2.2"),)),)
     assert planned.record.provided.proxied == ("192.0.2.1",)
     assert str(SetFirewallServers(())) == "nft -f: dns-addr of the firewall: none"
+
+
+def test_a_service_that_is_not_there_or_not_known_is_not_told() -> None:
+    record = Record(provided=Record().provided._replace(servers=("192.0.2.1",)))
+    assert name_followers.plan(Facts((), (), proxy=True), record, Outcome()).ops == (), "with no server to ask"
+    assert name_followers.plan(Facts((FIRST,), (FIRST,), proxy=False), record, Outcome()).ops == ()
+    unknown = name_followers.plan(Facts((FIRST,), (FIRST,), firewall=None), record, Outcome())
+    assert name_followers.behind(unknown.record), "it is asked again by the next pass"

@@ -325,3 +325,15 @@ def test_an_operation_that_is_refused_and_what_stands_in_for_it_are_one_error() 
     assert [str(error) for error in outcome.errors] == [
         'nmcli connection up "VM uplink eth0" ifname eth0: Device or resource busy (EBUSY)'
     ]
+
+
+def test_the_ends_of_a_round_are_one_round_however_many_there_are() -> None:
+    world = World([LoadProfile(f"a{number}") for number in range(2 * flow.ROUNDS)])
+    assert world.settle()[1].errors == ()
+
+
+def test_what_failed_in_a_former_round_stops_what_depends_on_it_still() -> None:
+    world = World([ActivateProfile("a", "eth0", "1")])
+    table = dict.fromkeys(ORDER, world.carry_out)
+    outcome = flow.carry_out(world.left, table, (LoadProfile("a"),))
+    assert (outcome.failed, world.asked) == ((ActivateProfile("a", "eth0", "1"),), [])
