@@ -61,6 +61,7 @@ _REMEDIES = {
     errno.ENOSPC: "what was there before is still in place; free some space on this file system",
     errno.EDQUOT: "what was there before is still in place; free some space on this file system",
     errno.EROFS: "make the file system writable",
+    errno.EFBIG: "shorten the file",
     errno.EACCES: "run this as root, and see whether a security module forbids it",
     errno.EPERM: "run this as root, and see whether chattr +i is set",
     errno.ENOENT: "the folder does not exist",

@@ -171,7 +171,7 @@ def test_a_list_that_goes_away_meanwhile(tmp_path: Path, monkeypatch: pytest.Mon
 def test_read(resolv_conf: Path) -> None:
     assert files.read(str(resolv_conf)) == b"old\n"
     assert files.read(str(resolv_conf), 4) == b"old\n"
-    with pytest.raises(FileError, match="longer than 3 bytes"):
+    with pytest.raises(FileError, match=r"longer than 3 bytes.*shorten the file"):
         files.read(str(resolv_conf), 3)
     link = resolv_conf.parent / "link"
     link.symlink_to("resolv.conf")
