@@ -343,7 +343,8 @@ def _read_on(reader: int) -> None:
         if os.read(reader, 1) == b"":
             return
     except BlockingIOError:
-        os.set_blocking(reader, True)
+        pass  # the daemon has nothing to say now
+    os.set_blocking(reader, True)  # else cat ends as soon as it has read everything, and the daemon with it
     cat = find("cat")
     if not cat:
         return
