@@ -28,11 +28,9 @@ class BusHolder:
         self._resident = resident
         self._bus: dbus.Bus | None = None
         self._library = True
-        self._watched = ""
-        self._folder: wakeups.Folder | None = None
+        self._folder, self._names = wakeups.Folders(), wakeups.Folders()
         self._command: resolved.ByCommand | None = None
         self._following = False
-        self._names: wakeups.Folder | None = None
         self._attempts = 0
         self._opened = self._again = float("-inf")
         self._told = False
@@ -109,11 +107,7 @@ class BusHolder:
             self._bus.close()
             self._bus = None  # the next one is asked for it from its start
         self._following = True
-        if self._names is None and resolved.present():
-            try:
-                self._names = wakeups.Folder(resolved.FOLDER)
-            except OSError:
-                return  # it went just now; the next pass looks again
+        self._names.watch((resolved.FOLDER,))
 
     def drain(self) -> bool:
         """See OtherServices.drain."""
@@ -154,11 +148,4 @@ class BusHolder:
         folder = os.path.dirname(path)
         while not os.path.isdir(folder):
             folder = os.path.dirname(folder)
-        if folder == self._watched:
-            return
-        if self._folder is not None:
-            self._folder.close()
-        try:
-            self._folder, self._watched = wakeups.Folder(folder), folder
-        except OSError:
-            self._folder, self._watched = None, ""
+        self._folder.watch((folder,))

@@ -95,4 +95,4 @@ def test_interrupted() -> None:
     # It sleeps between two looks: the program is loaded, and what handles the signal is in place.
     eventually(lambda: "sleep" in Path(f"/proc/{waiting.pid}/wchan").read_text())
     waiting.signal(signal.SIGINT)
-    assert (waiting.wait(), waiting.output()) == (130, "")
+    assert (waiting.wait(), waiting.output()) == (130, "interrupted\n")

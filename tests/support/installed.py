@@ -12,7 +12,7 @@ import venv
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[2]
-NEEDED = ("pyroute2", "tenacity")
+NEEDED = ("pyroute2", "tenacity", "jeepney")  # with the extra `dbus`
 LIMIT_S = 90
 
 
