@@ -18,7 +18,7 @@ from .namespaces import LabError
 from .qube import Qube, Service, eventually
 
 # In the source tree; an installed package has these files where the daemons look for them.
-CONFIG = Path(__file__).resolve().parents[2] / "config"
+CONFIG = Path(__file__).resolve().parent / "config"  # a link in the tree, files in an environment
 BUS = "/run/dbus/system_bus_socket"
 RESOLVED, NETWORKD = "/lib/systemd/systemd-resolved", "/lib/systemd/systemd-networkd"
 _CONFIG_PATH = "/run/lab/dbus.conf"

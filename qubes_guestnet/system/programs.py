@@ -343,10 +343,9 @@ def _read_on(reader: int) -> None:
         if os.read(reader, 1) == b"":
             return
     except BlockingIOError:
-        pass  # the daemon has nothing to say now
+        pass
     os.set_blocking(reader, True)  # else cat ends as soon as it has read everything, and the daemon with it
-    cat = find("cat")
-    if not cat:
+    if not (cat := find("cat")):
         return
     null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
     try:
