@@ -51,6 +51,7 @@ def test_an_uplink_has_its_group_before_anybody_brings_it_up(qube: Machine) -> N
         assert seen(machine, name) in (("0", True), ("default", True)), name
     assert machine.property(UNIT, "ActiveState") == "inactive"
     # A group of another program stays, and the agent makes its own interface what it has to be.
+    machine.run("udevadm", "settle")  # what udev has to do yet is over
     machine.inside.run("ip", "link", "set", "eth0", "group", "7")
     machine.run("udevadm", "trigger", "--action=add", "/sys/class/net/eth0")
     machine.run("udevadm", "settle")
