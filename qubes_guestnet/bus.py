@@ -90,7 +90,7 @@ class BusHolder:
     def _lost(self, error: dbus.BusError) -> None:
         from .system import dbus
 
-        # The age of the connection and not of the outage: where a stalled bus takes nobody in, each attempt stops the
+        # The age of the connection and not of the outage: where a stalled bus accepts no client, each attempt stops the
         # agent for half a second, and the pauses have to stay long for as long as that goes on (B111).
         if self._bus is not None and time.monotonic() - self._opened > self.LASTING_SECONDS:
             self._attempts, self._told = 0, False

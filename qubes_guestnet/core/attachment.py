@@ -36,7 +36,7 @@ class VifReport(NamedTuple):
             qube is attached again. None: dom0 says what it said then, or nobody looked.
         seen: the sets were looked at, for which an ordinary user has not the right.
         limits: what nft is to load for its limits.
-        counts: what it has of connections without an answer; None where nobody looked.
+        counts: how many connections without an answer it has; None: not counted.
     """
 
     vif: Vif

@@ -42,7 +42,7 @@ def plan(facts: Facts, record: Record) -> Planned:
 
 
 def follows(record: Record, connected: Iterable[IPAddress]) -> bool:
-    """Whether dom0's list is still the one that was last brought: in one attach nobody looks at all of them."""
+    """Whether the set was last filled from the list that dom0 gives now: an attach does not list the whole set."""
     return record.provided.connected == total(connected)
 
 
