@@ -73,6 +73,7 @@ class ProfileFacts(NamedTuple):
         text: of the profile that is asked for.
         on_disk: its file holds this text.
         device: the interface in NetworkManager.
+        works: the interface is up and has an address that is asked for.
     """
 
     link: Link
@@ -80,6 +81,7 @@ class ProfileFacts(NamedTuple):
     text: bytes
     on_disk: bool = False
     device: Device = Device.UNASKED
+    works: bool = False
 
 
 class Facts(NamedTuple):
@@ -110,7 +112,9 @@ def asked(interface: InterfaceReport, settings: Settings, flags: Flags) -> Profi
     options = nm.ProfileOptions(
         interface.choice.style, flags, settings.dns.servers, interface.desired.mtu, interface.rank
     )
-    return ProfileFacts(link, own.mac, nm.keyfile(link.name, own, options))
+    text = nm.keyfile(link.name, own, options)
+    works = interface.observed.up and bool(interface.desired.addresses & interface.observed.addresses)
+    return ProfileFacts(link, own.mac, text, works=works)
 
 
 def keeps(interface: InterfaceReport) -> bool:
@@ -186,7 +190,10 @@ def _take_up(
         return (), (f"NetworkManager is to read {nm.FOLDER}/{name} when it starts",), entry
     ops: list[Operation] = []
     if not loaded and entry.profile != READ + total:
-        if fresh and profile.device is Device.OURS:  # with a former text
+        # In force with a former text. core-agent's has the same uuid, and what it gave stays until the next activation:
+        # NetworkManager refuses to reapply ours in its place, and an activation would take the network of a running
+        # qube away at our installation (5 of 44 pings).
+        if fresh and profile.device is Device.OURS and not profile.works:
             fresh, entry = False, entry._replace(profile=nm.UNREAD)
         sysctl = ApplySysctl(interface)
         ops += [sysctl] if fresh and sysctl not in so_far.done else []

@@ -255,6 +255,20 @@ def test_a_fresh_profile_word_by_word() -> None:
     assert planned.record.interface(LINK).profile == ""
 
 
+@pytest.mark.behaviour("B157")
+@pytest.mark.parametrize("works", [True, False])
+def test_an_interface_that_another_program_has_brought_up_with_our_profile_stays_up(works: bool) -> None:
+    """core-agent's profile has the same uuid, and NetworkManager may refuse to reapply ours in its place."""
+    profile = ProfileFacts(LINK, MAC, NEW, on_disk=True, device=Device.OURS, works=works)
+    record = Record()
+    first = profiles.plan(Facts((profile,)), record, Outcome())
+    assert (ReapplyProfile(NAME, "eth0", UUID) in first.ops) is not works
+    assert LoadProfile(NAME) in first.ops
+    assert not any(isinstance(op, ActivateProfile) for op in first.ops)
+    then = profiles.plan(Facts((profile,)), first.record, Outcome(done=tuple(first.ops)))
+    assert (then.ops, then.record.interface(LINK).profile) == ((), checksum(NEW))
+
+
 def test_a_profile_that_is_not_on_disk_is_not_taken_for_read_when_networkmanager_starts() -> None:
     """It may start before the file is there."""
     profile = ProfileFacts(LINK, MAC, NEW, device=Device.ABSENT)
