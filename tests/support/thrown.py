@@ -10,11 +10,12 @@ from tests.support.eventually import eventually
 
 _FOLDER = "/run/lab/throwing"
 _ORDER, _THROWN = "/run/lab/throw", "/run/lab/thrown"
+# What is at a place does `act` instead, once: as soon as the order is there, which it takes away.
 _TEXT = """
-import errno, functools, importlib, os
+import errno, functools, importlib, os, signal
 from qubes_guestnet import errors
 
-def arm(place, expression):
+def arm(place, act):
     module, _, path = place.partition(":")
     *owners, name = path.split(".")
     owner = importlib.import_module(module)
@@ -23,46 +24,29 @@ def arm(place, expression):
     real = getattr(owner, name)
 
     @functools.wraps(real)
-    def throwing(*args, **kwargs):
+    def once(*args, **kwargs):
         try:
             os.unlink({order!r})
         except OSError:
             return real(*args, **kwargs)
-        open({thrown!r}, "w").close()
-        names = {{**vars(errors), "errno": errno}}
-        for each in ("programs", "nft", "xenstore", "dbus"):
-            names |= vars(importlib.import_module("qubes_guestnet.system." + each))
-        raise eval(expression, names)
+        return act(lambda: real(*args, **kwargs), lambda: open({thrown!r}, "w").close())
 
-    setattr(owner, name, throwing)
+    setattr(owner, name, once)
 
-arm({place!r}, {expression!r})
-"""
-_KILLING = """
-import functools, importlib, os, signal
+def throw(expression, _real, note):
+    note()
+    names = {{**vars(errors), "errno": errno}}
+    for each in ("programs", "nft", "xenstore", "dbus"):
+        names |= vars(importlib.import_module("qubes_guestnet.system." + each))
+    raise eval(expression, names)
 
-def arm(place, after):
-    module, _, path = place.partition(":")
-    *owners, name = path.split(".")
-    owner = importlib.import_module(module)
-    for word in owners:
-        owner = getattr(owner, word)
-    real = getattr(owner, name)
+def die(after, real, note):
+    if after:
+        real()
+    note()
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    @functools.wraps(real)
-    def killing(*args, **kwargs):
-        try:
-            os.unlink({order!r})
-        except OSError:
-            return real(*args, **kwargs)
-        if after:
-            real(*args, **kwargs)
-        open({thrown!r}, "w").close()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    setattr(owner, name, killing)
-
-arm({place!r}, {after!r})
+arm({place!r}, functools.partial({act}, {argument!r}))
 """
 
 
@@ -74,9 +58,7 @@ def armed(qube: Qube, place: str, expression: str) -> dict[str, str]:
         place: `module:function` or `module:Class.method`.
         expression: the error, with the names of `errors`, `errno` and the adapters.
     """
-    text = _TEXT.format(order=_ORDER, thrown=_THROWN, place=place, expression=expression)
-    qube.write(f"{_FOLDER}/sitecustomize.py", text)
-    return {"PYTHONPATH": ":".join((_FOLDER, *sys.path))}
+    return _environment(qube, place, "throw", expression)
 
 
 def killing(qube: Qube, place: str, *, after: bool) -> dict[str, str]:
@@ -87,7 +69,11 @@ def killing(qube: Qube, place: str, *, after: bool) -> dict[str, str]:
         place: as for `armed`.
         after: what is there has been done by then; else it is about to be.
     """
-    text = _KILLING.format(order=_ORDER, thrown=_THROWN, place=place, after=after)
+    return _environment(qube, place, "die", after)
+
+
+def _environment(qube: Qube, place: str, act: str, argument: object) -> dict[str, str]:
+    text = _TEXT.format(order=_ORDER, thrown=_THROWN, place=place, act=act, argument=argument)
     qube.write(f"{_FOLDER}/sitecustomize.py", text)
     return {"PYTHONPATH": ":".join((_FOLDER, *sys.path))}
 
