@@ -37,7 +37,7 @@ from .uplink.other_services import OtherServices
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .host import Host
-    from .system import nft
+    from .system import nft_kernel
 
 
 _REST_SECONDS = 0.1
@@ -190,7 +190,7 @@ class Agent:
         if woken:
             self._pace = self._pace.woken(time.monotonic())
 
-    def _drained(self, events: netlink.Events | nft.Events) -> bool:
+    def _drained(self, events: netlink.Events | nft_kernel.Events) -> bool:
         """Whether there was an event; a socket that fails is replaced, and what it would have told is looked for.
 
         Raises:

@@ -16,7 +16,7 @@ from .core.provider import ProviderSettings
 from .core.values import IPV4, IPInterface, State, Tunable
 from .core.vif import GONE, Device, Vif
 from .errors import GuestnetError, Vanished, did_not_persist
-from .system import conntrack, nft, tunables, vifs
+from .system import conntrack, nft, nft_kernel, tunables, vifs
 from .system.owned import Ledger
 from .transactions import Transactions
 from .work import Work
@@ -360,7 +360,7 @@ def _name(ifindex: int) -> str:
 
 def _limits_in_force(*, counted: bool = False) -> InForce:
     """What is loaded of the limits of all vifs; `counted`: with what they count."""
-    listing, rules = nft.limits(counted=counted), nft.limit_rules()
+    listing, rules = nft.limits(counted=counted), nft_kernel.limit_rules()
     return InForce(limits.in_force(listing), rules, limits.counted(listing) if counted else {})
 
 

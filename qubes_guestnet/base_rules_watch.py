@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .errors import GuestnetError
 from .paths import Paths
-from .system import nft
+from .system import nft_kernel
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Keeper:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        self.rules = nft.Events()
+        self.rules = nft_kernel.Events()
         self._looked = -1  # generation of the rules when all was well
         self._rules: Rules | None = None
 
@@ -89,14 +89,14 @@ class Keeper:
             What was done, in words, and what went wrong.
         """
         try:
-            generation = nft.generation()
+            generation = nft_kernel.generation()
             if generation == self._looked:
                 return _NOTHING
-            if self._looked == -1 and nft.present():
+            if self._looked == -1 and nft_kernel.present():
                 self._looked = generation
                 return _NOTHING
             kept = self._load(untrusted_entries)
-            self._looked = nft.generation() if not kept[1] else -2
+            self._looked = nft_kernel.generation() if not kept[1] else -2
         except GuestnetError as error:
             return (), (error,)
         return kept

@@ -15,7 +15,7 @@ from .core.settings import PROVIDER_KEY
 from .errors import GuestnetError, StoreError
 from .paths import Paths
 from .reconcile import Pass, reconcile
-from .system import gateway6, nameserver, netlink, nft, presence, standing
+from .system import gateway6, nameserver, netlink, nft, nft_kernel, presence, standing
 from .uplink.other_services import OtherServices
 
 _NEIGHBOUR_LIMIT = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"
@@ -78,7 +78,7 @@ def _ground(report: Report, look: Callable[[], Ground]) -> tuple[Report, Ground]
 
 
 def _rules_of_a_plain_qube() -> Ground:
-    return Ground(GOOD if nft.present() else MISSING)
+    return Ground(GOOD if nft_kernel.present() else MISSING)
 
 
 def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Ground:

@@ -17,7 +17,7 @@ from .core import vif as vif_rules
 from .core.vif import Vif
 from .errors import FileError, GuestnetError, KernelError, StoreError, unexpected
 from .providing import Provider
-from .system import hotplug_socket, nft, outside, programs, resolved, wakeups
+from .system import hotplug_socket, nft, nft_kernel, outside, programs, resolved, wakeups
 from .system.systemd import ERROR, INFO, log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -60,7 +60,7 @@ class Host:
             raise FileError(paths.run, error, "run as root") from None
         self._server = hotplug_socket.Server(os.path.join(paths.run, hotplug_socket.NAME))
         try:
-            self.rules = nft.Events()
+            self.rules = nft_kernel.Events()
         except KernelError:
             self._server.close()
             raise

@@ -24,7 +24,7 @@ from .core.provider_operations import SetFirewallServers
 from .core.record import FOREIGN, Loaded, Record, checksum
 from .dispatch import of_rules
 from .errors import GuestnetError
-from .system import conntrack, devices, files, nft, services
+from .system import conntrack, devices, files, nft, nft_kernel, services
 from .system.systemd import INFO, WARNING, log
 from .transactions import DOUBTED, MISSING, Transactions, seen
 from .work import Work
@@ -144,7 +144,7 @@ class Names:
             if self._foreign is not None and self._foreign[0] == asked:
                 self._report_foreign(work, self._foreign[1])
                 return
-        generation, tables = nft.generation(), nft.tables(("ip",))
+        generation, tables = nft_kernel.generation(), nft.tables(("ip",))
         now = seen(nftables.DNS_CHAINS, tables)
         if (there.text, there.seen) == (wanted, now):
             self._disturbed = None
@@ -250,7 +250,7 @@ class Names:
         """
         errors: list[GuestnetError] = []
         facts = Facts(servers, chosen, proxy=services.has_updates_proxy(self._paths.flags))
-        generation, right = nft.generation(), self._told == servers and self._nft.settled(FIREWALL)
+        generation, right = nft_kernel.generation(), self._told == servers and self._nft.settled(FIREWALL)
         try:
             listing = "" if right else nft.named_set("ip", nftables.FIREWALL_TABLE, nftables.DNS_SET)
             facts = facts._replace(held=attachment.listed(listing) if listing else None)

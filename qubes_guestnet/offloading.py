@@ -20,7 +20,7 @@ from .dispatch import of_rules
 from .errors import FileError, GuestnetError
 from .flow import settle
 from .forwarding import forwarded
-from .system import chains, nft, services
+from .system import chains, nft, nft_kernel, services
 from .system.devices import listed
 from .system.systemd import INFO, log
 from .transactions import Transactions
@@ -96,7 +96,7 @@ class Offload:
         settled = self._nft.settled(OFFLOAD)
         if self._judged is not None and self._judged[0] == ipv6 and settled:
             return self._judged[1]
-        generation = nft.generation()
+        generation = nft_kernel.generation()
         self._judged = self._holds = None
         reason = _looked(ipv6=ipv6)
         self._nft.found_right(OFFLOAD, generation)

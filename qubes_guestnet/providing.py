@@ -25,7 +25,7 @@ from .errors import GuestnetError, KernelError
 from .forwarding import forwarded
 from .naming import Names
 from .rules import Rules
-from .system import nft, services, tunables
+from .system import nft, nft_kernel, services, tunables
 from .system.owned import Ledger
 from .transactions import Transactions
 from .work import Work
@@ -257,7 +257,7 @@ class Provider:
                 self._refill(work)
             return
         try:
-            self._nft.found_right(SETS, nft.generation())
+            self._nft.found_right(SETS, nft_kernel.generation())
         except KernelError as error:
             if work.dry_run and error.needs_root:
                 self._attachments.look(work)
@@ -270,7 +270,7 @@ class Provider:
     def _refill(self, work: Work) -> None:
         """What the sets are to hold; where that fails, the next pass tries again."""
         before = len(work.errors)
-        self._nft.found_right(SETS, nft.generation())  # our own transactions from here on keep it so
+        self._nft.found_right(SETS, nft_kernel.generation())  # our own transactions from here on keep it so
         work.attempt(partial(self._attachments.refill, work))
         if len(work.errors) > before:
             self._nft.found_wrong(SETS)

@@ -17,7 +17,7 @@ from .core.record import Loaded, Provided, checksum
 from .core.values import IPV4, IPV6
 from .errors import FileError, GuestnetError
 from .paths import Paths
-from .system import nft, services, tunables
+from .system import nft, nft_kernel, services, tunables
 from .system.owned import Ledger
 from .system.systemd import WARNING, log
 from .transactions import MISSING, Transactions, seen
@@ -73,7 +73,7 @@ class Rules:
         """Whether the firewall of the qubes is missing, or not ready; if it was never ready it is not waited for."""
         record = work.provided
         if services.filters(self._paths.flags):
-            work.unfiltered = record.unfiltered or (record.filtered and not nft.filtering())
+            work.unfiltered = record.unfiltered or (record.filtered and not nft_kernel.filtering())
 
     def _possible(self, settings: ProviderSettings, dry_run: bool) -> ProviderSettings:
         """Without what the kernel does not have: IPv4 is set up all the same (behaviour B54, #5110)."""
@@ -124,8 +124,8 @@ class Rules:
         """
         if not self._handles or self._nft.settled(RULES):
             return
-        lost = not nft.handles(nftables.CHAINS) >= self._handles
-        if not lost and (not services.filters(self._paths.flags) or nft.filtering()):
+        lost = not nft_kernel.handles(nftables.CHAINS) >= self._handles
+        if not lost and (not services.filters(self._paths.flags) or nft_kernel.filtering()):
             return
         with Ledger(self._paths.run) as ledger:
             work = Work(ProviderSettings(), services.provides(self._paths.flags), False, ledger, dry_run=False)
@@ -212,7 +212,7 @@ class Rules:
         Raises:
             KernelError: it is not known whether its rules are there.
         """
-        filtered = services.filters(self._paths.flags) and nft.filtering()
+        filtered = services.filters(self._paths.flags) and nft_kernel.filtering()
         with Ledger(self._paths.run) as ledger:
             provided = ledger.record.provided._replace(unfiltered=False, filtered=filtered)
             ledger.save(ledger.record._replace(provided=provided))
@@ -246,7 +246,7 @@ class Rules:
         if there.text == wanted and self._nft.settled(RULES):
             work.ruled = True
             return
-        generation = nft.generation()
+        generation = nft_kernel.generation()
         tables: Mapping[str, str] = nft.tables(families)
         sum_now = seen(chains, tables)
         if there.text != wanted or there.seen != sum_now:
@@ -265,7 +265,7 @@ class Rules:
             work.save(work.provided._replace(rules=loaded, names=names, offload="", connected=""))
         if not work.dry_run and not self._alone:
             work.attempt(partial(_user_rules_restore().keep, work, self._paths.run, tables))
-            self._handles = nft.handles(chains)
+            self._handles = nft_kernel.handles(chains)
         self._nft.found_right(RULES, generation)
         work.ruled = True
 
@@ -374,4 +374,4 @@ def _missing() -> bool:
     try:
         return seen(nftables.chains(nft.FAMILIES)) == MISSING
     except nft.NftError:  # the program that cannot load them cannot list them either; the kernel says what is there
-        return not nft.present()
+        return not nft_kernel.present()

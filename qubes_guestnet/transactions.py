@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from .core import listings, nftables
 from .core.record import checksum
-from .system import nft
+from .system import nft, nft_kernel
 
 MISSING = "-"  # in place of a sum, where a chain is not there
 DOUBTED = "?"  # in place of a sum, where others changed rules between our load and our look
@@ -32,7 +32,7 @@ class Transactions:
         if not self._families:
             from .system import nft_families  # a boot finds out by loading
 
-            nft.generation()  # who may not ask is told so in the same words as everywhere, and so once
+            nft_kernel.generation()  # who may not ask is told so in the same words as everywhere, and so once
             self._families = nft_families.there()
         return self._families
 
@@ -43,7 +43,7 @@ class Transactions:
 
     def mark(self) -> tuple[int, int]:
         """A point in time, for `undisturbed`. Raises KernelError."""
-        return nft.generation(), self._made
+        return nft_kernel.generation(), self._made
 
     def undisturbed(self, since: tuple[int, int] | None = None) -> bool:
         """Whether no other program has changed anything since a mark, or since just before our last transaction.
@@ -57,9 +57,9 @@ class Transactions:
             KernelError: as for `settled`.
         """
         if since is None:
-            return nft.generation() == self.ours
+            return nft_kernel.generation() == self.ours
         generation, made = since
-        return nft.generation() == generation + self._made - made
+        return nft_kernel.generation() == generation + self._made - made
 
     def settled(self, part: str) -> bool:
         """Whether no other program has changed anything since this part was found right.
@@ -70,7 +70,7 @@ class Transactions:
         Raises:
             KernelError: the kernel has no nftables, or we may not ask.
         """
-        return self._verified.get(part) == nft.generation()
+        return self._verified.get(part) == nft_kernel.generation()
 
     def found_right(self, part: str, generation: int) -> None:
         """Note that a part is as it should be.
@@ -102,7 +102,7 @@ class Transactions:
             text: of the transaction.
             waiting: the process of nft that is to load it, where one was started before.
         """
-        before = nft.generation()
+        before = nft_kernel.generation()
         started = (waiting or nft.Waiting()).begin(text)
 
         def end() -> None:
@@ -113,7 +113,7 @@ class Transactions:
 
     def do(self, transaction: Callable[[], bool]) -> None:
         """Carry out what is, or is not, one transaction of ours by another way than nft. Raises what it raises."""
-        before = nft.generation()
+        before = nft_kernel.generation()
         if transaction():
             self._count(before)
 
@@ -121,7 +121,7 @@ class Transactions:
         """After a transaction of ours: what was right before is right still, unless others made one meanwhile."""
         self.ours = before + 1
         self._made += 1
-        if nft.generation() == before + 1:
+        if nft_kernel.generation() == before + 1:
             for part, generation in self._verified.items():
                 self._verified[part] = before + 1 if generation == before else generation
 

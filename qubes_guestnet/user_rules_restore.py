@@ -19,7 +19,7 @@ from .core.record import FIREWALL, HELD, Provided
 from .core.user_rules import Kept
 from .errors import ConfigError, GuestnetError
 from .paths import Paths
-from .system import conntrack, files, nft, services, vifs
+from .system import conntrack, files, nft, nft_kernel, services, vifs
 from .system.systemd import INFO, WARNING, log
 from .work import Work
 
@@ -39,7 +39,7 @@ def keep(work: Work, run: str, listings: Mapping[str, str]) -> None:
     Raises:
         GuestnetError: it cannot be written, or the names of the tables cannot be had.
     """
-    kept = user_rules.found(listings, nft.table_names())
+    kept = user_rules.found(listings, nft_kernel.table_names())
     files.publish(os.path.join(run, _NAME), user_rules.render(kept), _MODE, sync=False)
     there = {f"{_TABLE}{name}" for name in kept.tables}
     there |= set(_named(user_rules.holding(kept)))
@@ -61,7 +61,7 @@ def lost(run: str, listings: Mapping[str, str]) -> Kept:
         GuestnetError: that is not known.
     """
     data = files.read(os.path.join(run, _NAME))
-    return user_rules.lost(user_rules.parse(data), listings, nft.table_names()) if data is not None else Kept()
+    return user_rules.lost(user_rules.parse(data), listings, nft_kernel.table_names()) if data is not None else Kept()
 
 
 def load(work: Work, run: Callable[[str], None], base: str, missing: Kept) -> tuple[Block, ...]:

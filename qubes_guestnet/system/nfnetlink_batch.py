@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterable
 
 from . import netlink_wire as wire
-from .nft import NFNL_SUBSYS_NFTABLES
+from .nft_kernel import NFNL_SUBSYS_NFTABLES
 
 # linux/netlink.h, linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
 NLM_F_CREATE, NLM_F_APPEND, NLA_F_NESTED = 0x400, 0x800, 0x8000

@@ -9,7 +9,7 @@ from ..core.nftables import ARP, FAMILIES, TABLE
 from ..errors import KernelError
 from . import netlink_wire as wire
 from . import nfnetlink_batch as batch
-from . import nft
+from . import nft_kernel
 
 # linux/netfilter.h, linux/netfilter/nf_tables.h, linux/netfilter_arp.h
 NFPROTO_ARP = 3
@@ -27,7 +27,7 @@ def there() -> tuple[str, ...]:
         KernelError: it has no nftables, or we may not ask.
     """
     # Our own table shows it, and costs one message; the kernel takes 10 ms to take a probe back.
-    lacking = f"{ARP} {TABLE}" not in nft.table_names() and not has(NFPROTO_ARP)
+    lacking = f"{ARP} {TABLE}" not in nft_kernel.table_names() and not has(NFPROTO_ARP)
     return tuple(family for family in FAMILIES if family != ARP) if lacking else FAMILIES
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from qubes_guestnet.core.values import IPAddress
 from qubes_guestnet.errors import KernelError
-from qubes_guestnet.system import conntrack, netlink_wire, nft, tunables
+from qubes_guestnet.system import conntrack, netlink_wire, nft, nft_kernel, tunables
 from tests.support.eventually import eventually
 from tests.support.oracle import Oracle
 
@@ -282,7 +282,7 @@ def test_no_descriptor_is_left(ground: Oracle) -> None:
     before = os.listdir("/proc/self/fd")
     for _ in range(10):
         conntrack.purge((QUBE, OTHER))
-        nft.generation()
+        nft_kernel.generation()
         udp(QUBE, SERVER, 2)
     assert len(os.listdir("/proc/self/fd")) == len(before)
 

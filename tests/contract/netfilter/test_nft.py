@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qubes_guestnet.errors import KernelError
-from qubes_guestnet.system import netlink_wire, nft, programs
+from qubes_guestnet.system import netlink_wire, nft, nft_kernel, programs
 from tests.support.eventually import eventually
 from tests.support.oracle import Oracle
 
@@ -41,8 +41,8 @@ def loaded(oracle: Oracle) -> Oracle:
 
 
 @pytest.fixture
-def events(loaded: Oracle) -> Iterator[nft.Events]:
-    with contextlib.closing(nft.Events()) as made:
+def events(loaded: Oracle) -> Iterator[nft_kernel.Events]:
+    with contextlib.closing(nft_kernel.Events()) as made:
         yield made
 
 
@@ -211,39 +211,41 @@ def test_sets(loaded: Oracle) -> None:
 
 
 def test_the_generation_is_another_one_after_each_change(loaded: Oracle) -> None:
-    seen = [nft.generation()]
+    seen = [nft_kernel.generation()]
     for change in ("add rule ip qubes forward accept", "add table ip other", "flush chain ip other none"):
         loaded.run("nft", change, check=False)
-        seen.append(nft.generation())
+        seen.append(nft_kernel.generation())
     assert seen[0] < seen[1] < seen[2] == seen[3]  # the last one was refused
     loaded.run("nft", "list", "ruleset")
     nft.listing(CHAINS)
-    assert nft.generation() == seen[3]
+    assert nft_kernel.generation() == seen[3]
     nft.run('add element ip qubes allowed { "vif4.0" . 10.137.0.4 }\n')
-    assert nft.generation() == seen[3] + 1
+    assert nft_kernel.generation() == seen[3] + 1
 
 
 def test_a_kernel_that_does_not_tell_its_generation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nft, "NFT_MSG_GETGEN", 99)
+    monkeypatch.setattr(nft_kernel, "NFT_MSG_GETGEN", 99)
     with pytest.raises(KernelError, match="nft generation"):
-        nft.generation()
+        nft_kernel.generation()
     monkeypatch.setattr(netlink_wire.Netfilter, "request", lambda *_: iter([bytes(20) + struct.pack("=HH", 4, 9)]))
     with pytest.raises(KernelError, match="EPROTO"):
-        nft.generation()
+        nft_kernel.generation()
 
 
-def test_a_change_of_anybody_wakes(loaded: Oracle, events: nft.Events) -> None:
+def test_a_change_of_anybody_wakes(loaded: Oracle, events: nft_kernel.Events) -> None:
     assert not events.drain()
     for change in ("add table inet other", "add element ip qubes downstream { 10.137.0.4 }", "flush ruleset"):
         loaded.run("nft", change)
         assert eventually(events.drain)
         assert not events.drain()
     loaded.run("nft", "list", "ruleset")
-    nft.generation()
+    nft_kernel.generation()
     assert not events.drain()
 
 
-def test_more_changes_than_the_socket_holds_are_one_more_reason_to_look(loaded: Oracle, events: nft.Events) -> None:
+def test_more_changes_than_the_socket_holds_are_one_more_reason_to_look(
+    loaded: Oracle, events: nft_kernel.Events
+) -> None:
     members = ", ".join(f"10.{n >> 8}.{n & 255}.1" for n in range(10_000))
     nft.run(f"add element ip qubes downstream {{ {members} }}\n")
     drops = [int(line.split()[8]) for line in Path("/proc/net/netlink").read_text().splitlines()[1:]]

@@ -9,7 +9,7 @@ import pytest
 
 from qubes_guestnet.core.nftables import FAMILIES, TABLE
 from qubes_guestnet.errors import KernelError
-from qubes_guestnet.system import nft, nft_families
+from qubes_guestnet.system import nft_families, nft_kernel
 from tests.support.oracle import Oracle
 
 pytestmark = pytest.mark.behaviour("B114")
@@ -18,10 +18,10 @@ DECNET = 12  # taken out in Linux 6.1; the number is not used again
 
 
 def test_a_probe_tells_what_is_there_and_leaves_nothing(oracle: Oracle) -> None:
-    before = nft.generation()
+    before = nft_kernel.generation()
     assert nft_families.has(nft_families.NFPROTO_ARP)
     assert not nft_families.has(DECNET)
-    assert (nft.table_names(), nft.generation()) == ((), before)
+    assert (nft_kernel.table_names(), nft_kernel.generation()) == ((), before)
 
 
 def test_the_table_itself_is_proof_enough(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
