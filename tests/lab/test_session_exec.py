@@ -83,7 +83,7 @@ def test_commands_run_beside_each_other_and_nothing_of_them_stays(small: Path) -
 )
 def test_signals_reach_the_command(small: Path, number: int, status: int) -> None:
     done("up", str(small))
-    with _waiting("echo ready; sleep 4711; echo not reached") as running:
+    with _sleeping() as running:
         running.send_signal(number)
         assert running.wait(LONGEST) == status
     with _waiting("trap 'echo caught; exit 3' INT TERM HUP; echo ready; while :; do sleep 0.01; done") as running:
@@ -98,7 +98,7 @@ def test_a_lab_that_was_started_in_the_background_has_commands_that_can_be_inter
     subprocess.run(["sh", "-c", started], stdin=subprocess.DEVNULL, timeout=LONGEST, check=True)
     assert altered(done("exec", "vm1", *LISTED).splitlines()) == UNALTERED
     os.kill(background(), signal.SIGINT)
-    with _waiting("echo ready; sleep 4711; echo not reached") as running:
+    with _sleeping() as running:
         running.send_signal(signal.SIGINT)
         assert running.wait(LONGEST) == 130
 
@@ -113,10 +113,17 @@ def _waiting(script: str) -> subprocess.Popen[bytes]:
     return running
 
 
+def _sleeping() -> subprocess.Popen[bytes]:
+    """A shell in vm1 whose `sleep` runs: dash keeps a SIGINT that comes while it forks until its child has ended."""
+    running = _waiting("echo ready; sleep 4711; echo not reached")
+    eventually(lambda: "sleep\n4711" in _commands(), LONGEST, "the shell's command runs")
+    return running
+
+
 def test_a_command_whose_caller_is_gone_is_hung_up(small: Path) -> None:
     done("up", str(small))
     before = processes()
-    with _waiting("echo ready; sleep 4711") as running:
+    with _sleeping() as running:
         running.kill()
     eventually(lambda: processes() <= before, what="it has ended")
 
@@ -214,6 +221,6 @@ def test_the_terminal_is_given_back_as_it_was(small: Path) -> None:
 
 def test_a_lab_that_ends_ends_the_commands_in_it(small: Path) -> None:
     done("up", str(small))
-    with _waiting("echo ready; sleep 4711") as running:
+    with _sleeping() as running:
         done("down")
         assert running.wait(LONGEST) == 1
