@@ -86,7 +86,7 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Grou
     from .core.nftables import chains as base_chains
     from .core.record import checksum
     from .core.resolver import tunnel
-    from .core.shadows import firewall, is_filtered, shadows
+    from .core.shadows import called, firewall, is_filtered, shadows
     from .system import services, vifs
     from .system.owned import Ledger
     from .transactions import Transactions
@@ -100,7 +100,7 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Grou
     uplinks = [interface.link for interface in report.interfaces if interface.link is not None]
     cut = drops(((family, nft.table(family)) for family in nft.FAMILIES), (link.name for link in uplinks))
     vpn = tunnel(kernel.tunnels((), (link.ifindex for link in uplinks)))
-    chains = nft.chains()
+    chains = called(nft.chains(), nft_kernel.dormant())
     state = firewall(is_filtered(chains), services.firewall_unit()) if services.filters(paths.flags) else ""
     unknown, gone = tuple(sorted(there - known)), tuple(sorted(known - there))
     return Ground(rules, unknown, gone, shadows(chains), cut, vpn, state, transactions.arp)

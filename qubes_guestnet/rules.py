@@ -371,7 +371,9 @@ def _nothing_without_rules(work: Work) -> None:
 
 
 def _missing() -> bool:
+    if not nft_kernel.present():
+        return True
     try:
         return seen(nftables.chains(nft.FAMILIES)) == MISSING
-    except nft.NftError:  # the program that cannot load them cannot list them either; the kernel says what is there
-        return not nft_kernel.present()
+    except nft.NftError:  # the program that cannot load them cannot list them either
+        return False

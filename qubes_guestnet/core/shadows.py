@@ -9,7 +9,7 @@ earlier or at the same priority can take packets that the rules of a provider, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from .namedtuple import NamedTuple
 from .nftables import ARP, GUARD, LIMITS_TABLE, TABLE
@@ -82,6 +82,16 @@ class Shadow(NamedTuple):
         policy = "; it drops what its own rules do not accept" if chain.policy == "drop" else ""
         what = f"{chain.kind} chain {chain.family} {chain.table} {chain.name}"
         return f"{what} (hook {chain.hook}, priority {chain.priority}) is {order}{policy}"
+
+
+def called(chains: Iterable[Chain], dormant: Collection[tuple[str, str]]) -> tuple[Chain, ...]:
+    """The chains that the kernel calls: those of a dormant table judge no packet.
+
+    Args:
+        chains: every one that has a hook.
+        dormant: family and name of the tables with that flag.
+    """
+    return tuple(chain for chain in chains if (chain.family, chain.table) not in dormant)
 
 
 def is_filtered(chains: Iterable[Chain]) -> bool:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
 NFNL_SUBSYS_NFTABLES, NFNLGRP_NFTABLES = 10, 7
-NFT_MSG_GETTABLE, NFTA_TABLE_NAME = 1, 1
+NFT_MSG_GETTABLE, NFTA_TABLE_NAME, NFTA_TABLE_FLAGS, NFT_TABLE_F_DORMANT = 1, 1, 2, 0x1
 NFT_MSG_GETCHAIN, NFTA_CHAIN_TABLE, NFTA_CHAIN_NAME = 4, 1, 3
 NFT_MSG_GETGEN, NFTA_GEN_ID = 16, 1
 NFT_MSG_GETRULE, NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_HANDLE = 7, 1, 2, 3
@@ -63,29 +63,35 @@ def generation() -> int:
 
 
 def present() -> bool:
-    """Whether our tables of both families are there; two messages to the kernel and no program.
+    """Whether our tables of both families are in force; two messages to the kernel and no program.
 
     Raises:
         KernelError: the kernel has no nftables, or we may not ask.
     """
-    return _have(NFT_MSG_GETTABLE, _text(NFTA_TABLE_NAME, TABLE))
+    return _in_force(TABLE)
 
 
 def filtering() -> bool:
-    """Whether the firewall of the qubes has its chain in both families, as `present`.
+    """Whether the firewall of the qubes has its chain in force in both families, as `present`.
 
     Raises:
         KernelError: the kernel has no nftables, or we may not ask.
     """
-    return _have(NFT_MSG_GETCHAIN, _text(NFTA_CHAIN_TABLE, FIREWALL) + _text(NFTA_CHAIN_NAME, "forward"))
+    return _in_force(FIREWALL, "forward")
 
 
-def _have(kind: int, body: bytes) -> bool:
+def _in_force(table: str, chain: str = "") -> bool:
+    """Whether a table, and a chain of it, is there in both families. The chains of a dormant table are not called."""
+    asked = _text(NFTA_CHAIN_TABLE, table) + _text(NFTA_CHAIN_NAME, chain)
     try:
         asking = wire.Netfilter(NFNL_SUBSYS_NFTABLES)
         try:
             for family in (socket.AF_INET, socket.AF_INET6):
-                tuple(asking.request(kind, 0, body, family))
+                answers = asking.request(NFT_MSG_GETTABLE, 0, _text(NFTA_TABLE_NAME, table), family)
+                if any(_table(answer)[2] for answer in answers):
+                    return False
+                if chain:
+                    tuple(asking.request(NFT_MSG_GETCHAIN, 0, asked, family))
         finally:
             asking.close()
     except FileNotFoundError:
@@ -101,20 +107,19 @@ def table_names() -> tuple[str, ...]:
     Raises:
         KernelError: the kernel has no nftables, or we may not ask.
     """
-    found = []
-    for answer in _dump(NFT_MSG_GETTABLE, list):
-        for kind, begin, end in wire.attributes(answer, wire.Netfilter.HEADER_BYTES, len(answer)):
-            if kind == NFTA_TABLE_NAME:
-                family = _FAMILY_WORDS.get(answer[_FAMILY_PLACE], "?")
-                found.append(f"{family} {answer[begin : end - 1].decode('ascii', 'replace')}")
-    return tuple(found)
+    return tuple(f"{family} {name}" for family, name, _ in map(_table, _dump(NFT_MSG_GETTABLE, list)))
+
+
+def dormant() -> frozenset[tuple[str, str]]:
+    """Family and name of the tables whose chains are not called (`flags dormant`). Raises KernelError as `handles`."""
+    return frozenset((family, name) for family, name, sleeps in map(_table, _dump(NFT_MSG_GETTABLE, list)) if sleeps)
 
 
 def handles(chains: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str, bytes]]:
     """The rules of chains of ours, by family, chain and the number that no other rule of the table ever has.
 
     Without a program, for a caller in a hurry: equal ones mean that no rule was removed, replaced or added. Policies
-    and sets are not looked at.
+    and sets are not looked at. A dormant table has none.
 
     Args:
         chains: family and name of each.
@@ -122,8 +127,8 @@ def handles(chains: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str, byte
     Raises:
         KernelError: the kernel has no nftables, or we may not ask.
     """
-    wanted, found = frozenset(chains), set()
-    for family in SETS:
+    wanted, found, asleep = frozenset(chains), set(), dormant()
+    for family in (family for family in SETS if (family, TABLE) not in asleep):
         for table, chain, handle in map(_place, _dump(NFT_MSG_GETRULE, list, _text(NFTA_RULE_TABLE, TABLE), family)):
             if table == TABLE and (family, chain) in wanted:
                 found.add((family, chain, handle))
@@ -131,12 +136,29 @@ def handles(chains: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str, byte
 
 
 def limit_rules() -> Mapping[tuple[str, str], int]:
-    """How many rules each chain of the limits has, by family and chain. Raises KernelError as `handles`."""
+    """How many rules each chain of the limits has, by family and chain; a dormant table has none.
+
+    Raises:
+        KernelError: as `handles`.
+    """
     found, body = dict[tuple[str, str], int](), _text(NFTA_RULE_TABLE, LIMITS_TABLE)
-    for family in FAMILIES:  # one rule at a time: of 250 vifs there are 12,000
+    asleep = dormant()
+    for family in (family for family in FAMILIES if (family, LIMITS_TABLE) not in asleep):
+        # One rule at a time: of 250 vifs there are 12,000.
         counts = _dump(NFT_MSG_GETRULE, lambda answers: Counter(_place(each)[:2] for each in answers), body, family)
         found |= {(family, chain): number for (table, chain), number in counts.items() if table == LIMITS_TABLE}
     return found
+
+
+def _table(answer: bytes) -> tuple[str, str, bool]:
+    """Family and name of a table, and whether it is dormant."""
+    name, flags = "", 0
+    for kind, begin, end in wire.attributes(answer, wire.Netfilter.HEADER_BYTES, len(answer)):
+        if kind == NFTA_TABLE_NAME:
+            name = answer[begin : end - 1].decode("ascii", "replace")
+        elif kind == NFTA_TABLE_FLAGS:
+            (flags,) = struct.unpack_from("!I", answer, begin)
+    return _FAMILY_WORDS.get(answer[_FAMILY_PLACE], "?"), name, bool(flags & NFT_TABLE_F_DORMANT)
 
 
 def _place(answer: bytes) -> tuple[str, str, bytes]:

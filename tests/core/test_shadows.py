@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core.shadows import Chain, is_filtered, shadows
+from qubes_guestnet.core.shadows import Chain, called, is_filtered, shadows
 
 FORWARD = Chain("inet", "t", "f", "filter", "forward", -10, "drop")
 DSTNAT = Chain("ip", "nat", "PREROUTING", "nat", "prerouting", -100)
@@ -68,3 +68,11 @@ GUARD = Chain("ip", "qubes-firewall", "forward", "filter", "forward", 0, "drop")
 )
 def test_whether_the_firewall_of_the_qubes_is_there(chains: list[Chain], filtered: bool) -> None:
     assert is_filtered(chains) is filtered
+
+
+@pytest.mark.behaviour("B155")
+def test_a_dormant_table_filters_and_shadows_nothing() -> None:
+    other = GUARD._replace(table="other")
+    assert called([GUARD, other], {("ip", "qubes-firewall")}) == (other,)
+    assert called([GUARD, other], {("ip6", "qubes-firewall"), ("ip", "other")}) == (GUARD,)
+    assert not is_filtered(called([GUARD], {("ip", "qubes-firewall")}))

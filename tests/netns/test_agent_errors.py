@@ -34,7 +34,7 @@ PROVIDER = [
     *((f"{SYSTEM}.nft:sets", error) for error in (SLOW, BUG)),
     *((f"{SYSTEM}.nft:named_set", error) for error in (SLOW,)),
     *((f"{SYSTEM}.nft_kernel:generation", error) for error in (KERNEL, RAW)),
-    *((f"{SYSTEM}.nft:Events.drain", error) for error in (KERNEL, RAW)),
+    *((f"{SYSTEM}.nft_kernel:Events.drain", error) for error in (KERNEL, RAW)),
     *((f"{SYSTEM}.nft:end", error) for error in (SLOW, REFUSED)),
     *((f"{SYSTEM}.programs:start", error) for error in (PROGRAM, RAW)),
     *((f"{SYSTEM}.programs:finish", error) for error in (PROGRAM,)),

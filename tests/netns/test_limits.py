@@ -244,6 +244,7 @@ def test_limits_go_with_their_vif_and_come_back_after_a_flush() -> None:
     [
         "flush table ip qubes-limits", "delete chain ip qubes-limits prerouting", "ONE",
         "flush chain ip qubes-limits vif4.0-names", "flush chain ip6 qubes-limits vif4.0",
+        "add table ip qubes-limits { flags dormant; }", "add table ip6 qubes-limits { flags dormant; }",
     ],
 )  # fmt: skip
 def test_limits_that_lost_rules_are_loaded_again(text: str) -> None:

@@ -10,11 +10,17 @@ from tests.support.hosting import Hosting
 
 pytestmark = pytest.mark.behaviour("B140")
 
-AWAY = ("flush ruleset", "delete table ip6 qubes", "flush chain ip qubes input", "table ip qubes { flags dormant; }")
+AWAY = (
+    "flush ruleset",
+    "delete table ip6 qubes",
+    "flush chain ip qubes input",
+    "table ip qubes { flags dormant; }",
+    "table arp qubes { flags dormant; }",
+)
 
 
 def rules(host: Hosting) -> list[object]:
-    listing = (("nft", "-s", "list", "table", family, "qubes") for family in ("ip", "ip6"))
+    listing = (("nft", "-s", "list", "table", family, "qubes") for family in ("ip", "ip6", "arp"))
     return [host.settled(), *["dormant" in host.oracle.run(*words, check=False).stdout for words in listing]]
 
 

@@ -19,7 +19,13 @@ FIREWALL = "; ".join(
     f" add rule {family} qubes-firewall forward accept"
     for family in ("ip", "ip6")
 )
-GONE = ("delete table ip qubes-firewall", "delete table ip6 qubes-firewall", "flush ruleset")
+GONE = (
+    "delete table ip qubes-firewall",
+    "delete table ip6 qubes-firewall",
+    "add table ip qubes-firewall { flags dormant; }",
+    "add table ip6 qubes-firewall { flags dormant; }",
+    "flush ruleset",
+)
 
 
 def codes(host: Hosting) -> set[str]:

@@ -217,6 +217,7 @@ AWAY = {
         "add chain ip qubes forward { type filter hook forward priority 0; }",
     ),
     "a table that sleeps": ("table ip qubes { flags dormant; }",),
+    "two that sleep": ("table ip6 qubes { flags dormant; }; table arp qubes { flags dormant; }",),
     "the chain of anti-spoofing": ("flush chain ip qubes antispoof",),
     "the chain before it": ("flush chain ip qubes prerouting",),
     # Every chain that asks it has to let go of it first.

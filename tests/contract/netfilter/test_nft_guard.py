@@ -99,6 +99,7 @@ def test_it_stays_whatever_others_flush_and_goes_with_its_owner() -> None:
     for text in (
         "flush ruleset", "flush ruleset inet", "delete table inet qubes-guard", "flush table inet qubes-guard",
         "add rule inet qubes-guard input accept", "insert rule inet qubes-guard prerouting accept",
+        "add table inet qubes-guard { flags dormant; }",
     ):  # fmt: skip
         nft(text)
         assert listed() == GUARD, text
