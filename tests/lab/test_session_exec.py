@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import re
 import select
 import shlex
 import signal
@@ -56,11 +57,17 @@ def test_a_command_has_input_output_error_and_status_of_its_caller(small: Path, 
     assert refused(2, "exec", "--name", "b", "vm1").endswith(" lab exec --name b vm1 -- bash")
 
 
-def open_descriptors() -> int:
-    """How many the lab's process inside has."""
+def inside() -> int:
+    """The lab's process that serves the commands."""
     (middle,) = children(background())
-    (inside,) = children(middle)
-    return len(os.listdir(f"/proc/{inside}/fd"))
+    (found,) = children(middle)
+    return found
+
+
+def open_descriptors(pid: int) -> list[str]:
+    """What a process has open while no command is connected to the lab."""
+    eventually(lambda: len(re.findall(r"/fd/\d+/socket$", Path("/proc/net/unix").read_text(), re.MULTILINE)) == 1)
+    return sorted(os.listdir(f"/proc/{pid}/fd"))
 
 
 def children(pid: int) -> list[int]:
@@ -69,13 +76,14 @@ def children(pid: int) -> list[int]:
 
 def test_commands_run_beside_each_other_and_nothing_of_them_stays(small: Path) -> None:
     done("up", str(small))
-    before = open_descriptors()
+    server = inside()
+    before = open_descriptors(server)
     long = subprocess.Popen([*COMMAND, "exec", "vm1", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     for _ in range(3):
         done("exec", "vm1", "true")
         lab("exec", "nix", "true")
     assert long.communicate(b"still there", timeout=LONGEST)[0] == b"still there"
-    eventually(lambda: open_descriptors() == before, 5.0, "as many descriptors as before", lambda: str(before))
+    assert open_descriptors(server) == before
 
 
 @pytest.mark.parametrize(
