@@ -23,7 +23,7 @@ from .core.provider import ProviderSettings
 from .core.vif import Vif
 from .errors import GuestnetError, KernelError
 from .forwarding import forwarded
-from .naming import Names
+from .provider.dns_redirect import Names
 from .rules import Rules
 from .system import nft, nft_kernel, services, tunables
 from .system.owned import Ledger

@@ -16,27 +16,27 @@ import time
 from functools import partial
 from ipaddress import IPv4Address
 
-from .core import attachment, endpoint, foreign_names, name_followers, nameservers, nftables, provider
-from .core.name_followers import Facts
-from .core.nameservers import NameFacts
-from .core.operations import Outcome, Planned
-from .core.provider_operations import SetFirewallServers
-from .core.record import FOREIGN, Loaded, Record, checksum
-from .dispatch import of_rules
-from .errors import GuestnetError
-from .system import conntrack, devices, files, nft, nft_kernel, services
-from .system.systemd import INFO, WARNING, log
-from .transactions import DOUBTED, MISSING, Transactions, seen
-from .work import Work
+from ..core import attachment, endpoint, foreign_names, name_followers, nameservers, nftables, provider
+from ..core.name_followers import Facts
+from ..core.nameservers import NameFacts
+from ..core.operations import Outcome, Planned
+from ..core.provider_operations import SetFirewallServers
+from ..core.record import FOREIGN, Loaded, Record, checksum
+from ..dispatch import of_rules
+from ..errors import GuestnetError
+from ..system import conntrack, devices, files, nft, nft_kernel, services
+from ..system.systemd import INFO, WARNING, log
+from ..transactions import DOUBTED, MISSING, Transactions, seen
+from ..work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
-    from .core.endpoint import Endpoint
-    from .core.foreign_names import Judgement
-    from .core.nameservers import Choice
-    from .paths import Paths
-    from .system.netlink import Kernel
-    from .uplink.other_services import OtherServices
+    from ..core.endpoint import Endpoint
+    from ..core.foreign_names import Judgement
+    from ..core.nameservers import Choice
+    from ..paths import Paths
+    from ..system.netlink import Kernel
+    from ..uplink.other_services import OtherServices
 
 REDIRECTION = "virtual DNS"
 FIREWALL = "firewall's servers"
