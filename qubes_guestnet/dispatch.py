@@ -54,10 +54,13 @@ OF_FORWARDING: Adapters = {
 def of_rules(transactions: Transactions) -> Adapters:
     """For what a provider has of nft, and the services that go by it."""
     from .core import flowtable, nftables
-    from .system import services
+    from .system import conntrack, services
 
     return {
         "ChangeDownstream": lambda op: transactions.run(op.text),
+        "LoadRedirection": lambda op: transactions.run(op.text),
+        "KeepForeignRedirection": lambda op: transactions.run(op.text),
+        "PurgeConntrack": lambda op: conntrack.purge(op.addresses),
         "SetFirewallServers": lambda op: transactions.run(nftables.firewall_servers(op.addresses)),
         "UnitJob": lambda op: services.queue_job(op.verb, op.unit),
         "LoadFlowtable": lambda op: transactions.run(flowtable.load(op.names, ipv6=op.ipv6)),

@@ -23,7 +23,7 @@ from .core.provider import ProviderSettings
 from .core.vif import Vif
 from .errors import GuestnetError, KernelError
 from .forwarding import forwarded
-from .provider.dns_redirect import Names
+from .provider.dns_redirect import DnsRedirect
 from .rules import Rules
 from .system import nft, nft_kernel, services, tunables
 from .system.owned import Ledger
@@ -59,7 +59,7 @@ class Provider:
         self._nft, self._resident = Transactions(), resident
         self._rules = Rules(paths, self._nft)
         self._attachments = Attachments(paths.run, kernel, self._nft)
-        self._names = Names(paths, kernel, others, self._nft, resident=resident)
+        self._dns = DnsRedirect(paths, kernel, others, self._nft, resident=resident)
         self._offload = _offload(paths, self._nft) if resident else None
         self._guard = _guard(self._nft) if resident else None
         self._swept: object = None  # what the vifs were last made for
@@ -108,7 +108,7 @@ class Provider:
             work.attempt(partial(self._sweep, work))
             indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
             kept = resolver is not None and resolver.kept
-            work.attempt(partial(self._names.lead, work, own_servers, indexes, kept=kept))
+            work.attempt(partial(self._dns.apply, work, own_servers, indexes, kept=kept))
             work.attempt(partial(self._rules.forward, work))
             if self._offload is not None:
                 work.attempt(partial(self._offload.bring, work))
@@ -132,7 +132,7 @@ class Provider:
             work.raise_first()
             if work.active:
                 kept = self._keeps_file(settings, uplinks, ledger)
-                self._names.lead(work, settings.dns.servers, uplinks, kept=kept)
+                self._dns.apply(work, settings.dns.servers, uplinks, kept=kept)
             work.raise_first()
             if work.active and work.provided.synced != work.provided.leading:
                 # The agent is often faster; the caller asks whether it has to follow (B135).

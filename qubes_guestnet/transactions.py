@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from .core import listings, nftables
+from .core import listings, nftables, record
 from .core.record import checksum
 from .system import nft, nft_kernel
 
-MISSING = "-"  # in place of a sum, where a chain is not there
-DOUBTED = "?"  # in place of a sum, where others changed rules between our load and our look
+MISSING = record.MISSING
 
 
 class Transactions:

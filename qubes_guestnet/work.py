@@ -86,8 +86,12 @@ class Work:
         except GuestnetError as error:
             self.errors.append(error)
 
-    def settle(self, plan: Callable[[Record, Outcome], Planned], adapters: Adapters) -> None:
-        """Plan, and but for a dry run apply, until a plan is empty; see `flow.settle`. It raises nothing."""
+    def settle(self, plan: Callable[[Record, Outcome], Planned], adapters: Adapters) -> Outcome:
+        """Plan, and but for a dry run apply, until a plan is empty; see `flow.settle`. It raises nothing.
+
+        Returns:
+            What came of it, with what could not be observed among the errors.
+        """
         from .core.operations import Outcome  # where there is something to settle
         from .flow import settle
 
@@ -96,8 +100,10 @@ class Work:
             self.todo += map(str, planned.ops)
         else:
             planned, outcome = settle(plan, adapters, self.ledger)
+        outcome = outcome._replace(errors=(*outcome.errors, *planned.errors))
         self.done += map(str, outcome.done)
-        self.errors += (*outcome.errors, *planned.errors)
+        self.errors += outcome.errors
+        return outcome
 
     def do(self, words: str, action: Callable[[], object]) -> None:
         """Do it, or in a dry run say that it is to do."""

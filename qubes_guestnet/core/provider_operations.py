@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
     from types import ModuleType
 
+    from .endpoint import Endpoint
+
 # Where the kernel has the switch of forwarding of each family.
 FORWARDING = {IPV4: ("ipv4", "ip_forward"), IPV6: ("ipv6", "conf", "all", "forwarding")}
 
@@ -61,6 +63,86 @@ class ChangeDownstream(NamedTuple):
 
     def __str__(self) -> str:
         return "; ".join(f"nft {line}" for line in self.text.splitlines())
+
+
+@distinct
+class LoadRedirection(NamedTuple):
+    """Redirect the virtual DNS addresses, and refuse what is not redirected, in one transaction.
+
+    Args:
+        virtual: the addresses that the qubes ask.
+        servers: name servers that they are redirected to in turn; none: all that goes to them is refused.
+        refused: how that reads, and why.
+        trouble: what is wrong with rules of another program whose place it takes, "" where there are none.
+    """
+
+    virtual: tuple[IPv4Address, ...]
+    servers: tuple[Endpoint, ...]
+    refused: str = ""
+    trouble: str = ""
+
+    @property
+    def text(self) -> str:
+        """As nft takes it."""
+        from . import nftables
+
+        return nftables.dnat(self._pairs, self.virtual, self.servers)
+
+    @property
+    def _pairs(self) -> tuple[tuple[IPv4Address, Endpoint], ...]:
+        from . import nameservers
+
+        return nameservers.pairs(self.virtual, self.servers)
+
+    def hinders(self, other: object) -> bool:
+        """Whether another operation must not be done because this one failed."""
+        return other == PurgeConntrack(self.virtual)
+
+    def __str__(self) -> str:
+        words = " ".join(f"{address}->{server}" for address, server in self._pairs)
+        return f"nft -f: virtual DNS {words or self.refused}"
+
+
+@distinct
+class KeepForeignRedirection(NamedTuple):
+    """Leave the rules of another program in `dnat-dns`, and refuse what they do not redirect (behaviour B123).
+
+    Args:
+        rules: all of the chain, where some among them are ours and change; None: the chain stays as it is.
+        virtual: the addresses that the qubes ask.
+        passing: those of our servers that have a virtual address, and are led to by rules of ours in the chain.
+        ends: where the rules lead, in words.
+    """
+
+    rules: tuple[str, ...] | None
+    virtual: tuple[IPv4Address, ...]
+    passing: tuple[Endpoint, ...]
+    ends: str
+
+    @property
+    def text(self) -> str:
+        """As nft takes it."""
+        from . import nftables
+
+        first = nftables.redirection(self.rules) if self.rules is not None else ""
+        return first + nftables.refusal(self.virtual, self.passing)
+
+    def hinders(self, other: object) -> bool:
+        """Whether another operation must not be done because this one failed."""
+        return other == PurgeConntrack(self.virtual)
+
+    def __str__(self) -> str:
+        return f"nft -f: virtual DNS: rules of others in dnat-dns are kept: {self.ends}"
+
+
+@distinct
+class PurgeConntrack(NamedTuple):
+    """Forget the connections of these addresses, in either direction and translated or not (behaviours B50, B53)."""
+
+    addresses: tuple[IPAddress, ...]
+
+    def __str__(self) -> str:
+        return f"conntrack -D: entries of {', '.join(map(str, self.addresses))}"
 
 
 @distinct
@@ -130,6 +212,9 @@ if TYPE_CHECKING:
         CloseForwarding
         | OpenForwarding
         | ChangeDownstream
+        | LoadRedirection
+        | KeepForeignRedirection
+        | PurgeConntrack
         | SetFirewallServers
         | UnitJob
         | LoadFlowtable

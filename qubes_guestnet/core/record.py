@@ -56,8 +56,8 @@ class Interface(NamedTuple):
     resolved: bool = False
 
 
-# In place of the sum of a text of ours: what is in the chain is another program's, and is kept (behaviour B123).
-FOREIGN = "foreign"
+# In place of a sum: another program's is kept (behaviour B123); nothing is there; others changed it before our look.
+FOREIGN, MISSING, DOUBTED = "foreign", "-", "?"
 
 
 class Last(NamedTuple):

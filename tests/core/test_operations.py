@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from qubes_guestnet import flow
 from qubes_guestnet.core import operations, provider_operations, service_operations
+from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.operations import (
     ENDS_ROUND,
     NEEDS_RECORD,
@@ -31,8 +32,11 @@ from qubes_guestnet.core.provider_operations import (
     ChangeDownstream,
     CloseForwarding,
     EndFlowtable,
+    KeepForeignRedirection,
     LoadFlowtable,
+    LoadRedirection,
     OpenForwarding,
+    PurgeConntrack,
     SetFirewallServers,
     UnitJob,
 )
@@ -59,6 +63,8 @@ many = settings(max_examples=300, deadline=None, derandomize=True)
 
 ADDRESS, ADDRESS6 = ipaddress.ip_interface("10.137.0.5/32"), ipaddress.ip_interface("fd09::5/128")
 NAMES = LinkNames(("10.139.1.1", "10.139.1.2"), ("~.",), default_route=True)
+VIRTUAL = (ipaddress.IPv4Address("10.139.1.1"),)
+SERVERS = (Endpoint(ipaddress.ip_address("192.0.2.1")),)
 FOLDER = "/etc/NetworkManager/system-connections"
 WORDS: dict[str, Operation] = {
     "systemd-sysctl for eth0": ApplySysctl("eth0"),
@@ -77,6 +83,12 @@ WORDS: dict[str, Operation] = {
     "sysctl net/ipv4/ip_forward=0": CloseForwarding(4),
     "sysctl net/ipv4/ip_forward=1": OpenForwarding(4),
     "nft add element ip qubes downstream { 10.137.0.5 }": ChangeDownstream((ADDRESS.ip,), ()),
+    "nft -f: virtual DNS 10.139.1.1->192.0.2.1": LoadRedirection(VIRTUAL, SERVERS),
+    "nft -f: virtual DNS rejected": LoadRedirection(VIRTUAL, (), "rejected"),
+    "nft -f: virtual DNS: rules of others in dnat-dns are kept: 10.139.1.1 -> 10.8.0.1": KeepForeignRedirection(
+        None, VIRTUAL, (), "10.139.1.1 -> 10.8.0.1"
+    ),
+    "conntrack -D: entries of 10.139.1.1, 10.137.0.5": PurgeConntrack((*VIRTUAL, ADDRESS.ip)),
     "nft -f: dns-addr of the firewall: 192.0.2.1": SetFirewallServers((ipaddress.IPv4Address("192.0.2.1"),)),
     "systemctl --no-block reload qubes-firewall.service": UnitJob("reload", "qubes-firewall.service"),
 }
@@ -129,6 +141,9 @@ SAFE = [
     ("EndFlowtable", "CloseForwarding", "what is offloaded passes by the switch"),
     ("CloseForwarding", "ChangeDownstream", "nothing is forwarded while anything else changes"),
     ("ChangeDownstream", "OpenForwarding", "a halted qube is not impersonated"),
+    ("LoadRedirection", "PurgeConntrack", "a connection that begins between goes by the new one"),
+    ("LoadRedirection", "SetFirewallServers", "what is told of it is in force"),
+    ("LoadRedirection", "OpenForwarding", "no question leaves as it is"),
     ("SetFirewallServers", "OpenForwarding", "a restricted qube has names once it is forwarded"),
     ("Op", "OpenForwarding", "the way out is there"),
     ("OpenForwarding", "LoadFlowtable", "nothing is offloaded that was not forwarded"),
@@ -160,6 +175,9 @@ HINDERED = [
     (Op(Verb.ADDRESS_ADD, 2, "eth0", ADDRESS), Op(Verb.ADDRESS_DEL, 2, "eth0", ADDRESS), False),
     (Op(Verb.NEIGHBOUR_SET, 2, "eth0", ADDRESS), Op(Verb.ADDRESS_ADD, 2, "eth0", ADDRESS), False),
     (Op(Verb.LINK_UP, 2, "eth0"), LoadProfile("a"), False),
+    (LoadRedirection(VIRTUAL, SERVERS), PurgeConntrack(VIRTUAL), True),
+    (LoadRedirection(VIRTUAL, SERVERS), PurgeConntrack((ADDRESS.ip,)), False),
+    (KeepForeignRedirection(None, VIRTUAL, (), ""), PurgeConntrack(VIRTUAL), True),
 ]
 
 
