@@ -6,20 +6,22 @@ Apart from the vifs, because it is in force before there is one, and loads nothi
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable
 
 from .core import attachment, downstream, provider
 from .core.downstream import Facts
-from .core.values import IPV4
 from .core.vif import Vif
 from .dispatch import of_rules
-from .system import nft
+from .errors import GuestnetError
+from .system import nft, vifs
 from .transactions import Transactions
 from .work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .core.operations import Outcome, Planned
+    from .core.provider import ProviderSettings
     from .core.record import Record
 
 
@@ -48,9 +50,25 @@ def bring(
 
 def present(work: Work, transactions: Transactions) -> frozenset[str]:
     """What the sets hold, by `attachment.listed`, with what is planned to come with the rules. Raises GuestnetError."""
-    coming = work.settings.connected if work.planned else ()
-    words = (f"{'ip' if address.version == IPV4 else 'ip6'} downstream {address}" for address in coming)
-    return attachment.listed(nft.sets(transactions.families)).union(words)
+    coming = attachment.adding(work.coming) if work.planned else ()
+    return attachment.listed(nft.sets(transactions.families)).union(coming)
+
+
+def letting_send(run: str, settings: ProviderSettings, *, arp: bool) -> str:
+    """What has to come with base rules that are loaded while vifs are there, in the same transaction.
+
+    A set of theirs can be a new one: after a flush, or at an upgrade from a release without a table for ARP. Until the
+    first sweep the qubes that were there would not be heard (behaviour B114).
+
+    Args:
+        run: /run/qubes-guestnet.
+        settings: of the provider.
+        arp: the kernel has nftables for ARP.
+    """
+    unread: list[GuestnetError] = []  # a sweep tells of them
+    records = vifs.Folder(run).all(unread)
+    indexes = {name: index for index, name in socket.if_nameindex()}
+    return attachment.letting_send(attachment.there(records, indexes), settings, arp=arp)
 
 
 def followed(work: Work) -> bool:

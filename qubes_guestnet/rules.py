@@ -277,7 +277,9 @@ class Rules:
         """
         # In the same transaction, because not a packet is to pass by the new rules on the way of the old ones, and
         # no one else may send in the name of a qube that is not there yet.
-        text = _ending(work) + text + nftables.downstream(work.settings.connected if work.active else (), ())
+        work.coming = nftables.downstream(work.settings.connected if work.active else (), ())
+        work.coming += self._letting_send(work, arp=nftables.ARP in tables)
+        text = _ending(work) + text + work.coming
         words = f"nft -f: base rules of the tables {_named(tables)}"
         if work.active and nftables.ARP not in tables and not work.dry_run:
             log(WARNING, "this kernel has no nftables for ARP: against ARP in foreign names there is rp_filter alone")
@@ -297,6 +299,14 @@ class Rules:
             return self._listed(work, text, tuple(tables), begun)
         finally:
             restore.follow(work, self._paths, tables, missing, failed)
+
+    def _letting_send(self, work: Work, *, arp: bool) -> str:
+        """What the sets have to hold for the vifs that are there: also while QubesDB is away, IPv4 alone then."""
+        if not services.provides(self._paths.flags):
+            return ""
+        from . import downstream  # only in a provider
+
+        return downstream.letting_send(self._paths.run, work.settings, arp=arp)
 
     def _listed(
         self, work: Work, text: str, families: tuple[str, ...], begun: tuple[int, int] | None = None

@@ -40,6 +40,7 @@ class Work:
         untrusted_entries: what the settings are from.
         ruled: the base rules are in.
         planned: in a dry run, they are to be loaded.
+        coming: what the sets are to hold from their first moment on, as a text for nft.
         reloaded: they were, or are to be, loaded anew: what else is in the tables is in doubt.
         closing: families that were, or are to be, closed until lost rules are back.
         stopped: families whose forwarding another program has switched off; that is obeyed.
@@ -49,7 +50,7 @@ class Work:
     def __init__(self, settings: ProviderSettings, active: bool, ipv6: bool, ledger: Ledger, dry_run: bool) -> None:
         self.settings, self.active, self.ipv6, self.dry_run = settings, active, ipv6, dry_run
         self.ledger = ledger
-        self.mtu = 0
+        self.mtu, self.coming = 0, ""
         self.stopped, self.closing = frozenset[int](), frozenset[int]()
         self.limits: Limits | None = None
         self.kept = Kept()

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from . import plan
+from . import nftables, plan, provider
 from .limits import Counts
 from .namedtuple import NamedTuple
 from .provider import ProviderSettings
 from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned, State, Tunable
-from .vif import Device, Mapping, Vif
+from .vif import GONE, Device, Vif
+from .vif import Mapping as Mapped
 
 # What lets packets through: from the first of these on, the elements have to be there.
 _LATE = frozenset({plan.Verb.LINK_UP, plan.Verb.ROUTE_ADD})
@@ -44,7 +45,7 @@ class VifReport(NamedTuple):
     ops: tuple[plan.Op, ...] = ()
     elements: tuple[str, ...] = ()
     tunables: tuple[Tunable, ...] = ()
-    now: tuple[Mapping, ...] | None = None
+    now: tuple[Mapped, ...] | None = None
     seen: bool = True
     limits: str = ""
     counts: Counts | None = None
@@ -149,6 +150,33 @@ def is_its_own(vif: Vif, link: Link) -> bool:
     return vif.device is None or vif.device == device(link)
 
 
+def there(records: Iterable[Vif], indexes: Mapping[str, int]) -> tuple[Vif, ...]:
+    """The vifs whose own device is there; one of another device is a stranger (behaviour B117).
+
+    Args:
+        records: of all vifs.
+        indexes: of the interfaces that there are, by name.
+    """
+    found = ((vif, indexes.get(vif.name.text)) for vif in records if vif.device != GONE)
+    return tuple(
+        vif for vif, index in found if index is not None and (vif.device is None or vif.device.ifindex == index)
+    )
+
+
+def letting_send(vifs: Iterable[Vif], settings: ProviderSettings, *, arp: bool) -> str:
+    """What has to be in the sets for vifs, as a part of a transaction; what is in them already is no error.
+
+    Args:
+        vifs: that are there.
+        settings: of the provider.
+        arp: the kernel has nftables for ARP.
+    """
+    return "".join(
+        nftables.attach(vif.name.text, provider.elements(vif, settings).downstream, vif.mac if arp else "")
+        for vif in vifs
+    )
+
+
 def owned(vif: Vif) -> Owned:
     """What on a vif is ours: its gateway addresses as recorded, and the neighbours it was told."""
     return Owned(vif.gateways, frozenset(vif.addresses))
@@ -203,6 +231,16 @@ def is_there(line: str, present: frozenset[str]) -> bool:
     head, _, members = line.rstrip(" }").partition("{")
     _, _, family, _, name = head.split()
     return _members(family, name, members) <= present
+
+
+def adding(text: str) -> frozenset[str]:
+    """The elements that a text for nft adds, as `listed` has them."""
+    found = set[str]()
+    for line in text.splitlines():
+        if line.startswith("add element "):
+            head, _, members = line.rstrip(" }").partition("{")
+            found |= _members(head.split()[2], head.split()[4], members)
+    return frozenset(found)
 
 
 def downstream(present: frozenset[str]) -> frozenset[IPAddress]:

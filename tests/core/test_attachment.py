@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qubes_guestnet.core import attachment, nftables, provider
-from qubes_guestnet.core.attachment import Tunable, VifReport
+from qubes_guestnet.core.attachment import Tunable, VifReport, adding, device, letting_send, there
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.provider import ProviderSettings
 from qubes_guestnet.core.values import IPAddress, Link, Neighbour, Route, State
-from qubes_guestnet.core.vif import Mapping, Vif, parse_name
+from qubes_guestnet.core.vif import GONE, Mapping, Vif, parse_name
 
 MAC = "00:16:3e:5e:6c:05"
 ADDRESS, ADDRESS6 = ipaddress.ip_address("10.137.0.5"), ipaddress.ip_address("fd09::5")
@@ -228,3 +228,26 @@ def test_another_device_of_the_name_is_not_its_own() -> None:
     assert attachment.is_its_own(mine, UP)
     for other in (UP._replace(ifindex=UP.ifindex + 1), UP._replace(mac="02:00:00:00:00:01")):
         assert not attachment.is_its_own(mine, other)
+
+
+@pytest.mark.behaviour("B114")
+def test_what_comes_with_the_rules_for_vifs_whose_own_device_is_there() -> None:
+    other = VIF._replace(name=parse_name("vif5.0"), device=device(LINK._replace(ifindex=8)))
+    records = (VIF, other, VIF._replace(name=parse_name("vif6.0"), device=GONE))
+    indexes = {"vif4.0": 7, "vif5.0": 8, "vif6.0": 9, "eth0": 2}
+    assert there(records, indexes) == (VIF, other)
+    assert there(records, {**indexes, "vif5.0": 10}) == (VIF,)
+    assert there((VIF._replace(device=device(LINK)), other), {"vif4.0": 7}) == (VIF._replace(device=device(LINK)),)
+    assert there(records, {}) == ()
+    text = letting_send((DUAL,), ON, arp=True)
+    assert text == nftables.attach("vif4.0", DUAL.addresses, MAC)
+    assert f'add element arp qubes allowed {{ "vif4.0" . {ADDRESS} . {MAC} }}' in text
+    assert letting_send((DUAL,), OFF, arp=False) == nftables.attach("vif4.0", (ADDRESS,), "")
+    assert letting_send((), ON, arp=True) == ""
+    assert adding(f"flush chain ip qubes forward\n{text}") == {
+        f'ip allowed "vif4.0" . {ADDRESS}',
+        f'ip6 allowed "vif4.0" . {ADDRESS6}',
+        f'arp allowed "vif4.0" . {ADDRESS} . {MAC}',
+        f"ip downstream {ADDRESS}",
+        f"ip6 downstream {ADDRESS6}",
+    }
