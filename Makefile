@@ -16,6 +16,9 @@ QUICK_SCENARIO := S-000-6
 BOOTING := tests/system tests/guest
 WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 PARALLEL := -n $(WORKERS) --dist worksteal
+# An environment that forbids it has each of the thousands of interpreters that the tests start compile what it imports:
+# half of all processor time of a test in namespaces (5.6 s against 11.6 s for five of them).
+unexport PYTHONDONTWRITEBYTECODE
 export PYTHON
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
