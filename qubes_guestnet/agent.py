@@ -310,10 +310,10 @@ class Agent:
             self._budget.failed()
         self._rewriting = False
         self._detached = any(interface.detached for interface in report.interfaces)
-        undone = report.applied or (report.provided is not None and report.provided.done)
-        fought = bool(undone) and not self._keys_written
+        provided = report.provided
+        changed = bool(report.applied or (provided is not None and provided.done)) and not self._keys_written
         self._keys_written = False
-        self._pace = self._pace.done(time.monotonic(), fought)
+        self._pace = self._pace.done(time.monotonic(), changed, provided.followed if provided is not None else None)
         self._journal.told(report)
         if host is not None:
             self._find(host, entries)

@@ -5,8 +5,9 @@ The first wake-up after a quiet time is followed at once: a change by hand is th
 What comes close behind a pass waits for 50 ms of silence, 500 ms at most, and is one pass: dom0 writes a change of
 provider as a dozen keys, one at a time.
 
-Somebody who takes away what we set, each time we set it, is followed only so often: after 20 passes of that kind
-within 10 s there is one a second.
+A program that takes away what we set, each time we set it, is answered only so often: after 20 passes of that kind
+within 10 s there is one a second. A pass that changes something because another thing is wanted now is not of that
+kind, however often: a VPN that goes up and down had its names followed up to a second late (S-410).
 """
 
 from __future__ import annotations
@@ -28,26 +29,31 @@ class Pace(NamedTuple):
         first: first wake-up that no pass has answered yet, None when there is none.
         last: the latest such wake-up.
         fights: when passes had to restore what we had set before, within the window.
+        wanted: what the last pass was to bring about.
     """
 
     passed: float = float("-inf")
     first: float | None = None
     last: float = float("-inf")
     fights: tuple[float, ...] = ()
+    wanted: object = None
 
     def woken(self, now: float) -> Pace:
         """After a wake-up."""
         return self._replace(first=now if self.first is None else self.first, last=now)
 
-    def done(self, now: float, fought: bool = False) -> Pace:
+    def done(self, now: float, changed: bool = False, wanted: object = None) -> Pace:
         """After a pass, which answers all wake-ups so far.
 
         Args:
             now: its end.
-            fought: it had to change something though dom0 had written nothing.
+            changed: it had to change something though dom0 had written nothing.
+            wanted: what it was to bring about, as far as dom0 does not decide it; None: the same as before.
         """
         recent = tuple(then for then in self.fights if now - then < FIGHT_WINDOW_SECONDS)
-        return Pace(passed=now, fights=(*recent, now) if fought else recent)
+        fought = changed and wanted in (None, self.wanted)
+        kept = self.wanted if wanted is None else wanted
+        return Pace(passed=now, fights=(*recent, now) if fought else recent, wanted=kept)
 
     def due(self) -> float | None:
         """When to start the next pass; None when nothing asks for one."""

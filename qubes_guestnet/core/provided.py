@@ -70,6 +70,11 @@ class ProviderReport(NamedTuple):
         return self.hold == FIREWALL
 
     @property
+    def followed(self) -> tuple[object, ...]:
+        """What the pass had to follow besides dom0: name servers, and the devices that are offloaded."""
+        return self.names.servers, self.offload
+
+    @property
     def todo(self) -> tuple[str, ...]:
         """What is still to do, one line each, at both ends."""
         return self.before.todo + self.after.todo

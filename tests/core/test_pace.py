@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +43,7 @@ def test_what_never_falls_silent_waits_so_long_and_no_longer() -> None:
 def fought(times: int, start: float = 100.0) -> Pace:
     pace = Pace()
     for step in range(times):
-        pace = pace.woken(start + step / 10).done(start + step / 10, fought=True)
+        pace = pace.woken(start + step / 10).done(start + step / 10, changed=True)
     return pace
 
 
@@ -51,6 +52,25 @@ def test_a_fight_is_slowed_down_and_never_given_up() -> None:
     assert fought(FIGHT_LIMIT).woken(last + 0.1).due() == last + FIGHT_PAUSE_SECONDS
     assert fought(FIGHT_LIMIT - 1).woken(last).due() == last
     assert fought(FIGHT_LIMIT).woken(last + 3.0).due() == last + 3.0
+
+
+@pytest.mark.behaviour("B37")
+@pytest.mark.scenario("S-410")
+def test_what_is_wanted_anew_is_followed_at_once_however_often() -> None:
+    pace, now = Pace(wanted="the uplink's servers"), 100.0
+    for number in range(3 * FIGHT_LIMIT):
+        now += 0.1
+        pace = pace.woken(now)
+        assert pace.due() == now
+        pace = pace.done(now, True, "the tunnel's server" if number % 2 == 0 else "the uplink's servers")
+    assert pace.fights == ()
+
+
+def test_the_same_wanted_again_is_a_fight_also_where_a_pass_in_between_does_not_say_what_it_wants() -> None:
+    pace = Pace()
+    for number in range(FIGHT_LIMIT + 1):
+        pace = pace.done(100.0 + number / 10).done(100.0 + number / 10, True, "one server")
+    assert len(pace.fights) == FIGHT_LIMIT  # but for the first, which wanted something new
 
 
 def test_a_fight_that_is_over_is_forgotten() -> None:
