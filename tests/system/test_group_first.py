@@ -13,6 +13,7 @@ from tests.support.eventually import eventually
 from tests.support.machine import Hall, Machine
 from tests.system.test_boot import ENTRIES, UNIT, configured
 
+OURS = (UNIT, "qubes-network-uplink@eth0.service")  # what gives the group besides udev
 # Of a user: udev runs it once the rules of all files were read, as it tells NetworkManager then.
 RULE = 'ACTION=="add", SUBSYSTEM=="net", RUN+="/bin/sh -c \'ip link set %k up; ip -json link show %k >/run/seen-%k\'"'
 
@@ -41,7 +42,7 @@ def seen(machine: Machine, name: str) -> tuple[str, bool]:
 @pytest.mark.behaviour("B121")
 def test_an_uplink_has_its_group_before_anybody_brings_it_up(qube: Machine) -> None:
     machine = qube
-    machine.run("systemctl", "mask", "--runtime", "--now", UNIT)
+    machine.run("systemctl", "mask", "--runtime", "--now", *OURS)
     machine.plug()
     assert seen(machine, "eth0") in (("1", True), ("uplink", True))
     # An interface of a qube behind this one is none, and nor is what has another driver.
@@ -57,7 +58,7 @@ def test_an_uplink_has_its_group_before_anybody_brings_it_up(qube: Machine) -> N
     machine.run("udevadm", "settle")
     (link,) = json.loads(machine.inside.run("ip", "-json", "link", "show", "eth0").stdout)
     assert str(link["group"]) == "7"
-    machine.run("systemctl", "unmask", "--runtime", UNIT)
+    machine.run("systemctl", "unmask", "--runtime", *OURS)
     machine.run("systemctl", "start", UNIT)
     eventually(lambda: configured(machine), 20, "network", lambda: machine.journal(UNIT))
     (link,) = json.loads(machine.inside.run("ip", "-json", "link", "show", "eth0").stdout)
