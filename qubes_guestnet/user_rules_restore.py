@@ -110,7 +110,7 @@ def _one_by_one(work: Work, run: Callable[[str], None], blocks: Iterable[Block])
         except nft.NftError as error:
             failed[block] = error.problem
     for block, problem in failed.items():
-        log(WARNING, f"{user_rules.words((block,))} is not put back: {problem}")
+        log(WARNING, f"{user_rules.words((block,))} is not restored: {problem}")
     return failed
 
 

@@ -285,7 +285,7 @@ def test_what_check_finds(report: ProviderReport | None, ground: Ground, expecte
     [
         (WELL._replace(forwarding=frozenset(), ipv6=True), "IPv4 and IPv6 is not", "apply"),
         (WELL._replace(ipv6=True), "IPv6 is not", "apply"),
-        (WELL._replace(forwarding=frozenset(), closed=True), "`forwarding off` was said", "forwarding on"),
+        (WELL._replace(forwarding=frozenset(), closed=True), "`forwarding off` was run", "forwarding on"),
     ],
 )
 def test_what_is_not_forwarded_is_named(report: ProviderReport, words: str, remedy: str) -> None:

@@ -73,7 +73,7 @@ def test_a_firewall_that_does_not_run_is_told_in_the_first_line(
 @pytest.mark.behaviour("B101")
 @pytest.mark.parametrize(
     ("forwarding", "words"),
-    [((), "it forwards nothing"), ((4, 6), "and yet IPv4 and IPv6 forwarding is on, as another program wants it")],
+    [((), "it does not forward"), ((4, 6), "IPv4 and IPv6 forwarding is on, because another program enabled it")],
 )
 def test_without_its_flag_check_says_what_the_kernel_does(forwarding: tuple[int, ...], words: str) -> None:
     """The flag and the record were removed under a running provider, so nothing said that forwarding was ours."""

@@ -111,8 +111,8 @@ def test_a_part_that_nft_refuses_keeps_forwarding_closed_and_the_others_come_bac
     lost = "rules of ip qubes chain vpn"
     assert provider(host)["lost"] == [lost]
     assert lost in checked(host)["user-rules-lost"]
-    assert "not put back" in checked(host)["forwarding-off"]
-    assert "ip qubes chain vpn is not put back: nft: " in host.trouble()
+    assert "not restored" in checked(host)["forwarding-off"]
+    assert "ip qubes chain vpn is not restored: nft: " in host.trouble()
     # Neither a new qube, nor a reload, nor another start, nor another loss opens it.
     host.attach(5)
     host.agent.signal(signal.SIGHUP)
@@ -289,7 +289,7 @@ def test_an_owner_who_switches_forwarding_off_is_obeyed_and_named(version: int) 
     eventually(lambda: host.forwards(10 - version), trouble=host.trouble)
     assert not host.forwards(version)
     assert provider(host)["stopped"] == [f"ipv{version}"]
-    assert f"IPv{version} is not forwarded: its owner or another program" in checked(host)["forwarding-off"]
+    assert f"IPv{version} is not forwarded: the user or another program" in checked(host)["forwarding-off"]
     host.qube.guestnet("forwarding", "on")
     assert host.forwards(version)
     eventually(lambda: host.works(behind), trouble=host.trouble)

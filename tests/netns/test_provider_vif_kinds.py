@@ -169,7 +169,7 @@ def test_two_qubes_with_one_address_are_named(kind: str) -> None:
     assert status_and_findings(host) == ([[]], [])
     host.online(second)
     duplicate = kind == "two qubes"
-    problem = "vif4.0 and vif5.0 are of different qubes and have one address: 10.137.0.4; "
+    problem = "the different qubes of vif4.0 and vif5.0 have the same address: 10.137.0.4; "
     wanted = ([["vif5.0"], ["vif4.0"]], [problem]) if duplicate else ([[], []], [])
     assert status_and_findings(host) == wanted
     text = host.qube.guestnet("status", check=False).stdout
@@ -184,7 +184,7 @@ def status_and_findings(host: Hosting) -> tuple[list[list[str]], list[str]]:
     """What `status` says of each vif, and what `check` finds of it."""
     vifs = json.loads(host.qube.guestnet("status", "--json", check=False).stdout)["provider"]["vifs"]
     done = host.qube.guestnet("check", "--json", check=False)
-    words = "what is sent to it goes to one of them"
+    words = "packets to it go to only one of them"
     found = [each["problem"] for each in json.loads(done.stdout) if each["code"] == "duplicate-address"]
     return [each["duplicate_of"] for each in vifs], [each.removesuffix(words) for each in found]
 
