@@ -48,10 +48,8 @@ def test_a_finding_has_a_code_what_is_wrong_and_what_to_do() -> None:
     done = guest.qube.guestnet("check", check=False)
     assert done.returncode == 1
     first, second = done.stdout.splitlines()
-    assert (
-        first
-        == f"error: interface-missing: dom0 expects an interface with the MAC address {MAC}, but no such interface exists"
-    )
+    expected = f"dom0 expects an interface with the MAC address {MAC}, but no such interface exists"
+    assert first == f"error: interface-missing: {expected}"
     assert second.startswith("  -> is the provider running?")
     (finding,) = json.loads(guest.qube.guestnet("check", "--json", check=False).stdout)
     assert set(finding) == {"code", "severity", "problem", "remedy"}
