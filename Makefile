@@ -12,7 +12,7 @@ ISOLATED := tests/contract tests/netns tests/lab
 # scenario, in which dom0, two agents, a provider and a qube do all of it.
 QUICK := tests/core tests/contract/netlink/test_operations.py tests/netns/test_uplink.py
 QUICK_SCENARIO := S-000-6
-# Tests that share a booted machine stay together (tests/conftest.py). What is in no list measures, and runs alone.
+# Tests of one release, and emulated ones, stay together (tests/conftest.py). What is in no list measures, and runs alone.
 BOOTING := tests/system tests/guest
 WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 PARALLEL := -n $(WORKERS) --dist worksteal

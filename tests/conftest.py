@@ -31,8 +31,9 @@ TOOL_FOLDERS = (".hypothesis", ".pytest_cache", "__pycache__")
 if not os.environ.get("GUESTNET_SEED"):
     os.environ["GUESTNET_SEED"] = str(random.SystemRandom().randrange(1 << 31))
 
-# Words of a test's id that say which machine it needs: release, kind of qube, network manager, bus.
-MACHINES = re.compile(r"bookworm|trixie|AppVM|ProxyVM|NetVM|plain|\bnm\b|dbus-daemon|dbus-broker")
+# The release of Debian that a test boots: a word of its id.
+RELEASE = re.compile(r"\b(bookworm|trixie)\b")
+EMULATED = ("tests/guest/", "tests/system/test_xen.py")
 FORBIDDEN = {
     "socket.__new__": "opens a socket",
     "socket.getaddrinfo": "asks a name server",
@@ -103,7 +104,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which the emulated guest does not have
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Keep the tests that share a booted machine in one process of a parallel run (`--dist loadscope`).
+    """Keep the tests that share what is dear in one process of a parallel run (`--dist loadscope`).
 
     pytest-xdist's own `loadgroup` is no help: it names groups by a suffix of the test's name, which pytest 9 ignores.
     """
@@ -111,19 +112,23 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return None
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByMachine(LoadScopeScheduling):  # type: ignore[misc]
+    class ByRoom(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return machine_of(nodeid)
+            return room_of(nodeid)
 
-    return ByMachine(config, log)
+    return ByRoom(config, log)
 
 
-def machine_of(nodeid: str) -> str:
-    """Name the machine of a test: all of tests/guest share one, other files have one for each kind in the test's id."""
+def room_of(nodeid: str) -> str:
+    """Name what a test shares with others: a release, of which each process would prepare roots anew, or an emulator.
+
+    An emulated machine has both processors to itself, once the releases are done.
+    """
     path, _, rest = nodeid.partition("::")
-    if path.startswith("tests/guest/"):
-        return "guest"
-    return "-".join([path, *MACHINES.findall(rest.partition("[")[2])])
+    if path.startswith(EMULATED):
+        return "emulated"
+    release = RELEASE.search(rest.partition("[")[2])
+    return release.group() if release else path
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import pytest
 from tests.support import image, packages
 from tests.support.cells import Cell
 from tests.support.machine import APT, Hall, Machine
+from tests.support.shared import once
 
 SUITES = tuple(os.environ.get("GUESTNET_TEST_SUITES", "bookworm trixie").split())
 # veth plays the driver of Xen. Between the builtin that finds the driver out and the rules that ask for it.
@@ -39,25 +40,24 @@ def base(request: pytest.FixtureRequest, _root: None) -> Path:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory, _root: None) -> Path:
     """Our package, as the tree is now."""
-    return packages.ours(tmp_path_factory.mktemp("ours"))
+    return once(tmp_path_factory, "ours", packages.ours)
 
 
 @pytest.fixture(scope="session")
 def following(tmp_path_factory: pytest.TempPathFactory, _root: None) -> Path:
     """The same as a later version."""
-    return packages.ours(tmp_path_factory.mktemp("following"), "9.0-1")
+    return once(tmp_path_factory, "following", lambda folder: packages.ours(folder, "9.0-1"))
 
 
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory, _root: None) -> list[Path]:
     """What our package needs of Qubes OS."""
-    folder = tmp_path_factory.mktemp("stand-ins")
-    return [packages.binding(folder), packages.store(folder)]
+    return [once(tmp_path_factory, "binding", packages.binding), once(tmp_path_factory, "store", packages.store)]
 
 
 @pytest.fixture(scope="session")
 def core_agent(tmp_path_factory: pytest.TempPathFactory, _root: None) -> Path:
-    return packages.core_agent(tmp_path_factory.mktemp("core-agent"))
+    return once(tmp_path_factory, "core-agent", packages.core_agent)
 
 
 @pytest.fixture(scope="session")
