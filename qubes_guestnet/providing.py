@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from ipaddress import IPv4Address
 
-from .attaching import Attachments
 from .core import limits, provider
 from .core.provided import ProviderReport
 from .core.provider import ProviderSettings
@@ -24,6 +23,7 @@ from .core.vif import Vif
 from .errors import GuestnetError, KernelError
 from .forwarding import forwarded
 from .provider.dns_redirect import DnsRedirect
+from .provider.vifs import Attachments
 from .rules import Rules
 from .system import nft, nft_kernel, services, tunables
 from .system.owned import Ledger

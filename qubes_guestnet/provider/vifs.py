@@ -7,23 +7,23 @@ import socket
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from . import downstream
-from .core import attachment, limits, mappings, nftables, provider
-from .core.attachment import VifReport
-from .core.downstream import ordered
-from .core.limits import InForce, Limits
-from .core.provider import ProviderSettings
-from .core.values import IPV4, IPInterface, State, Tunable
-from .core.vif import GONE, Device, Vif
-from .errors import GuestnetError, Vanished, did_not_persist
-from .system import conntrack, nft, nft_kernel, tunables, vifs
-from .system.owned import Ledger
-from .transactions import Transactions
-from .work import Work
+from .. import downstream
+from ..core import attachment, limits, mappings, nftables, provider
+from ..core.attachment import VifReport
+from ..core.downstream import ordered
+from ..core.limits import InForce, Limits
+from ..core.provider import ProviderSettings
+from ..core.values import IPV4, IPInterface, State, Tunable
+from ..core.vif import GONE, Device, Vif
+from ..errors import GuestnetError, Vanished, did_not_persist
+from ..system import conntrack, nft, nft_kernel, tunables, vifs
+from ..system.owned import Ledger
+from ..transactions import Transactions
+from ..work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
-    from .system.netlink import Kernel
+    from ..system.netlink import Kernel
 
 
 class Attachments:
