@@ -58,7 +58,7 @@ def look(untrusted_entries: dict[str, bytes], paths: Paths) -> tuple[Report, Gro
         return _ground(report, _rules_of_a_plain_qube)
     from .providing import Provider
 
-    provider = Provider(paths, kernel, others)
+    provider = Provider(paths, kernel, others, counted=True)
     asked = Pass(dry_run=True, others=others, provider=provider)
     report = reconcile(untrusted_entries, kernel, paths, asked)
     report, ground = _ground(report, partial(_of_a_provider, paths, kernel, report))

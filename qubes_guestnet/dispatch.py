@@ -6,13 +6,18 @@ Each adapter raises GuestnetError when its operation is refused.
 
 from __future__ import annotations
 
+from .core.operations import TRANSACTION
 from .system import tunables
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .core.service_operations import StartHooks
+    from .core.vif_operations import RemoveElements, SetElement
     from .flow import Adapters
     from .reconcile import Kernel
+    from .system import nft, vifs
     from .transactions import Transactions
     from .uplink.other_services import OtherServices
 
@@ -66,6 +71,48 @@ def of_rules(transactions: Transactions) -> Adapters:
         "LoadFlowtable": lambda op: transactions.run(flowtable.load(op.names, ipv6=op.ipv6)),
         "EndFlowtable": lambda _op: transactions.run(flowtable.END),
     }
+
+
+def of_vifs(
+    kernel: Kernel, records: vifs.Folder, transactions: Transactions, waiting: nft.Waiting | None = None
+) -> Adapters:
+    """For the interfaces of the qubes behind a provider.
+
+    Args:
+        kernel: the adapter.
+        records: of the vifs.
+        transactions: of this process.
+        waiting: the process of nft that is to load the first transaction, where one was started before.
+    """
+    from .system import conntrack
+
+    unused = [waiting]
+
+    def begin(ops: tuple[SetElement, ...]) -> Callable[[], None]:
+        ready, unused[0] = unused[0], None
+        return transactions.begin("".join(op.text for op in ops), ready)
+
+    return {
+        **dict.fromkeys(("CloseVif", "PrepareVif", "OpenVif"), lambda op: kernel.apply(op.op)),
+        **dict.fromkeys(("WriteVifRecord", "MarkVifClosed", "KeepVifRecord"), lambda op: records.save(op.vif)),
+        **dict.fromkeys(("SetLimits", "SetElement"), lambda op: transactions.run(op.text)),
+        "RemoveElements": lambda op: _remove_elements(op, transactions),
+        "RemoveVifRecord": lambda op: records.remove(op.name),
+        "WriteTunable": lambda op: tunables.write(op.tunable.path, op.tunable.value),
+        "PurgeConntrack": lambda op: conntrack.purge(op.addresses),
+        TRANSACTION: begin,
+    }
+
+
+def _remove_elements(op: RemoveElements, transactions: Transactions) -> None:
+    """Without any rules of ours there is nothing that would let it send, and no set to take it out of."""
+    from .system import nft
+
+    try:
+        transactions.run(op.text)
+    except nft.NftError:
+        if any(nft.tables(transactions.families).values()):
+            raise
 
 
 def _start(op: StartHooks) -> None:

@@ -22,6 +22,7 @@ class GuestnetError(Exception):
 
     retryable = False
     needs_root = False  # an ordinary user asked what only root may see
+    refused = False  # of a transaction that was answered, and of which nothing is in force
 
     def __init__(self, problem: str, remedy: str = "") -> None:
         super().__init__(problem, remedy)

@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from .core.operations import ENDS_ROUND, NEEDS_RECORD, Outcome, Planned, hinders, instead, kind
+from .core.operations import (
+    BESIDE,
+    ENDS_ROUND,
+    JOINED,
+    NEEDS_RECORD,
+    TRANSACTION,
+    VANISHES_ALONE,
+    Outcome,
+    Planned,
+    hinders,
+    instead,
+    kind,
+    together,
+)
 from .errors import GuestnetError, Vanished, did_not_persist
 from .system.owned import Ledger
 
@@ -67,21 +80,69 @@ def carry_out(ops: Iterable[Operation], adapters: Adapters, before: tuple[Operat
 
     Args:
         ops: sorted.
-        adapters: by kind of operation; each raises GuestnetError when its operation is refused.
+        adapters: by kind of operation; each raises GuestnetError when its operation is refused. That of TRANSACTION
+            begins one for several operations, and returns what ends it.
         before: operations of this pass that failed before.
     """
     outcome, ending = Outcome(), False
-    for op in ops:
-        if ending and kind(op) not in ENDS_ROUND:
+    finish: Callable[[], Outcome] | None = None
+    gone: set[object] = set()
+    for part in together(ops) if TRANSACTION in adapters else ((op,) for op in ops):
+        first = kind(part[0])
+        if finish is not None and first not in BESIDE:
+            outcome, finish = outcome.and_then(finish()), None
+        if ending and first not in ENDS_ROUND:
             break
-        if any(hinders(failed, op) for failed in before + outcome.failed):
-            outcome = outcome.and_then(Outcome(failed=(op,)))
+        left_out = tuple(op for op in part if any(hinders(failed, op) for failed in before + outcome.failed))
+        outcome = outcome.and_then(Outcome(failed=left_out))
+        part = tuple(op for op in part if op not in left_out and _vif(op) not in gone)
+        if not part:
+            continue
+        if first in JOINED and TRANSACTION in adapters:
+            finish = _begin(part, adapters)
             continue
         try:
-            outcome = outcome.and_then(_done(op, adapters))
-        except Vanished:
-            break  # a fresh round sees what is there now
-        ending = ending or kind(op) in ENDS_ROUND
+            outcome = outcome.and_then(_done(part[0], adapters))
+        except Vanished:  # a fresh round sees what is there now
+            if first not in VANISHES_ALONE:
+                break
+            gone.add(_vif(part[0]))
+        ending = ending or first in ENDS_ROUND
+    return outcome if finish is None else outcome.and_then(finish())
+
+
+def _vif(op: Operation) -> object:
+    """The name of the vif whose interface an operation changes, None for none."""
+    return getattr(op, "name", None) if kind(op) in VANISHES_ALONE else None
+
+
+def _begin(ops: tuple[Operation, ...], adapters: Adapters) -> Callable[[], Outcome]:
+    """Begin one transaction of several operations.
+
+    Returns:
+        What waits for its end. Of one that is refused each operation is then tried alone: the fault may be another's.
+    """
+    try:
+        end = adapters[TRANSACTION](ops)
+    except GuestnetError as error:
+        failed = Outcome(failed=ops, errors=(error,))
+        return lambda: failed
+
+    def finish() -> Outcome:
+        try:
+            end()  # type: ignore[operator]
+        except GuestnetError as error:
+            return _one_by_one(ops, adapters) if error.refused else Outcome(failed=ops, errors=(error,))
+        return Outcome(done=ops)
+
+    return finish
+
+
+def _one_by_one(ops: Iterable[Operation], adapters: Adapters) -> Outcome:
+    outcome = Outcome()
+    for op in ops:
+        left_out = any(hinders(failed, op) for failed in outcome.failed)
+        outcome = outcome.and_then(Outcome(failed=(op,)) if left_out else _done(op, adapters))
     return outcome
 
 

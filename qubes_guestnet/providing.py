@@ -23,7 +23,7 @@ from .core.vif import Vif
 from .errors import GuestnetError, KernelError
 from .forwarding import forwarded
 from .provider.dns_redirect import DnsRedirect
-from .provider.vifs import Attachments
+from .provider.vifs import Vifs
 from .rules import Rules
 from .system import nft, nft_kernel, services, tunables
 from .system.owned import Ledger
@@ -52,13 +52,16 @@ class Provider:
         kernel: the adapter.
         others: the other services of the qube, for systemd-resolved's servers.
         resident: it is the agent's, which stays, and so may offload connections: it ends that when rules change.
+        counted: the report counts what each qube has without an answer.
     """
 
-    def __init__(self, paths: Paths, kernel: Kernel, others: OtherServices, *, resident: bool = False) -> None:
+    def __init__(
+        self, paths: Paths, kernel: Kernel, others: OtherServices, *, resident: bool = False, counted: bool = False
+    ) -> None:
         self._paths, self._kernel, self._others = paths, kernel, others
         self._nft, self._resident = Transactions(), resident
         self._rules = Rules(paths, self._nft)
-        self._attachments = Attachments(paths.run, kernel, self._nft)
+        self._vifs = Vifs(paths.run, kernel, self._nft, counted=counted)
         self._dns = DnsRedirect(paths, kernel, others, self._nft, resident=resident)
         self._offload = _offload(paths, self._nft) if resident else None
         self._guard = _guard(self._nft) if resident else None
@@ -163,7 +166,7 @@ class Provider:
 
     def strangers(self) -> tuple[str, ...]:
         """Names of vifs that hotplug has not told of: they were there before the agent ran (#1990)."""
-        return self._attachments.strangers()
+        return self._vifs.strangers()
 
     def late_mappings(self, untrusted_entries: Mapping[str, bytes]) -> tuple[Vif, ...]:
         """Vifs whose fake addresses came into QubesDB only after they were set up (#9318), to be set up again.
@@ -173,7 +176,7 @@ class Provider:
         """
         if not any(path.startswith(provider.MAPPED) for path in untrusted_entries):
             return ()
-        return self._attachments.late_mappings(untrusted_entries)
+        return self._vifs.late_mappings(untrusted_entries)
 
     def end_offload(self) -> None:
         """Until the next pass; with none to come it would not end when rules change. Raises GuestnetError."""
@@ -210,12 +213,12 @@ class Provider:
             work = self.before(untrusted_entries, ledger, dry_run=False)
             work.raise_first()
             if not self._resident:  # whose passes do it
-                self._attachments.follow(work)
+                self._vifs.follow(work)
             try:
                 self._limit(work)
             except GuestnetError:
                 work.limits = None  # the pass and `check` tell what is wrong with the file; the qube has its network
-            self._attachments.online(vif, work, waiting)
+            self._vifs.online(vif, work, waiting)
             return tuple(work.done)
 
     def offline(
@@ -238,7 +241,7 @@ class Provider:
             if not wanted():
                 return ()
             work = Work(provider.parse_provider(untrusted_entries), True, False, ledger, dry_run=False)
-            self._attachments.drop(vif, work)
+            self._vifs.drop(vif, work)
             if work.errors:
                 self._swept = None  # what is left to do is done by the next sweep
             work.raise_first()
@@ -249,7 +252,7 @@ class Provider:
     def _sweep(self, work: Work) -> None:
         """All vifs and the addresses behind this qube, unless they were last made for just this."""
         settings = work.settings
-        self._attachments.close_replaced(work)
+        self._vifs.close_replaced(work)
         ipv6 = (settings.gateway6, work.ipv6, settings.refuse6)
         reason = (settings.connected, settings.gateway, ipv6, work.mtu, work.limits, work.kept)
         if self._swept == reason and not work.dry_run:
@@ -260,10 +263,10 @@ class Provider:
             self._nft.found_right(SETS, nft_kernel.generation())
         except KernelError as error:
             if work.dry_run and error.needs_root:
-                self._attachments.look(work)
+                self._vifs.look(work)
             raise
         before = len(work.errors)
-        self._attachments.sweep(work)
+        self._vifs.sweep(work)
         if len(work.errors) == before:
             self._swept = reason
 
@@ -271,7 +274,7 @@ class Provider:
         """What the sets are to hold; where that fails, the next pass tries again."""
         before = len(work.errors)
         self._nft.found_right(SETS, nft_kernel.generation())  # our own transactions from here on keep it so
-        work.attempt(partial(self._attachments.refill, work))
+        work.attempt(partial(self._vifs.refill, work))
         if len(work.errors) > before:
             self._nft.found_wrong(SETS)
 

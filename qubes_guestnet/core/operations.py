@@ -17,7 +17,8 @@ Rules, each held by a property test:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 
 from .namedtuple import NamedTuple, distinct
 
@@ -28,19 +29,33 @@ if TYPE_CHECKING:
     from .provider_operations import ProviderOperation
     from .record import Record
     from .service_operations import ServiceOperation
+    from .vif_operations import VifOperation
 
 # The sysctl.d files count before a link goes up (behaviour B17). A profile is on disk before NetworkManager is told to
 # read it, and read before it is put in force. The kernel is ready before a service is asked that may hang, and
 # systemd-resolved, which may, is the last one.
 # What is offloaded passes by the rules and by the switch of forwarding: the flowtable ends first, and comes last.
 # Forwarding closes before anything else changes, and opens when all that protects others is in.
+# Of a vif, the link goes down before its elements go, and these are in, with its record, before it goes up. What is in
+# conntrack is forgotten in between, so that no connection of a former holder of its addresses is left.
 ORDER = (
     "EndFlowtable",
     "CloseForwarding",
+    "CloseVif",
+    "RemoveElements",
     "ChangeDownstream",
     "LoadRedirection",
     "KeepForeignRedirection",
     "PurgeConntrack",
+    "WriteVifRecord",
+    "SetLimits",
+    "SetElement",
+    "WriteTunable",
+    "PrepareVif",
+    "OpenVif",
+    "RemoveVifRecord",
+    "MarkVifClosed",
+    "KeepVifRecord",
     "SetFirewallServers",
     "UnitJob",
     "ApplySysctl",
@@ -64,8 +79,27 @@ _POSITION = {kind: position for position, kind in enumerate(ORDER)}
 ENDS_ROUND = frozenset({"ApplySysctl", "LoadProfile"})
 # Without a record of it this would be done again in each pass.
 NEEDS_RECORD = frozenset({"StartHooks"})
-# What an operation is about, by the name of a field.
-_ABOUT = dict.fromkeys(("PublishProfile", "LoadProfile", "ReapplyProfile", "ActivateProfile"), "name")
+# Those that follow each other are one transaction of nft, and how the adapters call it; what may be done meanwhile.
+JOINED = frozenset({"RemoveElements", "ChangeDownstream", "SetLimits", "SetElement"})
+TRANSACTION = "Transaction"
+BESIDE = frozenset({"WriteTunable", "PrepareVif"})
+# Where the interface is gone the round goes on with the others.
+VANISHES_ALONE = frozenset({"CloseVif", "PrepareVif", "OpenVif"})
+
+# By which failed ones an operation is stopped, where both have one name.
+_PROFILE = frozenset({"PublishProfile", "LoadProfile", "ReapplyProfile", "ActivateProfile"})
+_READY = frozenset({"PurgeConntrack", "WriteVifRecord", "SetLimits"})
+_ENDED = frozenset({"CloseVif", "RemoveElements", "PurgeConntrack", "WriteTunable"})
+_STOPPED_BY = {
+    **dict.fromkeys(_PROFILE, _PROFILE),
+    "WriteVifRecord": frozenset({"PurgeConntrack"}),
+    "PrepareVif": frozenset({"WriteVifRecord"}),
+    "SetLimits": _READY,
+    "SetElement": _READY,
+    "OpenVif": _READY | {"SetElement", "WriteTunable", "PrepareVif", "OpenVif"},
+    "RemoveVifRecord": _ENDED,
+    "MarkVifClosed": _ENDED,
+}
 
 
 @distinct
@@ -79,7 +113,7 @@ class ApplySysctl(NamedTuple):
 
 
 if TYPE_CHECKING:
-    Operation = plan.Op | ApplySysctl | ServiceOperation | ProviderOperation
+    Operation = plan.Op | ApplySysctl | ServiceOperation | ProviderOperation | VifOperation
 
 
 class Planned(NamedTuple):
@@ -126,13 +160,23 @@ def in_order(ops: Iterable[Operation]) -> tuple[Operation, ...]:
     return tuple(sorted(ops, key=lambda op: _POSITION[kind(op)]))
 
 
+def together(ops: Iterable[Operation]) -> Iterator[tuple[Operation, ...]]:
+    """Operations one by one, but for those that are one transaction."""
+    for joined, part in groupby(ops, lambda op: kind(op) in JOINED):
+        if joined:
+            yield tuple(part)
+        else:
+            yield from ((op,) for op in part)
+
+
 def hinders(failed: Operation, op: Operation) -> bool:
     """Whether an operation cannot be done, or must not, because another one failed."""
     by_itself = getattr(failed, "hinders", None)
     if by_itself is not None:
         return bool(by_itself(op))
-    about = [getattr(each, _ABOUT.get(kind(each), ""), None) for each in (failed, op)]
-    return about[0] is not None and about[0] == about[1]
+    if kind(failed) not in _STOPPED_BY.get(kind(op), ()):
+        return False
+    return getattr(failed, "name", None) == getattr(op, "name", "")
 
 
 def instead(op: Operation) -> Operation | None:

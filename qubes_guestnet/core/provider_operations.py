@@ -137,9 +137,15 @@ class KeepForeignRedirection(NamedTuple):
 
 @distinct
 class PurgeConntrack(NamedTuple):
-    """Forget the connections of these addresses, in either direction and translated or not (behaviours B50, B53)."""
+    """Forget the connections of these addresses, in either direction and translated or not (behaviours B50, B53).
+
+    Args:
+        addresses: of both families.
+        name: of the vif that it is done for; "" for none.
+    """
 
     addresses: tuple[IPAddress, ...]
+    name: str = ""
 
     def __str__(self) -> str:
         return f"conntrack -D: entries of {', '.join(map(str, self.addresses))}"

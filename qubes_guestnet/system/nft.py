@@ -37,6 +37,8 @@ class NftError(programs.ProgramError):
 class Refused(NftError):
     """nft ran, and it or the kernel took nothing of the transaction."""
 
+    refused = True
+
 
 class _NotPermitted(NftError):
     needs_root = True

@@ -13,12 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import operations, provider_operations, service_operations
+from qubes_guestnet.core import operations, provider_operations, service_operations, vif_operations
 from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.operations import (
+    BESIDE,
     ENDS_ROUND,
+    JOINED,
     NEEDS_RECORD,
     ORDER,
+    TRANSACTION,
+    VANISHES_ALONE,
     ApplySysctl,
     Outcome,
     Planned,
@@ -53,7 +57,9 @@ from qubes_guestnet.core.service_operations import (
     SetLinkNames,
     StartHooks,
 )
-from qubes_guestnet.dispatch import OF_FORWARDING, of_rules, of_uplink
+from qubes_guestnet.core.values import Tunable
+from qubes_guestnet.core.vif import Vif, parse_name
+from qubes_guestnet.dispatch import OF_FORWARDING, of_rules, of_uplink, of_vifs
 from qubes_guestnet.errors import GuestnetError, KernelError, Vanished
 from tests.core.memory import Memory
 
@@ -66,7 +72,26 @@ NAMES = LinkNames(("10.139.1.1", "10.139.1.2"), ("~.",), default_route=True)
 VIRTUAL = (ipaddress.IPv4Address("10.139.1.1"),)
 SERVERS = (Endpoint(ipaddress.ip_address("192.0.2.1")),)
 FOLDER = "/etc/NetworkManager/system-connections"
+VIF = Vif(parse_name("vif4.0"), "00:16:3e:5e:6c:04", "vif", (ADDRESS.ip,))
+OF_VIFS: dict[str, Operation] = {
+    "ip link set dev vif4.0 down": vif_operations.CloseVif(Op(Verb.LINK_DOWN, 4, "vif4.0")),
+    "nft -f: elements and limits of vif4.0 removed": vif_operations.RemoveElements("vif4.0", ""),
+    "vif4.0: out of service": vif_operations.RemoveVifRecord("vif4.0"),
+    "vif4.0: closed, its device is gone": vif_operations.MarkVifClosed(VIF),
+    "vif4.0: its end is tried again": vif_operations.KeepVifRecord(VIF),
+    "vif4.0: recorded": vif_operations.WriteVifRecord(VIF),
+    "nft -f: limits of vif4.0": vif_operations.SetLimits("vif4.0", ""),
+    'nft add element ip qubes allowed { "vif4.0" . 10.137.0.5 }': vif_operations.SetElement(
+        "vif4.0", 'add element ip qubes allowed { "vif4.0" . 10.137.0.5 }'
+    ),
+    "sysctl net/ipv4/conf/vif4.0/proxy_arp=1": vif_operations.WriteTunable(
+        "vif4.0", Tunable(("ipv4", "conf", "vif4.0", "proxy_arp"), "1")
+    ),
+    "ip link set dev vif4.0 group 2": vif_operations.PrepareVif(Op(Verb.LINK_GROUP, 4, "vif4.0", 2)),
+    "ip link set dev vif4.0 up": vif_operations.OpenVif(Op(Verb.LINK_UP, 4, "vif4.0")),
+}
 WORDS: dict[str, Operation] = {
+    **OF_VIFS,
     "systemd-sysctl for eth0": ApplySysctl("eth0"),
     "ip link set dev eth0 up": Op(Verb.LINK_UP, 2, "eth0"),
     f"publish {FOLDER}/office: interface name of the former release changed": RewriteProfile("office", "id=office"),
@@ -100,15 +125,17 @@ def test_an_operation_reads_as_what_it_does(words: str, op: Operation) -> None:
 
 
 def test_every_kind_has_its_place_its_adapter_and_its_words() -> None:
-    modules = (operations, service_operations, provider_operations)
+    modules = (operations, service_operations, provider_operations, vif_operations)
     made = (each for module in modules for each in vars(module).values() if isinstance(each, type))
     kinds = {each.__name__ for each in made if each.__module__ in {module.__name__ for module in modules}}
     kinds -= {"Planned", "Outcome"}
     assert len(ORDER) == len(set(ORDER))
     assert {*kinds, "Op"} == set(ORDER) == {kind(op) for op in WORDS.values()}
     uplink = of_uplink(SimpleNamespace(apply=None), SimpleNamespace())  # type: ignore[arg-type]
-    assert {*uplink, *of_rules(SimpleNamespace()), *OF_FORWARDING} == set(ORDER)  # type: ignore[arg-type]
-    assert set(ORDER) >= ENDS_ROUND | NEEDS_RECORD
+    vifs = of_vifs(SimpleNamespace(), SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
+    provider = {*of_rules(SimpleNamespace()), *OF_FORWARDING, *vifs}  # type: ignore[arg-type]
+    assert {*uplink, *provider} == {*ORDER, TRANSACTION}
+    assert set(ORDER) >= ENDS_ROUND | NEEDS_RECORD | JOINED | BESIDE | VANISHES_ALONE
 
 
 EVERYTHING: list[Operation] = [
@@ -147,6 +174,14 @@ SAFE = [
     ("SetFirewallServers", "OpenForwarding", "a restricted qube has names once it is forwarded"),
     ("Op", "OpenForwarding", "the way out is there"),
     ("OpenForwarding", "LoadFlowtable", "nothing is offloaded that was not forwarded"),
+    ("CloseVif", "RemoveElements", "nothing passes while the rest goes"),
+    ("RemoveElements", "PurgeConntrack", "no connection begins any more that would be left"),
+    ("PurgeConntrack", "RemoveVifRecord", "what is not forgotten yet is tried again"),
+    ("PurgeConntrack", "OpenVif", "no door of a former holder is open (B53)"),
+    ("WriteVifRecord", "SetElement", "the record is ahead"),
+    ("SetElement", "OpenVif", "it sends in its own name alone (B50)"),
+    ("WriteTunable", "PrepareVif", "with IPv6 off it takes no IPv6 address"),
+    ("PrepareVif", "OpenVif", "the first packet needs no ARP"),
     ("ApplySysctl", "Op", "the files of sysctl.d count before a link goes up"),
     ("Op", "SetLinkNames", "a service that hangs takes nothing away from the kernel"),
     ("PublishProfile", "LoadProfile", "NetworkManager reads the file"),
@@ -178,6 +213,14 @@ HINDERED = [
     (LoadRedirection(VIRTUAL, SERVERS), PurgeConntrack(VIRTUAL), True),
     (LoadRedirection(VIRTUAL, SERVERS), PurgeConntrack((ADDRESS.ip,)), False),
     (KeepForeignRedirection(None, VIRTUAL, (), ""), PurgeConntrack(VIRTUAL), True),
+    *(
+        (op, vif_operations.OpenVif(Op(Verb.LINK_UP, 4, "vif4.0")), number > 4)
+        for number, op in enumerate(OF_VIFS.values())
+    ),
+    (vif_operations.SetElement("vif4.0", ""), vif_operations.OpenVif(Op(Verb.LINK_UP, 5, "vif5.0")), False),
+    (PurgeConntrack(VIRTUAL, "vif4.0"), vif_operations.WriteVifRecord(VIF), True),
+    (vif_operations.WriteVifRecord(VIF), vif_operations.PrepareVif(Op(Verb.LINK_GROUP, 4, "vif4.0", 2)), True),
+    (vif_operations.RemoveElements("vif4.0", ""), vif_operations.RemoveVifRecord("vif4.0"), True),
 ]
 
 

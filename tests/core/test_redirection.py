@@ -276,6 +276,21 @@ def test_a_change_between_our_load_and_our_look_is_not_taken_for_ours() -> None:
     assert isinstance(op, KeepForeignRedirection)
 
 
+@pytest.mark.behaviour("B148")
+def test_connections_are_forgotten_where_the_same_was_loaded_again_and_the_agent_killed() -> None:
+    world = settled()
+    world.others(NOWHERE)
+    world.patient, world.killed = False, 1
+    with pytest.raises(Killed):
+        world.run(CHOICES[0])
+    assert world.stale
+    world.restart()
+    world.killed = 0
+    assert world.run(CHOICES[0]).done == (PurgeConntrack(V),)
+    assert not world.stale
+    assert world.run(CHOICES[0]) == Outcome()
+
+
 def test_without_virtual_addresses_there_is_no_connection_to_forget() -> None:
     nft = Ruleset()
     nft.load(TABLE)
