@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 REDIRECTION = "virtual DNS"
 FIREWALL = "firewall's servers"
+_LOOKS = 3
 _Virtual = tuple[IPv4Address, ...]
 
 
@@ -76,14 +77,21 @@ class DnsRedirect:
             if work.provided.names.text:
                 return
             virtual = provider.VIRTUAL_DNS  # what the qubes were told all the same; nothing is to pass by the rules
-        choice = self._choose(work, (own_servers, virtual), uplinks, kept=kept)
-        if choice is None:
-            return
-        work.names = choice
-        if choice.last != work.provided.last:
-            work.save(work.provided._replace(last=choice.last))
-        if not self._redirect(work, Asked(virtual, choice)):
-            return
+        known = len(work.errors)
+        for _ in range(_LOOKS):
+            del work.errors[known:]
+            choice = self._choose(work, (own_servers, virtual), uplinks, kept=kept)
+            if choice is None:
+                return
+            work.names = choice
+            if choice.last != work.provided.last:
+                work.save(work.provided._replace(last=choice.last))
+            outcome = self._redirect(work, Asked(virtual, choice))
+            if outcome.errors:
+                return
+            if not outcome.done:
+                break
+            # While nft was at it a VPN's client may have told of other servers; the next pass may be half a second off.
         servers = work.names.servers
         work.settle(partial(self._plan_followers, servers, choice.servers), of_rules(self._nft))
         self._log(work)
@@ -128,8 +136,8 @@ class DnsRedirect:
 
     # --- the chains ------------------------------------------------------------------------------------------------
 
-    def _redirect(self, work: Work, asked: Asked) -> bool:
-        """Have the chains lead where they should, or keep another program's rules; False if that failed.
+    def _redirect(self, work: Work, asked: Asked) -> Outcome:
+        """Have the chains lead where they should, or keep another program's rules.
 
         The pass knows then where names go.
         """
@@ -137,7 +145,7 @@ class DnsRedirect:
         for op in outcome.done:
             if isinstance(op, LoadRedirection) and op.trouble:
                 log(WARNING, f"another program changed the chain ip qubes dnat-dns, which is put back: {op.trouble}")
-        return not outcome.errors
+        return outcome
 
     def _plan(self, work: Work, asked: Asked, record: Record, so_far: Outcome) -> Planned:
         """Observe, where that may have changed, and plan."""

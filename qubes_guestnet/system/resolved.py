@@ -17,7 +17,7 @@ from . import programs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..core.nameservers import Heard
+    from ..core.nameservers import Heard, LinkServers
     from ..core.resolved_servers import Answer
     from .dbus import Bus
 
@@ -29,6 +29,7 @@ ABSENT, SILENT = "is not running", "does not answer"
 _MANAGER = (SERVICE, "/org/freedesktop/resolve1", "org.freedesktop.resolve1.Manager")
 _SECONDS = 0.9
 _UPSTREAM_SECONDS = 0.5
+_LOOKS = 4
 _VERBS = ("dns", "domain", "default-route", "dnsovertls")
 _PROPERTIES = "org.freedesktop.DBus.Properties"
 _NOBODY = "not provided by any .service"
@@ -182,28 +183,48 @@ class ByCommand:
         return done.output
 
 
-def ask(port: ByBus | ByCommand | None, uplinks: frozenset[int]) -> Heard:
+def ask(
+    port: ByBus | ByCommand | None, uplinks: frozenset[int], former: tuple[LinkServers, ...] | None = None
+) -> Heard:
     """The servers of every link, in bounded time.
 
     Args:
         port: the way to the service; None when there is none.
         uplinks: interface indexes of this qube's uplinks.
+        former: what it said last; None for nothing.
 
     Returns:
         What was heard; what follows from that it was not heard is for `core.nameservers`.
     """
     from ..core.nameservers import Heard
-    from ..core.resolved_servers import link_servers
 
     if port is None:
         return Heard(problem="cannot be asked without the system bus or resolvectl")
     try:
-        return Heard(link_servers(port.everything(), uplinks))
+        return Heard(_whole(port, uplinks, former))
     except ValueError:
         return Heard(problem="gives an answer that is not understood")
     except GuestnetError as error:
         # Behaviour B35: all networking failed on the name of an error that nobody had thought of. All names are alike.
         return Heard(problem=ABSENT if getattr(error, "absent", False) else SILENT)
+
+
+def _whole(
+    port: ByBus | ByCommand, uplinks: frozenset[int], former: tuple[LinkServers, ...] | None
+) -> tuple[LinkServers, ...]:
+    """What is there at one moment: an answer that came twice, one after the other.
+
+    Several questions make one answer: of a VPN that comes up between them it had the servers, and not yet that they are
+    for the names of every domain. One that changes each time is taken as it was last; the change wakes the agent.
+    """
+    from ..core.resolved_servers import link_servers
+
+    for _ in range(_LOOKS):
+        answer = link_servers(port.everything(), uplinks)
+        if answer == former:
+            break
+        former = answer
+    return answer
 
 
 def _only(body: object) -> object:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from ..core.link_names import LinkFacts
-    from ..core.nameservers import Heard
+    from ..core.nameservers import Heard, LinkServers
     from ..core.service_operations import RevertLinkNames, SetLinkNames
 
     Port = resolved.ByBus | resolved.ByCommand
@@ -42,6 +42,7 @@ class Resolved:
         self._bus = bus
         self._again = 0.0  # when it is asked again after it let us wait
         self._error: GuestnetError | None = None
+        self._links: tuple[LinkServers, ...] | None = None  # what it said last
         self._silent: tuple[float, Heard] | None = None  # until when it is not asked for names again, and what it said
 
     def plan(self, uplinks: Uplinks, record: Record, _so_far: Outcome) -> Planned:
@@ -106,9 +107,10 @@ class Resolved:
 
             return NEVER_THERE
         self._bus.open()
-        heard = resolved.ask(self._bus.resolved(), uplinks)
+        heard = resolved.ask(self._bus.resolved(), uplinks, self._links)
         if heard.links is None and (port := self._bus.instead()) is not None:
-            heard = resolved.ask(port, uplinks)
+            heard = resolved.ask(port, uplinks, self._links)
+        self._links = heard.links
         if heard.problem == resolved.SILENT:
             self._silent = (time.monotonic() + PATIENCE_SECONDS, heard)
         return heard

@@ -6,13 +6,26 @@ from __future__ import annotations
 import pytest
 
 from tests.support.eventually import eventually, never
-from tests.support.hosting import ROUTER, Hosting
+from tests.support.hosting import REAL_NFT, ROUTER, Hosting
 
 SECOND, THIRD = "198.51.100.52", "198.51.100.53"
 RELOAD = "--no-block reload qubes-firewall.service"
 SYSTEMCTL = """#!/bin/sh
 echo "$@" >>/run/lab/asked
 case $1 in show) [ ! -e /run/lab/active ] || echo ActiveState=active ;; *) [ ! -e /run/lab/broken ] ;; esac
+"""
+
+# nft, and a VPN's client that names another server while a redirection to the one before is loaded.
+RACING_NFT = f"""#!/bin/sh
+case "$*" in
+*-f*)
+    cat >/run/lab/text
+    {REAL_NFT} "$@" </run/lab/text || exit
+    grep -q 'dnat to {SECOND}' /run/lab/text || exit 0
+    echo 'nameserver {THIRD}' >/etc/resolv.conf.new
+    exec mv /etc/resolv.conf.new /etc/resolv.conf ;;
+*) exec {REAL_NFT} "$@" ;;
+esac
 """
 
 
@@ -42,6 +55,24 @@ def test_a_change_that_the_agent_followed_is_a_change_for_who_asks() -> None:
     assert [sync(host) for _ in range(2)] == [0, 100]
     host.resolv_conf()
     assert [sync(host) for _ in range(2)] == [0, 100]
+
+
+@pytest.mark.behaviour("B37")
+@pytest.mark.scenario("S-410")
+def test_a_server_that_is_named_while_the_one_before_is_loaded_is_in_force_in_the_same_pass() -> None:
+    host = Hosting()
+    leads(host, ROUTER)
+    host.agent.stop()
+    host.qube.write("/run/lab/racing", RACING_NFT)
+    host.qube.path("/run/lab/racing").chmod(0o755)
+    host.replace_nft("/run/lab/racing")
+    host.resolv_conf(SECOND)
+    assert sync(host) == 0
+    assert host.qube.read("/etc/resolv.conf") == f"nameserver {THIRD}\n"
+    found = " ".join(host.rules("ip", "dnat-dns"))
+    assert THIRD in found, host.trouble()
+    assert SECOND not in found
+    assert sync(host) == 100
 
 
 @pytest.mark.behaviour("B136")
