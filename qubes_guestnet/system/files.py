@@ -149,7 +149,9 @@ def _behind(path: str) -> bytes:
         return b""
 
 
-def publish(path: str, data: bytes, mode: int = PUBLIC, *, sync: bool = True) -> Published:
+def publish(
+    path: str, data: bytes, mode: int = PUBLIC, *, sync: bool = True, over: FileFacts | None = None
+) -> Published:
     """Make `path` a regular file with exactly these bytes and this mode. The one way in which a file is written.
 
     Args:
@@ -157,6 +159,7 @@ def publish(path: str, data: bytes, mode: int = PUBLIC, *, sync: bool = True) ->
         data: the whole content.
         mode: permission bits.
         sync: it shall survive a power cut. Not needed below /run, and there fsync is not called.
+        over: what was there when it was decided to write; anything else is left (ESTALE). None: whatever is there.
 
     Raises:
         FileError: with the remedy. What was there before is still there (but for an error of the disk itself).
@@ -168,7 +171,7 @@ def publish(path: str, data: bytes, mode: int = PUBLIC, *, sync: bool = True) ->
         if found.kind == "other":
             raise OSError(errno.EEXIST, "not a regular file")
         try:
-            _replace(path, data, mode, sync=sync, regular=found.kind == "regular")
+            _replace(path, data, mode, sync=sync, regular=found.kind == "regular", over=over)
         except OSError as error:
             if found.kind != "regular" or error.errno not in _NOT_REPLACEABLE:
                 raise
@@ -287,7 +290,7 @@ def _lines(path: str) -> list[bytes]:
     return data.split(b"\n")
 
 
-def _replace(path: str, data: bytes, mode: int, *, sync: bool, regular: bool) -> None:
+def _replace(path: str, data: bytes, mode: int, *, sync: bool, regular: bool, over: FileFacts | None) -> None:
     folder, name = os.path.split(path)
     # All in one opened folder: it stays the same one even if its path gets another meaning meanwhile.
     folder_fd = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -305,6 +308,9 @@ def _replace(path: str, data: bytes, mode: int, *, sync: bool, regular: bool) ->
                     _sync(fd)
             finally:
                 os.close(fd)
+            now = _look(path, LONGEST)
+            if over is not None and (now.kind, now.data, now.link_target) != (over.kind, over.data, over.link_target):
+                raise OSError(errno.ESTALE, "another program wrote it just now")
             os.rename(temporary, name, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
         except BaseException:
             _remove(temporary, folder_fd)

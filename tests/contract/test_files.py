@@ -396,3 +396,20 @@ def test_the_body_can_fail(resolv_conf: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(publishing, "publish", careless)
     with pytest.raises(AssertionError):
         contract(resolv_conf, Published.REPLACED)
+
+
+@pytest.mark.behaviour("B124")
+@pytest.mark.parametrize("words", [b"others\n", b"older\n", b""])
+def test_what_came_since_the_look_is_left(resolv_conf: Path, words: bytes) -> None:
+    seen = files.facts(str(resolv_conf))
+    resolv_conf.write_bytes(words)
+    with pytest.raises(FileError, match="just now") as caught:
+        publish(str(resolv_conf), b"ours\n", over=seen)
+    assert caught.value.errno == errno.ESTALE
+    assert {path.name: path.read_bytes() for path in resolv_conf.parent.iterdir()} == {"resolv.conf": words}
+
+
+def test_what_is_as_it_was_is_written_over_whatever_its_age(resolv_conf: Path) -> None:
+    seen = files.facts(str(resolv_conf))
+    os.utime(resolv_conf)
+    assert publish(str(resolv_conf), b"ours\n", over=seen) is Published.REPLACED

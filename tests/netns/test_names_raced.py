@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A VPN's client writes resolv.conf in the very moment in which the agent writes it back: the client's words stay."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.support.guest import ENTRIES, Guest
+
+VPN = """
+    ip link add tun0 type veth peer name far; ip link set far up; ip link set tun0 up
+    ip address add 10.8.0.2/24 dev tun0
+"""
+# `apply`, and a program that runs once, when the new file is on disk and not in place yet.
+RACED = """
+import subprocess, sys
+from qubes_guestnet.system import files
+sync, scripts = files._sync, sys.argv[1:]
+def raced(fd):
+    sync(fd)
+    while scripts:
+        subprocess.run(["sh", "-ec", scripts.pop()], check=True)
+files._sync = raced
+from qubes_guestnet.cli import main
+sys.exit(main(["apply"]))
+"""
+CLIENTS = {
+    "renamed": "echo nameserver 10.8.0.1 >/etc/new; mv /etc/new /etc/resolv.conf",
+    "in place": "echo nameserver 10.8.0.1 >/etc/resolv.conf",
+    "appended": "echo nameserver 10.8.0.1 >>/etc/resolv.conf",
+    "a link": "echo nameserver 10.8.0.1 >/etc/vpn.conf; ln -sfn vpn.conf /etc/resolv.conf",
+}
+
+
+@pytest.mark.behaviour("B124")
+@pytest.mark.scenario("S-410")
+@pytest.mark.parametrize("client", CLIENTS)
+def test_what_a_client_writes_between_the_look_and_the_writing_stays(client: str) -> None:
+    guest = Guest(ENTRIES)
+    guest.qube.write("/etc/resolv.conf", "nameserver 10.9.0.1\n")  # of a tunnel that is gone
+    done = guest.qube.run(sys.executable, "-c", RACED, VPN + CLIENTS[client], check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "nameserver 10.8.0.1" in guest.qube.run("cat", "/etc/resolv.conf").stdout
+    assert not [name for name in guest.qube.run("ls", "-a", "/etc").stdout.split() if "guestnet-" in name]
+
+
+def test_without_a_tunnel_they_are_written_over_all_the_same() -> None:
+    guest = Guest(ENTRIES)
+    guest.qube.write("/etc/resolv.conf", "nameserver 10.9.0.1\n")
+    done = guest.qube.run(sys.executable, "-c", RACED, CLIENTS["renamed"], check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10.8.0.1" not in guest.qube.read("/etc/resolv.conf")
+    assert "10.139.1.1" in guest.qube.read("/etc/resolv.conf")
