@@ -77,24 +77,38 @@ class DnsRedirect:
             if work.provided.names.text:
                 return
             virtual = provider.VIRTUAL_DNS  # what the qubes were told all the same; nothing is to pass by the rules
+        choice = self._follow(work, (own_servers, virtual), uplinks, kept=kept)
+        if choice is None:
+            return
+        servers = work.names.servers if work.names is not None else choice.servers
+        work.settle(partial(self._plan_followers, servers, choice.servers), of_rules(self._nft))
+        self._log(work)
+
+    def _follow(
+        self, work: Work, addresses: tuple[_Virtual, _Virtual], uplinks: frozenset[int], *, kept: bool
+    ) -> Choice | None:
+        """Choose, load, and choose again: while nft is at it a VPN's client may tell of other servers.
+
+        The next pass may be half a second off. For the arguments see `_choose`.
+
+        Returns:
+            The last choice; None where nothing is to follow.
+        """
         known = len(work.errors)
         for _ in range(_LOOKS):
             del work.errors[known:]
-            choice = self._choose(work, (own_servers, virtual), uplinks, kept=kept)
+            choice = self._choose(work, addresses, uplinks, kept=kept)
             if choice is None:
-                return
+                return None
             work.names = choice
             if choice.last != work.provided.last:
                 work.save(work.provided._replace(last=choice.last))
-            outcome = self._redirect(work, Asked(virtual, choice))
+            outcome = self._redirect(work, Asked(addresses[1], choice))
             if outcome.errors:
-                return
+                return None
             if not outcome.done:
                 break
-            # While nft was at it a VPN's client may have told of other servers; the next pass may be half a second off.
-        servers = work.names.servers
-        work.settle(partial(self._plan_followers, servers, choice.servers), of_rules(self._nft))
-        self._log(work)
+        return choice
 
     def _choose(
         self, work: Work, addresses: tuple[_Virtual, _Virtual], uplinks: frozenset[int], *, kept: bool
