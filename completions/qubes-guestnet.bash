@@ -4,13 +4,16 @@
 _qubes_guestnet() {
     local word=${COMP_WORDS[COMP_CWORD]} verb=${COMP_WORDS[1]} words=
     COMPREPLY=()
-    if ((COMP_CWORD == 1)); then
+    if [[ $verb != lab && ${COMP_WORDS[COMP_CWORD - 1]} == --color ]]; then
+        words='auto always never'
+    elif ((COMP_CWORD == 1)); then
         words='agent apply plan status check uplink wait-uplink vif dns rules forwarding lab --help --version'
     else
         case $verb in
         apply) words="--dry-run --help $(_qubes_guestnet_interfaces)" ;;
-        plan | status) words="--json --help $(_qubes_guestnet_interfaces)" ;;
-        check) words='--json --help' ;;
+        plan) words="--json --color --help $(_qubes_guestnet_interfaces)" ;;
+        status) words="--json --brief --watch --color --help $(_qubes_guestnet_interfaces)" ;;
+        check) words='--json --color --help' ;;
         uplink)
             if ((COMP_CWORD == 2)); then words='add remove stop --help'; else words=$(_qubes_guestnet_interfaces); fi
             ;;

@@ -5,7 +5,7 @@ set -l verbs agent apply plan status check uplink wait-uplink vif dns rules forw
 
 complete -c qubes-guestnet -f
 complete -c qubes-guestnet -l help -d 'show help'
-complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -l version -d 'show the version'
+complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -s V -l version -d 'show the version'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a agent -d 'stay resident and follow QubesDB'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a apply -d 'make the network what dom0 asks for, once'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a plan -d 'print what apply would do'
@@ -18,8 +18,11 @@ complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a dns -d
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a rules -d 'anti-spoofing and the base rules'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a forwarding -d 'what qubes-network.service calls'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a lab -d 'qubes out of namespaces'
-complete -c qubes-guestnet -n '__fish_seen_subcommand_from apply' -l dry-run -d 'do nothing'
-complete -c qubes-guestnet -n '__fish_seen_subcommand_from plan status check; and not __fish_seen_subcommand_from lab' -l json -d 'print JSON'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from apply' -s n -l dry-run -d 'do nothing'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from plan status check; and not __fish_seen_subcommand_from lab' -s j -l json -d 'print JSON'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from plan status check; and not __fish_seen_subcommand_from lab' -l color -x -a 'auto always never' -d 'when to use colour'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from status; and not __fish_seen_subcommand_from lab' -s b -l brief -d 'a line an interface'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from status; and not __fish_seen_subcommand_from lab' -s w -l watch -d 'print again what changes'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from apply plan status uplink; and not __fish_seen_subcommand_from lab' -a '(__fish_print_interfaces)'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from uplink' -a 'add remove stop'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from wait-uplink' -l timeout -x -d 'give up after this many seconds'

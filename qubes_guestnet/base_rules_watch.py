@@ -51,7 +51,7 @@ def _lost(untrusted_entries: dict[str, bytes], paths: Paths, *, dry_run: bool) -
 
         with Ledger(paths.run, reading=dry_run) as ledger:
             work = Rules(paths, Transactions()).begin(untrusted_entries, ledger, dry_run)
-            return tuple(work.todo if dry_run else work.done), tuple(work.errors)
+            return tuple(map(str, work.todo if dry_run else work.done)), tuple(work.errors)
     except GuestnetError as error:
         return (), (error,)
 

@@ -33,6 +33,10 @@ class Options(NamedTuple):
         json: print JSON.
         timeout: seconds to wait.
         boot: wait for no more than the boot has to.
+        brief: a line an interface.
+        watch: print again what changes.
+        color: when to use colour: auto, always or never.
+        verbose: tell of each pass.
         rest: everything behind `lab`.
     """
 
@@ -42,6 +46,10 @@ class Options(NamedTuple):
     json: bool = False
     timeout: float = WAIT_SECONDS
     boot: bool = False
+    brief: bool = False
+    watch: bool = False
+    color: str = "auto"
+    verbose: bool = False
     rest: tuple[str, ...] = ()
 
 
@@ -49,7 +57,7 @@ class Verb(NamedTuple):
     """One verb.
 
     Args:
-        run: its function, in `commands` or `provider_commands`.
+        run: its function, in `commands`, `view_commands` or `provider_commands`.
         words: names of its positional arguments; one in brackets may be left out.
         choices: what the first word may be, empty where it is free.
         options: long options it takes.
@@ -66,9 +74,21 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "agent": Verb("agent", (), (), (), "stay resident and follow QubesDB; systemd runs it"),
     "apply": Verb("apply", ("[interface]",), (), ("--dry-run",), "make the network what dom0 asks for, once"),
-    "plan": Verb("plan", ("[interface]",), (), ("--json",), "print what apply would do, one operation a line"),
-    "status": Verb("status", ("[interface]",), (), ("--json",), "what dom0 asks for, what is there, since when"),
-    "check": Verb("check", (), (), ("--json",), "diagnose: a code, what is wrong, what to do"),
+    "plan": Verb(
+        "plan",
+        ("[interface]",),
+        (),
+        ("--json", "--color"),
+        "print what apply would change, a line an operation",
+    ),
+    "status": Verb(
+        "status",
+        ("[interface]",),
+        (),
+        ("--json", "--brief", "--watch", "--color"),
+        "what dom0 asks for, what is there, since when",
+    ),
+    "check": Verb("check", (), (), ("--json", "--color"), "diagnose: a code, what is wrong, what to do"),
     "uplink": Verb(
         "uplink",
         ("action", "interface"),
@@ -155,6 +175,8 @@ def _function(verb: Verb) -> Callable[[Options], int]:
     module: ModuleType
     if verb.run in ("vif", "rules", "forwarding"):
         from . import provider_commands as module  # somebody waits for them
+    elif verb.run in ("status", "check", "monitor"):
+        from . import view_commands as module
     else:
         from . import commands as module  # the agent needs none of them
     function: Callable[[Options], int] = getattr(module, verb.run)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .cli import VERBS, WAIT_SECONDS, Verb
+from .core.styled import AUTO, WHEN
 from .errors import printable
 
 
@@ -41,6 +42,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "only for an interface that is attached, and with NetworkManager only for its profile to be written",
     },
     "--json": {"action": "store_true", "help": "print JSON, for programs"},
+    "--brief": {"action": "store_true", "help": "a line an interface: name, state, addresses"},
+    "--watch": {
+        "action": "store_true",
+        "help": "go on until Ctrl-C, and print again what changes; with --json a document a line",
+    },
+    "--color": {
+        "choices": WHEN,
+        "default": AUTO,
+        "metavar": "WHEN",
+        "help": "use colour always, never, or (auto, the default) on a terminal unless NO_COLOR is set",
+    },
+    "--verbose": {"action": "store_true", "help": "tell of each pass, also of one that changes nothing"},
     "--timeout": {
         "type": _seconds,
         "default": WAIT_SECONDS,
@@ -48,6 +61,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "give up after this time (default: %(default)s, dom0 itself gives up after 10)",
     },
 }
+
+SHORT = {"--dry-run": "-n", "--json": "-j", "--brief": "-b", "--watch": "-w", "--verbose": "-v"}
 
 # What a verb does, in sentences; `VERBS` has the short form.
 _DESCRIPTIONS = {
@@ -57,9 +72,8 @@ _DESCRIPTIONS = {
     "apply": "Do what `plan` prints: addresses, routes, neighbours and resolv.conf as dom0 asks for; in a qube that "
     "gives "
     "network to others also rules, their interfaces, their DNS and forwarding. Once, and without an agent too.",
-    "plan": "Print the operations that `apply` would do, one a line, in the words of ip(8) and nft(8). Nothing is "
-    "changed. "
-    "No line: all is as dom0 asks for.",
+    "plan": "Print the operations that `apply` would do, one a line, in the words of ip(8) and nft(8); behind # what "
+    "is, what will be, and the reason. Nothing is changed. No line: all is as dom0 asks for.",
     "status": "Show what dom0 asks for, what is there, and the agent. Status 1 when something is wrong: `check` says "
     "what to "
     "do about it.",
@@ -135,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action="version", version=f"qubes-guestnet {__version__}")
+    top.add_argument("-V", "--version", action="version", version=f"qubes-guestnet {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, verb in VERBS.items():
         _add(verbs, name, verb)
@@ -153,7 +167,8 @@ def _add(verbs: argparse._SubParsersAction[Parser], name: str, verb: Verb) -> No
             plain = word.strip("[]")
             sub.add_argument(plain, nargs=optional, metavar=plain.upper(), help=_INTERFACES[name])
     for option in verb.options:
-        sub.add_argument(option, **OPTIONS[option])
+        names = (SHORT[option], option) if option in SHORT else (option,)
+        sub.add_argument(*names, **OPTIONS[option])
 
 
 def _add_action(sub: Parser, choices: tuple[str, ...], words: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ import time
 from . import reading
 from .core.settings import PROVIDER_KEY, parse
 from .errors import GuestnetError, StoreError, UsageError, shown
-from .output import complain, print_json, say
+from .output import complain, print_json, say, show
 from .paths import Paths
 from .reconcile import Pass, reconcile, take_down
 from .system import netlink, services
@@ -35,62 +35,28 @@ def apply(options: Options) -> int:
         return plan(options)
     report = settling(reading.entries(), options.interface)
     if options.interface and not report.interfaces:
-        raise _no_interface_of_ours(options.interface)
+        raise no_interface_of_ours(options.interface)
     return applied(report)
 
 
 def plan(options: Options) -> int:
-    """The operations `apply` would do, and nothing else on standard output."""
+    """The operations `apply` would do, each with its difference and reason; nothing else on standard output."""
     report = _pass(Pass(only=options.interface, dry_run=True))
     if options.interface and not report.interfaces:
-        raise _no_interface_of_ours(options.interface)
+        raise no_interface_of_ours(options.interface)
     complain(report.errors)
     if options.json:
-        print_json(list(report.plan))
+        from .core.rendering_data import plan_data
+
+        print_json(plan_data(report))
     else:
-        say(report.plan)
+        from .core.rendering import as_plan
+
+        show(as_plan(report), options.color)
     return 1 if report.errors else 0
 
 
-def status(options: Options) -> int:
-    """What is desired, what is there, since when. 1 if something is wrong: `check` says what to do about it."""
-    from . import diagnosis
-    from .core.findings import Evidence, findings
-    from .core.rendering import as_data, as_text
-    from .system import presence, standing
-
-    report, ground = diagnosis.look(reading.entries(), PATHS)
-    agent, others = standing.read(PATHS.run), presence.look()
-    found = findings(Evidence(report, standing=agent, presence=others, ground=ground))
-    unseen = [finding for finding in found if finding.code == "needs-root"]
-    wrong = any(finding.severity == "error" for finding in found)
-    # Of a provider it is the greater part that was not looked at, which is not to be taken for good (B140).
-    failed = wrong or bool(unseen and report.provided is not None)
-    if options.interface:
-        report = _narrowed(report, options.interface)
-    if options.json:
-        print_json({**as_data(report, agent, others), "wrong": failed})
-    else:
-        say(as_text(report, agent, others))
-        say(f"{finding.problem}; run as root: sudo qubes-guestnet status" for finding in unseen)
-        say(("something is wrong: `qubes-guestnet check` says what to do",) if wrong else ())
-    return 1 if failed else 0
-
-
-def _narrowed(report: Report, name: str) -> Report:
-    """What a report says of one interface: an uplink, or that of a qube behind this one. UsageError for any other."""
-    uplinks = tuple(each for each in report.interfaces if each.link is not None and each.link.name == name)
-    provided = report.provided
-    vifs = tuple(each for each in provided.vifs if each.vif.name.text == name) if provided is not None else ()
-    if not uplinks and not vifs:
-        raise _no_interface_of_ours(name, report)
-    if provided is not None:
-        shared = {names: addresses for names, addresses in provided.duplicates.items() if name in names}
-        provided = provided._replace(vifs=vifs, duplicates=shared)
-    return report._replace(interfaces=uplinks, provided=provided)
-
-
-def _no_interface_of_ours(name: str, report: Report | None = None) -> UsageError:
+def no_interface_of_ours(name: str, report: Report | None = None) -> UsageError:
     """The error for a name that is none of ours, with those that are: uplinks; those in `report`, vifs too."""
     if report is None and _is_vif(name):
         problem = f"{name} is the interface of a qube behind this one, and no uplink"
@@ -117,21 +83,6 @@ def _is_vif(name: str) -> bool:
     return name.startswith("vif")
 
 
-def check(options: Options) -> int:
-    """Diagnose. 1 if there is an error among the findings, or something that only root may look at."""
-    from . import diagnosis
-
-    found = diagnosis.findings(PATHS, reading.entries)
-    if options.json:
-        print_json([finding._asdict() for finding in found])
-    else:
-        for finding in found:
-            say((f"{finding.severity}: {finding.code}: {finding.problem}", f"  -> {finding.remedy}"))
-        if not found:
-            print("all is well")
-    return 1 if any(finding.severity == "error" or finding.code == "needs-root" for finding in found) else 0
-
-
 def uplink(options: Options) -> int:
     """`add`: configure the interface if dom0 manages it. `remove`: take it down and leave it so.
 
@@ -152,7 +103,7 @@ def uplink(options: Options) -> int:
     report = settling(reading.patiently(reading.entries), options.interface)
     if not report.interfaces:
         if options.interface not in (name for _, name in socket.if_nameindex()):
-            raise _no_interface_of_ours(options.interface)
+            raise no_interface_of_ours(options.interface)
         kind = "the interface of a qube behind this one" if _is_vif(options.interface) else "not one that dom0 manages"
         say((f"{options.interface} is {kind}: nothing to do",))
     return applied(report)

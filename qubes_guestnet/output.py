@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 
@@ -12,11 +13,52 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean
 if TYPE_CHECKING:
     from typing import Any
 
+    from .core.styled import Line
+
+# Select Graphic Rendition (ECMA-48), for each style of core/styled.
+_CODES = {"good": "32", "bad": "1;31", "warning": "33", "name": "1", "dim": "2"}
+
 
 def say(lines: Iterable[object]) -> None:
     """What was done, to standard output."""
     for line in lines:
         print(printable(str(line)))
+
+
+def uses_colour(when: str) -> bool:
+    """Whether standard output gets colour.
+
+    Args:
+        when: the value of --color: auto, always or never.
+    """
+    from .core.styled import in_colour
+
+    no_color, term = os.environ.get("NO_COLOR", ""), os.environ.get("TERM", "dumb")
+    return in_colour(when, terminal=sys.stdout.isatty(), no_color=no_color, term=term)
+
+
+def rendered(lines: Iterable[Line], *, colour: bool) -> str:
+    """Lines as text, each with a newline; foreign text in them is escaped, and only then coloured."""
+    return "".join(f"{_rendered(line, colour)}\n" for line in lines)
+
+
+def _rendered(line: Line, colour: bool) -> str:
+    if not colour:
+        return printable(str(line))
+    return "".join(
+        f"\033[{_CODES[piece.style]}m{printable(piece.text)}\033[0m" if piece.style else printable(piece.text)
+        for piece in line.pieces
+    )
+
+
+def show(lines: Iterable[Line], when: str) -> None:
+    """Print lines, in colour where that is wanted.
+
+    Args:
+        lines: of core/styled.
+        when: the value of --color.
+    """
+    print(rendered(lines, colour=uses_colour(when)), end="")
 
 
 def complain(errors: Iterable[GuestnetError]) -> None:
@@ -27,9 +69,14 @@ def complain(errors: Iterable[GuestnetError]) -> None:
 
 def print_json(data: Any) -> None:
     """For programs that read it."""
+    print(json_text(data, indent=2))
+
+
+def json_text(data: Any, indent: int | None = None) -> str:
+    """Data as JSON, on one line without `indent`."""
     import json  # 5 ms that only these pay
 
-    print(json.dumps(_printable(data), indent=2))
+    return json.dumps(_printable(data), indent=indent)
 
 
 def _printable(data: Any) -> Any:

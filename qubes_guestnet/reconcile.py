@@ -220,7 +220,7 @@ class _Work:
         self.interfaces: tuple[InterfaceReport, ...] = ()
         self.applied: list[plan.Op] = []
         self.done: list[str] = []
-        self.todo: list[str] = []
+        self.todo: list[object] = []
         self.errors: list[GuestnetError] = []
 
     def failed(self, errors: Iterable[GuestnetError]) -> None:
@@ -341,7 +341,7 @@ class _Work:
         uplinks = Uplinks(self._settings, self._flags, self.interfaces, not self._asked.only)
         if self._asked.dry_run:
             planned, outcome = others.plan(uplinks, ledger.record, Outcome()), Outcome()
-            self.todo += map(str, planned.ops)
+            self.todo += planned.ops
         else:
             planned, outcome = settle(
                 lambda record, so_far: others.plan(uplinks, record, so_far), self._adapters, ledger

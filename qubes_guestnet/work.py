@@ -58,7 +58,7 @@ class Work:
         self.ruled = self.planned = self.reloaded = self.unfiltered = False
         self.names: Choice | None = None
         self.vifs: list[VifReport] = []
-        self.todo: list[str] = []
+        self.todo: list[object] = []
         self.done: list[str] = []
         self.errors: list[GuestnetError] = []
 
@@ -98,7 +98,7 @@ class Work:
 
         if self.dry_run:
             planned, outcome = plan(self.ledger.record, Outcome()), Outcome()
-            self.todo += map(str, planned.ops)
+            self.todo += planned.ops
         else:
             planned, outcome = settle(plan, adapters, self.ledger)
         outcome = outcome._replace(errors=(*outcome.errors, *planned.errors))

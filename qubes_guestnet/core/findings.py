@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import ConfigError, SettingsError
+from . import wording
 from .namedtuple import NamedTuple
 from .presence import Presence, remarks
 from .provider_findings import UNSEEN, Ground
@@ -143,11 +144,11 @@ def _second_default_route(interface: InterfaceReport) -> Iterator[Finding]:
 def _resolver_findings(evidence: Evidence) -> Iterator[Finding]:
     resolver = evidence.report.resolver if evidence.report else None
     if resolver is not None and resolver.kept:
-        problem = f"{resolver.path} names servers of another program, which manages it: {resolver.decision.reasons}"
+        problem = f"{resolver.path} names servers of another program, and is {wording.owner(resolver.decision)}"
         remedy = f"nothing to do if it is a VPN; otherwise stop that program and empty the file: : > {resolver.path}"
         yield Finding("resolv-conf-kept", "note", problem, remedy)
     elif resolver is not None and resolver.decision.owner not in (Owner.DIRECT, Owner.NETWORKMANAGER):
-        problem = f"qubes-guestnet does not manage {resolver.path}: {resolver.decision.reasons}"
+        problem = f"{resolver.path}: {wording.owner(resolver.decision)}"
         yield Finding("resolv-conf-foreign", "warning", problem, "nothing to do if that is intended")
     elif resolver is not None and resolver.pending:
         problem = f"{resolver.path} does not name the servers from dom0"

@@ -223,14 +223,14 @@ def takedown(link: Link) -> tuple[Op, ...]:
 
 def missing_routes(desired: Iterable[Route], observed: Iterable[Route]) -> list[Route]:
     """Wanted routes that are not there; one of the same way made by somebody else is as good as ours."""
-    there = {_way(route) for route in observed}
-    return [route for route in desired if _way(route) not in there]
+    there = {way(route) for route in observed}
+    return [route for route in desired if way(route) not in there]
 
 
 def stale_routes(desired: Iterable[Route], observed: Iterable[Route]) -> list[Route]:
     """Routes of ours that are not wanted any more."""
-    wanted = {_way(route) for route in desired}
-    return [route for route in observed if route.protocol == ROUTE_PROTOCOL and _way(route) not in wanted]
+    wanted = {way(route) for route in desired}
+    return [route for route in observed if route.protocol == ROUTE_PROTOCOL and way(route) not in wanted]
 
 
 def _wrong_tunables(desired: State, observed: State) -> Iterable[Tunable]:
@@ -264,7 +264,8 @@ def ahead(owned: Owned, ops: Iterable[Op]) -> Owned:
     return Owned(frozenset(addresses), frozenset(neighbours))
 
 
-def _way(route: Route) -> tuple[object, ...]:
+def way(route: Route) -> tuple[object, ...]:
+    """What tells routes of one interface apart; not which program made them."""
     return route.destination, route.gateway, route.metric
 
 

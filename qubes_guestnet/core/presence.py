@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from . import wording
 from .namedtuple import NamedTuple
 from .networkmanager import profile_name
 from .report import InterfaceReport, Report
@@ -102,7 +103,7 @@ def _networkmanager(interfaces: Iterable[InterfaceReport], presence: Presence) -
             problem = f"NetworkManager configures {name} from our profile, and writes resolv.conf"
             yield Remark("networkmanager-present", "note", problem, _NOTHING)
         elif running:
-            problem = f"NetworkManager is running, and {name} is configured directly: {interface.manager.reasons}"
+            problem = f"NetworkManager is running, and {name} is configured by {wording.manager(interface.manager)}"
             remedy = "nothing to do; or switch on the service network-manager, and see that nmcli is installed"
             yield Remark("networkmanager-present", "note", problem, remedy)
         elif "nmcli=no" in interface.manager.reasons:

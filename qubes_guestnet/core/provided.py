@@ -15,9 +15,9 @@ from .values import IPAddress
 
 
 class Lines(NamedTuple):
-    """One end of a pass, in words: what is still to do, and what was done."""
+    """One end of a pass: what is still to do, as operations or in words, and what was done, in words."""
 
-    todo: tuple[str, ...] = ()
+    todo: tuple[object, ...] = ()
     done: tuple[str, ...] = ()
 
 
@@ -77,7 +77,7 @@ class ProviderReport(NamedTuple):
     @property
     def todo(self) -> tuple[str, ...]:
         """What is still to do, one line each, at both ends."""
-        return self.before.todo + self.after.todo
+        return tuple(map(str, self.before.todo + self.after.todo))
 
     @property
     def done(self) -> tuple[str, ...]:

@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError
+from . import nameservers
 from .nameservers import FOREIGN
-from .record import FIREWALL, HELD
+from .record import FIREWALL, HELD, OFFLOADED
 from .shadows import NO_FIREWALL
-from .values import IPAddress
+from .styled import Line, Piece, bad, good, line, name, warn
+from .traffic import Traffic
+from .values import IPAddress, Link
 
 if TYPE_CHECKING:
     from .attachment import VifReport
     from .provided import ProviderReport
-    from .vif import Mapping
+    from .vif import Mapping as Mapped
 
 _HOLDS = {
     HELD: "our rules were removed; `forwarding on` ends it",
@@ -23,7 +26,7 @@ _HOLDS = {
 }
 
 
-def as_data(report: ProviderReport | None) -> dict[str, Any] | None:
+def as_data(report: ProviderReport | None, traffic: Mapping[str, Traffic]) -> dict[str, Any] | None:
     """The provider's half for `--json`; None in a qube that gives network to nobody. Keys are part of the interface."""
     if report is None:
         return None
@@ -42,7 +45,8 @@ def as_data(report: ProviderReport | None) -> dict[str, Any] | None:
         "held": sorted(report.settings.held),
         "dns": _names_data(report),
         "offload": _offload(report),
-        "vifs": [_vif_data(vif, _sharing(report, vif)) for vif in report.vifs],
+        "offloading": report.offload.startswith(OFFLOADED),
+        "vifs": [_vif_data(vif, _sharing(report, vif), traffic) for vif in report.vifs],
         "plan": list(report.todo),
     }
 
@@ -51,30 +55,44 @@ def _names_data(report: ProviderReport) -> dict[str, Any]:
     return {
         "virtual": list(map(str, report.settings.virtual_dns)),
         "servers": list(map(str, report.names.servers)),
+        "redirected": [
+            {"virtual": str(address), "server": str(server)}
+            for address, server in nameservers.pairs(report.settings.virtual_dns, report.names.servers)
+        ],
         "reason": report.names.reason,
         "problem": report.names.problem,
     }
 
 
-def as_text(report: ProviderReport | None) -> Iterator[str]:
+def as_text(report: ProviderReport | None) -> Iterator[Line]:
     """The provider's half as lines."""
     if report is None:
         return
-    yield f"provider: {_forwarding(report)}"
+    forwards = report.active and bool(report.forwarding) and not report.stopped and report.firewall != NO_FIREWALL
+    yield line(name("provider"), ": ", (good if forwards else warn)(_forwarding(report)))
     if _refuses6(report):
-        yield "  IPv6 of the qubes is refused: dom0 has given this qube no /qubes-netvm-gateway6"
+        yield line("  IPv6 of the qubes is refused: dom0 has given this qube no /qubes-netvm-gateway6")
     if not report.ruled:
-        yield f"  base rules: {_rules(report)}"
+        yield line("  base rules: ", bad(_rules(report)))
     if report.lost:
-        yield f"  lost together with our rules: {', '.join(report.lost)}"
-    for name in sorted(report.settings.held):
-        yield f"  {name}: settings invalid, what is in force stays"
+        yield line("  lost together with our rules: ", bad(", ".join(report.lost)))
+    for held in sorted(report.settings.held):
+        yield line("  ", warn(f"{held}: settings invalid, what is in force stays"))
     if report.active:
-        yield f"virtual DNS: {_names(report)}"
-        yield f"offload: {_offload(report)}"
+        yield line(name("virtual DNS"), f": {_names(report)}")
+        yield line(name("offload"), f": {_offload(report)}")
     for vif in report.vifs:
         others = _sharing(report, vif)
-        yield f"{_vif_line(vif)}{f'; DUPLICATE ADDRESS, as {_join(others)}' if others else ''}"
+        shared = (bad(f"; DUPLICATE ADDRESS, as {_join(others)}"),) if others else ()
+        yield line(_vif_line(vif), *shared)
+
+
+def rows(report: ProviderReport | None) -> Iterator[tuple[str, Piece, Iterable[IPAddress]]]:
+    """Of each vif its name, its state and its addresses."""
+    for each in report.vifs if report is not None else ():
+        state = good("configured") if each.configured else bad("NOT configured")
+        unseen = not each.seen and each.link is not None and not each.todo
+        yield each.vif.name.text, warn("not seen") if unseen else state, each.vif.addresses
 
 
 def _rules(report: ProviderReport) -> str:
@@ -116,7 +134,7 @@ def _refuses6(report: ProviderReport) -> bool:
 
 
 def _offload(report: ProviderReport) -> str:
-    return report.offload or "off: no resident agent has looked yet"
+    return report.offload or "not checked yet: the resident agent decides it"
 
 
 def _families(forwarding: Iterable[int]) -> list[str]:
@@ -137,24 +155,24 @@ def _names(report: ProviderReport) -> str:
 
 def _sharing(report: ProviderReport, vif: VifReport) -> list[str]:
     """The vifs of other qubes that have an address of this one."""
-    name = vif.vif.name.text
-    found = dict.fromkeys(other for names in report.duplicates if name in names for other in names)
-    return [other for other in found if other != name]
+    own = vif.vif.name.text
+    found = dict.fromkeys(other for names in report.duplicates if own in names for other in names)
+    return [other for other in found if other != own]
 
 
-def _vif_line(report: VifReport) -> str:
+def _vif_line(report: VifReport) -> Line:
     vif = report.vif
     shown: dict[IPAddress, str] = {mapping.real: _mapping(mapping) for mapping in vif.mappings}
     addresses = " ".join(f"{address}{shown.get(address, '')}" for address in vif.addresses) or "no address"
     since = "" if report.now is None else f"; {_since(report.now)} when the qube is attached again"
     todo = next(iter(report.todo), "its device is gone")
     unseen = not report.seen and report.link is not None and not report.todo
-    wrong = "run as root to see whether it may send" if unseen else f"NOT configured, first: {todo}"
-    state = "configured" if report.configured else wrong
-    return f"{vif.name.text}: {addresses}, {state}{_unanswered(report)}{since}"
+    wrong = warn("run as root to see whether it may send") if unseen else bad(f"NOT configured, first: {todo}")
+    state = good("configured") if report.configured else wrong
+    return line(name(vif.name.text), f": {addresses}, ", state, f"{_unanswered(report)}{since}")
 
 
-def _since(now: tuple[Mapping, ...]) -> str:
+def _since(now: tuple[Mapped, ...]) -> str:
     return ", ".join(f"{mapping.real}{_mapping(mapping)}" for mapping in now) or "it sees its real address"
 
 
@@ -164,18 +182,18 @@ def _unanswered(report: VifReport) -> str:
     if counts is None or not any((count.unanswered, count.refused) != (0, 0) for count in counts):
         return ""
     words = [
-        f"{count.unanswered} of {count.limit} {name}" + (f" ({count.refused} packets refused)" if count.refused else "")
-        for name, count in zip(("names", "connections"), counts, strict=True)
+        f"{count.unanswered} of {count.limit} {kind}" + (f" ({count.refused} packets refused)" if count.refused else "")
+        for kind, count in zip(("names", "connections"), counts, strict=True)
     ]
     return f", without an answer: {', '.join(words)}"
 
 
-def _mapping(mapping: Mapping) -> str:
+def _mapping(mapping: Mapped) -> str:
     gateway = f" by {mapping.gateway}" if mapping.gateway is not None else ""
     return f" (it sees {mapping.visible}{gateway})"
 
 
-def _vif_data(report: VifReport, sharing: list[str]) -> dict[str, Any]:
+def _vif_data(report: VifReport, sharing: list[str], traffic: Mapping[str, Traffic]) -> dict[str, Any]:
     vif, link = report.vif, report.link
     return {
         "name": vif.name.text,
@@ -186,6 +204,7 @@ def _vif_data(report: VifReport, sharing: list[str]) -> dict[str, Any]:
         "mappings": _mappings_data(vif.mappings),
         "mappings_when_attached_again": None if report.now is None else _mappings_data(report.now),
         "unanswered": _counts_data(report),
+        "traffic": traffic_data(traffic, link),
         "present": link is not None,
         "up": link is not None and link.up,
         "configured": report.configured if report.seen or report.todo else None,
@@ -194,7 +213,13 @@ def _vif_data(report: VifReport, sharing: list[str]) -> dict[str, Any]:
     }
 
 
-def _mappings_data(mappings: Iterable[Mapping]) -> list[dict[str, str | None]]:
+def traffic_data(traffic: Mapping[str, Traffic], link: Link | None) -> dict[str, Any] | None:
+    """Packets and bytes of an interface, None where it is not there or they are not known."""
+    found = traffic.get(link.name) if link is not None else None
+    return None if found is None else {"received": found.received._asdict(), "sent": found.sent._asdict()}
+
+
+def _mappings_data(mappings: Iterable[Mapped]) -> list[dict[str, str | None]]:
     return [
         {"real": str(m.real), "visible": str(m.visible), "gateway": str(m.gateway) if m.gateway else None}
         for m in mappings
@@ -203,7 +228,7 @@ def _mappings_data(mappings: Iterable[Mapping]) -> list[dict[str, str | None]]:
 
 def _counts_data(report: VifReport) -> dict[str, dict[str, int]] | None:
     counts = report.counts
-    return None if counts is None else {name: count._asdict() for name, count in counts._asdict().items()}
+    return None if counts is None else {kind: count._asdict() for kind, count in counts._asdict().items()}
 
 
 def _join(things: Iterable[object]) -> str:

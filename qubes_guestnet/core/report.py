@@ -147,6 +147,11 @@ class ResolverReport(NamedTuple):
         return f"{self.path} named {self.replaced}, is written back, for there is no VPN and no hook wrote it; {remedy}"
 
     @property
+    def operation(self) -> str:
+        """How a plan names the writing of it."""
+        return f"publish {self.path}: {server_words(self.wanted or b'')}"
+
+    @property
     def pending(self) -> bool:
         """Whether the file still differs from what is wanted."""
         return self.wanted is not None and self.wanted != self.current
@@ -178,7 +183,7 @@ class Report(NamedTuple):
         applied: operations of the kernel's carried out, in order.
         errors: everything that went wrong, settings first.
         done: operations carried out on the other services, in words.
-        todo: those that are still to be carried out, and what has to come first.
+        todo: those that are still to be carried out, as values, and what has to come first, in words.
         provided: what it does for the qubes behind this one; None where that is not asked.
         rules_todo: what is to do for lost base rules, in a qube that gives network to nobody.
         rules_done: what was done for them.
@@ -190,7 +195,7 @@ class Report(NamedTuple):
     applied: tuple[Op, ...] = ()
     errors: tuple[GuestnetError, ...] = ()
     done: tuple[str, ...] = ()
-    todo: tuple[str, ...] = ()
+    todo: tuple[object, ...] = ()
     provided: ProviderReport | None = None
     rules_todo: tuple[str, ...] = ()
     rules_done: tuple[str, ...] = ()
@@ -200,9 +205,9 @@ class Report(NamedTuple):
         """What is still to do, one line an operation."""
         lines = [str(op) for interface in self.interfaces for op in interface.plan]
         if self.resolver is not None and self.resolver.pending:
-            lines.append(f"publish {self.resolver.path}: {server_words(self.resolver.wanted or b'')}")
+            lines.append(self.resolver.operation)
         before, after = (self.provided.before.todo, self.provided.after.todo) if self.provided is not None else ((), ())
-        return (*self.rules_todo, *before, *lines, *self.todo, *after)
+        return (*self.rules_todo, *map(str, before), *lines, *map(str, self.todo), *map(str, after))
 
     @property
     def notes(self) -> tuple[Note, ...]:

@@ -152,11 +152,13 @@ class Decision(NamedTuple):
 
     Args:
         owner: whose word counts.
-        reasons: every fact looked at and the outcome, in one line for the journal.
+        reasons: every fact looked at and the outcome, in one line, for programs.
+        detail: what the deciding fact names: a list, a hook or a device; "" where it names nothing.
     """
 
     owner: Owner
     reasons: str
+    detail: str = ""
 
 
 # In the order in which they count.
@@ -235,12 +237,13 @@ def hook_wrote(modified: float, began: int, ended: Iterable[float | None], limit
 def choose_owner(facts: FileFacts) -> Decision:
     """Decide whose file it is; the first fact of the list that is true wins, and all of them are in the reasons."""
     answers = [(owner, fact(facts)) for owner, fact in _OWNERS]
-    owner = next((owner for owner, answer in answers if answer), Owner.DIRECT)
+    owner, deciding = next(((owner, answer) for owner, answer in answers if answer), (Owner.DIRECT, ""))
     # What shows a VPN or a hook is looked at only where the file names servers of theirs.
     words = [f"{name.value}={_word(answer)}" for name, answer in answers if answer or name not in KEPT]
     kind = f"symlink:{facts.link_target}" if facts.kind == "symlink" else facts.kind
     words += [f"kind={kind}", f"ours={_word(facts.ours)}", f"owner={owner.value}"]
-    return Decision(owner, " ".join(words).encode("unicode_escape").decode("ascii"))
+    detail = deciding if isinstance(deciding, str) else ""
+    return Decision(owner, " ".join(words).encode("unicode_escape").decode("ascii"), detail)
 
 
 def _word(answer: object) -> str:

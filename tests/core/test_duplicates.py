@@ -12,8 +12,8 @@ from qubes_guestnet.core.attachment import VifReport
 from qubes_guestnet.core.nameservers import Choice
 from qubes_guestnet.core.provided import ProviderReport
 from qubes_guestnet.core.provider import ProviderSettings
-from qubes_guestnet.core.rendering import as_data
-from qubes_guestnet.core.report import Report, Standing
+from qubes_guestnet.core.rendering_data import Beside, as_data
+from qubes_guestnet.core.report import Report
 from qubes_guestnet.core.settings import Settings
 from qubes_guestnet.core.values import Link
 from qubes_guestnet.core.vif import Vif, duplicates, parse_name
@@ -65,9 +65,9 @@ def test_whose_address_it_is_besides() -> None:
         ProviderSettings(), True, ruled=True, names=Choice(endpoint.of((ipaddress.IPv4Address("192.168.1.1"),)), "x"),
         vifs=tuple(VifReport(vif, LINK) for vif in vifs[:2]), duplicates=duplicates(vifs),
     )  # fmt: skip
-    data = as_data(Report(Settings(), provided=report), Standing())["provider"]["vifs"]
+    data = as_data(Report(Settings(), provided=report), Beside())["provider"]["vifs"]
     assert [vif["duplicate_of"] for vif in data] == [["vif9.0", "vif12.0"], ["vif4.0", "vif12.0"]]
-    assert list(rendering_provider.as_text(report))[-2:] == [
+    assert list(map(str, rendering_provider.as_text(report)))[-2:] == [
         "vif4.0: 10.137.0.4 fd09::4, configured; DUPLICATE ADDRESS, as vif9.0 vif12.0",
         "vif9.0: 10.137.0.4, configured; DUPLICATE ADDRESS, as vif4.0 vif12.0",
     ]

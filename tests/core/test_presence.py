@@ -9,7 +9,8 @@ import pytest
 
 from qubes_guestnet.core.networkmanager import ManagerFacts, choose_manager
 from qubes_guestnet.core.presence import Presence, programs, remarks
-from qubes_guestnet.core.rendering import as_data, as_text
+from qubes_guestnet.core.rendering import as_text
+from qubes_guestnet.core.rendering_data import Beside, as_data
 from qubes_guestnet.core.report import InterfaceReport, Report, Standing
 from qubes_guestnet.core.settings import Family, Settings, UplinkSettings
 from qubes_guestnet.core.uplink import Style, StyleChoice
@@ -65,11 +66,11 @@ def test_the_names_are_whole_and_strangers_left_out() -> None:
 def test_status_names_them_and_what_is_waited_for() -> None:
     report = Report(Settings(MAC, (SETTINGS,)), (OWNED._replace(waiting="link is down"),))
     presence = Presence(NM)
-    text = list(as_text(report, Standing(), presence))
+    text = list(map(str, as_text(report, Standing(), presence)))
     assert "other programs: NetworkManager" in text
-    assert "  configured by: network-manager=yes nmcli=yes manager=networkmanager" in text
+    assert "  configured by: NetworkManager (service flag network-manager)" in text
     assert "  NetworkManager has not configured it: link is down" in text
-    data = as_data(report, Standing(), presence)
+    data = as_data(report, Beside(presence=presence))
     assert data["others"] == ["NetworkManager"]
     assert (data["interfaces"][0]["manager"], data["interfaces"][0]["waiting"]) == ("networkmanager", "link is down")
 

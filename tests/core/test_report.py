@@ -11,7 +11,8 @@ import pytest
 from qubes_guestnet.core.findings import Evidence, Finding, findings
 from qubes_guestnet.core.networkmanager import Manager, ManagerChoice
 from qubes_guestnet.core.plan import Op, Verb
-from qubes_guestnet.core.rendering import as_data, as_text
+from qubes_guestnet.core.rendering import as_text
+from qubes_guestnet.core.rendering_data import Beside, as_data
 from qubes_guestnet.core.report import InterfaceReport, Report, ResolverReport, Standing
 from qubes_guestnet.core.resolver import Decision, FileFacts, Owner, choose_owner, render
 from qubes_guestnet.core.settings import Family, Settings, UplinkSettings, parse
@@ -261,7 +262,7 @@ def test_a_finding_is_plain_data() -> None:
 
 
 def test_the_data_of_a_report() -> None:
-    data = as_data(WELL, AGENT)
+    data = as_data(WELL, Beside(AGENT))
     assert json.loads(json.dumps(data)) == data
     (interface,) = data["interfaces"]
     assert (interface["mac"], interface["name"], interface["index"], interface["driver"]) == (MAC, "eth0", 2, "vif")
@@ -278,7 +279,7 @@ def test_the_data_of_a_report() -> None:
 
 def test_the_data_of_what_is_not_there() -> None:
     report = Report(SETTINGS, (MISSING._replace(settings=HELD),), None, errors=(GuestnetError("oh", "well"),))
-    data = as_data(report, Standing())
+    data = as_data(report, Beside())
     assert json.loads(json.dumps(data)) == data
     (interface,) = data["interfaces"]
     assert (interface["name"], interface["index"], interface["driver"], interface["present"]) == (None,) * 3 + (False,)
@@ -290,8 +291,8 @@ def test_the_data_of_what_is_not_there() -> None:
 def test_text_and_data_tell_of_the_same_routes() -> None:
     state = STATE._replace(routes=STATE.routes | desired(UPLINK, Style.GATEWAY, Flags()).routes)
     report = WELL._replace(interfaces=(DONE._replace(observed=state),))
-    text = "\n".join(as_text(report, AGENT))
-    (interface,) = as_data(report, AGENT)["interfaces"]
+    text = "\n".join(map(str, as_text(report, AGENT)))
+    (interface,) = as_data(report, Beside(AGENT))["interfaces"]
     assert len(interface["observed"]["routes"]) == 4
     for words in interface["observed"]["routes"]:
         assert f"    {words}\n" in text
@@ -300,7 +301,9 @@ def test_text_and_data_tell_of_the_same_routes() -> None:
 def test_no_carrier_and_no_server_are_said() -> None:
     link = Link(2, "eth0", MAC, driver="vif")
     resolver = RESOLVER._replace(current=b"")
-    text = "\n".join(as_text(Report(SETTINGS, (InterfaceReport(UPLINK, link, CHOICE),), resolver), Standing()))
+    text = "\n".join(
+        map(str, as_text(Report(SETTINGS, (InterfaceReport(UPLINK, link, CHOICE),), resolver), Standing()))
+    )
     assert "down, no carrier" in text
     assert "addresses: none" in text
     assert "/etc/resolv.conf: no nameserver" in text

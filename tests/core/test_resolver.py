@@ -196,7 +196,7 @@ DECISIONS = [
 
 @pytest.mark.parametrize(("facts", "owner", "reasons"), DECISIONS)
 def test_the_owner_and_why(facts: FileFacts, owner: Owner, reasons: str) -> None:
-    assert choose_owner(facts) == Decision(owner, reasons)
+    assert choose_owner(facts) == Decision(owner, reasons, LIST if owner is Owner.PROTECTED else "")
 
 
 FLAGS = ("protected_by", "immutable", "disabled", "networkmanager")

@@ -22,8 +22,8 @@ READY, MISSING, DEAD = "firewall-not-ready", "firewall-missing", "firewall-not-r
 @pytest.mark.behaviour("B155")
 def test_status_says_that_nothing_is_forwarded_and_why() -> None:
     first = "provider: forwards nothing (qubes-firewall.service is not ready)"
-    assert next(iter(as_text(CLOSED))) == first
-    assert next(iter(as_text(CLOSED._replace(closed=True)))) == first
+    assert str(next(iter(as_text(CLOSED)))) == first
+    assert str(next(iter(as_text(CLOSED._replace(closed=True))))) == first
 
 
 @pytest.mark.behaviour("B155")
@@ -66,7 +66,7 @@ def test_a_firewall_that_does_not_run_is_told_in_the_first_line(
     state: str, wrong: str, words: str, *, filtered: bool
 ) -> None:
     assert firewall(filtered, state) == wrong
-    line = next(iter(as_text(FORWARDS._replace(firewall=wrong))))
+    line = str(next(iter(as_text(FORWARDS._replace(firewall=wrong)))))
     assert line == f"provider: forwards IPv4{words}"
 
 

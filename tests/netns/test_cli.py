@@ -126,18 +126,6 @@ def test_what_is_not_there_to_be_taken_down_is_said() -> None:
         assert guest.qube.guestnet("uplink", "remove", name).stdout == f"{name} {why}: nothing to do\n"
 
 
-def test_the_stop_of_the_unit_is_for_systemd() -> None:
-    guest = Guest()
-    guest.qube.guestnet("apply")
-    failed = guest.qube.guestnet("uplink", "stop", "eth0", check=False)
-    assert (failed.returncode, failed.stdout) == (1, "")
-    assert failed.stderr == (
-        "qubes-guestnet: `uplink stop` is for systemd's unit, and systemd does not run here; "
-        "to take the interface down, call `qubes-guestnet uplink remove eth0`\n"
-    )
-    guest.check()
-
-
 @pytest.mark.parametrize("verb", ["apply", "plan"])
 def test_the_interface_of_a_qube_behind_is_no_uplink(verb: str) -> None:
     failed = Guest().qube.guestnet(verb, "vif4.0", check=False)
@@ -170,8 +158,20 @@ def test_without_qubesdb_one_line_says_what_to_do() -> None:
 def test_what_plan_prints_is_what_apply_does() -> None:
     guest = Guest()
     planned = guest.qube.guestnet("plan")
-    assert (planned.stdout.splitlines(), planned.stderr) == ([*PLAN, PUBLISH], "")
-    assert json.loads(guest.qube.guestnet("plan", "--json").stdout) == [*PLAN, PUBLISH]
+    assert ([line.partition("  # ")[0] for line in planned.stdout.splitlines()], planned.stderr) == (
+        [*PLAN, PUBLISH],
+        "",
+    )
+    data = json.loads(guest.qube.guestnet("plan", "--json").stdout)
+    assert [each["operation"] for each in data] == [*PLAN, PUBLISH]
+    assert f"{PLAN[8]}  # down → up: the interface is ready" in planned.stdout.splitlines()
+    assert data[6] == {
+        "operation": PLAN[6],
+        "interface": "eth0",
+        "is": "absent",
+        "will_be": f"{IP}/32",
+        "reason": "dom0 gives this address",
+    }
     dry = guest.qube.guestnet("apply", "--dry-run")
     assert dry.stdout == planned.stdout
     assert guest.oracle.addresses("eth0") == set()
@@ -191,8 +191,8 @@ def test_the_words_of_a_plan_are_commands_that_work() -> None:
     lines = guest.qube.guestnet("plan").stdout.splitlines()
     guest.oracle.run("sh", "-ec", "\n".join(line for line in lines if line.startswith(("ip ", "sysctl "))))
     guest.check(servers=None, **WITH6)
-    left = guest.qube.guestnet("plan").stdout.splitlines()
-    assert left == [PUBLISH]
+    (left,) = guest.qube.guestnet("plan").stdout.splitlines()
+    assert left.startswith(f"{PUBLISH}  # no nameserver → {DNS} {DNS2}: ")
 
 
 @pytest.mark.parametrize("name", ["eth0", "eth1"])
@@ -297,8 +297,8 @@ def test_status_for_people() -> None:
     for line in (
         f"eth0 ({MAC}, veth): configured, up, carrier",
         f"  addresses: {IP}/32 {IP6}/128",
-        "  default route: style device (default)",
-        f"/etc/resolv.conf: {DNS} {DNS2} (protected=no",
+        "  default route: device route (default)",
+        f"/etc/resolv.conf: {DNS} {DNS2}, written by qubes-guestnet (no other program manages this file)",
         "to do: nothing",
         "agent: running, state unchanged since 20",
     ):
@@ -309,8 +309,8 @@ def test_status_for_programs() -> None:
     guest = Guest(ENTRIES6)
     guest.agent()
     found = guest.status()
-    wanted = {"interfaces", "resolver", "dns", "provider", "settled", "plan", "errors", "agent", "others", "wrong"}
-    assert set(found) == wanted
+    former = {"interfaces", "resolver", "dns", "provider", "settled", "plan", "errors", "agent", "others", "wrong"}
+    assert set(found) == former | {"schema", "version", "operations", "findings"}
     assert found["provider"] is None
     (interface,) = found["interfaces"]
     assert interface["name"] == "eth0"

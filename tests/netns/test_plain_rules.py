@@ -66,7 +66,8 @@ def test_without_an_agent_plan_and_status_list_them_and_apply_loads_them(removed
     whole, line = rules(host), "nft -f: base rules of the tables ip qubes, ip6 qubes and arp qubes"
     assert host.qube.guestnet("plan").stdout == ""
     host.nft(removed)
-    assert host.qube.guestnet("plan").stdout.splitlines() == [line]
+    because = "missing or different → in force: no qube may use the address of another one"
+    assert host.qube.guestnet("plan").stdout.splitlines() == [f"{line}  # {because}"]
     assert f"to do:\n  {line}\n" in host.qube.guestnet("status", check=False).stdout
     assert host.qube.guestnet("apply").stdout.splitlines() == [line]
     assert rules(host) == whole

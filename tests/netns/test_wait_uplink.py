@@ -96,3 +96,15 @@ def test_interrupted() -> None:
     eventually(lambda: "sleep" in Path(f"/proc/{waiting.pid}/wchan").read_text())
     waiting.signal(signal.SIGINT)
     assert (waiting.wait(), waiting.output()) == (130, "interrupted\n")
+
+
+def test_the_stop_of_the_unit_is_for_systemd() -> None:
+    guest = Guest()
+    guest.qube.guestnet("apply")
+    failed = guest.qube.guestnet("uplink", "stop", "eth0", check=False)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr == (
+        "qubes-guestnet: `uplink stop` is for systemd's unit, and systemd does not run here; "
+        "to take the interface down, call `qubes-guestnet uplink remove eth0`\n"
+    )
+    guest.check()

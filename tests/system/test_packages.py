@@ -137,7 +137,15 @@ def test_the_rpm_installs_into_a_scratch_root(rpm: Path, tmp_path: Path) -> None
 
 
 def test_both_carry_the_documents_and_a_sample_of_the_configuration(deb: Path, rpm: Path) -> None:
-    wanted = {"settings.md", "provider.md", "check-codes.md", "trees.md", "README.md", "guestnet.toml"}
+    wanted = {
+        "settings.md",
+        "provider.md",
+        "check-codes.md",
+        "status.schema.json",
+        "trees.md",
+        "README.md",
+        "guestnet.toml",
+    }
     for names in (deb_files(deb), run("rpm", "-qlp", str(rpm)).splitlines()):
         papers = {Path(name.removesuffix(".gz")).name for name in names if name.startswith("/usr/share/doc/")}
         assert wanted <= papers

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Decisions in plain words: who writes resolv.conf, who configures an interface, which default route it has."""
+
+from __future__ import annotations
+
+from .networkmanager import ManagerChoice
+from .resolver import Decision, Owner
+from .uplink import Style, StyleChoice
+
+# Who writes the file, and why; {} is what the decision names.
+_OWNERS = {
+    Owner.PROTECTED: ("not written by qubes-guestnet", "protected by {}"),
+    Owner.IMMUTABLE: ("not written by qubes-guestnet", "the file is immutable or append-only: lsattr shows it"),
+    Owner.DISABLED: ("no name server is written", "service flag disable-dns-server"),
+    Owner.NETWORKMANAGER: ("written by NetworkManager", "service flag network-manager"),
+    Owner.HOOK: ("kept as a hook wrote it", "{}"),
+    Owner.TUNNEL: ("kept as another program wrote it", "a VPN is up: {}"),
+    Owner.DIRECT: ("written by qubes-guestnet", "no other program manages this file"),
+}
+_MANAGERS = {
+    "network-manager=yes nmcli=yes manager=networkmanager": "NetworkManager (service flag network-manager)",
+    "network-manager=yes nmcli=no manager=direct": (
+        "qubes-guestnet (service flag network-manager is set, but nmcli is not installed)"
+    ),
+    "network-manager=no manager=direct": "qubes-guestnet (service flag network-manager is not set)",
+}
+STYLES = {Style.DEVICE: "device route", Style.GATEWAY: "gateway route"}
+
+
+def owner(decision: Decision) -> str:
+    """Who writes resolv.conf, and why."""
+    who, why = _OWNERS[decision.owner]
+    return f"{who} ({why.format(decision.detail or 'yes')})"
+
+
+def manager(choice: ManagerChoice) -> str:
+    """Who configures an interface, and why."""
+    return _MANAGERS.get(choice.reasons, choice.reasons)
+
+
+def style(choice: StyleChoice) -> str:
+    """Which default route an interface has, and why."""
+    return f"{STYLES[choice.style]} ({choice.reason})"

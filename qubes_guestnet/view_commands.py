@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verbs that only look: `status`, `check` and `monitor`. They change nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from . import diagnosis, output, reading
+from .commands import PATHS, no_interface_of_ours
+from .core import rendering
+from .core.findings import Evidence, Finding, findings
+from .core.namedtuple import NamedTuple
+from .core.rendering_data import Beside, as_data
+from .core.report import Report
+from .core.styled import Line, bad, dim, line, name, warn
+from .core.traffic import parse as parse_traffic
+from .errors import StoreError, UsageError
+from .system import devices, presence, standing
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from .cli import Options
+
+WATCH_SECONDS = 1.0
+_CLEAR = "\033[H\033[J"  # cursor to the upper left corner, and erase from there (ECMA-48)
+_SEVERITIES = {"error": bad, "warning": warn, "note": dim}
+
+
+class _View(NamedTuple):
+    """What `status` found.
+
+    Args:
+        report: of a dry pass, narrowed to the interface that was asked for.
+        beside: what is shown beside it.
+        unseen: what only root can see.
+        wrong: an error was found.
+        failed: the exit status is 1.
+    """
+
+    report: Report
+    beside: Beside
+    unseen: tuple[Finding, ...]
+    wrong: bool
+    failed: bool
+
+
+def status(options: Options) -> int:
+    """What is desired, what is there, since when. 1 if something is wrong: `check` says what to do about it."""
+    if options.json and options.brief:
+        raise UsageError("--brief is for people and --json for programs", "give one of them")
+    if options.watch:
+        return _watch(options)
+    view = _look(options.interface)
+    print(_text(view, options), end="")
+    return 1 if view.failed else 0
+
+
+def _look(interface: str) -> _View:
+    report, ground = diagnosis.look(reading.entries(), PATHS)
+    agent, others = standing.read(PATHS.run), presence.look()
+    found = findings(Evidence(report, standing=agent, presence=others, ground=ground))
+    unseen = tuple(finding for finding in found if finding.code == "needs-root")
+    wrong = any(finding.severity == "error" for finding in found)
+    # Of a provider it is the greater part that was not looked at, which is not to be taken for good (B140).
+    failed = wrong or bool(unseen and report.provided is not None)
+    if interface:
+        report = _narrowed(report, interface)
+    beside = Beside(agent, others, found, parse_traffic(devices.counters()))
+    return _View(report, beside, unseen, wrong, failed)
+
+
+def _text(view: _View, options: Options) -> str:
+    """As it is printed, with its last newline."""
+    if options.json:
+        data = {**as_data(view.report, view.beside), "wrong": view.failed}
+        return f"{output.json_text(data, indent=None if options.watch else 2)}\n"
+    colour = output.uses_colour(options.color)
+    if options.brief:
+        return output.rendered(rendering.brief(view.report), colour=colour)
+    lines = list(rendering.as_text(view.report, view.beside.standing, view.beside.presence))
+    lines += [line(f"{finding.problem}; run as root: sudo qubes-guestnet status") for finding in view.unseen]
+    if view.wrong:
+        lines.append(line(bad("something is wrong"), ": `qubes-guestnet check` says what to do"))
+    return output.rendered(lines, colour=colour)
+
+
+def _watch(options: Options) -> int:
+    """Print again what has changed, each second, until Ctrl-C; on a terminal in the place of what was there."""
+    clear = _CLEAR if sys.stdout.isatty() and not options.json else ""
+    last = None
+    try:
+        while True:
+            try:
+                text = _text(_look(options.interface), options)
+            except StoreError as error:  # QubesDB comes back
+                text = f"{output.json_text({'error': str(error)})}\n" if options.json else f"{error}\n"
+            if text != last:
+                print(clear + text, end="", flush=True)
+                last = text
+            time.sleep(WATCH_SECONDS)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _narrowed(report: Report, name: str) -> Report:
+    """What a report says of one interface: an uplink, or that of a qube behind this one. UsageError for any other."""
+    uplinks = tuple(each for each in report.interfaces if each.link is not None and each.link.name == name)
+    provided = report.provided
+    vifs = tuple(each for each in provided.vifs if each.vif.name.text == name) if provided is not None else ()
+    if not uplinks and not vifs:
+        raise no_interface_of_ours(name, report)
+    if provided is not None:
+        shared = {names: addresses for names, addresses in provided.duplicates.items() if name in names}
+        provided = provided._replace(vifs=vifs, duplicates=shared)
+    return report._replace(interfaces=uplinks, provided=provided)
+
+
+def check(options: Options) -> int:
+    """Diagnose. 1 if there is an error among the findings, or something that only root may look at."""
+    found = diagnosis.findings(PATHS, reading.entries)
+    if options.json:
+        output.print_json([finding._asdict() for finding in found])
+    else:
+        output.show((each for finding in found for each in _finding_lines(finding)), options.color)
+        if not found:
+            print("all is well")
+    return 1 if any(finding.severity == "error" or finding.code == "needs-root" for finding in found) else 0
+
+
+def _finding_lines(finding: Finding) -> tuple[Line, Line]:
+    severity = _SEVERITIES[finding.severity](finding.severity)
+    return line(severity, ": ", name(finding.code), f": {finding.problem}"), line(f"  -> {finding.remedy}")

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A plan as a difference: every kind of operation has what is, what will be, and a reason."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from qubes_guestnet.core import changes
+from qubes_guestnet.core.attachment import VifReport, tunables
+from qubes_guestnet.core.changes import ABSENT, Change
+from qubes_guestnet.core.operations import ORDER
+from qubes_guestnet.core.plan import Op, Verb
+from qubes_guestnet.core.provided import Lines
+from qubes_guestnet.core.rendering import as_plan
+from qubes_guestnet.core.report import Report
+from qubes_guestnet.core.uplink import Flags, Style, StyleChoice, desired
+from qubes_guestnet.core.uplink import tunables as uplink_tunables
+from qubes_guestnet.core.values import GROUP_UPLINK, Neighbour, Route, State, Tunable
+from tests.core.test_operations import WORDS
+from tests.core.test_provided import LINK as VIF_LINK
+from tests.core.test_provided import VIF
+from tests.core.test_provided import WELL as PROVIDED
+from tests.core.test_report import DONE, RESOLVER, STATE, UPLINK, WELL
+
+SAMPLES = tuple(each for each in WORDS.values() if not isinstance(each, Op))
+ADDRESS, GATEWAY = ipaddress.ip_interface("10.137.0.5/32"), ipaddress.ip_address("10.138.0.1")
+ANY, ANY6 = ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0")
+
+
+def of_uplink(op: Op, observed: State = STATE, choice: StyleChoice = DONE.choice) -> Change:
+    """The one change of a report in which this is to do."""
+    interface = DONE._replace(plan=(op,), observed=observed, choice=choice)
+    (change,) = changes.changes(WELL._replace(interfaces=(interface,)))
+    assert (change.operation, change.interface) == (str(op), "eth0")
+    return change
+
+
+def op(verb: Verb, subject: object = None) -> Op:
+    return Op(verb, 2, "eth0", subject)  # type: ignore[arg-type]
+
+
+UPLINK_OPS = {
+    "up": (op(Verb.LINK_UP), STATE, "down", "up"),
+    "down": (op(Verb.LINK_DOWN), STATE, "up", "down"),
+    "group": (op(Verb.LINK_GROUP, GROUP_UPLINK), State(group=5), "5", "1"),
+    "mtu": (op(Verb.LINK_MTU, 1400), State(mtu=1500), "1500", "1400"),
+    "address": (op(Verb.ADDRESS_ADD, ADDRESS), State(), ABSENT, "10.137.0.5/32"),
+    "address that goes": (op(Verb.ADDRESS_DEL, ADDRESS), STATE, "10.137.0.5/32", ABSENT),
+    "neighbour": (op(Verb.NEIGHBOUR_SET, Neighbour(GATEWAY)), State(), ABSENT, "fe:ff:ff:ff:ff:ff permanent"),
+    "neighbour that another one claims": (
+        op(Verb.NEIGHBOUR_SET, Neighbour(GATEWAY)),
+        State(neighbours=frozenset({Neighbour(GATEWAY, "02:00:00:00:00:01", permanent=False)})),
+        "02:00:00:00:00:01", "fe:ff:ff:ff:ff:ff permanent",
+    ),
+    "neighbour that does not answer": (
+        op(Verb.NEIGHBOUR_SET, Neighbour(GATEWAY)),
+        State(neighbours=frozenset({Neighbour(GATEWAY, "", permanent=True)})),
+        "unresolved permanent", "fe:ff:ff:ff:ff:ff permanent",
+    ),
+    "neighbour that goes": (op(Verb.NEIGHBOUR_DEL, GATEWAY), STATE, str(GATEWAY), ABSENT),
+    "route": (op(Verb.ROUTE_ADD, Route(ANY)), State(), ABSENT, "default dev eth0 scope link proto 81"),
+    "route that goes": (op(Verb.ROUTE_DEL, Route(ANY)), STATE, "default dev eth0 scope link proto 81", ABSENT),
+    "setting": (
+        op(Verb.TUNABLE, Tunable(("ipv6", "conf", "eth0", "accept_ra"), "0")),
+        State(tunables=frozenset({Tunable(("ipv6", "conf", "eth0", "accept_ra"), "1")})), "1", "0",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("operation", "observed", "before", "after"), UPLINK_OPS.values(), ids=UPLINK_OPS.keys())
+def test_an_operation_on_an_uplink(operation: Op, observed: State, before: str, after: str) -> None:
+    change = of_uplink(operation, observed)
+    assert (change.before, change.after) == (before, after)
+    assert len(change.reason.split()) > 3
+
+
+@pytest.mark.parametrize(
+    ("route", "style", "reason"),
+    [
+        (Route(ANY), StyleChoice(Style.DEVICE, "default"), "everything leaves here by device route (default)"),
+        (Route(ANY, GATEWAY, onlink=True), StyleChoice(Style.GATEWAY, "guestnet.toml"),
+         "everything leaves here by gateway route (guestnet.toml)"),
+        (Route(ANY6, ipaddress.ip_address("fe80::1"), onlink=True), DONE.choice, "IPv6 always leaves by the gateway"),
+        (Route(ipaddress.ip_network(GATEWAY)), DONE.choice, "the gateway is reached here"),
+    ],
+)  # fmt: skip
+def test_the_reason_of_a_route(route: Route, style: StyleChoice, reason: str) -> None:
+    assert of_uplink(op(Verb.ROUTE_ADD, route), choice=style).reason == reason
+
+
+def test_every_verb_has_a_reason_on_an_uplink_and_on_a_vif() -> None:
+    own = {Verb.TUNABLE}
+    assert {*changes._UPLINK, Verb.ROUTE_ADD} == set(Verb) - own
+    assert set(changes._VIF) == set(Verb) - own
+
+
+def test_every_setting_that_is_written_has_a_reason() -> None:
+    written = {*uplink_tunables("eth0"), *tunables("vif4.0", ipv6=True), *tunables("vif4.0", ipv6=False)}
+    assert {tunable.path[-1] for tunable in written} <= set(changes._TUNABLES)
+
+
+def test_every_kind_of_operation_is_explained() -> None:
+    assert set(changes.KINDS) == set(ORDER) - {"Op"}
+    for sample in SAMPLES:
+        (change,) = changes.changes(Report(WELL.settings, todo=(sample,)))
+        assert change.operation == str(sample)
+        assert change.after
+        assert len(change.reason.split()) > 2, change
+
+
+def test_the_order_is_that_of_the_plan() -> None:
+    provided = PROVIDED._replace(before=Lines(("nft -f: base rules of x",)), after=Lines(("vif9.0: out of service",)))
+    report = WELL._replace(
+        interfaces=(DONE._replace(plan=(op(Verb.LINK_UP),)),), resolver=RESOLVER._replace(current=b""),
+        todo=(SAMPLES[0],), rules_todo=("nft -f: base rules of the tables ip",), provided=provided,
+    )  # fmt: skip
+    assert tuple(change.operation for change in changes.changes(report)) == report.plan
+    publish = changes.changes(report)[3]
+    assert (publish.before, publish.after) == ("no nameserver", "10.139.1.1 10.139.1.2")
+    assert publish.reason == "written by qubes-guestnet (no other program manages this file)"
+
+
+def test_what_is_to_do_for_a_vif() -> None:
+    ops = (Op(Verb.LINK_UP, 7, "vif4.0"),)
+    vif = VifReport(VIF, VIF_LINK, ops, ("add element ip qubes allowed { x }",), tunables("vif4.0", ipv6=False)[:1])
+    texts = (
+        *vif.todo,
+        "nft -f: limits of vif4.0",
+        "nft delete element ip qubes allowed { y }",
+        "vif5.0: out of service",
+    )
+    report = Report(WELL.settings, provided=PROVIDED._replace(vifs=(vif,), after=Lines(texts)))
+    found = {change.operation: change for change in changes.changes(report)}
+    assert list(found) == list(texts)
+    assert [change.interface for change in found.values()] == ["vif4.0"] * 3 + ["", "", "vif5.0"]
+    assert (found[texts[0]].before, found[texts[0]].after) == ("", "1")
+    assert (found[texts[1]].before, found[texts[1]].after) == (ABSENT, "present")
+    assert (found["ip link set dev vif4.0 up"].before, found["ip link set dev vif4.0 up"].after) == ("down", "up")
+    assert found["vif5.0: out of service"].after == "out of service"
+
+
+def test_ends_that_nothing_was_observed_of() -> None:
+    """Of a vif there is no observed state in a report."""
+    subjects = (op(Verb.LINK_MTU, 1400), op(Verb.NEIGHBOUR_SET, Neighbour(GATEWAY)))
+    assert [changes._ends(each, None) for each in subjects] == [("", "1400"), (ABSENT, "fe:ff:ff:ff:ff:ff permanent")]
+    assert changes._ends(op(Verb.TUNABLE, Tunable(("ipv4", "x"), "1")), None) == ("", "1")
+
+
+def test_the_line_of_a_plan_is_a_command_with_a_comment() -> None:
+    state = desired(UPLINK, Style.DEVICE, Flags())
+    ops = (op(Verb.LINK_UP), op(Verb.LINK_MTU, 1400))
+    report = WELL._replace(interfaces=(DONE._replace(plan=ops, observed=state),), todo=(SAMPLES[-1],))
+    lines = list(map(str, as_plan(report)))
+    assert lines[0] == "ip link set dev eth0 up  # down → up: the interface is ready"
+    assert [line.partition("  # ")[0] for line in lines] == list(report.plan)
