@@ -19,8 +19,6 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean
 if TYPE_CHECKING:
     from typing import Any
 
-    from .attachment import VifReport
-
     _Words = tuple[str, str, str]
 
 ABSENT = "absent"
@@ -97,11 +95,32 @@ def _downstream(op: Any) -> _Words:
     return "", " ".join(words), "dom0 lists these addresses as behind this qube"
 
 
+def _of_vif(op: Any) -> _Words:
+    return (*_ends(op.op, None), _VIF[op.op.verb])
+
+
+def _element(op: Any) -> _Words:
+    if op.line.startswith("delete"):
+        return "present", ABSENT, "the qube may no longer send from this address"
+    return ABSENT, "present", "the qube may send from this address, and from no other"
+
+
 # Kind of operation → before, after, reason; those that need the operation are functions.
 KINDS: dict[str, _Words | Callable[[Any], _Words]] = {
     "EndFlowtable": ("connections may be offloaded", "no offload", "offloaded packets would pass the rules by"),
     "CloseForwarding": ("1", "0", "nothing is forwarded before the rules that protect the qubes are in force"),
     "OpenForwarding": ("0", "1", "this qube provides network, and all that protects the qubes is in force"),
+    "CloseVif": _of_vif,
+    "RemoveElements": ("may send", "may send nothing", "the qube is gone, or its device belongs to another one"),
+    "WriteVifRecord": ("", "recorded", "what is made for the qube can be removed later"),
+    "SetLimits": ("missing or different", "in force", "no qube may take all connections for itself"),
+    "SetElement": _element,
+    "WriteTunable": lambda op: ("", op.tunable.value, _TUNABLES[op.tunable.path[-1]]),
+    "PrepareVif": _of_vif,
+    "OpenVif": _of_vif,
+    "RemoveVifRecord": ("in service", "out of service", "the device of the qube is gone"),
+    "MarkVifClosed": ("in service", "closed", "its device is gone; hotplug still needs its record"),
+    "KeepVifRecord": ("out of service in part", "tried again", "the end of the vif failed"),
     "ChangeDownstream": _downstream,
     "LoadRedirection": _redirection,
     "KeepForeignRedirection": lambda op: ("", op.ends, "rules of another program in dnat-dns stay in force"),
@@ -129,12 +148,25 @@ KINDS: dict[str, _Words | Callable[[Any], _Words]] = {
 _TEXTS: tuple[tuple[str, _Words], ...] = (
     ("nft -f: base rules", ("missing or different", "in force", "no qube may use the address of another one")),
     ("nft -f: put back", ("removed with our tables", "in force", "rules of users and other programs stay")),
-    ("nft -f: limits", ("missing or different", "in force", "no qube may take all connections for itself")),
-    ("nft -f: ", ("changed by another program", "in force", "no qube may use the address of another one")),
-    ("nft add element", (ABSENT, "present", "the qube may send from this address, and from no other")),
-    ("nft delete element", ("present", ABSENT, "the qube may no longer send from this address")),
 )
-_OTHERWISE = ("in service", "out of service", "its device is gone or belongs to another qube")
+# What another program has to do first.
+_OTHERWISE = ("", "later", "another program has to act first")
+# Of these the name is that of a vif.
+_OF_VIFS = frozenset(
+    {
+        "CloseVif",
+        "RemoveElements",
+        "WriteVifRecord",
+        "SetLimits",
+        "SetElement",
+        "WriteTunable",
+        "PrepareVif",
+        "OpenVif",
+        "RemoveVifRecord",
+        "MarkVifClosed",
+        "KeepVifRecord",
+    }
+)
 
 
 def changes(report: Report) -> tuple[Change, ...]:
@@ -148,9 +180,8 @@ def changes(report: Report) -> tuple[Change, ...]:
 
 def _changes(report: Report) -> Iterator[Change]:
     provided = report.provided
-    vifs = provided.vifs if provided is not None else ()
     for words in (*report.rules_todo, *(provided.before.todo if provided is not None else ())):
-        yield _explained(words, vifs)
+        yield _explained(words)
     for interface in report.interfaces:
         yield from (_of_uplink(op, interface) for op in interface.plan)
     resolver = report.resolver
@@ -158,34 +189,18 @@ def _changes(report: Report) -> Iterator[Change]:
         before, after = server_words(resolver.current), server_words(resolver.wanted or b"")
         yield Change(resolver.operation, "", before, after, wording.owner(resolver.decision))
     for words in (*report.todo, *(provided.after.todo if provided is not None else ())):
-        yield _explained(words, vifs)
+        yield _explained(words)
 
 
-def _explained(op: object, vifs: tuple[VifReport, ...]) -> Change:
+def _explained(op: object) -> Change:
     """An operation as a value, or as its text."""
-    found = KINDS.get(type(op).__name__)
+    kind = type(op).__name__
+    found = KINDS.get(kind)
     if found is not None:
-        name = getattr(op, "interface", "")
+        name = getattr(op, "name" if kind in _OF_VIFS else "interface", "")
         return Change(str(op), name, *(found if isinstance(found, tuple) else found(op)))
     words = str(op)
-    for vif in vifs:
-        if words in vif.todo:
-            return _of_vif(words, vif)
-    for beginning, explanation in _TEXTS:
-        if words.startswith(beginning):
-            return Change(words, "", *explanation)
-    return Change(words, words.partition(":")[0], *_OTHERWISE)
-
-
-def _of_vif(words: str, vif: VifReport) -> Change:
-    name = vif.vif.name.text
-    for op in vif.ops:
-        if str(op) == words:
-            return Change(words, name, *_ends(op, None), _VIF[op.verb])
-    for tunable in vif.tunables:
-        if str(tunable) == words:
-            return Change(words, name, "", tunable.value, _TUNABLES[tunable.path[-1]])
-    return _explained(words, ())._replace(interface=name)
+    return Change(words, "", *next((each for start, each in _TEXTS if words.startswith(start)), _OTHERWISE))
 
 
 def _of_uplink(op: Op, interface: InterfaceReport) -> Change:

@@ -8,7 +8,7 @@ import ipaddress
 import pytest
 
 from qubes_guestnet.core import changes
-from qubes_guestnet.core.attachment import VifReport, tunables
+from qubes_guestnet.core.attachment import tunables
 from qubes_guestnet.core.changes import ABSENT, Change
 from qubes_guestnet.core.operations import ORDER
 from qubes_guestnet.core.plan import Op, Verb
@@ -18,9 +18,8 @@ from qubes_guestnet.core.report import Report
 from qubes_guestnet.core.uplink import Flags, Style, StyleChoice, desired
 from qubes_guestnet.core.uplink import tunables as uplink_tunables
 from qubes_guestnet.core.values import GROUP_UPLINK, Neighbour, Route, State, Tunable
+from qubes_guestnet.core.vif_operations import OpenVif, SetElement, WriteTunable
 from tests.core.test_operations import WORDS
-from tests.core.test_provided import LINK as VIF_LINK
-from tests.core.test_provided import VIF
 from tests.core.test_provided import WELL as PROVIDED
 from tests.core.test_report import DONE, RESOLVER, STATE, UPLINK, WELL
 
@@ -111,7 +110,7 @@ def test_every_kind_of_operation_is_explained() -> None:
 
 
 def test_the_order_is_that_of_the_plan() -> None:
-    provided = PROVIDED._replace(before=Lines(("nft -f: base rules of x",)), after=Lines(("vif9.0: out of service",)))
+    provided = PROVIDED._replace(before=Lines(("nft -f: base rules of x",)), after=Lines((SAMPLES[1],)))
     report = WELL._replace(
         interfaces=(DONE._replace(plan=(op(Verb.LINK_UP),)),), resolver=RESOLVER._replace(current=b""),
         todo=(SAMPLES[0],), rules_todo=("nft -f: base rules of the tables ip",), provided=provided,
@@ -123,22 +122,25 @@ def test_the_order_is_that_of_the_plan() -> None:
 
 
 def test_what_is_to_do_for_a_vif() -> None:
-    ops = (Op(Verb.LINK_UP, 7, "vif4.0"),)
-    vif = VifReport(VIF, VIF_LINK, ops, ("add element ip qubes allowed { x }",), tunables("vif4.0", ipv6=False)[:1])
-    texts = (
-        *vif.todo,
-        "nft -f: limits of vif4.0",
-        "nft delete element ip qubes allowed { y }",
-        "vif5.0: out of service",
+    setting = tunables("vif4.0", ipv6=False)[0]
+    todo = (
+        WriteTunable("vif4.0", setting),
+        SetElement("vif4.0", "add element x"),
+        SetElement("vif4.0", "delete element x"),
+        OpenVif(Op(Verb.LINK_UP, 7, "vif4.0")),
     )
-    report = Report(WELL.settings, provided=PROVIDED._replace(vifs=(vif,), after=Lines(texts)))
-    found = {change.operation: change for change in changes.changes(report)}
-    assert list(found) == list(texts)
-    assert [change.interface for change in found.values()] == ["vif4.0"] * 3 + ["", "", "vif5.0"]
-    assert (found[texts[0]].before, found[texts[0]].after) == ("", "1")
-    assert (found[texts[1]].before, found[texts[1]].after) == (ABSENT, "present")
-    assert (found["ip link set dev vif4.0 up"].before, found["ip link set dev vif4.0 up"].after) == ("down", "up")
-    assert found["vif5.0: out of service"].after == "out of service"
+    found = changes.changes(Report(WELL.settings, provided=PROVIDED._replace(after=Lines(todo))))
+    assert [(change.interface, change.before, change.after) for change in found] == [
+        ("vif4.0", "", setting.value),
+        ("vif4.0", ABSENT, "present"),
+        ("vif4.0", "present", ABSENT),
+        ("vif4.0", "down", "up"),
+    ]
+
+
+def test_what_another_program_has_to_do_first() -> None:
+    (change,) = changes.changes(Report(WELL.settings, todo=("NetworkManager has to start",)))
+    assert change == Change("NetworkManager has to start", "", "", "later", "another program has to act first")
 
 
 def test_ends_that_nothing_was_observed_of() -> None:

@@ -57,7 +57,7 @@ FOUND = {
 
 @pytest.mark.parametrize(("report", "lines"), TEXTS.values(), ids=TEXTS.keys())
 def test_the_lines_for_a_terminal(report: ProviderReport, lines: list[str]) -> None:
-    assert list(as_text(report)) == lines
+    assert list(map(str, as_text(report))) == lines
 
 
 @pytest.mark.parametrize(("report", "ground", "expected"), FOUND.values(), ids=FOUND.keys())
@@ -71,11 +71,11 @@ def test_what_an_ordinary_user_does_not_see_is_no_fault_of_the_qubes() -> None:
     assert str(denied) == "nft generation: Operation not permitted (EPERM); run as root"
     unseen = VIF._replace(seen=False)
     report = WELL._replace(ruled=False, errors=(denied,), vifs=(unseen, unseen._replace(link=None)))
-    lines = list(as_text(report))
+    lines = list(map(str, as_text(report)))
     assert lines[1] == "  base rules: run as root to see them"
     assert lines[-2].endswith(", run as root to see whether it may send")
     assert lines[-1].endswith(", NOT configured, first: its device is gone")
-    data = as_data(report)
+    data = as_data(report, {})
     assert data is not None
     assert [vif["configured"] for vif in data["vifs"]] == [None, None]
     whole = Report(Settings(), provided=report, errors=(denied, denied, missing), rules_todo=("first",))
