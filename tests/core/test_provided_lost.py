@@ -81,7 +81,7 @@ def test_what_an_ordinary_user_does_not_see_is_no_fault_of_the_qubes() -> None:
     whole = Report(Settings(), provided=report, errors=(denied, denied, missing), rules_todo=("first",))
     assert whole.plan[0] == "first"
     told = list(rendering.as_text(whole, Standing()))
-    assert [line for line in told if line.startswith("error:")] == [f"error: {denied}", f"error: {missing}"]
+    assert [line for line in told if str(line).startswith("error:")] == [f"error: {denied}", f"error: {missing}"]
     assert rendering.as_data(whole, Standing())["errors"] == [str(denied), str(missing)]
     found = findings(Evidence(whole, standing=Standing(running=True), ground=Ground(UNSEEN)))
     assert [(each.code, each.severity) for each in found] == [("pass-failed", "error"), ("needs-root", "warning")]
