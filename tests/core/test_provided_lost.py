@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from qubes_guestnet.core import rendering
+from qubes_guestnet.core import rendering, rendering_data
 from qubes_guestnet.core.findings import Evidence, findings
 from qubes_guestnet.core.provided import ProviderReport
 from qubes_guestnet.core.provider_findings import MISSING, UNSEEN, Ground
@@ -80,9 +80,9 @@ def test_what_an_ordinary_user_does_not_see_is_no_fault_of_the_qubes() -> None:
     assert [vif["configured"] for vif in data["vifs"]] == [None, None]
     whole = Report(Settings(), provided=report, errors=(denied, denied, missing), rules_todo=("first",))
     assert whole.plan[0] == "first"
-    told = list(rendering.as_text(whole, Standing()))
-    assert [line for line in told if str(line).startswith("error:")] == [f"error: {denied}", f"error: {missing}"]
-    assert rendering.as_data(whole, Standing())["errors"] == [str(denied), str(missing)]
+    told = list(map(str, rendering.as_text(whole, Standing())))
+    assert [line for line in told if line.startswith("error:")] == [f"error: {denied}", f"error: {missing}"]
+    assert rendering_data.as_data(whole, rendering_data.Beside())["errors"] == [str(denied), str(missing)]
     found = findings(Evidence(whole, standing=Standing(running=True), ground=Ground(UNSEEN)))
     assert [(each.code, each.severity) for each in found] == [("pass-failed", "error"), ("needs-root", "warning")]
 
