@@ -12,7 +12,10 @@ from .system import tunables
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
+    from .core.provider_operations import UnitJob
+    from .core.rules_operations import PurgeUntranslated
     from .core.service_operations import StartHooks
     from .core.vif_operations import RemoveElements, SetElement
     from .flow import Adapters
@@ -56,10 +59,39 @@ OF_FORWARDING: Adapters = {
 }
 
 
+def of_base_rules(transactions: Transactions) -> Adapters:
+    """For the base rules, which every qube has, and what follows when they were lost."""
+    return {
+        **OF_FORWARDING,
+        "LoadRules": lambda op: transactions.run(op.text),
+        "LoadRulesInParts": lambda op: _restore().load_in_parts(transactions.run, op),
+        "PurgeUntranslated": _purge_untranslated,
+        "UnitJob": _queue_job,
+    }
+
+
+def _restore() -> ModuleType:
+    from . import user_rules_restore  # where rules were lost
+
+    return user_rules_restore
+
+
+def _purge_untranslated(op: PurgeUntranslated) -> None:
+    from .system import conntrack
+
+    conntrack.purge_untranslated(op.addresses)
+
+
+def _queue_job(op: UnitJob) -> None:
+    from .system import services
+
+    services.queue_job(op.verb, op.unit)
+
+
 def of_rules(transactions: Transactions) -> Adapters:
     """For what a provider has of nft, and the services that go by it."""
     from .core import flowtable, nftables
-    from .system import conntrack, services
+    from .system import conntrack
 
     return {
         "ChangeDownstream": lambda op: transactions.run(op.text),
@@ -67,7 +99,7 @@ def of_rules(transactions: Transactions) -> Adapters:
         "KeepForeignRedirection": lambda op: transactions.run(op.text),
         "PurgeConntrack": lambda op: conntrack.purge(op.addresses),
         "SetFirewallServers": lambda op: transactions.run(nftables.firewall_servers(op.addresses)),
-        "UnitJob": lambda op: services.queue_job(op.verb, op.unit),
+        "UnitJob": _queue_job,
         "LoadFlowtable": lambda op: transactions.run(flowtable.load(op.names, ipv6=op.ipv6)),
         "EndFlowtable": lambda _op: transactions.run(flowtable.END),
     }

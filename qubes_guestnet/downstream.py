@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from .core import attachment, downstream, provider
 from .core.downstream import Facts
+from .core.listings import chosen
 from .core.vif import Vif
 from .dispatch import of_rules
 from .errors import GuestnetError
@@ -51,7 +52,9 @@ def bring(
 def present(work: Work, transactions: Transactions) -> frozenset[str]:
     """What the sets hold, by `attachment.listed`, with what is planned to come with the rules. Raises GuestnetError."""
     coming = attachment.adding(work.coming) if work.planned else ()
-    return attachment.listed(nft.sets(transactions.families)).union(coming)
+    families = transactions.families
+    wanted = tuple((family, name) for family in families for name in nft.SETS[family])
+    return attachment.listed(chosen(transactions.tables(families), "set", wanted)).union(coming)
 
 
 def letting_send(run: str, settings: ProviderSettings, *, arp: bool) -> str:

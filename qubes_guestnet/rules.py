@@ -11,16 +11,17 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from . import forwarding
+from .base_rules import Loading, ending
 from .core import mtu, nftables, provider
 from .core.provider import ProviderSettings
-from .core.record import Loaded, Provided, checksum
+from .core.record import MISSING, Loaded, Provided, checksum
 from .core.values import IPV4, IPV6
 from .errors import FileError, GuestnetError
 from .paths import Paths
 from .system import nft, nft_kernel, services, tunables
 from .system.owned import Ledger
 from .system.systemd import WARNING, log
-from .transactions import MISSING, Transactions, seen
+from .transactions import Transactions, seen
 from .work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 RULES = "base rules"
 _RULES_GONE = "our rules are gone, until they are there again"
 _FIREWALL_GONE = "the rules of qubes-firewall.service are gone, until it is ready again"
-_LOADS = 4  # of the rules, while other programs change rules between each and our look at what came of it
 
 
 class Rules:
@@ -103,7 +103,7 @@ class Rules:
         if work.dry_run:
             return
         if work.provided.offloading:
-            self._nft.run(_ending(work))
+            self._nft.run(ending(work))
         work.save(work.provided._replace(offload=""))
 
     def forward(self, work: Work) -> None:
@@ -227,125 +227,24 @@ class Rules:
 
     def _load(self, work: Work) -> None:
         """The base rules, loaded unless those that are there are ours."""
-        if work.provided.rules.text:
-            self._load_for(work, self._nft.families)
-            return
-        try:
-            self._load_for(work, nftables.FAMILIES)  # to ask first would cost each boot 10 ms
-        except nft.Refused:
-            if self._nft.arp:
-                raise
-            self._load_for(work, self._nft.families)
-
-    def _load_for(self, work: Work, families: tuple[str, ...]) -> None:
-        """The same, of the families that the kernel has."""
-        there, chains = work.provided.rules, nftables.chains(families)
-        refuse6 = work.active and _refuses6(work.settings, there)
-        text = nftables.base(ipv6=work.ipv6, refuse6=refuse6, arp=nftables.ARP in families)
-        wanted = checksum(text.encode())
-        if there.text == wanted and self._nft.settled(RULES):
+        refuse6 = work.active and _refuses6(work.settings, work.provided.rules)
+        loading = Loading(work, self._paths, self._nft, refuse6=refuse6)
+        if self._nft.settled(RULES) and work.provided.rules.text == checksum(loading.text(loading.families).encode()):
             work.ruled = True
             return
-        generation = nft_kernel.generation()
-        tables: Mapping[str, str] = nft.tables(families)
-        sum_now = seen(chains, tables)
-        if there.text != wanted or there.seen != sum_now:
-            work.reloaded = True
-            # What a former release has loaded is without a table for ARP, and no loss.
-            former = seen(nftables.chains(nft.FAMILIES), tables)
-            tables = self._reload(work, text, tables, lost=bool(there.text) and there.seen not in (sum_now, former))
-            if work.dry_run:
-                work.planned = True
-                return
-            generation = self._nft.ours
-            names = work.provided.names
-            # What redirects the virtual DNS addresses may have gone with the rest, or be a former release's.
-            still = names.seen == seen(nftables.DNS_CHAINS, tables) and nftables.lets_pass(tables.get("ip", ""))
-            loaded, names = Loaded(wanted, seen(chains, tables)), names if still else Loaded()
-            work.save(work.provided._replace(rules=loaded, names=names, offload="", connected=""))
+        work.ruled = loading.settle()
+        if not work.ruled:
+            return
         if not work.dry_run and not self._alone:
-            work.attempt(partial(_user_rules_restore().keep, work, self._paths.run, tables))
-            self._handles = nft_kernel.handles(chains)
-        self._nft.found_right(RULES, generation)
-        work.ruled = True
-
-    def _reload(self, work: Work, text: str, tables: Mapping[str, str], *, lost: bool) -> Mapping[str, str]:
-        """Load the base rules; where they were removed, forwarding closes first, and what was lost comes back.
-
-        Returns:
-            What nft lists of our tables then, by family; in a dry run, before.
-        """
-        # In the same transaction, because not a packet is to pass by the new rules on the way of the old ones, and
-        # no one else may send in the name of a qube that is not there yet.
-        work.coming = nftables.downstream(work.settings.connected if work.active else (), ())
-        work.coming += self._letting_send(work, arp=nftables.ARP in tables)
-        text = _ending(work) + text + work.coming
-        words = f"nft -f: base rules of the tables {_named(tables)}"
-        if work.active and nftables.ARP not in tables and not work.dry_run:
-            log(WARNING, "this kernel has no nftables for ARP: against ARP in foreign names there is rp_filter alone")
-        if not lost:
-            work.do(words, partial(self._nft.run, text))
-            return tables if work.dry_run else self._listed(work, text, tuple(tables))
-        restore = _user_rules_restore()
-        forwarding.shut(work)
-        missing = restore.lost(self._paths.run, tables)
-        if work.dry_run:
-            work.todo += [words, *restore.put_back(missing)]
-            return tables
-        begun = self._nft.mark()
-        failed = restore.load(work, self._nft.run, text, missing)
-        work.done.append(words)
-        try:
-            return self._listed(work, text, tuple(tables), begun)
-        finally:
-            restore.follow(work, self._paths, tables, missing, failed)
-
-    def _letting_send(self, work: Work, *, arp: bool) -> str:
-        """What the sets have to hold for the vifs that are there: also while QubesDB is away, IPv4 alone then."""
-        if not services.provides(self._paths.flags):
-            return ""
-        from . import downstream  # only in a provider
-
-        return downstream.letting_send(self._paths.run, work.settings, arp=arp)
-
-    def _listed(
-        self, work: Work, text: str, families: tuple[str, ...], begun: tuple[int, int] | None = None
-    ) -> Mapping[str, str]:
-        """What nft lists of our tables as they were loaded.
-
-        Where another program changes rules between the load and the look they are loaded again: that change would else
-        be taken for ours and stay (behaviour B148). So it is between the first transaction and the last, where each
-        part of what users had is loaded alone; `begun` was marked before the first.
-
-        Raises:
-            NftError: they are gone again, or that goes on; the next pass loads them.
-        """
-        for _ in range(_LOADS):
-            listed = nft.tables(families)
-            if self._nft.undisturbed(begun):
-                return listed
-            if seen(nftables.chains(families), listed) == MISSING:
-                # The record stays as it is, and so the next pass knows that they were lost.
-                raise nft.NftError("the base rules were removed as soon as they were loaded", "is nft flush in a loop?")
-            begun = None
-            self._nft.run(text)
-        work.save(work.provided._replace(rules=Loaded()))
-        raise nft.NftError("another program changes rules all the time, perhaps ours", "nft monitor shows what it does")
+            work.attempt(partial(_user_rules_restore().keep, work, self._paths.run, loading.now))
+            self._handles = nft_kernel.handles(nftables.chains(loading.now))
+        self._nft.found_right(RULES, loading.generation)
 
 
 def _user_rules_restore() -> ModuleType:
     from . import user_rules_restore  # not at boot, nor where all is as it was
 
     return user_rules_restore
-
-
-def _ending(work: Work) -> str:
-    """What ends the offload that there may be, as a part of a transaction."""
-    if not work.provided.offloading:
-        return ""
-    from .core.flowtable import END  # few have any
-
-    return END
 
 
 def _has_ipv6() -> bool:
@@ -376,7 +275,7 @@ def _nothing_without_rules(work: Work) -> None:
     """Another program removed the rules, and they cannot be loaded: no rules, no forwarding."""
     if _missing():
         if work.provided.offloading:
-            work.attempt(partial(nft.run, _ending(work)))
+            work.attempt(partial(nft.run, ending(work)))
         forwarding.shut(work)
 
 

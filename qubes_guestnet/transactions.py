@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from .core import listings, nftables, record
-from .core.record import checksum
+from .core import base_rules, nftables, record
 from .system import nft, nft_kernel
 
 MISSING = record.MISSING
@@ -20,6 +19,7 @@ class Transactions:
         self._made = 0  # of them, by us
         self.ours = -1  # generation that our last transaction makes, when no other one comes between
         self._families: tuple[str, ...] = ()
+        self._listed: tuple[int, Mapping[str, str]] = (-1, {})  # what nft said of our tables, and at which generation
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -39,6 +39,29 @@ class Transactions:
     def arp(self) -> bool:
         """Whether ARP is among them. Raises KernelError as `families`."""
         return nftables.ARP in self.families
+
+    def tables(self, families: Iterable[str]) -> Mapping[str, str]:
+        """What nft lists of our tables, without counters; "" for one that is not there.
+
+        It is asked once for each state of the rules: three processes take some 10 ms, and each part of a pass wants to
+        know. A table that is not there is not asked for.
+
+        Args:
+            families: that the kernel may have.
+
+        Raises:
+            KernelError: as for `settled`.
+            NftError: nft does not run.
+        """
+        families, generation = tuple(families), nft_kernel.generation()
+        listed = dict(self._listed[1]) if self._listed[0] == generation else {}
+        missing = tuple(family for family in families if family not in listed)
+        if missing:
+            names = nft_kernel.table_names()
+            there = tuple(family for family in missing if f"{family} {nftables.TABLE}" in names)
+            listed |= dict.fromkeys(missing, "") | (nft.tables(there) if there else {})
+            self._listed = (generation, listed)
+        return {family: listed[family] for family in families}
 
     def mark(self) -> tuple[int, int]:
         """A point in time, for `undisturbed`. Raises KernelError."""
@@ -101,12 +124,14 @@ class Transactions:
             text: of the transaction.
             waiting: the process of nft that is to load it, where one was started before.
         """
-        before = nft_kernel.generation()
+        before, elsewhere = nft_kernel.generation(), not _concerns_our_tables(text)
         started = (waiting or nft.Waiting()).begin(text)
 
         def end() -> None:
             nft.end(started)
             self._count(before)
+            if elsewhere and self._listed[0] == before and self.undisturbed():
+                self._listed = (self.ours, self._listed[1])
 
         return end
 
@@ -125,6 +150,12 @@ class Transactions:
                 self._verified[part] = before + 1 if generation == before else generation
 
 
+def _concerns_our_tables(text: str) -> bool:
+    """Whether a transaction may change what is listed of our tables; those of the limits are others."""
+    words = text.replace("\n", " ")
+    return any(f" {family} {nftables.TABLE} " in f"{words} " for family in nftables.FAMILIES)
+
+
 def seen(chains: Iterable[tuple[str, str]], tables: Mapping[str, str] | None = None) -> str:
     """Sum of what nft lists of some of our chains; MISSING when one is missing.
 
@@ -132,5 +163,7 @@ def seen(chains: Iterable[tuple[str, str]], tables: Mapping[str, str] | None = N
         chains: family and name of each.
         tables: listings by family; None for asking nft now.
     """
-    listing = nft.listing(chains) if tables is None else listings.chosen(tables, "chain", chains)
-    return checksum(listing.encode()) if listing else MISSING
+    chains = tuple(chains)
+    if tables is None:
+        tables = nft.tables(tuple(dict.fromkeys(family for family, _ in chains)))
+    return base_rules.seen(chains, tables)

@@ -12,11 +12,15 @@ until it is ready. Connections that began while nothing was translated are forgo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from .core import user_rules
-from .core.record import FIREWALL, HELD, Provided
-from .core.user_rules import Kept
+from .core.base_rules import RULES, TABLE
+from .core.downstream import ordered
+from .core.record import FIREWALL, HELD
+from .core.rules_operations import LoadRulesInParts
+from .core.user_rules import Block, Kept
+from .core.values import IPAddress
 from .errors import ConfigError, GuestnetError
 from .paths import Paths
 from .system import conntrack, files, nft, nft_kernel, services, vifs
@@ -24,8 +28,6 @@ from .system.systemd import INFO, WARNING, log
 from .work import Work
 
 _NAME, _MODE = "users-rules", 0o600
-_TABLE, _RULES = "table ", "rules of "
-Block = tuple[str, str, str]  # family, first line, text; see `Kept`
 
 
 def keep(work: Work, run: str, listings: Mapping[str, str]) -> None:
@@ -41,8 +43,8 @@ def keep(work: Work, run: str, listings: Mapping[str, str]) -> None:
     """
     kept = user_rules.found(listings, nft_kernel.table_names())
     files.publish(os.path.join(run, _NAME), user_rules.render(kept), _MODE, sync=False)
-    there = {f"{_TABLE}{name}" for name in kept.tables}
-    there |= set(_named(user_rules.holding(kept)))
+    there = {f"{TABLE}{name}" for name in kept.tables}
+    there |= {f"{RULES}{user_rules.words((block,))}" for block in user_rules.holding(kept)}
     still = tuple(words for words in work.provided.lost if words not in there)
     if still != work.provided.lost:
         work.save(work.provided._replace(lost=still))
@@ -64,46 +66,19 @@ def lost(run: str, listings: Mapping[str, str]) -> Kept:
     return user_rules.lost(user_rules.parse(data), listings, nft_kernel.table_names()) if data is not None else Kept()
 
 
-def load(work: Work, run: Callable[[str], None], base: str, missing: Kept) -> tuple[Block, ...]:
-    """Load the base rules and what others have lost in our tables, and hold forwarding before some of it is left out.
+def load_in_parts(run: Callable[[str], None], op: LoadRulesInParts) -> None:
+    """Load the base rules, and what others have lost as far as nft takes it; what it refuses is told.
 
     Args:
-        work: the pass.
         run: loads one transaction, raises NftError.
-        base: the base rules.
-        missing: what others have lost.
-
-    Returns:
-        What is not back as it was. The record says that forwarding is held for it.
+        op: what to load. The record says by now that forwarding is held for it.
 
     Raises:
         NftError: the base rules are not in, or it is not known whether they are.
     """
-    before = work.provided
-    failed = tuple(block for block in missing.blocks if block[:2] in missing.emptied)
-    try:
-        _hold(work, before, failed)
-        try:
-            run(base + user_rules.text(missing.blocks))
-            return failed
-        except nft.Refused as error:
-            if not missing.blocks:
-                raise
-            # Before the base rules are in: once they are, a pass after a crash finds nothing missing, and would open.
-            _hold(work, before, missing.blocks)
-            run(base)
-            log(WARNING, f"nft refuses what others had in our tables, so each part is loaded alone: {error.problem}")
-    except nft.Refused:
-        work.save(work.provided._replace(hold=before.hold, lost=before.lost))  # nothing is in: the next pass tries it
-        raise
-    failed = tuple(dict.fromkeys((*failed, *_one_by_one(work, run, missing.blocks))))
-    _hold(work, before, failed)
-    return failed
-
-
-def _one_by_one(work: Work, run: Callable[[str], None], blocks: Iterable[Block]) -> Iterable[Block]:
+    run(op.rules)
     failed = dict[Block, str]()
-    for text, block in user_rules.one_by_one(blocks):
+    for text, block in user_rules.one_by_one(op.put_back):
         try:
             run(text)
             failed.pop(block, None)
@@ -111,55 +86,6 @@ def _one_by_one(work: Work, run: Callable[[str], None], blocks: Iterable[Block])
             failed[block] = error.problem
     for block, problem in failed.items():
         log(WARNING, f"{user_rules.words((block,))} is not restored: {problem}")
-    return failed
-
-
-def _hold(work: Work, before: Provided, failed: Iterable[Block]) -> None:
-    """Record what is not back, and that forwarding is held for it; if nothing is, as it was before."""
-    names = _named(failed)
-    hold = HELD if names and work.active else before.hold
-    if names or work.provided.lost != before.lost or work.provided.hold != hold:
-        work.save(work.provided._replace(hold=hold, lost=tuple(dict.fromkeys((*before.lost, *names)))))
-
-
-def _named(blocks: Iterable[Block]) -> list[str]:
-    return [f"{_RULES}{user_rules.words((block,))}" for block in blocks]
-
-
-def follow(work: Work, paths: Paths, listings: Mapping[str, str], missing: Kept, failed: tuple[Block, ...]) -> None:
-    """What has to follow once the base rules are in again, and before anything is forwarded.
-
-    Args:
-        work: the pass.
-        paths: where the qube's files are.
-        listings: of our tables, by family, as they were found.
-        missing: what others have lost.
-        failed: what was in our tables and is not back, by `load`.
-    """
-    work.done += put_back(missing._replace(blocks=tuple(block for block in missing.blocks if block not in failed)))
-    if user_rules.passable(listings, ipv6=work.ipv6):
-        work.attempt(lambda: _purge(work, paths.run))
-    names = [f"{_TABLE}{name}" for name in missing.tables]
-    names += _named(failed)
-    record = work.provided
-    hold, restart = record.hold, False
-    if user_rules.gone(listings) and work.active:
-        if _is_to_hold(work, paths):
-            hold = HELD
-        elif names and services.has_firewall(paths.flags):
-            # The owner's word is waited for all the same, if it was before; its scripts may bring the rest back.
-            hold, restart = hold or FIREWALL, hold != FIREWALL
-    work.save(record._replace(hold=hold, lost=tuple(dict.fromkeys((*record.lost, *names)))))
-    if names:
-        log(WARNING, f"another program removed our rules, and with them: {', '.join(names)}; {remedy(hold)}")
-    if restart:
-        work.attempt(lambda: work.done.append(services.restart_firewall()))
-
-
-def put_back(missing: Kept) -> tuple[str, ...]:
-    """What is loaded besides the base rules, in words."""
-    words = f"nft -f: put back what others had in our tables: {user_rules.words(missing.blocks)}"
-    return (words,) if missing.blocks else ()
 
 
 def remedy(hold: str) -> str:
@@ -191,15 +117,27 @@ def wait(work: Work) -> None:
         raise GuestnetError(problem, "systemctl restart qubes-firewall; or, unfiltered, qubes-guestnet forwarding on")
 
 
-def _purge(work: Work, run: str) -> None:
+def untranslated(work: Work, run: str, listings: Mapping[str, str]) -> tuple[IPAddress, ...]:
+    """Addresses of the qubes, if some connection of theirs began without translation while our rules were away.
+
+    Args:
+        work: the pass.
+        run: /run/qubes-guestnet.
+        listings: of our tables, by family, as they were found.
+
+    Raises:
+        KernelError: the kernel does not say.
+    """
+    if not user_rules.passable(listings, ipv6=work.ipv6):
+        return ()
     unread: list[GuestnetError] = []  # a sweep tells of them; the qubes of all others are purged all the same (B146)
     records = vifs.Folder(run).all(unread)
     behind = {address for vif in records for address in vif.addresses} | set(work.settings.connected)
-    count = conntrack.purge_untranslated(behind)
-    work.done += (f"conntrack: {count} untranslated entries purged",) if count else ()
+    return ordered(behind) if conntrack.has_untranslated(behind) else ()
 
 
-def _is_to_hold(work: Work, paths: Paths) -> bool:
+def is_to_hold(work: Work, paths: Paths) -> bool:
+    """Whether the owner wants forwarding held when our rules were lost. An error is added to those of the pass."""
     try:
         return services.holds_after_flush(paths.config)
     except ConfigError as error:

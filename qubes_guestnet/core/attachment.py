@@ -171,9 +171,8 @@ def letting_send(vifs: Iterable[Vif], settings: ProviderSettings, *, arp: bool) 
         settings: of the provider.
         arp: the kernel has nftables for ARP.
     """
-    return "".join(
-        nftables.attach(vif.name.text, provider.elements(vif, settings).downstream, vif.mac if arp else "")
-        for vif in vifs
+    return nftables.attach_all(
+        (vif.name.text, provider.elements(vif, settings).downstream, vif.mac if arp else "") for vif in vifs
     )
 
 

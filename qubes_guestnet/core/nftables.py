@@ -257,8 +257,18 @@ def attach(name: str, addresses: Iterable[IPAddress], mac: str) -> str:
         addresses: of either family.
         mac: of the other end, lower-case, to which ARP is held too; "" where the kernel has no nftables for ARP.
     """
-    addresses = tuple(addresses)
-    return _elements("add", "allowed", _allowed(name, addresses, mac)) + downstream(addresses, ())
+    return attach_all(((name, addresses, mac),))
+
+
+def attach_all(vifs: Iterable[tuple[str, Iterable[IPAddress], str]]) -> str:
+    """The same for many, with one line a set: of 250 vifs one line each is more than the kernel takes at once.
+
+    Args:
+        vifs: name, addresses and MAC address of each, as for `attach`.
+    """
+    vifs = tuple((name, tuple(addresses), mac) for name, addresses, mac in vifs)
+    allowed = tuple(element for vif in vifs for element in _allowed(*vif))
+    return _elements("add", "allowed", allowed) + downstream((own for _, addresses, _ in vifs for own in addresses), ())
 
 
 def detach(name: str, addresses: Iterable[IPAddress], keep_downstream: Iterable[IPAddress], mac: str) -> str:

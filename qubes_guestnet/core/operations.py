@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from . import plan
     from .provider_operations import ProviderOperation
     from .record import Record
+    from .rules_operations import RulesOperation
     from .service_operations import ServiceOperation
     from .vif_operations import VifOperation
 
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 ORDER = (
     "EndFlowtable",
     "CloseForwarding",
+    "LoadRules",
+    "LoadRulesInParts",
+    "PurgeUntranslated",
     "CloseVif",
     "RemoveElements",
     "ChangeDownstream",
@@ -78,7 +82,8 @@ _POSITION = {kind: position for position, kind in enumerate(ORDER)}
 # NetworkManager puts a profile that it has read in force by itself.
 ENDS_ROUND = frozenset({"ApplySysctl", "LoadProfile"})
 # Without a record of it this would be done again in each pass.
-NEEDS_RECORD = frozenset({"StartHooks"})
+# For the second one forwarding is held by the record.
+NEEDS_RECORD = frozenset({"StartHooks", "LoadRulesInParts"})
 # Those that follow each other are one transaction of nft, and how the adapters call it; what may be done meanwhile.
 JOINED = frozenset({"RemoveElements", "ChangeDownstream", "SetLimits", "SetElement"})
 TRANSACTION = "Transaction"
@@ -113,7 +118,7 @@ class ApplySysctl(NamedTuple):
 
 
 if TYPE_CHECKING:
-    Operation = plan.Op | ApplySysctl | ServiceOperation | ProviderOperation | VifOperation
+    Operation = plan.Op | ApplySysctl | ServiceOperation | ProviderOperation | VifOperation | RulesOperation
 
 
 class Planned(NamedTuple):

@@ -23,6 +23,9 @@ LONGEST = 1 << 18  # bytes of what is kept besides chains; a list of blocked add
 _ELEMENTS = "\t\telements = {"
 
 
+Block = tuple[str, str, str]  # family, first line, text; see `Kept`
+
+
 class Kept(NamedTuple):
     """What others have.
 
@@ -129,6 +132,22 @@ def one_by_one(blocks: Iterable[tuple[str, str, str]]) -> tuple[tuple[str, tuple
     regular = tuple(block for block in blocks if _is_regular(block))
     bare = ((text(((family, head, f"\t{head}\n\t}}\n"),)), (family, head, block)) for family, head, block in regular)
     return (*bare, *((text((block,)), block) for block in blocks))
+
+
+def back(blocks: Iterable[Block], listings: Mapping[str, str]) -> tuple[Block, ...]:
+    """Which of these blocks are there again, with what belongs into them.
+
+    Args:
+        blocks: that were put back.
+        listings: as for `found`, now.
+    """
+    now = {
+        (family, head): text for family, listing in listings.items() for head, text in taken_apart(listing)[1].items()
+    }
+    there = ((block, now.get(block[:2])) for block in blocks)
+    return tuple(
+        block for block, text in there if text is not None and (_holds((*block[:2], text)) or not _holds(block))
+    )
 
 
 def holding(kept: Kept) -> tuple[tuple[str, str, str], ...]:

@@ -171,7 +171,7 @@ class DnsRedirect:
             return Planned((), record)
         facts = redirection.Facts(
             nft_kernel.generation(),
-            nft.table("ip"),
+            self._nft.tables(("ip",))["ip"],
             self._nft.undisturbed(),
             self._nft.ours,
             time.monotonic(),

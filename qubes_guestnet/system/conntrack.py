@@ -62,6 +62,25 @@ def purge_untranslated(addresses: Iterable[IPAddress]) -> int:
     return _purge(addresses, _is_untranslated)
 
 
+def has_untranslated(addresses: Iterable[IPAddress]) -> bool:
+    """Whether there is an entry that `purge_untranslated` would delete. Raises KernelError as it does."""
+    return _any(addresses, _is_untranslated)
+
+
+def _any(addresses: Iterable[IPAddress], judged: Callable[[bytes], bool]) -> bool:
+    wanted = frozenset(address.packed for address in addresses)
+    if not wanted or tunables.read(_COUNT) in (None, "0"):
+        return False
+    try:
+        table = Netfilter(NFNL_SUBSYS_CTNETLINK)
+        try:
+            return any(judged(entry) for entry in _find(table, wanted))
+        finally:
+            table.close()
+    except OSError as error:
+        raise KernelError("conntrack dump", error.errno or errno.EIO) from None
+
+
 def _purge(addresses: Iterable[IPAddress], judged: Callable[[bytes], bool]) -> int:
     wanted = frozenset(address.packed for address in addresses)
     # Without the module there is no such file, and no connection either.
@@ -83,17 +102,9 @@ def speaks(addresses: Iterable[IPAddress]) -> bool:
     Raises:
         KernelError: the kernel refuses.
     """
-    wanted = frozenset(address.packed for address in addresses)
-    if not wanted or tunables.read(_COUNT) in (None, "0"):
-        return False
-    try:
-        table = Netfilter(NFNL_SUBSYS_CTNETLINK)
-        try:
-            return any(not wanted.isdisjoint(_sources(entry)) for entry in _find(table, wanted))
-        finally:
-            table.close()
-    except OSError as error:
-        raise KernelError("conntrack dump", error.errno or errno.EIO) from None
+    addresses = tuple(addresses)
+    wanted = {address.packed for address in addresses}
+    return _any(addresses, lambda entry: not wanted.isdisjoint(_sources(entry)))
 
 
 def _find(table: Netfilter, wanted: frozenset[bytes]) -> list[bytes]:

@@ -116,18 +116,6 @@ def listing(chains: Iterable[tuple[str, str]]) -> str:
     return _listed("chain", tuple(chains))
 
 
-def sets(families: Iterable[str]) -> str:
-    """What our sets hold, as `listing`.
-
-    Args:
-        families: that the kernel has.
-
-    Raises:
-        NftError: nft does not run.
-    """
-    return _listed("set", tuple((family, name) for family in families for name in SETS[family]))
-
-
 def limits(*, counted: bool = False) -> str:
     """What is in the tables of the limits, of both families.
 

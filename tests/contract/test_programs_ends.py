@@ -197,7 +197,7 @@ def test_an_nft_that_stays_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     begin = time.monotonic()
     for call in (
         lambda: nft.run("flush ruleset\n" * 1000),
-        lambda: nft.sets(nft.FAMILIES),
+        lambda: nft.tables(nft.FAMILIES),
         lambda: nft.named_set("ip", "a", "b"),
         nft.chains,
     ):

@@ -244,6 +244,8 @@ def test_what_comes_with_the_rules_for_vifs_whose_own_device_is_there() -> None:
     assert f'add element arp qubes allowed {{ "vif4.0" . {ADDRESS} . {MAC} }}' in text
     assert letting_send((DUAL,), OFF, arp=False) == nftables.attach("vif4.0", (ADDRESS,), "")
     assert letting_send((), ON, arp=True) == ""
+    many = [VIF._replace(name=parse_name(f"vif{number}.0")) for number in range(1, 251)]
+    assert len(letting_send(many, ON, arp=True).splitlines()) == 3
     assert adding(f"flush chain ip qubes forward\n{text}") == {
         f'ip allowed "vif4.0" . {ADDRESS}',
         f'ip6 allowed "vif4.0" . {ADDRESS6}',

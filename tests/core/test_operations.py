@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import operations, provider_operations, service_operations, vif_operations
+from qubes_guestnet.core import operations, provider_operations, rules_operations, service_operations, vif_operations
 from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.operations import (
     BESIDE,
@@ -46,6 +46,7 @@ from qubes_guestnet.core.provider_operations import (
 )
 from qubes_guestnet.core.record import Record
 from qubes_guestnet.core.resolved import LinkNames
+from qubes_guestnet.core.rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated
 from qubes_guestnet.core.service_operations import (
     ActivateProfile,
     LoadProfile,
@@ -59,7 +60,7 @@ from qubes_guestnet.core.service_operations import (
 )
 from qubes_guestnet.core.values import Tunable
 from qubes_guestnet.core.vif import Vif, parse_name
-from qubes_guestnet.dispatch import OF_FORWARDING, of_rules, of_uplink, of_vifs
+from qubes_guestnet.dispatch import of_base_rules, of_rules, of_uplink, of_vifs
 from qubes_guestnet.errors import GuestnetError, KernelError, Vanished
 from tests.core.memory import Memory
 
@@ -115,6 +116,10 @@ WORDS: dict[str, Operation] = {
     ),
     "conntrack -D: entries of 10.139.1.1, 10.137.0.5": PurgeConntrack((*VIRTUAL, ADDRESS.ip)),
     "nft -f: dns-addr of the firewall: 192.0.2.1": SetFirewallServers((ipaddress.IPv4Address("192.0.2.1"),)),
+    "nft -f: base rules of the tables ip qubes, ip6 qubes and arp qubes": LoadRules(("ip", "ip6", "arp"), "rules"),
+    "nft -f: base rules of the tables ip qubes and ip6 qubes; put back what others had in our tables: "
+    "ip qubes chain mine, each part alone": LoadRulesInParts(("ip", "ip6"), "rules", (("ip", "chain mine {", ""),)),
+    "conntrack -D: untranslated entries of the qubes": PurgeUntranslated((ADDRESS.ip,)),
     "systemctl --no-block reload qubes-firewall.service": UnitJob("reload", "qubes-firewall.service"),
 }
 
@@ -125,7 +130,7 @@ def test_an_operation_reads_as_what_it_does(words: str, op: Operation) -> None:
 
 
 def test_every_kind_has_its_place_its_adapter_and_its_words() -> None:
-    modules = (operations, service_operations, provider_operations, vif_operations)
+    modules = (operations, service_operations, provider_operations, vif_operations, rules_operations)
     made = (each for module in modules for each in vars(module).values() if isinstance(each, type))
     kinds = {each.__name__ for each in made if each.__module__ in {module.__name__ for module in modules}}
     kinds -= {"Planned", "Outcome"}
@@ -133,7 +138,7 @@ def test_every_kind_has_its_place_its_adapter_and_its_words() -> None:
     assert {*kinds, "Op"} == set(ORDER) == {kind(op) for op in WORDS.values()}
     uplink = of_uplink(SimpleNamespace(apply=None), SimpleNamespace())  # type: ignore[arg-type]
     vifs = of_vifs(SimpleNamespace(), SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
-    provider = {*of_rules(SimpleNamespace()), *OF_FORWARDING, *vifs}  # type: ignore[arg-type]
+    provider = {*of_rules(SimpleNamespace()), *of_base_rules(SimpleNamespace()), *vifs}  # type: ignore[arg-type]
     assert {*uplink, *provider} == {*ORDER, TRANSACTION}
     assert set(ORDER) >= ENDS_ROUND | NEEDS_RECORD | JOINED | BESIDE | VANISHES_ALONE
 
@@ -166,6 +171,10 @@ def test_the_order_is_the_tables_and_within_a_kind_the_planners(ops: list[Operat
 # What has to be before what, and why.
 SAFE = [
     ("EndFlowtable", "CloseForwarding", "what is offloaded passes by the switch"),
+    ("CloseForwarding", "LoadRules", "rules that were lost come back while nothing is forwarded"),
+    ("LoadRules", "PurgeUntranslated", "no other connection begins without translation"),
+    ("LoadRules", "OpenForwarding", "nothing is forwarded without them"),
+    ("LoadRules", "UnitJob", "a service that makes rules finds ours"),
     ("CloseForwarding", "ChangeDownstream", "nothing is forwarded while anything else changes"),
     ("ChangeDownstream", "OpenForwarding", "a halted qube is not impersonated"),
     ("LoadRedirection", "PurgeConntrack", "a connection that begins between goes by the new one"),

@@ -30,8 +30,8 @@ BUG = 'ValueError("thrown, which no adapter should raise")'
 
 # What the provider's half asks.
 PROVIDER = [
-    *((f"{SYSTEM}.nft:listing", error) for error in (SLOW, RAW)),
-    *((f"{SYSTEM}.nft:sets", error) for error in (SLOW, BUG)),
+    *((f"{SYSTEM}.nft:tables", error) for error in (SLOW, RAW, BUG)),
+    *((f"{SYSTEM}.nft_kernel:table_names", error) for error in (KERNEL, BUG)),
     *((f"{SYSTEM}.nft:named_set", error) for error in (SLOW,)),
     *((f"{SYSTEM}.nft_kernel:generation", error) for error in (KERNEL, RAW)),
     *((f"{SYSTEM}.nft_kernel:Events.drain", error) for error in (KERNEL, RAW)),

@@ -55,7 +55,7 @@ def test_a_redirection_is_ours_whenever_its_agent_was_killed(place: str, after: 
         ("qubes_guestnet.system.tunables:write", False),
         ("qubes_guestnet.system.tunables:write", True),
         ("qubes_guestnet.system.nft:end", True),
-        ("qubes_guestnet.user_rules_restore:follow", False),
+        ("qubes_guestnet.user_rules_restore:untranslated", False),
         ("qubes_guestnet.user_rules_restore:keep", False),
         ("qubes_guestnet.forwarding:open_wanted", False),
         ("qubes_guestnet.forwarding:open_wanted", True),
