@@ -87,6 +87,9 @@ NEEDS_RECORD = frozenset({"StartHooks", "LoadRulesInParts"})
 # Those that follow each other are one transaction of nft, and how the adapters call it; what may be done meanwhile.
 JOINED = frozenset({"RemoveElements", "ChangeDownstream", "SetLimits", "SetElement"})
 TRANSACTION = "Transaction"
+# The limits of five vifs in both families. Those of ten are longer than the kernel accepts at once in a user namespace,
+# and a refusal, or a slow kernel, holds up no more than a few of 250.
+PIECE_LINES = 500
 BESIDE = frozenset({"WriteTunable", "PrepareVif"})
 # Where the interface is gone the round goes on with the others.
 VANISHES_ALONE = frozenset({"CloseVif", "PrepareVif", "OpenVif"})
@@ -166,12 +169,25 @@ def in_order(ops: Iterable[Operation]) -> tuple[Operation, ...]:
 
 
 def together(ops: Iterable[Operation]) -> Iterator[tuple[Operation, ...]]:
-    """Operations one by one, but for those that are one transaction."""
+    """Operations one by one, but for those that are one transaction, of at most PIECE_LINES where there are several."""
     for joined, part in groupby(ops, lambda op: kind(op) in JOINED):
         if joined:
-            yield tuple(part)
+            yield from _pieces(part)
         else:
             yield from ((op,) for op in part)
+
+
+def _pieces(ops: Iterable[Operation]) -> Iterator[tuple[Operation, ...]]:
+    piece: list[Operation] = []
+    lines = 0
+    for op in ops:
+        own = getattr(op, "text", "").count("\n")
+        if piece and lines + own > PIECE_LINES:
+            yield tuple(piece)
+            piece, lines = [], 0
+        piece.append(op)
+        lines += own
+    yield tuple(piece)
 
 
 def hinders(failed: Operation, op: Operation) -> bool:

@@ -168,44 +168,6 @@ def test_the_order_is_the_tables_and_within_a_kind_the_planners(ops: list[Operat
         assert (before, ops.index(former)) < (after, ops.index(later))
 
 
-# What has to be before what, and why.
-SAFE = [
-    ("EndFlowtable", "CloseForwarding", "what is offloaded passes by the switch"),
-    ("CloseForwarding", "LoadRules", "rules that were lost come back while nothing is forwarded"),
-    ("LoadRules", "PurgeUntranslated", "no other connection begins without translation"),
-    ("LoadRules", "OpenForwarding", "nothing is forwarded without them"),
-    ("LoadRules", "UnitJob", "a service that makes rules finds ours"),
-    ("CloseForwarding", "ChangeDownstream", "nothing is forwarded while anything else changes"),
-    ("ChangeDownstream", "OpenForwarding", "a halted qube is not impersonated"),
-    ("LoadRedirection", "PurgeConntrack", "a connection that begins between goes by the new one"),
-    ("LoadRedirection", "SetFirewallServers", "what is told of it is in force"),
-    ("LoadRedirection", "OpenForwarding", "no question leaves as it is"),
-    ("SetFirewallServers", "OpenForwarding", "a restricted qube has names once it is forwarded"),
-    ("Op", "OpenForwarding", "the way out is there"),
-    ("OpenForwarding", "LoadFlowtable", "nothing is offloaded that was not forwarded"),
-    ("CloseVif", "RemoveElements", "nothing passes while the rest goes"),
-    ("RemoveElements", "PurgeConntrack", "no connection begins any more that would be left"),
-    ("PurgeConntrack", "RemoveVifRecord", "what is not forgotten yet is tried again"),
-    ("PurgeConntrack", "OpenVif", "no door of a former holder is open (B53)"),
-    ("WriteVifRecord", "SetElement", "the record is ahead"),
-    ("SetElement", "OpenVif", "it sends in its own name alone (B50)"),
-    ("WriteTunable", "PrepareVif", "with IPv6 off it takes no IPv6 address"),
-    ("PrepareVif", "OpenVif", "the first packet needs no ARP"),
-    ("ApplySysctl", "Op", "the files of sysctl.d count before a link goes up"),
-    ("Op", "SetLinkNames", "a service that hangs takes nothing away from the kernel"),
-    ("PublishProfile", "LoadProfile", "NetworkManager reads the file"),
-    ("LoadProfile", "ReapplyProfile", "what is put in force was read"),
-    ("ReapplyProfile", "ActivateProfile", "the device goes down only where it has to"),
-    ("ActivateProfile", "RemoveProfile", "add before delete"),
-    ("StartHooks", "SetLinkNames", "systemd-resolved may hang"),
-]
-
-
-@pytest.mark.parametrize(("before", "after", "why"), SAFE, ids=lambda each: str(each)[:30])
-def test_order_is_safety(before: str, after: str, why: str) -> None:
-    assert ORDER.index(before) < ORDER.index(after), why
-
-
 HINDERED = [
     (PublishProfile("a", b""), LoadProfile("a"), True),
     (PublishProfile("a", b""), ActivateProfile("a", "eth0", "1"), True),
