@@ -96,7 +96,8 @@ class Keeper:
                 self._looked = generation
                 return _NOTHING
             kept = self._load(untrusted_entries)
-            self._looked = nft_kernel.generation() if not kept[1] else -2
+            # The one before: a change by another program meanwhile is looked at with the next event (behaviour B148).
+            self._looked = generation if not kept[1] else -2
         except GuestnetError as error:
             return (), (error,)
         return kept

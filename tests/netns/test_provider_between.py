@@ -191,3 +191,32 @@ def test_hooks_run_again_for_another_device_and_for_another_address(agent: bool)
     host.wire(behind)
     host.online(behind)
     assert hooked(host) == [f"online {address}" for address in behind.addresses]
+
+
+AFTER_A_LOOK = """
+import subprocess
+from qubes_guestnet.system import files
+publish, left = files.publish, ["once"]
+def published(path, data, *words, **named):
+    publish(path, data, *words, **named)
+    if path.endswith("/users-rules") and b"dport 22" in data and left:
+        left.clear()
+        subprocess.run(["nft", {rule!r}], check=True)
+files.publish = published
+"""
+
+
+@pytest.mark.behaviour("B140")
+@pytest.mark.behaviour("B148")
+@pytest.mark.parametrize("provider", [True, False], ids=["provider", "a plain qube"])
+def test_a_change_right_after_the_look_is_found_with_the_next_event(provider: bool) -> None:
+    host = Hosting(ENTRIES6 if provider else {}, flag=provider, agent=False)
+    good = base(host)
+    text = AFTER_A_LOOK.format(rule="flush chain ip qubes input")
+    host.qube.write("/run/lab/disturbed/sitecustomize.py", text)
+    host.qube.start_agent(env={"PYTHONPATH": ":".join(("/run/lab/disturbed", *sys.path))})
+    host.nft("add rule ip qubes custom-input tcp dport 22 accept")
+    eventually(lambda: "dport 22" in host.qube.read("/run/qubes-guestnet/users-rules"), trouble=host.trouble)
+    eventually(lambda: base(host) == good, trouble=host.trouble)
+    eventually(lambda: host.rules("ip", "custom-input") == ["tcp dport 22 accept"], trouble=host.trouble)
+    eventually(lambda: "nft -f: base rules" in host.trouble(), trouble=host.trouble)
