@@ -139,22 +139,32 @@ class UsageError(GuestnetError):
     """The command line makes no sense; exit status 2."""
 
 
-def printable(untrusted_text: str) -> str:
-    """Foreign text made safe for a terminal, a log and JSON; what is printable stays as it is (behaviour B120).
+# What `str.isprintable` lets through though it leaves no mark on a screen. Default_Ignorable_Code_Point of Unicode, as
+# far as it is not in a category of control, format, private, unassigned or separator characters; and below it what is
+# drawn as blank: a text of such characters would be taken for none, and two names that differ for the same one.
+_UNSEEN = (
+    (0x034F, 0x034F), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F), (0x3164, 0x3164), (0xFE00, 0xFE0F),
+    (0xFFA0, 0xFFA0), (0xE0000, 0xE0FFF),
+    (0x2800, 0x2800), (0x16FE4, 0x16FE4), (0x1D159, 0x1D159),
+)  # fmt: skip
 
-    Escaped are control characters (ESC and the newline too), what was no UTF-8 (surrogates), and the characters that
-    change the direction or are not seen. Printable text is given back as it is.
+
+def printable(untrusted_text: str) -> str:
+    """Foreign text made safe for a terminal, a log and JSON; what can be seen stays as it is (behaviour B120).
+
+    Escaped are control characters (ESC and the newline too), what was no UTF-8 (surrogates), characters that change
+    the direction, spaces other than the usual one, private and unassigned characters, and all that are not seen.
 
     Args:
         untrusted_text: of other programs, of files, of the kernel.
     """
-    if untrusted_text.isprintable():
+    if untrusted_text.isascii() and untrusted_text.isprintable():
         return untrusted_text
     return "".join(map(_escaped, untrusted_text))
 
 
 def _escaped(character: str) -> str:
-    if character.isprintable():
+    if character.isprintable() and not any(first <= ord(character) <= last for first, last in _UNSEEN):
         return character
     if "\udc80" <= character <= "\udcff":  # a byte that surrogateescape kept
         return f"\\x{ord(character) - 0xDC00:02x}"
