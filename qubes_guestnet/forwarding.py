@@ -18,6 +18,22 @@ def forwarded() -> frozenset[int]:
     return frozenset(family for family, path in FORWARDING.items() if tunables.read(path) == "1")
 
 
+def apart() -> tuple[tuple[str, str], ...]:
+    """Interfaces whose own forwarding is off while that of the family is on, and the name of the setting.
+
+    What comes in by them is not forwarded: by the uplink, the answers to all qubes. Raises FileError.
+    """
+    from .core.provider_operations import FORWARDING, INTERFACE_FORWARDING
+
+    found = list[tuple[str, str]]()
+    for family in sorted(forwarded()):
+        for name in tunables.interfaces(FORWARDING[family][0]):
+            words = tuple(word.format(name) for word in INTERFACE_FORWARDING[family])
+            if tunables.read(words) == "0":
+                found.append((name, "/".join(("net", *words))))
+    return tuple(found)
+
+
 def obey(work: Work) -> None:
     """Find out which families another program has switched off, and have the pass leave them so.
 

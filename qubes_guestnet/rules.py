@@ -203,6 +203,11 @@ class Rules:
     def reopen(self) -> None:
         """The next pass forwards again, whatever it was that kept it from that, but for the firewall of the qubes."""
         with Ledger(self._paths.run) as ledger:
+            if ledger.record.provided.forwarding and forwarding.apart():
+                # The kernel switches each interface on only when the family goes from 0 to 1.
+                work = Work(ProviderSettings(), True, True, ledger, dry_run=False)
+                forwarding.shut(work)
+                work.raise_first()
             opened = ledger.record.provided._replace(closed=False, hold="", stopped=frozenset(), lost=())
             ledger.save(ledger.record._replace(provided=opened))
 

@@ -42,6 +42,7 @@ class ProviderReport(NamedTuple):
         lost: what others lost together with our rules, in words.
         unfiltered: qubes-firewall.service is not ready, and so nothing is forwarded.
         firewall: what is wrong with it, as `shadows.firewall` says; "" also where nothing has looked.
+        apart: interfaces whose own forwarding is off, and the name of that setting; only looked at for a person.
         duplicates: addresses that more than one of the qubes has, by the names of their vifs.
     """
 
@@ -62,6 +63,7 @@ class ProviderReport(NamedTuple):
     lost: tuple[str, ...] = ()
     unfiltered: bool = False
     firewall: str = ""
+    apart: tuple[tuple[str, str], ...] = ()
     duplicates: Mapping[tuple[str, ...], tuple[IPAddress, ...]] = {}
 
     @property

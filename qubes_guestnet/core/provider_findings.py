@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..errors import printable
 from . import nameservers
 from .namedtuple import NamedTuple
 from .presence import Remark
@@ -122,6 +123,12 @@ def _forwarding(report: ProviderReport) -> Iterator[Remark]:
             else ("the sysctl is 0", _APPLY)
         )  # fmt: skip
         yield Remark("forwarding-off", "error", f"{missing} is not forwarded: {reason}", remedy)
+    for name, setting in report.apart:
+        shown = printable(name)
+        problem = (
+            f"what comes in by {shown} is not forwarded: the user or another program set {printable(setting)} to 0"
+        )
+        yield Remark("forwarding-off", "error", problem, on_again)
     if report.lost:
         problem = f"removed together with our rules and still missing: {', '.join(report.lost)}"
         remedy = f"run the program that created them again; `{on_again}` confirms that they are not needed"

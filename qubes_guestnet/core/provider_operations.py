@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .endpoint import Endpoint
 
 # Where the kernel has the switch of forwarding of each family.
+# The same of one interface; the switch of the family sets all of them.
+INTERFACE_FORWARDING = {IPV4: ("ipv4", "conf", "{}", "forwarding"), IPV6: ("ipv6", "conf", "{}", "forwarding")}
 FORWARDING = {IPV4: ("ipv4", "ip_forward"), IPV6: ("ipv6", "conf", "all", "forwarding")}
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import SettingsError
+from ..errors import SettingsError, printable
 from . import nameservers
 from .nameservers import FOREIGN
 from .record import FIREWALL, HELD, OFFLOADED
@@ -37,6 +37,7 @@ def as_data(report: ProviderReport | None, traffic: Mapping[str, Traffic]) -> di
         "forwarding": _families(report.forwarding),
         "closed": report.closed,
         "stopped": _families(report.stopped),
+        "not_forwarded": [name for name, _ in report.apart],
         "hold": report.hold,
         "lost": list(report.lost),
         "unfiltered": report.unfiltered,
@@ -108,7 +109,7 @@ def _forwarding(report: ProviderReport) -> str:
         what = f"forwards {named} as another program wants it" if named else "forwards nothing"
         return f"{what} (service flag qubes-network is not set)"
     if report.forwarding:
-        return f"forwards {named}{_filtered(report.firewall)}{_stopped(report)}"
+        return f"forwards {named}{_filtered(report.firewall)}{_stopped(report)}{_apart(report)}"
     if report.unfiltered:
         return "forwards nothing (qubes-firewall.service is not ready)"
     if report.closed:
@@ -127,6 +128,11 @@ def _filtered(firewall: str) -> str:
 def _stopped(report: ProviderReport) -> str:
     words = " and ".join(word.replace("ipv", "IPv") for word in _families(report.stopped))
     return f" ({words} switched off by its owner or another program: `forwarding on` ends that)" if words else ""
+
+
+def _apart(report: ProviderReport) -> str:
+    names = ", ".join(dict.fromkeys(printable(name) for name, _ in report.apart))
+    return f", but not what comes in by {names}, whose own forwarding is 0: `forwarding on` ends that" if names else ""
 
 
 def _refuses6(report: ProviderReport) -> bool:

@@ -39,6 +39,15 @@ def read(words: tuple[str, ...]) -> str | None:
         raise FileError(path, error, _REMEDIES.get(error.errno or 0, "")) from None
 
 
+def interfaces(family: str) -> tuple[str, ...]:
+    """Names of the interfaces that have settings of a family ("ipv4", "ipv6"), but for lo."""
+    try:
+        names = os.listdir(_path((family, "conf")))
+    except OSError:
+        return ()
+    return tuple(sorted(name for name in names if name not in ("all", "default", "lo")))
+
+
 def write(words: tuple[str, ...], value: str | int) -> bool:
     """Make a setting have this value; one that has it is not written: some have effects even then.
 
