@@ -56,7 +56,7 @@ class BusHolder:
         except ImportError as error:
             self._library = False
             if not isinstance(error, ModuleNotFoundError):
-                log(WARNING, f"{error}; systemd-resolved is asked by resolvectl")
+                log(WARNING, f"{error}; using resolvectl for systemd-resolved")
             return
         except dbus.BusError:
             self._pause()

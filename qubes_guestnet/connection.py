@@ -65,7 +65,7 @@ class Connection:
         """Count an attempt; the first of an outage is logged."""
         self.attempts += 1
         if self.attempts == 1:
-            log(WARNING, f"{error}; what is configured stays, trying again")
+            log(WARNING, f"{error}; the configuration stays, trying again")
 
     def answered(self) -> None:
         """The outage, if there was one, is over."""

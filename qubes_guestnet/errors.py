@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Errors, sorted by who is to blame and by whether trying again can help.
+"""Errors, by their cause and by whether a retry can succeed.
 
-Every error is one line for a person: what is wrong, with the key, file or operation named, and the remedy.
+Every error is one line: the problem, with the key, file or operation, and the remedy.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ SHOWN_VALUE_LENGTH = 60
 class GuestnetError(Exception):
     """Base of all our errors.
 
-    Args:
-        problem: what is wrong, in one line, naming the key, file or operation.
-        remedy: what a person can do about it, or "" where nothing but waiting helps.
+    Args: problem: one line that names the key, file or operation. remedy: an action for the user, or "" if only waiting
+        helps.
     """
 
     retryable = False
-    needs_root = False  # an ordinary user asked what only root may see
+    needs_root = False  # the operation requires root
     refused = False  # of a transaction that was answered, and of which nothing is in force
 
     def __init__(self, problem: str, remedy: str = "") -> None:
@@ -34,35 +33,35 @@ class GuestnetError(Exception):
 
 
 class SettingsError(GuestnetError):
-    """dom0's data does not validate. Only a new value heals it, so no retry.
+    """A value from dom0 is invalid. Only a new value helps, so there is no retry.
 
     Args:
         key: the QubesDB path.
         untrusted_value: the raw value; shown escaped and shortened.
-        expected: what would be right.
+        expected: the valid form.
     """
 
     def __init__(self, key: str, untrusted_value: bytes, expected: str) -> None:
         super().__init__(
             f"{key}: {shown(untrusted_value)} is not valid, expected {expected}",
-            "the settings in use stay; set the value anew from dom0",
+            "the settings in use stay; set the value again in dom0",
         )
         self.key = key
         self.expected = expected
 
 
 class ConfigError(GuestnetError):
-    """A file the user wrote (guestnet.toml) does not validate."""
+    """A user's file (guestnet.toml) is invalid."""
 
 
 class StoreError(GuestnetError):
-    """QubesDB did not answer as it should. A new connection may."""
+    """QubesDB failed to answer. A new connection may help."""
 
     retryable = True
 
 
 class StoreRefused(StoreError):
-    """QubesDB answered ERROR: a write without the right, or a path or value it does not take."""
+    """QubesDB answered ERROR: a write without permission, or an invalid path or value."""
 
     retryable = False
 
@@ -70,10 +69,7 @@ class StoreRefused(StoreError):
 class KernelError(GuestnetError):
     """The kernel refused an operation.
 
-    Args:
-        operation: the operation in `ip` words.
-        errno: the positive errno of the reply.
-        remedy: what a person can do.
+    Args: operation: in the syntax of `ip`. errno: the positive errno of the reply. remedy: an action for the user.
         retryable: whether the same operation may succeed later.
     """
 
@@ -87,16 +83,13 @@ class KernelError(GuestnetError):
 
 
 class Vanished(KernelError):
-    """The interface went away between observe and apply: not a failure, a reason for a fresh pass."""
+    """The interface disappeared between observe and apply; this causes a new pass."""
 
 
 class FileError(GuestnetError):
     """A file could not be read or published.
 
-    Args:
-        path: the file.
-        error: what the system said.
-        remedy: what a person can do.
+    Args: path: the file. error: of the system call. remedy: an action for the user.
     """
 
     retryable = True
@@ -108,13 +101,13 @@ class FileError(GuestnetError):
 
 
 class UnexpectedError(GuestnetError):
-    """An error that its adapter should have named: a bug, which must not cost the qube its network."""
+    """An exception that its adapter should have caught: a bug, which must not take the qube's network down."""
 
     retryable = True
 
 
 def unexpected(error: Exception) -> UnexpectedError:
-    """What is to be told of an exception that is not one of ours: what it is, and where it came from."""
+    """Return an error that describes a foreign exception and its origin."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -123,11 +116,11 @@ def unexpected(error: Exception) -> UnexpectedError:
         code = trace.tb_frame.f_code
         place = f" at {os.path.basename(code.co_filename)}:{trace.tb_lineno} ({code.co_name})"
     words = printable(f"{type(error).__name__}: {error}{place}")
-    return UnexpectedError(words, "trying again; if it does not go away, report it as a bug of qubes-guestnet")
+    return UnexpectedError(words, "trying again; if the error persists, report it as a bug of qubes-guestnet")
 
 
 def did_not_persist(change: object) -> GuestnetError:
-    """The error for a change that was made and is not there when it is looked for.
+    """Return the error for a change that is missing after it was applied.
 
     Args:
         change: an operation, or its text.
@@ -136,7 +129,7 @@ def did_not_persist(change: object) -> GuestnetError:
 
 
 class UsageError(GuestnetError):
-    """The command line makes no sense; exit status 2."""
+    """The command line is wrong; exit status 2."""
 
 
 # What `str.isprintable` lets through though it leaves no mark on a screen. Default_Ignorable_Code_Point of Unicode, as
@@ -156,7 +149,7 @@ def printable(untrusted_text: str) -> str:
     the direction, spaces other than the usual one, private and unassigned characters, and all that are not seen.
 
     Args:
-        untrusted_text: of other programs, of files, of the kernel.
+        untrusted_text: from other programs, files or the kernel.
     """
     if untrusted_text.isascii() and untrusted_text.isprintable():
         return untrusted_text
@@ -172,7 +165,7 @@ def _escaped(character: str) -> str:
 
 
 def shown(untrusted_value: bytes) -> str:
-    """A hostile value made safe for a log line: ASCII, escaped, quoted, at most 60 characters of it."""
+    """Make a hostile value safe for a log line: ASCII, escaped, quoted, at most 60 characters."""
     text = untrusted_value[: SHOWN_VALUE_LENGTH + 1].decode("ascii", "backslashreplace")
     text = text.encode("unicode_escape").decode("ascii")
     if len(text) > SHOWN_VALUE_LENGTH or len(untrusted_value) > SHOWN_VALUE_LENGTH:

@@ -53,9 +53,9 @@ def obey(work: Work) -> None:
         return
     for family in sorted(work.stopped - before.stopped):
         remedy = "it stays off until `qubes-guestnet forwarding on`"
-        log(WARNING, f"IPv{family} forwarding was switched off by another program ({_name(family)} = 0): {remedy}")
+        log(WARNING, f"another program switched IPv{family} forwarding off ({_name(family)} = 0); {remedy}")
     for family in sorted(before.stopped - work.stopped):
-        log(INFO, f"IPv{family} forwarding was switched on again by another program")
+        log(INFO, f"another program switched IPv{family} forwarding on again")
     work.save(forwarding.obeying(before, on))
 
 

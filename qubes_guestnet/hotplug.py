@@ -112,7 +112,7 @@ class _Call:
             self.name = vif_rules.parse_name(untrusted_name)
         except ValueError:
             shown_name = shown(untrusted_name.encode("utf-8", "replace"))
-            raise UsageError(f"environment variable vif: {shown_name} is not vifN.M", remedy) from None
+            raise UsageError(f"environment variable vif: {shown_name} is not of the form vifN.M", remedy) from None
         untrusted_folder = environment.get("XENBUS_PATH") or f"backend/vif/{self.name.domid}/{self.name.devid}"
         if len(untrusted_folder) > 256 or not _PATH_CHARACTERS.issuperset(untrusted_folder):
             raise UsageError("environment variable XENBUS_PATH is not a path of xenstore", remedy)
@@ -129,7 +129,9 @@ class _Call:
         try:
             return vif_rules.described(self.name.text, *untrusted)
         except ValueError as error:
-            raise GuestnetError(str(error), f"it comes from xenstore, {self.folder}; attach the qube again") from None
+            raise GuestnetError(
+                str(error), f"the value is from xenstore, {self.folder}; attach the qube again"
+            ) from None
 
     def leaving(self) -> Vif:
         """The vif on its way down, when nothing is known of it.
@@ -158,12 +160,12 @@ class _Call:
             words = str(error).removeprefix(f"{self.name.text}: ")
             files.append(HOTPLUG_LOG, f"qubes-guestnet: {self.name.text}: {printable(words)}\n".encode())
         except OSError as failure:
-            log(WARNING, f"{HOTPLUG_LOG} was not told of it: {failure.strerror}")
+            log(WARNING, f"cannot write the error to {HOTPLUG_LOG}: {failure.strerror}")
         try:
             xenstore.write(f"{self.folder}/hotplug-error", printable(str(error)))
             xenstore.write(f"{self.folder}/hotplug-status", "error")
         except GuestnetError as failure:
-            log(WARNING, f"xenstore was not told of it: {failure}")
+            log(WARNING, f"cannot write the error to xenstore: {failure}")
 
 
 def _recorded(name: VifName, paths: Paths) -> Vif | None:
@@ -241,7 +243,7 @@ def _hand_over(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], pa
         problem, done = vif_rules.answered(answer)
     except ValueError as error:
         remedy = "is the agent of the same release? Attach the qube again"
-        raise GuestnetError(f"the answer of the agent: {error}", remedy) from None
+        raise GuestnetError(f"malformed answer of the agent: {error}", remedy) from None
     if problem:
         raise GuestnetError(problem)
     return done
@@ -282,18 +284,18 @@ def _run_hooks(action: str, vif: Vif, paths: Paths) -> tuple[str, ...]:
         place = vif.name.domid << 32 | vif.name.devid
         lock = locks.take(os.path.join(paths.run, _HOOKS_LOCK), HOOKS_SECONDS, place)
     except locks.Held as error:
-        log(WARNING, f"{vif.name.text}: its hooks run still: {error}")
+        log(WARNING, f"{vif.name.text}: its hooks are still running: {error}")
         if action == vif_rules.ONLINE:
             return ()
     except GuestnetError as error:  # what the user wants done is done all the same
-        log(WARNING, f"{vif.name.text}: its hooks are not kept from being run twice: {error}")
+        log(WARNING, f"{vif.name.text}: its hooks may run twice: {error}")
     try:
         if action == vif_rules.OFFLINE:
             return _tell_hooks(action, vif, tuple(map(str, vif.addresses)) or ("",), executables)
         known = _recorded(vif.name, paths)
         addresses = vif_rules.unhooked(vif, known)
         if not addresses:
-            return (f"{vif.name.text}: its hooks have run",)
+            return (f"{vif.name.text}: its hooks have run already",)
         done = _tell_hooks(action, vif, addresses, executables)
         if known is not None:
             _mark_hooked(vif, known, paths)
@@ -313,7 +315,7 @@ def _mark_hooked(vif: Vif, known: Vif, paths: Paths) -> None:
                 told = frozenset((*(now.hooked or ()), *vif.addresses))
                 folder.save(now._replace(hooked=tuple(address for address in now.addresses if address in told)))
     except GuestnetError as error:
-        log(WARNING, f"{vif.name.text}: it is not noted that its hooks have run: {error}")
+        log(WARNING, f"{vif.name.text}: cannot record that its hooks have run: {error}")
 
 
 def _tell_hooks(action: str, vif: Vif, addresses: Iterable[str], paths: Iterable[str]) -> tuple[str, ...]:

@@ -71,7 +71,7 @@ class Offload:
             if refusal and refusal in reason:
                 self._refused = reason
             if not offload.is_quiet(reason):
-                self._tell(f"no flow offload: {reason}; packets take the whole way")
+                self._tell(f"flow offload off: {reason}")
         elif self._holds is not None:
             self._tell("flow offload on")
 
@@ -86,7 +86,7 @@ class Offload:
             reason = self._obstacle(ipv6=work.ipv6)
         except nft.NftError as error:
             errors.append(error)
-            reason = "the rules of others cannot be read"
+            reason = "the rules of other programs cannot be read"
         # By index as well, because one of the same name may be another one.
         devices = tuple(device for device in listed() if device[1] != "lo")
         return Facts(reason, LoadFlowtable(devices, work.ipv6), self._holds)

@@ -68,5 +68,5 @@ def forwarding(options: Options) -> int:
     else:
         ours.reopen()
         if not entries.get(PROVIDER_KEY):
-            say(("this qube gives network to no other one: there is nothing to forward",))
+            say(("this qube is not a provider: there is nothing to forward",))
     return commands.applied(commands.settling(entries, ""))

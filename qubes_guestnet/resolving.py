@@ -83,8 +83,8 @@ def _once(
         return report, None
     if not may_rewrite(wanted):
         limit = f"{resolver.RewriteBudget.LIMIT} times in {resolver.RewriteBudget.WINDOW:.0f} s"
-        problem = f"{path}: something overwrote it {limit}"
-        return report, GuestnetError(problem, "find out what, or list the file in /rw/config/protected-files.d")
+        problem = f"another program overwrote {path} {limit}"
+        return report, GuestnetError(problem, "find that program, or list the file in /rw/config/protected-files.d")
     try:
         files.publish(path, wanted, over=facts)
     except GuestnetError as error:

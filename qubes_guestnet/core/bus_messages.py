@@ -69,11 +69,11 @@ def length(start: bytes) -> int:
     """
     order = _ORDERS.get(start[0])
     if order is None or start[3] != 1:
-        raise Malformed(f"not the start of a D-Bus message: {start[:4]!r}")
+        raise Malformed(f"invalid start of a D-Bus message: {start[:4]!r}")
     body, _, fields = struct.unpack_from(order + "3I", start, 4)
     whole = int(-(-(START + fields) // 8) * 8 + body)
     if whole > LONGEST:
-        raise TooLong(f"a message of {whole} bytes, more than {LONGEST}")
+        raise TooLong(f"a message of {whole} bytes, the limit is {LONGEST}")
     return whole
 
 
@@ -88,7 +88,7 @@ def parse(data: bytes) -> Message:
     try:
         fields, body = _fields(data)
     except (struct.error, IndexError, UnicodeDecodeError):
-        raise Malformed("the header of a message ends too early") from None
+        raise Malformed("a message header is truncated") from None
     sender, interface, member, error_name = (
         str(fields.get(code, "")) for code in (_SENDER, _INTERFACE, _MEMBER, _ERROR_NAME)
     )
@@ -104,10 +104,10 @@ def _fields(data: bytes) -> tuple[dict[int, str | int], int]:
         at = -(-at // 8) * 8
         code, kind = data[at], data[at + 2 : at + 3]
         if data[at + 1] != 1 or data[at + 3] or kind != _TYPES.get(code, kind) or code in fields:
-            raise Malformed(f"field {code} of a header is not as specified")
+            raise Malformed(f"header field {code} violates the specification")
         fields[code], at = _basic(data, at + 4, kind, order)
     if at > end:
-        raise Malformed("the fields of a header are longer than it says")
+        raise Malformed("the header fields exceed their declared length")
     return fields, -(-end // 8) * 8
 
 
@@ -121,7 +121,7 @@ def _basic(data: bytes, at: int, kind: bytes, order: str) -> tuple[str | int, in
         return struct.unpack_from(order + "I", data, at)[0], at + 4
     size = _UNKNOWN.get(kind)
     if size is None:
-        raise Malformed(f"a field of a header has the type {kind!r}")
+        raise Malformed(f"a header field has the type {kind!r}")
     return 0, -(-at // size) * size + size
 
 
@@ -132,7 +132,7 @@ _UNKNOWN = {b"y": 1, b"n": 2, b"q": 2, b"i": 4, b"x": 8, b"t": 8, b"d": 8}
 def _text(data: bytes, at: int, size: int) -> tuple[str, int]:
     end = at + size
     if data[end]:
-        raise Malformed("a text in a header has no end")
+        raise Malformed("a header string is not terminated")
     return data[at:end].decode(), end + 1
 
 
@@ -148,7 +148,7 @@ def texts(message: Message) -> tuple[str, ...]:
             text, at = _basic(message.data, -(-at // 4) * 4, b"s", order)
             found.append(str(text))
     except (struct.error, IndexError, UnicodeDecodeError):
-        raise Malformed("the body of a message is not strings alone") from None
+        raise Malformed("the message body does not consist of strings") from None
     return tuple(found)
 
 

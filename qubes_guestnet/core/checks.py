@@ -89,21 +89,21 @@ def mac(untrusted_value: bytes) -> str:
     found = untrusted_value.decode("ascii").lower()
     # The backend's address is on every vif of a provider: as "our own" it would make an uplink of a vif.
     if int(octets[0], 16) & 1 or found in ("00:00:00:00:00:00", BACKEND_MAC):
-        raise ValueError("not the address of one interface of ours")
+        raise ValueError("not the MAC address of a single interface")
     return found
 
 
 def word(untrusted_value: bytes) -> str:
     """A word that is safe as an argument of a program, at most 32 characters; empty for none."""
     if untrusted_value.startswith(b"-"):
-        raise ValueError("an option and no word")
+        raise ValueError("an option instead of a word")
     return _text(untrusted_value, _WORD_BYTES, 32)
 
 
 def _text(untrusted_value: bytes, allowed: frozenset[int], longest: int) -> str:
     """The value as text when all its bytes are allowed ones and it is not too long."""
     if len(untrusted_value) > longest or not allowed.issuperset(untrusted_value):
-        raise ValueError("bytes or length outside the allow-list")
+        raise ValueError("disallowed bytes or length")
     return untrusted_value.decode("ascii")
 
 

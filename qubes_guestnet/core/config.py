@@ -40,7 +40,7 @@ def check_lines(text: str) -> None:
     """Look at the file before it is parsed. Raises Unknown."""
     for number, line in enumerate(text.splitlines(), 1):
         if len(line) > LONGEST_LINE:
-            raise Unknown(f"line {number} has {len(line)} characters", f"the longest has {LONGEST_LINE}; break it up")
+            raise Unknown(f"line {number} has {len(line)} characters", f"the limit is {LONGEST_LINE}; split it")
 
 
 def check_tables(document: Mapping[str, object]) -> None:
@@ -48,7 +48,9 @@ def check_tables(document: Mapping[str, object]) -> None:
     for name in document:
         if name not in KNOWN:
             owners = [f"[{table}] {name}" for table, keys in KNOWN.items() if name in keys]
-            raise Unknown(f"{_quoted(name)} is no table", f"meant: {owners[0]}" if owners else _listed("tables", KNOWN))
+            raise Unknown(
+                f"{_quoted(name)} is not a known table", f"meant: {owners[0]}" if owners else _listed("tables", KNOWN)
+            )
 
 
 def check_keys(name: str, table: object) -> None:
@@ -62,10 +64,10 @@ def check_keys(name: str, table: object) -> None:
         Unknown: it is no table, or has a key that the program does not know.
     """
     if not isinstance(table, dict):
-        raise Unknown(f"{name} is no table", f"write [{name}] on a line of its own, and its keys below")
+        raise Unknown(f"{name} is not a table", f"write [{name}] on a line of its own, and its keys below")
     for key in table:
         if key not in KNOWN[name]:
-            raise Unknown(f"[{name}] {_quoted(key)} is no key", _listed("keys", KNOWN[name]))
+            raise Unknown(f"[{name}] {_quoted(key)} is not a known key", _listed("keys", KNOWN[name]))
 
 
 def _quoted(name: str) -> str:

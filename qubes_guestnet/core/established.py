@@ -60,7 +60,7 @@ _USABLE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456
 _CONNTRACK = -200
 _SHOWN = 100
 _MOST_CHAINS, _MOST_LOOKS = 64, 1000  # to ask nft for one takes 3 ms; one can be jumped to by many rules
-REMEDY = "put `ct state established,related accept` before it, or let it fit `ct state new` alone"
+REMEDY = "put `ct state established,related accept` before it, or restrict it with `ct state new`"
 # What the firewall of the qubes has against stolen addresses: it fits no connection that got established past it.
 _AGAINST_SPOOFING = (
     ("prerouting", 'iifname != "vif*" ip saddr '),
@@ -138,7 +138,7 @@ class _Look:
         accepted = self._walk(chain.name, listing, ())
         self.reason = self.reason or self._not_read
         if not (self.reason or accepted or chain.policy == "accept"):
-            remedy = self._remedy().replace("before it, or let it fit `ct state new` alone", "into it")
+            remedy = self._remedy().replace("before it, or restrict it with `ct state new`", "into it")
             self.reason = f"its policy is {chain.policy}; {remedy}"
 
     def _walk(self, name: str, listing: str, way: tuple[_Condition, ...] | None) -> bool:
@@ -152,7 +152,7 @@ class _Look:
         self._names.append(name)
         found = nft_listing.chains(listing)
         if name not in found:
-            raise ValueError("there is none")
+            raise ValueError("no such chain")
         for text in found[name]:
             words = nft_listing.words(text)
             if accepts(words):

@@ -98,7 +98,7 @@ def to_look_at(listing: str, *, ipv6: bool) -> tuple[Chain, ...]:
             found += _passed_by(family, table, name, line.strip(), ipv6=ipv6)
     for chain in found:
         if not (_NAME.issuperset(chain.table) and _NAME.issuperset(chain.name)):
-            raise ValueError(f"chain {chain.family} {chain.table} {chain.name} has a strange name")
+            raise ValueError(f"chain {chain.family} {chain.table} {chain.name} has an unsupported name")
     return tuple(found)
 
 
@@ -150,7 +150,7 @@ def obstacle(
     for table in legacy:
         if table != NAT:  # only first packets, as above
             problem = f"the table {table} of iptables-legacy may judge established connections"
-            return f"{problem}; make its rules with iptables-nft, which can be looked into"
+            return f"{problem}; create its rules with iptables-nft, which the agent can read"
     for chain, listing in chains:
         name = f"chain {chain.family} {chain.table} {chain.name}"
         try:
@@ -158,7 +158,7 @@ def obstacle(
         except ValueError as error:
             return f"{name} cannot be read: {error}"
         if judges:
-            return f"{name} also judges established connections: {judges}"
+            return f"{name} may refuse established connections: {judges}"
     return ""
 
 
@@ -175,4 +175,4 @@ def jumped_to(chains: Iterable[tuple[Chain, str]], regular: Mapping[ChainName, s
 
 def _whole(listing: str) -> None:
     if listing and listing.splitlines()[-1] != "}":
-        raise ValueError("the listing is not whole")
+        raise ValueError("the listing is incomplete")

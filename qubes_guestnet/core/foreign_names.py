@@ -23,7 +23,7 @@ from .namedtuple import NamedTuple
 CHAIN = "dnat-dns"
 _DEPTH = 16  # the kernel follows jumps no further
 # Ends other than a server. THROUGH: translated by nothing, so it stays a virtual address.
-HERE, DROPPED, UNKNOWN, THROUGH = "this qube", "dropped", "somewhere that is not understood", "nowhere"
+HERE, DROPPED, UNKNOWN, THROUGH = "this qube", "dropped", "an unknown target", "nowhere"
 _NEXT = "next rule"  # a rule that only counts or marks
 _PERHAPS_THROUGH = "refused"
 _VERDICTS = {"accept": THROUGH, "drop": DROPPED, "reject": DROPPED, "queue": UNKNOWN}
@@ -98,7 +98,7 @@ def judge(listing: str, virtual: Iterable[ipaddress.IPv4Address]) -> Judgement:
     except ValueError as error:
         return Judgement(kept=False, words=str(error))
     if not chains.get(CHAIN):
-        return Judgement(kept=False, words="it is empty")
+        return Judgement(kept=False, words="the chain is empty")
     virtual, servers, words = tuple(virtual), list[Endpoint](), list[str]()
     for address in virtual:
         ends = tuple(dict.fromkeys(_base(chains, address)))

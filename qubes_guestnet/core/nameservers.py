@@ -162,12 +162,12 @@ class _Rank(NamedTuple):
 
 # The first that has any. A link that is asked for some domains only (DefaultRoute=no, without `~.`) is in none.
 _RANKS = (
-    _Rank("servers of the whole qube", lambda link: link.ifindex == 0, final=True, version=IPV4),
-    _Rank("a link that takes the names of every domain", lambda link: link.everything and not link.uplink, final=True),
-    _Rank("the links besides the uplink", lambda link: link.default_route and not link.uplink),
+    _Rank("global servers", lambda link: link.ifindex == 0, final=True, version=IPV4),
+    _Rank("a link that takes all names", lambda link: link.everything and not link.uplink, final=True),
+    _Rank("links other than the uplink", lambda link: link.default_route and not link.uplink),
     _Rank("the uplink", lambda link: link.uplink and (link.everything or link.default_route)),
 )
-_TLS_WORDS = "{} is to be asked by TLS only (DNSOverTLS=yes), and the qubes ask in clear"
+_TLS_WORDS = "{} requires TLS (DNSOverTLS=yes), but client qubes send plain DNS"
 
 
 def choose(facts: NameFacts) -> Choice:
@@ -182,7 +182,7 @@ def choose(facts: NameFacts) -> Choice:
     return _held(facts, last)
 
 
-NOWHERE_WORDS = "only addresses of the virtual DNS itself, which lead nowhere"
+NOWHERE_WORDS = "only the virtual DNS addresses themselves"
 
 
 def leads_nowhere(facts: NameFacts) -> bool:
@@ -197,7 +197,7 @@ def _configured(facts: NameFacts, servers: tuple[Endpoint, ...]) -> Choice:
     if not somewhere:
         return Choice((), f"{where}: {NOWHERE_WORDS}")
     found = tuple(server for server in somewhere if facts.uplink or server.address not in facts.own)
-    return Choice(found, where if found else f"{where}: this qube's own provider, and there is none now")
+    return Choice(found, where if found else f"{where}: this qube's own provider, but there is no uplink")
 
 
 def _by_rank(facts: NameFacts, links: tuple[LinkServers, ...]) -> Choice | None:
@@ -217,11 +217,11 @@ def _by_rank(facts: NameFacts, links: tuple[LinkServers, ...]) -> Choice | None:
         if found:
             return Choice(found, reason, last=last)
         if clear:
-            return Choice((), f"{reason}, and it is down", LINK_DOWN, last)
+            return Choice((), f"{reason}, but it is down", LINK_DOWN, last)
         if usable:
             return Choice((), f"{reason}: {_TLS_WORDS.format(usable[0][1])}", TLS_ONLY, last)
         if rank.final and any(rank.version in (0, server.address.version) for _, server in chosen):
-            return Choice((), f"{reason}, with none that other qubes can ask", last=last)
+            return Choice((), f"{reason}, but client qubes can reach none of its servers", last=last)
     return None
 
 
@@ -237,14 +237,14 @@ def _held(facts: NameFacts, last: Last) -> Choice:
     foreign = [server for server in named if server.address not in facts.own]
     same_way = last.link and all(facts.ways.get(server.address) == last.link for server in foreign)
     if foreign and (facts.kept or same_way):
-        return Choice(named, f"/etc/resolv.conf, for systemd-resolved {facts.heard.problem}", last=last)
+        return Choice(named, f"/etc/resolv.conf, because systemd-resolved {facts.heard.problem}", last=last)
     last = last._replace(lost=last.lost or max(facts.now, 1))
     # Of whole seconds one may have passed already: rather longer than shorter.
     left, problem = facts.hold + 1 - (facts.now - last.lost), facts.heard.problem
     if left > 0 and facts.hold:
-        reason = f"systemd-resolved {problem}; what it said last holds for {facts.hold} s"
+        reason = f"systemd-resolved {problem}; its last answer stays valid for {facts.hold} s"
         return Choice(last.servers, reason, HELD, last, min(left, PATIENCE_SECONDS))
-    reason = f"systemd-resolved {problem}, and where names go to without it is not known to be the same way"
+    reason = f"systemd-resolved {problem}, and other servers might be outside of the tunnel"
     return Choice((), reason, REFUSED, last, LONG_PATIENCE_SECONDS)
 
 
@@ -258,7 +258,7 @@ def _without(facts: NameFacts) -> Choice:
         return Choice(servers, "/etc/resolv.conf")
     if facts.heard.links is None and named and not found:
         # Addresses that only this qube can ask mean a resolver of its own, and its provider's is another.
-        return Choice((), "/etc/resolv.conf: a resolver of this qube alone")
+        return Choice((), "/etc/resolv.conf: a resolver that only this qube can reach")
     return _own(facts)
 
 
@@ -266,7 +266,7 @@ def _own(facts: NameFacts) -> Choice:
     if not facts.own:
         return Choice((), "none known")
     if not facts.uplink:
-        return Choice((), "this qube's own provider, and there is none now")
+        return Choice((), "this qube's own provider, but there is no uplink")
     for link in facts.heard.links or ():
         if link.uplink and link.tls_only and any(server.address in facts.own for server in link.servers):
             reason = f"this qube's own provider: {_TLS_WORDS.format(facts.own[0])}"
@@ -325,7 +325,9 @@ class DnsSettings(NamedTuple):
     hold: int = HOLD_SECONDS
 
 
-SERVERS_EXPECTED = '[dns] servers is a list of IPv4 addresses that other qubes can ask: ["10.8.0.1", "10.8.0.2:5353"]'
+SERVERS_EXPECTED = (
+    '[dns] servers is a list of IPv4 addresses that client qubes can reach: ["10.8.0.1", "10.8.0.2:5353"]'
+)
 HOLD_EXPECTED = f"[dns] hold is a number of seconds from 0 to {LONGEST_HOLD}"
 
 
@@ -342,7 +344,7 @@ def parse_settings(table: object) -> DnsSettings:
         raise ValueError("dns is a table: [dns]")
     for key in table:
         if key not in ("servers", "hold"):
-            raise ValueError(f"[dns] {key[:40]!r} is not known; its keys are servers and hold")
+            raise ValueError(f"[dns] {key[:40]!r} is not a known key; its keys are servers and hold")
     servers, hold = table.get("servers"), table.get("hold", HOLD_SECONDS)
     if type(hold) is not int or not 0 <= hold <= LONGEST_HOLD:
         raise ValueError(HOLD_EXPECTED)

@@ -23,7 +23,7 @@ def chains(listing: str) -> Mapping[str, tuple[str, ...]]:
     """
     lines = listing.splitlines()
     if lines and lines[-1] != "}":
-        raise ValueError("the listing is not whole")
+        raise ValueError("the listing is incomplete")
     found: dict[str, tuple[str, ...]] = {}
     name, block = "", list[str]()
     for line in lines:

@@ -62,7 +62,7 @@ class Verb(enum.Enum):
 class Meaning(enum.Enum):
     """What an errno says about the operation that got it."""
 
-    DONE = "the state we wanted is there already"
+    DONE = "the desired state exists already"
     VANISHED = "the interface is gone: observe again"
     RETRY = "may succeed later"
     REFUSED = "cannot succeed until its cause is removed"
@@ -144,9 +144,9 @@ _ERRNO: tuple[tuple[frozenset[Verb], int, Meaning], ...] = (
 
 REMEDIES = {
     errno.EPERM: "run as root (CAP_NET_ADMIN)",
-    errno.EACCES: "the kernel has IPv6 switched off here: see sysctl net.ipv6.conf.*.disable_ipv6",
-    errno.EOPNOTSUPP: "the kernel has no support for it",
-    errno.EAFNOSUPPORT: "the kernel has no support for this address family",
+    errno.EACCES: "IPv6 is disabled here: see sysctl net.ipv6.conf.*.disable_ipv6",
+    errno.EOPNOTSUPP: "the kernel does not support it",
+    errno.EAFNOSUPPORT: "the kernel does not support this address family",
 }
 
 

@@ -58,21 +58,23 @@ def _full(name: str) -> str:
 
 
 def remarks(report: Report, presence: Presence) -> Iterator[Remark]:
-    """What there is to say about the others."""
+    """Yield the findings about other programs."""
     there = [interface for interface in report.interfaces if interface.link is not None and not interface.removed]
     yield from _networkmanager(there, presence)
     if not there:
         return
     if presence.pasta and any(each.choice.style is Style.DEVICE and each.observed.routes for each in there):
-        problem = f"{presence.pasta} is installed, and finds no outward interface: the default route has no gateway"
-        remedy = "the service flag guestnet-gateway-route, if you use it (rootless podman); nothing to do otherwise"
+        problem = f"{presence.pasta} is installed, but finds no outward interface: the default route has no gateway"
+        remedy = "if you use it (rootless podman), set the service flag guestnet-gateway-route"
         yield Remark("gateway-wanted", "note", problem, remedy)
     if _RESOLVED in presence.programs:
-        problem = "systemd-resolved is running: it is told the name servers of the uplink; resolv.conf does without it"
+        problem = (
+            "systemd-resolved is running: the agent sets the uplink's servers in it; resolv.conf does not depend on it"
+        )
         yield Remark("resolved-present", "note", problem, _NOTHING)
     if _NETWORKD in presence.programs:
-        problem = "systemd-networkd is running: at its start it may remove routes it does not know, ours among them"
-        remedy = "they are put back at once; ManageForeignRoutes=no in networkd.conf keeps it from that"
+        problem = "systemd-networkd is running: at its start it may remove foreign routes, including ours"
+        remedy = "the agent restores them at once; ManageForeignRoutes=no in networkd.conf prevents it"
         yield Remark("networkd-present", "note", problem, remedy)
     for name in _DHCP:
         if name in presence.programs:
@@ -81,10 +83,12 @@ def remarks(report: Report, presence: Presence) -> Iterator[Remark]:
                 "dhcp-client", "warning", problem, f"switch it off for the uplink, unless {name} serves another"
             )
     if presence.leading and presence.leading not in [interface.link.name for interface in there if interface.link]:
-        problem = f"the default route in force is by {presence.leading}: it goes before the uplink's, which stays"
-        yield Remark("foreign-default-route", "note", problem, "nothing to do if that is a VPN's")
+        problem = f"the default route in force uses {presence.leading}: it has precedence over the uplink's"
+        yield Remark("foreign-default-route", "note", problem, "nothing to do if it is a VPN's")
     elif presence.tunnels:
-        problem = f"{', '.join(presence.tunnels)}: a VPN is there; its routes, rules and name servers are left alone"
+        problem = (
+            f"{', '.join(presence.tunnels)}: a VPN is up; the agent leaves its routes, rules and name servers alone"
+        )
         yield Remark("vpn-present", "note", problem, _NOTHING)
 
 
@@ -93,19 +97,19 @@ def _networkmanager(interfaces: Iterable[InterfaceReport], presence: Presence) -
     for interface in interfaces:
         name, owner = interface.link.name if interface.link else "", interface.manager.networkmanager
         if owner and not running:
-            problem = f"{name} is NetworkManager's to configure (service flag network-manager), which is not running"
+            problem = f"NetworkManager must configure {name} (service flag network-manager), but is not running"
             yield Remark("networkmanager-not-running", "error", problem, "systemctl status NetworkManager")
         elif owner and interface.waiting:
-            problem = f"NetworkManager does not have {name} as dom0 asks: {interface.waiting}"
+            problem = f"NetworkManager has not configured {name} with dom0's settings: {interface.waiting}"
             remedy = f'was it disconnected? nmcli connection up "{profile_name(name)}"'
             yield Remark("networkmanager-waiting", "warning", problem, remedy)
         elif owner:
             problem = f"NetworkManager configures {name} from our profile, and writes resolv.conf"
             yield Remark("networkmanager-present", "note", problem, _NOTHING)
         elif running:
-            problem = f"NetworkManager is running, and {name} is configured by {wording.manager(interface.manager)}"
-            remedy = "nothing to do; or switch on the service network-manager, and see that nmcli is installed"
+            problem = f"NetworkManager is running, but {name} is configured by {wording.manager(interface.manager)}"
+            remedy = "nothing to do; or switch on the service network-manager, and install nmcli"
             yield Remark("networkmanager-present", "note", problem, remedy)
         elif "nmcli=no" in interface.manager.reasons:
-            problem = f"the service network-manager is on and nmcli is not installed: {name} is configured directly"
+            problem = f"the service network-manager is on, but nmcli is not installed: the agent configures {name}"
             yield Remark("networkmanager-missing", "warning", problem, "install it, or switch the service off")

@@ -187,7 +187,7 @@ def _take_up(
     if fresh and (loaded or (profile.device is Device.ABSENT and profile.on_disk)):
         entry = entry._replace(profile=READ + total)
     if profile.device is Device.ABSENT:
-        return (), (f"NetworkManager is to read {nm.FOLDER}/{name} when it starts",), entry
+        return (), (f"waiting for NetworkManager to start and load {nm.FOLDER}/{name}",), entry
     ops: list[Operation] = []
     if not loaded and entry.profile != READ + total:
         # In force with a former text. core-agent's has the same uuid, and what it gave stays until the next activation:
@@ -200,7 +200,7 @@ def _take_up(
         ops.append(LoadProfile(name))
     if fresh and profile.device is Device.UNMANAGED:
         # core-agent's udev rule has udev wait for our command, and NetworkManager waits for udev.
-        words = f"NetworkManager is to take up {nm.FOLDER}/{name} when udev is through with {interface}"
+        words = f"waiting for udev to release {interface}, so that NetworkManager activates {nm.FOLDER}/{name}"
         return ops, (words,), entry
     if fresh and profile.device is Device.OTHER:
         ops.append(ActivateProfile(name, interface, uuid))

@@ -134,7 +134,7 @@ class KeepForeignRedirection(NamedTuple):
         return other == PurgeConntrack(self.virtual)
 
     def __str__(self) -> str:
-        return f"nft -f: virtual DNS: rules of others in dnat-dns are kept: {self.ends}"
+        return f"nft -f: virtual DNS: keeping another program's rules in dnat-dns: {self.ends}"
 
 
 @distinct
@@ -160,7 +160,7 @@ class SetFirewallServers(NamedTuple):
     addresses: tuple[IPv4Address, ...]
 
     def __str__(self) -> str:
-        return f"nft -f: dns-addr of the firewall: {' '.join(map(str, self.addresses)) or 'none'}"
+        return f"nft -f: dns-addr of qubes-firewall: {' '.join(map(str, self.addresses)) or 'none'}"
 
 
 @distinct

@@ -76,7 +76,7 @@ def fallback(asked: Question) -> Fallback:
     """The record of answers that did not come in time."""
     milliseconds = int(PROMPT_SECONDS * 1000)
     names = " and ".join(map(str, asked.addresses))
-    reason = f"no ARP answer for {names} within {milliseconds} ms, the provider proxies it late or not at all"
+    reason = f"no ARP answer for {names} within {milliseconds} ms: the provider's proxy ARP is slow or off"
     return Fallback(asked.gateway, reason)
 
 

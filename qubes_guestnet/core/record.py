@@ -17,7 +17,7 @@ from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned
 
 OFFLOADED = "on "
 HELD, FIREWALL = "held", "firewall"  # as the owner of the qube wants; until the firewall of the qubes is there again
-HEADER = "# What qubes-guestnet made here. Written by it; do not edit.\n"
+HEADER = "# Record of the configuration by qubes-guestnet. Do not edit.\n"
 
 
 class Fallback(NamedTuple):

@@ -193,11 +193,11 @@ def _by_link(text: str) -> list[tuple[int, str]]:
             words = title.split()
             link = words[:1] == ["Link"] and len(words) > 1 and words[1].isdecimal()
             if not colon or not (link or words[:1] == ["Global"]):
-                raise ValueError(f"no line of resolvectl: {line[:60]!r}")
+                raise ValueError(f"unexpected output of resolvectl: {line[:60]!r}")
             ifindex = int(words[1]) if link else 0
         found += [(ifindex, word) for word in rest.split()]
     if ifindex < 0:
-        raise ValueError("resolvectl says nothing")
+        raise ValueError("resolvectl printed nothing")
     return found
 
 

@@ -78,8 +78,8 @@ class Shadow(NamedTuple):
         """For people."""
         chain, ours = self.chain, self.ours
         equal = chain.priority == ours.priority
-        order = f"at the same priority as our {ours.name}, in no certain order" if equal else f"before our {ours.name}"
-        policy = "; it drops what its own rules do not accept" if chain.policy == "drop" else ""
+        order = f"at the same priority as our {ours.name}, in undefined order" if equal else f"before our {ours.name}"
+        policy = "; its policy is drop" if chain.policy == "drop" else ""
         what = f"{chain.kind} chain {chain.family} {chain.table} {chain.name}"
         return f"{what} (hook {chain.hook}, priority {chain.priority}) is {order}{policy}"
 

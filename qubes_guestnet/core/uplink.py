@@ -97,7 +97,9 @@ def ipv6_missing(disabled: str | None, mtu: int, *, networkmanager: bool = False
         networkmanager: it has the interface, and sets that sysctl itself, to 1 in between and to 0 in the end.
     """
     if disabled is None:
-        return f"its MTU is {mtu}, below {SMALLEST_MTU6}" if 0 < mtu < SMALLEST_MTU6 else "this kernel has none"
+        return (
+            f"its MTU is {mtu}, below {SMALLEST_MTU6}" if 0 < mtu < SMALLEST_MTU6 else "the kernel does not support it"
+        )
     return "" if networkmanager or disabled == "0" else "sysctl disable_ipv6"
 
 

@@ -105,7 +105,7 @@ class Route(_RouteFields):
         if gateway is not None and gateway.version != destination.version:
             raise ValueError(f"{gateway} cannot be the gateway to {destination}")
         if onlink and gateway is None:
-            raise ValueError("onlink says something about a gateway, and there is none")
+            raise ValueError("onlink requires a gateway")
         return super().__new__(cls, destination, gateway, onlink, metric, protocol)
 
 

@@ -301,7 +301,7 @@ def asked(data: bytes) -> tuple[str, Vif]:
     action = _ACTIONS.get(untrusted_action)
     vif = parse(rest)
     if action is None or vif is None:
-        raise ValueError(f"no request about a vif: {shown(data)}")
+        raise ValueError(f"not a request about a vif: {shown(data)}")
     return action, vif
 
 
@@ -325,7 +325,7 @@ def answered(data: bytes) -> tuple[str, tuple[str, ...]]:
     first, *rest = _lines(data)
     problem, *done = (line.partition(" ") for line in (first, *rest))
     if problem[0] != "problem" or any(word != "done" for word, _, _ in done):
-        raise ValueError(f"no answer about a vif: {shown(data)}")
+        raise ValueError(f"not an answer about a vif: {shown(data)}")
     return problem[2], tuple(text for _, _, text in done)
 
 
@@ -333,5 +333,5 @@ def _lines(data: bytes) -> list[str]:
     """The lines before the closing one, at least one; ValueError when that is not there."""
     *lines, end, nothing = ["", "", *data.decode().split("\n")]
     if (end, nothing) != (_END, "") or not lines[2:]:
-        raise ValueError(f"cut off: {shown(data[-60:])}")
+        raise ValueError(f"truncated: {shown(data[-60:])}")
     return lines[2:]

@@ -143,8 +143,8 @@ class DnsRedirect:
             hold=settings.hold, now=int(time.monotonic()), virtual=virtual,
         )  # fmt: skip
         if nameservers.leads_nowhere(facts):
-            problem = f"{self._paths.config}: [dns] servers names {nameservers.NOWHERE_WORDS}: names are refused"
-            work.errors.append(GuestnetError(problem, "name servers that other qubes can ask, or remove the key"))
+            problem = f"{self._paths.config}: [dns] servers has {nameservers.NOWHERE_WORDS}: DNS queries are rejected"
+            work.errors.append(GuestnetError(problem, "name servers that client qubes can reach, or remove the key"))
         ways = {address: self._kernel.way(address) for address in nameservers.asked_by_route(facts)}
         return nameservers.choose(facts._replace(ways=ways))
 
@@ -158,7 +158,7 @@ class DnsRedirect:
         outcome = work.settle(partial(self._plan, work, asked), of_rules(self._nft))
         for op in outcome.done:
             if isinstance(op, LoadRedirection) and op.trouble:
-                log(WARNING, f"another program changed the chain ip qubes dnat-dns, which is put back: {op.trouble}")
+                log(WARNING, f"another program changed the chain ip qubes dnat-dns; restored it: {op.trouble}")
         return outcome
 
     def _plan(self, work: Work, asked: Asked, record: Record, so_far: Outcome) -> Planned:

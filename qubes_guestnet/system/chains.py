@@ -60,7 +60,7 @@ def legacy() -> tuple[str, ...]:
 def _together(commands: list[tuple[str, ...]]) -> tuple[programs.Done, ...]:
     program = programs.find("nft")
     if not program:
-        raise NftError("nft is not there", "install nftables")
+        raise NftError("nft is not installed", "install nftables")
     try:
         return programs.run_together([(program, *command) for command in commands], _SECONDS, longest=_LONGEST)
     except programs.ProgramError as error:

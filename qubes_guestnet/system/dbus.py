@@ -98,7 +98,7 @@ class Bus:
             self._wait(select.POLLIN, deadline, "authentication")
             answer += self._read(_LONGEST_LINE - len(answer))
         if not answer.startswith(b"OK "):
-            raise BusError(f"the system bus refuses us: {answer[:60]!r}")
+            raise BusError(f"the system bus refuses the connection: {answer[:60]!r}")
         self._send(b"BEGIN\r\n", deadline)
 
     def fileno(self) -> int:
@@ -194,7 +194,7 @@ class Bus:
     def _ask(self, name: str, what: str, texts: dict[int, str], body: tuple[Any, ...]) -> tuple[Any, ...]:
         """Ask the connection of this name, and no other."""
         if self._exchange.late and time.monotonic() < self._again:
-            raise BusError(f"{what}: a former call is not answered yet")
+            raise BusError(f"{what}: an earlier call is still unanswered")
         serial = int.from_bytes(os.urandom(4), "little") or 1
         deadline = time.monotonic() + SECONDS
         self._send(self._packed(serial, {**texts, _DESTINATION: name}, body), deadline)
@@ -223,7 +223,7 @@ class Bus:
         try:
             return tuple(self._library.Message.from_buffer(message.data).body)
         except Exception as error:  # which errors a parser has for what it does not expect is not documented
-            raise BusError(f"{what}: the answer cannot be read: {error!r}") from None
+            raise BusError(f"{what}: malformed answer: {error!r}") from None
 
     # --- the socket ----------------------------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class Bus:
             reads += 1
         error = BusError(f"{what}: no answer within {SECONDS:g} s")
         if reads > CROWDED_READS:
-            self._ended = error = Crowded(f"{error}; the system bus brings messages of other programs")
+            self._ended = error = Crowded(f"{error}; other programs flood the system bus")
         raise error
 
     def _round(self) -> Message | None:
@@ -259,7 +259,7 @@ class Bus:
         except BlockingIOError:
             return None
         except bus_messages.TooLong as error:
-            self._ended = TooLong(f"the system bus brings {error}")
+            self._ended = TooLong(f"received from the system bus: {error}")
             raise self._ended from None
         except Malformed as error:
             self._ended = BusError(f"the system bus: {error}")
@@ -277,7 +277,7 @@ class Bus:
         except OSError as error:
             raise BusError(f"system bus: {error.strerror}") from None
         if not data:
-            raise BusError("the system bus went away")
+            raise BusError("the system bus closed the connection")
         return data
 
     def _send(self, data: bytes, deadline: float) -> None:

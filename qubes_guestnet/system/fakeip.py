@@ -168,7 +168,7 @@ def _ip(*commands: str) -> None:
     """Run `ip` commands; it stops at the first that fails."""
     program = programs.find("ip")
     if not program:
-        raise FakeAddressError("ip is not there", "install iproute2")
+        raise FakeAddressError("ip is not installed", "install iproute2")
     done = programs.run((program, "-batch", "-"), _SECONDS, input="".join(f"{line}\n" for line in commands).encode())
     if done.status:
         raise FakeAddressError(f"ip -batch ({'; '.join(commands)[:200]}): {' '.join(done.output.split())}")

@@ -58,16 +58,16 @@ _NOT_REPLACEABLE = (errno.EBUSY, errno.EXDEV, errno.EROFS, errno.EACCES, errno.E
 # A file system that cannot sync says so with one of these: nothing is lost that it could have kept.
 _CANNOT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP)
 _REMEDIES = {
-    errno.ENOSPC: "what was there before is still in place; free some space on this file system",
-    errno.EDQUOT: "what was there before is still in place; free some space on this file system",
+    errno.ENOSPC: "the former file is unchanged; free some space on this file system",
+    errno.EDQUOT: "the former file is unchanged; free some space on this file system",
     errno.EROFS: "make the file system writable",
     errno.EFBIG: "shorten the file",
-    errno.EACCES: "run this as root, and see whether a security module forbids it",
-    errno.EPERM: "run this as root, and see whether chattr +i is set",
+    errno.EACCES: "run this as root, and check whether a security module denies it",
+    errno.EPERM: "run this as root, and check for chattr +i",
     errno.ENOENT: "the folder does not exist",
-    errno.EISDIR: "a folder stands where the file should be; move it away",
-    errno.EEXIST: "something that is not a file stands where the file should be; move it away",
-    errno.ELOOP: "the path is a circle of symbolic links, or one came in between just now",
+    errno.EISDIR: "a directory has the name of the file; move it away",
+    errno.EEXIST: "another kind of object has the name of the file; move it away",
+    errno.ELOOP: "the path is a loop of symbolic links, or a link appeared just now",
 }
 
 

@@ -38,7 +38,7 @@ class Reply:
         try:
             self._connection.send(data)
         except OSError as error:
-            log(WARNING, f"vif: the answer was not taken: {error.strerror or error}")
+            log(WARNING, f"vif.sock: cannot send an answer: {error.strerror or error}")
         self.close()
 
     def awaited(self) -> bool:
@@ -92,7 +92,7 @@ class Server:
             connection, _ = self._socket.accept()
         except OSError as error:
             if not isinstance(error, BlockingIOError):
-                log(WARNING, f"vif.sock: a connection cannot be accepted: {error.strerror or error}")
+                log(WARNING, f"vif.sock: cannot accept a connection: {error.strerror or error}")
             return None
         try:
             question = _question(connection)

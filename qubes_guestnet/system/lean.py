@@ -109,14 +109,14 @@ def load(package: str, wanted: Iterable[str], right: Callable[..., bool] = _righ
             found = _without_package(package, path, names)
             if right(*found):
                 return found
-            problem = "it does not do its work"
+            problem = "the self-test failed"
         except Exception as error:  # what a later release may do to a stand-in cannot be listed
             problem = f"{type(error).__name__}: {error}"
         _forget(package)
         from . import systemd
 
-        systemd.log(systemd.WARNING, f"{package} is imported whole, which takes more time and memory, because its "
-                    f"modules alone cannot be: {problem}")  # fmt: skip
+        problem = f"its single modules cannot be imported: {problem}"
+        systemd.log(systemd.WARNING, f"importing all of {package} (more time and memory), because {problem}")
     return tuple(_plainly(package, name) for name in names)
 
 

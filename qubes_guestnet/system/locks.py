@@ -29,7 +29,7 @@ class Held(GuestnetError):
     """
 
     def __init__(self, path: str, pid: int) -> None:
-        holder = f"process {pid}" if pid > 0 else "a process that cannot be seen from here"
+        holder = f"process {pid}" if pid > 0 else "a process in another PID namespace"
         super().__init__(f"{path} is locked by {holder}")
         self.pid = pid
 

@@ -178,7 +178,7 @@ def chains() -> tuple[Chain, ...]:
         hooked = [{"policy": "accept", **chain} for chain in listed if "hook" in chain]
         return tuple(Chain(*[chain[word] for word in words]) for chain in hooked)
     except (ValueError, KeyError) as error:
-        raise NftError(f"nft -j list chains: not understood: {error!r}") from None
+        raise NftError(f"nft -j list chains: unexpected output: {error!r}") from None
 
 
 def _listed(kind: str, wanted: tuple[tuple[str, str], ...]) -> str:
@@ -215,7 +215,7 @@ def _outputs(commands: Iterable[tuple[str, ...]]) -> list[str]:
 def _program() -> str:
     program = programs.find("nft")
     if not program:
-        raise NftError("nft is not there", "install nftables")
+        raise NftError("nft is not installed", "install nftables")
     return program
 
 
@@ -227,4 +227,4 @@ def _failed(output: str) -> NftError:
 
 def _first_line(output: str) -> str:
     # nft repeats the text and underlines it with ^^^; the first line says what and where.
-    return output.partition("\n")[0] or "no word about why"
+    return output.partition("\n")[0] or "no error message"

@@ -55,7 +55,7 @@ def generation() -> int:
                 for kind, begin, _ in wire.attributes(answer, asking.HEADER_BYTES, len(answer)):
                     if kind == NFTA_GEN_ID:
                         return int(struct.unpack_from("!I", answer, begin)[0])
-            raise OSError(errno.EPROTO, "no generation")
+            raise OSError(errno.EPROTO, "no generation in the answer")
         finally:
             asking.close()
     except OSError as error:
@@ -183,7 +183,7 @@ def _dump(kind: int, gather: Callable[[Iterable[bytes]], _Gathered], body: bytes
                     return gather(asking.request(kind, wire.NLM_F_DUMP, body, number))
                 except InterruptedError:
                     continue
-            raise OSError(errno.EAGAIN, "the rules change all the time")
+            raise OSError(errno.EAGAIN, "the rules keep changing")
         finally:
             asking.close()
     except OSError as error:

@@ -76,9 +76,9 @@ def _transient(systemd_run: str, command: Command, seconds: float) -> None:
         shell = ("/bin/sh",) if programs.is_script(command.words[0]) else ()
         done = programs.run((*words, *shell, *command.words), _START_SECONDS)
     except programs.ProgramError as error:
-        raise programs.ProgramError(f"{command.title} not started: {error}", "tried again") from None
+        raise programs.ProgramError(f"{command.title} not started: {error}", "trying again") from None
     if done.status:
-        raise programs.ProgramError(f"{command.title} not started: {done.output[-200:]}", "tried again")
+        raise programs.ProgramError(f"{command.title} not started: {done.output[-200:]}", "trying again")
 
 
 def _marks(path: str) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ def _supervised(commands: tuple[Command, ...], seconds: float) -> None:
             _wait_for(between)
             return
     except OSError as error:
-        raise programs.ProgramError(f"{commands[0].title} not started: {error.strerror}", "tried again") from None
+        raise programs.ProgramError(f"{commands[0].title} not started: {error.strerror}", "trying again") from None
     try:
         os.setsid()
         if os.fork():
@@ -116,7 +116,7 @@ def _supervised(commands: tuple[Command, ...], seconds: float) -> None:
                 try:
                     os.close(os.open(command.ended, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
                 except OSError as error:
-                    log(WARNING, f"{command.ended}: {error.strerror}; {command.title} is taken to run on")
+                    log(WARNING, f"{command.ended}: {error.strerror}; assuming that {command.title} is still running")
     finally:
         os._exit(0)
 

@@ -83,5 +83,7 @@ class Ledger:
                 return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EINTR) or time.monotonic() > deadline:
-                    raise FileError(path, error, "another qubes-guestnet holds it; is it stopped?") from None
+                    raise FileError(
+                        path, error, "another qubes-guestnet process holds the lock; is it suspended?"
+                    ) from None
             time.sleep(_POLL_SECONDS)

@@ -192,7 +192,7 @@ def start(
         ProgramError: it cannot be started, or there is no time left for it in this round.
     """
     if _left(1.0) <= 0:
-        raise ProgramError(f"{command[0]}: not started, other programs have taken all the time of this round")
+        raise ProgramError(f"{command[0]}: not started, because other programs used up the time of this pass")
     _reap()
     opened, mark = list[int](), f"{os.getpid()}-{next(_COUNT)}"
     try:
@@ -282,7 +282,7 @@ def finish(started: Started, seconds: float, *, longest: int = LONGEST_OUTPUT, d
     finally:
         status = _end(started, kill=not ended)
     if not ended:
-        raise ProgramError(f"{' '.join(started.command)}: no end within {round(max(seconds, 0), 1):g} s")
+        raise ProgramError(f"{' '.join(started.command)}: still running after {round(max(seconds, 0), 1):g} s")
     return Done(os.waitstatus_to_exitcode(status), output.decode("utf-8", "replace").strip())
 
 

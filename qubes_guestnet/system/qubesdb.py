@@ -153,7 +153,7 @@ def backoff(attempt: int) -> float:
             from .systemd import WARNING, log
 
             _tenacity_works = False
-            log(WARNING, f"tenacity cannot be used, the same pauses are computed without it: {error}")
+            log(WARNING, f"cannot use tenacity, using built-in pauses: {error}")
     return float(min(5.0, 0.1 * 2 ** min(attempt - 1, 10)))
 
 
@@ -177,7 +177,7 @@ def _binding() -> ModuleType | None:
         from .systemd import WARNING, log
 
         _binding_works = False
-        log(WARNING, f"the qubesdb binding cannot be used, QubesDB is asked directly: {error}")
+        log(WARNING, f"cannot use the qubesdb binding, using the built-in protocol: {error}")
         return None
     module: ModuleType = qubesdb
     return module

@@ -109,7 +109,7 @@ class _Handle:
             raise self.broken(self._problem)
         self.waiting(1)
         # Given up unless we get to the end, also when an exception comes from somewhere else.
-        self._problem = "was interrupted in the middle of a request"
+        self._problem = "was interrupted during a request"
         started = time.monotonic()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._all_signals)
         try:
@@ -143,7 +143,7 @@ class _Handle:
         except OSError:
             inode = -1
         if inode != self._inode:
-            raise self.broken("went away, and the watches with it")
+            raise self.broken("closed the connection, and dropped the watches")
 
 
 class BindingStore:

@@ -85,7 +85,7 @@ class _Link:
         if self._problem:
             raise self.broken(self._problem)
         # Given up unless the whole answer was read, whatever interrupts us: an exception out of a signal handler too.
-        self._problem = "was interrupted in the middle of a request"
+        self._problem = "was interrupted during a request"
         self.deadline = time.monotonic() + self.timeout
         view = memoryview(message)
         while view:
@@ -173,7 +173,7 @@ def _open(directory: str, timeout: float, names: tuple[str, ...]) -> _Link:
         except FileNotFoundError:
             continue
         except BlockingIOError as error:
-            raise StoreError(f"QubesDB at {path} did not accept within {timeout:g} s", "is it hanging?") from error
+            raise StoreError(f"QubesDB at {path} did not accept within {timeout:g} s", "does it hang?") from error
         except OSError as error:
             raise StoreError(f"QubesDB at {path}: {error.strerror or error}", _REMEDY) from error
     raise StoreError(f"no QubesDB in {directory}", _REMEDY)

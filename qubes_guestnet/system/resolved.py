@@ -199,11 +199,11 @@ def ask(
     from ..core.nameservers import Heard
 
     if port is None:
-        return Heard(problem="cannot be asked without the system bus or resolvectl")
+        return Heard(problem="is unreachable without the system bus and resolvectl")
     try:
         return Heard(_whole(port, uplinks, former))
     except ValueError:
-        return Heard(problem="gives an answer that is not understood")
+        return Heard(problem="gave a malformed answer")
     except GuestnetError as error:
         # Behaviour B35: all networking failed on the name of an error that nobody had thought of. All names are alike.
         return Heard(problem=ABSENT if getattr(error, "absent", False) else SILENT)

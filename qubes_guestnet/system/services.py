@@ -57,7 +57,7 @@ def configured_limits(path: str = CONFIG_FILE) -> Limits:
     """
     from ..core import limits  # a provider's alone
 
-    remedy = "the limits in force stay until it is mended"
+    remedy = "the limits in force stay until it is fixed"
     try:
         return limits.parse(_table(path, "provider", remedy))
     except ValueError as error:
@@ -90,9 +90,9 @@ def configured_dns(path: str = CONFIG_FILE) -> DnsSettings:
     from ..core.nameservers import parse_settings  # a provider's alone
 
     try:
-        return parse_settings(_table(path, "dns", "names go on as they are until it is mended"))
+        return parse_settings(_table(path, "dns", "the DNS redirection stays until it is fixed"))
     except ValueError as error:
-        raise ConfigError(f"{path}: {error}", "names go on as they are until it is mended") from None
+        raise ConfigError(f"{path}: {error}", "the DNS redirection stays until it is fixed") from None
 
 
 def _table(path: str, name: str, remedy: str) -> Any:
@@ -110,7 +110,7 @@ def _table(path: str, name: str, remedy: str) -> Any:
     from ..core import config
 
     # One text for all tables, because one mistake is one error.
-    whole = "mend it; until then none of its settings is taken, and forwarding stays as closed as it may have asked for"
+    whole = "fix it; until then all its settings are ignored, and forwarding is treated as with hold_after_flush"
     try:
         text = data.decode()
         config.check_lines(text)
@@ -213,9 +213,9 @@ def _firewall_state() -> tuple[str, str]:
 def _systemctl(words: tuple[str, ...]) -> str:
     program = programs.find("systemctl")
     if not program:
-        raise programs.ProgramError("systemctl is not there", "install systemd")
+        raise programs.ProgramError("systemctl is not installed", "install systemd")
     done = programs.run((program, *words), _RESTART_SECONDS)
     if done.status:
         problem = f"systemctl {' '.join(words)}: {done.output[-200:] or f'exit status {done.status}'}"
-        raise programs.ProgramError(problem, f"tried again; see systemctl status {words[-1]}")
+        raise programs.ProgramError(problem, f"trying again; see systemctl status {words[-1]}")
     return done.output

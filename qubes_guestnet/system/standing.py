@@ -30,11 +30,11 @@ def claim(folder: str) -> None:
     try:
         locks.take(os.path.join(folder, _LOCK), _ENDING_SECONDS)
     except locks.Held as held:
-        which = f"process {held.pid}" if held.pid > 0 else "a process that cannot be seen from here"
-        problem = f"an agent runs already: {which}"
-        raise GuestnetError(problem, "systemctl restart qubes-guestnet puts a new one in its place") from None
+        which = f"process {held.pid}" if held.pid > 0 else "in another PID namespace"
+        problem = f"an agent is already running: {which}"
+        raise GuestnetError(problem, "systemctl restart qubes-guestnet replaces it") from None
     except FileError as error:
-        log(WARNING, f"a second agent would not be noticed: {error}")
+        log(WARNING, f"cannot exclude a second agent: {error}")
 
 
 def publish(folder: str, error: str) -> None:

@@ -45,11 +45,11 @@ def harden(interface: str) -> None:
     if not program or not file:
         missing = "systemd-sysctl" if not program else _HARDENING[0]
         remedy = "install it, or switch the service harden-network-interfaces off"
-        raise programs.ProgramError(f"{interface} is not hardened: {missing} is not there", remedy)
+        raise programs.ProgramError(f"{interface} is not hardened: {missing} is missing", remedy)
     done = programs.run((program, *_prefixes("all"), *_prefixes(interface), file), _HARDENING_SECONDS)
     if done.status:
-        problem = f"{interface} is not hardened by {file}: systemd-sysctl: {done.output[-200:]}"
-        raise programs.ProgramError(problem, "mend that file, or switch the service harden-network-interfaces off")
+        problem = f"cannot harden {interface} with {file}: systemd-sysctl: {done.output[-200:]}"
+        raise programs.ProgramError(problem, "fix that file, or switch the service harden-network-interfaces off")
 
 
 def _program() -> str:

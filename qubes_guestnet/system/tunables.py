@@ -14,7 +14,7 @@ from ..errors import FileError
 FOLDER = "/proc/sys/net"
 _LONGEST = 4096
 _REMEDIES = {
-    errno.EROFS: "/proc/sys is read-only here; the unit's sandbox must let it be written",
+    errno.EROFS: "/proc/sys is read-only here; allow writes in the unit's sandbox",
     errno.EACCES: "run this as root",
     errno.EPERM: "run this as root",
 }

@@ -68,7 +68,7 @@ def write(path: str, value: str) -> None:
 def _program(name: str) -> str:
     program = programs.find(name)
     if not program:
-        raise XenstoreError(f"{name} is not there", "install xenstore-utils (Debian) or xen-runtime (Fedora)")
+        raise XenstoreError(f"{name} is not installed", "install xenstore-utils (Debian) or xen-runtime (Fedora)")
     return program
 
 

@@ -40,7 +40,7 @@ def test_it_is_told_once_and_the_daemon_is_asked_all_the_same(line: str, tmp_pat
     said, told = read(tmp_path)
     assert said.split() == ["10.137.0.7", "10.137.0.7"]
     assert len(told.splitlines()) == 1
-    assert told.startswith("the qubesdb binding cannot be used, QubesDB is asked directly: ")
+    assert told.startswith("cannot use the qubesdb binding, using the built-in protocol: ")
 
 
 def test_one_that_is_not_installed_is_not_told(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_where_messages_of_others_come_and_no_answer_resolvectl_is_asked_in_the_
     try:
         client._exchange.give_up()
         client._again = 0.0
-        with pytest.raises(dbus.Crowded, match="messages of other programs"):
+        with pytest.raises(dbus.Crowded, match="other programs flood"):
             ask(client)
         assert isinstance(holder.instead(), resolved.ByCommand)
     finally:
@@ -201,7 +201,7 @@ def test_where_messages_of_others_come_and_no_answer_resolvectl_is_asked_in_the_
         others.join()
     assert isinstance(holder.resolved(), resolved.ByCommand)
     assert holder.due() is not None, "the bus is opened again"
-    assert capsys.readouterr().err.count("brings messages of other programs") == 1
+    assert capsys.readouterr().err.count("other programs flood the system bus") == 1
 
 
 @pytest.mark.behaviour("B111")
@@ -280,7 +280,7 @@ def test_after_one_call_without_an_answer_the_next_ones_do_not_wait(
     with pytest.raises(dbus.BusError, match="no answer within"):
         ask(client)
     for _ in range(20):
-        with pytest.raises(dbus.BusError, match="a former call"):
+        with pytest.raises(dbus.BusError, match="an earlier call"):
             ask(client)
     assert len(serials) == 1
     bus.answers = lambda serial: text(serial, "good")
@@ -306,7 +306,7 @@ def test_an_answer_that_cannot_be_read_is_an_error(
     answer: Callable[[int], bytes], bus: OddBus, client: dbus.Bus
 ) -> None:
     bus.answers = answer
-    with pytest.raises(dbus.BusError, match="cannot be read"):
+    with pytest.raises(dbus.BusError, match="malformed answer"):
         ask(client)
     bus.answers = lambda serial: text(serial, "good")
     assert ask(client) == ("good",)

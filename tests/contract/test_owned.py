@@ -111,7 +111,7 @@ def test_a_stopped_holder_is_waited_for_so_long_and_no_longer(
     monkeypatch.setattr(owned, "LOCK_SECONDS", 0.05)
     holder.send_signal(signal.SIGSTOP)
     before = descriptors()
-    with pytest.raises(FileError, match="another qubes-guestnet holds it") as caught, Ledger(run):
+    with pytest.raises(FileError, match="another qubes-guestnet process holds the lock") as caught, Ledger(run):
         pass
     assert caught.value.retryable
     assert descriptors() == before
@@ -233,8 +233,8 @@ def test_the_style_of_the_file(tmp_path: Path, text: str, style: Style | None) -
 @pytest.mark.parametrize(
     ("data", "right"),
     [
-        (b"[uplink\n", "mend it; until then none of its settings is taken"),
-        (b"\xff", "mend it; until then none of its settings is taken"),
+        (b"[uplink\n", "fix it; until then all its settings are ignored"),
+        (b"\xff", "fix it; until then all its settings are ignored"),
         (b"uplink = 1\n", r"write \[uplink\] on a line of its own"),
         (b"[uplink]\nother = 1\n", "the keys are default-route"),
         (b"[uplnk]\n", "the tables are dns, provider, uplink"),

@@ -161,7 +161,7 @@ def test_a_restart_in_the_middle_of_a_request_is_noticed(kind: Kind, monkeypatch
                 watch(library, path)
 
             monkeypatch.setattr(qubesdb_standin.QubesDB, "watch", restart_then_watch)
-            with pytest.raises(StoreError, match="went away"):
+            with pytest.raises(StoreError, match="closed the connection"):
                 watches.watch("/qubes-mac")
         with pytest.raises(StoreError):
             watches.drain()

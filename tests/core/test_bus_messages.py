@@ -228,5 +228,5 @@ def test_one_that_is_too_long_is_refused_before_it_is_read() -> None:
 
 @pytest.mark.parametrize("start", [b"\0\x04\0\x01", b"l\x04\0\x02", b"HTTP"])
 def test_what_is_no_message_is_refused(start: bytes) -> None:
-    with pytest.raises(Malformed, match="not the start"):
+    with pytest.raises(Malformed, match="invalid start"):
         Stream().receive(start + bytes(12))

@@ -40,15 +40,18 @@ def test_what_there_is(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("provider = true", "provider is no table; write [provider] on a line of its own, and its keys below"),
-        ('uplink = "gateway"', "uplink is no table; write [uplink] on a line of its own, and its keys below"),
-        ("[provider]\nhold-after-flush = true", "[provider] 'hold-after-flush' is no key; the keys are "),
-        ('[uplink]\ndefault_route = "device"', "[uplink] 'default_route' is no key; the keys are default-route"),
-        ("[DNS]\nservers = []", "'DNS' is no table; the tables are dns, provider, uplink"),
-        ("servers = []", "'servers' is no table; meant: [dns] servers"),
-        (".".join(["a"] * 20_000) + " = 1", "line 1 has 40003 characters; the longest has 1024; break it up"),
-        ("hold_after_flush = true", "'hold_after_flush' is no table; meant: [provider] hold_after_flush"),
-        ('["\\u001b[31m"]', "'\\x1b[31m' is no table; the tables are dns, provider, uplink"),
+        ("provider = true", "provider is not a table; write [provider] on a line of its own, and its keys below"),
+        ('uplink = "gateway"', "uplink is not a table; write [uplink] on a line of its own, and its keys below"),
+        ("[provider]\nhold-after-flush = true", "[provider] 'hold-after-flush' is not a known key; the keys are "),
+        (
+            '[uplink]\ndefault_route = "device"',
+            "[uplink] 'default_route' is not a known key; the keys are default-route",
+        ),
+        ("[DNS]\nservers = []", "'DNS' is not a known table; the tables are dns, provider, uplink"),
+        ("servers = []", "'servers' is not a known table; meant: [dns] servers"),
+        (".".join(["a"] * 20_000) + " = 1", "line 1 has 40003 characters; the limit is 1024; split it"),
+        ("hold_after_flush = true", "'hold_after_flush' is not a known table; meant: [provider] hold_after_flush"),
+        ('["\\u001b[31m"]', "'\\x1b[31m' is not a known table; the tables are dns, provider, uplink"),
     ],
 )
 def test_a_mistake_is_named_with_what_is_right(text: str, said: str) -> None:

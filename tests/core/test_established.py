@@ -13,7 +13,7 @@ pytestmark = pytest.mark.behaviour("B62", "B134")
 
 FORWARD = Chain("inet", "filter", "FORWARD", "filter", "forward", 0)
 CUSTOM = Chain("ip", "qubes", "custom-forward", "filter", "forward", 0)
-JUDGES = "chain inet filter FORWARD also judges established connections"
+JUDGES = "chain inet filter FORWARD may refuse established connections"
 
 
 # --- what their rules do --------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_users_chains_are_asked_like_those_of_others() -> None:
     switch = table("ip qubes", chain("custom-forward", "", "iifgroup 1 counter drop")).strip()
     assert flowtable.obstacle([(CUSTOM, empty)]) == ""
     assert flowtable.obstacle([(FORWARD, shown()), (CUSTOM, switch)]) == (
-        "chain ip qubes custom-forward also judges established connections: its rule `iifgroup 1 counter drop`; "
+        "chain ip qubes custom-forward may refuse established connections: its rule `iifgroup 1 counter drop`; "
         "put `ct state established,related accept` before it, or let it fit `ct state new` alone"
     )
 
@@ -253,14 +253,14 @@ def test_the_firewall_of_the_qubes_is_none() -> None:
     ids=["another rule", "a mark", "another hook", "forward", "another table"],
 )
 def test_what_somebody_adds_to_it_is_judged_like_all_else(judging: tuple[Chain, str]) -> None:
-    assert " also judges established connections" in flowtable.obstacle([judging])
+    assert " may refuse established connections" in flowtable.obstacle([judging])
 
 
 @pytest.mark.parametrize(("tables", "judge"), [((), ""), (("nat",), ""), (("nat", "raw"), "raw")])
 def test_the_former_iptables(tables: tuple[str, ...], judge: str) -> None:
     expected = (
         f"the table {judge} of iptables-legacy may judge established connections; "
-        "make its rules with iptables-nft, which can be looked into"
+        "create its rules with iptables-nft, which the agent can read"
         if judge
         else ""
     )

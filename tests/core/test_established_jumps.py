@@ -12,7 +12,7 @@ from tests.support.nft_words import chain, hooked, shown, table
 pytestmark = pytest.mark.behaviour("B62", "B134")
 
 FORWARD = Chain("inet", "filter", "FORWARD", "filter", "forward", 0)
-JUDGES = "chain inet filter FORWARD also judges established connections"
+JUDGES = "chain inet filter FORWARD may refuse established connections"
 
 
 def docker(policy: str = "accept", *users: str) -> tuple[Chain, str, dict[tuple[str, str, str], str]]:
@@ -64,7 +64,7 @@ def test_chains_of_docker_are_followed() -> None:
 def test_the_policy_of_docker_is_named_with_the_chain_where_its_owner_may_accept() -> None:
     reason, _ = asked(*docker("drop", 'iifname "vif*" counter accept'))
     assert reason == (
-        "chain ip filter FORWARD also judges established connections: its policy is drop; "
+        "chain ip filter FORWARD may refuse established connections: its policy is drop; "
         "put `ct state established,related accept` first into DOCKER-USER, which Docker leaves to you"
     )
     assert asked(*docker("drop", "ct state established,related accept"))[0] == ""
@@ -95,7 +95,7 @@ JUMPS = {
     "two steps": (("jump a",), {"a": ("jump b",), "b": ("meta mark set 1",)}, "`meta mark set 1` in b; put"),
     "one step further, and no more": (("goto a",), {"a": ("counter",)}, ""),
     "refused one step further": (("goto a",), {"a": ("drop",)}, "`drop` in a; put"),
-    "not there": (("ip saddr 10.137.0.5 jump a",), {}, "cannot be read: there is none"),
+    "not there": (("ip saddr 10.137.0.5 jump a",), {}, "cannot be read: no such chain"),
     "not understood there": (("jump a",), {"a": ('drop comment "x',)}, "cannot be read: a quotation mark is missing"),
     "a name that nft would take for more": (("jump a;b",), {}, "`jump a;b`; put"),
     "first packets alone": (("ct state new jump a",), {"a": ("drop",)}, ""),

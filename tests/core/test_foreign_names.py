@@ -200,7 +200,7 @@ def test_a_long_set_goes_on_in_the_next_line() -> None:
         "ip daddr { 10.139.1.1, 10.139.1.2 } udp dport 53 dnat to 10.2.0.1", "tcp dport 1 drop",
     )  # fmt: skip
     assert judge(listing, V).kept
-    with pytest.raises(ValueError, match="not whole"):
+    with pytest.raises(ValueError, match="incomplete"):
         nft_listing.chains(listing.rstrip("}\n"))
 
 

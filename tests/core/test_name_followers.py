@@ -116,7 +116,7 @@ def test_word_by_word() -> None:
     facts = Facts((FIRST,), (FIRST,), frozenset(), proxy=True, firewall=True)
     planned = name_followers.plan(facts, record, Outcome())
     assert [str(op) for op in planned.ops] == [
-        "nft -f: dns-addr of the firewall: 192.0.2.1",
+        "nft -f: dns-addr of qubes-firewall: 192.0.2.1",
         "systemctl --no-block try-restart qubes-updates-proxy.service",
         "systemctl --no-block reload qubes-firewall.service",
     ]
@@ -131,7 +131,7 @@ def test_rules_of_another_program_are_for_the_firewall_and_not_for_the_proxy() -
     planned = name_followers.plan(facts, Record(), Outcome(done=(PROXY,)))
     assert planned.ops == (SetFirewallServers((ipaddress.IPv4Address("192.0.2.2"),)),)
     assert planned.record.provided.proxied == ("192.0.2.1",)
-    assert str(SetFirewallServers(())) == "nft -f: dns-addr of the firewall: none"
+    assert str(SetFirewallServers(())) == "nft -f: dns-addr of qubes-firewall: none"
 
 
 def test_a_service_that_is_not_there_or_not_known_is_not_told() -> None:

@@ -57,11 +57,11 @@ WIFI = link(3, "192.168.1.1", "192.168.1.2")
         pytest.param([UPLINK], OURS, OWN, OWN, "own provider", id="a proxy"),
         pytest.param([], b"", OWN, OWN, "own provider", id="nothing known but the provider"),
         pytest.param([], b"", (), (), "none known", id="nothing known at all"),
-        pytest.param([WIFI], STUB, (), ("192.168.1.1", "192.168.1.2"), "besides the uplink", id="a network qube"),
-        pytest.param([WIFI._replace(everything=True)], STUB, (), ("192.168.1.1", "192.168.1.2"), "every domain",
+        pytest.param([WIFI], STUB, (), ("192.168.1.1", "192.168.1.2"), "other than the uplink", id="a network qube"),
+        pytest.param([WIFI._replace(everything=True)], STUB, (), ("192.168.1.1", "192.168.1.2"), "takes all names",
                      id="a network qube with NetworkManager"),
         pytest.param([UPLINK, link(3, "192.168.1.1"), link(4, "192.168.1.1", "9.9.9.9")], b"", OWN,
-                     ("192.168.1.1", "9.9.9.9"), "besides the uplink", id="each once"),
+                     ("192.168.1.1", "9.9.9.9"), "other than the uplink", id="each once"),
         pytest.param([link(2, "9.9.9.9", everything=True, uplink=True)], b"", OWN, ("9.9.9.9",), "the uplink",
                      id="servers of the user's on the uplink"),
         pytest.param([link(3, "fd00::1", "127.0.0.1")], b"nameserver 192.168.1.9\n", (), ("192.168.1.9",),
@@ -93,11 +93,11 @@ def test_whose_servers_count(
 @pytest.mark.parametrize(
     ("links", "data", "servers", "why"),
     [
-        pytest.param([], OURS, [], "none now", id="a proxy"),
-        pytest.param(None, OURS, [], "none now", id="no resolved"),
+        pytest.param([], OURS, [], "there is no uplink", id="a proxy"),
+        pytest.param(None, OURS, [], "there is no uplink", id="no resolved"),
         pytest.param([], b"nameserver 10.139.1.1\nnameserver 192.168.1.9\n", ["192.168.1.9"], "resolv.conf",
                      id="a server of the user's besides"),
-        pytest.param([WIFI], OURS, ["192.168.1.1", "192.168.1.2"], "besides the uplink", id="another way out"),
+        pytest.param([WIFI], OURS, ["192.168.1.1", "192.168.1.2"], "other than the uplink", id="another way out"),
     ],
 )  # fmt: skip
 def test_without_an_uplink_its_provider_is_not_asked(
@@ -329,7 +329,7 @@ def test_servers_of_the_owner_count_before_all_others() -> None:
     assert choose(own).servers == at("10.139.1.1")
     choice = choose(own._replace(uplink=False))
     assert choice.servers == ()
-    assert "none now" in choice.reason
+    assert "there is no uplink" in choice.reason
 
 
 @pytest.mark.behaviour("B123")
@@ -338,7 +338,7 @@ def test_no_virtual_address_leads_to_itself() -> None:
     assert choose(card).servers == at("10.8.0.1")
     only = card._replace(configured=at("10.139.1.1", "10.139.1.2"))
     assert (choose(only).servers, nameservers.leads_nowhere(only)) == ((), True)
-    assert "lead nowhere" in choose(only).reason
+    assert "only the virtual DNS addresses" in choose(only).reason
     proxy = only._replace(own=OWN)
     assert (choose(proxy).servers, nameservers.leads_nowhere(proxy)) == (OWN_ENDPOINTS, False)
     none = card._replace(configured=None)
@@ -366,7 +366,7 @@ def test_the_table_of_names(table: dict[str, object], settings: DnsSettings) -> 
     ("table", "words"),
     [
         ([], "is a table"),
-        ({"server": ["10.8.0.1"]}, "'server' is not known"),
+        ({"server": ["10.8.0.1"]}, "'server' is not a known key"),
         ({"servers": "10.8.0.1"}, "is a list"),
         ({"servers": []}, "is a list"),
         *(

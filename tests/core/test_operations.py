@@ -111,11 +111,11 @@ WORDS: dict[str, Operation] = {
     "nft add element ip qubes downstream { 10.137.0.5 }": ChangeDownstream((ADDRESS.ip,), ()),
     "nft -f: virtual DNS 10.139.1.1->192.0.2.1": LoadRedirection(VIRTUAL, SERVERS),
     "nft -f: virtual DNS rejected": LoadRedirection(VIRTUAL, (), "rejected"),
-    "nft -f: virtual DNS: rules of others in dnat-dns are kept: 10.139.1.1 -> 10.8.0.1": KeepForeignRedirection(
+    "nft -f: virtual DNS: keeping another program's rules in dnat-dns: 10.139.1.1 -> 10.8.0.1": KeepForeignRedirection(
         None, VIRTUAL, (), "10.139.1.1 -> 10.8.0.1"
     ),
     "conntrack -D: entries of 10.139.1.1, 10.137.0.5": PurgeConntrack((*VIRTUAL, ADDRESS.ip)),
-    "nft -f: dns-addr of the firewall: 192.0.2.1": SetFirewallServers((ipaddress.IPv4Address("192.0.2.1"),)),
+    "nft -f: dns-addr of qubes-firewall: 192.0.2.1": SetFirewallServers((ipaddress.IPv4Address("192.0.2.1"),)),
     "nft -f: base rules of the tables ip qubes, ip6 qubes and arp qubes": LoadRules(("ip", "ip6", "arp"), "rules"),
     "nft -f: base rules of the tables ip qubes and ip6 qubes; put back what others had in our tables: "
     "ip qubes chain mine, each part alone": LoadRulesInParts(("ip", "ip6"), "rules", (("ip", "chain mine {", ""),)),

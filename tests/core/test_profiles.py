@@ -278,8 +278,8 @@ def test_a_profile_that_is_not_on_disk_is_not_taken_for_read_when_networkmanager
 
 
 WAITING = {
-    Device.ABSENT: (f"NetworkManager is to read {nm.FOLDER}/{NAME} when it starts",),
-    Device.UNMANAGED: (f"NetworkManager is to take up {nm.FOLDER}/{NAME} when udev is through with eth0",),
+    Device.ABSENT: (f"waiting for NetworkManager to start and load {nm.FOLDER}/{NAME}",),
+    Device.UNMANAGED: (f"waiting for udev to release eth0, so that NetworkManager activates {nm.FOLDER}/{NAME}",),
     Device.UNASKED: (),
 }
 

@@ -260,7 +260,7 @@ def test_a_resolv_conf_that_cannot_be_looked_at(settled: Qube, monkeypatch: pyte
 def test_a_resolv_conf_that_is_fought_over(settled: Qube) -> None:
     settled.resolv_conf.write_bytes(b"nameserver 1.2.3.4\n")
     report = settled.run(may_rewrite=lambda content: content != SERVERS)
-    assert "something overwrote it 5 times in 60 s" in words(report)[0]
+    assert "5 times in 60 s" in words(report)[0]
     assert settled.resolv_conf.read_bytes() == b"nameserver 1.2.3.4\n"
     report = settled.run(may_rewrite=lambda _content: True)
     assert report.errors == ()

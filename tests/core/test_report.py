@@ -189,7 +189,7 @@ EVIDENCE: dict[str, tuple[Evidence, list[tuple[str, str]]]] = {
         [("ipv6-off", "note")],
     ),
     "nothing but IPv6, and that is off": (
-        Evidence(Report(SETTINGS, (ONLY6._replace(no_ipv6="this kernel has none"),)), standing=AGENT),
+        Evidence(Report(SETTINGS, (ONLY6._replace(no_ipv6="the kernel does not support it"),)), standing=AGENT),
         [("ipv6-off", "note")],
     ),
     "no gateway": (Evidence(no_gateway(Style.DEVICE), standing=AGENT), [("gateway-missing", "warning")]),

@@ -40,13 +40,12 @@ def test_what_comes_before_ours(chain: Chain, ours: list[str]) -> None:
 def test_in_words() -> None:
     (before,) = shadows([FORWARD])
     assert before.words == (
-        "filter chain inet t f (hook forward, priority -10) is before our forward;"
-        " it drops what its own rules do not accept"
+        "filter chain inet t f (hook forward, priority -10) is before our forward; its policy is drop"
     )
     (beside,) = shadows([DSTNAT])
     assert beside.words == (
         "nat chain ip nat PREROUTING (hook prerouting, priority -100) is at the same priority as our dnat-dns,"
-        " in no certain order"
+        " in undefined order"
     )
 
 

@@ -122,10 +122,10 @@ def test_ipv4_without_gateway_has_a_device_route_or_none(style: Style) -> None:
         ("0", 1500, False, ""),
         ("1", 1500, False, "sysctl disable_ipv6"),
         ("1", 1500, True, ""),
-        (None, 1500, True, "this kernel has none"),
-        (None, 0, False, "this kernel has none"),
+        (None, 1500, True, "the kernel does not support it"),
+        (None, 0, False, "the kernel does not support it"),
         (None, 1279, False, "its MTU is 1279, below 1280"),
-        (None, 1280, False, "this kernel has none"),
+        (None, 1280, False, "the kernel does not support it"),
     ],
 )
 def test_why_there_is_no_ipv6(disabled: str | None, mtu: int, manager: bool, expected: str) -> None:

@@ -127,7 +127,7 @@ def test_resolv_conf_is_written_back_but_not_for_ever() -> None:
         guest.qube.write(RESOLV_CONF, f"nameserver 192.0.2.{number}\n")
         guest.soon_configured()
     guest.qube.write(RESOLV_CONF, "nameserver 192.0.2.99\n")
-    complaint = f"something overwrote it {LIMIT} times in 60 s"
+    complaint = f"another program overwrote /etc/resolv.conf {LIMIT} times in 60 s"
     eventually(lambda: guest.said(complaint), trouble=guest.log)
     guest.qube.write(RESOLV_CONF, "nameserver 192.0.2.98\n")
     never(lambda: guest.servers() != ["192.0.2.98"], 0.5)
@@ -193,7 +193,7 @@ def test_a_resolv_conf_that_cannot_be_written_is_told_once_and_healed() -> None:
     agent.signal(signal.SIGHUP)
     assert guest.said("Read-only file system") == 1
     # Its own attempts are neither somebody's overwriting nor a reason for the next one.
-    never(lambda: guest.said("something overwrote it"), 1.5)
+    never(lambda: guest.said("another program overwrote"), 1.5)
     guest.qube.run("umount", RESOLV_CONF)
     guest.soon_configured()
     eventually(lambda: guest.said("all errors cleared") == 1, trouble=guest.log)

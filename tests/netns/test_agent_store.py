@@ -21,7 +21,7 @@ def store_of(guest: Guest) -> Service:
 
 
 def outages(guest: Guest) -> int:
-    return guest.said("what is configured stays, trying again")
+    return guest.said("the configuration stays, trying again")
 
 
 @pytest.mark.behaviour("B106")

@@ -23,7 +23,7 @@ def test_the_agent_configures_its_interface_all_the_same(broken: str, tmp_path: 
     guest.plug()
     guest.soon_configured()
     assert f"{IP}/32" in guest.oracle.addresses("eth0")
-    assert agent.output().count("pyroute2 is imported whole") == 1
+    assert agent.output().count("importing all of pyroute2") == 1
     guest.qube.guestnet("uplink", "remove", "eth0", env={"PYTHONPATH": f"/run/releases:{TREE}"})
     link = guest.oracle.link("eth0")
     assert link is not None

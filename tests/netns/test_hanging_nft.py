@@ -26,7 +26,7 @@ def test_nft_that_hangs_does_not_have_the_watchdog_end_the_agent() -> None:
     host.replace_nft("/run/lab/hangs")
     host.real_nft("flush ruleset")
     eventually(lambda: not host.forwards(4) and not host.forwards(6), trouble=host.trouble)
-    eventually(lambda: "have taken all the time of this round" in host.trouble(), 60, trouble=host.trouble)
+    eventually(lambda: "used up the time of this pass" in host.trouble(), 60, trouble=host.trouble)
     host.restore_nft()
     eventually(lambda: host.settled() == whole, 60, trouble=host.trouble)
     fed = [when for when, message in host.qube.notifications() if "WATCHDOG=1" in message]

@@ -55,7 +55,7 @@ def test_a_kernel_without_it() -> None:
     guest.agent()
     guest.soon_configured()
     configured(guest)
-    assert guest.said("this kernel has none") == 1
+    assert guest.said("the kernel does not support it") == 1
 
 
 @pytest.mark.behaviour("B129")

@@ -275,7 +275,7 @@ def test_what_others_rules_have_against_it() -> None:
     start_counted(hosting)
 
     def judged_by(chain: str) -> None:
-        expected = f"off: chain {chain} also judges established connections: its "
+        expected = f"off: chain {chain} may refuse established connections: its "
         eventually(lambda: said(hosting).startswith(expected), what=chain, trouble=lambda: said(hosting))
 
     judged_by("inet judge late0")

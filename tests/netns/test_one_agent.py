@@ -34,8 +34,7 @@ def test_a_second_agent_is_refused_and_the_first_named(stopped: bool) -> None:
     done = guest.qube.run(*guest.program("agent"), check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"qubes-guestnet: an agent runs already: process {own}; "
-        "systemctl restart qubes-guestnet puts a new one in its place\n"
+        f"qubes-guestnet: an agent is already running: process {own}; systemctl restart qubes-guestnet replaces it\n"
     )
     if stopped:
         first.signal(signal.SIGCONT)
@@ -86,4 +85,4 @@ def test_where_no_lock_can_be_had_the_qube_has_its_network_all_the_same() -> Non
     guest.qube.path(LOCK).mkdir(parents=True)
     agent = guest.agent()
     guest.check(**WITH6)
-    assert agent.output().count("a second agent would not be noticed: /run/qubes-guestnet/agent.lock") == 1
+    assert agent.output().count("cannot exclude a second agent: /run/qubes-guestnet/agent.lock") == 1

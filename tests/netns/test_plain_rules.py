@@ -82,6 +82,6 @@ def test_forwarding_on_says_that_there_is_nothing_to_forward() -> None:
     done = host.qube.guestnet("forwarding", "on")
     assert (done.returncode, done.stdout) == (
         0,
-        "this qube gives network to no other one: there is nothing to forward\n",
+        "this qube is not a provider: there is nothing to forward\n",
     )
     assert not host.forwards()

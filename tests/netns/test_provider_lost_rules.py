@@ -279,7 +279,7 @@ def test_an_owner_who_switches_forwarding_off_is_obeyed_and_named(version: int) 
     host.qube.wire(f"echo 0 > /proc/sys/net/{path}")
     host.attach(5)
     host.agent.signal(signal.SIGHUP)
-    words = f"IPv{version} forwarding was switched off by another program"
+    words = f"another program switched IPv{version} forwarding off"
     eventually(lambda: words in host.trouble(), trouble=host.trouble)
     host.agent.kill()
     host.qube.start_agent()

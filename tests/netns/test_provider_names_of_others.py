@@ -87,8 +87,8 @@ def test_what_leads_nowhere_is_put_back_and_told() -> None:
         guide(host, *rules)
         leads(host, ROUTER)
         assert came_out(behind, outside, DNS) == ROUTER
-    assert "which is put back: it is empty" in host.trouble()
-    assert f"which is put back: {DNS2} ends at itself" in host.trouble()
+    assert "restored it: the chain is empty" in host.trouble()
+    assert f"restored it: {DNS2} ends at itself" in host.trouble()
     nothing_virtual(outside)
 
 

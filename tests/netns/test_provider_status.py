@@ -260,7 +260,7 @@ def test_chains_of_others_are_named_with_the_one_of_ours_that_they_precede() -> 
     found = provider.codes()
     assert found == {
         "foreign-chain": "nat chain ip nat PREROUTING (hook prerouting, priority -100) is at the same priority as our"
-        " dnat-dns, in no certain order"
+        " dnat-dns, in undefined order"
     }
 
 

@@ -225,7 +225,7 @@ for name in sys.stdin.read().split("\\0"):
     before = host.oracle.run("nft", "list", "ruleset").stdout
     done = host.qube.run("sh", "-c", f"exec {sys.executable} -c '{program}' </run/names", check=False)
     assert done.returncode == 0, done.stderr
-    assert len([line for line in done.stderr.splitlines() if "is not vifN.M" in line]) == 2 * len(NAMES)
+    assert len([line for line in done.stderr.splitlines() if "is not of the form vifN.M" in line]) == 2 * len(NAMES)
     assert host.oracle.run("nft", "list", "ruleset").stdout == before
     done = host.qube.guestnet("vif", "online", check=False, env={"vif": "vif4.0", "XENBUS_PATH": "backend/$(reboot)"})
     assert done.returncode == 2

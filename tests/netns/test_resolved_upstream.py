@@ -218,7 +218,7 @@ def test_the_table_above_fails_for_what_it_says() -> None:
 
 
 def test_without_a_way_to_it_that_is_said() -> None:
-    assert resolved.ask(None, frozenset()).problem == "cannot be asked without the system bus or resolvectl"
+    assert resolved.ask(None, frozenset()).problem == "is unreachable without the system bus and resolvectl"
 
 
 @pytest.mark.behaviour("B35")

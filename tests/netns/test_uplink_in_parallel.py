@@ -130,7 +130,7 @@ def test_a_lock_that_is_not_given_back() -> None:
     sooner = "from qubes_guestnet import cli; from qubes_guestnet.system import owned; owned.LOCK_SECONDS = 0.3\n"
     failed = guest.qube.run(sys.executable, "-c", sooner + "raise SystemExit(cli.main())", "apply", check=False)
     assert failed.returncode == 1
-    assert "another qubes-guestnet holds it" in failed.stderr
+    assert "another qubes-guestnet process holds the lock" in failed.stderr
     holder.kill()
     guest.qube.guestnet("apply")
     guest.check()

@@ -40,7 +40,7 @@ def s_401(stage: Stage) -> None:
             vm.database["/qubes-ip"] = f"10.137.0.{100 + number}".encode()
         stage.dom0.write(vm, "/qubes-ip", vm.database["/qubes-ip"])
         stage.configured(vm, deadline=20.0)
-        complaints = [line for line in agent.output()[said:].splitlines() if "what is configured stays" in line]
+        complaints = [line for line in agent.output()[said:].splitlines() if "the configuration stays" in line]
         if len(complaints) > 1:
             raise LabError(f"one outage, {len(complaints)} complaints: {complaints}")
         stage.note(complaints[0] if complaints else "not noticed: nothing was asked meanwhile")

@@ -168,7 +168,7 @@ def _left(qube: Qube) -> None:
 
 def _noticed(qube: Qube) -> int:
     """How often the agent has said that systemd-resolved is away."""
-    return qube.agent.output().count("what it said last holds") if qube.agent else 0
+    return qube.agent.output().count("its last answer stays valid") if qube.agent else 0
 
 
 def _held(qube: Qube, told: int) -> None:

@@ -93,7 +93,7 @@ def test_one_that_waits_loads_what_it_is_told_and_else_nothing(oracle: Oracle) -
 def test_one_that_cannot_be_started_says_so_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "SEARCHED", ())
     monkeypatch.setenv("PATH", "")
-    with nft.Waiting() as waiting, pytest.raises(nft.NftError, match="nft is not there; install nftables"):
+    with nft.Waiting() as waiting, pytest.raises(nft.NftError, match="nft is not installed; install nftables"):
         waiting.begin("add table ip some\n")
 
 
@@ -116,13 +116,13 @@ def test_no_nft(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(programs, "SEARCHED", ())
     for use in (lambda: nft.run("add table ip x\n"), lambda: nft.tables(nft.FAMILIES)):
-        with pytest.raises(nft.NftError, match=r"^nft is not there; install nftables$"):
+        with pytest.raises(nft.NftError, match=r"^nft is not installed; install nftables$"):
             use()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(
     ("script", "said"),
-    [("sleep 60", "no end within 0.2 s"), ("echo bad luck; exit 1", "bad luck"), ("exit 7", "no word about why")],
+    [("sleep 60", "still running after 0.2 s"), ("echo bad luck; exit 1", "bad luck"), ("exit 7", "no error message")],
 )
 def test_an_nft_that_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, said: str) -> None:
     (tmp_path / "nft").write_text(f"#!/bin/sh\n{script}\n")
