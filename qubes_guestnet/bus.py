@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The system bus of an agent's life: it comes and goes, and with it the services on it."""
+"""The agent's connection to the system bus, which is reopened after each loss."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class BusHolder:
-    """The system bus: opened when it is there, opened anew when it comes back, and never waited for.
+    """The system bus: opened when it exists, reopened when it returns, and never waited for.
 
-    Between two attempts there are growing pauses, because any program can end a connection by a message that is too
-    long, or by very many, and again as soon as there is another one (B111). Meanwhile resolvectl does.
+    The pauses between attempts grow, because any program can end each connection with an overlong message or a flood
+    (B111). Until then resolvectl is used.
     """
 
     SERVICES = (resolved.SERVICE, networkmanager.SERVICE)
-    LASTING_SECONDS = 60.0  # a connection of this age was a good one: the pauses begin anew
+    LASTING_SECONDS = 60.0  # after a connection of this age the pauses start again from the shortest
 
     def __init__(self, resident: bool) -> None:
         self._resident = resident
@@ -40,10 +40,10 @@ class BusHolder:
         return self._bus.fileno() if self._bus is not None else -1
 
     def open(self) -> None:
-        """Connect if we are not and somebody listens."""
+        """Connect if the bus exists and is not connected yet."""
         if not self._resident and not resolved.present():
             return
-        from .system import dbus  # 0.7 ms that `apply` pays only where there is somebody to talk to
+        from .system import dbus  # 0.7 ms that `apply` pays only where the bus exists
 
         if self._resident:
             self._watch(dbus.ADDRESS if self._library else f"{resolved.FOLDER}/x")
@@ -74,9 +74,9 @@ class BusHolder:
         self._bus, self._opened = bus, time.monotonic()
 
     def due(self) -> float | None:
-        """When a pass is to follow, of the monotonic clock, asked after each: None for no reason.
+        """Return the time of the next pass (monotonic clock), None if none is needed. Call it after each pass.
 
-        To open the bus again; or at once, because a change was told while the pass asked something.
+        A pass is needed to reopen the bus, or at once if a change was reported during a call of this pass.
         """
         now = time.monotonic()
         if self._bus is not None:
@@ -102,10 +102,10 @@ class BusHolder:
                 "sends such messages to this service")  # fmt: skip
 
     def follow_names(self) -> None:
-        """See OtherServices.follow_names. The folder tells it too, and without a bus alone."""
+        """See OtherServices.follow_names. Without a bus, only the folder's changes wake the agent."""
         if not self._following and self._bus is not None:
             self._bus.close()
-            self._bus = None  # the next one is asked for it from its start
+            self._bus = None  # the next connection subscribes when it opens
         self._following = True
         self._names.watch((resolved.FOLDER,))
 
@@ -123,7 +123,7 @@ class BusHolder:
             return True
 
     def instead(self) -> resolved.ByBus | resolved.ByCommand | None:
-        """The other way to systemd-resolved, when the bus has ended the connection in the middle of a call; else None.
+        """Return resolvectl for systemd-resolved if the bus ended the connection during a call; else None.
 
         A connection that is new and that another program waits for ends just then: in the pass that opened it.
         """
@@ -133,7 +133,7 @@ class BusHolder:
         return self.resolved()
 
     def resolved(self) -> resolved.ByBus | resolved.ByCommand | None:
-        """The way to systemd-resolved; None for none."""
+        """Return the way to systemd-resolved; None for none."""
         if self._bus is not None:
             return resolved.ByBus(self._bus)
         if self._command is None:
@@ -142,7 +142,7 @@ class BusHolder:
         return self._command
 
     def _watch(self, path: str) -> None:
-        """Be woken by a change in the nearest folder above `path` that is there."""
+        """Wake the agent by a change in the nearest existing folder above `path`."""
         if self._bus is not None:
             return
         folder = os.path.dirname(path)

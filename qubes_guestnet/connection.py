@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The resident agent's connections to QubesDB, opened and thrown away together."""
+"""The resident agent's connections to QubesDB, opened and closed together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .system.systemd import INFO, WARNING, log
 
 
 class Connection:
-    """Two connections to QubesDB that live and die together: one for watches, one for reads."""
+    """A pair of connections to QubesDB: one for watches, one for reads."""
 
     def __init__(self, signals: wakeups.Signals) -> None:
         self._signals = signals
@@ -25,16 +25,16 @@ class Connection:
         return self._store is not None
 
     def open(self) -> None:
-        """Connect; the watches are set before the first read, or a change between the two would be lost."""
+        """Connect; set the watches before the first read, or a change between the two would be lost."""
         try:
             self._watches = qubesdb.connect_watches(self.watched)
             self._store = qubesdb.connect()
-        except OSError as error:  # no descriptor is left
+        except OSError as error:  # out of file descriptors
             raise StoreError(f"QubesDB cannot be reached: {error.strerror or error}") from None
         self._signals.register(self._watches.fileno())
 
     def close(self) -> None:
-        """Close both; closing twice is fine."""
+        """Close both; do nothing if they are closed."""
         if self._watches is not None:
             if self._store is not None:
                 self._signals.unregister(self._watches.fileno())
@@ -44,15 +44,15 @@ class Connection:
         self._watches = self._store = None
 
     def fileno(self) -> int:
-        """For poll; -1 while closed."""
+        """Return the descriptor for poll; -1 while closed."""
         return self._watches.fileno() if self._watches is not None else -1
 
     def drain(self) -> bool:
-        """Eat what the watches told; True if that was anything. StoreError as from them."""
+        """Consume pending watch events; return whether there were any. Raises StoreError."""
         return self._watches is not None and self._watches.drain()
 
     def entries(self) -> dict[str, bytes]:
-        """Every entry that counts, afresh; in a provider those for the qubes behind it too.
+        """Read all relevant entries; in a provider also those about its client qubes.
 
         Raises:
             StoreError: QubesDB does not answer.
@@ -68,7 +68,7 @@ class Connection:
             log(WARNING, f"{error}; the configuration stays, trying again")
 
     def answered(self) -> None:
-        """The outage, if there was one, is over."""
+        """End an outage, if there was one."""
         if self.attempts:
             log(INFO, f"QubesDB answers again after {self.attempts} attempts")
         self.attempts = 0

@@ -15,8 +15,9 @@ SHOWN_VALUE_LENGTH = 60
 class GuestnetError(Exception):
     """Base of all our errors.
 
-    Args: problem: one line that names the key, file or operation. remedy: an action for the user, or "" if only waiting
-        helps.
+    Args:
+        problem: one line that names the key, file or operation.
+        remedy: an action for the user, or "" if only waiting helps.
     """
 
     retryable = False
@@ -69,7 +70,11 @@ class StoreRefused(StoreError):
 class KernelError(GuestnetError):
     """The kernel refused an operation.
 
-    Args: operation: in the syntax of `ip`. errno: the positive errno of the reply. remedy: an action for the user.
+    Args:
+        operation: in the syntax of `ip`.
+        errno: the positive errno of the reply.
+        remedy: an action for the user.
+        retryable: whether the same operation may succeed later.
         retryable: whether the same operation may succeed later.
     """
 
@@ -89,7 +94,10 @@ class Vanished(KernelError):
 class FileError(GuestnetError):
     """A file could not be read or published.
 
-    Args: path: the file. error: of the system call. remedy: an action for the user.
+    Args:
+        path: the file.
+        error: of the system call.
+        remedy: an action for the user.
     """
 
     retryable = True
@@ -143,10 +151,11 @@ _UNSEEN = (
 
 
 def printable(untrusted_text: str) -> str:
-    """Foreign text made safe for a terminal, a log and JSON; what can be seen stays as it is (behaviour B120).
+    """Make foreign text safe for a terminal, a log and JSON (behaviour B120).
 
-    Escaped are control characters (ESC and the newline too), what was no UTF-8 (surrogates), characters that change
-    the direction, spaces other than the usual one, private and unassigned characters, and all that are not seen.
+    Escaped are control characters (including ESC and newline), invalid UTF-8 (surrogates), direction-changing
+    characters, spaces other than the usual one, private and unassigned characters, and all invisible ones. Visible text
+    is returned unchanged.
 
     Args:
         untrusted_text: from other programs, files or the kernel.

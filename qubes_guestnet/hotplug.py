@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`vif online` and `vif offline`: what Xen's hotplug calls for each interface of a qube behind this one.
+"""`vif online` and `vif offline`, which Xen's hotplug calls for each vif.
 
-It runs as root outside the agent's sandbox and finds out what the vif is: name and addresses from the environment, the
-rest from xenstore, fake addresses from QubesDB. Setting it up is the resident agent's if one answers, which then knows
-at once; else the very same function is called here. Users' hooks come last but one, because a user may close with them
-what the rules leave open, and the word to Xen that the qube can be connected comes last.
+The command runs as root outside the agent's sandbox and collects the vif's data: name and addresses from the
+environment, MAC and type from xenstore, fake addresses from QubesDB. The resident agent configures the vif, so that it
+knows it at once; if no agent answers, the command calls the same function. Users' hooks run afterwards, because they
+may restrict the rules further; Xen is notified last.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ ANSWER_SECONDS = 15.0
 HOOKS_SECONDS = 60.0  # for another process that runs the hooks of the same vif
 _HOOKS_LOCK = "hooks.lock"
 _POLL_SECONDS = 0.01
-# Where Xen's own scripts write, and so where people look (behaviour B48).
+# The log of Xen's own scripts, where users look first (behaviour B48).
 HOTPLUG_LOG = "/var/log/xen/xen-hotplug.log"
-# Of a vif that nobody knows any more: on the way down nothing asks for the address of its other end.
+# For a vif without a record: taking it down does not need the MAC address of the qube's end.
 _NO_MAC = b"02:00:00:00:00:00"
 _PATH_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-/_@")
 
 
 def online(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
-    """Set a vif up.
+    """Configure a vif.
 
     Args:
         environment: of the process: `vif`, `ip`, `XENBUS_PATH`.
         paths: where the qube's files are.
 
     Returns:
-        What was done, in words.
+        The applied changes, in words.
 
     Raises:
-        UsageError: the environment is not what Xen's hotplug gives.
-        GuestnetError: it could not be done; xenstore's hotplug-error and Xen's log say so as well.
+        UsageError: the environment is not that of Xen's hotplug.
+        GuestnetError: the vif is not configured; the error is also in xenstore's hotplug-error and Xen's log.
     """
     call = _Call(environment)
     try:
@@ -94,7 +94,7 @@ def offline(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
     for step in steps:
         try:
             done += step()
-        except GuestnetError as error:  # the next step is done all the same
+        except GuestnetError as error:  # continue with the next step
             failures.append(error)
     if failures:
         call.failed(failures[0])
@@ -103,7 +103,7 @@ def offline(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
 
 
 class _Call:
-    """One call by Xen's hotplug: what its environment says, what xenstore adds, and how a failure is told."""
+    """One call by Xen's hotplug: its environment, the data from xenstore, and the report of a failure."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         remedy = "this is called by Xen's hotplug, see qubes-guestnet(8)"
@@ -120,10 +120,10 @@ class _Call:
         self._untrusted_addresses = environment.get("ip", "").encode("utf-8", "replace")
 
     def vif(self) -> Vif:
-        """The vif, every part of it checked.
+        """Return the vif with validated fields.
 
         Raises:
-            GuestnetError: what is not valid, or xenstore does not answer.
+            GuestnetError: a field is invalid, or xenstore does not answer.
         """
         untrusted = self._told()
         try:
@@ -134,9 +134,9 @@ class _Call:
             ) from None
 
     def leaving(self) -> Vif:
-        """The vif on its way down, when nothing is known of it.
+        """Return the vif to take down if it has no record.
 
-        Of what is not valid nothing was ever set up, and Xen calls us for that too (B49): then only its name counts.
+        Xen also calls this for a vif with invalid data, which was never configured (B49): then only its name is used.
 
         Raises:
             GuestnetError: xenstore does not answer.
@@ -148,14 +148,14 @@ class _Call:
             return vif_rules.described(self.name.text, _NO_MAC, b"", b"")
 
     def _told(self) -> tuple[bytes, bytes, bytes]:
-        """MAC, type and addresses, untrusted."""
+        """Return MAC, type and addresses, untrusted."""
         mac, kind, addresses = (f"{self.folder}/{leaf}" for leaf in ("mac", "type", "ip"))
         wanted = (mac, kind) if self._untrusted_addresses else (mac, kind, addresses)
         found = xenstore.read(wanted)
         return found.get(mac, b""), found.get(kind, b""), self._untrusted_addresses or found.get(addresses, b"")
 
     def failed(self, error: GuestnetError) -> None:
-        """Tell Xen, which then tells dom0 why the interface is not there."""
+        """Report the error to Xen, which reports it to dom0."""
         try:
             words = str(error).removeprefix(f"{self.name.text}: ")
             files.append(HOTPLUG_LOG, f"qubes-guestnet: {self.name.text}: {printable(words)}\n".encode())
@@ -169,7 +169,7 @@ class _Call:
 
 
 def _recorded(name: VifName, paths: Paths) -> Vif | None:
-    """What is known of a vif; nothing of one whose record cannot be read, which is no reason to leave it in service."""
+    """Return the record of a vif; None if it cannot be read, so that the vif is still taken out of service."""
     try:
         return vifs.Folder(paths.run).load(name.text)
     except GuestnetError as error:
@@ -178,7 +178,7 @@ def _recorded(name: VifName, paths: Paths) -> Vif | None:
 
 
 def _entries(vif: Vif) -> dict[str, bytes]:
-    """What matters for a vif: the provider's own entries, and the mappings of its addresses."""
+    """Return the entries needed for a vif: the provider's own, and the mappings of its addresses."""
     mapped = (*(provider.mapping_prefix(address) for address in vif.addresses), hardening.KEY)
     store = qubesdb.connect()
     try:
@@ -188,7 +188,7 @@ def _entries(vif: Vif) -> dict[str, bytes]:
 
 
 def _await(name: VifName) -> None:
-    """Xen can be earlier than the kernel's device (#4446)."""
+    """Wait for the kernel's device, which may appear after Xen's call (#4446)."""
     deadline = time.monotonic() + DEVICE_SECONDS
     while True:
         try:
@@ -202,7 +202,7 @@ def _await(name: VifName) -> None:
 
 
 def _translate(vif: Vif, untrusted_entries: Mapping[str, bytes]) -> tuple[str, ...]:
-    """Put the namespace of its fake address between the qube and us."""
+    """Put the namespace of its fake address between the qube and this provider."""
     if not vif.mappings:
         return ()
     from .system import fakeip  # few qubes have them
@@ -216,11 +216,11 @@ def _translate(vif: Vif, untrusted_entries: Mapping[str, bytes]) -> tuple[str, .
 
 
 def _harden(vif: Vif, untrusted_entries: Mapping[str, bytes], paths: Paths) -> tuple[str, ...]:
-    """What the service harden-network-interfaces asks for, before the link goes up (behaviours B17, B154)."""
+    """Apply the service harden-network-interfaces before the link goes up (behaviours B17, B154)."""
     flag = os.path.exists(os.path.join(paths.flags, hardening.SERVICE))
     if not hardening.wanted(untrusted_entries.get(hardening.KEY, b""), flag):
         return ()
-    from .system import sysctl  # only where it is asked for
+    from .system import sysctl  # only with this service
 
     sysctl.harden(vif.name.text)
     return (f"{vif.name.text}: hardened (service {hardening.SERVICE})",)
@@ -234,7 +234,7 @@ def _demolish(vif: Vif) -> tuple[str, ...]:
 
 
 def _hand_over(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], paths: Paths) -> tuple[str, ...]:
-    """Have the resident agent do it; without one, or one that does not answer, do it here."""
+    """Let the resident agent do it; if no agent answers, do it here."""
     path = os.path.join(paths.run, hotplug_socket.NAME)
     answer = hotplug_socket.request(path, vif_rules.ask(action, vif), ANSWER_SECONDS)
     if answer is None:
@@ -271,10 +271,10 @@ def _provider(paths: Paths) -> Provider:
 
 
 def _run_hooks(action: str, vif: Vif, paths: Paths) -> tuple[str, ...]:
-    """The user's own programs, each once an address. What they say or whether they fail is theirs (behaviour B59).
+    """Run the user's hooks, each once per address; their failures are only logged (behaviour B59).
 
-    Of one vif in one process at a time, and `online` once for a device: at its start the agent calls us for a vif that
-    has no record, and Xen's own call for that may be under way (behaviour B148).
+    The hooks of one vif run in one process at a time, and `online` once per device: at its start the agent calls this
+    for a vif without a record, possibly during Xen's own call (behaviour B148).
     """
     executables = hook_rules.runnable(hooks.facts(hooks.network_hooks()))
     if not executables:
@@ -287,7 +287,7 @@ def _run_hooks(action: str, vif: Vif, paths: Paths) -> tuple[str, ...]:
         log(WARNING, f"{vif.name.text}: its hooks are still running: {error}")
         if action == vif_rules.ONLINE:
             return ()
-    except GuestnetError as error:  # what the user wants done is done all the same
+    except GuestnetError as error:  # run the hooks nevertheless
         log(WARNING, f"{vif.name.text}: its hooks may run twice: {error}")
     try:
         if action == vif_rules.OFFLINE:
@@ -306,7 +306,7 @@ def _run_hooks(action: str, vif: Vif, paths: Paths) -> tuple[str, ...]:
 
 
 def _mark_hooked(vif: Vif, known: Vif, paths: Paths) -> None:
-    """Note in the record that the hooks were told, unless it is of another device by now."""
+    """Record that the hooks have run, unless the record is already that of another device."""
     folder = vifs.Folder(paths.run)
     try:
         with Ledger(paths.run):

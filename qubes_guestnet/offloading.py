@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Flow offload for the qubes behind this one: a flowtable, as long as nobody judges established connections.
+"""Flow offload for client qubes: a flowtable, while no rule may refuse established connections.
 
-The last step of a pass, and of the resident agent's alone: what is offloaded passes by every rule, so somebody has to
-be there who ends it when rules change. Any transaction of somebody else's brings a pass, in which the flowtable is made
+The last step of a pass, and of the resident agent's alone: offloaded packets bypass every rule, so a running process
+must end the offload when rules change. Any transaction of another program starts a pass, in which the flowtable is made
 anew and so empty: every connection goes the whole way again, and is judged once more. A vif that comes or goes is an
 event of its link, which brings a pass as well; `vif online` itself knows nothing of this. `core.offload` decides.
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Asks, where a device route is in use, whether the provider answers ARP for everybody; gives the route up if not.
+"""Probe whether the provider answers ARP for all addresses, and fall back from the device route if it does not.
 
-What to ask and what the answers mean is in `core.proxyarp`. Here are the clock, the kernel and the record.
+`core.proxyarp` decides the probes and the meaning of answers. This module has the clock, the kernel and the record.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from .system.systemd import ERROR, WARNING, log
 
 
 class _Asking(NamedTuple):
-    """A question on its way: what was answered so far, and until when the next answer is prompt."""
+    """A running probe: the answers so far, and the deadline of the next one."""
 
     answers: tuple[bool, ...]
     due: float
 
 
 class Prober:
-    """The questions of the resident agent.
+    """The probes of the resident agent.
 
     Args:
-        kernel: asked to resolve, and how that went.
-        events: a neighbour that is resolved wakes the loop, while a question is on its way.
-        paths: where the record is.
+        kernel: resolves neighbours and reports the result.
+        events: wakes the loop when a neighbour is resolved, while a probe runs.
+        paths: location of the record.
     """
 
     def __init__(self, kernel: netlink.Kernel, events: netlink.Events, paths: Paths) -> None:
         self._kernel, self._events, self._paths = kernel, events, paths
-        self._repeats: dict[proxyarp.Question, float] = {}  # when to ask the first time again
+        self._repeats: dict[proxyarp.Question, float] = {}  # when to repeat the first request
         self._asking: dict[proxyarp.Question, _Asking] = {}
         self._settled: set[proxyarp.Question] = set()
 
     def due(self) -> float | None:
-        """When the next answer is late, in seconds of the monotonic clock; None when none is awaited."""
+        """Return the next deadline of a probe, in seconds of the monotonic clock; None if no probe runs."""
         return min((asking.due for asking in self._asking.values()), default=None)
 
     def repeats(self) -> tuple[float, ...]:
-        """When to ask again whom nobody has answered for yet, as `due`."""
+        """Return when to re-send unanswered probes, as `due`."""
         return tuple(self._repeats.values())
 
     def repeat(self) -> None:
-        """Ask again where it is time to: see `proxyarp.REPEAT_SECONDS`."""
+        """Re-send unanswered probes that are due: see `proxyarp.REPEAT_SECONDS`."""
         for question, due in list(self._repeats.items()):
             asking = self._asking.get(question)
             if asking is not None and not asking.answers and due > time.monotonic():
@@ -62,10 +62,10 @@ class Prober:
                 self._kernel.forget(question.ifindex, question.whom(()))
                 self._kernel.solicit(question.ifindex, question.whom(()))
             except GuestnetError:
-                continue  # the interface went, or the entry: `serve` finds out
+                continue  # the interface or the entry is gone: `serve` handles it
 
     def consider(self, report: Report) -> None:
-        """Ask about interfaces that a pass found configured; forget what was about others."""
+        """Start probes for interfaces that a pass found configured; drop those of other interfaces."""
         about = set()
         for interface in report.interfaces:
             if interface.plan or interface.waiting:
@@ -82,10 +82,10 @@ class Prober:
             self._repeats[question] = time.monotonic() + proxyarp.REPEAT_SECONDS
 
     def serve(self, *, judge_silence: bool) -> bool:
-        """Look for answers. True when a device route was given up, and a pass is to follow.
+        """Check for answers; return True if a device route was abandoned, which needs another pass.
 
         Args:
-            judge_silence: False while the interface may have gone down unnoticed, and its silence means nothing.
+            judge_silence: False while the interface may be down without a notification, so that silence proves nothing.
         """
         gave_up = False
         for question, asking in list(self._asking.items()):
@@ -94,7 +94,7 @@ class Prober:
             if not prompt and (not judge_silence or asking.due > time.monotonic()):
                 continue
             if state == 0:
-                self._ask(question, asking.answers)  # the link went down and up meanwhile, and the entry with it
+                self._ask(question, asking.answers)  # the link went down and up meanwhile, which removed the entry
                 continue
             answers = (*asking.answers, prompt)
             verdict = question.verdict(answers)
@@ -111,17 +111,17 @@ class Prober:
         try:
             return self._kernel.neighbour_state(question.ifindex, question.whom(answers))[0]
         except GuestnetError:
-            return NUD_FAILED  # not knowing is no answer
+            return NUD_FAILED  # an unknown state counts as no answer
 
     def _ask(self, question: proxyarp.Question, answers: tuple[bool, ...]) -> None:
         address = question.whom(answers)
         state = self._state(question, answers)
         try:
             if state & NUD_VALID and not state & NUD_PERMANENT:
-                self._kernel.forget(question.ifindex, address)  # what it knows already is no answer
+                self._kernel.forget(question.ifindex, address)  # an old entry is not an answer
             self._kernel.solicit(question.ifindex, address)
         except GuestnetError:
-            # The interface went between the pass and now, and its event is on the way.
+            # The interface disappeared after the pass; its event will follow.
             self._asking.pop(question, None)
             return
         self._asking[question] = _Asking(answers, time.monotonic() + proxyarp.PROMPT_SECONDS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Verbs of a provider that are on the way of somebody who waits: of the boot, and of a qube that starts.
+"""Verbs of a provider that the boot or a starting qube waits for.
 
 They load nothing that they do not need: neither netlink nor what the uplink has to do with.
 """
@@ -22,7 +22,7 @@ PATHS = Paths()
 
 
 def vif(options: Options) -> int:
-    """What Xen's hotplug calls for an interface of a qube behind this one."""
+    """Run `vif online` or `vif offline` for Xen's hotplug."""
     from . import hotplug
 
     say((hotplug.online if options.action == "online" else hotplug.offline)(os.environ, PATHS))

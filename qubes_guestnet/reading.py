@@ -13,7 +13,7 @@ STORE_SECONDS = 10.0  # for udev, which can be earlier than qubes-db.service
 
 
 def entries() -> dict[str, bytes]:
-    """All that counts in this qube.
+    """Return all relevant entries of this qube.
 
     Raises:
         StoreError: QubesDB does not answer.
@@ -30,7 +30,7 @@ def entries() -> dict[str, bytes]:
 
 
 def patiently(read: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
-    """What `read` gives, once QubesDB answers.
+    """Call `read` until QubesDB answers, and return its result.
 
     Args:
         read: may raise StoreError.
@@ -41,7 +41,7 @@ def patiently(read: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
     try:
         return read()
     except StoreError:
-        import tenacity  # 24 ms and asyncio (in 8.2), only for who must wait
+        import tenacity  # 24 ms and asyncio (in 8.2), only for callers that must wait
 
     retry = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(StoreError),

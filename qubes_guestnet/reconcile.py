@@ -66,9 +66,9 @@ class Pass(NamedTuple):
         dry_run: plan, and change nothing.
         keys_written: dom0 wrote keys since the last pass.
         revive: configure an interface that `uplink remove` took down.
-        may_rewrite: asked with the content before somebody's overwriting of resolv.conf is undone.
+        may_rewrite: called with the content before another program's change of resolv.conf is reverted.
         others: the other services of the qube; None leaves them alone.
-        provider: the provider's half; None in a qube that gives network to nobody.
+        provider: the provider role; None in a qube that is no provider.
     """
 
     only: str = ""
@@ -185,8 +185,8 @@ def record_fallback(paths: Paths, index: int, mac: str, fallback: Fallback) -> N
 def record_written(paths: Paths) -> None:
     """Note that dom0 has written keys: an interface that went is expected again.
 
-    At once and not with the next pass, which waits until dom0 is through: who asks meanwhile whether the network is
-    configured would hear that none is expected (`wait-uplink`, behaviour B3).
+    At once and not with the next pass, which waits until dom0 is through: a caller that asks meanwhile whether the
+    network is configured would hear that none is expected (`wait-uplink`, behaviour B3).
 
     Raises:
         FileError: the record cannot be written.
@@ -268,7 +268,8 @@ class _Work:
             record = record.seen(macs, present, self._asked.keys_written)
             if self._asked.revive:
                 record = record.revived(link for link in present if self._asked.only in ("", link.name))
-        # The interface of /qubes-mac has rank 0, also while that key is not valid: nobody then takes its place.
+        # The interface of /qubes-mac has rank 0, also while that key is invalid: no other interface then takes its
+        # place.
         self.interfaces = tuple(
             self._report(settings, link, record, rank)
             for rank, (settings, link) in enumerate(found, start=int(self._settings.held))

@@ -33,7 +33,7 @@ _LOOKS = 3
 
 
 class Ground(NamedTuple):
-    """What a pass knows by then: settings, flags, who configures the uplink, kernel, record, and indexes of uplinks."""
+    """Facts of the pass so far: settings, flags, the uplink's manager, kernel, record, and indexes of uplinks."""
 
     settings: Settings
     flags: Flags

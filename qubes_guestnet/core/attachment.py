@@ -34,7 +34,7 @@ class VifReport(NamedTuple):
         elements: elements of the set `allowed` that are missing, in nft's words.
         tunables: still to set.
         now: the fake addresses that dom0 has written since the vif was set up, none for real ones: they count when the
-            qube is attached again. None: dom0 says what it said then, or nobody looked.
+            qube is attached again. None: dom0's mapping is unchanged, or was not read.
         seen: the sets were looked at, for which an ordinary user has not the right.
         limits: what nft is to load for its limits.
         counts: how many connections without an answer it has; None: not counted.
@@ -87,7 +87,7 @@ def tunables(name: str, *, ipv6: bool, outranked: bool = False) -> tuple[Tunable
     return (
         *found,
         Tunable(("ipv6", "conf", name, "disable_ipv6"), "0"),
-        # Nobody behind a vif tells this qube its routers or its neighbours (behaviour B56).
+        # Router advertisements and neighbour data of client qubes are ignored (behaviour B56).
         Tunable(("ipv6", "conf", name, "accept_ra"), "0"),
         Tunable(("ipv6", "conf", name, "accept_redirects"), "0"),
         Tunable(("ipv6", "conf", name, "drop_unsolicited_na"), "1"),
@@ -97,7 +97,7 @@ def tunables(name: str, *, ipv6: bool, outranked: bool = False) -> tuple[Tunable
 
 
 def source_check(name: str, *, outranked: bool) -> Tunable:
-    """How the kernel checks by its routes who speaks on a vif.
+    """Return the setting of the kernel's reverse path check on a vif.
 
     Strict, but for an HVM's vif whose address its stub domain's has as well (behaviour B58): the kernel knows one way
     to that address, and would drop all that the other one sends. The rules know both.

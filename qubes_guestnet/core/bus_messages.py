@@ -61,7 +61,7 @@ class Message(NamedTuple):
 
 
 def length(start: bytes) -> int:
-    """Bytes of a message, of which the first START are given.
+    """Return bytes of a message, of which the first START are given.
 
     Raises:
         Malformed: they are not the start of a message.
@@ -78,7 +78,7 @@ def length(start: bytes) -> int:
 
 
 def parse(data: bytes) -> Message:
-    """A message from its bytes, as many as `length` says.
+    """Return a message from its bytes, as many as `length` says.
 
     A field that this module does not know is skipped if its type is a basic one.
 
@@ -112,7 +112,7 @@ def _fields(data: bytes) -> tuple[dict[int, str | int], int]:
 
 
 def _basic(data: bytes, at: int, kind: bytes, order: str) -> tuple[str | int, int]:
-    """The value of a basic type that is at `at`, a multiple of 4; and where it ends."""
+    """Return the value of a basic type that is at `at`, a multiple of 4; and where it ends."""
     if kind in b"so":
         return _text(data, at + 4, struct.unpack_from(order + "I", data, at)[0])
     if kind == b"g":
@@ -137,7 +137,7 @@ def _text(data: bytes, at: int, size: int) -> tuple[str, int]:
 
 
 def texts(message: Message) -> tuple[str, ...]:
-    """The body of a message that is nothing but strings.
+    """Return the body of a message that is nothing but strings.
 
     Raises:
         Malformed: it is something else.
@@ -219,11 +219,11 @@ class Exchange:
         self._mark()
 
     def owner(self, service: str) -> str:
-        """Unique name of the connection that owns a watched service as far as it is known, else ""."""
+        """Return the unique name of the connection that owns a watched service as far as it is known, else ""."""
         return self._owners.get(service, "")
 
     def take_signalled(self) -> bool:
-        """Whether a watched service came, went or changed, or answered late, since this was last asked."""
+        """Return whether a watched service came, went or changed, or answered late, since this was last asked."""
         signalled, self._signalled = self._signalled, False
         return signalled
 

@@ -36,7 +36,7 @@ def is_host(address: IPAddress) -> bool:
 
 
 def host4(untrusted_value: bytes) -> ipaddress.IPv4Address:
-    """The IPv4 address of a host."""
+    """Return the IPv4 address of a host."""
     address = ipaddress.IPv4Address(_text(untrusted_value, _IPV4_BYTES, 15))
     if not is_host(address):
         raise ValueError("not the address of a host")
@@ -44,7 +44,7 @@ def host4(untrusted_value: bytes) -> ipaddress.IPv4Address:
 
 
 def host6(untrusted_value: bytes) -> ipaddress.IPv6Address:
-    """The IPv6 address of a host, also a link-local one."""
+    """Return the IPv6 address of a host, also a link-local one."""
     address = ipaddress.IPv6Address(_text(untrusted_value, _IPV6_BYTES, 45))
     if not is_host(address):
         raise ValueError("not the address of a host")
@@ -52,8 +52,8 @@ def host6(untrusted_value: bytes) -> ipaddress.IPv6Address:
 
 
 def address6(untrusted_value: bytes) -> ipaddress.IPv6Address:
-    """The IPv6 address of a qube."""
-    # The kernel makes link-local addresses by itself; as the qube's only address one would reach nobody.
+    """Return the IPv6 address of a qube."""
+    # The kernel adds link-local addresses by itself; a qube with only such an address would have no network.
     address = host6(untrusted_value)
     if address in LINK_LOCAL6:
         raise ValueError("link-local")
@@ -61,12 +61,12 @@ def address6(untrusted_value: bytes) -> ipaddress.IPv6Address:
 
 
 def address(untrusted_value: bytes) -> IPAddress:
-    """The address of a qube, of either family."""
+    """Return the address of a qube, of either family."""
     return address6(untrusted_value) if b":" in untrusted_value else host4(untrusted_value)
 
 
 def netmask4(untrusted_value: bytes) -> int:
-    """A prefix length from 1 to 32, also where it is written as a netmask."""
+    """Return a prefix length from 1 to 32, also where it is written as a netmask."""
     if b"." not in untrusted_value:
         return _length(untrusted_value, 32)
     host_bits = 0xFFFFFFFF ^ int(ipaddress.IPv4Address(_text(untrusted_value, _IPV4_BYTES, 15)))
@@ -77,12 +77,12 @@ def netmask4(untrusted_value: bytes) -> int:
 
 
 def netmask6(untrusted_value: bytes) -> int:
-    """A prefix length from 1 to 128."""
+    """Return a prefix length from 1 to 128."""
     return _length(untrusted_value, 128)
 
 
 def mac(untrusted_value: bytes) -> str:
-    """The link-layer address of one interface, in lower case."""
+    """Return the link-layer address of one interface, in lower case."""
     octets = untrusted_value.split(b":")
     if len(octets) != 6 or not all(len(octet) == 2 and _HEX.issuperset(octet) for octet in octets):
         raise ValueError("no MAC address")
@@ -94,21 +94,21 @@ def mac(untrusted_value: bytes) -> str:
 
 
 def word(untrusted_value: bytes) -> str:
-    """A word that is safe as an argument of a program, at most 32 characters; empty for none."""
+    """Return a word that is safe as an argument of a program, at most 32 characters; empty for none."""
     if untrusted_value.startswith(b"-"):
         raise ValueError("an option instead of a word")
     return _text(untrusted_value, _WORD_BYTES, 32)
 
 
 def _text(untrusted_value: bytes, allowed: frozenset[int], longest: int) -> str:
-    """The value as text when all its bytes are allowed ones and it is not too long."""
+    """Return the value as text when all its bytes are allowed ones and it is not too long."""
     if len(untrusted_value) > longest or not allowed.issuperset(untrusted_value):
         raise ValueError("disallowed bytes or length")
     return untrusted_value.decode("ascii")
 
 
 def _length(untrusted_value: bytes, longest: int) -> int:
-    """A prefix length of 1 to `longest`. Not 0: the whole Internet would then count as directly connected."""
+    """Return a prefix length of 1 to `longest`. Not 0: the whole Internet would then count as directly connected."""
     digits = _text(untrusted_value, _DECIMAL, 3)
     if digits.startswith("0") or not 1 <= int(digits) <= longest:
         raise ValueError("no prefix length")

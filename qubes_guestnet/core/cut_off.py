@@ -31,7 +31,7 @@ class Drop(NamedTuple):
 
 
 def drops(listings: Iterable[tuple[str, str]], uplinks: Iterable[str]) -> tuple[Drop, ...]:
-    """The rules that drop or refuse.
+    """Return the rules that drop or refuse.
 
     Args:
         listings: family, and what `nft list table FAMILY qubes` prints.
@@ -55,7 +55,7 @@ def drops(listings: Iterable[tuple[str, str]], uplinks: Iterable[str]) -> tuple[
 
 
 def _is_met(key: str, negated: bool, value: str, uplinks: tuple[str, ...]) -> bool:
-    """Whether a condition is met by whatever a qube begins with the outside by an uplink, be it TCP or UDP."""
+    """Return whether a condition is met by whatever a qube begins with the outside by an uplink, be it TCP or UDP."""
     values = {word.strip('",') for word in value.strip("{} ").replace(",", " ").split()}
     if key == "ct state":
         met = "new" in values

@@ -33,7 +33,7 @@ class Facts(NamedTuple):
 
 
 def plan(facts: Facts, record: Record) -> Planned:
-    """What is to do; once nothing is, the record says for which list of dom0's."""
+    """Return the pending operations; once nothing is, the record says for which list of dom0's."""
     wanted = facts.connected | facts.behind
     stale = facts.there - wanted if facts.complete else frozenset[IPAddress]()
     if wanted <= facts.there and not stale:
@@ -42,15 +42,15 @@ def plan(facts: Facts, record: Record) -> Planned:
 
 
 def follows(record: Record, connected: Iterable[IPAddress]) -> bool:
-    """Whether the set was last filled from the list that dom0 gives now: an attach does not list the whole set."""
+    """Return whether the set was last filled from dom0's present list: an attach does not list the whole set."""
     return record.provided.connected == total(connected)
 
 
 def ordered(addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
-    """One order each time, so that what is planned and what is done read alike."""
+    """Sort the addresses, so that plan and log list them in the same order."""
     return tuple(sorted(addresses, key=lambda address: (address.version, int(address))))
 
 
 def total(connected: Iterable[IPAddress]) -> str:
-    """A sum of dom0's list."""
+    """Return a sum of dom0's list."""
     return checksum(" ".join(map(str, ordered(connected))).encode())

@@ -33,7 +33,7 @@ class Endpoint(NamedTuple):
 
 
 def port(text: str) -> int:
-    """A port from 1 to 65535 in decimal digits. Raises ValueError."""
+    """Return a port from 1 to 65535 in decimal digits. Raises ValueError."""
     if not text or len(text) > 5 or not _DIGITS.issuperset(text) or not 0 < int(text) < 65536:
         raise ValueError(f"no port: {text[:8]!r}")
     return int(text)
@@ -51,10 +51,10 @@ def parse(text: str) -> Endpoint:
 
 
 def of(addresses: tuple[IPAddress, ...]) -> tuple[Endpoint, ...]:
-    """Servers at the usual port."""
+    """Return servers at the usual port."""
     return tuple(Endpoint(address) for address in addresses)
 
 
 def host_of(address: IPAddress) -> ipaddress.IPv4Address | None:
-    """The address if another qube can ask it by an IPv4 address of ours; else None."""
+    """Return the address if another qube can ask it by an IPv4 address of ours; else None."""
     return address if isinstance(address, ipaddress.IPv4Address) and checks.is_host(address) else None

@@ -92,7 +92,7 @@ class Rule(NamedTuple):
 
 
 def judges(chain: Chain, listing: str, regular: Mapping[ChainName, str]) -> str:
-    """What decides on packets of an established connection, and what its owner can do; "" where nothing does.
+    """Return the rule that may refuse packets of an established connection, and the remedy; "" if there is none.
 
     Args:
         chain: with a hook, or the one where users have their rules.
@@ -106,7 +106,7 @@ def judges(chain: Chain, listing: str, regular: Mapping[ChainName, str]) -> str:
 
 
 def jumped_to(chain: Chain, listing: str, regular: Mapping[ChainName, str]) -> tuple[ChainName, ...]:
-    """Chains whose rules have to be known too, and are not yet; none when it is judged without them.
+    """Return chains whose rules have to be known too, and are not yet; none when it is judged without them.
 
     Args:
         chain: as in `judges`, like the rest.
@@ -202,12 +202,12 @@ class _Look:
         self.reason = self._why(name, text)
 
     def _why(self, name: str, text: str) -> str:
-        """The rule, where it stands if it is not the chain itself, and the remedy."""
+        """Return the rule, where it stands if it is not the chain itself, and the remedy."""
         where = "" if name == self._chain.name else f" in {name}"
         return f"its rule `{_short(text)}`{where}; {self._remedy()}"
 
     def _remedy(self) -> str:
-        """What its owner can do."""
+        """Return the remedy."""
         if self._chain.hook == "ingress":
             return "give the chain a priority below 300"
         if self._chain.hook == "prerouting" and self._chain.priority <= _CONNTRACK:
@@ -217,7 +217,7 @@ class _Look:
         return REMEDY
 
     def _is_passed(self, rule: Rule, way: tuple[_Condition, ...] | None) -> bool:
-        """Whether a rule refuses on the way from a qube to the outside alone, and one connection always or never.
+        """Return whether a rule refuses only packets from a qube to the outside, and each connection always or never.
 
         As the `oifgroup 1 drop` of a VPN qube. What brings a connection into the flowtable has just passed it, the
         answers are none of its business, and a connection whose route changes leaves the flowtable
@@ -228,17 +228,17 @@ class _Look:
         return any(_is_the_way_out(*each) for each in (*way, *rule.conditions))
 
     def _is_known(self, text: str) -> bool:
-        """Whether it is a rule of the Qubes firewall against stolen addresses, or one of wg-quick."""
+        """Return whether it is a rule of the Qubes firewall against stolen addresses, or one of wg-quick."""
         return _is_the_firewalls(self._chain, text) or _is_wg_quicks(self._chain, text)
 
 
 def _short(rule: str) -> str:
-    """A rule for a line of text."""
+    """Return a rule for a line of text."""
     return rule if len(rule) <= _SHOWN else f"{rule[:_SHOWN]}…"
 
 
 def accepts(words: list[str]) -> bool:
-    """Whether a rule accepts every packet of an established connection."""
+    """Return whether a rule accepts every packet of an established connection."""
     words = _uncounted(words)
     if words[:2] != ["ct", "state"]:
         return False
@@ -258,7 +258,7 @@ def _uncounted(words: list[str]) -> list[str]:
 
 
 def understood(words: list[str]) -> Rule | None:
-    """A rule of conditions, counters, limits, the kernel's log and a verdict; None when anything else is in it."""
+    """Parse a rule of conditions, counters, limits, the kernel's log and a verdict; None if it has other parts."""
     words = nft_listing.without_log(words, nft_listing.KERNEL_LOG)
     conditions, changing = list[_Condition](), False
     while words:
@@ -285,7 +285,7 @@ def understood(words: list[str]) -> Rule | None:
 
 
 def _passive(words: list[str]) -> int:
-    """How many words a counter, a limit or a quota at the begin of these takes; 0 for none of them."""
+    """Return how many words a counter, a limit or a quota at the begin of these takes; 0 for none of them."""
     first, named = words[0], words[1:2] == ["name"]
     if first == "counter" or (named and first in ("limit", "quota")):
         return 3 if named else 1
@@ -303,7 +303,7 @@ _LIMIT_WORDS = frozenset(
 
 
 def _condition(words: list[str], keys: Iterable[tuple[str, ...]]) -> tuple[_Condition, int] | None:
-    """The condition at the begin of a rule, and how many words it takes."""
+    """Return the condition at the begin of a rule, and how many words it takes."""
     key = next((key for key in keys if tuple(words[: len(key)]) == key), None)
     if key is None:
         return None
@@ -319,7 +319,7 @@ def _condition(words: list[str], keys: Iterable[tuple[str, ...]]) -> tuple[_Cond
 
 
 def _is_the_way_out(key: str, negated: bool, value: str) -> bool:
-    """Whether a condition is met on the way from a qube to the outside alone: by a vif in, or by another one out.
+    """Return whether only packets from a qube to the outside meet a condition: in by a vif, or out by another device.
 
     Of a set each element has to say so; where all but these are meant, one is enough.
     """
@@ -344,14 +344,14 @@ def _is_outward(key: str, name: str) -> bool:
 
 
 def _is_the_firewalls(chain: Chain, rule: str) -> bool:
-    """Whether it is a rule of the Qubes firewall against stolen addresses."""
+    """Return whether it is a rule of the Qubes firewall against stolen addresses."""
     if chain.table != FIREWALL_TABLE or not rule.endswith(" drop"):
         return False
     return any(chain.hook == hook and rule.startswith(begin) for hook, begin in _AGAINST_SPOOFING)
 
 
 def _is_wg_quicks(chain: Chain, rule: str) -> bool:
-    """Whether it is a rule of wg-quick, in a table of that name.
+    """Return whether it is a rule of wg-quick, in a table of that name.
 
     It refuses what is for the address of the tunnel and does not come by it; a connection is known to the flowtable by
     its interfaces. And it keeps the mark of its own encrypted packets, which no packet of a qube has.

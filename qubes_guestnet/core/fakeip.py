@@ -51,12 +51,12 @@ class InnerRule(NamedTuple):
 
 
 def namespace(name: VifName) -> str:
-    """The name of a vif's namespace."""
+    """Return the name of a vif's namespace."""
     return f"vif{name.domid}-nat" if name.devid == 0 else f"{name.text}-nat"
 
 
 def pair(vif: Vif, mtu: int, outside: str) -> str:
-    """The `ip` command for what takes the vif's place in front of the namespace. It stays down: its rules come first.
+    """Return the `ip` command for the interface in the vif's place. It stays down until its rules are loaded.
 
     Args:
         vif: that is in the namespace.
@@ -72,7 +72,7 @@ def pair(vif: Vif, mtu: int, outside: str) -> str:
 def commands(vif: Vif, mapping: Mapping, gateway: IPv4Address) -> tuple[str, ...]:
     """`ip` commands: links, neighbours and routes in the namespace. All can be said again.
 
-    Nobody is ever asked by ARP: not the qube, which would see who asks, and not the provider.
+    No ARP request is sent to the qube, which would reveal the sender's address, nor to the provider.
     """
     name = vif.name.text
     return (
@@ -96,7 +96,7 @@ _Setting = tuple[tuple[str, ...], int]
 
 
 def tunables() -> tuple[_Setting, ...]:
-    """Settings of the namespace, before the vif comes, in this order; the words are those of system/tunables."""
+    """Return settings of the namespace, before the vif comes, in this order; the words are those of system/tunables."""
     every = ("all", "default")
     return (
         *((("ipv6", "conf", scope, "disable_ipv6"), 1) for scope in every),
@@ -112,7 +112,7 @@ def tunables() -> tuple[_Setting, ...]:
 
 
 def vif_tunables(name: VifName) -> tuple[_Setting, ...]:
-    """Settings of the vif in its namespace: it answers for every address, as each provider does, and at once."""
+    """Return settings of the vif in its namespace: it answers for every address, as each provider does, and at once."""
     return (
         (("ipv4", "conf", name.text, "proxy_arp"), 1),
         (("ipv4", "neigh", name.text, "proxy_delay"), 0),
@@ -120,7 +120,7 @@ def vif_tunables(name: VifName) -> tuple[_Setting, ...]:
 
 
 def inner_rules(mapping: Mapping, gateway: IPv4Address) -> tuple[InnerRule, ...]:
-    """What the chains `inner-…` of `rules` are filled with, after it was loaded."""
+    """Return what the chains `inner-…` of `rules` are filled with, after it was loaded."""
     found = (
         InnerRule("inner-source-visible", INNER_SOURCE, mapping.visible),
         InnerRule("inner-destination-real", INNER_DESTINATION, mapping.real),
@@ -135,7 +135,7 @@ def inner_rules(mapping: Mapping, gateway: IPv4Address) -> tuple[InnerRule, ...]
 
 
 def rules(name: VifName, mapping: Mapping, gateway: IPv4Address) -> str:
-    """The ruleset of the namespace, one transaction for nft.
+    """Return the ruleset of the namespace, one transaction for nft.
 
     Args:
         name: of the vif.
@@ -168,7 +168,7 @@ _Chains = dict[str, tuple[str, ...]]
 
 
 def _arriving(real: IPv4Address, visible: IPv4Address, gateway: IPv4Address, fake: IPv4Address | None) -> _Chains:
-    """Who may send what, and destinations."""
+    """Check sources, and rewrite destinations."""
     return {
         "from-qube": (
             f"ip saddr != {visible} counter drop",
@@ -218,7 +218,7 @@ def _leaving(real: IPv4Address, visible: IPv4Address, gateway: IPv4Address, fake
 
 
 def _if(fake: IPv4Address | None, *lines: str) -> tuple[str, ...]:
-    """Rules that only a fake gateway needs."""
+    """Return rules that only a fake gateway needs."""
     return lines if fake is not None else ()
 
 

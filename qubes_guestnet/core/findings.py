@@ -20,8 +20,11 @@ from .values import IPV4, IPV6, ROUTE_PROTOCOL
 class Finding(NamedTuple):
     """One result of `check`.
 
-    Args: code: stable name, documented in docs/check-codes.md. severity: "error", "warning" or "note"; only errors make
-        `check` fail. problem: one line.
+    Args:
+        code: stable name, documented in docs/check-codes.md.
+        severity: "error", "warning" or "note"; only errors make `check` fail.
+        problem: one line.
+        remedy: one line.
     """
 
     code: str
@@ -33,11 +36,15 @@ class Finding(NamedTuple):
 class Evidence(NamedTuple):
     """The facts that `check` has gathered.
 
-    Args: report: of a dry pass, None when QubesDB did not answer. standing: state of the agent. silent_servers:
-    nameservers
-        that did not answer a query. neighbour_limit: net.ipv4.neigh.default.gc_thresh3, 0 when it cannot be read here.
-        presence: other programs in this qube. ground: the rules and the vifs found. refusing6: IPv6 gateways
-        that refused a ping as administratively prohibited.
+    Args:
+        report: of a dry pass, None when QubesDB did not answer.
+        store_error: why it did not answer.
+        standing: state of the agent.
+        silent_servers: nameservers that did not answer a query.
+        neighbour_limit: net.ipv4.neigh.default.gc_thresh3, 0 when it cannot be read here.
+        presence: other programs in this qube.
+        ground: the rules and the vifs found.
+        refusing6: IPv6 gateways that refused a ping as administratively prohibited.
     """
 
     report: Report | None

@@ -44,12 +44,12 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 
 
 def usable(name: str) -> bool:
-    """Whether the name of a device may stand in a text for nft; the kernel allows quotation marks in one."""
+    """Return whether the name of a device may stand in a text for nft; the kernel allows quotation marks in one."""
     return bool(name) and _NAME.issuperset(name)
 
 
 def load(devices: Iterable[str], *, ipv6: bool) -> str:
-    """One transaction: whatever table there was ends, and with it all that is offloaded; a new one begins.
+    """Return the transaction that deletes the former table, with its offloaded connections, and adds a new one.
 
     Only connections between the qubes and what is outside (behaviour B83), and none for names: those may be led
     elsewhere at any time. It is the qube's packet that brings its connection in, after every chain has let it pass.
@@ -76,7 +76,7 @@ def load(devices: Iterable[str], *, ipv6: bool) -> str:
 
 
 def to_look_at(listing: str, *, ipv6: bool) -> tuple[Chain, ...]:
-    """The chains whose rules decide: those of others that offloaded packets pass by, and our users' own.
+    """Return the chains whose rules decide: those of others that offloaded packets pass by, and our users' own.
 
     Args:
         listing: `nft list chains`.
@@ -103,7 +103,7 @@ def to_look_at(listing: str, *, ipv6: bool) -> tuple[Chain, ...]:
 
 
 def _passed_by(family: str, table: str, name: str, line: str, *, ipv6: bool) -> Iterator[Chain]:
-    """The chain, if packets of an offloaded connection would have come to it, and it may be somebody's judgement.
+    """Yield the chain, if packets of an offloaded connection would reach it and it may refuse them.
 
     Not at egress, which they come to like every packet, nor at an ingress that is before the flowtable. A chain of type
     nat sees the first packet of a connection only.
@@ -122,7 +122,7 @@ def _passed_by(family: str, table: str, name: str, line: str, *, ipv6: bool) -> 
 
 
 def _known_priority(line: str) -> int:
-    """The number of a priority, 0 for one with a name that is not known; only a remedy depends on it."""
+    """Return the number of a priority, 0 for one with a name that is not known; only a remedy depends on it."""
     try:
         return _priority(line)
     except ValueError:
@@ -130,7 +130,7 @@ def _known_priority(line: str) -> int:
 
 
 def _priority(line: str) -> int:
-    """The number of `priority filter + 10;`. Raises ValueError."""
+    """Return the number of `priority filter + 10;`. Raises ValueError."""
     words = line.partition(" priority ")[2].partition(";")[0].split()
     first, rest = words[0], words[1:]
     number = _PRIORITIES[first] if first in _PRIORITIES else int(first)
@@ -140,11 +140,11 @@ def _priority(line: str) -> int:
 def obstacle(
     chains: Iterable[tuple[Chain, str]], legacy: Iterable[str] = (), regular: Mapping[ChainName, str] = _NOTHING
 ) -> str:
-    """Why nothing may be offloaded; "" if it may.
+    """Return why nothing may be offloaded; "" if it may.
 
     Args:
         chains: those of `to_look_at`, each with `nft -s list chain`; "" where that cannot be had.
-        legacy: tables of the former iptables, in which nobody can look here.
+        legacy: tables of the former iptables, whose rules cannot be read here.
         regular: chains that these jump to, see `jumped_to`.
     """
     for table in legacy:
@@ -163,7 +163,7 @@ def obstacle(
 
 
 def jumped_to(chains: Iterable[tuple[Chain, str]], regular: Mapping[ChainName, str]) -> tuple[ChainName, ...]:
-    """Chains that have to be listed too before `obstacle` can tell; mostly none.
+    """Return chains that have to be listed too before `obstacle` can tell; mostly none.
 
     Args:
         chains: as for `obstacle`.

@@ -52,7 +52,7 @@ QUIET_SECONDS, LONGEST_SECONDS = 1, 5
 
 
 def rules(listing: str) -> tuple[str, ...]:
-    """The rules of the chain; none where it is not there or not understood."""
+    """Return the rules of the chain; none where it is not there or not understood."""
     try:
         return nft_listing.chains(listing).get(CHAIN, ())
     except ValueError:
@@ -60,7 +60,7 @@ def rules(listing: str) -> tuple[str, ...]:
 
 
 def unfinished(first: float, last: float, now: float) -> bool:
-    """Whether to wait before the chain is put back.
+    """Return whether to wait before the chain is put back.
 
     Args:
         first: when it was first seen changed by another program, in seconds.
@@ -71,7 +71,7 @@ def unfinished(first: float, last: float, now: float) -> bool:
 
 
 def refreshed(there: Iterable[str], former: Iterable[str], ours: Iterable[str]) -> tuple[str, ...]:
-    """The rules of a chain in which others have put theirs beside ours, with ours as they are to be now.
+    """Return the rules of a chain in which others have put theirs beside ours, with ours as they are to be now.
 
     Args:
         there: the rules that are in it.
@@ -118,7 +118,7 @@ def _is_nowhere(end: End, virtual: tuple[ipaddress.IPv4Address, ...]) -> bool:
 
 
 def _base(chains: Mapping[str, tuple[str, ...]], address: ipaddress.IPv4Address) -> Iterator[_Sure]:
-    """Every end that a question for this address may come to."""
+    """Yield every end that a question for this address may come to."""
     for end, sure in _walk(chains, CHAIN, address, 0, sure=True):
         yield (THROUGH if end == _NEXT else end), sure
 
@@ -126,7 +126,7 @@ def _base(chains: Mapping[str, tuple[str, ...]], address: ipaddress.IPv4Address)
 def _walk(
     chains: Mapping[str, tuple[str, ...]], name: str, address: ipaddress.IPv4Address, depth: int, *, sure: bool
 ) -> Iterator[_Sure]:
-    """The ends within a chain; _NEXT if its caller goes on. `sure`: questions certainly come into it."""
+    """Yield the ends within a chain; _NEXT if its caller goes on. `sure`: questions certainly come into it."""
     if depth > _DEPTH or name not in chains:
         yield THROUGH, sure
         return
@@ -152,7 +152,7 @@ def _walk(
 
 
 def _ends(verdict: list[str], address: ipaddress.IPv4Address) -> Iterator[End]:
-    """Where a verdict other than a jump leads to."""
+    """Yield where a verdict other than a jump leads to."""
     if verdict[0] == "vmap":
         yield UNKNOWN
     elif verdict[0] in _VERDICTS:
@@ -217,7 +217,7 @@ _LOG_OPTIONS = frozenset({"prefix", "group", "level", "flags", "snaplen", "queue
 
 
 def _words(rule: str) -> list[str]:
-    """What is quoted is one word, whatever it says; a comment is none."""
+    """Split a rule into words; quoted text is one word, and comments are dropped."""
     found = list[str]()
     for number, part in enumerate(rule.split('"')):
         if number % 2 == 0:
@@ -230,7 +230,7 @@ def _words(rule: str) -> list[str]:
 
 
 def _condition(words: list[str], address: ipaddress.IPv4Address) -> tuple[int, bool | None]:
-    """How many words the first condition has, and whether it is met; None where it is not understood."""
+    """Return how many words the first condition has, and whether it is met; None where it is not understood."""
     if words[0] == "counter":
         return (3 if words[1:2] == ["name"] else 1), True
     if words[2:3] == ["set"]:  # `meta mark set 0x1`, `ct mark set meta mark` change the packet and ask nothing

@@ -17,7 +17,7 @@ from .record import Provided, Record
 
 
 def stopped(provided: Provided, on: frozenset[int]) -> frozenset[int]:
-    """Families whose forwarding another program has switched off.
+    """Return families whose forwarding another program has switched off.
 
     Args:
         provided: as recorded.
@@ -27,7 +27,7 @@ def stopped(provided: Provided, on: frozenset[int]) -> frozenset[int]:
 
 
 def obeying(provided: Provided, on: frozenset[int]) -> Provided:
-    """A record in which what another program has switched off is stopped, and what it has switched on again ours."""
+    """Return the record with families that another program switched off as stopped, and those switched on as ours."""
     off = stopped(provided, on)
     if off == provided.stopped:
         return provided

@@ -33,7 +33,7 @@ CHAINS = {
 
 
 def asking(word: str, chain: str, toggled_bits: int) -> tuple[str, ...]:
-    """The rules that ask a users' chain about each packet, once.
+    """Return the rules that ask a users' chain about each packet, once.
 
     The jump and the bit are of one rule, so that a jump that is lost lets nothing pass by the users' rules. What is
     invalid, or an ICMP error about a connection of others (behaviour B113), stays held.
@@ -54,10 +54,10 @@ def asking(word: str, chain: str, toggled_bits: int) -> tuple[str, ...]:
 
 
 def toggled(bits: int) -> str:
-    """The statement of nft that changes these bits of a priority."""
+    """Return the statement of nft that changes these bits of a priority."""
     return f"meta priority set meta priority ^ {bits:#x}"
 
 
 def cleared(bits: int) -> str:
-    """The statement of nft that clears these bits of a priority."""
+    """Return the statement of nft that clears these bits of a priority."""
     return f"meta priority set meta priority & {~bits & 0xFFFFFFFF:#x}"

@@ -12,7 +12,7 @@ KEY = f"/qubes-service/{SERVICE}"
 
 
 def wanted(untrusted_value: bytes, flag: bool) -> bool:
-    """Whether it is on.
+    """Return whether it is on.
 
     Args:
         untrusted_value: of KEY, b"" where dom0 has not written it. "0" is off, as for every other service.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def changed(interfaces: Iterable[InterfaceReport], settings: Settings, record: Record) -> tuple[tuple[Link, str], ...]:
-    """The uplinks of which the hooks are to be told, each with the fingerprint of what is so now."""
+    """Return the uplinks of which the hooks are to be told, each with the fingerprint of what is so now."""
     found = []
     for interface in interfaces:
         if interface.link is not None:
@@ -36,7 +36,7 @@ def changed(interfaces: Iterable[InterfaceReport], settings: Settings, record: R
 def plan(
     changes: Iterable[tuple[Link, str]], found: Iterable[HookFacts], record: Record, clock: int, so_far: Outcome
 ) -> Planned:
-    """What is to do.
+    """Return the pending operations.
 
     Args:
         changes: by `changed`.

@@ -36,7 +36,7 @@ class HookFacts(NamedTuple):
 
 
 def fingerprint(desired: State, servers: Iterable[IPAddress]) -> str:
-    """What the hooks are told about, in one word without spaces: it goes into the owned record."""
+    """Return what the hooks are told about, in one word without spaces: it goes into the owned record."""
     gateways = {str(neighbour.address) for neighbour in desired.neighbours}
     gateways |= {str(route.gateway) for route in desired.routes if route.gateway is not None}
     parts = (sorted(map(str, desired.addresses)), sorted(gateways), map(str, servers))
@@ -44,7 +44,7 @@ def fingerprint(desired: State, servers: Iterable[IPAddress]) -> str:
 
 
 def due(told: str, now: str, *, provider: bool, configured: bool) -> bool:
-    """Whether the hooks are to run.
+    """Return whether the hooks are to run.
 
     Args:
         told: fingerprint at their last run for this interface, "" for never.
@@ -56,7 +56,7 @@ def due(told: str, now: str, *, provider: bool, configured: bool) -> bool:
 
 
 def runnable(hooks: Iterable[HookFacts]) -> tuple[str, ...]:
-    """The hooks to run, in order, each file once. One without its executable bit is switched off by its owner."""
+    """Return the hooks to run, in order, each file once. A file without its executable bit is disabled."""
     chosen: dict[str, str] = {}
     for hook in hooks:
         if hook.executable:

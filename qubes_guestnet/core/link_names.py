@@ -40,7 +40,7 @@ class LinkFacts(NamedTuple):
 
 
 def asked(interface: InterfaceReport, settings: Settings, flags: Flags) -> LinkFacts | None:
-    """What an interface is to have; None where that which it has stays."""
+    """Return what an interface is to have; None where that which it has stays."""
     if interface.link is None or settings.dns.held:
         return None
     there = not interface.removed and bool(interface.desired.addresses or interface.settings.held)
@@ -50,12 +50,12 @@ def asked(interface: InterfaceReport, settings: Settings, flags: Flags) -> LinkF
 
 
 def concerned(facts: LinkFacts, record: Record) -> bool:
-    """Whether a link has, or is to have, anything of ours: else systemd-resolved is not asked."""
+    """Return whether a link has, or is to have, anything of ours: else systemd-resolved is not asked."""
     return facts.wanted is not None or record.interface(facts.link).resolved
 
 
 def plan(links: Iterable[LinkFacts], record: Record, so_far: Outcome) -> Planned:
-    """What is to do.
+    """Return the pending operations.
 
     Args:
         links: those that are `concerned`, as observed.
@@ -79,6 +79,6 @@ def plan(links: Iterable[LinkFacts], record: Record, so_far: Outcome) -> Planned
 
 
 def forget(entry: Interface, link: Link) -> Iterable[Operation]:
-    """What takes the servers of an interface away that is taken out of service."""
+    """Return what takes the servers of an interface away that is taken out of service."""
     if entry.resolved:
         yield RevertLinkNames(link.ifindex, link.name)

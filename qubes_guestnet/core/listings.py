@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 
 def taken_apart(table: str) -> tuple[str, dict[str, str]]:
-    """The lines of the table itself (one that is dormant says so there), and its blocks by their first line."""
+    """Return the lines of the table itself (one that is dormant says so there), and its blocks by their first line."""
     own, blocks, head = "", dict[str, str](), ""
     for line in table.splitlines():
         if head:
@@ -22,7 +22,7 @@ def taken_apart(table: str) -> tuple[str, dict[str, str]]:
 
 
 def chosen(tables: Mapping[str, str], kind: str, wanted: Iterable[tuple[str, str]]) -> str:
-    """Some blocks, each table with what it says of itself; "" when one of them is not there.
+    """Return some blocks, each table with what it says of itself; "" when one of them is not there.
 
     Args:
         tables: listing of each family's.
@@ -40,6 +40,6 @@ def chosen(tables: Mapping[str, str], kind: str, wanted: Iterable[tuple[str, str
 
 
 def rules(block: str) -> tuple[str, ...]:
-    """The lines of a chain's block that are rules."""
+    """Return the lines of a chain's block that are rules."""
     lines = (line.strip() for line in block.splitlines()[1:-1])
     return tuple(line for line in lines if line and line.split()[0] not in ("type", "policy", "comment"))

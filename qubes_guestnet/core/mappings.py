@@ -41,13 +41,13 @@ class Shown(NamedTuple):
 
 
 def is_told(untrusted_entries: Entries[str, bytes], addresses: Iterable[IPAddress]) -> bool:
-    """Whether dom0 has said what a qube with these addresses sees; it says so of every qube, faked or not."""
+    """Return whether dom0 has said what a qube with these addresses sees; it says so of every qube, faked or not."""
     keys = (f"{mapping_prefix(address)}visible-ip" for address in addresses if address.version == IPV4)
     return any(untrusted_entries.get(key) for key in keys)
 
 
 def shown(untrusted_entries: Entries[str, bytes], vif: Vif) -> Shown:
-    """What dom0 says now of a vif's addresses.
+    """Return what dom0 says now of a vif's addresses.
 
     Args:
         untrusted_entries: as read with `mapping_prefix` of each address.
@@ -58,7 +58,7 @@ def shown(untrusted_entries: Entries[str, bytes], vif: Vif) -> Shown:
 
 
 def late(vif: Vif, now: Shown, *, spoken: bool) -> str:
-    """What to do about entries that are there now.
+    """Return what to do about entries that are there now.
 
     Args:
         vif: as recorded.
@@ -75,7 +75,7 @@ def late(vif: Vif, now: Shown, *, spoken: bool) -> str:
 
 
 def changed(vif: Vif, now: Shown, gateway: IPv4Address | None) -> bool:
-    """Whether dom0 says other addresses than the qube was attached with.
+    """Return whether dom0 says other addresses than the qube was attached with.
 
     Args:
         vif: as recorded.

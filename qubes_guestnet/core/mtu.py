@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The MTU that dom0 may ask for. No key: nobody touches what the driver chose (behaviour B109).
+"""The MTU that dom0 may set. Without a key the driver's MTU stays (behaviour B109).
 
 `/vm-config/net-mtu` is the name proposed for Qubes OS (core-admin PR 791, not merged); `/net-config/MAC/mtu` is for one
 interface and wins. The value is as hostile as any other of QubesDB, see `settings`.
@@ -21,7 +21,7 @@ _DIGITS = frozenset(b"0123456789")
 
 
 def parse(untrusted_entries: Mapping[str, bytes], macs: Iterable[str]) -> tuple[dict[str, int], list[SettingsError]]:
-    """MTUs by MAC, of the interfaces that have one, and an error for each value that is not valid.
+    """Return MTUs by MAC, of the interfaces that have one, and an error for each value that is not valid.
 
     Args:
         untrusted_entries: path → raw value.
@@ -44,7 +44,7 @@ def parse(untrusted_entries: Mapping[str, bytes], macs: Iterable[str]) -> tuple[
 
 
 def common(untrusted_entries: Mapping[str, bytes]) -> int:
-    """The MTU of all interfaces, those of the qubes behind this one too; 0 for none, or one that is not valid."""
+    """Return the MTU of all interfaces, including vifs; 0 if there is none, or an invalid one."""
     return _value(untrusted_entries, MTU_KEY, []) or 0  # `parse` tells of the error
 
 

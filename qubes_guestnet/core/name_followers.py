@@ -49,12 +49,12 @@ class Facts(NamedTuple):
 
 
 def behind(record: Record) -> bool:
-    """Whether the firewall's service was last reloaded for other servers than those in force."""
+    """Return whether the firewall's service was last reloaded for other servers than those in force."""
     return record.provided.reloaded != _sum(record)
 
 
 def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
-    """What is to do.
+    """Return the pending operations.
 
     Args:
         facts: observed.

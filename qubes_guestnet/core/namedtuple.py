@@ -2,7 +2,7 @@
 """`typing.NamedTuple` without its cost.
 
 The original compiles every annotation that is a string (and ours all are, by `from __future__ import annotations`) into
-a ForwardRef that nobody reads: 0.25 MB and 3 ms for this program. Type checkers see the original.
+an unused ForwardRef: 0.25 MB and 3 ms for this program. Type checkers see the original.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ for everything those are asked and no others (behaviour B37); where the owner se
 What decides, the first that says something:
 
 1. `[dns] servers` of guestnet.toml: the owner's word.
-2. systemd-resolved, by `_RANKS`. A server that is to be asked by TLS only cannot be asked by others, who ask in clear;
+2. systemd-resolved, by `_RANKS`. A server that requires TLS is useless for client qubes, which send plain DNS;
    a link that is down carries no question: in both cases the questions are refused (B127).
 3. systemd-resolved was heard before and is not heard now: what it said last, for `HOLD_SECONDS`; then the questions are
    refused until it is heard again, or the link that had the names is gone as a device (B128). A file that leads out
@@ -186,12 +186,12 @@ NOWHERE_WORDS = "only the virtual DNS addresses themselves"
 
 
 def leads_nowhere(facts: NameFacts) -> bool:
-    """Whether all servers of the owner's file are addresses of the virtual DNS itself."""
+    """Return whether all servers of the owner's file are addresses of the virtual DNS itself."""
     return facts.configured is not None and all(server.address in facts.nowhere for server in facts.configured)
 
 
 def _configured(facts: NameFacts, servers: tuple[Endpoint, ...]) -> Choice:
-    """The owner's own; its provider's addresses lead somewhere only while there is an uplink."""
+    """Return the owner's own; its provider's addresses lead somewhere only while there is an uplink."""
     where = "guestnet.toml, [dns] servers"
     somewhere = [server for server in servers if server.address not in facts.nowhere]
     if not somewhere:
@@ -201,7 +201,7 @@ def _configured(facts: NameFacts, servers: tuple[Endpoint, ...]) -> Choice:
 
 
 def _by_rank(facts: NameFacts, links: tuple[LinkServers, ...]) -> Choice | None:
-    """What systemd-resolved says, if that is an answer."""
+    """Return what systemd-resolved says, if that is an answer."""
     for rank in _RANKS:
         counting = [link for link in links if rank.counts(link)]
         if not rank.final:
@@ -226,7 +226,7 @@ def _by_rank(facts: NameFacts, links: tuple[LinkServers, ...]) -> Choice | None:
 
 
 def _others(links: Iterable[LinkServers], facts: NameFacts) -> list[tuple[LinkServers, Endpoint]]:
-    """Servers of these links, without those of this qube's own provider and what leads nowhere."""
+    """Return servers of these links, without those of this qube's own provider and what leads nowhere."""
     left_out = facts.nowhere.union(facts.own)
     return [(link, server) for link in links for server in link.servers if server.address not in left_out]
 
@@ -275,23 +275,23 @@ def _own(facts: NameFacts) -> Choice:
 
 
 def _named(facts: NameFacts) -> tuple[Endpoint, ...]:
-    """Servers of the file that another machine can ask, all of its lines."""
+    """Return servers of the file that another machine can ask, all of its lines."""
     return _usable(_lines(facts))
 
 
 def _lines(facts: NameFacts) -> tuple[IPAddress, ...]:
-    """Servers of the file, without what leads nowhere."""
+    """Return servers of the file, without what leads nowhere."""
     named = resolver.parse(facts.resolv_conf, every=True).servers
     return tuple(address for address in named if address not in facts.nowhere)
 
 
 def _usable(addresses: Iterable[IPAddress]) -> tuple[Endpoint, ...]:
-    """Those that another machine can ask, each once."""
+    """Return those that another machine can ask, each once."""
     return tuple(dict.fromkeys(Endpoint(address) for address in addresses if host_of(address)))
 
 
 def asked_by_route(facts: NameFacts) -> tuple[IPAddress, ...]:
-    """Servers of the file whose way out decides, because systemd-resolved is not heard any more; mostly none."""
+    """Return servers of the file whose way out decides, because systemd-resolved is not heard any more; mostly none."""
     if facts.configured is not None or facts.heard.links is not None or facts.last is None:
         return ()
     return tuple(server.address for server in _named(facts) if server.address not in facts.own)
@@ -301,7 +301,7 @@ _Address = ipaddress.IPv4Address
 
 
 def pairs(virtual: Iterable[_Address], servers: Iterable[Endpoint]) -> tuple[tuple[_Address, Endpoint], ...]:
-    """Virtual address → server, for each virtual address exactly one.
+    """Return virtual address → server, for each virtual address exactly one.
 
     Fewer servers than virtual addresses are used in turn: an address left out was a question that left this qube as it
     was, into a network where it is never answered (behaviour B39). No server, no pair.
@@ -332,7 +332,7 @@ HOLD_EXPECTED = f"[dns] hold is a number of seconds from 0 to {LONGEST_HOLD}"
 
 
 def parse_settings(table: object) -> DnsSettings:
-    """The table `[dns]`.
+    """Return the table `[dns]`.
 
     Args:
         table: as the TOML parser gives it; {} where there is none.

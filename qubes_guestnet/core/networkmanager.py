@@ -31,7 +31,7 @@ OUR_VERBS = frozenset({Verb.TUNABLE, Verb.LINK_GROUP, Verb.NEIGHBOUR_SET, Verb.N
 
 
 class Manager(enum.Enum):
-    """Who configures the uplink."""
+    """The program that configures the uplink."""
 
     NETWORKMANAGER = "networkmanager"
     DIRECT = "direct"
@@ -50,7 +50,7 @@ class ManagerFacts(NamedTuple):
 
 
 class ManagerChoice(NamedTuple):
-    """Who configures the uplink, and every fact looked at, in one line."""
+    """The program that configures the uplink, and the facts of the decision, in one line."""
 
     manager: Manager = Manager.DIRECT
     reasons: str = "network-manager=no manager=direct"
@@ -75,22 +75,22 @@ def _yes(fact: bool) -> str:
 
 
 def file_name(interface: str) -> str:
-    """Name of the profile's file in FOLDER."""
+    """Return the name of the profile's file in FOLDER."""
     return _FILE + interface
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file in FOLDER is a profile that we write."""
+    """Return whether a file in FOLDER is a profile that we write."""
     return name.startswith(_FILE)
 
 
 def profile_name(interface: str) -> str:
-    """The profile as `nmcli connection up` takes it."""
+    """Return the profile as `nmcli connection up` takes it."""
     return _NAME + interface
 
 
 def profile_uuid(mac: str) -> str:
-    """The profile's uuid: the same for the same interface, so that a replugged one has no second profile."""
+    """Return the profile's uuid: the same for the same interface, so that a replugged one has no second profile."""
     return _UUID + mac.replace(":", "")
 
 
@@ -113,7 +113,7 @@ class ProfileOptions(NamedTuple):
 
 
 def keyfile(interface: str, settings: UplinkSettings, options: ProfileOptions) -> bytes:
-    """The profile's text, as nm-settings-keyfile(5) has it.
+    """Return the profile's text, as nm-settings-keyfile(5) has it.
 
     No metric is given: NetworkManager's own (100 for Ethernet) lets a VPN's default route (50) win, as users expect.
     `cloned-mac-address` is given because the qube's MAC is how dom0 knows the interface, whatever the user's default.
@@ -187,7 +187,7 @@ def left_to_us(ops: Collection[Op], observed: State) -> tuple[Op, ...]:
 
 
 def waiting(desired: State, observed: State) -> str:
-    """What NetworkManager has still to do before the interface is as asked for; "" when nothing is.
+    """Return what NetworkManager has still to do before the interface is as asked for; "" when nothing is.
 
     Its routes have metrics and a protocol of its own, so a default route of the right family is enough.
     """
@@ -211,15 +211,14 @@ _INTERFACE_KEY = "interface-name="
 
 
 def mend(text: str, interfaces: Collection[str]) -> str:
-    """A saved profile with the interface name of the former release changed to the present one (behaviour B31).
+    """Return a saved profile with the interface name of the former release changed to the present one (behaviour B31).
 
     Args:
         text: a keyfile.
         interfaces: names of the interfaces there are.
 
     Returns:
-        The text; the same one unless the name it has is nobody's and exactly one way to drop `f0` gives one that is
-        somebody's.
+        The text; changed only if no interface has its name, and exactly one way to drop `f0` gives an existing name.
     """
     lines = text.splitlines(keepends=True)
     section = ""

@@ -13,7 +13,7 @@ ANY_LOG = KERNEL_LOG | {"group", "queue-threshold"}
 
 
 def chains(listing: str) -> Mapping[str, tuple[str, ...]]:
-    """The rules of each chain of a table, each on one line; {} for no table.
+    """Return the rules of each chain of a table, each on one line; {} for no table.
 
     Args:
         listing: of one table.
@@ -37,7 +37,7 @@ def chains(listing: str) -> Mapping[str, tuple[str, ...]]:
 
 
 def _rules(block: list[str]) -> Iterator[str]:
-    """A long set goes on in lines that are indented further."""
+    """Join the lines of a long set, which continues in further indented lines."""
     rule = ""
     for line in block:
         if line[:3].strip():
@@ -51,7 +51,7 @@ def _rules(block: list[str]) -> Iterator[str]:
 
 
 def words(rule: str) -> list[str]:
-    """The words of a rule; what is in quotation marks is one, and its comment is none.
+    """Return the words of a rule; what is in quotation marks is one, and its comment is none.
 
     Raises:
         ValueError: a quotation mark is missing.
@@ -66,7 +66,7 @@ def words(rule: str) -> list[str]:
 
 
 def without_log(rule: list[str], options: frozenset[str] = ANY_LOG) -> list[str]:
-    """The words of a rule without what it writes into the log.
+    """Return the words of a rule without what it writes into the log.
 
     Args:
         rule: its `words`.

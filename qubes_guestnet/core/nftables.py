@@ -286,7 +286,7 @@ def detach(name: str, addresses: Iterable[IPAddress], keep_downstream: Iterable[
 
 
 def downstream(add: Iterable[IPAddress], remove: Iterable[IPAddress]) -> str:
-    """Addresses of qubes behind this one that nobody outside may use; what is to be removed need not be there."""
+    """Return the change of the protected addresses of client qubes; elements to remove may be missing."""
     added, removed = (tuple((_WORDS[own.version], str(own)) for own in which) for which in (add, remove))
     return _elements("add", "downstream", added) + _removal("downstream", removed)
 

@@ -36,7 +36,7 @@ class Facts(NamedTuple):
 
 
 def against(*, allowed: bool, forwarding: bool, refused: str) -> str:
-    """What is against it before the rules of others are looked at, "" for nothing.
+    """Return what is against it before the rules of others are looked at, "" for nothing.
 
     Args:
         allowed: by the owner of the qube.
@@ -49,7 +49,7 @@ def against(*, allowed: bool, forwarding: bool, refused: str) -> str:
 
 
 def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
-    """What is to do; `waits` has the reason where nothing is to be offloaded.
+    """Return the pending operations; `waits` has the reason where nothing is to be offloaded.
 
     Args:
         facts: observed.
@@ -74,7 +74,7 @@ def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
 
 
 def is_quiet(reason: str) -> bool:
-    """Whether the owner of the qube need not be told of a reason."""
+    """Return whether the owner of the qube need not be told of a reason."""
     return reason in _QUIET
 
 

@@ -130,7 +130,7 @@ class Planned(NamedTuple):
     Args:
         ops: to carry out, in order.
         record: the owned record as it has to be on disk before them.
-        waits: what somebody else has to do first, in words.
+        waits: steps of other programs that must come first, in words.
         errors: what could not be observed.
     """
 

@@ -20,7 +20,7 @@ _END = frozenset({"accept", "drop", "reject", "jump", "goto", "return"})
 
 
 def alone(words: list[str]) -> bool:
-    """Whether a rule is for other packets alone.
+    """Return whether a rule is for other packets alone.
 
     Args:
         words: of the rule, as `nft_listing.words` has them.
@@ -34,7 +34,7 @@ def alone(words: list[str]) -> bool:
 
 
 def _is_for_others(key: list[str], rest: list[str]) -> bool:
-    """Whether a condition is one that none of their packets meets.
+    """Return whether a condition is one that none of their packets meets.
 
     Args:
         key: its first two words.
@@ -52,18 +52,18 @@ def _is_for_others(key: list[str], rest: list[str]) -> bool:
 
 
 def _are_among(rest: list[str], values: frozenset[str]) -> bool:
-    """Whether what a condition asks for, one value or a set of them, is all among these."""
+    """Return whether what a condition asks for, one value or a set of them, is all among these."""
     return bool(rest) and bool(_elements(rest)) and values.issuperset(_elements(rest))
 
 
 def _elements(rest: list[str]) -> list[str]:
-    """The elements of a set that a condition begins with, or the value or list that stands there."""
+    """Return the elements of a set that a condition begins with, or the value or list that stands there."""
     end = rest.index("}") if rest[0] == "{" and "}" in rest else 1
     return " ".join(rest[:end]).strip("{ ").replace(",", " ").split()
 
 
 def _are_other_states(rest: list[str]) -> bool:
-    """Whether `ct state` fits no packet of an established connection.
+    """Return whether `ct state` fits no packet of an established connection.
 
     `!= established,related` fits every packet: nft compares the state, which is one of them, with the sum of both.
     `! established,related` and `!= { established, related }` are what is meant by it.
@@ -80,7 +80,7 @@ def _are_other_states(rest: list[str]) -> bool:
 
 
 def _is_syn(rest: list[str]) -> bool:
-    """Whether `tcp flags` asks for SYN, as what clamps the MSS does: with these packets a connection begins.
+    """Return whether `tcp flags` asks for SYN, as what clamps the MSS does: with these packets a connection begins.
 
     nft says `tcp flags syn`, `tcp flags syn / syn,rst`, or in version 1.0.0 `tcp flags & (syn | rst) == syn`.
     """

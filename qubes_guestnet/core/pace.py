@@ -56,7 +56,7 @@ class Pace(NamedTuple):
         return Pace(passed=now, fights=(*recent, now) if fought else recent, wanted=kept)
 
     def due(self) -> float | None:
-        """When to start the next pass; None when nothing asks for one."""
+        """Return when to start the next pass; None when nothing asks for one."""
         if self.first is None:
             return None
         if len(self.fights) >= FIGHT_LIMIT:

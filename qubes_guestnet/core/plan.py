@@ -186,7 +186,7 @@ def plan(
         ops.append((Verb.LINK_MTU, desired.mtu))
     if desired.up and not observed.up:
         ops.append((Verb.LINK_UP, None))
-    # IPv6 takes an address once: somebody else's with another prefix length is as good as ours.
+    # IPv6 accepts an address once: an existing one with another prefix length counts as ours.
     taken = {address.ip for address in observed.addresses - owned.addresses if address.version == IPV6}
     missing = desired.addresses - observed.addresses
     ops += ((Verb.ADDRESS_ADD, address) for address in missing if address.ip not in taken)
@@ -222,7 +222,7 @@ def takedown(link: Link) -> tuple[Op, ...]:
 
 
 def missing_routes(desired: Iterable[Route], observed: Iterable[Route]) -> list[Route]:
-    """Wanted routes that are not there; one of the same way made by somebody else is as good as ours."""
+    """Return the missing routes; an existing route of the same destination counts as ours."""
     there = {way(route) for route in observed}
     return [route for route in desired if way(route) not in there]
 
@@ -243,7 +243,8 @@ def _wrong_tunables(desired: State, observed: State) -> Iterable[Tunable]:
 def still_there(owned: Owned, observed: State) -> Owned:
     """What of the record is there still.
 
-    The rest somebody or the kernel has taken away. It is ours no longer: should it come back, then by another's hand.
+    Another program or the kernel removed the others, so they are no longer ours: if they return, another program added
+    them.
     """
     neighbours = {neighbour.address for neighbour in observed.neighbours}
     return Owned(owned.addresses & observed.addresses, owned.neighbours & neighbours)

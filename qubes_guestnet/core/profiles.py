@@ -52,7 +52,7 @@ _UNMANAGED = "10 "  # NM_DEVICE_STATE_UNMANAGED, and its name behind it
 
 
 def device(state: str, uuid: str, mac: str) -> Device:
-    """What nmcli says of an interface.
+    """Return what nmcli says of an interface.
 
     Args:
         state: number and name.
@@ -103,7 +103,7 @@ class Facts(NamedTuple):
 
 
 def asked(interface: InterfaceReport, settings: Settings, flags: Flags) -> ProfileFacts | None:
-    """The profile that an interface is to have; None for none, or where that which there is stays."""
+    """Return the profile that an interface is to have; None for none, or where that which there is stays."""
     link, own = interface.link, interface.asked
     if link is None or interface.removed or not interface.manager.networkmanager:
         return None
@@ -118,19 +118,19 @@ def asked(interface: InterfaceReport, settings: Settings, flags: Flags) -> Profi
 
 
 def keeps(interface: InterfaceReport) -> bool:
-    """Whether the profile's file of an interface stays."""
+    """Return whether the profile's file of an interface stays."""
     there = interface.link is not None and interface.manager.networkmanager and not interface.removed
     return there and bool(interface.desired.addresses or interface.settings.held)
 
 
 def in_force(profile: ProfileFacts, entry: Interface, so_far: Outcome) -> bool:
-    """Whether NetworkManager has a profile in force, or had, as far as it is known without asking."""
+    """Return whether NetworkManager has a profile in force, or had, as far as it is known without asking."""
     taken = any(isinstance(op, ActivateProfile | ReapplyProfile) and op.name == _name(profile) for op in so_far.done)
     return taken or (profile.on_disk and entry.profile == checksum(profile.text))
 
 
 def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
-    """What is to do.
+    """Return the pending operations.
 
     Args:
         facts: observed.
@@ -163,7 +163,7 @@ def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
 
 
 def forget(entry: Interface, link: Link) -> Iterable[Operation]:
-    """What takes the profile of an interface away that is taken out of service."""
+    """Return what takes the profile of an interface away that is taken out of service."""
     if entry.profile:
         yield RemoveProfile(nm.file_name(link.name), nm.profile_uuid(entry.mac))
 
@@ -171,7 +171,7 @@ def forget(entry: Interface, link: Link) -> Iterable[Operation]:
 def _take_up(
     profile: ProfileFacts, entry: Interface, so_far: Outcome
 ) -> tuple[Collection[Operation], Collection[str], Interface]:
-    """What has NetworkManager use a profile, what it waits for, and what the record is to say.
+    """Return what has NetworkManager use a profile, what it waits for, and what the record is to say.
 
     One that was in force before and is not now was taken down by the user, and stays down.
 
@@ -210,7 +210,7 @@ def _take_up(
 
 
 def _is_fresh(entry: Interface) -> bool:
-    """Whether no profile was ever in force on an interface."""
+    """Return whether no profile was ever in force on an interface."""
     return not entry.profile or entry.profile.startswith(READ)
 
 

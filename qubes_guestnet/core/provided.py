@@ -35,9 +35,9 @@ class ProviderReport(NamedTuple):
         after: what comes after it.
         errors: everything that went wrong, settings first.
         ruled: the base rules are in force as they were loaded.
-        closed: `forwarding off` was said, and not taken back.
-        offload: whether connections are offloaded, in words; "" when nobody has looked.
-        stopped: families whose forwarding somebody else switched off.
+        closed: `forwarding off` was run, and `forwarding on` was not run since.
+        offload: whether connections are offloaded, in words; "" if not checked yet.
+        stopped: families whose forwarding another program switched off.
         hold: why nothing is forwarded since the rules were lost, see `record.Provided`.
         lost: what others lost together with our rules, in words.
         unfiltered: qubes-firewall.service is not ready, and so nothing is forwarded.

@@ -2,7 +2,7 @@
 """QubesDB entries → settings of a provider, and what follows from them for the interface of each qube behind it.
 
 The rules for untrusted values are those of `settings`. Each name in `held` stands for something that stays as it is in
-force until dom0 writes a good value: a typing error in a gateway takes nobody's network away.
+force until dom0 writes a good value: a typing error in a gateway disconnects no qube.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAPPED = "/mapped-ip/"
 
 # What a provider reads besides `settings.UPLINK_PREFIXES_OF_A_PROVIDER`; mappings are read for one address each.
 PROVIDER_PREFIXES: tuple[str, ...] = CONNECTED_KEYS[:1]  # a prefix of both
-# All that counts in a provider, for who reads it in one go; few qubes have mappings.
+# All keys of a provider, for a caller that reads them at once; few qubes have mappings.
 EVERYTHING: tuple[str, ...] = (*UPLINK_PREFIXES_OF_A_PROVIDER, *PROVIDER_PREFIXES, MAPPED)
 # What a provider watches besides `settings.WATCHED`.
 PROVIDER_WATCHED: tuple[str, ...] = (GATEWAY_KEY, GATEWAY6_KEY, *DNS_KEYS, *CONNECTED_KEYS, MAPPED)
@@ -65,7 +65,7 @@ class ProviderSettings(NamedTuple):
     refuse6: bool = False
 
     def serves(self, version: int) -> bool:
-        """Whether the vifs get this family. While its key is not valid they do: it then rests with the rules in force.
+        """Return whether the vifs get this family. With an invalid key they do: the rules in force then decide.
 
         IPv4 is always on. To refuse IPv6 takes a way to the qube as well.
         """
@@ -94,7 +94,7 @@ class _Reader:
         return bool(self._untrusted_entries.get(key))
 
     def value(self, key: str, check: Callable[[bytes], Any], expected: str, name: str = "") -> Any:
-        """The checked value; None when it is absent, and None with an error and `name` held when it is not valid."""
+        """Return the checked value; None if it is absent; None, an error and `name` held if it is invalid."""
         untrusted_value = self._untrusted_entries.get(key, b"")
         try:
             return check(untrusted_value) if untrusted_value else None
@@ -103,7 +103,7 @@ class _Reader:
             return None
 
     def addresses(self, key: str, check: Callable[[bytes], Any], expected: str, name: str) -> list[IPAddress]:
-        """The good words of a list; the first bad one makes an error."""
+        """Return the good words of a list; the first bad one makes an error."""
         found, untrusted_bad = [], []
         for untrusted_word in self._untrusted_entries.get(key, b"").split():
             try:
@@ -120,7 +120,7 @@ class _Reader:
 
 
 def parse_provider(untrusted_entries: Entries[str, bytes]) -> ProviderSettings:
-    """Entries as read with `PROVIDER_PREFIXES` and those of the uplink → settings. It does not raise.
+    """Return entries as read with `PROVIDER_PREFIXES` and those of the uplink → settings. It does not raise.
 
     In a qube that provides nothing no other key means anything: what a former role left behind is no error.
     """
@@ -159,7 +159,7 @@ def mapping_prefix(address: IPAddress) -> str:
 def parse_mappings(
     untrusted_entries: Entries[str, bytes], addresses: Iterable[IPAddress]
 ) -> tuple[tuple[Mapping, ...], tuple[SettingsError, ...]]:
-    """The mappings of these addresses, and the errors. A mapping with a value that is not valid is none.
+    """Return the mappings of these addresses, and the errors. A mapping with a value that is not valid is none.
 
     Args:
         untrusted_entries: as read with `mapping_prefix` of each address.
@@ -182,7 +182,7 @@ def parse_mappings(
 
 
 def _addresses(vif: Vif, settings: ProviderSettings) -> tuple[IPAddress, ...]:
-    """The addresses that count. A qube that sees another IPv4 address than it has would see its true IPv6 one."""
+    """Return the addresses in use: no IPv6 with a fake IPv4 address, because the qube would see its real IPv6 one."""
     versions = [version for version in (IPV4, IPV6) if settings.serves(version)]
     if vif.mappings:
         versions = [IPV4]
@@ -190,7 +190,7 @@ def _addresses(vif: Vif, settings: ProviderSettings) -> tuple[IPAddress, ...]:
 
 
 def desired(vif: Vif, settings: ProviderSettings) -> State:
-    """What the interface of a qube is to have.
+    """Return what the interface of a qube is to have.
 
     Args:
         vif: what is known of it.
@@ -214,6 +214,6 @@ def desired(vif: Vif, settings: ProviderSettings) -> State:
 
 
 def elements(vif: Vif, settings: ProviderSettings) -> Elements:
-    """What the sets of the rules have to hold for a vif, of both families. No address: it may send nothing."""
+    """Return what the sets of the rules have to hold for a vif, of both families. No address: it may send nothing."""
     addresses = _addresses(vif, settings)
     return Elements(tuple((vif.name.text, address) for address in addresses), addresses)

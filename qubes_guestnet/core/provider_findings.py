@@ -34,11 +34,15 @@ _APPLY = "run qubes-guestnet apply and read its output"
 class Ground(NamedTuple):
     """Facts besides the report.
 
-    Args: rules: GOOD, MISSING, CHANGED, or UNSEEN without root; CHANGED only in a provider. unknown: names of vifs
-        without a record. gone: names of vifs with a record and without a device. shadows: chains of other programs that
-        run before ours. drops: rules in `custom-forward` that drop or refuse. tunnel: the device of a VPN, "" for none.
-        firewall: problem of qubes-firewall, see `shadows.firewall`. arp: the kernel has nftables for
-        ARP.
+    Args:
+        rules: GOOD, MISSING, CHANGED, or UNSEEN without root; CHANGED only in a provider.
+        unknown: names of vifs without a record.
+        gone: names of vifs with a record and without a device.
+        shadows: chains of other programs that run before ours.
+        drops: rules in `custom-forward` that drop or refuse.
+        tunnel: the device of a VPN, "" for none.
+        firewall: problem of qubes-firewall, see `shadows.firewall`.
+        arp: the kernel has nftables for ARP.
     """
 
     rules: str = GOOD
@@ -54,7 +58,9 @@ class Ground(NamedTuple):
 def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
     """Yield the findings.
 
-    Args: report: of a dry pass; None in a qube that is no provider.
+    Args:
+        report: of a dry pass; None in a qube that is no provider.
+        ground: the other facts.
     """
     if ground.rules == MISSING:
         problem = f"the tables {_TABLES} are missing or incomplete: incoming packets are not filtered"

@@ -33,7 +33,7 @@ class Question(NamedTuple):
         ifindex: interface index.
         mac: its link-layer address.
         gateway: the IPv4 gateway.
-        addresses: whom the kernel can be asked to resolve, at least one.
+        addresses: targets that the kernel can resolve, at least one.
     """
 
     ifindex: int
@@ -58,7 +58,7 @@ class Question(NamedTuple):
 
 
 def question(settings: Settings, uplink: UplinkSettings, link: Link | None, style: Style) -> Question | None:
-    """What to probe on an interface, None where there is nothing to find out.
+    """Return what to probe on an interface, None where there is nothing to find out.
 
     An interface without carrier is not asked: on Xen the carrier comes when the provider's side is set up.
     """
@@ -73,7 +73,7 @@ def question(settings: Settings, uplink: UplinkSettings, link: Link | None, styl
 
 
 def fallback(asked: Question) -> Fallback:
-    """The record of answers that did not come in time."""
+    """Return the record of answers that did not come in time."""
     milliseconds = int(PROMPT_SECONDS * 1000)
     names = " and ".join(map(str, asked.addresses))
     reason = f"no ARP answer for {names} within {milliseconds} ms: the provider's proxy ARP is slow or off"
@@ -81,6 +81,6 @@ def fallback(asked: Question) -> Fallback:
 
 
 def standing(recorded: Fallback | None, uplink: UplinkSettings) -> str:
-    """Why a recorded fall-back still holds, "" when there is none, or when another gateway is another provider."""
+    """Return why a recorded fall-back holds; "" if there is none, or the gateway has changed."""
     gateway = uplink.ipv4.gateway if uplink.ipv4 else None
     return recorded.reason if recorded is not None and recorded.gateway == gateway else ""

@@ -40,7 +40,7 @@ class Interface(NamedTuple):
         mac: link-layer address.
         owned: what we made on it.
         fallback: None while the default-route style is as configured.
-        removed: taken down by `uplink remove`, and left down until somebody asks for it again.
+        removed: taken down by `uplink remove`, and kept down until `uplink add` or `apply`.
         profile: sum of the NetworkManager profile that NetworkManager has taken up, "" for none.
         hooked: what the user's hooks were told last, see `hooks.fingerprint`.
         resolved: we set name servers for this link in systemd-resolved.
@@ -81,7 +81,7 @@ class Loaded(NamedTuple):
 
     Args:
         text: sum of the text that was loaded, "" for never, FOREIGN for one that is not ours.
-        seen: sum of what nft listed right after. A later listing with another sum was changed by somebody else.
+        seen: sum of what nft listed right after. If a later listing has another sum, another program changed the rules.
     """
 
     text: str = ""
@@ -99,12 +99,12 @@ class Provided(NamedTuple):
         last: the answer of systemd-resolved that is in force; None when something else counts.
         hooks: when the user's hooks were started last, in seconds of the wall clock; 0 for never.
         forwarding: families (4, 6) whose forwarding we switched on. What another switched on is not ours to end.
-        closed: `forwarding off` was said, and nothing is forwarded until `forwarding on`.
+        closed: `forwarding off` was run; forwarding stays closed until `forwarding on`.
         offload: whether connections are offloaded, in words that begin with OFFLOADED if they may be; "" before the
             resident agent, which alone does it, has looked.
         connected: sum of the addresses that dom0 lists as behind this qube, when they were last protected.
         shut: families whose forwarding we have closed, or are about to open: that one is closed is our doing.
-        stopped: families that somebody else closed. That is obeyed until `forwarding on` (behaviour B133).
+        stopped: families that another program closed. They stay closed until `forwarding on` (behaviour B133).
         hold: why forwarding stays closed after the rules were lost: HELD or FIREWALL, "" for no such reason.
         lost: what others had beside our rules, and lost together with them, in words.
         unfiltered: `forwarding hold` was said: the firewall of the qubes is not ready, and nothing is forwarded before
@@ -163,19 +163,19 @@ class Record(NamedTuple):
     published: str = ""
 
     def interface(self, link: Link) -> Interface:
-        """The entry of a link; an empty one where there is none."""
+        """Return the entry of a link; an empty one where there is none."""
         for entry in self.interfaces:
             if (entry.ifindex, entry.mac) == (link.ifindex, link.mac):
                 return entry
         return Interface(link.ifindex, link.mac)
 
     def with_interface(self, changed: Interface) -> Record:
-        """A record with this entry in place of the former one of the same index."""
+        """Return a record with this entry in place of the former one of the same index."""
         others = tuple(entry for entry in self.interfaces if entry.ifindex != changed.ifindex)
         return self._replace(interfaces=(*others, changed))
 
     def seen(self, macs: Iterable[str], present: Iterable[Link], keys_written: bool) -> Record:
-        """A record brought up to date with which of the interfaces that the keys name are there.
+        """Return a record brought up to date with which of the interfaces that the keys name are there.
 
         Args:
             macs: addresses of the interfaces that the keys name.
@@ -191,26 +191,26 @@ class Record(NamedTuple):
         return self._replace(interfaces=known + fresh, detached=gone)
 
     def revived(self, links: Iterable[Link]) -> Record:
-        """A record in which these links are not taken down any longer."""
+        """Return a record in which these links are not taken down any longer."""
         wanted = {(link.ifindex, link.mac) for link in links}
         removed = ((entry, entry.removed and (entry.ifindex, entry.mac) not in wanted) for entry in self.interfaces)
         return self._replace(interfaces=tuple(entry._replace(removed=still) for entry, still in removed))
 
 
 def checksum(data: bytes) -> str:
-    """A word that tells one text from another; against change by accident, not by intent."""
+    """Return a word that tells one text from another; against change by accident, not by intent."""
     import binascii  # 0.3 ms that a qube without NetworkManager and without others behind it need not pay
 
     return f"{binascii.crc32(data):08x}"
 
 
 def render(record: Record) -> bytes:
-    """The record as the file holds it; a stable order, so that an unchanged record is an unchanged file."""
+    """Return the record as the file holds it; a stable order, so that an unchanged record is an unchanged file."""
     return (HEADER + "".join(f"{line}\n" for line in _lines(record))).encode()
 
 
 def parse(data: bytes) -> Record:
-    """The file's content as a record; what does not parse is left out."""
+    """Return the file's content as a record; what does not parse is left out."""
     interfaces: dict[int, Interface] = {}
     detached: set[str] = set()
     provided, published = Provided(), ""

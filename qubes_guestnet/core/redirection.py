@@ -106,7 +106,7 @@ class Decision(NamedTuple):
 
 
 def known(asked: Asked, memory: Memory, record: Record) -> Choice | None:
-    """Where names go by what was found right before; None: the chains have to be listed.
+    """Return the redirection known from the last listing; None if the chains have to be listed.
 
     Args:
         asked: what is wanted now.
@@ -120,7 +120,7 @@ def known(asked: Asked, memory: Memory, record: Record) -> Choice | None:
 
 
 def plan(asked: Asked, facts: Facts, memory: Memory, record: Record, so_far: Outcome) -> Decision:
-    """What is to do.
+    """Return the pending operations.
 
     Args:
         asked: what is wanted.
@@ -182,7 +182,7 @@ class _Found:
 
 
 def _kept(asked: Asked, facts: Facts, found: _Found, record: Record, so_far: Outcome, *, changed: bool) -> Decision:
-    """The rules of another program stay; ours among them are brought up to date, and the rest is refused."""
+    """Keep another program's rules, update ours among them, and reject all other queries."""
     memory = Memory((asked.ways, found.judgement), facts.generation)
     choice = _by_others(found.judgement, asked.choice)
     if not changed and found.fresh == found.rules:
@@ -210,7 +210,7 @@ def _announced(op: LoadRedirection | KeepForeignRedirection, asked: Asked, recor
 
 
 def _loaded(asked: Asked, facts: Facts, memory: Memory, record: Record, so_far: Outcome) -> Decision:
-    """What is in force now is recorded, once the connections by the former one are forgotten."""
+    """Record the redirection in force, once the connections of the former one are deleted."""
     judgement = memory.foreign[1] if memory.foreign is not None else None
     choice = asked.choice if judgement is None else _by_others(judgement, asked.choice)
     if any(isinstance(op, PurgeConntrack) for op in so_far.failed):
@@ -224,7 +224,7 @@ def _loaded(asked: Asked, facts: Facts, memory: Memory, record: Record, so_far: 
 
 
 def _by_others(judgement: Judgement, choice: Choice) -> Choice:
-    """Names go by what the chain holds."""
+    """Return the redirection that the chain's rules make."""
     reason = f"rules of another program in the chain ip qubes dnat-dns: {judgement.words}"
     return Choice(judgement.servers, reason, nameservers.FOREIGN, choice.last)
 
@@ -234,7 +234,7 @@ def _sum(asked: Asked) -> str:
 
 
 def _rules(servers: tuple[str, ...], virtual: tuple[IPv4Address, ...]) -> tuple[str, ...]:
-    """The rules of a redirection to these servers, as recorded."""
+    """Return the rules of a redirection to these servers, as recorded."""
     return nftables.dnat_rules(nameservers.pairs(virtual, tuple(map(endpoint.parse, servers))))
 
 

@@ -31,7 +31,7 @@ class LinkNames(NamedTuple):
 
 
 def wanted(servers: Iterable[IPAddress], flags: Flags, *, networkmanager: bool, there: bool) -> LinkNames | None:
-    """What we ask for on a link; None: nothing of ours is to be there.
+    """Return what we ask for on a link; None: nothing of ours is to be there.
 
     Args:
         servers: from dom0.
@@ -46,5 +46,7 @@ def wanted(servers: Iterable[IPAddress], flags: Flags, *, networkmanager: bool, 
 
 
 def parse_resolvectl(dns: str, domain: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Servers and domains as `resolvectl dns LINK` and `resolvectl domain LINK` print them: "Link 2 (eth0): …"."""
+    """Parse the servers and domains printed by `resolvectl dns LINK` and `resolvectl domain LINK` ("Link 2 (eth0):
+    …").
+    """
     return tuple(dns.partition("): ")[2].split()), tuple(domain.partition("): ")[2].split())

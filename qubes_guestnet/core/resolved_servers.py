@@ -52,7 +52,7 @@ class Answer(NamedTuple):
 
 
 def link_servers(answer: Answer, uplinks: frozenset[int]) -> tuple[LinkServers, ...]:
-    """The answer link by link; a link without servers is none of interest.
+    """Return the answer link by link; a link without servers is none of interest.
 
     Args:
         answer: of the service.
@@ -74,7 +74,7 @@ def link_servers(answer: Answer, uplinks: frozenset[int]) -> tuple[LinkServers, 
 
 
 def bus_answer(untrusted_properties: object) -> Answer:
-    """The properties of the manager; how links are to be asked is added by `bus_ways`, link by link.
+    """Return the properties of the manager; how links are to be asked is added by `bus_ways`, link by link.
 
     Args:
         untrusted_properties: name → (signature, value).
@@ -90,7 +90,7 @@ def bus_answer(untrusted_properties: object) -> Answer:
 
 
 def bus_ways(untrusted_properties: object) -> Ways:
-    """The properties of one link, as `bus_answer`; a service that does not say is asked as usual.
+    """Return the properties of one link, as `bus_answer`; a service that does not say is asked as usual.
 
     Raises:
         ValueError: they are not those of a link.
@@ -143,7 +143,7 @@ def _bus_domain(entry: Any) -> Domain:
 
 
 def printed_answer(dns: str, domain: str, default_route: str, tls: str) -> Answer:
-    """What the verbs `dns`, `domain`, `default-route` and `dnsovertls` of resolvectl print.
+    """Return what the verbs `dns`, `domain`, `default-route` and `dnsovertls` of resolvectl print.
 
     Raises:
         ValueError: it is something else.
@@ -155,7 +155,7 @@ def printed_answer(dns: str, domain: str, default_route: str, tls: str) -> Answe
 
 
 def printed_servers(dns: str) -> list[Server]:
-    """What `resolvectl dns` prints. A server can be followed by a port, a link, and the name in its certificate.
+    """Return what `resolvectl dns` prints. A server can be followed by a port, a link, and the name in its certificate.
 
     Raises:
         ValueError: it is something else.
@@ -164,7 +164,7 @@ def printed_servers(dns: str) -> list[Server]:
 
 
 def printed_domains(domain: str) -> list[Domain]:
-    """What `resolvectl domain` prints.
+    """Return what `resolvectl domain` prints.
 
     Raises:
         ValueError: it is something else.
@@ -173,7 +173,7 @@ def printed_domains(domain: str) -> list[Domain]:
 
 
 def _one_by_link(text: str) -> Iterable[tuple[int, str]]:
-    """Lines with one word each. Others, which `default-route` prints for the whole qube, say nothing here."""
+    """Return lines with one word each. Others, which `default-route` prints for the whole qube, say nothing here."""
     for line in text.splitlines():
         title, colon, rest = line.partition(":")
         words = title.split()

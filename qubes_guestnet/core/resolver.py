@@ -37,7 +37,7 @@ HOOK_GRACE_SECONDS = 1.0
 # A file of a former release is known by it, so it is the same in every version.
 HEADER = (
     b"# Made by qubes-guestnet from what dom0 wrote into QubesDB.\n"
-    b"# Changes here do not last; `qubes-guestnet status` says who owns this file and why.\n"
+    b"# Changes here do not last; `qubes-guestnet status` shows which program owns this file.\n"
 )
 
 
@@ -64,7 +64,7 @@ def parse(data: bytes, *, every: bool = False) -> Resolver:
 
     Args:
         data: the file.
-        every: all servers, also those that the C library does not come to. For whoever cannot use each: three IPv6
+        every: all servers, also those that the C library does not come to. For callers that cannot use each: three IPv6
             servers in front hid the only one that other qubes can ask (behaviour B130).
     """
     servers: list[IPAddress] = []
@@ -304,7 +304,7 @@ class RewriteBudget:
         return True
 
     def failed(self) -> None:
-        """What was allowed last could not be written, so nobody undid it either: it does not count."""
+        """Refund the last permitted write, which failed."""
         del self._spent[-1:]
 
     def next_try(self, now: float) -> float | None:

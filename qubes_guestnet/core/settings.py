@@ -108,7 +108,7 @@ class UplinkSettings(_UplinkFields):
         return super().__new__(cls, mac, ipv4, ipv6, custom, held, errors)
 
     def family(self, version: int) -> Family | None:
-        """The settings of IPv4 (4) or IPv6 (6)."""
+        """Return the settings of IPv4 (4) or IPv6 (6)."""
         return self.ipv4 if version == IPV4 else self.ipv6
 
 
@@ -155,7 +155,7 @@ class _Key(NamedTuple):
     expected: str
 
     def where(self, folder: str) -> str:
-        """The path to read: in the folder of an interface, or in the global set when that is ""."""
+        """Return the path to read: in the folder of an interface, or in the global set when that is ""."""
         return folder + self.leaf if folder else self.path
 
 
@@ -224,7 +224,7 @@ class _Reader:
         return bool(self._untrusted_entries.get(path))
 
     def value(self, path: str, key: _Key) -> Any:
-        """The checked value; None when it is absent, and None with an error when it is not valid."""
+        """Return the checked value; None when it is absent, and None with an error when it is not valid."""
         if not self.present(path):
             return None
         try:
@@ -266,7 +266,7 @@ class _Reader:
 
 
 def parse(untrusted_entries: Mapping[str, bytes]) -> Settings:
-    """Entries as read with `UPLINK_PREFIXES` → settings.
+    """Return entries as read with `UPLINK_PREFIXES` → settings.
 
     Args:
         untrusted_entries: path → raw value; paths that mean nothing to the uplink are passed over.
@@ -293,7 +293,7 @@ def parse(untrusted_entries: Mapping[str, bytes]) -> Settings:
 
 
 def _uplink(reader: _Reader, mac: str, folder: str, own: bool) -> UplinkSettings:
-    """The settings of one interface: the whole set from its own folder, or the whole of it from the global keys."""
+    """Return the settings of one interface, either all from its own folder or all from the global keys."""
     before = len(reader.errors)
     (ipv4, valid4), (ipv6, valid6) = (_family(reader, keys, folder if own else "") for keys in _FAMILIES)
     held = frozenset(version for version, valid in ((IPV4, valid4), (IPV6, valid6)) if not valid)
@@ -303,7 +303,7 @@ def _uplink(reader: _Reader, mac: str, folder: str, own: bool) -> UplinkSettings
 
 
 def _family(reader: _Reader, keys: _FamilyKeys, folder: str) -> tuple[Family | None, bool]:
-    """One family, and whether it is valid. Without an address it is not asked for, and its other keys mean nothing."""
+    """Return a family, and whether it is valid. Without an address its other keys are ignored."""
     if not reader.present(keys.address.where(folder)):
         return None, True
     before = len(reader.errors)
@@ -320,7 +320,7 @@ def _family(reader: _Reader, keys: _FamilyKeys, folder: str) -> tuple[Family | N
 
 
 def _dns(reader: _Reader, primary: UplinkSettings | None, primary_unknown: bool) -> DnsSettings:
-    """The DNS servers. The gateway stands in for a missing primary one, and for nothing else (behaviour B22)."""
+    """Return the DNS servers. The gateway stands in for a missing primary one, and for nothing else (behaviour B22)."""
     before = len(reader.errors)
     first, second = (reader.value(key.path, key) for key in _DNS)
     errors = tuple(reader.errors[before:])

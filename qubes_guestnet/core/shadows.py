@@ -68,7 +68,7 @@ PLACES = (
 
 
 class Shadow(NamedTuple):
-    """A chain of somebody else's and the one of ours that it can take packets from."""
+    """A chain of another program, and our chain that it can withhold packets from."""
 
     chain: Chain
     ours: Place
@@ -85,7 +85,7 @@ class Shadow(NamedTuple):
 
 
 def called(chains: Iterable[Chain], dormant: Collection[tuple[str, str]]) -> tuple[Chain, ...]:
-    """The chains that the kernel calls: those of a dormant table judge no packet.
+    """Return the chains that the kernel calls: those of a dormant table judge no packet.
 
     Args:
         chains: every one that has a hook.
@@ -95,13 +95,13 @@ def called(chains: Iterable[Chain], dormant: Collection[tuple[str, str]]) -> tup
 
 
 def is_filtered(chains: Iterable[Chain]) -> bool:
-    """Whether the firewall of the qubes is there: in its table, the chain that refuses what it does not know."""
+    """Return whether the firewall of the qubes is there: in its table, the chain that refuses what it does not know."""
     places = {(chain.family, chain.table, chain.hook, chain.policy) for chain in chains}
     return ("ip", "qubes-firewall", "forward", "drop") in places
 
 
 def firewall(filtered: bool, state: str) -> str:
-    """What is wrong with the firewall of the qubes (behaviour B155): NO_FIREWALL, or a state; "" for nothing.
+    """Return what is wrong with the firewall of the qubes (behaviour B155): NO_FIREWALL, or a state; "" for nothing.
 
     Args:
         filtered: its chains are there. They stay when its process is killed.
@@ -113,7 +113,7 @@ def firewall(filtered: bool, state: str) -> str:
 
 
 def shadows(chains: Iterable[Chain]) -> tuple[Shadow, ...]:
-    """The chains of others that come before ours, each with the last one of ours that it precedes.
+    """Return the chains of others that come before ours, each with the last one of ours that it precedes.
 
     Args:
         chains: every one that has a hook.

@@ -17,13 +17,13 @@ _COLUMNS = 4  # job number, unit, type of job, its state
 
 
 def parse(lines: Iterable[str]) -> dict[str, str]:
-    """The type of the job of each unit that has one, from `systemctl list-jobs --plain --no-legend`."""
+    """Return the type of the job of each unit that has one, from `systemctl list-jobs --plain --no-legend`."""
     rows = (line.split() for line in lines)
     return {row[1]: row[2] for row in rows if len(row) == _COLUMNS and row[0].isdecimal()}
 
 
 def takes_down(unit: str, jobs: Mapping[str, str]) -> bool:
-    """Whether a unit is stopped for itself, or with the whole system.
+    """Return whether a unit is stopped for itself, or with the whole system.
 
     Args:
         unit: the uplink's.

@@ -72,7 +72,7 @@ class StyleChoice(NamedTuple):
 
 
 def choose_link(links: Iterable[Link], mac: str) -> Link | None:
-    """The interface dom0 manages, by address and driver, whatever its name (#7284: eth0 became enX0).
+    """Return the interface dom0 manages, by address and driver, whatever its name (#7284: eth0 became enX0).
 
     Args:
         links: all interfaces, each with its driver where the address fits.
@@ -89,7 +89,7 @@ SMALLEST_MTU6 = 1280  # RFC 8200; below it the kernel has no IPv6 on an interfac
 
 
 def ipv6_missing(disabled: str | None, mtu: int, *, networkmanager: bool = False) -> str:
-    """Why IPv6 cannot be had on an interface, "" where it can: then it is left out, as its owner wishes (B129).
+    """Return why IPv6 cannot be had on an interface, "" where it can: then it is left out, as its owner wishes (B129).
 
     Args:
         disabled: net.ipv6.conf.IFACE.disable_ipv6, None where there is no such setting.
@@ -121,7 +121,7 @@ def choose_style(flags: Flags, configured: Style | None, fallback: str) -> Style
 
 
 def tunables(name: str) -> frozenset[Tunable]:
-    """Settings of an uplink, to be there before its link goes up.
+    """Return settings of an uplink, to be there before its link goes up.
 
     Args:
         name: of the interface.
@@ -130,7 +130,7 @@ def tunables(name: str) -> frozenset[Tunable]:
 
 
 def desired(settings: UplinkSettings, style: Style, flags: Flags, rank: int = 0, mtu: int = 0) -> State:
-    """The state that the settings ask for. A held family asks for nothing; `plan` leaves what it has.
+    """Return the state that the settings ask for. A held family asks for nothing; `plan` leaves what it has.
 
     Args:
         settings: validated settings of this interface.
@@ -153,7 +153,7 @@ def desired(settings: UplinkSettings, style: Style, flags: Flags, rank: int = 0,
 
 
 def device_route(family: Family, settings: UplinkSettings, style: Style, rank: int) -> bool:
-    """Whether the default route of this family is a device route.
+    """Return whether the default route of this family is a device route.
 
     It needs no gateway (B139), but a peer that answers for others, as Qubes providers do. A further interface without
     a gateway, or one whose peer is no such provider (`custom`), is not where everything goes.

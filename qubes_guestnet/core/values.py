@@ -88,7 +88,7 @@ class Route(_RouteFields):
         gateway: of the same family, or None for a device route.
         onlink: the gateway is reachable on the interface whatever the other routes say.
         metric: priority, lower wins; IPv6 shows 1024 where none was given.
-        protocol: who made it (rtm_protocol).
+        protocol: of the program that added it (rtm_protocol).
     """
 
     __slots__ = ()

@@ -2,7 +2,7 @@
 """The interface of one qube behind this one: its name, what is known of it, and how that is written down and passed on.
 
 The file of a vif below /run and the message on the agent's socket are the same lines, one fact each, closed by a line
-`end`: what was cut off is known as damaged, and a damaged one is worth nothing, for it says who may send what.
+`end`: a truncated record is recognised and ignored, because it decides which addresses a qube may send from.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class VifName(_VifNameFields):
 
 
 def parse_name(text: str) -> VifName:
-    """The name of a vif such as `vif4.0`.
+    """Return the name of a vif such as `vif4.0`.
 
     Raises:
         ValueError: it is not one (behaviour B58).
@@ -71,7 +71,7 @@ def parse_name(text: str) -> VifName:
 
 
 def metric(domid: int) -> int:
-    """The metric of the routes to a domain: the later one started is preferred (behaviour B58)."""
+    """Return the metric of the routes to a domain: the later one started is preferred (behaviour B58)."""
     return HIGHEST_DOMID - domid
 
 
@@ -171,7 +171,7 @@ class Vif(_VifFields):
 
 
 def duplicates(vifs: Iterable[Vif]) -> dict[tuple[str, ...], tuple[IPAddress, ...]]:
-    """Addresses that more than one qube has (behaviour B144).
+    """Return addresses that more than one qube has (behaviour B144).
 
     Args:
         vifs: those that are there.
@@ -192,7 +192,7 @@ def duplicates(vifs: Iterable[Vif]) -> dict[tuple[str, ...], tuple[IPAddress, ..
 
 
 def _are_one_qubes(one: Vif, other: Vif) -> bool:
-    """Whether two vifs are of one qube: an HVM has its own, and its stub domain, started next to it, another (B58).
+    """Return whether two vifs belong to one qube: an HVM and its stub domain, started next to it, have one each (B58).
 
     The toolstack calls their card an emulated one, and it has one MAC address.
     """
@@ -202,7 +202,7 @@ def _are_one_qubes(one: Vif, other: Vif) -> bool:
 
 
 def described(name: str, untrusted_mac: bytes, untrusted_kind: bytes, untrusted_addresses: bytes) -> Vif:
-    """A vif as the toolstack tells of it.
+    """Return a vif as the toolstack tells of it.
 
     Args:
         name: of the interface.
@@ -230,7 +230,7 @@ def _checked(name: str, what: str, check: Callable[[bytes], Any], untrusted_valu
 
 
 def render(vif: Vif) -> bytes:
-    """The lines of a vif, in a stable order."""
+    """Return the lines of a vif, in a stable order."""
     lines = [f"vif {vif.name.text} {vif.mac} {vif.kind}".rstrip()]
     lines += [f"address {address}" for address in vif.addresses]
     lines += [f"mapping {mapping.real} {mapping.visible} {mapping.gateway or ''}".rstrip() for mapping in vif.mappings]
@@ -244,7 +244,7 @@ def render(vif: Vif) -> bytes:
 
 
 def parse(data: bytes) -> Vif | None:
-    """The vif that these lines are of; None when they are damaged."""
+    """Return the vif that these lines are of; None when they are damaged."""
     try:
         first, *facts = _lines(data)
         word, name, mac, *kind = first.split(" ")
@@ -275,7 +275,7 @@ def parse(data: bytes) -> Vif | None:
 
 
 def unhooked(vif: Vif, known: Vif | None) -> tuple[str, ...]:
-    """The addresses that the user's hooks are still to be told of, as words; "" in place of none (behaviour B148).
+    """Return the addresses that the user's hooks have not been run for, as words; "" instead of none (behaviour B148).
 
     Args:
         vif: as it is set up now.
@@ -287,12 +287,12 @@ def unhooked(vif: Vif, known: Vif | None) -> tuple[str, ...]:
 
 
 def ask(action: str, vif: Vif) -> bytes:
-    """The message to the agent: do `ONLINE` or `OFFLINE` with this vif."""
+    """Return the message to the agent: do `ONLINE` or `OFFLINE` with this vif."""
     return f"{action}\n".encode("ascii") + render(vif)
 
 
 def asked(data: bytes) -> tuple[str, Vif]:
-    """Action and vif of a message.
+    """Return the action and vif of a message.
 
     Raises:
         ValueError: it is not one, or not the whole of it.
@@ -306,7 +306,7 @@ def asked(data: bytes) -> tuple[str, Vif]:
 
 
 def answer(problem: str, done: Iterable[str]) -> bytes:
-    """The agent's answer.
+    """Return the agent's answer.
 
     Args:
         problem: what went wrong, "" for nothing.
@@ -317,7 +317,7 @@ def answer(problem: str, done: Iterable[str]) -> bytes:
 
 
 def answered(data: bytes) -> tuple[str, tuple[str, ...]]:
-    """Problem and what was done, of an answer.
+    """Return the problem and what was done, of an answer.
 
     Raises:
         ValueError: it is not one, or not the whole of it: what was done then is not known.
@@ -330,7 +330,7 @@ def answered(data: bytes) -> tuple[str, tuple[str, ...]]:
 
 
 def _lines(data: bytes) -> list[str]:
-    """The lines before the closing one, at least one; ValueError when that is not there."""
+    """Return the lines before the closing one, at least one; ValueError when that is not there."""
     *lines, end, nothing = ["", "", *data.decode().split("\n")]
     if (end, nothing) != (_END, "") or not lines[2:]:
         raise ValueError(f"truncated: {shown(data[-60:])}")

@@ -85,23 +85,23 @@ class Facts(NamedTuple):
 
 
 def desired(vif: Vif, common: Common) -> State:
-    """What the interface is to have."""
+    """Return what the interface is to have."""
     return provider.desired(vif, common.settings)._replace(mtu=common.mtu)
 
 
 def tunables(vif: Vif, common: Common, others: Iterable[Vif]) -> tuple[Tunable, ...]:
-    """The settings that are wanted of a vif, beside others in service."""
+    """Return the settings that are wanted of a vif, beside others in service."""
     ipv6, outranked = attachment.has_ipv6(vif, common.settings), attachment.outranked(vif, others)
     return attachment.tunables(vif.name.text, ipv6=ipv6, outranked=outranked)
 
 
 def differs(tunable: Tunable, values: Values) -> bool:
-    """Whether it is to be written; what the kernel does not have (IPv6 switched off in it, #5110) is not."""
+    """Return whether it is to be written; what the kernel does not have (IPv6 switched off in it, #5110) is not."""
     return values.get(tunable.path) not in (None, tunable.value)
 
 
 def report(facts: Facts, common: Common, *, every: bool = False) -> VifReport:
-    """What is to do for one vif that is there.
+    """Return the pending operations for one vif that is there.
 
     Args:
         facts: observed.
@@ -123,12 +123,12 @@ def report(facts: Facts, common: Common, *, every: bool = False) -> VifReport:
 
 
 def allowed(vif: Vif, common: Common) -> tuple[str, ...]:
-    """The lines of nft that let a vif send."""
+    """Return the lines of nft that let a vif send."""
     return tuple(attachment.letting_send((vif,), common.settings, arp=common.arp).splitlines())
 
 
 def wrong_elements(vif: Vif, common: Common, present: frozenset[str]) -> tuple[str, ...]:
-    """The lines of nft that make the sets hold what they should of a vif."""
+    """Return the lines of nft that make the sets hold what they should of a vif."""
     missing = tuple(line for line in allowed(vif, common) if not attachment.is_there(line, present))
     # Of an address that it has and may not use now, as when IPv6 goes; what others let it use is theirs to end.
     idle = frozenset(vif.addresses) - frozenset(provider.elements(vif, common.settings).downstream)
@@ -138,7 +138,7 @@ def wrong_elements(vif: Vif, common: Common, present: frozenset[str]) -> tuple[s
 
 
 def limit(vif: Vif, common: Common, found: InForce | None) -> str:
-    """What nft has to load for the limits of a vif; all of it where it is not known what is in force."""
+    """Return what nft has to load for the limits of a vif; all of it where it is not known what is in force."""
     versions = sorted({address.version for address in provider.elements(vif, common.settings).downstream})
     if found is not None and not limits.missing(vif.name.text, versions, common.limits, found, common.kept):
         return ""
@@ -146,12 +146,12 @@ def limit(vif: Vif, common: Common, found: InForce | None) -> str:
 
 
 def _mac(vif: Vif, common: Common) -> str:
-    """The address that a qube may speak by ARP from; "" where the kernel has no nftables for it."""
+    """Return the address that a qube may speak by ARP from; "" where the kernel has no nftables for it."""
     return vif.mac if common.arp else ""
 
 
 def set_up(found: VifReport, known: Vif | None, so_far: Outcome, *, fresh: bool = False) -> tuple[Operation, ...]:
-    """Operations that do what a report says is to do.
+    """Return operations that do what a report says is to do.
 
     Args:
         found: by `report`.
@@ -210,7 +210,7 @@ def lock_out(vif: Vif, common: Common, others: Iterable[Vif], values: Values, *,
 
 
 def source_checks(others: Iterable[Vif]) -> tuple[tuple[str, ...], ...]:
-    """The settings of other vifs that depend on which vifs are in service."""
+    """Return the settings of other vifs that depend on which vifs are in service."""
     return tuple(attachment.source_check(other.name.text, outranked=False).path for other in others)
 
 

@@ -16,7 +16,7 @@ _INSTALLED = "qubes-guestnet lab"
 
 
 def with_own_command(text: str) -> str:
-    """The text with the command as it works from here."""
+    """Return the text with the command as it works from here."""
     return text.replace(_INSTALLED, f"{_program()} lab")
 
 
@@ -28,7 +28,7 @@ def _program() -> str:
 
 
 def _shown(path: str) -> str:
-    """The shortest way to call a program: by its name where that finds it, else by its place below this folder."""
+    """Return the shortest command for a program: its name if PATH finds it, else its path below this folder."""
     name = os.path.basename(path)
     found = shutil.which(name)
     try:

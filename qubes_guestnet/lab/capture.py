@@ -64,7 +64,7 @@ class Capture:
 
 
 def ports(frame: bytes) -> tuple[int, ...]:
-    """Source and destination port of an Ethernet frame with UDP or TCP; () for any other.
+    """Return the source and destination port of an Ethernet frame with UDP or TCP; () for any other.
 
     Packets with extension headers of IPv6 or in fragments are others.
     """
@@ -78,7 +78,7 @@ def ports(frame: bytes) -> tuple[int, ...]:
 
 
 def is_dhcp(frame: bytes) -> bool:
-    """Whether an Ethernet frame is DHCP or DHCPv6, by its ports: no TCP is ever on them."""
+    """Return whether an Ethernet frame is DHCP or DHCPv6, by its ports: no TCP is ever on them."""
     return not _DHCP_PORTS.isdisjoint(ports(frame))
 
 

@@ -28,7 +28,7 @@ exit status: 0 all held, 1 something did not, 2 wrong usage; of `exec` that of t
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line of the lab."""
+    """Return the command line of the lab."""
     top = Parser(
         prog="qubes-guestnet lab", description=__doc__, epilog=with_own_command(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,

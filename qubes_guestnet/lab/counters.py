@@ -12,13 +12,13 @@ _TABLE = "qubes"
 
 
 def counted(qube: Qube, family: str, chain: str) -> tuple[int, ...]:
-    """Packets of each counter in a chain of the table `qubes`, in the order of the rules; `family` is "ip" or "ip6"."""
+    """Return the packets of each counter in a chain of the table `qubes`, in rule order; `family` is "ip" or "ip6"."""
     rules = (entry["rule"]["expr"] for entry in _listed(qube, "chain", family, chain) if "rule" in entry)
     return tuple(part["counter"]["packets"] for rule in rules for part in rule if isinstance(part.get("counter"), dict))
 
 
 def elements(qube: Qube, family: str, name: str) -> set[tuple[str, ...]]:
-    """Elements of a set of that table; those of more than one part as they are, the others as a tuple of one."""
+    """Return elements of a set of that table; those of more than one part as they are, the others as a tuple of one."""
     (found,) = (entry["set"] for entry in _listed(qube, "set", family, name) if "set" in entry)
     members = found.get("elem", ())
     return {tuple(member["concat"]) if isinstance(member, dict) else (member,) for member in members}

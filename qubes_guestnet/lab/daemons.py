@@ -79,7 +79,7 @@ class Daemons:
     # --- NetworkManager ------------------------------------------------------------------------------------------
 
     def prepare_networkmanager(self, extra: str = _LAB_CONFIG) -> None:
-        """Its folders and configuration, as a package installs them, before it is started."""
+        """Create its folders and configuration, as a package installs them, before it is started."""
         _needs("NetworkManager", "network-manager")
         without_host_link(self.qube, "/etc/NetworkManager")
         self.qube.run("mkdir", "-p", "/etc/NetworkManager/conf.d", "/etc/NetworkManager/system-connections")
@@ -107,7 +107,7 @@ class Daemons:
         return done.stdout.strip()
 
     def device(self, field: str, interface: str = "eth0") -> str:
-        """One field of `nmcli device show`."""
+        """Return one field of `nmcli device show`."""
         return self.nmcli("-g", field, "device", "show", interface, check=False)
 
     # --- systemd -------------------------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def without_host_link(qube: Qube, path: str, text: str | None = None) -> None:
 
 
 def users(passwd: str) -> str:
-    """Text of the qube's /etc/passwd: the users that these daemons drop their rights to, all of them root.
+    """Return the text of the qube's /etc/passwd: the users that these daemons drop their rights to, all of them root.
 
     The lab's user namespace has no other user when the lab was started without root.
 
@@ -172,7 +172,7 @@ _NO_POLICY = """<policy context="mandatory"><allow own="*"/>
 
 
 def bus_config(policy: bool = True) -> str:
-    """The distribution's configuration, without starting services and without a user of the bus's own.
+    """Return the distribution's configuration, without starting services and without a user of the bus's own.
 
     Args:
         policy: keep its policy; else everything is allowed.

@@ -72,7 +72,7 @@ class Databases:
         self._change(vm, {}, (key,))
 
     def read_all(self, vm: Vm) -> dict[str, bytes]:
-        """Every entry its QubesDB daemon has now."""
+        """Return every entry its QubesDB daemon has now."""
         store = self._connect(vm)
         try:
             return store.multiread("/")

@@ -70,7 +70,7 @@ def _plan(stage: Stage, vm: Vm) -> None:
 
 
 def network_there(vm: Vm) -> list[str]:
-    """Addresses of its interface, without link-local ones."""
+    """Return addresses of its interface, without link-local ones."""
     link = interface_of(vm.running, vm.mac)
     return addresses(link) if link else []
 
@@ -295,7 +295,7 @@ class _Result:
         self._display.line(f" {self._display.paint(verdict, 'bold')}, {len(self._steps)} steps in {seconds:.1f} s")
 
     def as_json(self) -> dict[str, Any]:
-        """The closing table for programs."""
+        """Return the closing table for programs."""
         return {
             "held": self.held,
             "seconds": round(self._seconds, 3),

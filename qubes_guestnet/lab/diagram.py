@@ -79,7 +79,7 @@ class Node(NamedTuple):
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Node:
-        """A node from a row of `lab status --json`, measured."""
+        """Return a node from a row of `lab status --json`, measured."""
         world = row["world"] and (bool(row["world"]["ipv4"]), bool(row["world"]["ipv6"]))
         return cls(
             row["name"], row["netvm"], tuple(row["addresses"]), bool(row["ipv4"]), bool(row["ipv6"]), row["state"],
@@ -119,7 +119,7 @@ class _Edge(NamedTuple):
 
 
 def draw(title: str, nodes: Sequence[Node]) -> str:
-    """The SVG of a tree.
+    """Return the SVG of a tree.
 
     Args:
         title: shown on top.
@@ -133,7 +133,7 @@ def draw(title: str, nodes: Sequence[Node]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}"'
         f' viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label={quoteattr(title)}>',
         f"<title>{escape(title)}</title>",
-        f"<desc>Who reaches the world, measured. {escape(told)}.</desc>",
+        f"<desc>Measured reach of each qube. {escape(told)}.</desc>",
         f"<style>{escape(_STYLE)}</style>",
         f'<rect class="card" x="0.5" y="0.5" width="{width - 1:.0f}" height="{height - 1:.0f}" rx="12"/>',
         f'<text class="title" x="{_CARD:.0f}" y="{_CARD + 6:.0f}">{escape(title)}</text>',
@@ -177,7 +177,7 @@ class _Layout:
         self.height = max(top - _ROW_GAP, 0.0)
 
     def _lines_of(self, nodes: Sequence[Node]) -> list[list[Node]]:
-        """The qubes line by line; one whose subtree is wider than a line has one for itself."""
+        """Return the qubes line by line; one whose subtree is wider than a line has one for itself."""
         limit = _ACROSS * (self._column + _GAP)
         lines: list[list[Node]] = []
         used = limit
@@ -191,7 +191,7 @@ class _Layout:
         return lines
 
     def _size(self, node: Node) -> tuple[float, float]:
-        """Width and height of a qube with all behind it, and with its world above it."""
+        """Return the width and height of a qube with all behind it, and with its world above it."""
         width, height = self._column, _height(len(_lines(node)))
         if _has_tunnel(node):  # the world at its other end is beside it, and it stays in the middle
             width += 2 * (self._column + _TUNNEL)
@@ -260,7 +260,7 @@ def _width(node: Node) -> float:
 
 
 def _kind(node: Node) -> tuple[str, str]:
-    """The class of a qube, and what is said of it."""
+    """Return the class of a qube, and what is said of it."""
     reached = (node.ipv4, node.ipv6)
     if node.state != "running":
         return "off", node.state
@@ -276,7 +276,7 @@ def _kind(node: Node) -> tuple[str, str]:
 
 
 def _edge(edge: _Edge) -> Iterator[str]:
-    """The line of an edge."""
+    """Yield the line of an edge."""
     lower, upper = edge.lower, edge.upper
     if edge.tunnel:
         x, y = lower.x + lower.width / 2, lower.y + lower.height / 2

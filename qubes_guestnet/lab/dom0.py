@@ -145,7 +145,7 @@ class Dom0(Interfaces):
         return qube
 
     def _create_domain(self, vm: Vm) -> Qube:
-        """It is there and does not run yet; its interface is at its provider."""
+        """Create the domain, not running yet, with its interface at its provider."""
         self._last_domid += 1
         vm.domid, vm.deferred_from = self._last_domid, None
         qube = vm.qube = Qube(vm.name)
@@ -165,7 +165,7 @@ class Dom0(Interfaces):
         return qube
 
     def _attach_clients(self, netvm: Vm) -> None:
-        """Who runs behind a provider that has just started is attached; a paused one when it runs again."""
+        """Attach the running client qubes of a provider that has just started; a paused one when it resumes."""
         for vm in self.connected(netvm):
             if vm.qube is None or self._waits(vm):
                 continue
@@ -206,7 +206,7 @@ class Dom0(Interfaces):
         self.offline_late()
 
     def crash(self, vm: Vm) -> None:
-        """It is gone, and neither dom0 nor its provider has noticed: they do at `offline_late`."""
+        """End the qube without a notice to dom0 and its provider, which follows at `offline_late`."""
         backend, vif = vm.backend, vm.plugged
         self.did("end", vm)
         vm.running.kill()
@@ -261,7 +261,7 @@ class Dom0(Interfaces):
         self._apply_deferred(vm)
 
     def _waits(self, vm: Vm) -> bool:
-        """Whether changes to its interface are put off."""
+        """Return whether changes to its interface are put off."""
         return self.release.defers and vm.running.paused
 
     def _apply_deferred(self, vm: Vm) -> None:
@@ -308,7 +308,7 @@ class Dom0(Interfaces):
                 self.attach(vm)
 
     def set_feature(self, vm: Vm, feature: str, value: str | None) -> None:
-        """`qvm-features VM FEATURE VALUE`; None: as if it had never been set. Nobody is told, see `reattach`."""
+        """`qvm-features VM FEATURE VALUE`; None: as if it had never been set. No qube is told, see `reattach`."""
         if value is None:
             vm.features.pop(feature, None)
         else:

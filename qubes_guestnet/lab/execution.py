@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A command that runs in a qube for somebody outside, with that person's input, output and error."""
+"""A command that runs in a qube for a user outside, with the user's input, output and error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Execution:
         self._pidfd = os.pidfd_open(self._process.pid)
 
     def fileno(self) -> int:
-        """Readable when it has ended."""
+        """Return the descriptor, readable when it has ended."""
         return self._pidfd
 
     def signal(self, number: int) -> None:
@@ -65,7 +65,7 @@ class Execution:
         return _SIGNALLED - status if status < 0 else status
 
     def hang_up(self) -> None:
-        """Whoever ran it is gone: it is told so, as by a terminal that is closed, and goes on if it likes."""
+        """Send SIGHUP because the caller is gone, as a closed terminal does; the command may ignore it."""
         self.signal(signal.SIGHUP)
         os.close(self._pidfd)
 

@@ -38,8 +38,8 @@ class Flood:
     A process of its own sends them: the lab's is busy with what is to be survived.
 
     Args:
-        qube: who asks.
-        address: who is asked.
+        qube: sender.
+        address: target.
     """
 
     def __init__(self, qube: Qube, address: str) -> None:

@@ -24,7 +24,7 @@ _WINDOW = 1024
 
 
 def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
+    """Return the Internet checksum (RFC 1071)."""
     if len(data) % 2:
         data += b"\0"
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
@@ -34,7 +34,7 @@ def checksum(data: bytes) -> int:
 
 
 def udp(source: str, destination: str, port: int, payload: bytes, source_port: int = 40000) -> bytes:
-    """An IP packet of the family of the addresses, with a datagram in it."""
+    """Return an IP packet of the family of the addresses, with a datagram in it."""
     header = struct.pack("!HHHH", source_port, port, 8 + len(payload), 0)
     whole = header + payload
     # 0 would mean "no checksum", which IPv6 does not take (RFC 768, RFC 8200).
@@ -43,14 +43,14 @@ def udp(source: str, destination: str, port: int, payload: bytes, source_port: i
 
 
 def syn(source: str, destination: str, port: int, source_port: int = 40000) -> bytes:
-    """An IP packet that asks for a TCP connection."""
+    """Return an IP packet that asks for a TCP connection."""
     header = struct.pack("!HHIIBBHHH", source_port, port, 1, 0, 5 << 4, _SYN, _WINDOW, 0, 0)
     total = checksum(_pseudo(source, destination, _TCP, len(header)) + header)
     return _packet(source, destination, _TCP, header[:16] + struct.pack("!H", total) + header[18:])
 
 
 def icmp(source: str, destination: str, kind: int, code: int, rest: int, data: bytes) -> bytes:
-    """An ICMP message of the family of the addresses; `rest` is the word behind the checksum."""
+    """Return an ICMP message of the family of the addresses; `rest` is the word behind the checksum."""
     whole = struct.pack("!BBHI", kind, code, 0, rest) + data
     six = ":" in source
     total = checksum((_pseudo(source, destination, _ICMP6, len(whole)) if six else b"") + whole)
@@ -71,7 +71,7 @@ def _packet(source: str, destination: str, protocol: int, payload: bytes) -> byt
 
 
 def framed(packet: bytes, source: str, destination: str = BACKEND_MAC) -> bytes:
-    """An Ethernet frame with an IP packet; the ends are addresses of interfaces."""
+    """Return an Ethernet frame with an IP packet; the ends are addresses of interfaces."""
     kind = ETH_P_IP if packet[0] >> 4 == 4 else ETH_P_IPV6
     return b"".join(bytes.fromhex(mac.replace(":", "")) for mac in (destination, source)) + struct.pack(
         "!H", kind
@@ -79,7 +79,7 @@ def framed(packet: bytes, source: str, destination: str = BACKEND_MAC) -> bytes:
 
 
 def source(frame: bytes) -> str:
-    """The address an IP packet in a frame comes from, "" for what is no IP packet."""
+    """Return the address an IP packet in a frame comes from, "" for what is no IP packet."""
     kind = int.from_bytes(frame[12:14], "big")
     if kind == ETH_P_IP:
         return str(ipaddress.IPv4Address(frame[26:30]))
@@ -87,7 +87,7 @@ def source(frame: bytes) -> str:
 
 
 def is_ipv6(frame: bytes) -> bool:
-    """Whether there is an IPv6 packet in a frame."""
+    """Return whether there is an IPv6 packet in a frame."""
     return int.from_bytes(frame[12:14], "big") == ETH_P_IPV6
 
 
@@ -114,11 +114,13 @@ class Tap:
         self._seen: list[Frame] = []
 
     def fileno(self) -> int:
-        """Readable when frames came."""
+        """Return the descriptor, readable when frames came."""
         return self._socket.fileno()
 
     def frames(self, interface: str = "") -> list[Frame]:
-        """All so far of one interface, or of all; LabError when one was lost, because then silence proves nothing."""
+        """Return all frames of one interface, or of all; LabError if any was lost, because then silence proves
+        nothing.
+        """
         with contextlib.suppress(BlockingIOError):
             while True:
                 octets, (name, _, kind, *_) = self._socket.recvfrom(1 << 17)
@@ -129,7 +131,7 @@ class Tap:
         return [frame for frame in self._seen if interface in ("", frame.interface)]
 
     def with_octets(self, octets: bytes, interface: str = "") -> list[Frame]:
-        """Those that have these octets anywhere."""
+        """Return the frames that contain these octets."""
         return [frame for frame in self.frames(interface) if octets in frame.octets]
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ def require() -> None:
 
 
 def _trial() -> str | None:
-    """What a lab that does nothing says when it fails; None when it works."""
+    """Return the error output of an empty lab; None if it works."""
     answer, say = os.pipe()
     child = os.fork()
     if child == 0:
@@ -71,7 +71,7 @@ def _setting(name: str) -> str:
 
 
 def _in_chroot() -> bool:
-    """Whether this root is another one than that of process 1 in the same mount namespace, or no mount at all."""
+    """Return whether this root differs from that of process 1 in the same mount namespace, or is not a mount."""
     root = _root_mount("self")
     try:
         same = os.readlink("/proc/1/ns/mnt") == os.readlink("/proc/self/ns/mnt")
@@ -81,7 +81,7 @@ def _in_chroot() -> bool:
 
 
 def _root_mount(process: str) -> str:
-    """Number of the mount that a process has as its root; "" for none."""
+    """Return the number of the mount that a process has as its root; "" for none."""
     try:
         with open(f"/proc/{process}/mountinfo", encoding="utf-8", errors="replace") as mounts:
             return next((line.split()[0] for line in mounts if line.split()[4] == "/"), "")

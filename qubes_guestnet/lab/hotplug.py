@@ -39,7 +39,7 @@ class Hotplug(Networking):
             raise LabError(f"{self.qube.name}: {vif.name} has hotplug-status {status!r}: {error or done}", self._log())
 
     def connect(self, vif: Vif, qube: Qube, interface: str) -> None:
-        """The qube gets its end; before that Xen waits until somebody has said that the vif is connected."""
+        """Wait until the provider's hotplug reports the vif as connected, then give the qube its end, as Xen does."""
         status = f"{folder(vif)}/hotplug-status"
         try:
             eventually(
@@ -58,7 +58,7 @@ class Hotplug(Networking):
             raise LabError(f"{self.qube.name}: vif offline of {vif.name}: {complaint}", self._log())
 
     def _call(self, action: str, vif: Vif) -> str:
-        """What it complained of, "" when all went well."""
+        """Return the error, "" for none."""
         environment = {"vif": vif.name, "ip": addresses(vif), "XENBUS_PATH": folder(vif)}
         done = self.qube.guestnet("vif", action, check=False, env=environment)
         return f"exit status {done.returncode}: {done.stderr.strip()}" if done.returncode else ""
@@ -69,10 +69,10 @@ class Hotplug(Networking):
 
 
 def folder(vif: Vif) -> str:
-    """Where xenstore has what is known of a vif, relative to the provider's own folder."""
+    """Return where xenstore has what is known of a vif, relative to the provider's own folder."""
     return f"backend/vif/{vif.domain}/{vif.number}"
 
 
 def addresses(vif: Vif) -> str:
-    """A vif's addresses as Xen's configuration has them: IPv4 first."""
+    """Return a vif's addresses as Xen's configuration has them: IPv4 first."""
     return " ".join(address for address in (vif.address, vif.address6) if address)

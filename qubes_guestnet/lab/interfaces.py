@@ -30,11 +30,11 @@ class Interfaces(Databases):
         self.reuses_numbers = True
 
     def connected(self, netvm: Vm) -> tuple[Vm, ...]:
-        """The qubes connected to a provider, halted ones too."""
+        """Return the qubes connected to a provider, halted ones too."""
         return tuple(vm for vm in self.vms.values() if vm.netvm is netvm)
 
     def below(self, vm: Vm) -> Iterator[Vm]:
-        """A qube, and all that are connected to it, directly or through others."""
+        """Yield a qube, and all that are connected to it, directly or through others."""
         yield vm
         for other in self.connected(vm):
             yield from self.below(other)
@@ -83,7 +83,7 @@ class Interfaces(Databases):
 
     @staticmethod
     def _counts(vm: Vm) -> bool:
-        """Whether it had an interface since its start."""
+        """Return whether it had an interface since its start."""
         return vm.numbered == vm.domid
 
     def connect(self, vm: Vm, interface: str = INTERFACE) -> None:
@@ -117,11 +117,11 @@ class Interfaces(Databases):
         self.write_iptables(vm)
 
     def refresh_connected(self, netvm: Vm) -> None:
-        """Tell a running provider who is connected to it."""
+        """Write a running provider's list of connected qubes."""
         self.write_all(netvm, netvm.connected_entries(self.connected(netvm)))
 
     def tell_provider(self, vm: Vm, netvm: Vm) -> None:
-        """Tell the provider of a starting qube who is behind it, and what that qube sees."""
+        """Write the client list of a starting qube's provider, and the addresses that the qube sees."""
         self.refresh_connected(netvm)
         self.tell_of_mapping(vm, netvm)
 

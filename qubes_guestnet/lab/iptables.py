@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What dom0 writes for programs from before Qubes 4.0: whole files for iptables-restore, in entries of up to 3 KB.
 
-`/qubes-iptables…` begins as `/qubes-ip` does, and so whoever reads that prefix reads these along (behaviour B161).
+`/qubes-iptables…` begins with `/qubes-ip`, so a read of that prefix returns these entries too (behaviour B161).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COMMIT
 
 
 def entries(clients: Iterable[tuple[int, str]]) -> dict[str, str]:
-    """The entries of a qube, in dom0's order.
+    """Return the entries of a qube, in dom0's order.
 
     Args:
         clients: of those connected to it, domain number (0: halted) and IPv4 address; each has the firewall's default.

@@ -108,7 +108,7 @@ def die_with_parent(parent: int = 0) -> None:
 
 
 def socket_in(pid: int, family: int, kind: int, protocol: int = 0) -> socket.socket:
-    """A socket that lives in the network namespace of process `pid`, for the caller to use from where it is.
+    """Return a socket that lives in the network namespace of process `pid`, for the caller to use from where it is.
 
     A socket keeps for ever the namespace it was made in, so real packets can be sent "from inside a qube" without
     starting a process there. Not for threaded callers that also make sockets.
@@ -187,7 +187,7 @@ def _not_ignored() -> list[signal.Signals]:
 
 
 def _middle(function: Callable[[], int], caller: int, say_unshared: int, mapped: int) -> NoReturn:
-    """The process between: makes the namespaces, starts process 1 in them, takes it along when it is killed."""
+    """Run the process in between: make the namespaces, start process 1 in them, and kill it at its own end."""
     try:
         try:
             unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC)
@@ -232,7 +232,7 @@ def _write(path: str, text: str) -> None:
 
 
 def _first(function: Callable[[], int], alive: int) -> NoReturn:
-    """Process 1 of the lab. `alive` is at its end when the parent died before the kernel knew of our wish."""
+    """Run process 1 of the lab. `alive` is at end of file if the parent died before PR_SET_PDEATHSIG was set."""
     status = 1
     try:
         die_with_parent()
@@ -281,12 +281,12 @@ def _show_unpacked() -> None:
 
 
 def _escaped(path: str) -> str:
-    """A path as overlayfs takes it in a list (Documentation/filesystems/overlayfs.rst, "Multiple lower layers")."""
+    """Escape a path for a list of overlayfs (Documentation/filesystems/overlayfs.rst, "Multiple lower layers")."""
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
 def unpacked_programs() -> str:
-    """The folder of daemons that tools/unpack-daemons made in a source tree, "" where there is none."""
+    """Return the folder of daemons that tools/unpack-daemons made in a source tree, "" where there is none."""
     folder = os.path.join(needed_paths()[0], ".daemons", "usr")
     return folder if os.path.exists(f"{folder}/{_UNPACKED}") else ""
 
@@ -296,7 +296,7 @@ def _end(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def needed_paths() -> tuple[str, ...]:
-    """Folders this Python and this package run from: they must stay visible in the lab and in every qube."""
+    """Return folders this Python and this package run from: they must stay visible in the lab and in every qube."""
     package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     wanted = [package_parent, sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path]
     wanted.append(os.path.dirname(os.path.realpath(sys.executable)))
@@ -305,7 +305,7 @@ def needed_paths() -> tuple[str, ...]:
 
 
 def work_folder() -> str:
-    """The folder over which the lab mounts its private tmpfs; LabError if every candidate is in use by Python."""
+    """Return the folder over which the lab mounts its tmpfs; LabError if Python uses every candidate."""
     for folder in _WORK_CANDIDATES:
         if os.path.isdir(folder) and not any(is_below(path, folder) for path in needed_paths()):
             return folder
@@ -313,5 +313,5 @@ def work_folder() -> str:
 
 
 def is_below(path: str, folder: str) -> bool:
-    """Whether `path` is `folder` or lies in it (both absolute)."""
+    """Return whether `path` is `folder` or lies in it (both absolute)."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")

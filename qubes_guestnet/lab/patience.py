@@ -9,5 +9,5 @@ factor = 1.0
 
 
 def patient(seconds: float) -> float:
-    """A deadline for this machine, from that for real hardware; both in seconds."""
+    """Return a deadline for this machine, from that for real hardware; both in seconds."""
     return seconds * factor

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where an interactive lab is found: a folder of one's own for each, with a lock, a socket and a log.
 
-Who holds the lock is the lab, for as long as one process of it is there: the kernel lets go of it with the last one. So
-what an end by force left behind is known as stale, without any process id that could be somebody else's by now.
+The lab holds the lock while any of its processes exists; the kernel releases it with the last one. So the leftovers of
+a killed lab are recognised as stale without a process id, which another process could have by now.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ATTEMPTS = 100
 
 
 def base() -> Path:
-    """The folder of all labs of this user."""
+    """Return the folder of all labs of this user."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(runtime) and os.access(runtime, os.W_OK | os.X_OK):
         return Path(runtime) / "qubes-guestnet-lab"
@@ -86,7 +86,7 @@ class Place:
         return True
 
     def remove(self) -> None:
-        """Remove all files of the place. For who holds it."""
+        """Remove all files of the place. Only its holder may call this."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # other labs are in there
             self.folder.parent.rmdir()
@@ -102,8 +102,8 @@ class Place:
                 os.close(lock)
                 return None
             except FileNotFoundError:
-                continue  # whoever was here before has just removed the folder
-            # Its former holder may have removed it between these two steps: then it is a lock nobody else would find.
+                continue  # the former holder has just removed the folder
+            # Its former holder may have removed it between these two steps: then no other process would find this lock.
             if self._lock.exists() and os.path.samestat(os.fstat(lock), self._lock.stat()):
                 return lock
             os.close(lock)
@@ -112,14 +112,14 @@ class Place:
     # --- its socket --------------------------------------------------------------------------------------------
 
     def listen(self) -> socket.socket:
-        """The socket the lab answers at."""
+        """Return the socket the lab answers at."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         _with_path(self.folder, listener.bind)
         listener.listen(_BACKLOG)
         return listener
 
     def connect(self) -> socket.socket:
-        """A connection to the lab; LabError when it is not up, or when its folder cannot be used.
+        """Return a connection to the lab; LabError when it is not up, or when its folder cannot be used.
 
         In a folder that another user owns another program could answer: it would get the descriptors of `lab exec`.
         """
@@ -157,12 +157,12 @@ def _refusals(folder: Path) -> Iterator[None]:
 
 
 def named(name: str) -> str:
-    """The option that a command needs to mean the lab of this name; "" for the default one."""
+    """Return the option that a command needs to mean the lab of this name; "" for the default one."""
     return "" if name == DEFAULT else f" --name {name}"
 
 
 def names() -> tuple[str, ...]:
-    """The labs that are up. LabError: their folder cannot be read."""
+    """Return the labs that are up. LabError: their folder cannot be read."""
     with _refusals(base()):
         folders = list(base().iterdir()) if base().is_dir() else []
     found = []

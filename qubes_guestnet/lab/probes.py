@@ -37,8 +37,8 @@ class Echo:
     """ICMP echoes from a qube to one address, all alike: an answer to any of them is an answer.
 
     Args:
-        qube: who asks.
-        address: who is asked.
+        qube: sender.
+        address: target.
     """
 
     def __init__(self, qube: Qube, address: str) -> None:
@@ -49,7 +49,7 @@ class Echo:
         self._socket = qube.socket(family, socket.SOCK_RAW, protocol)
 
     def fileno(self) -> int:
-        """Readable when something came, which need not be an answer."""
+        """Return the descriptor, readable when something came, which need not be an answer."""
         return self._socket.fileno()
 
     def send(self) -> bool:
@@ -61,7 +61,7 @@ class Echo:
         return True
 
     def answered(self) -> bool:
-        """Whether what came is an answer; to be called when it is readable."""
+        """Return whether what came is an answer; to be called when it is readable."""
         packet, sender = self._socket.recvfrom(_BUFFER)
         payload = packet[(packet[0] & 15) * 4 :] if self._version == 4 else packet
         return bool(
@@ -74,7 +74,7 @@ class Echo:
 
 
 def ping(qube: Qube, address: str, timeout: float = 1.0) -> float | None:
-    """One ICMP echo from the qube; the round trip in seconds, or None: no answer in time, or no route."""
+    """Send one ICMP echo from the qube; return the round trip in seconds, or None: no answer in time, or no route."""
     with contextlib.closing(Echo(qube, address)) as echoes:
         start = time.monotonic()
         if not echoes.send():
@@ -112,7 +112,7 @@ def query(client: socket.socket, server: str, name: str, timeout: float = 1.0) -
 
 
 def resolve(qube: Qube, name: str, version: int = 4, timeout: float = 10.0) -> list[str]:
-    """Addresses of `name` by the C library of the qube, with its resolv.conf; [] when it cannot be resolved."""
+    """Return addresses of `name` by the C library of the qube, with its resolv.conf; [] when it cannot be resolved."""
     done = qube.run(
         "getent", f"ahostsv{version}", name, check=False, timeout=timeout, env={"RES_OPTIONS": "timeout:1 attempts:2"}
     )
@@ -123,7 +123,7 @@ def resolve(qube: Qube, name: str, version: int = 4, timeout: float = 10.0) -> l
 
 
 def echo(qube: Qube, address: str, port: int, timeout: float = 2.0) -> bool:
-    """Whether a TCP connection from the qube gets back what it sends."""
+    """Return whether a TCP connection from the qube gets back what it sends."""
     family = socket.AF_INET if ipaddress.ip_address(address).version == 4 else socket.AF_INET6
     mark = os.urandom(16)
     with qube.socket(family, socket.SOCK_STREAM) as client:
@@ -185,7 +185,7 @@ class RouteTable:
         self._interface = struct.pack("=I", link["ifindex"])
 
     def default_routes(self) -> int:
-        """How many default routes by the interface the main table has at this moment."""
+        """Return how many default routes by the interface the main table has at this moment."""
         header = _NETLINK_HEADER.pack(_NETLINK_HEADER.size + _ROUTE_MESSAGE.size, _RTM_GETROUTE, _NLM_DUMP, 1, 0)
         self._socket.send(header + _ROUTE_MESSAGE.pack(socket.AF_INET, *[0] * 8))
         count = 0

@@ -93,7 +93,7 @@ def follow(function: Callable[[Teller], None], limit: float = 120.0) -> Iterator
 
 
 def events(answer: int) -> Iterator[Event | None]:
-    """What a teller tells, until its end of the pipe is closed; None every 0.1 s.
+    """Yield what a teller tells, until its end of the pipe is closed; None every 0.1 s.
 
     Args:
         answer: the reading end.
@@ -131,7 +131,7 @@ class Display:
         self._turn = 0
 
     def paint(self, text: str, *styles: str) -> str:
-        """The text in styles (bold, dim, red, green, cyan), where colours are wanted."""
+        """Return the text in styles (bold, dim, red, green, cyan), where colours are wanted."""
         if not self._coloured or not styles:
             return text
         codes = ";".join(_CODES[style] for style in styles)
@@ -192,7 +192,7 @@ class Display:
         return textwrap.wrap(text, room, subsequent_indent="  ", break_on_hyphens=False) or [text]
 
     def _columns(self) -> int:
-        """Width to fold to: no limit where no terminal, nor COLUMNS in the environment, has one."""
+        """Return the width to fold to: no limit where no terminal, nor COLUMNS in the environment, has one."""
         return shutil.get_terminal_size().columns if self._moving or os.environ.get("COLUMNS") else sys.maxsize
 
     def _erase(self) -> None:

@@ -2,7 +2,7 @@
 """The provider's end of a qube's interface: how it comes and goes, and a simple provider by plain commands.
 
 The scenarios use the real provider role (`hotplug.py`). The plain one is for comparisons, and for tests of how a qube
-behaves behind somebody else's provider: it forwards and masquerades, answers ARP for everything it routes
+behaves behind another program's provider: it forwards and masquerades, answers ARP for everything it routes
 (`proxy_arp`, at once unless asked to be slow), has one host route a vif and the gateway's address on it, and sends the
 virtual DNS addresses to the world's host. It filters nothing.
 """

@@ -29,7 +29,7 @@ FLAGS_FOLDER = "/run/qubes-service"
 _POLL = 0.005
 _STOPPED = "T"
 T = TypeVar("T")
-# Python complains of a running process nobody knows any more; the kernel ends them all with the lab.
+# Python warns about a running process without a reference; the kernel ends them all with the lab.
 _started: list[subprocess.Popen[bytes]] = []
 
 
@@ -119,11 +119,11 @@ class Service:
         return self.wait(deadline)
 
     def output(self) -> str:
-        """All it has said so far."""
+        """Return all it has said so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def tail(self, length: int = 600) -> str:
-        """The end of what it has said, for an error message."""
+        """Return the end of what it has said, for an error message."""
         return self.output()[-length:].strip() or "(empty)"
 
 
@@ -147,11 +147,11 @@ class Qube:
     # --- files -------------------------------------------------------------------------------------------------
 
     def path(self, inside: str) -> Path:
-        """Where the lab finds a file of the qube. An absolute symbolic link on the way would lead out of it."""
+        """Return where the lab finds a file of the qube. An absolute symbolic link on the way would lead out of it."""
         return Path(f"/proc/{self.pid}/root{inside}")
 
     def read(self, inside: str) -> str:
-        """Text of a file; "" when there is none."""
+        """Return the text of a file; "" when there is none."""
         try:
             return self.path(inside).read_text(errors="replace")
         except FileNotFoundError:
@@ -235,7 +235,7 @@ class Qube:
         return self.run(sys.executable, "-m", "qubes_guestnet", *arguments, check=check, timeout=timeout, env=env)
 
     def ip(self, *arguments: str) -> list[dict[str, Any]]:
-        """What `ip -json ARGUMENTS` says: the judge of every test."""
+        """Return what `ip -json ARGUMENTS` says: the judge of every test."""
         text = self.run("ip", "-json", *arguments).stdout.strip()
         return [entry for entry in json.loads(text or "[]") if entry]
 
@@ -256,13 +256,13 @@ class Qube:
         return service
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        """A socket in the qube's network."""
+        """Return a socket in the qube's network."""
         return socket_in(self.pid, family, kind, protocol)
 
     # --- its agent and its QubesDB -----------------------------------------------------------------------------
 
     def notifications(self) -> list[tuple[float, str]]:
-        """What services said by sd_notify: (seconds of the monotonic clock, message)."""
+        """Return what services said by sd_notify: (seconds of the monotonic clock, message)."""
         lines = (line.partition(" ") for line in self.read(init.NOTIFY_LOG).splitlines())
         return [(float(when), message) for when, _, message in lines]
 
@@ -303,7 +303,7 @@ class Qube:
             self.store_daemon.stop()
 
     def processes(self) -> list[int]:
-        """Process ids, as the lab sees them, of all processes of the qube, its process 1 among them."""
+        """Return process ids, as the lab sees them, of all processes of the qube, its process 1 among them."""
         mine = os.readlink(f"/proc/{self.pid}/ns/pid")
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
@@ -338,7 +338,7 @@ class Qube:
         _wake(self._parents())
 
     def _parents(self) -> set[int]:
-        """Each nsenter outside that waits for a process inside: it stops itself when that is stopped."""
+        """Return each nsenter outside that waits for a process inside: it stops itself when that is stopped."""
         mine = set(self.processes())
         return {_parent(pid) for pid in mine} - mine - {0, os.getpid()}
 
@@ -379,7 +379,7 @@ def _parent(pid: int) -> int:
 
 
 def _state(pid: int) -> str:
-    """State letter of a process, "" when it is gone."""
+    """Return the state letter of a process, "" when it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):

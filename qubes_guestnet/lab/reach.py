@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who reaches the world: measured with real packets from all qubes at once: silence costs its time but once."""
+"""Measure which qubes reach the world, with packets from all at once, so that timeouts run in parallel."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def measure(qubes: Mapping[str, Qube], limit: float = LIMIT) -> dict[str, Reach]
 
 
 def _answered(waiting: dict[Echo, tuple[str, int]], limit: float) -> set[tuple[str, int]]:
-    """Those of the values whose echoes were answered in time."""
+    """Return the values whose echoes were answered in time."""
     reached = set()
     start = time.monotonic()
     end = start + limit

@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 
 def chosen(words: Sequence[str]) -> tuple[Variant, ...]:
-    """The variants whose name begins with one of the words; all when there is none. UsageError for a stray word."""
+    """Return the variants whose names begin with one of the words, by default all. UsageError: a word matches none."""
     for word in words:
         if not any(variant.name.startswith(word) for variant in VARIANTS):
             raise UsageError(f"no scenario begins with {word}", "`qubes-guestnet lab run --list` shows them")

@@ -31,7 +31,7 @@ class Found(NamedTuple):
 
     Attributes:
         open: ports that took a connection, or answered a datagram.
-        closed: ports where a kernel said that nobody listens, so that no rule was in the way.
+        closed: ports that a kernel reported as closed, so that no rule filtered them.
         prohibited: how often it was said that this is prohibited.
         others: addresses of all that answered but the one that was asked.
     """

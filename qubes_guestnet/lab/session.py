@@ -91,7 +91,7 @@ class Session:
         return {}
 
     def set_feature(self, step: Step, qube: str, feature: str, value: str | None, restart: bool) -> Message:
-        """`qvm-features QUBE FEATURE VALUE`; with `restart`, whoever has to start anew to know of it does so."""
+        """`qvm-features QUBE FEATURE VALUE`; with `restart`, restart the qubes that learn of it only then."""
         vm = self.vm(qube)
         self.dom0.set_feature(vm, feature, value)
         unaware = [each for each in self.dom0.below(vm) if each.qube is not None and _behind_the_times(each)]
@@ -102,7 +102,7 @@ class Session:
         return {"unaware": [] if restart else [each.name for each in unaware]}
 
     def status(self, _step: Step, measure: bool) -> Message:
-        """All there is to know of each qube; what it reaches is None where not measured."""
+        """Return the state of each qube; its reach is None if not measured."""
         running = {vm.name: vm.qube for vm in self._vms.values() if vm.qube is not None}
         reached = reach.measure(running) if measure else {}
         rows = [self._row(vm, reached.get(vm.name)) for vm in self._vms.values()]
@@ -128,7 +128,7 @@ class Session:
     # --- qubes -------------------------------------------------------------------------------------------------
 
     def vm(self, name: str) -> Vm:
-        """A qube by its name; UsageError when there is none."""
+        """Return a qube by its name; UsageError when there is none."""
         if name not in self._vms:
             raise UsageError(f"there is no qube {name}", f"there are {', '.join(self._vms)}")
         return self._vms[name]
@@ -148,7 +148,7 @@ def _agent(vm: Vm) -> str:
 
 
 def _addresses(vm: Vm) -> list[str]:
-    """What the qube's kernel has, IPv4 first: that of a provider for those behind it, too, but once."""
+    """Return what the qube's kernel has, IPv4 first: that of a provider for those behind it, too, but once."""
     if vm.qube is None:
         return []
     links = [link for link in vm.qube.ip("address") if link["ifname"] != _LOOPBACK]
@@ -174,7 +174,7 @@ def _settle(vm: Vm) -> None:
 
 
 def _behind_the_times(vm: Vm) -> bool:
-    """Whether its QubesDB says other things of its network than dom0 would write at its start."""
+    """Return whether its QubesDB says other things of its network than dom0 would write at its start."""
     written = {key: value.encode() for key, value in vm.entries().items()}
     return any(vm.database.get(key) != written.get(key) for key in {*written, *_IPV6_KEYS})
 
@@ -214,7 +214,7 @@ class Server:
     def _read(self, channel: Channel) -> None:
         try:
             messages = channel.receive()
-        except (OSError, ValueError):  # nobody of ours
+        except (OSError, ValueError):  # not a process of ours
             messages = None
         if messages is None:
             self._hang_up(channel)
@@ -273,5 +273,5 @@ class Server:
 
 
 def _say(channel: Channel, message: Message) -> None:
-    with contextlib.suppress(OSError):  # whoever asked is gone, or does not read; its end will be seen next
+    with contextlib.suppress(OSError):  # the client is gone, or does not read; its end is noticed next
         channel.send(message)

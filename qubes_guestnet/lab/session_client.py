@@ -129,7 +129,7 @@ def _go_on(_number: int, _frame: FrameType | None) -> None:
 
 
 def _close_all_but(*kept: int) -> None:
-    """What is inherited and not ours would keep somebody's pipe open for as long as the lab is up."""
+    """Close inherited descriptors, which would keep a caller's pipe open while the lab is up."""
     for low, high in itertools.pairwise((2, *sorted(kept), os.sysconf("SC_OPEN_MAX"))):
         if low + 1 < high:  # closerange(n, n) of some Pythons closes all from n on
             os.closerange(low + 1, high)
@@ -159,7 +159,7 @@ def down(place: Place) -> bool:
 
 
 def _process_of(connection: socket.socket) -> int:
-    """Who listens at the other end, by the kernel's own record."""
+    """Return the listening process at the other end, from the kernel's record."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[0])
 

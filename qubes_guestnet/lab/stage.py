@@ -49,7 +49,7 @@ class Stage:
         self.netvm1 = self.dom0.create_provider("netvm1", ipv6)
 
     def provider(self, name: str, ipv6: bool | None = None) -> Vm:
-        """One more provider with a world of its own."""
+        """Add a provider with a world of its own."""
         return self.dom0.create_provider(name, self.ipv6 if ipv6 is None else ipv6)
 
     def start(self, name: str, netvm: Vm | None, agent: bool = True) -> Vm:
@@ -77,7 +77,7 @@ class Stage:
         self._hold(vm, f"{vm.name} reaches the world", lambda: not unreached(vm), deadline, lambda: unreached(vm))
 
     def reaches_nothing(self, vm: Vm) -> None:
-        """No address and no route is left, and nothing answers."""
+        """Check that no address and no route is left, and that nothing answers."""
         eventually(f"{vm.name} has no network", lambda: not network_of(vm.running))
         if probes.ping(vm.running, world.HOST, 0.3) is not None:
             raise LabError(f"{vm.name} reaches {world.HOST} and must not")
@@ -88,21 +88,21 @@ class Stage:
                    lambda: self.difference(vm))  # fmt: skip
 
     def works(self, *vms: Vm) -> None:
-        """Each reaches the world, and is configured."""
+        """Check that each qube is configured and reaches the world."""
         for vm in vms:
             self.reaches(vm)
             self.configured(vm)
 
     def answered(self, vm: Vm) -> None:
-        """Its agent has learned that its provider answers ARP for others, and keeps the device route from then on.
+        """Wait until its agent knows that the provider answers ARP for others, and so keeps the device route.
 
-        A provider that loses its own uplink before that answers for nobody, and the qube takes the gateway route.
+        A provider that loses its own uplink earlier answers no ARP request, and the qube uses the gateway route.
         """
         if not self.gateway:
             eventually(f"{vm.name} has been answered", lambda: set(VIRTUAL_DNS) <= _neighbours(vm))
 
     def difference(self, vm: Vm) -> str:
-        """The first thing that is not as the entries ask; "" when all is."""
+        """Return the first thing that is not as the entries ask; "" when all is."""
         found, agent = difference(vm, self.gateway, self.foreign), vm.running.agent
         if found and agent is not None and _FELL_BACK in agent.output():
             # A machine under load answers ARP late, and the agent is right to take the gateway route then.
@@ -119,12 +119,12 @@ class Stage:
 
 
 def _neighbours(vm: Vm) -> set[str]:
-    """Addresses for which the qube has got an answer."""
+    """Return addresses for which the qube has got an answer."""
     return {entry["dst"] for entry in vm.running.ip("neigh") if "lladdr" in entry}
 
 
 def unreached(vm: Vm) -> str:
-    """What of the world the qube does not reach; "" when all of it."""
+    """Return what of the world the qube does not reach; "" when all of it."""
     qube = vm.running
     targets = [(4, world.HOST), *([(6, world.HOST6)] if vm.reaches6 else [])]
     for version, address in targets:
@@ -139,12 +139,12 @@ def unreached(vm: Vm) -> str:
 
 
 def interface_of(qube: Qube, mac: str) -> dict[str, Any] | None:
-    """The interface with that address, as `ip -json address` shows it."""
+    """Return the interface with that address, as `ip -json address` shows it."""
     return next((link for link in qube.ip("address") if link.get("address") == mac), None)
 
 
 def network_of(qube: Qube) -> list[str]:
-    """Addresses and routes of a qube, all but loopback and what the kernel makes by itself."""
+    """Return addresses and routes of a qube, all but loopback and what the kernel makes by itself."""
     found = []
     for link in qube.ip("address"):
         if link["ifname"] != "lo":
@@ -153,12 +153,12 @@ def network_of(qube: Qube) -> list[str]:
 
 
 def addresses(link: dict[str, Any]) -> list[str]:
-    """Addresses of a link as 10.137.0.5/32, without IPv6 link-local ones."""
+    """Return addresses of a link as 10.137.0.5/32, without IPv6 link-local ones."""
     return [f"{a['local']}/{a['prefixlen']}" for a in link["addr_info"] if "fe80:" not in a.get("local", "fe80:")]
 
 
 def routes(qube: Qube, version: int) -> list[dict[str, Any]]:
-    """The main table, without what the kernel makes for addresses, link-local and loopback."""
+    """Return the main table, without what the kernel makes for addresses, link-local and loopback."""
     found = qube.ip(f"-{version}", "route", "show", "table", "main")
     # IPv6 routes that differ only in the gateway are shown as one with several next hops.
     single = [{**route, **hop} for route in found for hop in route.get("nexthops", ({},))]
@@ -171,13 +171,13 @@ def default_routes(qube: Qube, version: int = 4) -> list[dict[str, Any]]:
 
 
 def nameservers(qube: Qube) -> list[str]:
-    """Servers in its resolv.conf."""
+    """Return servers in its resolv.conf."""
     lines = (line.split() for line in qube.read("/etc/resolv.conf").splitlines())
     return [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver"]
 
 
 def difference(vm: Vm, gateway_style: bool, foreign: bool = False) -> str:
-    """The first thing that is not as the entries ask; "" when all is. For entries that are valid.
+    """Return the first thing that is not as the entries ask; "" when all is. For entries that are valid.
 
     With `foreign` what `scenarios.foreign` adds is left out of account.
     """
@@ -214,7 +214,7 @@ def _wanted_addresses(entries: dict[str, str]) -> set[str]:
 
 
 def _shown(found: list[dict[str, Any]]) -> set[str]:
-    """Routes in words that do not depend on the version of iproute2."""
+    """Return routes in words that do not depend on the version of iproute2."""
     return {
         " ".join(
             [route["dst"], *(["via", route["gateway"]] if "gateway" in route else []), "dev", route.get("dev", "-")]

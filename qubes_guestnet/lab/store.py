@@ -92,7 +92,7 @@ class Daemon:
             try:
                 probe.connect(path)
             except OSError:
-                pass  # nobody there
+                pass  # no daemon listens
             else:
                 raise StoreError(f"{path} is served already", "stop that daemon, or give another --dir")
         try:
@@ -126,7 +126,7 @@ class Daemon:
         self._selector.register(connection, selectors.EVENT_READ, client)
 
     def _serve_client(self, client: Client) -> None:
-        """Something can be read from, or sent to, this client."""
+        """Serve a client that is readable or writable."""
         if client not in self._sockets:
             return  # dropped earlier in this round
         if not client.outbox and not self._receive(client):

@@ -202,7 +202,7 @@ def _watch(args: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None, *, hub: type[Hub] = Hub, daemon: type[Daemon] = Daemon) -> int:
-    """The same without the rest of the lab: `python3 -m qubes_guestnet.lab.store_cli`.
+    """Return the same without the rest of the lab: `python3 -m qubes_guestnet.lab.store_cli`.
 
     Args:
         arguments: the command line, else that of the process.

@@ -11,7 +11,7 @@ _ESCAPE = re.compile(rb"\\x([0-9a-fA-F]{2})")
 
 
 def parse_entries(text: bytes, name: str) -> dict[bytes, bytes]:
-    """Entries from a file: one `/path = value` a line, as `multiread` prints them.
+    """Return entries from a file: one `/path = value` a line, as `multiread` prints them.
 
     Empty lines and lines that begin with `#` are left out. In values, two hex digits after a backslash and an x are
     that byte.
@@ -36,10 +36,10 @@ def parse_entries(text: bytes, name: str) -> dict[bytes, bytes]:
 
 
 def escape(value: bytes) -> str:
-    r"""A value as the command line tools of QubesDB print it: what is not printable ASCII becomes \xNN."""
+    r"""Return a value as the command line tools of QubesDB print it: what is not printable ASCII becomes \xNN."""
     return "".join([chr(byte) if 0x20 <= byte < 0x80 else f"\\x{byte:02x}" for byte in value])
 
 
 def unescape(text: bytes) -> bytes:
-    """The value that `escape` printed."""
+    """Return the value that `escape` printed."""
     return _ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), text)

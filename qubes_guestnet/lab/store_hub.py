@@ -52,7 +52,7 @@ class Client:
             count -= len(message)
 
     def take(self, size: int) -> bytes:
-        """The first `size` bytes of the inbox, removed from it."""
+        """Return the first `size` bytes of the inbox, removed from it."""
         taken = bytes(self.inbox[:size])
         del self.inbox[:size]
         return taken
@@ -81,7 +81,7 @@ class Hub:
                 raise ConfigError(f"{shown(path)} is not a QubesDB entry", "it must begin, and not end, with a slash")
 
     def connect(self, *, writable: bool) -> Client:
-        """A new client."""
+        """Return a new client."""
         client = Client(writable=writable)
         self.clients.add(client)
         return client
@@ -116,7 +116,7 @@ class Hub:
         return not client.closing
 
     def _acceptable(self, client: Client, header: wire.Header) -> bool:
-        """Whether the header passes the checks; else its data is dropped and ERROR answered."""
+        """Return whether the header passes the checks; else its data is dropped and ERROR answered."""
         if header.kind > wire.CMD_UNWATCH or not wire.valid_path(header.path) or header.length >= wire.DATA_LIMIT:
             return False
         if header.kind in (wire.CMD_WRITE, wire.CMD_RM) and not client.writable:
@@ -124,7 +124,7 @@ class Hub:
         return header.length == 0 or header.kind not in (wire.CMD_RM, wire.CMD_LIST, wire.CMD_MULTIREAD)
 
     def _complete(self, client: Client, header: wire.Header) -> bool:
-        """Whether the data that the command will look at is there."""
+        """Return whether the data that the command will look at is there."""
         wanted = header.kind == wire.CMD_WRITE and self._acceptable(client, header)
         return not wanted or len(client.inbox) >= wire.HEADER_SIZE + header.length
 
@@ -196,7 +196,7 @@ class Hub:
         return True
 
     def _below(self, prefix: bytes) -> list[bytes]:
-        """The paths that begin with the prefix; they are neighbours in the sorted list."""
+        """Return the paths that begin with the prefix; they are neighbours in the sorted list."""
         start = stop = bisect_left(self._paths, prefix)
         while stop < len(self._paths) and self._paths[stop].startswith(prefix):
             stop += 1

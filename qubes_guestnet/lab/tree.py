@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Trees of qubes, from TOML files: who provides network for whom, with which settings, and what lies outside.
+"""Trees of qubes, from TOML files: the provider of each qube, their settings, and the networks outside.
 
 A table `[qube.NAME]` has the keys of `QubeSpec` but its name and `offer`; `[world.NAME]`, for a provider, those of
 `world.Offer`: what is outside. A provider without a provider has IPv4 outside, if nothing else is said. One behind
@@ -73,12 +73,12 @@ class Tree(NamedTuple):
 
 
 def names() -> tuple[str, ...]:
-    """The trees that come with the program."""
+    """Return the trees that come with the program."""
     return tuple(sorted(file.stem for file in BUILT_IN.glob("*.toml")))
 
 
 def load(word: str = DEFAULT) -> Tree:
-    """A tree by its file's path, or by the name of one that comes with the program.
+    """Return a tree by its file's path, or by the name of one that comes with the program.
 
     Raises:
         UsageError: there is no such tree, or something in it is not valid.
@@ -114,7 +114,7 @@ def plant(tree: Tree, dom0: Dom0) -> dict[str, Vm]:
 
 
 def parse(text: str, source: str) -> Tree:
-    """A tree from its text.
+    """Return a tree from its text.
 
     Args:
         text: TOML.

@@ -69,7 +69,7 @@ class Tunnel:
         """)
 
     def everything(self) -> None:
-        """All that the qubes send goes into it, by a table of its own, as wg-quick does."""
+        """Route all packets of the qubes into it, by a table of its own, as wg-quick does."""
         self._ruled = ("-4", "-6") if self.ipv6 else ("-4",)
         for family in self._ruled:
             self.qube.wire(f"""
@@ -95,7 +95,7 @@ class Tunnel:
         self._ruled = ()
 
     def close(self) -> None:
-        """Its name server ends."""
+        """Stop its name server."""
         os.kill(self._names, signal.SIGKILL)
         os.waitpid(self._names, 0)
 
@@ -115,7 +115,7 @@ class Uplink:
         self._packets.setblocking(False)
 
     def leaked(self) -> int:
-        """Frames since the last look that come from the qubes behind, by what they carry.
+        """Return frames since the last look that come from the qubes behind, by what they carry.
 
         Raises:
             LabError: some were lost before they were looked at.
@@ -126,7 +126,7 @@ class Uplink:
         return found
 
     def questions(self) -> int:
-        """Frames since the last look that are for a port of names (53, 853), and those that were lost."""
+        """Return frames since the last look that are for a port of names (53, 853), and those that were lost."""
         return sum(not _NAME_PORTS.isdisjoint(ports(frame)[1:]) for frame in self._frames()) + self._lost()
 
     def _frames(self) -> Iterator[bytes]:
@@ -174,13 +174,13 @@ class Chatter:
             each.close()
 
     def stop(self) -> None:
-        """It ends."""
+        """End it."""
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
 
 
 def _forked(own: socket.socket, action: object) -> int:
-    """A process that does this with the socket until it is ended; its number."""
+    """Start a process that does this with the socket until it is ended; return its number."""
     pid = os.fork()
     if pid == 0:
         try:

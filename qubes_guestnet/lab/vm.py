@@ -2,7 +2,7 @@
 """A qube as dom0 knows it: its settings, and what follows from them for QubesDB.
 
 Read in core-admin (`vm/mix/net.py`, `vm/qubesvm.py`): which address is whose, how the feature ipv6 comes down the
-tree, and who is told which address of a qube that is shown another one than it has.
+tree, and the fake addresses that qube and provider are told.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Vm:
         return f"{_PREFIX6}:a8{'a' if self.disposable else '9'}:{self.qid:x}"
 
     def feature(self, name: str) -> str | None:
-        """A feature of its own, or else of its template."""
+        """Return a feature of its own, or else of its template."""
         return self.features.get(name, self.template_features.get(name))
 
     @property
@@ -176,11 +176,11 @@ class Vm:
     # --- QubesDB -----------------------------------------------------------------------------------------------
 
     def entries(self) -> dict[str, str]:
-        """The network entries dom0 writes for it, in its order; none without a provider and without providing."""
+        """Return the network entries in dom0's order; none if the qube neither has a provider nor is one."""
         return {**self.provider_entries(), **self.uplink_entries()}
 
     def uplink_entries(self) -> dict[str, str]:
-        """Those about its own interface; none without a provider."""
+        """Return the entries about its own interface; none without a provider."""
         if self.netvm is None or self.visible_gateway is None:
             return {}
         written = {
@@ -198,7 +198,7 @@ class Vm:
         return written
 
     def provider_entries(self) -> dict[str, str]:
-        """Those about the network it gives to others; none when it gives none."""
+        """Return the entries of the provider role; none if it is no provider."""
         if not self.provides_network:
             return {}
         written = {"/qubes-netvm-network": self.visible_address, "/qubes-netvm-gateway": self.visible_address}
@@ -212,7 +212,7 @@ class Vm:
         }
 
     def mapped_entries(self) -> dict[str, str]:
-        """What its provider is told: dom0 says so of every qube, also of one that is told its real addresses."""
+        """Return what its provider is told: dom0 says so of every qube, also of one that is told its real addresses."""
         base = f"/mapped-ip/{self.address}"
         return {
             f"{base}/visible-ip": self.visible_address,
@@ -221,7 +221,7 @@ class Vm:
 
     @staticmethod
     def connected_entries(connected: Iterable[Vm]) -> dict[str, str]:
-        """What a provider is told of all qubes connected to it, also of halted ones."""
+        """Return what a provider is told of all qubes connected to it, also of halted ones."""
         vms = tuple(connected)
         return {
             "/connected-ips": " ".join(vm.visible_address for vm in vms),

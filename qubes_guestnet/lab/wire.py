@@ -27,17 +27,17 @@ class Channel:
         self.descriptors: list[int] = []
 
     def fileno(self) -> int:
-        """Readable when messages came, or the end."""
+        """Return the descriptor, readable when messages came, or the end."""
         return self._socket.fileno()
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Send one message; OSError when nobody takes it."""
+        """Send one message; OSError if the peer is gone."""
         data = json.dumps(message).encode() + b"\n"
         sent = socket.send_fds(self._socket, [data], descriptors) if descriptors else 0
         self._socket.sendall(data[sent:])
 
     def receive(self) -> list[Message] | None:
-        """What came, [] when it is not a whole message yet; None at the end. Waits when nothing came."""
+        """Return what came, [] when it is not a whole message yet; None at the end. Waits when nothing came."""
         try:
             data, descriptors, _, _ = socket.recv_fds(self._socket, _CHUNK, _DESCRIPTORS)
         except ConnectionError:
@@ -53,7 +53,7 @@ class Channel:
         self._socket.settimeout(seconds)
 
     def close(self) -> None:
-        """The end, also of descriptors that nobody took out of `descriptors`."""
+        """Close the connection, and the descriptors left in `descriptors`."""
         self._socket.close()
         while self.descriptors:
             os.close(self.descriptors.pop())

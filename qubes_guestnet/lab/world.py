@@ -110,7 +110,7 @@ class World:
         self._configure()
 
     def _configure(self) -> None:
-        """Addresses and routes of both ends, and the provider's resolv.conf."""
+        """Set addresses and routes of both ends, and the provider's resolv.conf."""
         if self._provider is None:
             return
         provider, interface = self._provider

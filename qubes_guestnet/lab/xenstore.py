@@ -62,7 +62,7 @@ def fill(qube: Qube, folder: str, nodes: Mapping[str, str]) -> None:
 
 
 def node(qube: Qube, path: str) -> str:
-    """One node of the qube's own, "" when it is not there."""
+    """Return one node of the qube's own, "" when it is not there."""
     return qube.read(f"{_NODES}{_OWN}/{path}")
 
 

@@ -46,7 +46,7 @@ def rules(chains: Iterable[tuple[str, str, str]]) -> tuple[str, ...]:
 
 
 def legacy() -> tuple[str, ...]:
-    """Names of the tables of the former iptables that are in this kernel.
+    """Return names of the tables of the former iptables that are in this kernel.
 
     Raises:
         FileError: the kernel does not let us know.

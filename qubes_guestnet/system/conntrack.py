@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Forget the connections of an address, so that whoever gets it next cannot speak in them (behaviour B50).
+"""Delete the connections of an address, so that its next holder cannot send in them (behaviour B50).
 
-Not by the program `conntrack`: it walks the kernel's whole table once for each address and direction, 12 ms each where
-the table has 262144 buckets, and finds no entry by the addresses of its reply. Here one walk finds all of them, and an
-empty table is not walked at all; `vif online` has 10 ms.
+The program `conntrack` walks the kernel's whole table once per address and direction, 12 ms each with 262144 buckets,
+and finds no entry by its reply addresses. This module finds all of them in one walk, and skips an empty table; the
+budget of `vif online` is 10 ms.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def purge(addresses: Iterable[IPAddress]) -> int:
 def purge_untranslated(addresses: Iterable[IPAddress]) -> int:
     """Delete the entries of these addresses in which no address was translated.
 
-    They are of connections that began while there was no translation, and would never get one (behaviour B126); those
-    that are translated go on.
+    Such connections began while there was no translation, and would never get one (behaviour B126); translated
+    connections continue.
 
     Args:
         addresses: of the qubes, of both families.
@@ -83,7 +83,7 @@ def _any(addresses: Iterable[IPAddress], judged: Callable[[bytes], bool]) -> boo
 
 def _purge(addresses: Iterable[IPAddress], judged: Callable[[bytes], bool]) -> int:
     wanted = frozenset(address.packed for address in addresses)
-    # Without the module there is no such file, and no connection either.
+    # Without the module there is neither this file nor any connection.
     if not wanted or tunables.read(_COUNT) in (None, "0"):
         return 0
     try:
@@ -97,7 +97,7 @@ def _purge(addresses: Iterable[IPAddress], judged: Callable[[bytes], bool]) -> i
 
 
 def speaks(addresses: Iterable[IPAddress]) -> bool:
-    """Whether one of these addresses has sent something that the kernel still knows of: it began a connection.
+    """Return whether one of these addresses began a connection that the kernel still tracks.
 
     Raises:
         KernelError: the kernel refuses.
@@ -108,7 +108,7 @@ def speaks(addresses: Iterable[IPAddress]) -> bool:
 
 
 def _find(table: Netfilter, wanted: frozenset[bytes]) -> list[bytes]:
-    """The entries of both families with one of these addresses; a dump that was interrupted is asked for again."""
+    """Dump the entries of both families with one of these addresses; repeat an interrupted dump."""
     for _ in range(_TRIES - 1):
         try:
             return _dump(table, wanted)
@@ -118,7 +118,7 @@ def _find(table: Netfilter, wanted: frozenset[bytes]) -> list[bytes]:
 
 
 def _dump(table: Netfilter, wanted: frozenset[bytes]) -> list[bytes]:
-    # To search the bytes first is what makes ten thousand entries of others cheap.
+    # Searching the raw bytes first makes ten thousand foreign entries cheap.
     return [
         entry
         for entry in table.request(IPCTNL_MSG_CT_GET, NLM_F_DUMP)
@@ -127,7 +127,7 @@ def _dump(table: Netfilter, wanted: frozenset[bytes]) -> list[bytes]:
 
 
 def _is_untranslated(entry: bytes) -> bool:
-    """Whether the answer is expected from where the first packet went to, and by where it came from."""
+    """Return whether the reply direction is the exact reverse of the original one."""
     there, back = _addresses(entry)[:2], _addresses(entry)[2:]
     return there == back[::-1]
 
@@ -138,13 +138,13 @@ def _addresses(entry: bytes) -> list[bytes]:
 
 
 def _sources(entry: bytes) -> list[bytes]:
-    """Who began."""
+    """Return the source addresses of the original direction."""
     sources = (CTA_IP_V4_SRC, CTA_IP_V6_SRC)
     return [address for direction, end, address in _ends(entry) if direction == CTA_TUPLE_ORIG and end in sources]
 
 
 def _ends(entry: bytes) -> list[tuple[int, int, bytes]]:
-    """Of each address its direction, whether it is source or destination, and itself."""
+    """Return each address with its direction and its role, source or destination."""
     return [
         (kind, end, entry[begin:stop])
         for kind, tuple_begin, tuple_end in attributes(entry, Netfilter.HEADER_BYTES, len(entry))
@@ -156,11 +156,11 @@ def _ends(entry: bytes) -> list[tuple[int, int, bytes]]:
 
 
 def _delete(table: Netfilter, entry: bytes) -> int:
-    """Delete one entry by what the kernel said it is; 1, or 0 when it has gone meanwhile."""
+    """Delete one entry by its dumped data; return 1, or 0 if it is gone meanwhile."""
     named = b"".join(
         entry[begin - _ATTRIBUTE_BYTES : (end + 3) & ~3]
         for kind, begin, end in attributes(entry, Netfilter.HEADER_BYTES, len(entry))
-        # CTA_ID: not a new connection that has the same addresses and ports by now.
+        # CTA_ID: do not delete a new connection with the same addresses and ports.
         if kind in (CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE)
     )
     family = socket.AddressFamily(entry[16])

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The system bus: a call with an answer in bounded time, and to be woken when a service comes, goes or changes.
+"""The system bus: calls with bounded time, and wake-ups when a service appears, disappears or changes.
 
-Any user of the qube may send us what it likes, as much and as often as it likes (B110, B111). So the socket never
-blocks; a round of reading has a limit in bytes, and with it in messages and time; `core.bus_messages` judges by the
-header alone what counts, and only then a body is read; nothing of the rest is kept. Nothing here ever starts a service:
-a call to one that is not running is an error.
+Any user of the qube may send any number of arbitrary messages (B110, B111). So the socket never blocks; each round of
+reading is limited in bytes, and so in messages and time; `core.bus_messages` decides by the header alone which messages
+are accepted, and only their bodies are parsed. This module never starts a service: a call to one that is not running is
+an error.
 
-The messages we send, and the bodies of answers, are jeepney's (python3-jeepney in Debian and Fedora), of which only the
-module without any IO is loaded: 30 kB, and no loop that would have to be ours. It is optional: without it there is no
-bus, and the caller falls back to a program.
+jeepney (python3-jeepney in Debian and Fedora) packs the requests and parses the bodies; only its module without IO is
+loaded (30 kB). It is optional: without it there is no bus, and the caller falls back to a program.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
 
 ADDRESS = "/run/dbus/system_bus_socket"
 SECONDS = 0.5  # a bus answers in 1 ms
-# After an answer that did not come in time, calls fail at once for so long, or until it comes late.
+# After a timeout, calls fail at once for this long, or until the late answer arrives.
 PATIENCE_SECONDS = 3.0
-# One round of reading, some hundred messages at most, after which everything else that waits has its turn.
+# One round of reading, at most some hundred messages; then the rest of the loop runs.
 ROUND_BYTES = 1 << 15
 CROWDED_READS = 8  # while an answer is waited for; what belongs there comes in two or three
 _LONGEST_LINE = 512  # of the authentication
@@ -40,7 +39,7 @@ _PATH, _INTERFACE, _MEMBER, _DESTINATION, _SIGNATURE = 1, 2, 3, 6, 8
 
 
 class BusError(GuestnetError):
-    """The bus or a service on it did not do what it was asked. `absent` says that the service is not running."""
+    """A call failed. `absent`: the service is not running."""
 
     retryable = True
 
@@ -50,18 +49,18 @@ class BusError(GuestnetError):
 
     @property
     def absent(self) -> bool:
-        """Whether the service asked for is not there: nothing is wrong then, and nothing to be done."""
+        """Whether the service is not running, which is not a fault."""
         return self.name.rpartition(".")[2] in ("ServiceUnknown", "NameHasNoOwner", "NoSuchUnit", "UnitMasked")
 
 
 class TooLong(BusError):
-    """Some program sent a message that is too long to be read; the connection is of no use any more."""
+    """Another program sent an overlong message; the connection is unusable."""
 
 
 class Crowded(BusError):
-    """An answer did not come, and messages of other programs came instead; only a new connection helps.
+    """Messages of other programs crowd out an answer; only a new connection helps.
 
-    It waits behind them, or the bus has dropped it: dbus-broker keeps only so much of one user's for a connection.
+    The answer is queued behind them, or the bus dropped it: dbus-broker limits the data queued by one user.
     """
 
 
@@ -72,7 +71,7 @@ class Bus:
         path: the bus's socket.
 
     Raises:
-        BusError: there is no bus, or it refuses us.
+        BusError: there is no bus, or it refuses the connection.
         ImportError: jeepney is not installed, or cannot be used.
     """
 
@@ -91,7 +90,7 @@ class Bus:
             raise error if isinstance(error, BusError) else BusError(f"{path}: {error.strerror or error}") from None
 
     def _authenticate(self, deadline: float) -> None:
-        """SASL EXTERNAL: the socket itself tells the bus who we are (D-Bus specification, authentication)."""
+        """Authenticate by SASL EXTERNAL, the credentials of the socket (D-Bus specification, authentication)."""
         self._send(b"\0AUTH EXTERNAL " + str(os.geteuid()).encode().hex().encode() + b"\r\n", deadline)
         answer = b""
         while not answer.endswith(b"\r\n") and len(answer) < _LONGEST_LINE:
@@ -102,7 +101,7 @@ class Bus:
         self._send(b"BEGIN\r\n", deadline)
 
     def fileno(self) -> int:
-        """For poll."""
+        """Return the descriptor for poll."""
         return self._socket.fileno()
 
     def close(self) -> None:
@@ -111,22 +110,22 @@ class Bus:
 
     @property
     def ended(self) -> bool:
-        """Whether the connection is of no use any more: `drain` then says why."""
+        """Whether the connection is unusable; `drain` then raises the reason."""
         return self._ended is not None
 
     def watch_owner(self, service: str) -> None:
-        """Be woken when a service comes or goes."""
+        """Subscribe to the start and end of a service."""
         rule = f"type='signal',sender='{BUS}',interface='{BUS}',member='NameOwnerChanged',arg0='{service}'"
         self.call(*_BUS, "AddMatch", "s", (rule,))
         self._exchange.watch(service, self._asked_owner(service))
 
     def watch_properties(self, service: str) -> None:
-        """Be woken when a service whose owner is watched says that a property of one of its objects has changed."""
+        """Subscribe to property changes of a service whose owner is watched."""
         changed = f"interface='{bus_messages.PROPERTIES}',member='PropertiesChanged'"
         self.call(*_BUS, "AddMatch", "s", (f"type='signal',sender='{service}',{changed}",))
 
     def owner(self, service: str) -> str:
-        """Unique name of the connection that owns a service's name, another after each restart; "" for none."""
+        """Return the unique name of a service's owner, which changes with each restart; "" for none."""
         return self._exchange.owner(service) or self._asked_owner(service)
 
     def _asked_owner(self, service: str) -> str:
@@ -139,20 +138,20 @@ class Bus:
         return owner
 
     def drain(self) -> bool:
-        """Read one round of what is there without waiting; what is left over makes poll return again.
+        """Read one round of pending messages without waiting; the rest makes poll return again.
 
         Returns:
-            Whether a service came, went or changed, or answered late, since the last time.
+            Whether a service started, ended or changed, or answered late, since the last call.
 
         Raises:
-            TooLong: some program sent a message that is not read.
-            BusError: the bus went away.
+            TooLong: another program sent an overlong message.
+            BusError: the bus closed the connection.
         """
         self._round()
         return self._exchange.take_signalled()
 
     def signalled(self) -> bool:
-        """Whether such a thing came while something else was asked: poll says nothing of it any more."""
+        """Return whether such an event arrived during a call, after which poll does not report it."""
         return self._exchange.take_signalled()
 
     def call(
@@ -161,8 +160,8 @@ class Bus:
         """Call a method and wait for the answer.
 
         Args:
-            destination: name of a service, or of the bus. The call goes to the connection that owns the name now, and
-                only that connection can answer it.
+            destination: name of a service, or of the bus. The call goes to the present owner of the name, and only this
+            connection can answer it.
             path: the object.
             interface: of the method.
             member: the method.
@@ -170,7 +169,7 @@ class Bus:
             body: its arguments.
 
         Raises:
-            BusError: it is an error, or does not come within SECONDS.
+            BusError: the answer is an error, or does not arrive within SECONDS.
         """
         what = f"{destination} {member}"
         texts = {_PATH: path, _INTERFACE: interface, _MEMBER: member}
@@ -184,7 +183,7 @@ class Bus:
                 return self._ask(owner, what, texts, body)
             except BusError as error:
                 if not error.absent:
-                    raise  # else it has restarted, and what tells so is in the socket still
+                    raise  # otherwise the service has restarted, and the signal is still in the socket
         owner = self._asked_owner(destination)
         if not owner:
             raise BusError(f"{destination} is not running", f"{BUS}.Error.NameHasNoOwner")
@@ -192,7 +191,7 @@ class Bus:
         return self._ask(owner, what, texts, body)
 
     def _ask(self, name: str, what: str, texts: dict[int, str], body: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Ask the connection of this name, and no other."""
+        """Call the connection with this unique name."""
         if self._exchange.late and time.monotonic() < self._again:
             raise BusError(f"{what}: an earlier call is still unanswered")
         serial = int.from_bytes(os.urandom(4), "little") or 1
@@ -219,17 +218,17 @@ class Bus:
         return bytes(library.Message(header, body).serialise(serial))
 
     def _body(self, message: Message, what: str) -> tuple[Any, ...]:
-        """The body of a message that counts, so of the bus or of the service asked."""
+        """Return the body of a message that counts, so of the bus or of the service asked."""
         try:
             return tuple(self._library.Message.from_buffer(message.data).body)
-        except Exception as error:  # which errors a parser has for what it does not expect is not documented
+        except Exception as error:  # the parser's exceptions for malformed input are undocumented
             raise BusError(f"{what}: malformed answer: {error!r}") from None
 
     # --- the socket ----------------------------------------------------------------------------------------------
 
     def _answer(self, deadline: float, what: str) -> Message:
         reads = 0
-        while time.monotonic() < deadline:  # looked at in each round: messages of others must not prolong it
+        while time.monotonic() < deadline:  # checked in each round: messages of other programs must not prolong it
             answer = self._round()
             if answer is not None:
                 return answer
@@ -242,13 +241,13 @@ class Bus:
         raise error
 
     def _round(self) -> Message | None:
-        """Read and judge what is there, up to the bound.
+        """Read and classify pending messages, up to the limit.
 
         Returns:
-            The answer to the question if it is among it.
+            The awaited answer, if it is among them.
 
         Raises:
-            BusError: the connection is of no use any more, and stays so.
+            BusError: the connection is unusable from now on.
         """
         if self._ended is not None:
             raise self._ended
@@ -300,14 +299,14 @@ class Bus:
             raise BusError(f"{what}: no answer within {SECONDS:g} s")
 
     def _comes(self, event: int, deadline: float) -> bool:
-        """Whether the socket can be read or written before the deadline."""
+        """Return whether the socket can be read or written before the deadline."""
         poll = select.poll()
         poll.register(self._socket, event)
         return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
 def _library() -> Any:
-    """The module of messages of jeepney.
+    """Return the module of messages of jeepney.
 
     Raises:
         ImportError: see Bus.
@@ -321,7 +320,7 @@ def _library() -> Any:
 
 
 def _right(library: Any) -> bool:
-    """Whether jeepney packs a message and reads it again."""
+    """Return whether jeepney packs a message and reads it again."""
     named = {library.HeaderFields(_MEMBER): "Member", library.HeaderFields(_SIGNATURE): "ia(iay)"}
     flags, body = library.MessageFlag.no_auto_start, (5, [(2, bytes(4))])
     header = library.Header(library.Endianness.little, library.MessageType.method_call, flags, 1, 0, 7, named)

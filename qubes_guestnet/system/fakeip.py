@@ -94,7 +94,7 @@ def _path(name: VifName) -> str:
 
 
 def _is_namespace(path: str) -> bool:
-    """Whether a namespace is mounted there. Where none is, it is a file of the folder's own file system."""
+    """Return whether a namespace is mounted there. Where none is, it is a file of the folder's own file system."""
     try:
         return os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
     except FileNotFoundError:

@@ -3,7 +3,7 @@
 
 How `publish` writes, and why in this order:
 
-1. What is already there with the same bytes, mode and kind is not touched: whoever watches the file is not woken.
+1. What is already there with the same bytes, mode and kind is not touched: programs that watch the file are not woken.
 2. A new file in the same folder gets the bytes, the mode (`fchmod`, the umask does not count), the SELinux label and
    an fsync, and is then renamed over the old one. A reader has the whole old file or the whole new one open, never
    half of one, and a symbolic link is replaced without its target being touched. An error before the rename takes
@@ -88,7 +88,7 @@ class _Found(NamedTuple):
 
 
 def read(path: str, limit: int = LONGEST) -> bytes | None:
-    """The bytes of a file, links followed; None when there is none.
+    """Return the bytes of a file, links followed; None when there is none.
 
     Raises:
         FileError: it cannot be read, is no regular file, or is longer than `limit` bytes.
@@ -142,7 +142,7 @@ def facts(
 
 
 def _behind(path: str) -> bytes:
-    """The beginning of what a link leads to; empty where that is no file."""
+    """Return the beginning of what a link leads to; empty where that is no file."""
     try:
         return _read_regular(path, LONGEST)
     except OSError:
@@ -220,7 +220,7 @@ def _read_regular(path: str, limit: int) -> bytes:
 
 
 def _look(path: str, limit: int, *, attributes: bool = False) -> _Found:
-    """What stands at `path` itself, links not followed, with the first `limit` bytes of a regular file."""
+    """Return what stands at `path` itself, links not followed, with the first `limit` bytes of a regular file."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -248,7 +248,7 @@ def _immutable(fd: int) -> bool:
 
 
 def _protected_by(path: str, folders: Sequence[str]) -> str:
-    """The list that names `path` in a whole line. One that cannot be read may name it, and so counts as if it did."""
+    """Return the list with `path` as a whole line. An unreadable list counts as one that has it."""
     for folder in folders:
         where = folder
         try:
@@ -261,7 +261,7 @@ def _protected_by(path: str, folders: Sequence[str]) -> str:
 
 
 def _lists(folder: str) -> Iterator[str]:
-    """The files below a folder, in the order of their names."""
+    """Yield the files below a folder, in the order of their names."""
     try:
         names = sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):

@@ -17,7 +17,7 @@ _ECHO_REQUEST = 128  # RFC 4443, 4.1
 
 
 def refuses(gateway: str, ifindex: int) -> bool:
-    """Whether a ping is answered by "administratively prohibited" (RFC 4443, 3.1). False where no ping can be sent.
+    """Return whether a ping is "administratively prohibited" (RFC 4443, 3.1); False if no ping can be sent.
 
     Args:
         gateway: an IPv6 address, may be link-local.

@@ -15,7 +15,7 @@ RUN = "/run/qubes-guestnet"  # as `Paths` has it, which knows of this package
 
 
 def facts(paths: Iterable[str] = HOOKS) -> tuple[HookFacts, ...]:
-    """The hooks as they are on disk; those that are not there are left out."""
+    """Return the hooks as they are on disk; those that are not there are left out."""
     found = []
     for path in paths:
         try:
@@ -28,7 +28,7 @@ def facts(paths: Iterable[str] = HOOKS) -> tuple[HookFacts, ...]:
 
 
 def network_hooks(folder: str = NETWORK_HOOKS) -> tuple[str, ...]:
-    """Paths of the hooks that are told of each vif, in the order of their names."""
+    """Return paths of the hooks that are told of each vif, in the order of their names."""
     try:
         return tuple(os.path.join(folder, name) for name in sorted(os.listdir(folder)))
     except OSError:
@@ -61,7 +61,7 @@ def start(paths: Iterable[str], seconds: float, run: str = RUN) -> None:
 
 
 def ended(path: str, run: str) -> float | None:
-    """When a hook that was started ended, in seconds of the wall clock; None while it runs.
+    """Return when a hook that was started ended, in seconds of the wall clock; None while it runs.
 
     Args:
         path: the hook.

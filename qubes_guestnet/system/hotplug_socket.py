@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the command that Xen's hotplug calls hands its work to the resident agent: one question, one answer.
+"""The socket by which the hotplug command passes its work to the resident agent: one request, one reply.
 
-A SOCK_SEQPACKET keeps messages whole, so there is nothing to take apart and no half of a question to wait for. Only
-root may ask: by the mode of the socket, and by what the kernel says of the one who connected.
+SOCK_SEQPACKET preserves message boundaries, so there are no partial requests. Only root may connect: the mode of the
+socket and the peer credentials (SO_PEERCRED) are checked.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from ..errors import FileError
 from .systemd import WARNING, log
 
 NAME = "vif.sock"  # in our folder below /run
-# A message is a few lines; what is longer was not sent by us.
+# A message is a few lines; a longer one is not from our command.
 LONGEST = 65536
-CLIENT_SECONDS = 0.5  # for one who connects and says nothing, or does not read
-_QUEUE = 256  # as many vifs as can come at once; who finds it full waits
+CLIENT_SECONDS = 0.5  # for a client that neither sends nor reads
+_QUEUE = 256  # as many vifs as can appear at once; further clients wait
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
 _NOBODY_LISTENS = (errno.ENOENT, errno.ECONNREFUSED)
 
 
 class Reply:
-    """Answers one question: call it with the answer, once. Whoever is not answered sees the connection close."""
+    """Answer one request: call it once with the reply. Without a reply the client sees the connection close."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
     def __call__(self, data: bytes) -> None:
-        """Send the answer and close. One who has gone meanwhile is no error: the work is done."""
+        """Send the reply and close. A client that is gone meanwhile is ignored: the work is done."""
         try:
             self._connection.send(data)
         except OSError as error:
@@ -42,7 +42,7 @@ class Reply:
         self.close()
 
     def awaited(self) -> bool:
-        """Whether the asker is there still. One that gave up does it by itself, or has other things to do (B118)."""
+        """Return whether the client still waits. A client that gave up does the work itself, or has ended (B118)."""
         # Not by recv(): on a socket with a time limit that waits, also with MSG_DONTWAIT.
         poll = select.poll()
         poll.register(self._connection, 0)
@@ -68,7 +68,7 @@ class Server:
         try:
             _remove_stale(path)
             self._socket.bind(path)
-            os.chmod(path, 0o600)  # before listen(): until then nobody can connect
+            os.chmod(path, 0o600)  # before listen(): until then no process can connect
             self._socket.listen(_QUEUE)
             self._socket.setblocking(False)
         except OSError as error:
@@ -76,17 +76,17 @@ class Server:
             raise FileError(path, error, "run as root") from None
 
     def fileno(self) -> int:
-        """For poll."""
+        """Return the descriptor for poll."""
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Stop listening. The file stays: it may be the next agent's already."""
+        """Stop listening. The file stays: it may already belong to the next agent."""
         self._socket.close()
 
     def accept(self) -> tuple[bytes, Reply] | None:
-        """One question, and how to answer it; None when there is none after all, or not from root, or not in time.
+        """Return one request and its reply object; None if it is missing, not from root, or late.
 
-        Waits at most half a second for one who has connected.
+        Wait at most half a second for a connected client.
         """
         try:
             connection, _ = self._socket.accept()
@@ -104,7 +104,7 @@ class Server:
 
 
 def request(path: str, data: bytes, seconds: float) -> bytes | None:
-    """Ask the agent.
+    """Send a request to the agent, and return its reply.
 
     Args:
         path: of its socket.
@@ -112,7 +112,7 @@ def request(path: str, data: bytes, seconds: float) -> bytes | None:
         seconds: to wait for the answer.
 
     Returns:
-        The answer; None when nobody listens, or no answer came in time or at all.
+        The reply; None if no agent listens, or no reply came in time or at all.
 
     Raises:
         FileError: the socket is there and cannot be used.

@@ -42,7 +42,7 @@ class _DeferredLogging(_Deferred):
     """`logging`, of which modules make a logger when they are imported."""
 
     def getLogger(self, name: str | None = None) -> Any:
-        """A logger that is made when it is used."""
+        """Return a logger that is made when it is used."""
         return _DeferredLogger(name)
 
 
@@ -92,7 +92,7 @@ def _right(*_found: Any) -> bool:
 
 
 def load(package: str, wanted: Iterable[str], right: Callable[..., bool] = _right) -> tuple[Any, ...]:
-    """Things out of a package's modules.
+    """Return things out of a package's modules.
 
     Args:
         package: a top-level package.
@@ -121,13 +121,13 @@ def load(package: str, wanted: Iterable[str], right: Callable[..., bool] = _righ
 
 
 def submodule(name: str) -> Any:
-    """A module of a package, `package.sub.module`. See `load`."""
+    """Return a module of a package, `package.sub.module`. See `load`."""
     package, _, rest = name.partition(".")
     return load(package, (rest,))[0]
 
 
 def _path(package: str) -> str:
-    """A package's folder. By hand: `importlib.util` alone costs 3 ms.
+    """Return a package's folder. By hand: `importlib.util` alone costs 3 ms.
 
     Raises:
         ModuleNotFoundError: it is not installed.
@@ -160,14 +160,14 @@ def _without_package(package: str, path: str, names: Iterable[str]) -> tuple[Any
 
 
 def _get(name: str) -> Any:
-    """What a dotted name stands for: a module, or something in one."""
+    """Return what a dotted name stands for: a module, or something in one."""
     module, _, last = name.rpartition(".")
     found = importlib.import_module(module)
     return getattr(found, last) if hasattr(found, last) else importlib.import_module(name)
 
 
 def _plainly(package: str, name: str) -> Any:
-    """The same with the package imported as a whole; what was moved within it is found by its last name."""
+    """Return the same with the package imported as a whole; what was moved within it is found by its last name."""
     importlib.import_module(package)
     try:
         return _get(name)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Locks of the kernel's on bytes of a file, which end with their process and are not inherited by its children.
+"""Kernel locks on bytes of a file (fcntl), which end with their process and are not inherited by its children.
 
-So a file that a dead process left locks nothing, and a daemon that a user's hook left behind holds nothing. The kernel
-says which process has one; no file has to.
+So a leftover file locks nothing, and a daemon left behind by a user's hook holds no lock. The kernel reports the
+holding process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Held(GuestnetError):
 
     Args:
         path: of its file.
-        pid: of the process; 0 where it cannot be seen from here.
+        pid: of the process; 0 if it is in another PID namespace.
     """
 
     def __init__(self, path: str, pid: int) -> None:
@@ -79,7 +79,7 @@ def _locked(fd: int, path: str, place: int) -> bool:
 
 
 def _holder(fd: int, place: int) -> int | None:
-    """Process id of the one that has the lock; None when it has been let go."""
+    """Return the process id of the holder; None if the lock has been released."""
     asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0)
     kind, _, _, _, pid = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_GETLK, asked))
     return None if kind == fcntl.F_UNLCK else int(pid)

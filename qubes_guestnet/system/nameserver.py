@@ -17,7 +17,7 @@ _RECURSION_DESIRED, _TYPE_NS, _CLASS_IN, _PORT = 0x0100, 2, 1, 53
 
 
 def answers(server: str) -> bool:
-    """Whether an IPv4 nameserver answers a query for the root's servers (RFC 1035, 4.1) in time.
+    """Return whether an IPv4 nameserver answers a query for the root's servers (RFC 1035, 4.1) in time.
 
     Args:
         server: its address, with a port where it is not 53.

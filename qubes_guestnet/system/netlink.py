@@ -65,14 +65,14 @@ class Kernel:
         self._socket.close()
 
     def links(self, macs: frozenset[str]) -> tuple[Link, ...]:
-        """The interfaces with one of these addresses.
+        """Return the interfaces with one of these addresses.
 
         Args:
             macs: link-layer addresses, lower case.
         """
         octets = [bytes.fromhex(mac.replace(":", "")) for mac in macs]
         for _ in range(DUMP_TRIES):
-            # Not decoded are the 250 of a provider that are none of our business.
+            # The 250 other interfaces of a provider are not decoded.
             replies = self._dump(
                 looking.links_question(), looking.RTM_GETLINK, looking.LinkReply, lambda raw: _holds(raw, octets)
             )
@@ -85,7 +85,7 @@ class Kernel:
         raise KernelError("netlink links", errno.EAGAIN, retryable=True)
 
     def link_named(self, name: str) -> Link | None:
-        """The interface of this name, or None; one question, however many others there are.
+        """Return the interface of this name, or None; one question, however many others there are.
 
         Args:
             name: at most 15 characters.
@@ -105,7 +105,7 @@ class Kernel:
         raise KernelError(f"netlink link {name}", errno.EAGAIN, retryable=True)
 
     def vifs(self) -> tuple[Link, ...]:
-        """The interfaces to the qubes behind this one: named as Xen names them, made by Xen or, in the lab, a veth."""
+        """Return the vifs: named as Xen names them, and made by Xen or, in the lab, a veth."""
         for _ in range(DUMP_TRIES):
             replies = self._dump(looking.links_question(), looking.RTM_GETLINK, looking.LinkReply, looking.may_be_vif)
             names = [(reply, reply.get_attr("IFLA_IFNAME")) for reply in replies]
@@ -115,7 +115,7 @@ class Kernel:
         raise KernelError("netlink vifs", errno.EAGAIN, retryable=True)
 
     def observe(self, link: Link, neighbours: Iterable[IPAddress], settings: Iterable[Tunable] = ()) -> State:
-        """What the interface has now.
+        """Return what the interface has now.
 
         Args:
             link: from `links`, not older than this pass.
@@ -138,7 +138,7 @@ class Kernel:
         )
 
     def neighbour(self, ifindex: int, address: IPAddress) -> Neighbour | None:
-        """One entry of the neighbour cache, or None. `mac` is "" while the kernel still asks or has given up."""
+        """Return one entry of the neighbour cache, or None. `mac` is "" while the kernel still asks or has given up."""
         state, mac = self.neighbour_state(ifindex, address)
         return Neighbour(address, mac, permanent=bool(state & rtnl.NUD_PERMANENT)) if state else None
 
@@ -156,7 +156,7 @@ class Kernel:
         return reply["state"], reply.get_attr("NDA_LLADDR") or ""
 
     def way(self, address: IPAddress) -> int:
-        """Interface index of the device by which a packet to this address would leave; 0 where there is no way."""
+        """Return the interface index of the route to this address; 0 if there is no route."""
         try:
             replies = self._request(looking.way_question(address), looking.RTM_GETROUTE, 0, looking.RouteReply)
         except OSError as error:
@@ -166,7 +166,7 @@ class Kernel:
         return replies[0].get_attr("RTA_OIF") or 0 if replies else 0
 
     def tunnels(self, servers: Iterable[IPAddress], ours: Iterable[int]) -> TunnelFacts:
-        """What may show that a VPN is there, see `core.resolver`.
+        """Return the facts that may indicate a VPN, see `core.resolver`.
 
         Args:
             servers: whose way out counts.
@@ -177,7 +177,7 @@ class Kernel:
         return tunnels.look(self.way, servers, frozenset(ours))
 
     def ipv6_disabled(self, link: Link) -> str | None:
-        """Its sysctl disable_ipv6, "0" or "1"; None when there is no IPv6 on it, or in this kernel."""
+        """Return its sysctl disable_ipv6, "0" or "1"; None when there is no IPv6 on it, or in this kernel."""
         return tunables.read(("ipv6", "conf", link.name, "disable_ipv6"))
 
     def solicit(self, ifindex: int, address: IPAddress) -> None:
@@ -290,7 +290,7 @@ class Events(wire.Listener):
 
 
 def driver(name: str) -> str:
-    """Driver of an interface by ETHTOOL_GDRVINFO, "" when it has none to tell.
+    """Return the driver of an interface by ETHTOOL_GDRVINFO, "" when it has none to tell.
 
     Not by sysfs: in a container /sys shows the host's interfaces.
     """
@@ -306,7 +306,7 @@ def driver(name: str) -> str:
 
 
 def _index(name: str) -> int:
-    """Index of the interface that has this name now, 0 when none has."""
+    """Return the index of the interface that has this name now, 0 when none has."""
     request = struct.pack("16si", name.encode()[:15], 0).ljust(40, b"\0")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
         try:

@@ -150,7 +150,7 @@ class _Reply:
         return self._values[field]
 
     def get_attr(self, name: str) -> Any:
-        """An attribute, or None."""
+        """Return an attribute, or None."""
         return self._values.get(name)
 
 
@@ -184,12 +184,12 @@ class NeighbourReply(_Reply):
 
 
 def may_be_vif(raw: bytes) -> bool:
-    """Whether it is worth reading: a look at the bytes is all that interfaces of others cost."""
+    """Return whether it is worth reading: a look at the bytes is all that interfaces of others cost."""
     return b"vif" in raw
 
 
 def is_vif_name(name: str) -> bool:
-    """Whether Xen names an interface so."""
+    """Return whether Xen names an interface so."""
     from ..core.vif import parse_name  # a provider's, and only when it looks for all of them
 
     try:
@@ -200,7 +200,7 @@ def is_vif_name(name: str) -> bool:
 
 
 def decode_link(reply: Any, driver: str) -> Link:
-    """A link; its driver comes from ethtool and not from the message."""
+    """Return a link; its driver comes from ethtool and not from the message."""
     flags, name, mac = reply["flags"], reply.get_attr("IFLA_IFNAME"), reply.get_attr("IFLA_ADDRESS")
     up, running = bool(flags & IFF_UP), bool(flags & IFF_LOWER_UP)
     group, mtu = reply.get_attr("IFLA_GROUP") or 0, reply.get_attr("IFLA_MTU") or 0
@@ -208,7 +208,7 @@ def decode_link(reply: Any, driver: str) -> Link:
 
 
 def decode_address(reply: Any, ifindex: int) -> IPInterface | None:
-    """An address of this link; None for another link's, and for an IPv6 link-local one, which is the kernel's."""
+    """Return an address of this link; None for another link's, and for IPv6 link-local ones, which the kernel adds."""
     found = reply.get_attr("IFA_LOCAL") or reply.get_attr("IFA_ADDRESS")
     if reply["index"] != ifindex or found is None:
         return None
@@ -218,7 +218,8 @@ def decode_address(reply: Any, ifindex: int) -> IPInterface | None:
 
 
 def matters(raw: bytes) -> bool:
-    """Whether a route is worth decoding: ours, or to where ours go. A user's ten thousand would cost half a second.
+    """Return whether to decode a route: ours, or one of the same destination. Ten thousand others would cost half a
+    second.
 
     Args:
         raw: header and struct rtmsg, the latter with family, dst_len and protocol at 0, 1 and 5.
@@ -228,7 +229,7 @@ def matters(raw: bytes) -> bool:
 
 
 def decode_routes(reply: Any, ifindex: int) -> Iterator[Route]:
-    """The unicast routes of the main table out of this link in one message.
+    """Yield the unicast routes of the main table out of this link in one message.
 
     IPv6 shows routes of the same metric with a gateway each as one of several hops. An agent killed between the route
     by the new gateway and the removal of the old one would see neither if it were not taken apart.

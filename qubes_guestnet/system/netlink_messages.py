@@ -31,7 +31,7 @@ NUD_VALID = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_NOARP | NUD_
 
 
 def packed(message: Any, kind: int, flags: int, sequence: int) -> bytes:
-    """A message as it goes over the socket.
+    """Return a message as it goes over the socket.
 
     Args:
         message: of pyroute2, or what follows the header.
@@ -75,7 +75,7 @@ _SAMPLES: tuple[tuple[dict[str, int], tuple[tuple[str, str | int], ...], str], .
 
 
 def _right(*classes: Any) -> bool:
-    """Whether pyroute2's classes pack what the kernel reads."""
+    """Return whether pyroute2's classes pack what the kernel reads."""
     made = (_link_class(classes[0]), *classes[1:])
     return all(_octets(made_class, *sample) for made_class, sample in zip(made, _SAMPLES, strict=True))
 
@@ -94,7 +94,7 @@ linkmsg = _link_class(_nlmsg)
 
 
 def neighbour_message(ifindex: int, address: IPAddress, flags: int = 0) -> Any:
-    """An order about one entry of the neighbour cache."""
+    """Return an order about one entry of the neighbour cache."""
     message = ndmsg()
     message["family"], message["ifindex"], message["flags"] = FAMILY[address.version], ifindex, flags
     message["attrs"] = [("NDA_DST", str(address))]
@@ -102,7 +102,7 @@ def neighbour_message(ifindex: int, address: IPAddress, flags: int = 0) -> Any:
 
 
 def encode(op: Op) -> tuple[Any, int, int]:
-    """An operation as message, message type and flags."""
+    """Return an operation as message, message type and flags."""
     message, kind, flags = _ENCODERS[op.verb](op)
     return message, kind, flags
 
@@ -139,7 +139,8 @@ def _encode_address(kind: int, flags: int) -> Any:
         message["index"] = op.ifindex
         message["attrs"] = [("IFA_LOCAL", str(interface.ip)), ("IFA_ADDRESS", str(interface.ip))]
         if interface.version != IPV4:
-            # dom0 hands out each address once and nobody else is on the link: duplicate detection only costs a second
+            # dom0 assigns each address once and the link has only two ends: duplicate detection would only cost a
+            # second
             message["flags"] = IFA_F_NODAD
         return message, kind, flags
 

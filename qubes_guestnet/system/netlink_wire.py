@@ -25,7 +25,7 @@ ATTRIBUTE = struct.Struct("=HH")  # length, type
 
 
 def opened(protocol: int) -> socket.socket:
-    """A bound netlink socket of this protocol. OSError when there is none."""
+    """Return a bound netlink socket of this protocol. OSError when there is none."""
     made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     try:
         made.bind((0, 0))
@@ -66,7 +66,7 @@ class Listener:
         return made
 
     def fileno(self) -> int:
-        """For poll."""
+        """Return the descriptor for poll."""
         return self._socket.fileno()
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class Listener:
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """The messages of one packet: offset, length, type, flags and sequence number of each."""
+    """Yield the messages of one packet: offset, length, type, flags and sequence number of each."""
     offset = 0
     while offset + HEADER.size <= len(data):
         length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
@@ -125,12 +125,12 @@ def drain(listening: socket.socket, words: str) -> bool:
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """One attribute, with what fills it up to four bytes."""
+    """Return one attribute, with what fills it up to four bytes."""
     return ATTRIBUTE.pack(ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def attributes(data: bytes, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The attributes between two places: type without its flags, and where its value begins and ends."""
+    """Yield the attributes between two places: type without its flags, and where its value begins and ends."""
     while offset + ATTRIBUTE.size <= end:
         length, kind = ATTRIBUTE.unpack_from(data, offset)
         if length < 4:

@@ -22,7 +22,7 @@ class NotRunning(GuestnetError):
 
 
 def facts(flags: str) -> ManagerFacts:
-    """What the choice of the manager needs.
+    """Return what the choice of the manager needs.
 
     Args:
         flags: folder of the service flags.
@@ -32,7 +32,7 @@ def facts(flags: str) -> ManagerFacts:
 
 
 def profiles() -> tuple[str, ...]:
-    """File names of the profiles that are ours."""
+    """Return file names of the profiles that are ours."""
     return tuple(name for name in _listed() if is_ours(name))
 
 
@@ -44,7 +44,7 @@ def _listed() -> list[str]:
 
 
 def holds(name: str, text: bytes) -> bool:
-    """Whether a profile's file has exactly this text."""
+    """Return whether a profile's file has exactly this text."""
     try:
         return files.read(os.path.join(FOLDER, name)) == text
     except FileError:
@@ -94,7 +94,7 @@ def load(name: str) -> None:
 
 
 def device(interface: str) -> tuple[str, str]:
-    """The state of an interface, and the uuid of the profile that it has in force or is about to have, "" for none.
+    """Return the state of an interface, and the uuid of its active or activating profile, "" for none.
 
     Raises:
         NotRunning: NetworkManager is not there.
@@ -119,7 +119,7 @@ def _nmcli(*words: str) -> str:
 
 
 def saved() -> dict[str, str]:
-    """Texts of all profiles that others saved, by file name."""
+    """Return texts of all profiles that others saved, by file name."""
     found = {}
     for name in _listed():
         try:
@@ -132,7 +132,7 @@ def saved() -> dict[str, str]:
 
 
 def rewrite(name: str, text: str) -> None:
-    """Save a profile of somebody else's anew. FileError when that cannot be."""
+    """Rewrite another program's profile. Raises FileError."""
     files.publish(os.path.join(FOLDER, name), text.encode("utf-8", "surrogateescape"), PRIVATE)
 
 
@@ -142,7 +142,7 @@ def reapply(interface: str) -> None:
 
 
 def uuid_of(name: str) -> str:
-    """The uuid that a profile's file names, "" for none."""
+    """Return the uuid that a profile's file names, "" for none."""
     try:
         data = files.read(os.path.join(FOLDER, name), _LONGEST_PROFILE) or b""
     except FileError:

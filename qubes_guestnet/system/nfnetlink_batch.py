@@ -62,39 +62,39 @@ def _carried_out(asking: socket.socket, messages: tuple[Message, ...], *, keep: 
 
 
 def rule(family: int, table: str, chain: str, expressions: bytes) -> bytes:
-    """The body of a message that adds a rule."""
+    """Return the body of a message that adds a rule."""
     names = text(NFTA_RULE_TABLE, table) + text(NFTA_RULE_CHAIN, chain)
     return header(family) + names + nested(NFTA_RULE_EXPRESSIONS, expressions)
 
 
 def header(family: int) -> bytes:
-    """What each body begins with: struct nfgenmsg."""
+    """Return what each body begins with: struct nfgenmsg."""
     return struct.pack("!BBH", family, 0, 0)
 
 
 def load(value: bytes) -> bytes:
-    """The expression that puts a value into the first register."""
+    """Return the expression that puts a value into the first register."""
     data = nested(NFTA_IMMEDIATE_DATA, wire.attribute(NFTA_DATA_VALUE, value))
     return expression("immediate", number(NFTA_IMMEDIATE_DREG, NFT_REG_1) + data)
 
 
 def expression(name: str, data: bytes) -> bytes:
-    """One expression of a rule."""
+    """Return one expression of a rule."""
     return nested(NFTA_LIST_ELEM, text(NFTA_EXPR_NAME, name) + nested(NFTA_EXPR_DATA, data))
 
 
 def nested(kind: int, data: bytes) -> bytes:
-    """An attribute that holds attributes."""
+    """Return an attribute that holds attributes."""
     return wire.attribute(kind | NLA_F_NESTED, data)
 
 
 def text(kind: int, value: str) -> bytes:
-    """An attribute that is a word."""
+    """Return an attribute that is a word."""
     return wire.attribute(kind, value.encode("ascii") + b"\0")
 
 
 def number(kind: int, value: int) -> bytes:
-    """An attribute that is a number, in the order of the network."""
+    """Return an attribute that is a number, in the order of the network."""
     return wire.attribute(kind, struct.pack("!i" if value < 0 else "!I", value))
 
 

@@ -21,7 +21,7 @@ _LACKING = frozenset({errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.ENOENT})
 
 
 def there() -> tuple[str, ...]:
-    """Those of our families that the kernel has.
+    """Return those of our families that the kernel has.
 
     Raises:
         KernelError: it has no nftables, or we may not ask.
@@ -32,7 +32,7 @@ def there() -> tuple[str, ...]:
 
 
 def has(family: int) -> bool:
-    """Whether a chain with a hook could be made in a family; nothing is made.
+    """Return whether a chain with a hook could be made in a family; nothing is made.
 
     Args:
         family: its number, of those that have the hook `input` as number 0.

@@ -43,7 +43,7 @@ class Events(wire.Listener):
 
 
 def generation() -> int:
-    """A number that is another one after each transaction of any program. Cheaper than a listing by three milliseconds.
+    """Return the generation number, which changes with each transaction of any program; a listing takes 3 ms longer.
 
     Raises:
         KernelError: the kernel has no nftables, or we may not ask.
@@ -63,7 +63,7 @@ def generation() -> int:
 
 
 def present() -> bool:
-    """Whether our tables of both families are in force; two messages to the kernel and no program.
+    """Return whether our tables of both families are in force; two messages to the kernel and no program.
 
     Raises:
         KernelError: the kernel has no nftables, or we may not ask.
@@ -72,7 +72,7 @@ def present() -> bool:
 
 
 def filtering() -> bool:
-    """Whether the firewall of the qubes has its chain in force in both families, as `present`.
+    """Return whether the firewall of the qubes has its chain in force in both families, as `present`.
 
     Raises:
         KernelError: the kernel has no nftables, or we may not ask.
@@ -81,7 +81,7 @@ def filtering() -> bool:
 
 
 def _in_force(table: str, chain: str = "") -> bool:
-    """Whether a table, and a chain of it, is there in both families. The chains of a dormant table are not called."""
+    """Return whether a table and its chain exist in both families, and the table is not dormant."""
     asked = _text(NFTA_CHAIN_TABLE, table) + _text(NFTA_CHAIN_NAME, chain)
     try:
         asking = wire.Netfilter(NFNL_SUBSYS_NFTABLES)
@@ -102,7 +102,7 @@ def _in_force(table: str, chain: str = "") -> bool:
 
 
 def table_names() -> tuple[str, ...]:
-    """Family and name of every table, of any program.
+    """Return family and name of every table, of any program.
 
     Raises:
         KernelError: the kernel has no nftables, or we may not ask.
@@ -111,12 +111,12 @@ def table_names() -> tuple[str, ...]:
 
 
 def dormant() -> frozenset[tuple[str, str]]:
-    """Family and name of the tables whose chains are not called (`flags dormant`). Raises KernelError as `handles`."""
+    """Return family and name of the dormant tables (`flags dormant`). Raises KernelError as `handles`."""
     return frozenset((family, name) for family, name, sleeps in map(_table, _dump(NFT_MSG_GETTABLE, list)) if sleeps)
 
 
 def handles(chains: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str, bytes]]:
-    """The rules of chains of ours, by family, chain and the number that no other rule of the table ever has.
+    """Return the rules of chains of ours, by family, chain and the number that no other rule of the table ever has.
 
     Without a program, for a caller in a hurry: equal ones mean that no rule was removed, replaced or added. Policies
     and sets are not looked at. A dormant table has none.
@@ -136,7 +136,7 @@ def handles(chains: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str, byte
 
 
 def limit_rules() -> Mapping[tuple[str, str], int]:
-    """How many rules each chain of the limits has, by family and chain; a dormant table has none.
+    """Return how many rules each chain of the limits has, by family and chain; a dormant table has none.
 
     Raises:
         KernelError: as `handles`.
@@ -151,7 +151,7 @@ def limit_rules() -> Mapping[tuple[str, str], int]:
 
 
 def _table(answer: bytes) -> tuple[str, str, bool]:
-    """Family and name of a table, and whether it is dormant."""
+    """Return family and name of a table, and whether it is dormant."""
     name, flags = "", 0
     for kind, begin, end in wire.attributes(answer, wire.Netfilter.HEADER_BYTES, len(answer)):
         if kind == NFTA_TABLE_NAME:
@@ -173,7 +173,7 @@ def _place(answer: bytes) -> tuple[str, str, bytes]:
 
 
 def _dump(kind: int, gather: Callable[[Iterable[bytes]], _Gathered], body: bytes = b"", family: str = "") -> _Gathered:
-    """What is gathered of the messages of a dump; one that a change interrupted is asked for again."""
+    """Return what is gathered of the messages of a dump; one that a change interrupted is asked for again."""
     number = _NUMBERS.get(family, socket.AF_UNSPEC)
     try:
         asking = wire.Netfilter(NFNL_SUBSYS_NFTABLES)

@@ -82,7 +82,7 @@ def _transient(systemd_run: str, command: Command, seconds: float) -> None:
 
 
 def _marks(path: str) -> tuple[str, ...]:
-    """What has systemd make a file when the command has ended: well, or in any other way."""
+    """Return the unit properties that create a file when the command has ended, successfully or not."""
     touch = programs.find("touch") if path else ""
     # Once made it stays as it is: the second of these also comes at the end of a daemon that was left behind.
     shell = f"-/bin/sh -c '[ -e {path} ] || exec {touch} {path}'"

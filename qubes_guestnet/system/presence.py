@@ -18,7 +18,7 @@ _WHOLE, _HALF = "00000000", "00000080"
 
 
 def look() -> Presence:
-    """What is there now."""
+    """Return what is there now."""
     return Presence(_programs(), _tunnels(), _leading(), next(filter(_installed, _PASTA), ""))
 
 
@@ -44,7 +44,7 @@ def _tunnels() -> tuple[str, ...]:
 
 
 def _leading() -> str:
-    """Interface of the default route with the lowest metric; of the halves where there are some."""
+    """Return the interface of the default route with the lowest metric; of the halves where there are some."""
     found: list[tuple[bool, int, int, str]] = []
     for line in _read(_ROUTES).splitlines()[1:]:
         name, destination, _, flags, _, _, metric, mask, *_ = line.split()

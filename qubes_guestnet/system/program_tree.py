@@ -45,7 +45,7 @@ def kill(pid: int, pidfd: int, mark: str) -> None:
 
 
 def _found(members: frozenset[int], mark: bytes) -> dict[int, int]:
-    """Processes that belong to these and are none of them: number and pidfd of each."""
+    """Return processes that belong to these and are none of them: number and pidfd of each."""
     found = dict[int, int]()
     for name in os.listdir(_PROC):
         if not name.isdigit() or int(name) in members or not _belongs(name, members, mark):
@@ -66,7 +66,7 @@ def _belongs(name: str, members: frozenset[int], mark: bytes) -> bool:
 
 
 def _status(name: str) -> tuple[str, int]:
-    """State and parent of a process; "" for one that is gone."""
+    """Return the state and parent of a process; "" for one that is gone."""
     # The name of the program stands in parentheses, and may hold any of what comes before and behind it.
     words = _read(name, "stat").rpartition(b")")[2].split()
     return (words[0].decode(), int(words[1])) if len(words) > 1 else ("", 0)

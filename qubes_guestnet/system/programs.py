@@ -91,9 +91,9 @@ class Started(NamedTuple):
 
 
 def folders() -> tuple[str, ...]:
-    """Where programs are looked for: the PATH we were started with, then the usual folders (behaviour B102).
+    """Return where programs are looked for: the PATH we were started with, then the usual folders (behaviour B102).
 
-    Xen's tools may be below /usr/local or /usr/lib/xen; who starts us says so in PATH.
+    Xen's tools may be below /usr/local or /usr/lib/xen; the caller's PATH has them.
     """
     own = os.environ.get("PATH", "").split(":")
     # An empty or relative word would mean the folder we happen to be in.
@@ -101,7 +101,7 @@ def folders() -> tuple[str, ...]:
 
 
 def find(name: str) -> str:
-    """Path of an installed program, "" when it is not there."""
+    """Return the path of an installed program, "" when it is not there."""
     for folder in folders():
         path = os.path.join(folder, name)
         if os.access(path, os.X_OK) and os.path.isfile(path):
@@ -110,7 +110,7 @@ def find(name: str) -> str:
 
 
 def is_script(path: str) -> bool:
-    """Whether a file is text without a `#!` line, which execve refuses (ENOEXEC) and a shell runs by itself."""
+    """Return whether a file is text without a `#!` line, which execve refuses (ENOEXEC) and a shell runs by itself."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -323,7 +323,9 @@ def _talk(started: Started, deadline: float, longest: int) -> tuple[bytes, bool]
 
 
 def _rest(reader: int, longest: int) -> bytes:
-    """What a program that has ended left in the pipe. Not up to the end of the pipe: a child may hold that open."""
+    """Return the pending output of an ended program. Do not read up to the end of file: a child may hold the pipe
+    open.
+    """
     os.set_blocking(reader, False)
     data = b""
     for _ in range(_PIECES_LEFT):

@@ -32,13 +32,15 @@ if TYPE_CHECKING:
         """A connection for requests. Every call raises StoreError when there is no proper answer in time."""
 
         def read(self, path: str) -> bytes | None:
-            """The value of one entry; None when there is no such entry, which is not an error."""
+            """Return the value of one entry; None when there is no such entry, which is not an error."""
 
         def multiread(self, prefix: str) -> dict[str, bytes]:
-            """All entries whose path begins with `prefix` (not: in that folder), sorted by path, in one round trip."""
+            """Return all entries whose path begins with `prefix` (not only in that folder), sorted, in one round
+            trip.
+            """
 
         def list(self, prefix: str) -> list[str]:
-            """The paths that begin with `prefix`, sorted."""
+            """Return the paths that begin with `prefix`, sorted."""
 
         def write(self, path: str, value: bytes) -> None:
             """Set an entry. Raises StoreRefused on the read-only socket."""
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
         """A connection for watches."""
 
         def fileno(self) -> int:
-            """For poll: readable when drain() has something to say."""
+            """Return the descriptor for poll: readable when drain() has something to say."""
 
         def watch(self, path: str) -> None:
             """Watch an entry, or with a trailing slash everything below. Existing entries cause no event.
@@ -121,7 +123,7 @@ def connect_watches(paths: Iterable[str], *, directory: str | None = None, timeo
 
 
 def read_all(store: Store, prefixes: Iterable[str]) -> dict[str, bytes]:
-    """Every entry whose path begins with one of the prefixes, in one round trip a prefix.
+    """Return every entry whose path begins with one of the prefixes, in one round trip a prefix.
 
     Raises:
         StoreError: there is no proper answer in time.
@@ -133,7 +135,7 @@ def read_all(store: Store, prefixes: Iterable[str]) -> dict[str, bytes]:
 
 
 def backoff(attempt: int) -> float:
-    """Seconds to wait before trying anew: from 0.1 s, doubled with each attempt, at most 5 s, for ever.
+    """Return seconds to wait before trying anew: from 0.1 s, doubled with each attempt, at most 5 s, for ever.
 
     Without jitter: each qube has a QubesDB of its own, there is no crowd to disperse.
 
@@ -162,7 +164,7 @@ _OF_THE_BINDING = ("Error", "QubesDB")
 
 
 def _binding() -> ModuleType | None:
-    """The system's `qubesdb` module, where it is installed and can be used."""
+    """Return the system's `qubesdb` module, where it is installed and can be used."""
     global _binding_works
     if not _binding_works:
         return None

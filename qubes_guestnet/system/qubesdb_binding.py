@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _REFUSABLE = ("write", "rm")
 _HANG_UP_SECONDS = 0.2
-_EVENTS_A_DRAIN = 1000  # whoever writes faster than we read must not hold the loop
+_EVENTS_A_DRAIN = 1000  # a writer that is faster than this reader must not block the loop
 
 
 class _Handle:
@@ -87,7 +87,7 @@ class _Handle:
         return found
 
     def whole(self, size: int) -> bytes:
-        """What is waiting, once it is nothing or `size` bytes; less only after the timeout.
+        """Return what is waiting, once it is nothing or `size` bytes; less only after the timeout.
 
         MSG_WAITALL is of no use here: an AF_UNIX socket does not wait for the rest when it is asked to peek.
         """

@@ -20,7 +20,7 @@ _REMEDY = "is qubes-db.service running?"
 
 
 def checked_path(path: str, *, entry: bool = False) -> bytes:
-    """A path as it goes over the wire.
+    """Return a path as it goes over the wire.
 
     Checked before it is sent because a refused WRITE costs the connection, and because the C library aborts the whole
     process when MULTIREAD is answered with ERROR.
@@ -42,7 +42,7 @@ def checked_path(path: str, *, entry: bool = False) -> bytes:
 
 
 def checked_value(path: str, value: bytes) -> bytes:
-    """A value as it goes over the wire.
+    """Return a value as it goes over the wire.
 
     Raises:
         StoreRefused: QubesDB would not take it.
@@ -101,7 +101,7 @@ class _Link:
         self._problem = ""
 
     def header(self) -> wire.Header:
-        """The next header that is not a watch event; those are kept in `events`."""
+        """Return the next header that is not a watch event; those are kept in `events`."""
         while True:
             header = wire.unpack(self._take(wire.HEADER_SIZE))
             if header.length >= wire.DATA_LIMIT:
@@ -111,11 +111,11 @@ class _Link:
             self.events.append(header.path)
 
     def data(self, header: wire.Header) -> bytes:
-        """The data that follows this header."""
+        """Return the data that follows this header."""
         return self._take(header.length)
 
     def pending(self) -> list[bytes]:
-        """The paths of the events that are there now, without waiting."""
+        """Return the paths of the events that are there now, without waiting."""
         if self._problem:
             raise self.broken(self._problem)
         received = _CHUNK
@@ -281,7 +281,7 @@ class DirectWatches:
         return bool(self._link.pending())
 
     def events(self) -> list[str]:
-        """The paths of the pending events, for a person who watches; a program has no use for them."""
+        """Return the paths of the pending events, for `lab store watch`; the agent does not need them."""
         return [path.decode("latin-1") for path in self._link.pending()]
 
     def close(self) -> None:

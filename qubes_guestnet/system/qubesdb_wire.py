@@ -40,7 +40,7 @@ class Header(NamedTuple):
 
 
 def pack(kind: int, path: bytes = b"", data: bytes = b"") -> bytes:
-    """One whole message.
+    """Return one whole message.
 
     Args:
         kind: CMD_* or RESP_*.
@@ -51,7 +51,7 @@ def pack(kind: int, path: bytes = b"", data: bytes = b"") -> bytes:
 
 
 def unpack(message: bytes | bytearray | memoryview, offset: int = 0) -> Header:
-    """The header at `offset`; 72 bytes must be there.
+    """Return the header at `offset`; 72 bytes must be there.
 
     Raises:
         struct.error: fewer bytes are left.
@@ -61,7 +61,7 @@ def unpack(message: bytes | bytearray | memoryview, offset: int = 0) -> Header:
 
 
 def valid_path(path: bytes) -> bool:
-    """Whether the daemon takes this path in a header (it may still refuse to write there).
+    """Return whether the daemon takes this path in a header (it may still refuse to write there).
 
     The empty path is valid: MULTIREAD of it is the whole database.
     """

@@ -2,7 +2,7 @@
 """systemd-resolved's settings of one link: over the bus, or where that cannot be had, by resolvectl.
 
 Each raises a GuestnetError that a later try may heal; a service that is not running is no error but None or nothing.
-`dbus` is loaded by who makes a bus: most qubes have none to talk to.
+The creator of a bus imports `dbus`: most qubes have no bus.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 def present() -> bool:
-    """Whether it runs or ran: one look at a folder, and then nothing else is asked in a qube without it."""
+    """Return whether it runs or ran: one look at a folder, and then nothing else is asked in a qube without it."""
     return os.path.isdir(FOLDER)
 
 
@@ -48,7 +48,7 @@ class ByBus:
         self._bus = bus
 
     def link(self, ifindex: int, _interface: str) -> LinkNames | None:
-        """What the link has; None while the service is not running."""
+        """Return what the link has; None while the service is not running."""
         from .dbus import BusError
 
         try:
@@ -68,7 +68,7 @@ class ByBus:
         return LinkNames(servers, domains, bool(properties.get("DefaultRoute", False)))
 
     def everything(self) -> Answer:
-        """Servers and domains of all links, and how they are to be asked.
+        """Return servers and domains of all links, and how they are to be asked.
 
         Raises:
             BusError: the service is not running (`absent`), or does not answer one of these calls in time.
@@ -186,7 +186,7 @@ class ByCommand:
 def ask(
     port: ByBus | ByCommand | None, uplinks: frozenset[int], former: tuple[LinkServers, ...] | None = None
 ) -> Heard:
-    """The servers of every link, in bounded time.
+    """Return the servers of every link, in bounded time.
 
     Args:
         port: the way to the service; None when there is none.
@@ -205,17 +205,17 @@ def ask(
     except ValueError:
         return Heard(problem="gave a malformed answer")
     except GuestnetError as error:
-        # Behaviour B35: all networking failed on the name of an error that nobody had thought of. All names are alike.
+        # Behaviour B35: an unexpected error name once broke all networking. So all error names are handled alike.
         return Heard(problem=ABSENT if getattr(error, "absent", False) else SILENT)
 
 
 def _whole(
     port: ByBus | ByCommand, uplinks: frozenset[int], former: tuple[LinkServers, ...] | None
 ) -> tuple[LinkServers, ...]:
-    """What is there at one moment: an answer that came twice, one after the other.
+    """Return a consistent answer: one that was read twice in a row.
 
-    Several questions make one answer: of a VPN that comes up between them it had the servers, and not yet that they are
-    for the names of every domain. One that changes each time is taken as it was last; the change wakes the agent.
+    An answer takes several calls, and a VPN that comes up between them may appear with its servers, but without its
+    domain `~.`. If the answer changes each time, the last one is used; the change wakes the agent.
     """
     from ..core.resolved_servers import link_servers
 
@@ -228,7 +228,7 @@ def _whole(
 
 
 def _only(body: object) -> object:
-    """What a reply with one value says. Raises ValueError for any other."""
+    """Return what a reply with one value says. Raises ValueError for any other."""
     if not isinstance(body, tuple) or len(body) != 1:
         raise ValueError("no reply with one value")
     return body[0]
@@ -239,7 +239,7 @@ def _absent_or_not(problem: str) -> GuestnetError:
 
 
 def _started() -> object:
-    """Something that differs after each start of the service; None while it is not running."""
+    """Return something that differs after each start of the service; None while it is not running."""
     try:
         status = os.stat(f"{FOLDER}/io.systemd.Resolve")
     except OSError:

@@ -29,7 +29,7 @@ _NAMES = ("disable-default-route", "disable-dns-server", "guestnet-gateway-route
 
 
 def flags(folder: str = FLAGS_FOLDER) -> Flags:
-    """The flags that are set; the files' content does not matter."""
+    """Return the flags that are set; the files' content does not matter."""
     return Flags(*(os.path.exists(os.path.join(folder, name)) for name in _NAMES))
 
 
@@ -49,7 +49,7 @@ def holds_after_flush(path: str = CONFIG_FILE) -> bool:
 
 
 def configured_limits(path: str = CONFIG_FILE) -> Limits:
-    """The limits of each qube behind this one, as the file's `[provider]` table has them.
+    """Return the limits of each qube behind this one, as the file's `[provider]` table has them.
 
     Raises:
         ConfigError: the file is not TOML, or has something in that table that is not valid.
@@ -81,7 +81,7 @@ def configured_style(path: str = CONFIG_FILE) -> Style | None:
 
 
 def configured_dns(path: str = CONFIG_FILE) -> DnsSettings:
-    """The file's `[dns]` table.
+    """Return the file's `[dns]` table.
 
     Raises:
         ConfigError: the file is not TOML, or has something in that table that is not valid.
@@ -96,7 +96,7 @@ def configured_dns(path: str = CONFIG_FILE) -> DnsSettings:
 
 
 def _table(path: str, name: str, remedy: str) -> Any:
-    """One table of the file, {} where there is none.
+    """Return one table of the file, {} where there is none.
 
     Raises:
         ConfigError: the file is not TOML, or has a table or a key that the program does not know.
@@ -131,27 +131,27 @@ def _table(path: str, name: str, remedy: str) -> Any:
 
 
 def provides(folder: str = FLAGS_FOLDER) -> bool:
-    """Whether the flag is set without which a qube never forwards: templates have it not (#7801)."""
+    """Return whether the flag is set without which a qube never forwards: templates have it not (#7801)."""
     return os.path.exists(os.path.join(folder, PROVIDES))
 
 
 def filters(folder: str = FLAGS_FOLDER) -> bool:
-    """Whether the flag is set with which the qubes behind this one have a firewall."""
+    """Return whether the flag is set with which the qubes behind this one have a firewall."""
     return os.path.exists(os.path.join(folder, FILTERS))
 
 
 def may_offload(folder: str = FLAGS_FOLDER) -> bool:
-    """Whether connections may be offloaded, as far as the qube's owner is concerned."""
+    """Return whether connections may be offloaded, as far as the qube's owner is concerned."""
     return not os.path.exists(os.path.join(folder, NO_OFFLOAD))
 
 
 def has_updates_proxy(folder: str = FLAGS_FOLDER) -> bool:
-    """Whether the updates proxy is a service of this qube: its flag is set, and systemctl is there."""
+    """Return whether the updates proxy is a service of this qube: its flag is set, and systemctl is there."""
     return bool(programs.find("systemctl")) and os.path.exists(os.path.join(folder, UPDATES_PROXY))
 
 
 def has_firewall(folder: str = FLAGS_FOLDER) -> bool:
-    """Whether the firewall of the qubes is a service of this qube: its flag is set, and systemd runs."""
+    """Return whether the firewall of the qubes is a service of this qube: its flag is set, and systemd runs."""
     return os.path.exists(os.path.join(folder, FIREWALL)) and os.path.isdir("/run/systemd/system")
 
 
@@ -182,7 +182,7 @@ def restart_firewall() -> str:
 
 
 def firewall_state() -> str:
-    """What systemd says of it: active, activating, failed …; "queued" while a start or stop of it waits.
+    """Return what systemd says of it: active, activating, failed …; "queued" while a start or stop of it waits.
 
     Raises:
         ProgramError: systemctl cannot be started, or says no.
@@ -191,7 +191,7 @@ def firewall_state() -> str:
 
 
 def firewall_unit() -> str:
-    """The same for a look from outside; "" where there is no such unit, and where systemd does not run.
+    """Return the same for a look from outside; "" where there is no such unit, and where systemd does not run.
 
     Raises:
         ProgramError: as `firewall_state`.

@@ -57,7 +57,7 @@ def publish(folder: str, error: str) -> None:
 
 
 def read(folder: str) -> Standing:
-    """What the agent left; `running` only if that very process is there still."""
+    """Return what the agent left; `running` only if that very process is there still."""
     data = files.read(os.path.join(folder, _NAME))
     facts = dict(line.partition(" ")[::2] for line in (data or b"").decode("utf-8", "replace").splitlines())
     pid, _, start = facts.get("agent", "").partition(" ")

@@ -2,7 +2,8 @@
 """The per-interface settings of sysctl.d, applied to an interface by systemd-sysctl (behaviour B17).
 
 Its own precedence counts, so a user's file in /etc/sysctl.d wins. systemd-udevd does the same when an interface
-appears, but nobody waits for it, and a packet can be out before. Nothing else of the interface is changed (B16).
+appears, but no program waits for it, and a packet can leave earlier. No other setting of the interface is changed
+(B16).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import sys
 from ..errors import printable
 
 ERROR, WARNING, INFO = 3, 4, 6  # syslog(3)
-NOTIFY_SECONDS = 0.5  # a socket that nobody reads holds ten messages, and the eleventh would wait for ever
+NOTIFY_SECONDS = 0.5  # an unread socket holds ten messages, and the eleventh would block for ever
 LOG_SECONDS = 0.5  # the same of standard error, when journald is stopped or the reader of a pipe is (B119)
 _PIECE = 4096  # select.PIPE_BUF: what is writable takes so much without waiting (pipe(7))
 
@@ -50,7 +50,7 @@ def notify(*lines: str) -> bool:
 
 
 def watchdog_seconds() -> float | None:
-    """How often to send WATCHDOG=1: half of what systemd allows; None when it does not ask for it."""
+    """Return how often to send WATCHDOG=1: half of what systemd allows; None when it does not ask for it."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()) or not microseconds.isdigit():
         return None
@@ -95,5 +95,5 @@ def _written(line: str) -> bool:
             sys.stderr.write(line[begin : begin + _PIECE])
             sys.stderr.flush()
     except (OSError, ValueError, AttributeError):
-        return False  # whoever read standard error went away, or it is closed; the network matters more
+        return False  # the reader of standard error is gone, or it is closed; the network matters more
     return True

@@ -21,7 +21,7 @@ _REMEDIES = {
 
 
 def read(words: tuple[str, ...]) -> str | None:
-    """A setting; None when this kernel, or this interface, does not have it.
+    """Return a setting; None when this kernel, or this interface, does not have it.
 
     Args:
         words: such as ("ipv4", "conf", "vif4.0", "proxy_arp").

@@ -29,7 +29,7 @@ _DEFAULTS = frozenset({"00000000", "00000080"})
 
 
 def look(way: Callable[[IPAddress], int], servers: Iterable[IPAddress], ours: frozenset[int]) -> TunnelFacts:
-    """All facts. Devices of ours, lo, and what Xen and our fake addresses call theirs are left out.
+    """Return all facts. Devices of ours, lo, and what Xen and our fake addresses call theirs are left out.
 
     Args:
         way: the interface index of the device by which packets to an address leave.
@@ -49,7 +49,7 @@ def look(way: Callable[[IPAddress], int], servers: Iterable[IPAddress], ours: fr
 
 
 def links(names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the devices that are up and have no link layer.
+    """Return those of the devices that are up and have no link layer.
 
     Raises:
         KernelError: it does not say.
@@ -72,7 +72,7 @@ def _is_tunnel(control: socket.socket, name: str) -> bool:
 
 
 def defaults(names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the devices that carry a default route of IPv4, or the first half of one, in the main table."""
+    """Return those of the devices that carry a default route of IPv4, or the first half of one, in the main table."""
     found, wanted = dict[str, None](), frozenset(names)
     try:
         with open(_ROUTES, encoding="utf-8", errors="surrogateescape") as lines:

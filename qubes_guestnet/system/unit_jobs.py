@@ -13,12 +13,12 @@ _SYSTEMD = "/run/systemd/system"  # sd_booted(3)
 
 
 def managed() -> bool:
-    """Whether systemd runs this qube."""
+    """Return whether systemd runs this qube."""
     return os.path.isdir(_SYSTEMD)
 
 
 def listed() -> tuple[str, ...]:
-    """The lines of `systemctl list-jobs`; none where systemd does not answer, which is logged."""
+    """Return the lines of `systemctl list-jobs`; none where systemd does not answer, which is logged."""
     systemctl = programs.find("systemctl")
     if not systemctl:
         return ()

@@ -26,7 +26,7 @@ class Folder:
         self._folder = os.path.join(run, "vifs")
 
     def load(self, name: str) -> core.Vif | None:
-        """The record of a vif; None when there is none, or one that cannot be understood.
+        """Return the record of a vif; None when there is none, or one that cannot be understood.
 
         Args:
             name: such as "vif4.0"; ValueError for what is no name of a vif.
@@ -36,7 +36,7 @@ class Folder:
         return found if found is not None and found.name.text == name else None
 
     def has(self, name: str) -> bool:
-        """Whether there is a record of a vif, also a damaged one. ValueError as for `load`."""
+        """Return whether there is a record of a vif, also a damaged one. ValueError as for `load`."""
         return os.path.lexists(self._path(name))
 
     def save(self, vif: core.Vif) -> None:
@@ -59,7 +59,7 @@ class Folder:
             raise FileError(path, error, "run as root") from None
 
     def names(self) -> tuple[str, ...]:
-        """Names of the vifs that have a record, also a damaged one. Other files are passed over."""
+        """Return names of the vifs that have a record, also a damaged one. Other files are passed over."""
         try:
             found = os.listdir(self._folder)
         except FileNotFoundError:
@@ -69,7 +69,7 @@ class Folder:
         return tuple(sorted(name for name in found if is_name(name)))
 
     def all(self, errors: list[GuestnetError] | None = None) -> tuple[core.Vif, ...]:
-        """The records that can be understood; one that cannot be read keeps nothing from the others (behaviour B146).
+        """Return the valid records; a damaged one does not affect the others (behaviour B146).
 
         Args:
             errors: takes one for each that cannot be read; without it the first is raised.
@@ -90,7 +90,7 @@ class Folder:
         return tuple(found)
 
     def changed(self) -> object:
-        """Something that differs after each change of a record; None without any."""
+        """Return something that differs after each change of a record; None without any."""
         try:
             return os.stat(self._folder).st_mtime_ns
         except OSError:
@@ -101,7 +101,7 @@ class Folder:
 
 
 def is_name(name: str) -> bool:
-    """Whether it is the name of a vif."""
+    """Return whether it is the name of a vif."""
     try:
         core.parse_name(name)
     except ValueError:

@@ -78,7 +78,7 @@ _LINKS = 8  # in a row; people have one
 
 
 def folders(path: str) -> tuple[str, ...]:
-    """Folders in which something changes when the content of `path` does: its own, and those that links lead to.
+    """Return folders in which something changes when the content of `path` does: its own, and those that links lead to.
 
     Of one that is not there yet, the nearest one above it that is.
     """

@@ -20,7 +20,7 @@ class XenstoreError(programs.ProgramError):
 
 
 def read(paths: Iterable[str]) -> dict[str, bytes]:
-    """Values of some nodes.
+    """Return values of some nodes.
 
     One program a path, all at the same time: given several paths, it ends at the first one that is not there.
 

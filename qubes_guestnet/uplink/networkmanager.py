@@ -40,7 +40,7 @@ def plan(uplinks: Uplinks, record: Record, so_far: Outcome, *, saved: bool) -> P
 
 
 def published(uplinks: Uplinks) -> bool:
-    """Whether NetworkManager, when it starts, finds a profile of each interface that it is to configure."""
+    """Return whether NetworkManager, when it starts, finds a profile of each interface that it is to configure."""
     from ..core import profiles
 
     asked = (profiles.asked(interface, uplinks.settings, uplinks.flags) for interface in uplinks.interfaces)
@@ -78,7 +78,7 @@ def _on_disk(profile: ProfileFacts) -> bool:
 
 
 def _device(profile: ProfileFacts) -> Device:
-    """The interface in NetworkManager. Raises GuestnetError when that gives no answer."""
+    """Return the interface in NetworkManager. Raises GuestnetError when that gives no answer."""
     from ..core import profiles
 
     try:

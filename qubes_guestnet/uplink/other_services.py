@@ -45,7 +45,7 @@ class OtherServices:
     # --- wake-ups, for the agent ---------------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """For poll; -1 while there is no bus."""
+        """Return the descriptor for poll; -1 while there is no bus."""
         return self._bus.fileno()
 
     def drain(self) -> bool:
@@ -56,7 +56,7 @@ class OtherServices:
         return True
 
     def timers(self) -> dict[str, float]:
-        """When a pass is to follow for the sake of the bus, of the monotonic clock; to be asked after each."""
+        """Return when a pass is to follow for the sake of the bus, of the monotonic clock; to be asked after each."""
         due = self._bus.due()
         if due is None:
             return {}
@@ -75,7 +75,7 @@ class OtherServices:
     # --- what a pass asks ----------------------------------------------------------------------------------------
 
     def manager(self) -> ManagerChoice:
-        """Which program configures the uplink."""
+        """Return which program configures the uplink."""
         return nm.choose_manager(nm_system.facts(self._flags))
 
     def hear_names(self, uplinks: frozenset[int]) -> Heard:
@@ -110,7 +110,7 @@ class OtherServices:
         self._saved = self._saved and not self.manager().networkmanager
 
     def letting_go(self, entry: Interface, link: Link) -> Iterable[Operation]:
-        """What has the other services let go of an interface that is taken out of service.
+        """Return what has the other services let go of an interface that is taken out of service.
 
         Args:
             entry: what the record knows of it.

@@ -74,7 +74,7 @@ class Resolved:
         self._ask(lambda port: port.revert(op.ifindex, op.interface))
 
     def _ask(self, question: Callable[[Port], Answer]) -> Answer:
-        """One question, by the other way where the first one ends in the middle of it. Raises GuestnetError."""
+        """Return one question, by the other way where the first one ends in the middle of it. Raises GuestnetError."""
         try:
             port = self._bus.resolved()
             if port is None:
@@ -94,7 +94,7 @@ class Resolved:
     # --- the servers that it asks, which a provider's virtual DNS follows ------------------------------------------
 
     def hear(self, uplinks: frozenset[int]) -> Heard:
-        """The servers that systemd-resolved asks, or why they are not to be had (behaviour B35).
+        """Return the servers that systemd-resolved asks, or why they are not to be had (behaviour B35).
 
         Args:
             uplinks: interface indexes of this qube's uplinks.

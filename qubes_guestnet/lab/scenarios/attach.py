@@ -21,7 +21,7 @@ _RUNS, _STOPS = 0.0005, 0.3
 
 
 def s_000(stage: Stage) -> None:
-    """vm1 starts: it reaches the world, its IPv4 table is one device route, and nobody spoke DHCP."""
+    """vm1 starts: it reaches the world, its IPv4 table is one device route, and there is no DHCP packet."""
     capture = Capture(stage.netvm1.running)
     stage.step("vm1 starts behind netvm1")
     vm = stage.start("vm1", stage.netvm1)

@@ -44,7 +44,7 @@ def s_100(stage: Stage) -> None:
 
 
 def _plugged(stage: Stage, name: str) -> Vm:
-    """A running qube whose vif is at netvm1, and not set up."""
+    """Return a running qube whose vif is at netvm1, and not set up."""
     vm = stage.start(name, None)
     vm.netvm = stage.netvm1
     stage.dom0.refresh_connected(stage.netvm1)
@@ -74,7 +74,7 @@ def _soon(stage: Stage, vm: Vm, start: float) -> None:
 
 
 def _busy_limit(qube: Qube) -> float:
-    """What the limit is on a machine that is busy with other things: so many starts of an interpreter."""
+    """Return what the limit is on a machine that is busy with other things: so many starts of an interpreter."""
     start = time.monotonic()
     for _ in range(3):
         qube.run(sys.executable, "-c", "pass")

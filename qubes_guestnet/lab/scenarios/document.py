@@ -58,7 +58,7 @@ def s_300(stage: Stage) -> None:
 
 
 def _table(vm: Vm, expected: set[str]) -> None:
-    """Its whole IPv4 table, whoever made what is in it."""
+    """Check its whole IPv4 table, with the routes of all programs."""
 
     def seen() -> list[str]:
         found = vm.running.ip("-4", "route", "show", "table", "main")
@@ -127,7 +127,7 @@ def _listening(qube: Qube) -> Iterator[tuple[int, socket.socket]]:
 
 
 def _nothing(port: int, listener: socket.socket) -> None:
-    """Nobody came to a server."""
+    """Check that no connection reached a server."""
     if port < 0:
         return  # a connection shows in the scan
     listener.setblocking(False)
@@ -216,7 +216,7 @@ def _figure(stage: Stage, name: str, special: dict[str, str], usual: str) -> Non
     stage.step("names lead there, by both families where there are both")
     leaves = [name for name, row in rows.items() if not row["provides_network"]]
     for name in leaves:
-        # Of the world behind a tunnel nobody sees but those behind it; the name is the same.
+        # Only the qubes behind a tunnel see its world; the name is the same.
         for version, host in ((4, world.HOST), *(((6, world.HOST6),) if expected[name] == _GREEN else ())):
             seen = probes.resolve(session.vm(name).running, world.NAME, version)
             if seen != [host]:
@@ -235,7 +235,7 @@ def _figure(stage: Stage, name: str, special: dict[str, str], usual: str) -> Non
 
 
 def _shown(svg: str) -> dict[str, tuple[str, str]]:
-    """Class and label of each box by the name in it."""
+    """Return the class and label of each box by the name in it."""
     found = {}
     for group in ElementTree.fromstring(svg).iter(f"{_SVG}g"):
         texts = {text.get("class"): text.text or "" for text in group.findall(f"{_SVG}text")}

@@ -109,7 +109,7 @@ def s_204(stage: Stage) -> None:
 def _watched(
     stage: Stage, name: str, netvm: Vm, features: dict[str, str], late: bool = False, provides: bool = False
 ) -> tuple[Vm, frames.Tap]:
-    """A started qube with these features, and all frames it ever sees.
+    """Return a started qube with these features, and all frames it ever sees.
 
     Args:
         stage: where.
@@ -131,7 +131,7 @@ def _watched(
 
 
 def _provoke(stage: Stage, vm: Vm, gateway: str) -> None:
-    """Everything that makes somebody on the way out speak for himself, or quote what he got."""
+    """Send packets that make routers answer with their own address, or quote the packet."""
     if probes.ping(vm.running, gateway) is None:
         raise LabError(f"{vm.name}'s gateway {gateway} does not answer")
     routers = [_expires(vm, hops) for hops in (1, 2)]
@@ -147,7 +147,7 @@ def _provoke(stage: Stage, vm: Vm, gateway: str) -> None:
 
 
 def _expires(vm: Vm, hops: int) -> str:
-    """Who says that a packet has made its last hop, "" when nobody does."""
+    """Return the router that reports an expired packet, "" for none."""
     with (
         vm.running.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as errors,
         vm.running.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
@@ -163,7 +163,7 @@ def _expires(vm: Vm, hops: int) -> str:
 
 
 def _refused(vm: Vm, address: str) -> int:
-    """What the qube's kernel says of a datagram to a closed port: it knows it only when the error quotes it rightly."""
+    """Return the qube's error for a datagram to a closed port; the kernel matches it only if the quote is correct."""
     with vm.running.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(0.5)
         client.connect((address, _CLOSED_PORT))
@@ -246,7 +246,7 @@ def _customised(stage: Stage, name: str, netvm: Vm, provides: bool = False) -> V
 
 
 def _answers(stage: Stage, vm: Vm) -> None:
-    """Its gateway answers, and the provider lets just its addresses send, by the interface they belong to."""
+    """Check that its gateway answers, and that the provider accepts only its addresses, each on its interface."""
     assert vm.netvm is not None
     assert vm.vif is not None
     gateways = [vm.netvm.visible_address, *([vm.netvm.gateway6] if vm.networked6 and vm.netvm.gateway6 else [])]

@@ -46,7 +46,7 @@ def remove_hook(vm: Vm) -> dict[str, Any]:
 
 
 def snapshot(vm: Vm) -> dict[str, Any]:
-    """All there is that is not the agent's, told apart by what we added and not by marks of the agent's."""
+    """Return all there is that is not the agent's, told apart by what we added and not by marks of the agent's."""
     qube = vm.running
     routes = [
         *qube.ip("-4", "route", "show", "table", "main"),

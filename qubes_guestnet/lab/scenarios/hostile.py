@@ -83,7 +83,7 @@ def _address6(vm: Vm) -> str:
 
 
 def _entries(netvm: Vm) -> set[str]:
-    """The neighbours on vifs, with their interface."""
+    """Return the neighbours on vifs, with their interface."""
     entries = [entry for family in ("-4", "-6") for entry in netvm.running.ip(family, "neighbour")]
     return {f"{entry['dst']} {entry['dev']}" for entry in entries if entry["dev"].startswith("vif")}
 
@@ -96,7 +96,7 @@ def _flood(evil: Vm, packets: list[bytes]) -> None:
 
 
 def _forged(stage: Stage, evil: Vm, others: list[Vm], mark: bytes) -> Iterator[bytes]:
-    """Each has the mark somewhere, and none is to get anywhere."""
+    """Yield forged packets with the mark; none of them may be delivered."""
     netvm1, mac = stage.netvm1, evil.mac
     gateway, outside = netvm1.visible_address, world.PROVIDER
     strangers = [*(vm.address for vm in others), gateway, outside, world.HOST, VIRTUAL_DNS[0], "127.0.0.1", "0.0.0.0",
@@ -107,7 +107,7 @@ def _forged(stage: Stage, evil: Vm, others: list[Vm], mark: bytes) -> Iterator[b
             yield frames.framed(frames.udp(source, target, _PORT, mark), mac)
         yield from _arp(source, mac, targets, mark)
     yield from _errors(4, evil.address, [*(vm.address for vm in others), outside], mac, mark)
-    for target in targets[:-1]:  # its own address, to whom it may not speak
+    for target in targets[:-1]:  # its own address, which it may not reach
         yield frames.framed(frames.udp(evil.address, target, _PORT, mark), mac)
     for kind in (_VLAN, _LLDP, 0x88A8, 0x8863, 0x8864, 0x888E, 0x0842, 0x86DE):
         for peer in (others[0].mac, "ff:ff:ff:ff:ff:ff", "01:80:c2:00:00:0e"):

@@ -63,7 +63,9 @@ def s_312(stage: Stage) -> None:
 
 
 def _told_by_hand(stage: Stage, *providers: Vm) -> None:
-    """dom0 tells a running provider nothing of the feature, so its owner does, and nobody's network is interrupted."""
+    """dom0 does not tell a running provider about the feature, so its user does, without an interruption for any
+    qube.
+    """
     for vm in providers:
         stage.dom0.correct_by_hand(vm)
 
@@ -99,12 +101,12 @@ def _forwarding(vm: Vm) -> tuple[str, str]:
     """IPv6: what the kernel says of forwarding, and the policy of the rules."""
     listing = json.loads(vm.running.run("nft", "--json", "list", "chain", "ip6", "qubes", "forward").stdout)
     policy = next(entry["chain"]["policy"] for entry in listing["nftables"] if "chain" in entry)
-    # That file shows the network of who reads it.
+    # That file shows the network namespace of the reading process.
     return vm.running.run("cat", "/proc/sys/net/ipv6/conf/all/forwarding").stdout.strip(), policy
 
 
 def _on(sys_net: Vm, proxy: Vm, vm1: Vm) -> None:
-    """Everything of IPv6 is there, at both providers."""
+    """Check that IPv6 is complete at both providers."""
     _forwards(sys_net, proxy)
     for provider, vm in ((sys_net, proxy), (proxy, vm1)):
         eventually(f"{provider.name} serves {vm.name} IPv6", lambda p=provider, v=vm: _served(p, v) == "all")  # type: ignore[misc]
@@ -118,7 +120,7 @@ def _off(sys_net: Vm, proxy: Vm, vm1: Vm) -> None:
 
 
 def _served(provider: Vm, vm: Vm) -> str:
-    """What of a qube's IPv6 its provider has: route, neighbour, gateway's address; all, none, or which."""
+    """Return what of a qube's IPv6 its provider has: route, neighbour, gateway's address; all, none, or which."""
     qube, vif = provider.running, vm.vif or INTERFACE
     (link,) = qube.ip("address", "show", "dev", vif)
     neighbours = qube.ip("-6", "neighbour", "show", "dev", vif)

@@ -65,7 +65,7 @@ def _from(frame: frames.Frame, address: str) -> bool:
 
 
 def silent_but_for(stage: Stage, asked: list[tuple[Vm, str]]) -> list[str]:
-    """Ping all at once; who answers, in words, until there was silence for long enough."""
+    """Ping all at once; return the answering qubes, after a long enough silence."""
     found: list[str] = []
     with contextlib.ExitStack() as stack:
         waiting = {
@@ -134,7 +134,7 @@ def _sets(stage: Stage, vms: tuple[Vm, ...]) -> None:
 
 
 def _steal(vm: Vm) -> None:
-    """As whoever has taken the qube over would: nothing gives it its own address back."""
+    """Steal an address as an attacker in the qube would: no program restores the qube's own."""
     assert vm.running.agent is not None
     vm.running.agent.kill()
     vm.running.run(
@@ -193,7 +193,7 @@ def _have_dropped(netvm: Vm, family: str, before: dict[str, int], number: int) -
 
 
 def _dropped(netvm: Vm, family: str) -> int:
-    """Packets of vifs that were dropped at the entrance because of their addresses."""
+    """Return packets of vifs that were dropped at the entrance because of their addresses."""
     return counters.counted(netvm.running, family, "antispoof")[0]
 
 
@@ -212,7 +212,7 @@ class Watch:
         self._taps = {"the world": frames.Tap(outside.qube)} | {vm.name: frames.Tap(vm.running) for vm in vms}
 
     def strays(self) -> list[str]:
-        """Who received one."""
+        """Return the qubes that received one."""
         return [name for name, tap in self._taps.items() if any(not f.outgoing for f in tap.with_octets(self.mark))]
 
     def last(self, *vms: Vm) -> None:

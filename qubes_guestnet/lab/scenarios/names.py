@@ -54,7 +54,7 @@ def _elsewhere(offer: Offer, dns: tuple[str, ...]) -> Offer:
 
 
 def redirections(qube: Qube) -> dict[tuple[str, str], str]:
-    """Where the rules of a provider send names: (virtual address, protocol) to server, as `nft -json` shows them."""
+    """Return a provider's redirections, (virtual address, protocol) to server, as `nft -json` prints them."""
     listing = json.loads(qube.run("nft", "-json", "list", "chain", "ip", "qubes", "dnat-dns").stdout)
     found = {}
     for rule in (entry["rule"]["expr"] for entry in listing["nftables"] if "rule" in entry):
@@ -83,7 +83,9 @@ def _within(what: str, probe: Callable[[], bool], found: Callable[[], str]) -> N
 
 
 def s_302(stage: Stage) -> None:
-    """The provider's real DNS servers change: names resolve again within 2 s at every depth, nobody's file changes."""
+    """The provider's real DNS servers change: names resolve again within 2 s at every depth, and no resolv.conf
+    changes.
+    """
     stage.step("a qube behind netvm1, one behind a proxy, one behind two")
     netvm1 = stage.netvm1
     near = stage.proxy("near")
@@ -95,7 +97,7 @@ def s_302(stage: Stage) -> None:
     files = {vm.name: vm.running.path(_RESOLV_CONF).read_bytes() for vm in askers}
     outside = netvm1.world
     assert outside is not None
-    # Whoever asks again from the same port, as a resolver may, must not be led to the former server for ever.
+    # A resolver that asks again from the same port must not be redirected to the former server for ever.
     clients = {vm.name: vm.running.socket(socket.AF_INET, socket.SOCK_DGRAM) for vm in askers}
     _resolve(clients)
     stage.step("netvm1 is in another WLAN")
