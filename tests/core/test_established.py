@@ -193,7 +193,7 @@ def test_users_chains_are_asked_like_those_of_others() -> None:
     assert flowtable.obstacle([(CUSTOM, empty)]) == ""
     assert flowtable.obstacle([(FORWARD, shown()), (CUSTOM, switch)]) == (
         "chain ip qubes custom-forward may refuse established connections: its rule `iifgroup 1 counter drop`; "
-        "put `ct state established,related accept` before it, or let it fit `ct state new` alone"
+        "put `ct state established,related accept` before it, or restrict it with `ct state new`"
     )
 
 
@@ -212,7 +212,7 @@ def test_a_long_set_is_one_rule() -> None:
 def test_what_is_asked_behind_the_forward_hook_is_asked_too_late() -> None:
     late = FORWARD._replace(hook="postrouting", name="POSTROUTING")
     listing = table("inet filter", chain("POSTROUTING", hooked("postrouting"), "oifgroup 1 counter drop")).strip()
-    assert flowtable.obstacle([(late, listing)]).startswith("chain inet filter POSTROUTING also judges")
+    assert flowtable.obstacle([(late, listing)]).startswith("chain inet filter POSTROUTING may refuse")
 
 
 UNREADABLE = ("", shown("ct state new drop")[:-2], "table inet filter {\n}", shown('oifgroup 1 drop comment "x'))

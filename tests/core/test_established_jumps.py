@@ -120,7 +120,7 @@ def test_only_so_many_chains_are_listed() -> None:
     many = shown(*(f"ip saddr 10.137.0.{n} jump q{n}" for n in range(70)))
     assert asked(FORWARD, many, {}) == (
         f"{JUDGES}: its rule `ip saddr 10.137.0.0 jump q0`; "
-        "put `ct state established,related accept` before it, or let it fit `ct state new` alone",
+        "put `ct state established,related accept` before it, or restrict it with `ct state new`",
         [],
     )
 
