@@ -5,7 +5,7 @@ Others can flush or delete any chain of ours, or one rule of it, and the agent h
 guard's table (system/nft_guard) stays. Ahead of each chain that a packet from or to a qube has to pass, the guard sets
 the bit HELD of its priority (skb->priority), and behind that chain drops what still has it. The bit is cleared by a
 rule that repeats what the rules before it refuse: if any of them is gone, alone or with its chain, what it refused is
-still refused (behaviour B125).
+still refused (behaviour B125). For the chain egress that is done behind forward: each packet of a qube comes by there.
 
 The priority, because routing has just set it (ip_forward()), nothing looks at it before the queues of a device, and the
 guard clears these bits before that. The mark would be users'; the type (pkttype) decides whether a refusal is answered.
@@ -27,7 +27,6 @@ CHAINS = {
     "behind-input": ("input", 1),
     "before-forward": ("forward", -1),
     "behind-forward": ("forward", 1),
-    "before-egress": ("postrouting", 299),
     "behind-egress": ("postrouting", 301),
 }
 

@@ -107,11 +107,13 @@ def _rules() -> dict[str, tuple[bytes, ...]]:
     # Before it is in its group, nothing passes it (behaviour B121).
     from_name, to_name = _meta(_IIFNAME, _EQUAL, _VIF_NAME), _meta(_OIFNAME, _EQUAL, _VIF_NAME)
     elsewhere, hold, clear = _meta(_OIFGROUP, _UNEQUAL, _VIF), _bits(ALL, HELD) + _accept(), _bits(ALL) + _accept()
+    # What a qube sends to the outside is held once more until the chain egress has let it pass.
+    leaving, known = from_vif + elsewhere + hold, _state(_ESTABLISHED | _RELATED)
     return {
         "prerouting": (
             # Broadcasts and multicasts are never forwarded as they are; what comes in of them the base rules judge.
-            from_vif + unicast + _of_another_host(),
-            from_name + unicast + _of_another_host(),
+            from_vif + unicast + _of_another_host() + _accept(),
+            from_name + unicast + _of_another_host() + _accept(),
             _meta(_IIFGROUP, _UNEQUAL, _VIF) + unicast + _routed_to_a_vif(_BY_DESTINATION) + _of_another_host(),
         ),
         "input": (
@@ -134,17 +136,19 @@ def _rules() -> dict[str, tuple[bytes, ...]]:
         "before-forward": (from_vif + hold, to_vif + hold, from_name + hold, to_name + hold),
         "behind-forward": (
             _is(HELD) + _drop(),
+            known + leaving,  # first, because most packets are of these
+            known + clear,
             _has_none(ASKED | LEFT | UNNAMED) + _accept(),
+            _has_none(LEFT) + leaving,
             _has_none(LEFT) + clear,
-            _state(_ESTABLISHED | _RELATED) + clear,
             _is(UNNAMED) + _drop(),
             _meta(_IIFGROUP, _EQUAL, _UPLINK) + _drop(),
             to_vif + _drop(),
             to_name + _drop(),
+            leaving,
             clear,
         ),
-        "before-egress": (from_vif + elsewhere + hold, to_name + elsewhere + hold),
-        "behind-egress": (_is(HELD) + _drop(),),
+        "behind-egress": (_is(HELD) + _drop(), to_name + elsewhere + _drop()),
     }
 
 

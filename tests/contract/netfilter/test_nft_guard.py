@@ -17,8 +17,8 @@ pytestmark = pytest.mark.behaviour("B125")
 GUARD = """table inet qubes-guard {
 	chain prerouting {
 		type filter hook prerouting priority -400; policy accept;
-		iifgroup 2 meta pkttype host meta pkttype set other
-		iifname "vif*" meta pkttype host meta pkttype set other
+		iifgroup 2 meta pkttype host meta pkttype set other accept
+		iifname "vif*" meta pkttype host meta pkttype set other accept
 		iifgroup != 2 meta pkttype host fib daddr oifname "vif*" meta pkttype set other
 	}
 
@@ -56,25 +56,23 @@ GUARD = """table inet qubes-guard {
 	chain behind-forward {
 		type filter hook forward priority filter + 1; policy accept;
 		meta priority & 4000:0 != none counter drop
-		meta priority & 3800:0 == none accept
-		meta priority & 1000:0 == none meta priority set meta priority & 87ff:ffff accept
+		ct state established,related iifgroup 2 oifgroup != 2 meta priority set meta priority & c7ff:ffff | 4000:0 accept
 		ct state established,related meta priority set meta priority & 87ff:ffff accept
+		meta priority & 3800:0 == none accept
+		meta priority & 1000:0 == none iifgroup 2 oifgroup != 2 meta priority set meta priority & c7ff:ffff | 4000:0 accept
+		meta priority & 1000:0 == none meta priority set meta priority & 87ff:ffff accept
 		meta priority & 800:0 != none counter drop
 		iifgroup 1 counter drop
 		oifgroup 2 counter drop
 		oifname "vif*" counter drop
-		meta priority set meta priority & 87ff:ffff accept
-	}
-
-	chain before-egress {
-		type filter hook postrouting priority 299; policy accept;
 		iifgroup 2 oifgroup != 2 meta priority set meta priority & c7ff:ffff | 4000:0 accept
-		oifname "vif*" oifgroup != 2 meta priority set meta priority & c7ff:ffff | 4000:0 accept
+		meta priority set meta priority & 87ff:ffff accept
 	}
 
 	chain behind-egress {
 		type filter hook postrouting priority 301; policy accept;
 		meta priority & 4000:0 != none counter drop
+		oifname "vif*" oifgroup != 2 counter drop
 	}
 }
 """
