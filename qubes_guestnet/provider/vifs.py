@@ -321,5 +321,7 @@ def _name(ifindex: int) -> str:
 
 def _limits_in_force(*, counted: bool = False) -> InForce:
     """What is loaded of the limits of all vifs; `counted`: with what they count."""
-    listing, rules = nft.limits(counted=counted), nft_kernel.limit_rules()
+    names = nft_kernel.table_names()
+    there = tuple(family for family in nft.FAMILIES if f"{family} {nft.LIMITS_TABLE}" in names)
+    listing, rules = nft.limits(there, counted=counted), nft_kernel.limit_rules()
     return InForce(limits.in_force(listing), rules, limits.counted(listing) if counted else {})

@@ -116,10 +116,11 @@ def listing(chains: Iterable[tuple[str, str]]) -> str:
     return _listed("chain", tuple(chains))
 
 
-def limits(*, counted: bool = False) -> str:
-    """What is in the tables of the limits, of both families.
+def limits(families: Iterable[str], *, counted: bool = False) -> str:
+    """What is in the tables of the limits.
 
     Args:
+        families: of the tables that there are; for none nft is not run.
         counted: with all elements and counters, of which there can be thousands; else the maps alone.
 
     Raises:
@@ -127,8 +128,8 @@ def limits(*, counted: bool = False) -> str:
     """
     words = ("list", "table") if counted else ("-s", "list", "map")
     ends = (LIMITS_TABLE,) if counted else (LIMITS_TABLE, LIMITS_MAP)
-    program = _program()
-    return "\n".join(_outputs([(program, *words, family, *ends) for family in FAMILIES]))
+    commands = [(_program(), *words, family, *ends) for family in families]
+    return "\n".join(_outputs(commands)) if commands else ""
 
 
 def named_set(family: str, table: str, name: str) -> str:
