@@ -110,8 +110,7 @@ class Provider:
             work.attempt(partial(self._limit, work))
             work.attempt(partial(self._sweep, work))
             indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
-            kept = resolver is not None and resolver.kept
-            work.attempt(partial(self._dns.apply, work, own_servers, indexes, kept=kept))
+            work.attempt(partial(self._dns.apply, work, own_servers, indexes, file=resolver))
             work.attempt(partial(self._rules.forward, work))
             if self._offload is not None:
                 work.attempt(partial(self._offload.bring, work))
@@ -136,8 +135,8 @@ class Provider:
             work = self.before(untrusted_entries, ledger, dry_run=False)
             work.raise_first()
             if work.active:
-                kept = self._keeps_file(settings, uplinks, ledger)
-                self._dns.apply(work, settings.dns.servers, uplinks, kept=kept)
+                file = self._file(settings, uplinks, ledger)
+                self._dns.apply(work, settings.dns.servers, uplinks, file=file)
             work.raise_first()
             if work.active and work.provided.synced != work.provided.leading:
                 # The agent is often faster; the caller asks whether it has to follow (B135).
@@ -145,15 +144,15 @@ class Provider:
                 work.save(work.provided._replace(synced=work.provided.leading))
             return tuple(work.done)
 
-    def _keeps_file(self, settings: Settings, uplinks: frozenset[int], ledger: Ledger) -> bool:
-        """Whether resolv.conf is a VPN's or a hook's, by what a pass goes by too."""
+    def _file(self, settings: Settings, uplinks: frozenset[int], ledger: Ledger) -> ResolverReport | None:
+        """Whose resolv.conf is, without changing it; None where it cannot be looked at."""
         if not uplinks:
-            return False
+            return None
         from .resolving import Ground, resolve
 
         flags, manager = services.flags(self._paths.flags), self._others.manager()
         report, _ = resolve(Ground(settings, flags, manager, self._kernel, ledger.record, uplinks), self._paths, None)
-        return report is not None and report.kept
+        return report
 
     # --- for the resident agent ----------------------------------------------------------------------------------
 

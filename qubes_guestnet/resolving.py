@@ -78,7 +78,8 @@ def _once(
     decision = resolver.choose_owner(facts)
     wanted = None if ground.settings.dns.held else resolver.wanted(decision, facts, servers)
     report = ResolverReport(path, decision, wanted, facts.content if decision.owner in resolver.KEPT else facts.data,
-                            written=False)  # fmt: skip
+                            written=False,
+                            down=facts.tunnel if facts.down and decision.owner is Owner.TUNNEL else "")  # fmt: skip
     if wanted is None or may_rewrite is None or not (report.pending or facts.mode != files.PUBLIC):
         return report, None
     if not may_rewrite(wanted):
@@ -95,7 +96,8 @@ def _once(
 def _whose(facts: FileFacts, path: str, run: str, others: Iterable[IPAddress], ground: Ground) -> FileFacts:
     """With what shows that a hook or a VPN wrote it."""
     shown = ground.kernel.tunnels(others, sorted(ground.uplinks))
-    return facts._replace(hook=_hook(path, ground.record.provided.hooks, run), tunnel=resolver.tunnel(shown))
+    hook = _hook(path, ground.record.provided.hooks, run)
+    return facts._replace(hook=hook, tunnel=resolver.tunnel(shown), down=resolver.is_down(shown))
 
 
 def _hook(path: str, began: int, run: str) -> str:

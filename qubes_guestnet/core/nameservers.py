@@ -14,7 +14,8 @@ What decides, the first that says something:
 3. systemd-resolved was heard before and is not heard now: what it said last, for `HOLD_SECONDS`; then the questions are
    refused until it is heard again, or the link that had the names is gone as a device (B128). A file that leads out
    by that same link is no way around it, and is used at once.
-4. /etc/resolv.conf, if it names others than this qube's own virtual addresses. All of its lines count (B130).
+4. /etc/resolv.conf, if it names others than this qube's own virtual addresses. All of its lines count (B130). While
+   the VPN's device whose servers they are is set down, the questions are refused, as with systemd-resolved.
 5. the virtual addresses of this qube's own provider.
 """
 
@@ -97,6 +98,7 @@ class NameFacts(NamedTuple):
         now: seconds, of the same clock as `Last.lost`.
         virtual: the addresses that the qubes behind this one ask. Where its own provider does not have them, one of
             them is no server: led to itself, a question left by the uplink as it was.
+        down: the device of the VPN whose file it is, while that is set down; "" for none.
     """
 
     own: tuple[IPAddress, ...] = ()
@@ -113,6 +115,7 @@ class NameFacts(NamedTuple):
     hold: int = HOLD_SECONDS
     now: int = 0
     virtual: tuple[IPAddress, ...] = ()
+    down: str = ""
 
     @property
     def nowhere(self) -> frozenset[IPAddress]:
@@ -236,6 +239,8 @@ def _held(facts: NameFacts, last: Last) -> Choice:
     named = _named(facts)
     foreign = [server for server in named if server.address not in facts.own]
     same_way = last.link and all(facts.ways.get(server.address) == last.link for server in foreign)
+    if foreign and facts.down:
+        return _down(facts)._replace(last=last)
     if foreign and (facts.kept or same_way):
         return Choice(named, f"/etc/resolv.conf, because systemd-resolved {facts.heard.problem}", last=last)
     last = last._replace(lost=last.lost or max(facts.now, 1))
@@ -254,12 +259,19 @@ def _without(facts: NameFacts) -> Choice:
         return Choice((), f"/etc/resolv.conf cannot be read: {facts.unreadable}", UNREADABLE)
     named, found = _lines(facts), _named(facts)
     if any(server.address not in facts.own for server in found):
+        if facts.down:
+            return _down(facts)
         servers = tuple(server for server in found if facts.uplink or server.address not in facts.own)
         return Choice(servers, "/etc/resolv.conf")
     if facts.heard.links is None and named and not found:
         # Addresses that only this qube can ask mean a resolver of its own, and its provider's is another.
         return Choice((), "/etc/resolv.conf: a resolver that only this qube can reach")
     return _own(facts)
+
+
+def _down(facts: NameFacts) -> Choice:
+    """The way of the file's servers is another one while their device is down, and leads outside of the tunnel."""
+    return Choice((), f"/etc/resolv.conf: servers of {facts.down}, and it is down", LINK_DOWN)
 
 
 def _own(facts: NameFacts) -> Choice:

@@ -159,7 +159,7 @@ NAMES = {
     ),
     nameservers.LINK_DOWN: (
         "warning",
-        "bring the VPN up; or let its client or resolvectl revert remove its servers",
+        "bring the VPN up; or let its client or resolvectl revert remove its servers; or delete the link",
     ),
     nameservers.UNREADABLE: ("warning", f"correct /etc/resolv.conf; {_SERVERS}"),
     nameservers.FOREIGN: ("note", "nothing to do if that is intended; nft flush chain ip qubes dnat-dns removes them"),

@@ -37,7 +37,7 @@ def as_data(report: ProviderReport | None, traffic: Mapping[str, Traffic]) -> di
         "forwarding": _families(report.forwarding),
         "closed": report.closed,
         "stopped": _families(report.stopped),
-        "not_forwarded": [name for name, _ in report.apart],
+        "not_forwarded": list(dict.fromkeys(name for name, _ in report.apart)),
         "hold": report.hold,
         "lost": list(report.lost),
         "unfiltered": report.unfiltered,
@@ -69,7 +69,12 @@ def as_text(report: ProviderReport | None) -> Iterator[Line]:
     """The provider's half as lines."""
     if report is None:
         return
-    forwards = report.active and bool(report.forwarding) and not report.stopped and report.firewall != NO_FIREWALL
+    forwards = (
+        report.active
+        and bool(report.forwarding)
+        and not (report.stopped or report.apart)
+        and report.firewall != NO_FIREWALL
+    )
     yield line(name("provider"), ": ", (good if forwards else warn)(_forwarding(report)))
     if _refuses6(report):
         yield line("  IPv6 of the qubes is refused: dom0 has given this qube no /qubes-netvm-gateway6")

@@ -121,6 +121,7 @@ class ResolverReport(NamedTuple):
         current: content at the end of the pass, b"" where it is no file.
         written: whether this pass wrote it.
         replaced: servers of another program's that it named before that, in words.
+        down: the VPN's device whose file it is, while that is set down; "" for none.
     """
 
     path: str
@@ -129,6 +130,7 @@ class ResolverReport(NamedTuple):
     current: bytes
     written: bool
     replaced: str = ""
+    down: str = ""
 
     @property
     def in_force(self) -> bool:

@@ -52,7 +52,9 @@ class Answer(NamedTuple):
 
 
 def link_servers(answer: Answer, uplinks: frozenset[int]) -> tuple[LinkServers, ...]:
-    """Return the answer link by link; a link without servers is none of interest.
+    """Return the answer link by link, by index; a link without servers is none of interest.
+
+    By the bus links come in an order that is another one after each start of the service.
 
     Args:
         answer: of the service.
@@ -66,7 +68,7 @@ def link_servers(answer: Answer, uplinks: frozenset[int]) -> tuple[LinkServers, 
         LinkServers(
             ifindex, tuple(servers), ifindex in everything, ifindex in uplinks, *answer.ways.get(ifindex, Ways())
         )
-        for ifindex, servers in found.items()
+        for ifindex, servers in sorted(found.items())
     )
 
 

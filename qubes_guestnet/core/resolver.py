@@ -16,6 +16,7 @@ decides:
 5. hook: a user's hook wrote it, and it names servers other than dom0's (B124).
 6. tunnel: another program wrote it while a VPN is there, and it names servers other than dom0's. Written back, the
    names of this qube and of those behind it left outside of the tunnel (B124). It is ours again when the tunnel goes.
+   A device of a VPN that is set down has not gone: its file stays, and `nameservers` refuses the questions.
 7. else it is ours. A symbolic link is replaced by a file, wherever it leads: systemd leaves one that leads to nothing
    when its resolver is off (B19).
 """
@@ -97,6 +98,7 @@ class FileFacts(NamedTuple):
         tunnel: what shows that a VPN is there, "" for none; see `tunnel`. Neither counts for a file that names no
             servers other than dom0's.
         published: sum of what we published last, and perhaps of what we were about to; "" where that is not known.
+        down: the device of `tunnel` is set down.
     """
 
     kind: str = "missing"
@@ -111,6 +113,7 @@ class FileFacts(NamedTuple):
     hook: str = ""
     tunnel: str = ""
     published: str = ""
+    down: bool = False
 
     @property
     def ours(self) -> bool:
@@ -208,17 +211,27 @@ class TunnelFacts(NamedTuple):
         links: devices without a link layer that are up: tun, WireGuard, PPP. A client tells of its servers before it
             sets its routes (wg-quick, OpenVPN).
         defaults: devices that carry a default route, or half of one (0.0.0.0/1).
+        down: devices of a VPN (tun, WireGuard, PPP) that are not up; the kernel's own ones, as tunl0, do not count.
     """
 
     ways: tuple[Way, ...] = ()
     links: tuple[str, ...] = ()
     defaults: tuple[str, ...] = ()
+    down: tuple[str, ...] = ()
 
 
 def tunnel(facts: TunnelFacts) -> str:
     """The device that shows that a VPN is there, "" for none: one that leads to a server, else the others in turn."""
-    leading = tuple(way.device for way in facts.ways if way.device)
-    return next(iter((*leading, *facts.links, *facts.defaults)), "")
+    return next(iter((*_up(facts), *facts.down)), "")
+
+
+def is_down(facts: TunnelFacts) -> bool:
+    """Whether all that shows a VPN is a device that is set down: no question can take its way."""
+    return bool(facts.down) and not _up(facts)
+
+
+def _up(facts: TunnelFacts) -> tuple[str, ...]:
+    return (*(way.device for way in facts.ways if way.device), *facts.links, *facts.defaults)
 
 
 def hook_wrote(modified: float, began: int, ended: Iterable[float | None], limit: float) -> bool:

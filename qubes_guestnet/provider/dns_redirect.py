@@ -33,6 +33,7 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean
 if TYPE_CHECKING:
     from ..core.endpoint import Endpoint
     from ..core.nameservers import Choice
+    from ..core.report import ResolverReport
     from ..paths import Paths
     from ..system.netlink import Kernel
     from ..uplink.other_services import OtherServices
@@ -63,21 +64,23 @@ class DnsRedirect:
         self._memory = redirection.Memory()
         self._trouble = ""  # what the journal was told last
 
-    def apply(self, work: Work, own_servers: tuple[IPv4Address, ...], uplinks: frozenset[int], *, kept: bool) -> None:
+    def apply(
+        self, work: Work, own_servers: tuple[IPv4Address, ...], uplinks: frozenset[int], *, file: ResolverReport | None
+    ) -> None:
         """Redirect the virtual DNS addresses to the upstream servers.
 
         Args:
             work: the pass.
             own_servers: the virtual DNS servers that this qube itself was given.
             uplinks: interface indexes of its uplinks.
-            kept: resolv.conf is taken to be a VPN's or a hook's.
+            file: resolv.conf, and whose it is taken to be; None where that is not known.
         """
         virtual = work.settings.virtual_dns
         if "dns" in work.settings.held:
             if work.provided.names.text:
                 return
             virtual = provider.VIRTUAL_DNS  # what the qubes were told all the same; nothing is to pass by the rules
-        choice = self._follow(work, (own_servers, virtual), uplinks, kept=kept)
+        choice = self._follow(work, (own_servers, virtual), uplinks, file=file)
         if choice is None:
             return
         servers = work.names.servers if work.names is not None else choice.servers
@@ -85,7 +88,7 @@ class DnsRedirect:
         self._log(work)
 
     def _follow(
-        self, work: Work, addresses: tuple[_Virtual, _Virtual], uplinks: frozenset[int], *, kept: bool
+        self, work: Work, addresses: tuple[_Virtual, _Virtual], uplinks: frozenset[int], *, file: ResolverReport | None
     ) -> Choice | None:
         """Choose, load, and choose again: while nft is at it a VPN's client may tell of other servers.
 
@@ -97,7 +100,7 @@ class DnsRedirect:
         known = len(work.errors)
         for _ in range(_LOOKS):
             del work.errors[known:]
-            choice = self._choose(work, addresses, uplinks, kept=kept)
+            choice = self._choose(work, addresses, uplinks, file=file)
             if choice is None:
                 return None
             work.names = choice
@@ -111,7 +114,7 @@ class DnsRedirect:
         return choice
 
     def _choose(
-        self, work: Work, addresses: tuple[_Virtual, _Virtual], uplinks: frozenset[int], *, kept: bool
+        self, work: Work, addresses: tuple[_Virtual, _Virtual], uplinks: frozenset[int], *, file: ResolverReport | None
     ) -> Choice | None:
         """The decision; None for leaving what is in force, because the owner's file is not valid.
 
@@ -119,7 +122,7 @@ class DnsRedirect:
             work: the pass.
             addresses: the virtual DNS servers that this qube was given, and those that the qubes ask.
             uplinks: interface indexes of its uplinks.
-            kept: resolv.conf is taken to be a VPN's or a hook's.
+            file: resolv.conf, and whose it is taken to be; None where that is not known.
         """
         own, virtual = addresses
         try:
@@ -139,8 +142,9 @@ class DnsRedirect:
         looked = heard.links is not None or last is not None
         up, names = (devices.up(), dict(socket.if_nameindex())) if looked else ({}, {})
         facts = NameFacts(
-            own, bool(uplinks), settings.servers, heard, data, unreadable, kept, last, up, names,
-            hold=settings.hold, now=int(time.monotonic()), virtual=virtual,
+            own, bool(uplinks), settings.servers, heard, data, unreadable,
+            file is not None and file.kept, last, up, names,
+            hold=settings.hold, now=int(time.monotonic()), virtual=virtual, down=file.down if file is not None else "",
         )  # fmt: skip
         if nameservers.leads_nowhere(facts):
             problem = f"{self._paths.config}: [dns] servers has {nameservers.NOWHERE_WORDS}: DNS queries are rejected"

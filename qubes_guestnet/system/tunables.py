@@ -40,7 +40,7 @@ def read(words: tuple[str, ...]) -> str | None:
 
 
 def interfaces(family: str) -> tuple[str, ...]:
-    """Names of the interfaces that have settings of a family ("ipv4", "ipv6"), but for lo."""
+    """Return the names of the interfaces that have settings of a family ("ipv4", "ipv6"), but for lo."""
     try:
         names = os.listdir(_path((family, "conf")))
     except OSError:

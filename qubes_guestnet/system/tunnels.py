@@ -23,6 +23,8 @@ _IFF_UP, _RTF_UP = 0x1, 0x1
 # types begin with the packet: PPP 512, raw IP of modems 519, IP in IP 768 (also VTI of IPsec), the same over IPv6 769,
 # SIT 776, GRE 778, GRE over IPv6 823, none at all 65534 (tun, WireGuard, xfrm of IPsec), and what will be added.
 _WITH_LINK_LAYER = frozenset({1, 6, 24, 32, 280, 772, 801, 802, 803, 804, 805, 824, 825, 826})
+# tun, WireGuard and xfrm; PPP; raw IP. Of other types the kernel makes a device of its own, which is always down.
+_OF_A_CLIENT = frozenset({512, 519, 65534})
 _NOWHERE = "00000000"
 # Masks of 0.0.0.0/0 and of 0.0.0.0/1, as the kernel prints them.
 _DEFAULTS = frozenset({"00000000", "00000080"})
@@ -45,29 +47,32 @@ def look(way: Callable[[IPAddress], int], servers: Iterable[IPAddress], ours: fr
         if index not in ours and name != "lo" and not name.startswith("vif")
     }
     ways = tuple(Way(server, foreign.get(way(server), "")) for server in servers)
-    return TunnelFacts(ways, links(foreign.values()), defaults(foreign.values()))
+    up = links(foreign.values())
+    return TunnelFacts(ways, up, defaults(foreign.values()), links(set(foreign.values()).difference(up), up=False))
 
 
-def links(names: Iterable[str]) -> tuple[str, ...]:
-    """Return those of the devices that are up and have no link layer.
+def links(names: Iterable[str], *, up: bool = True) -> tuple[str, ...]:
+    """Return those of the devices that are up and have no link layer; or those that are down and a VPN client's.
 
     Raises:
         KernelError: it does not say.
     """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-            return tuple(name for name in names if _is_tunnel(control, name))
+            return tuple(name for name in names if _is_tunnel(control, name, up))
     except OSError as error:
         raise KernelError("ip link show", error.errno or errno.EIO) from None
 
 
-def _is_tunnel(control: socket.socket, name: str) -> bool:
+def _is_tunnel(control: socket.socket, name: str, up: bool) -> bool:
     try:
         request = os.fsencode(name)
         flags = _FLAGS.unpack(fcntl.ioctl(control, _SIOCGIFFLAGS, _FLAGS.pack(request, 0)))[1]
         kind = _HARDWARE.unpack(fcntl.ioctl(control, _SIOCGIFHWADDR, _HARDWARE.pack(request, 0)))[1]
     except OSError:
         return False  # it went just now
+    if not up:
+        return not flags & _IFF_UP and kind in _OF_A_CLIENT
     return bool(flags & _IFF_UP) and kind not in _WITH_LINK_LAYER
 
 

@@ -292,6 +292,32 @@ def test_what_was_heard_last_holds_for_a_while_and_never_moves_to_the_uplink(
     assert choice.problem == "" or "is not running" in choice.reason
 
 
+VPNS_FILE = b"nameserver 10.64.0.9\n"
+
+
+@pytest.mark.behaviour("B124", "B127")
+@pytest.mark.parametrize(
+    ("facts", "servers", "problem", "last"),
+    [
+        pytest.param({}, ["10.64.0.9"], "", None, id="up"),
+        pytest.param({"down": "wg0"}, [], nameservers.LINK_DOWN, None, id="set down"),
+        pytest.param({"down": "wg0", "heard": GONE, "last": TUNNEL}, [], nameservers.LINK_DOWN, TUNNEL,
+                     id="set down, and systemd-resolved was there before"),
+        pytest.param({"down": "wg0", "heard": Heard((WIFI,))}, ["192.168.1.1", "192.168.1.2"], "",
+                     Last(WIFI.servers, WIFI.ifindex), id="systemd-resolved knows better"),
+        pytest.param({"down": "wg0", "configured": at("10.0.0.9")}, ["10.0.0.9"], "", None, id="the owner's word"),
+        pytest.param({"down": "wg0", "resolv_conf": OURS}, list(map(str, OWN)), "", None, id="the file is ours by now"),
+    ],
+)  # fmt: skip
+def test_names_of_a_vpn_that_is_set_down_are_refused(
+    facts: dict[str, object], servers: list[str], problem: str, last: Last | None
+) -> None:
+    usual = NameFacts(OWN, resolv_conf=VPNS_FILE, kept=True, up={2: True, 3: True, 7: True}, now=100)
+    choice = choose(usual._replace(**facts))  # type: ignore[arg-type]
+    assert [str(server) for server in choice.servers] == servers
+    assert (choice.problem, choice.last) == (problem, last)
+
+
 @pytest.mark.behaviour("B128")
 def test_the_way_to_a_server_of_the_file_is_asked_only_when_it_decides() -> None:
     facts = NameFacts(OWN, heard=GONE, resolv_conf=OURS + b"nameserver 192.168.1.1\n", last=TUNNEL)

@@ -157,3 +157,10 @@ Link 5 (tun0):
 def test_anything_else_is_no_answer(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         printed_servers(text)
+
+
+def test_the_order_of_links_is_always_the_same() -> None:
+    servers = ((7, DNS), (2, DNS2), (0, COMMON), (7, COMMON))
+    found = link_servers(Answer(servers, ()), frozenset())
+    assert [(each.ifindex, each.servers) for each in found] == [(0, (COMMON,)), (2, (DNS2,)), (7, (DNS, COMMON))]
+    assert found == link_servers(Answer((servers[1], servers[0], servers[3], servers[2]), ()), frozenset())

@@ -23,6 +23,7 @@ from qubes_guestnet.core.resolver import (
     TunnelFacts,
     Way,
     choose_owner,
+    is_down,
     others,
     parse,
     render,
@@ -329,10 +330,20 @@ def test_servers_of_others(facts: FileFacts, others_servers: list[object]) -> No
         (TunnelFacts((Way(SERVER, ""),), ("tun0",)), "tun0"),
         (TunnelFacts((Way(SERVER, ""),), (), ("tun1",)), "tun1"),
         (TunnelFacts((Way(SERVER, "wg0"),), ("tun0",), ("tun1",)), "wg0"),
+        (TunnelFacts((Way(SERVER, "wg0"),), (), (), ("tun0",)), "wg0"),
+        (TunnelFacts((Way(SERVER, ""),), (), ("tun1",), ("tun0",)), "tun1"),
     ],
 )
 def test_what_shows_that_a_vpn_is_there(facts: TunnelFacts, device: str) -> None:
     assert tunnel(facts) == device
+    assert not is_down(facts)
+
+
+@pytest.mark.behaviour("B124", "B127")
+def test_a_vpn_whose_device_is_set_down_is_there_and_carries_nothing() -> None:
+    facts = TunnelFacts((Way(SERVER, ""),), down=("wg0",))
+    assert tunnel(facts) == "wg0"
+    assert is_down(facts)
 
 
 @pytest.mark.behaviour("B130")

@@ -128,7 +128,7 @@ def live_through_it(guest: Guest, style: str) -> None:
     guest.qube.write(RESOLV_CONF, "nameserver 10.8.0.1\n")
     if any(link["ifname"] in TUNNELS for link in guest.oracle.ip("link")):
         # Written back before B124, so that names left outside of the tunnel; an emptied file is ours again.
-        eventually(lambda: "owner=tunnel" in guest.qube.guestnet("status", check=False).stdout, trouble=guest.log)
+        eventually(lambda: guest.status()["resolver"]["owner"] == "tunnel", trouble=guest.log)
         assert guest.servers() == ["10.8.0.1"]
         guest.qube.write(RESOLV_CONF, "")
     soon_ours(guest, style=style)

@@ -202,7 +202,7 @@ def test_a_vpns_server_in_resolv_conf_is_kept_while_the_vpn_is_there(setup: str,
     time.sleep(1.0)  # longer than it takes to write it back
     assert named(host) == [server]
     assert "wg0" in codes(host)["resolv-conf-kept"]
-    assert "owner=tunnel" in host.qube.guestnet("status", check=False).stdout
+    assert json.loads(host.qube.guestnet("status", "--json", check=False).stdout)["resolver"]["owner"] == "tunnel"
     host.qube.wire("ip rule del table 51820 2>/dev/null || true; ip link delete wg0")
     eventually(lambda: named(host) == [DNS, DNS2], trouble=host.trouble)
     leads(host, DNS, DNS2)
