@@ -14,6 +14,7 @@ from .core.operations import (
     ENDS_ROUND,
     JOINED,
     NEEDS_RECORD,
+    ONLY_IF_REFUSED,
     TRANSACTION,
     VANISHES_ALONE,
     Outcome,
@@ -153,7 +154,7 @@ def _done(op: Operation, adapters: Adapters) -> Outcome:
     except Vanished:
         raise
     except GuestnetError as error:
-        other = instead(op)
+        other = instead(op) if error.refused or kind(op) not in ONLY_IF_REFUSED else None
         if other is None:
             return Outcome(failed=(op,), errors=(error,))
         came = _done(other, adapters)

@@ -20,6 +20,7 @@ from qubes_guestnet.core.operations import (
     ENDS_ROUND,
     JOINED,
     NEEDS_RECORD,
+    ONLY_IF_REFUSED,
     ORDER,
     TRANSACTION,
     VANISHES_ALONE,
@@ -140,7 +141,7 @@ def test_every_kind_has_its_place_its_adapter_and_its_words() -> None:
     vifs = of_vifs(SimpleNamespace(), SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
     provider = {*of_rules(SimpleNamespace()), *of_base_rules(SimpleNamespace()), *vifs}  # type: ignore[arg-type]
     assert {*uplink, *provider} == {*ORDER, TRANSACTION}
-    assert set(ORDER) >= ENDS_ROUND | NEEDS_RECORD | JOINED | BESIDE | VANISHES_ALONE
+    assert set(ORDER) >= ENDS_ROUND | NEEDS_RECORD | JOINED | BESIDE | VANISHES_ALONE | ONLY_IF_REFUSED
 
 
 EVERYTHING: list[Operation] = [
