@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Qubes out of namespaces: dom0, a QubesDB daemon and a world, without root or Xen."""
+"""Qubes in namespaces: dom0, a QubesDB daemon and a world, without root or Xen."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the person started this program: a hint has to name a command that works for them, too.
+"""The command that the user typed, so that hints name a command that works.
 
-In messages and help the command is written as a package installs it, `qubes-guestnet lab`; here it becomes what was
-typed: `.venv/bin/python -m qubes_guestnet lab` in a source tree.
+Messages and help contain the installed command, `qubes-guestnet lab`; in a source tree this module replaces it by
+`.venv/bin/python -m qubes_guestnet lab`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _INSTALLED = "qubes-guestnet lab"
 
 
 def with_own_command(text: str) -> str:
-    """Return the text with the command as it works from here."""
+    """Return the text with the command replaced by the one that works here."""
     return text.replace(_INSTALLED, f"{_program()} lab")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Watch the wire: count what crosses a provider's vifs, and look for DHCP, with a raw packet socket."""
+"""Count the frames on a provider's vifs, and look for DHCP, with a raw packet socket."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SNAP = 2048
 
 
 class Frames(NamedTuple):
-    """What was seen. `lost`: frames the kernel had to drop before they were looked at; `dhcp` proves nothing then."""
+    """Counts of frames. `lost`: frames that the kernel dropped unread; `dhcp` then proves nothing."""
 
     all: int
     arp: int
@@ -36,9 +36,9 @@ class Frames(NamedTuple):
 
 
 class Capture:
-    """Counts the frames on all vifs of a provider, those that come later as well, until `stop`.
+    """Count the frames on all present and later vifs of a provider until `stop`.
 
-    A process of its own does it: the lab's process is busy, and a full buffer would lose the frame that matters.
+    A separate process counts: the lab's process is busy, and a full buffer would lose frames.
     """
 
     def __init__(self, provider: Qube, interfaces: str = "vif") -> None:
@@ -55,7 +55,7 @@ class Capture:
         packets.close()
 
     def stop(self) -> Frames:
-        """End the capture; what it saw."""
+        """End the capture, and return its counts."""
         os.kill(self._pid, signal.SIGTERM)
         with open(self._answer, encoding="ascii") as answer:
             frames = Frames(*json.load(answer))
@@ -66,7 +66,7 @@ class Capture:
 def ports(frame: bytes) -> tuple[int, ...]:
     """Return the source and destination port of an Ethernet frame with UDP or TCP; () for any other.
 
-    Packets with extension headers of IPv6 or in fragments are others.
+    Fragments and IPv6 packets with extension headers count as others.
     """
     (kind,) = struct.unpack_from("!H", frame, 12)
     packet = frame[_ETHERNET:]
@@ -97,7 +97,7 @@ def _count(packets: socket.socket, interfaces: str, say: int) -> NoReturn:
     try:
         while True:
             frame, (interface, kind, *_) = packets.recvfrom(_SNAP)
-            # The name is "" when the interface went before its last frames were read.
+            # The name is "" if the interface disappeared before its last frames were read.
             if interface and not interface.startswith(interfaces):
                 continue
             total += 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`qubes-guestnet lab …`: qubes out of namespaces, without root, without Xen, without Qubes."""
+"""`qubes-guestnet lab …`: qubes in namespaces, without root, without Xen, without Qubes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _EPILOG = """\
 examples:
   qubes-guestnet lab demo            one qube gets its network, step by step
   qubes-guestnet lab run             every scenario
-  qubes-guestnet lab run S-000 S-40  those whose name begins so
-  qubes-guestnet lab run --list      what there is
-  qubes-guestnet lab up default      a tree of qubes to play with; `lab up --help` says how
+  qubes-guestnet lab run S-000 S-40  those whose name begins with one of these
+  qubes-guestnet lab run --list      list the scenarios
+  qubes-guestnet lab up default      a tree of qubes to try; see `lab up --help`
 
 forms of a scenario: S-000 plain (IPv4, device route), S-000-6 with IPv6, S-000-g with the gateway route, S-000-6g both;
 `lab run S-000` plays all of them
 
-exit status: 0 all held, 1 something did not, 2 wrong usage; of `exec` that of the command
+exit status: 0 success, 1 a step or scenario failed, 2 wrong usage; of `exec` that of the command
 """
 
 
@@ -41,18 +41,18 @@ def parser() -> argparse.ArgumentParser:
     top.set_defaults(run=show_help)
     verbs = top.add_subparsers(metavar="VERB")
     demo = verbs.add_parser("demo", help="one qube gets its network from QubesDB, step by step",
-                            description="Shows one qube getting its network, live; ends with a table.")  # fmt: skip
-    demo.add_argument("--json", action="store_true", help="the closing table as JSON, and nothing else")
+                            description="Show one qube getting its network, live, and print a table.")  # fmt: skip
+    demo.add_argument("--json", action="store_true", help="print only the final table, as JSON")
     demo.set_defaults(run=_demo)
-    run = verbs.add_parser("run", help="scenarios, end to end, with real packets",
-                           description="Runs scenarios, each on a stage of its own; ends with a table.")  # fmt: skip
+    run = verbs.add_parser("run", help="play scenarios, end to end, with real packets",
+                           description="Play scenarios, each in a lab of its own, and print a table.")  # fmt: skip
     run.add_argument(
         "scenario", nargs="*",
-        help="begin of a name, such as S-000 or S-40; none: all of them. A suffix is a form: -6 with IPv6, "
+        help="begin of a name, such as S-000 or S-40; default: all. A suffix is a form: -6 with IPv6, "
         "-g with the gateway route, -6g with both",
     )  # fmt: skip
     run.add_argument("--list", action="store_true", help="only list them")
-    run.add_argument("--json", action="store_true", help="the closing table as JSON, and nothing else")
+    run.add_argument("--json", action="store_true", help="print only the final table, as JSON")
     run.set_defaults(run=_run)
     session_cli.add_parsers(verbs)
     store_cli.add_parsers(verbs)
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `qubes-guestnet lab ARGV`; the exit status."""
+    """Run `qubes-guestnet lab ARGV`; return the exit status."""
     args = parser().parse_args(argv)
     try:
         return int(args.run(args))

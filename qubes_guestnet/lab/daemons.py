@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The real NetworkManager, systemd-resolved, systemd-networkd and D-Bus, in a qube of the lab and without systemd.
 
-They are Debian's own programs with what they need around them: a writable /etc and /var of their own, a bus, and users
-that exist in the lab's user namespace, which without root has only one.
+They are Debian's programs, with a private writable /etc and /var, a bus, and users that exist in the lab's user
+namespace, which without root has only one user.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Daemons:
         return service
 
     def nmcli(self, *words: str, check: bool = True) -> str:
-        """`nmcli WORDS` in the qube."""
+        """Run `nmcli WORDS` in the qube."""
         done = self.qube.run("nmcli", *words, check=False)
         if check and done.returncode:
             raise LabError(
@@ -123,7 +123,7 @@ class Daemons:
         return service
 
     def resolvectl(self, *words: str) -> str:
-        """`resolvectl WORDS` in the qube, what it says after the colon."""
+        """Run `resolvectl WORDS` in the qube, and return its output after the colon."""
         return self.qube.run("resolvectl", *words).stdout.strip().rpartition(": ")[2]
 
     def networkd(self) -> Service:
@@ -136,13 +136,13 @@ class Daemons:
 
 
 def _needs(program: str, package: str) -> None:
-    """LabError unless a program is installed."""
+    """Raise LabError unless a program is installed."""
     if shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin") is None:
         raise LabError(f"{program} is missing", f"apt-get install {package}")
 
 
 def without_host_link(qube: Qube, path: str, text: str | None = None) -> None:
-    """In place of a link into the host's /etc, a file or an empty folder of the qube's own."""
+    """Replace a link into the host's /etc by a private file or an empty folder."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(qube.path(path))
     if text is None:

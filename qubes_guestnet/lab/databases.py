@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The QubesDB daemons of a lab's qubes, as dom0 writes them: one entry at a time, each write on record."""
+"""The QubesDB daemons of a lab's qubes; dom0's writes are single and recorded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WRITE, RM = "write", "rm"
 
 
 class Operation(NamedTuple):
-    """One thing that dom0 did.
+    """One operation of dom0.
 
     Args:
         verb: `write` and `rm` of an entry; `create`, `attach`, `detach`, `pause`, `resume`, `ask`, `end`, `delete`.
@@ -35,25 +35,25 @@ class Operation(NamedTuple):
 
 
 class Databases:
-    """dom0's side of every QubesDB.
+    """dom0's connections to every QubesDB.
 
     Attributes:
-        operations: everything that was done, in order.
+        operations: all operations, in order.
     """
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
 
     def did(self, verb: str, vm: Vm, what: str = "", value: str = "") -> None:
-        """Put an operation on record."""
+        """Record an operation."""
         self.operations.append(Operation(verb, vm.name, what, value))
 
     def start_store(self, vm: Vm) -> None:
-        """Start its QubesDB daemon with all that dom0 has for it: what happens at its start, and after a crash."""
+        """Start its QubesDB daemon with dom0's entries, at the start of the qube and after a crash of the daemon."""
         vm.running.start_store({key: value.decode() for key, value in vm.database.items()})
 
     def write(self, vm: Vm, key: str, value: str | bytes) -> None:
-        """Write one entry. While the qube's daemon is down dom0 keeps it, and its next start brings it."""
+        """Write one entry. While the qube's daemon is down dom0 stores the entry until the daemon's next start."""
         raw = value.encode() if isinstance(value, str) else value
         self.did(WRITE, vm, key, raw.decode(errors="replace"))
         vm.database[key] = raw

@@ -30,7 +30,7 @@ _OF_A_PROVIDER = ("provider:", "virtual DNS:", "vif")
 
 
 def _play(teller: Teller) -> None:
-    teller.step("a world, a provider and a qube, out of namespaces")
+    teller.step("a world, a provider and a qube, in namespaces")
     stage = Stage(ipv6=True, teller=teller)
     netvm2 = stage.provider("netvm2", ipv6=False)
     captures = [Capture(provider.running) for provider in (stage.netvm1, netvm2)]
@@ -61,7 +61,7 @@ def _entries(stage: Stage, vm: Vm) -> None:
 
 
 def _plan(stage: Stage, vm: Vm) -> None:
-    stage.step("`qubes-guestnet plan` says what would be done")
+    stage.step("`qubes-guestnet plan` prints the pending operations")
     lines = vm.running.guestnet("plan").stdout.splitlines()
     if not lines or network_there(vm):
         raise LabError(f"a plan changes nothing and is not empty here: {lines}, {network_there(vm)}")
@@ -76,7 +76,7 @@ def network_there(vm: Vm) -> list[str]:
 
 
 def _agent(stage: Stage, vm: Vm) -> None:
-    stage.step("the agent starts, and does it")
+    stage.step("the agent starts, and carries them out")
     start = time.monotonic()
     vm.running.start_agent()
     ready = time.monotonic() - start
@@ -114,7 +114,7 @@ def _packets(stage: Stage, vm: Vm) -> None:
 
 
 def _provider(stage: Stage, vm: Vm) -> None:
-    stage.step("its provider runs the same program, and no qube speaks for another")
+    stage.step("its provider runs the same program, and drops spoofed packets")
     provider = stage.netvm1.running
     lines = [line for line in provider.guestnet("status").stdout.splitlines() if line.startswith(_OF_A_PROVIDER)]
     if not any(", configured" in line for line in lines):  # what follows counts connections without an answer (B112)
@@ -146,7 +146,7 @@ def _live_change(stage: Stage, vm: Vm) -> None:
         stage.dom0.write(vm, "/qubes-ip", address)
         seen = events.wait_for_address(address, _DEADLINE)
         if seen is None:
-            raise LabError(f"{address} was not there within {_DEADLINE:g} s")
+            raise LabError(f"{address} was not configured within {_DEADLINE:g} s")
         took.append((seen - start) * _MILLI)
         stage.configured(vm)
         # Changes that follow each other closely are gathered; a person in dom0 is slower than that.
@@ -169,7 +169,7 @@ def _lost_and_regained(stage: Stage, vm: Vm) -> None:
     _fact(stage, "eth0 lost", f"no address, no route, no answer; {len(kept)} keys still there")
     stage.step("eth0 is plugged in again")
     took = _attached(stage, vm, lambda: stage.dom0.attach(vm))
-    stage.note(f"its address was there {took:.1f} ms after dom0 began to plug it in")
+    stage.note(f"its address was configured {took:.1f} ms after dom0 began to plug it in")
     _fact(stage, "eth0 regained", f"configured {took:.0f} ms after dom0 began, reaches the world", regained_ms=took)
 
 
@@ -181,7 +181,7 @@ def _attached(stage: Stage, vm: Vm, attach: Callable[[], None]) -> float:
     seen = events.wait_for_address(vm.address, _DEADLINE)
     events.close()
     if seen is None:
-        raise LabError(f"{vm.address} was not there within {_DEADLINE:g} s")
+        raise LabError(f"{vm.address} was not configured within {_DEADLINE:g} s")
     stage.configured(vm)
     stage.reaches(vm)
     return (seen - start) * _MILLI
@@ -291,7 +291,9 @@ class _Result:
         self._display.line()
         self._display.table(("what", "measured"), self._facts)
         self._display.line()
-        verdict = "every step held" if self.held else f"BROKEN at: {self._steps[-1] if self._steps else 'the start'}"
+        verdict = (
+            "every step succeeded" if self.held else f"FAILED at: {self._steps[-1] if self._steps else 'the start'}"
+        )
         self._display.line(f" {self._display.paint(verdict, 'bold')}, {len(self._steps)} steps in {seconds:.1f} s")
 
     def as_json(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _TUNNEL = 44.0
 _ACROSS = 6
 _CARD, _TITLE, _LEGEND = 28.0, 56.0, 52.0
 _NO_ADDRESS = "no address"
-_SUBTITLE = "which qubes reach the world, measured with real packets, and whether that is as dom0 asked"
+_SUBTITLE = "families that each qube reaches, measured with real packets, compared with dom0's settings"
 _STYLE = """
 text { font: 12px ui-sans-serif, system-ui, "DejaVu Sans", Arial, sans-serif; fill: #24292f }
 .title { font-size: 17px; font-weight: 600 }

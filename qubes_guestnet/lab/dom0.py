@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What dom0 does to a qube's network, faithfully, and including what it does badly.
+"""dom0's operations on a qube's network, reproduced with their faults.
 
 Read in core-admin 4.4.0 (`vm/qubesvm.py: start, create_qdb_entries`, `vm/mix/net.py`, `ext/r3compatibility.py`), and in
-its branch of 4.2 where that differs (behaviour B161). What the agent has to live with:
+its branch of 4.2 where that differs (behaviour B161). The agent has to cope with:
 
-* At the start of a qube its provider is told first, then the interface comes, and then the qube's own entries.
+* At the start of a qube dom0 first writes its provider's entries, then attaches the interface, then writes the qube's
+  own entries.
 * Entries are written one at a time, and none is removed: they say what the settings are if the interface exists, never
   that it does. "No provider" detaches and writes nothing. A change of a feature writes nothing at all.
-* With the own entries of a provider (its start, a change of its netvm) those about each running client are rewritten.
+* With a provider's own entries (its start, a change of its netvm) dom0 rewrites those about each running client.
 * The netvm of a paused qube: its entries change at once, its interface only after it runs again (4.2: at once too).
 
 The rules of the firewall are not written here.
@@ -86,7 +87,7 @@ class Dom0(Interfaces):
             LabError: there is one of that name.
         """
         if name in self.vms:
-            raise LabError(f"there is a qube {name} already")
+            raise LabError(f"the qube {name} exists already")
         used = {vm.qid for vm in self.vms.values() if vm.disposable == disposable}
         qid = next(number for number in range(1, len(used) + 2) if number not in used)
         vm = Vm(name, qid, provides_network=provides_network, ipv6=ipv6, disposable=disposable, offer=offer)
@@ -97,7 +98,7 @@ class Dom0(Interfaces):
         return vm
 
     def delete(self, vm: Vm) -> None:
-        """`qvm-remove`. Its provider is told nothing, until the next start of another qube behind it.
+        """Run `qvm-remove`. Its provider is notified only at the next start of another client.
 
         Raises:
             LabError: it runs, or has qubes connected to it.
@@ -135,7 +136,7 @@ class Dom0(Interfaces):
         self.write_entries(vm)
         self.did("resume", vm)
         if vm.agent and not vm.provides_network:
-            qube.guestnet("rules", "load")  # as the unit does in every qube; that of a provider see Hotplug
+            qube.guestnet("rules", "load")  # as the unit does in every qube; for a provider see Hotplug
         self._provide(vm)
         if vm.plugged is not None:
             self.connect(vm)
@@ -175,7 +176,7 @@ class Dom0(Interfaces):
                 self.attach(vm)
 
     def _provide(self, vm: Vm) -> None:
-        """What makes a started qube a provider, and its cable to the outside."""
+        """Make a started qube a provider, with its cable to the outside."""
         if vm.provides_network:
             ipv6 = vm.has_ipv6
             if vm.plain:
@@ -201,7 +202,7 @@ class Dom0(Interfaces):
         self.kill(vm)
 
     def kill(self, vm: Vm) -> None:
-        """`qvm-kill`: nothing in it is asked, its provider hears of it."""
+        """Run `qvm-kill`: end it without asking it, and notify its provider."""
         self.crash(vm)
         self.offline_late()
 
@@ -216,13 +217,13 @@ class Dom0(Interfaces):
             self._unheard.append((backend.provides, vif))
         for other in self.vms.values():
             if other.qube is not None and other.backend is vm:
-                # The kernel takes the other ends away with the network, at some moment of its own.
+                # The kernel removes the other ends with the network namespace, some time later.
                 other.qube.wire(f"ip link delete {other.interface} 2>/dev/null || :")
                 other.plugged = other.backend = None
                 self._lost.append((other, vm))
 
     def offline_late(self) -> None:
-        """Let dom0, and providers that still run, hear of qubes that are gone."""
+        """Notify dom0 and running providers of qubes that are gone."""
         unheard, self._unheard = self._unheard, []
         for networking, vif in unheard:
             if any(vm.provides is networking for vm in self.vms.values()):
@@ -287,7 +288,7 @@ class Dom0(Interfaces):
         if netvm is not None and not netvm.provides_network:
             raise LabError(f"{netvm.name} provides no network")
         if netvm is not None and netvm in self.below(vm):
-            raise LabError(f"{vm.name} would provide network for itself: {netvm.name} is behind it")
+            raise LabError(f"{netvm.name} gets its network from {vm.name}, so it cannot be its provider")
         if netvm is not None and vm.qube is not None and netvm.qube is None:
             raise LabError(f"QubesVMNotStartedError: {vm.name} runs, and {netvm.name} is halted", "start it first")
         if vm.qube is not None and self._waits(vm):
@@ -315,12 +316,12 @@ class Dom0(Interfaces):
             vm.features[feature] = value
 
     def correct_by_hand(self, netvm: Vm) -> None:
-        """What a person can do in dom0 with qubesdb-write and -rm: a provider's entries as its start writes them."""
+        """Rewrite a provider's entries as at its start, as a user can with qubesdb-write and -rm."""
         if netvm.gateway6 is None and _GATEWAY6 in netvm.database:
             self.remove(netvm, _GATEWAY6)
         self.write_all(netvm, netvm.provider_entries())
         self.refresh_connected(netvm)
 
     def reattach(self, vm: Vm) -> None:
-        """What setting the same provider again does to a running qube: entries written anew, another interface."""
+        """Set the same provider again on a running qube: rewrite the entries, and replace the interface."""
         self.set_netvm(vm, vm.netvm)

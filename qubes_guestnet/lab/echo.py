@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TCP echo, what the world's host offers besides DNS: `python3 -m qubes_guestnet.lab.echo PORT …`."""
+"""TCP echo server of the world's host: `python3 -m qubes_guestnet.lab.echo PORT …`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CHUNK = 65536
 
 
 def serve(ports: Iterable[int]) -> None:
-    """Send back what comes in on each port, IPv4 and IPv6, until killed."""
+    """Echo on each port, IPv4 and IPv6, until killed."""
     selector = selectors.DefaultSelector()
     for port in ports:
         listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
@@ -29,7 +29,7 @@ def serve(ports: Iterable[int]) -> None:
 
 
 def _echo(connection: socket.socket) -> bool:
-    """One piece back; False when the other end is gone."""
+    """Echo one piece of data; return False if the other end is gone."""
     try:
         data = connection.recv(_CHUNK)
         connection.sendall(data)

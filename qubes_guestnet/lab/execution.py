@@ -21,10 +21,10 @@ _SIGNALLED = 128
 
 
 class Execution:
-    """One such command, started. Readable when it has ended.
+    """A running command, readable when it has ended.
 
-    It leads a session of its own inside the qube, so that a signal can be sent to it and its children alone, not to
-    nsenter, which has to tell its status.
+    It leads a session inside the qube, so that signals reach only the command and its children, and not nsenter, which
+    must report the exit status.
 
     Args:
         qube: where.
@@ -52,14 +52,14 @@ class Execution:
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
             for leader in [int(child) for child in children] or [self._process.pid]:
-                # It leads no group before it has come to setsid().
+                # Before setsid() it leads no process group.
                 try:
                     os.killpg(leader, number)
                 except ProcessLookupError:
                     os.kill(leader, number)
 
     def close(self) -> int:
-        """To be called when it has ended: its exit status, 128 + the number of a signal."""
+        """Return the exit status of the ended command, or 128 + the number of the signal."""
         os.close(self._pidfd)
         status = self._process.wait()
         return _SIGNALLED - status if status < 0 else status
@@ -71,7 +71,7 @@ class Execution:
 
 
 def _install(qube: Qube) -> None:
-    """Make `qubes-guestnet` in the qube this program, wherever it was started from."""
+    """Install this program as `qubes-guestnet` in the qube."""
     if not qube.path(_OWN).exists():
         qube.write(_OWN, f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m qubes_guestnet "$@"\n')
         qube.path(_OWN).chmod(0o755)

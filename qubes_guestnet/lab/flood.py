@@ -16,7 +16,7 @@ from .frames import checksum
 from .namespaces import LabError
 from .qube import Qube
 
-# As `ping -f`, an echo each time one came back, but no faster than this: others need the processors as well.
+# As `ping -f`, one echo per answer, but at most this fast, because other processes need the processors.
 _PAUSE = 0.002
 _LAST_ANSWERS = 2.0
 _ECHO, _ECHO_REPLY = 8, 0
@@ -25,7 +25,7 @@ _HEADER = struct.Struct("!BBHHH")
 
 
 class Flow(NamedTuple):
-    """How many were sent, how many came back, and the longest time without an answer, in seconds."""
+    """Numbers of sent and answered echoes, and the longest time without an answer, in seconds."""
 
     sent: int
     answered: int
@@ -35,7 +35,7 @@ class Flow(NamedTuple):
 class Flood:
     """ICMP echoes from a qube to an IPv4 address, about 400 a second, until `stop`.
 
-    A process of its own sends them: the lab's is busy with what is to be survived.
+    A separate process sends them, because the lab's process is busy.
 
     Args:
         qube: sender.
@@ -56,13 +56,13 @@ class Flood:
         packets.close()
 
     def stop(self) -> Flow:
-        """End it; what became of it. LabError when it broke off by itself."""
+        """End it, and return its counts. LabError: it ended by itself."""
         os.kill(self._pid, signal.SIGTERM)
         with open(self._answer, encoding="ascii") as answer:
             text = answer.read()
         os.waitpid(self._pid, 0)
         if not text:
-            raise LabError("the flood of pings broke off")
+            raise LabError("the flood of pings ended unexpectedly")
         return Flow(*json.loads(text))
 
 

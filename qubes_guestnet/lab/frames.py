@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Frames as a hostile qube sends them, whatever its kernel would say, and all frames that cross its interfaces."""
+"""Send raw frames, as a hostile qube does, and capture all frames of its interfaces."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Frame(NamedTuple):
 
 
 class Tap:
-    """All frames of a qube's interfaces, also of those that come later, from now on until it is closed.
+    """Capture of all frames of a qube's present and later interfaces until it is closed.
 
     Args:
         qube: whose.
@@ -127,7 +127,7 @@ class Tap:
                 self._seen.append(Frame(name, kind == socket.PACKET_OUTGOING, octets))
         _, lost = struct.unpack("=II", self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
         if lost:
-            raise LabError(f"{lost} frames at {self._name} were lost before they were looked at")
+            raise LabError(f"the kernel dropped {lost} captured frames of {self._name}")
         return [frame for frame in self._seen if interface in ("", frame.interface)]
 
     def with_octets(self, octets: bytes, interface: str = "") -> list[Frame]:
@@ -135,12 +135,12 @@ class Tap:
         return [frame for frame in self.frames(interface) if octets in frame.octets]
 
     def close(self) -> None:
-        """No more of it."""
+        """End the capture."""
         self._socket.close()
 
 
 def send(qube: Qube, interface: str, *frames: bytes) -> None:
-    """Send frames by an interface of a qube, past its kernel's own mind."""
+    """Send frames by an interface of a qube, bypassing its kernel's stack."""
     with qube.socket(socket.AF_PACKET, socket.SOCK_RAW) as packets:
         for frame in frames:
             packets.sendto(frame, (interface, 0))

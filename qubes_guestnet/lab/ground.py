@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether this machine lets the lab be built; if not, one sentence says what is missing and how to get it."""
+"""Check whether the lab can be built on this machine; if not, the error names the cause and the remedy."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SETTINGS = (
 
 
 def require() -> None:
-    """LabError unless all programs of the lab are there, and its namespaces can be made, which is tried."""
+    """Raise LabError unless all programs are installed and the namespaces can be created, which is tried."""
     tools.require()
     said = _trial()
     if said is not None:
         why, remedy = _reason(said)
-        raise LabError(f"the lab needs namespaces that this system does not give: {why}", remedy)
+        raise LabError(f"the lab cannot create its namespaces: {why}", remedy)
 
 
 def _trial() -> str | None:
@@ -49,16 +49,16 @@ def _trial() -> str | None:
 
 
 def _reason(said: str) -> tuple[str, str]:
-    """Why, and what to do about it: the first cause that is found."""
+    """Return the first cause found, and the remedy."""
     if not os.path.exists("/proc/self/uid_map"):
         return "/proc is not mounted", "mount -t proc proc /proc"
     for name, forbids, allows in _SETTINGS:
         if _setting(name) == forbids:
             return f"{name} is {forbids}", f"as root: sysctl -w {name}={allows}"
     if _in_chroot():
-        return "in a chroot the kernel refuses them", "run it outside, or enter it with systemd-nspawn -D FOLDER"
+        return "the kernel refuses them in a chroot", "run it outside, or enter it with systemd-nspawn -D FOLDER"
     if any(map(os.path.exists, _CONTAINERS)):
-        return "a container without the right to make them", "start it with --privileged, or use a virtual machine"
+        return "this container has no permission to create them", "start it with --privileged, or use a virtual machine"
     return said.partition(";")[0], "run it as root, or on a machine that allows unprivileged user namespaces"
 
 

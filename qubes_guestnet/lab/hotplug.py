@@ -25,13 +25,13 @@ class Hotplug(Networking):
         qube.guestnet("rules", "load")
 
     def plug(self, vif: Vif) -> None:
-        """The device comes, and xenstore says whose it is."""
+        """Add the device, and its data to xenstore."""
         super().plug(vif)
         nodes = {"mac": vif.mac, "type": "vif", "ip": addresses(vif), "handle": str(vif.number)}
         xenstore.fill(self.qube, folder(vif), nodes)
 
     def online(self, vif: Vif) -> None:
-        """`vif online`; LabError, with what it told Xen, when it did not connect the vif."""
+        """Run `vif online`; LabError, with the error in xenstore, if it did not connect the vif."""
         done = self._call("online", vif)
         status = xenstore.node(self.qube, f"{folder(vif)}/hotplug-status")
         if done or status != CONNECTED:
@@ -51,7 +51,7 @@ class Hotplug(Networking):
         super().connect(vif, qube, interface)
 
     def offline(self, vif: Vif) -> None:
-        """`vif offline`; LabError when it complains."""
+        """Run `vif offline`; LabError if it fails."""
         complaint = self._call("offline", vif)
         xenstore.clear(self.qube, folder(vif))
         if complaint:
@@ -69,7 +69,7 @@ class Hotplug(Networking):
 
 
 def folder(vif: Vif) -> str:
-    """Return where xenstore has what is known of a vif, relative to the provider's own folder."""
+    """Return the xenstore path of a vif, relative to the provider's own folder."""
     return f"backend/vif/{vif.domain}/{vif.number}"
 
 

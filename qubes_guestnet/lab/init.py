@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Process 1 of a qube: enters fresh namespaces, builds the root, then reaps orphans and listens to sd_notify.
+"""Process 1 of a qube: enter new namespaces, build the root, then reap orphans and serve sd_notify.
 
-It stands in for systemd where the agent can tell the difference: NOTIFY_SOCKET is served, and every message is kept
-with the time it came, so that the lab can wait for READY=1. It loads nothing: it is a fork of the lab's own process.
+It replaces systemd as far as the agent needs: it serves NOTIFY_SOCKET and stores every message with its time, so that
+the lab can wait for READY=1. It imports nothing: it is a fork of the lab's own process.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def start(name: str, root: str, hidden: str) -> int:
 
 
 def _enter(name: str, root: str, hidden: str, say: int) -> NoReturn:
-    """Between the lab and process 1: only a child of the process that unshared is in the new process namespace."""
+    """Run between the lab and process 1: only children of the unsharing process are in the new process namespace."""
     try:
         unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC)
         named, name_it = os.pipe()
@@ -97,7 +97,7 @@ def _loopback_up() -> None:
 
 
 def _let_go_of_the_lab(keep: int) -> None:
-    """Close what was inherited: a pipe the lab writes to must end when the lab does."""
+    """Close inherited descriptors: a pipe that the lab writes to must end with the lab."""
     null = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The interfaces that dom0 plugs in and out, and the entries that it writes with them; when it does so is in `dom0`."""
+"""The interfaces that dom0 attaches and detaches, and the entries that it writes with them; `dom0` has the order."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Interfaces(Databases):
     # --- interfaces --------------------------------------------------------------------------------------------
 
     def attach(self, vm: Vm, interface: str = INTERFACE, late: bool = False) -> None:
-        """Plug its interface in: a new one each time.
+        """Attach a new interface.
 
         Args:
             vm: a running qube, behind a running provider.
             interface: what the qube's kernel names it.
-            late: the provider hears of a fake address only after the interface is there.
+            late: dom0 writes a fake address for the provider only after the interface exists.
         """
         if not late and vm.netvm is not None and vm.netvm.qube is not None:
             self.tell_of_mapping(vm, vm.netvm)
@@ -57,14 +57,16 @@ class Interfaces(Databases):
             networking.online(vm.plugged)
             self.connect(vm, interface)
         except LabError:
-            with contextlib.suppress(LabError):  # the first one says why
+            with contextlib.suppress(LabError):  # the first error has the cause
                 self.detach(vm)
             raise
         if late and vm.netvm is not None:
             self.tell_of_mapping(vm, vm.netvm)
 
     def plug(self, vm: Vm) -> Networking:
-        """First step of `attach`: the device is at its provider. For the hotplug script see `Networking.online`."""
+        """Run the first step of `attach`: add the device to its provider. For the hotplug script see
+        `Networking.online`.
+        """
         if vm.netvm is None:
             raise LabError(f"{vm.name} has no provider to attach to")
         if vm.netvm.qube is None:
@@ -87,14 +89,14 @@ class Interfaces(Databases):
         return vm.numbered == vm.domid
 
     def connect(self, vm: Vm, interface: str = INTERFACE) -> None:
-        """Last step of `attach`: as soon as the hotplug script has said so the qube has its interface."""
+        """Run the last step of `attach`: the qube gets its interface once the hotplug script has reported success."""
         if vm.plugged is None or vm.backend is None or vm.backend.provides is None:
             raise LabError(f"{vm.name} is not plugged in anywhere")
         vm.backend.provides.connect(vm.plugged, vm.running, interface)
         vm.interface = interface
 
     def detach(self, vm: Vm) -> None:
-        """Unplug its interface, if it has one: the device goes, then its provider hears of it. The entries stay."""
+        """Detach its interface, if it has one: remove the device, then notify its provider. The entries stay."""
         vif, backend, interface = vm.plugged, vm.backend, vm.interface
         vm.plugged, vm.backend, vm.interface = None, None, ""
         if vif is not None and backend is not None and backend.provides is not None:
@@ -126,11 +128,11 @@ class Interfaces(Databases):
         self.tell_of_mapping(vm, netvm)
 
     def tell_of_mapping(self, vm: Vm, netvm: Vm) -> None:
-        """Tell a provider which addresses a qube behind it sees."""
+        """Write a client qube's fake addresses for its provider."""
         self.write_all(netvm, vm.mapped_entries())
 
     def write_iptables(self, vm: Vm) -> None:
-        """Rules for programs from before 4.0, where the template does not say that it knows newer ones."""
+        """Write the rules for programs from before 4.0, unless the template supports newer ones."""
         if vm.feature(iptables.FEATURE):
             return
         self.remove(vm, iptables.RULES)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Ctrl-C: one line says so, whatever the lab is doing, and nothing is left of it.
+"""Ctrl-C: print one line at any moment, and leave nothing behind.
 
-The terminal sends SIGINT to all processes of the command. Only the one that the person started answers: its handler
-ends what was begun, prints "interrupted" and exits. It raises no exception, because one that comes at a random moment
-also comes inside clean-ups and finalisers, which print it as a traceback (B143).
+The terminal sends SIGINT to all processes of the command. Only the process that the user started handles it: it ends
+everything that it began, prints "interrupted" and exits. It raises no exception, because an exception at a random
+moment would also hit clean-ups and finalisers, which print it as a traceback (B143).
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ _clean_ups: list[CleanUp] = []
 
 
 def install() -> None:
-    """Answer SIGINT from now on; where it is ignored, as in a shell's background job, it stays ignored."""
+    """Handle SIGINT from now on; if it is ignored, as in a shell's background job, keep it ignored."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _answer)
 
 
 def finish() -> None:
-    """The command has done all it had to: SIGINT comes too late to interrupt it."""
+    """Stop handling SIGINT, because the command is finished."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def add(clean_up: CleanUp) -> None:
-    """Have something called when SIGINT comes, before the process ends; the last one added comes first."""
+    """Register a function that SIGINT calls before the process ends; the last one added is called first."""
     _clean_ups.append(clean_up)
 
 
 def remove(clean_up: CleanUp) -> None:
-    """Take back `add`."""
+    """Revert `add`."""
     _clean_ups.remove(clean_up)
 
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """While inside, signals that end a process wait: for a fork and the `add` that belongs to it."""
+    """Block terminating signals inside: for a fork and its `add`."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -77,14 +77,14 @@ def _nothing(_number: int, _frame: FrameType | None) -> None:
 
 
 def end(child: int) -> None:
-    """SIGTERM to a child, and wait; one that has ended already is fine."""
+    """Send SIGTERM to a child, and wait for it; ignore one that has ended already."""
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
 
 
 def say() -> None:
-    """Print the line, below what stands on the terminal's present line."""
+    """Print the line, below the terminal's present line."""
     for descriptor in (1, 2):
         if os.isatty(descriptor):
             _write(descriptor, b"\n")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Become dbus-broker with what it expects of systemd: a listening socket, and a journal to write to.
+"""Become dbus-broker with the listening socket and the journal that it expects from systemd.
 
     python -m qubes_guestnet.lab.message_bus SOCKET CONFIG
 
-What it says to the journal goes to standard error.
+Its journal messages go to standard error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LONGEST = 1 << 16
 
 
 def main(path: str, config: str) -> NoReturn:
-    """Hand the program its sockets; it then takes the place of this process."""
+    """Pass the sockets to the program, and execute it."""
     with _bound(socket.SOCK_DGRAM, JOURNAL) as journal:
         if os.fork() == 0:
             die_with_parent()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Namespaces without root: the few system calls the lab is made of, and `isolate()`, which puts a whole lab into them.
+"""Namespaces without root: the system calls of the lab, and `isolate()`, which runs a whole lab in them.
 
-`isolate()` runs a function as process 1 of fresh user, network, mount, process, host name and IPC namespaces. Whatever
-that function starts, mounts or makes dies with it, also after Ctrl-C and after `kill -9` of any process of the lab: the
+`isolate()` runs a function as process 1 of new user, network, mount, process, host name and IPC namespaces. All its
+processes, mounts and interfaces end with it, also after Ctrl-C and after `kill -9` of any process of the lab: the
 kernel ends all processes of a process namespace with its first one, and frees mounts and interfaces with their last
 user.
 
@@ -48,7 +48,7 @@ _MOUNT_ATTR_RDONLY = 1
 # One number on every architecture Debian and Fedora build for; glibc has the wrapper only since 2.36.
 _SYS_MOUNT_SETATTR = 442
 
-# Folders over which the lab may mount its work folder: there in every Linux, and empty of what Python needs.
+# Folders over which the lab may mount its work folder: present in every Linux, and not needed by Python.
 _WORK_CANDIDATES = ("/run", "/mnt", "/media", "/srv")
 # Written last by tools/unpack-daemons, in its folder `usr`.
 _UNPACKED = "share/qubes-guestnet-daemons"
@@ -58,7 +58,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LabError(GuestnetError):
-    """The lab could not build or keep its namespaces: a tool or a right is missing."""
+    """The lab failed, for example because a tool or a permission is missing."""
 
 
 def _call(what: str, result: int) -> None:
@@ -79,7 +79,7 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
 
 
 def bind(source: str, target: str) -> None:
-    """Show `source` with all that is mounted below it at `target`, and nothing of it writable."""
+    """Bind `source`, with all mounts below it, read-only to `target`."""
     mount(source, target, flags=MS_BIND | MS_REC)
     attributes = struct.pack("=QQQQ", _MOUNT_ATTR_RDONLY, 0, 0, 0)
     result = _libc.syscall(
@@ -89,7 +89,7 @@ def bind(source: str, target: str) -> None:
 
 
 def pivot(root: str) -> None:
-    """Make `root` (a mount) the root of this mount namespace and let go of the former one."""
+    """Make `root` (a mount) the root of this mount namespace and unmount the former one."""
     os.chdir(root)
     _call("pivot_root", _libc.pivot_root(b".", b"."))
     _call("umount of the old root", _libc.umount2(b".", MNT_DETACH))
@@ -100,7 +100,7 @@ def die_with_parent(parent: int = 0) -> None:
     """Ask the kernel for SIGKILL when the parent ends. To be called after unshare(): a change of rights clears it.
 
     Args:
-        parent: its process id, where that can be seen: if it ended before the kernel knew of our wish, we end here.
+        parent: its process id, where that can be seen: if it ended before the prctl call, this process ends too.
     """
     _call("prctl", _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))
     if parent and os.getppid() != parent:
@@ -108,10 +108,10 @@ def die_with_parent(parent: int = 0) -> None:
 
 
 def socket_in(pid: int, family: int, kind: int, protocol: int = 0) -> socket.socket:
-    """Return a socket that lives in the network namespace of process `pid`, for the caller to use from where it is.
+    """Return a socket in the network namespace of process `pid`, usable by the caller in its own namespace.
 
-    A socket keeps for ever the namespace it was made in, so real packets can be sent "from inside a qube" without
-    starting a process there. Not for threaded callers that also make sockets.
+    A socket stays in the namespace where it was created, so real packets can be sent "from inside a qube" without a
+    process there. Not for threaded callers that also create sockets.
     """
     home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -140,7 +140,7 @@ def isolate(function: Callable[[], int]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited; the kernel then keeps no exit status of a child
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # inherited; with it a child's exit status is lost
     unshared, say_unshared = os.pipe()
     mapped, say_mapped = os.pipe()
     with interruption.held():
@@ -193,7 +193,7 @@ def _middle(function: Callable[[], int], caller: int, say_unshared: int, mapped:
             unshare(CLONE_NEWUSER | CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC)
         except OSError as error:
             raise LabError(
-                f"no namespaces: {error.strerror}",
+                f"cannot create namespaces: {error.strerror}",
                 "unprivileged user namespaces must be allowed: sysctl user.max_user_namespaces above 0, "
                 "kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0 (where they exist)",
             ) from error
@@ -216,7 +216,7 @@ def _middle(function: Callable[[], int], caller: int, say_unshared: int, mapped:
 
 
 def _map_ids(child: int) -> None:
-    """Root of the child's user namespace is the caller; real root keeps every other user and group as well."""
+    """Map root of the child's user namespace to the caller; real root also keeps every other user and group."""
     try:
         _write(f"/proc/{child}/uid_map", "0 0 4294967295")
         _write(f"/proc/{child}/gid_map", "0 0 4294967295")
@@ -265,7 +265,7 @@ def _mounts() -> None:
 
 
 def _show_unpacked() -> None:
-    """Show the daemons that tools/unpack-daemons unpacked at /usr, in this mount namespace only.
+    """Overlay /usr with the daemons from tools/unpack-daemons, in this mount namespace only.
 
     Raises:
         LabError: the kernel refuses the overlay.
@@ -276,8 +276,8 @@ def _show_unpacked() -> None:
     try:
         mount("daemons", "/usr", "overlay", MS_NOSUID | MS_NODEV, f"lowerdir={_escaped(folder)}:/usr")
     except OSError as error:
-        problem = f"{folder} cannot be shown at /usr: {error.strerror}"
-        raise LabError(problem, "remove that folder, and install the packages that the lab then names") from error
+        problem = f"cannot overlay {folder} on /usr: {error.strerror}"
+        raise LabError(problem, "remove that folder, and install the packages that the lab then lists") from error
 
 
 def _escaped(path: str) -> str:

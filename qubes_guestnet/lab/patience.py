@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How much longer than on real hardware the lab waits: the one factor of all its deadlines.
+"""The factor of all deadlines of the lab, relative to real hardware.
 
-A deadline is only ever spent by what fails. The tests set the factor where they run in an emulated machine, which is
-many times slower, and slower still while its host has other work.
+Only a failure waits for the whole deadline. The tests raise the factor in an emulated machine, which is many times
+slower, even more so on a busy host.
 """
 
 factor = 1.0
 
 
 def patient(seconds: float) -> float:
-    """Return a deadline for this machine, from that for real hardware; both in seconds."""
+    """Convert a deadline for real hardware to this machine; both in seconds."""
     return seconds * factor

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where an interactive lab is found: a folder of one's own for each, with a lock, a socket and a log.
+"""The folder of an interactive lab, with a lock, a socket and a log.
 
 The lab holds the lock while any of its processes exists; the kernel releases it with the last one. So the leftovers of
 a killed lab are recognised as stale without a process id, which another process could have by now.
@@ -48,14 +48,14 @@ class Place:
 
     def __init__(self, name: str = DEFAULT) -> None:
         if not _CHARACTERS.issuperset(name) or not 0 < len(name) <= _LONGEST:
-            raise UsageError(f"{name!r} is no name for a lab", f"letters, digits, - and _, at most {_LONGEST}")
+            raise UsageError(f"{name!r} is not a valid name of a lab", f"letters, digits, - and _, at most {_LONGEST}")
         self.name = name
         self.folder = base() / name
         self.log = self.folder / "log"
         self._lock = self.folder / "lock"
 
     def claim(self) -> int:
-        """Take the place for a new lab, removing what a former one left; a descriptor that holds it while it is open.
+        """Claim the folder for a new lab and remove leftovers; return a descriptor that holds it while open.
 
         Raises:
             LabError: a lab of that name is up, or the folder cannot be used.
@@ -74,7 +74,7 @@ class Place:
         return lock
 
     def clear(self) -> bool:
-        """Remove what is left of a lab that has ended; False while it is there. LabError: the folder cannot be used."""
+        """Remove the leftovers of an ended lab; return False while it runs. LabError: the folder cannot be used."""
         with _refusals(self.folder):
             if not self.folder.is_dir():
                 return True
@@ -107,7 +107,7 @@ class Place:
             if self._lock.exists() and os.path.samestat(os.fstat(lock), self._lock.stat()):
                 return lock
             os.close(lock)
-        raise LabError(f"{self.folder} does not stay", "set XDG_RUNTIME_DIR to a folder of your own")
+        raise LabError(f"another program keeps removing {self.folder}", "set XDG_RUNTIME_DIR to a folder of your own")
 
     # --- its socket --------------------------------------------------------------------------------------------
 
@@ -119,9 +119,9 @@ class Place:
         return listener
 
     def connect(self) -> socket.socket:
-        """Return a connection to the lab; LabError when it is not up, or when its folder cannot be used.
+        """Return a connection to the lab; LabError if it is not up, or its folder cannot be used.
 
-        In a folder that another user owns another program could answer: it would get the descriptors of `lab exec`.
+        If another user owned the folder, that user's program could answer and get the descriptors of `lab exec`.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -147,7 +147,7 @@ class Place:
 
 @contextlib.contextmanager
 def _refusals(folder: Path) -> Iterator[None]:
-    """LabError, one line with the remedy, for what the system refuses; that it is not there is for the caller."""
+    """Turn errors of system calls into LabError, except missing files, which the caller handles."""
     try:
         yield
     except (FileNotFoundError, ConnectionRefusedError):
@@ -192,4 +192,4 @@ def _private(folder: Path) -> None:
 def _check_private(folder: Path) -> None:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise LabError(f"{folder} is not a folder of yours alone (mode 700)", "remove it, or set XDG_RUNTIME_DIR")
+        raise LabError(f"{folder} is not owned by you with mode 700", "remove it, or set XDG_RUNTIME_DIR")

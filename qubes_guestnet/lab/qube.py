@@ -50,7 +50,7 @@ def eventually(what: str, probe: Callable[[], T], deadline: float = 10.0) -> T:
         if outcome:
             return outcome
         if time.monotonic() >= end:
-            raise LabError(f"not within {deadline:g} s: {what} (last seen: {outcome!r})")
+            raise LabError(f"timeout after {deadline:g} s: {what} (last result: {outcome!r})")
         time.sleep(_POLL)
 
 

@@ -80,7 +80,7 @@ def _wait(echoes: probes.Echo) -> None:
     while select.select([echoes], [], [], _BARRIER_SECONDS)[0]:
         if echoes.answered():
             return
-    raise LabError("a ping in the middle of the scan is not answered")
+    raise LabError("a ping during the scan was not answered")
 
 
 class _Answers:
@@ -100,7 +100,7 @@ class _Answers:
                 self._take(packets.recv(2048, socket.MSG_DONTWAIT)[_ETHERNET:])
         _, lost = struct.unpack("=II", packets.getsockopt(263, 6, 8))
         if lost:
-            raise LabError(f"{lost} answers were lost before they were looked at")
+            raise LabError(f"the kernel dropped {lost} captured answers")
 
     def _take(self, packet: bytes) -> None:
         payload = packet[(packet[0] & 15) * 4 :]

@@ -84,7 +84,7 @@ class Session:
             able = ", ".join(each.name for each in self._vms.values() if each.provides_network)
             raise UsageError(f"{netvm} provides no network", f"these do: {able}")
         if other is not None and other in self.dom0.below(vm):
-            raise UsageError(f"{netvm} has its network from {qube}", "a qube cannot provide for itself")
+            raise UsageError(f"{netvm} gets its network from {qube}", "a qube cannot provide for itself")
         step(f"{qube} gets its network from {netvm}" if netvm else f"{qube} loses its network")
         self.dom0.set_netvm(vm, other)
         _settle(vm)
@@ -96,7 +96,7 @@ class Session:
         self.dom0.set_feature(vm, feature, value)
         unaware = [each for each in self.dom0.below(vm) if each.qube is not None and _behind_the_times(each)]
         for each in unaware if restart else ():
-            step(f"{each.name} starts anew")
+            step(f"{each.name} restarts")
             self.dom0.restart(each)
             _settle(each)
         return {"unaware": [] if restart else [each.name for each in unaware]}
@@ -130,7 +130,7 @@ class Session:
     def vm(self, name: str) -> Vm:
         """Return a qube by its name; UsageError when there is none."""
         if name not in self._vms:
-            raise UsageError(f"there is no qube {name}", f"there are {', '.join(self._vms)}")
+            raise UsageError(f"there is no qube {name}", f"the qubes are {', '.join(self._vms)}")
         return self._vms[name]
 
 

@@ -31,7 +31,7 @@ examples:
 def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add these verbs to the lab's command line. `args.run(args)` gives the exit status or raises GuestnetError."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--name", default=DEFAULT, help="which lab, where there are several (default: %(default)s)")
+    common.add_argument("--name", default=DEFAULT, help="name of the lab (default: %(default)s)")
 
     def verb(name: str, run: Any, text: str, **more: Any) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = subparsers.add_parser(
@@ -41,10 +41,10 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
         added.set_defaults(run=run)
         return added
 
-    up = verb("up", _up, "a tree of qubes in the background, to play with", epilog=with_own_command(_UP_EPILOG))
-    up.add_argument("tree", nargs="?", help="a TOML file, or the name of a tree that comes along")
-    up.add_argument("--list", action="store_true", help="only list the trees that come along")
-    _json(up, "the list or the table as JSON")
+    up = verb("up", _up, "start a tree of qubes in the background", epilog=with_own_command(_UP_EPILOG))
+    up.add_argument("tree", nargs="?", help="a TOML file, or the name of a bundled tree")
+    up.add_argument("--list", action="store_true", help="only list the bundled trees")
+    _json(up, "print the list or the table as JSON")
     run = verb("exec", _exec, "run a command in a qube; its exit status is passed through")
     run.add_argument("qube")
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="[--] COMMAND…")
@@ -56,20 +56,22 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
     feature.add_argument("qube")
     feature.add_argument("feature", choices=["ipv6"])
     feature.add_argument("value", nargs="?", choices=["1", ""], metavar="1|''", help="on, off")
-    feature.add_argument("--unset", action="store_true", help="as its provider has it")
-    feature.add_argument("--restart", action="store_true", help="restart the qubes that know of it only then")
-    status = verb("status", _status, "the qubes: state, provider, what they reach, addresses")
+    feature.add_argument("--unset", action="store_true", help="inherit it from the provider")
+    feature.add_argument(
+        "--restart", action="store_true", help="restart the qubes concerned, so that the change takes effect"
+    )
+    status = verb("status", _status, "print each qube's state, provider, reach and addresses")
     status.add_argument(
         "--no-measure", action="store_true", help="send no packets to measure which qubes reach the world"
     )
-    _json(status, "the same as JSON")
+    _json(status, "print the same as JSON")
     diagram = verb(
         "diagram",
         _diagram,
-        "draw the tree as SVG, coloured by health: calm where a qube works as dom0 asked, red where it does not",
+        "draw the tree as SVG; a qube that does not reach what dom0 gave it is red",
     )
-    diagram.add_argument("-o", "--output", default="-", metavar="FILE", help="where to (default: standard output)")
-    verb("down", _down, "end the lab and all that is in it")
+    diagram.add_argument("-o", "--output", default="-", metavar="FILE", help="output file (default: standard output)")
+    verb("down", _down, "end the lab and remove everything in it")
 
 
 def _json(parser: argparse.ArgumentParser, text: str) -> None:
@@ -83,7 +85,7 @@ def _up(args: argparse.Namespace) -> int:
     if args.list:
         return _list(args.json)
     if args.tree is None:
-        raise UsageError("no tree", f"give a file, or one of {', '.join(tree.names())}")
+        raise UsageError("the tree is missing", f"give a file, or one of {', '.join(tree.names())}")
     grown = tree.load(args.tree)
     place = Place(args.name)
     display = Display(sys.stderr if args.json else None)
@@ -105,7 +107,7 @@ def _up(args: argparse.Namespace) -> int:
     if not args.json:
         display.line()
         first, name = grown.qubes[-1].name, named(args.name)
-        display.line(" It stays up. A shell in a qube, and the end of it all:")
+        display.line(" The lab stays up. To open a shell in a qube, and to end the lab:")
         for words in (f"exec{name} {first} -- bash", f"down{name}"):
             display.line(f"   {with_own_command('qubes-guestnet lab')} {words}")
     return 0
@@ -128,7 +130,9 @@ def _exec(args: argparse.Namespace) -> int:
 
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
-        raise UsageError("no command", f"for a shell: qubes-guestnet lab exec{named(args.name)} {args.qube} -- bash")
+        raise UsageError(
+            "the command is missing", f"for a shell: qubes-guestnet lab exec{named(args.name)} {args.qube} -- bash"
+        )
     return execute(Place(args.name), args.qube, command)
 
 
@@ -140,10 +144,10 @@ def _set(args: argparse.Namespace) -> int:
 
 def _feature(args: argparse.Namespace) -> int:
     if args.unset == (args.value is not None):
-        raise UsageError("give 1, '' or --unset, and one of them only")
+        raise UsageError("give exactly one of 1, '' and --unset")
     found = _ask(args, "feature", qube=args.qube, feature=args.feature, value=args.value, restart=args.restart)
     if found["unaware"]:
-        print(f"As in Qubes, only a restart makes it known to {', '.join(found['unaware'])}: --restart does that")
+        print(f"As in Qubes, the change takes effect at a restart of {', '.join(found['unaware'])}: see --restart")
     return 0
 
 
@@ -214,5 +218,5 @@ def _down(args: argparse.Namespace) -> int:
     from .session_client import down
 
     if not down(Place(args.name)):
-        print(f"lab {args.name} had ended already; what it left is removed", file=sys.stderr)
+        print(f"lab {args.name} had ended already; removed its leftovers", file=sys.stderr)
     return 0

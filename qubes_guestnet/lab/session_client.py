@@ -71,7 +71,7 @@ def up(tree: Tree, place: Place, step: Step, tick: Tick) -> Callable[[], None]:
     except LabError as error:
         os.waitpid(child, 0)
         interruption.remove(clean_up)
-        told = error.problem or f"the lab did not come up: {_tail(log)}"
+        told = error.problem or f"the lab did not start: {_tail(log)}"
         raise LabError(told, error.remedy) from None
     except BaseException:
         clean_up()
@@ -98,7 +98,7 @@ def _watch(answer: int, step: Step, tick: Tick) -> None:
 
 def _tail(log: int) -> str:
     size = os.fstat(log).st_size
-    return os.pread(log, _TAIL, max(0, size - _TAIL)).decode(errors="replace").strip() or "it ended without a word"
+    return os.pread(log, _TAIL, max(0, size - _TAIL)).decode(errors="replace").strip() or "it ended without a message"
 
 
 def _background(tree: Tree, place: Place, log: int, say: int, keep: int) -> None:

@@ -84,7 +84,7 @@ class Stage:
 
     def configured(self, vm: Vm, deadline: float = REACH_DEADLINE) -> None:
         """Addresses, routes, neighbours and resolv.conf are what the entries ask for, and nothing besides."""
-        self._hold(vm, f"{vm.name} is as asked for", lambda: not self.difference(vm), deadline,
+        self._hold(vm, f"{vm.name} is configured", lambda: not self.difference(vm), deadline,
                    lambda: self.difference(vm))  # fmt: skip
 
     def works(self, *vms: Vm) -> None:
@@ -99,7 +99,7 @@ class Stage:
         A provider that loses its own uplink earlier answers no ARP request, and the qube uses the gateway route.
         """
         if not self.gateway:
-            eventually(f"{vm.name} has been answered", lambda: set(VIRTUAL_DNS) <= _neighbours(vm))
+            eventually(f"{vm.name} got its ARP answers", lambda: set(VIRTUAL_DNS) <= _neighbours(vm))
 
     def difference(self, vm: Vm) -> str:
         """Return the first thing that is not as the entries ask; "" when all is."""

@@ -94,7 +94,7 @@ class Daemon:
             except OSError:
                 pass  # no daemon listens
             else:
-                raise StoreError(f"{path} is served already", "stop that daemon, or give another --dir")
+                raise StoreError(f"another daemon already serves {path}", "stop that daemon, or give another --dir")
         try:
             if stat.S_ISSOCK(os.lstat(path).st_mode):
                 os.unlink(path)  # of a daemon that was killed

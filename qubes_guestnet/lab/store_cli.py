@@ -38,7 +38,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
     """
     parser = subparsers.add_parser(
         "store",
-        help="a QubesDB in memory, and verbs to read and write one",
+        help="serve a QubesDB from memory, or read and write one",
         description="Without a verb: serve DIR/qubesdb.sock and DIR/qubesdb.ro.sock until SIGTERM or SIGINT.",
         epilog=with_own_command(_EPILOG),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -50,42 +50,42 @@ def _add_arguments(parser: argparse.ArgumentParser, hub: type[Hub] = Hub, daemon
     parser.add_argument(
         "--dir",
         default=os.environ.get(qubesdb.DIRECTORY_VARIABLE),
-        help=f"where the sockets are (else ${qubesdb.DIRECTORY_VARIABLE})",
+        help=f"folder of the sockets (default: ${qubesdb.DIRECTORY_VARIABLE})",
     )
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="an entry to begin with")
-    parser.add_argument("--file", metavar="ENTRIES", help="entries to begin with, one `/path = value` a line")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="an initial entry")
+    parser.add_argument("--file", metavar="ENTRIES", help="initial entries, one `/path = value` per line")
     parser.add_argument(
         "--each-removal",
         action="store_true",
-        help="removing a folder causes an event for each entry in it (newer daemons), not one for the folder",
+        help="report the removal of a folder as one event per entry, as newer daemons do",
     )
     parser.set_defaults(run=_daemon, hub=hub, daemon=daemon)
     verbs = parser.add_subparsers(metavar="VERB", title="verbs of a client")
     # SUPPRESS: else a sub-parser's default would overwrite what was given before the verb.
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--dir", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    common.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0, help="how long an answer may take")
+    common.add_argument("--timeout", metavar="SECONDS", type=float, default=5.0, help="time limit of an answer")
     raw = argparse.ArgumentParser(add_help=False)
-    raw.add_argument("-r", "--raw", action="store_true", help="values as they are, not escaped")
+    raw.add_argument("-r", "--raw", action="store_true", help="print values unescaped")
 
     def verb(name: str, run: Any, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
         added = verbs.add_parser(name, help=text, description=text, parents=[common, *parents])
         added.set_defaults(run=run)
         return added
 
-    verb("read", _read, "print values; 1 if one is missing", raw).add_argument("key", nargs="+")
+    verb("read", _read, "print values; exit status 1 if one is missing", raw).add_argument("key", nargs="+")
     verb("write", _write, "set entries").add_argument("pair", nargs="+", metavar="KEY VALUE")
     verb("multiread", _multiread, "print the entries that begin with PREFIX", raw).add_argument("prefix", nargs="+")
     verb("list", _list, "print the paths that begin with PREFIX").add_argument("prefix", nargs="+")
-    verb("rm", _rm, "remove entries; with a trailing slash all below").add_argument("key", nargs="+")
-    watch = verb("watch", _watch, "print the path of each change; with a trailing slash all below")
+    verb("rm", _rm, "remove entries; with a trailing slash all entries below").add_argument("key", nargs="+")
+    watch = verb("watch", _watch, "print the path of each change; with a trailing slash of all entries below")
     watch.add_argument("key", nargs="+")
-    watch.add_argument("-n", "--count", type=int, help="end after so many events (else never)")
+    watch.add_argument("-n", "--count", type=int, help="end after this many events (default: never)")
 
 
 def _directory(args: argparse.Namespace) -> str:
     if not args.dir:
-        raise UsageError("no folder", f"give --dir or set {qubesdb.DIRECTORY_VARIABLE}")
+        raise UsageError("the folder is missing", f"give --dir or set {qubesdb.DIRECTORY_VARIABLE}")
     return str(args.dir)
 
 

@@ -29,7 +29,7 @@ def parse_entries(text: bytes, name: str) -> dict[bytes, bytes]:
             continue
         path, equals, value = line.partition(b"=")
         if not equals:
-            raise ConfigError(f"{name}, line {number}: {shown(line)} is no entry", "write `/path = value`")
+            raise ConfigError(f"{name}, line {number}: {shown(line)} is not an entry", "write `/path = value`")
         value = value.removeprefix(b" ") if path.endswith(b" ") else value
         entries[path.strip()] = unescape(value)
     return entries

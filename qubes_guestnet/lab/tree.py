@@ -150,36 +150,36 @@ def _each_address_once(source: str, tree: Tree) -> None:
             other = holders.setdefault(address, name)
             if other != name:
                 raise UsageError(
-                    f"{source}: [qube.{name}]: its address {address} is that of [qube.{other}]",
+                    f"{source}: [qube.{name}]: address {address} is already used by [qube.{other}]",
                     f"give one of them another {key}; without that key its place in the file decides",
                 )
 
 
 def _release(source: str, table: Any) -> str:
     if not isinstance(table, dict):
-        raise UsageError(f"{source}: dom0 is no table", "write [dom0]")
+        raise UsageError(f"{source}: dom0 is not a table", "write [dom0]")
     return str(_checked(source, "[dom0]", table, _DOM0).get("release", NEWEST))
 
 
 def _tables(source: str, kind: str, tables: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(tables, dict):
-        raise UsageError(f"{source}: {kind} is no table", f"write [{kind}.NAME]")
+        raise UsageError(f"{source}: {kind} is not a table", f"write [{kind}.NAME]")
     for name, table in tables.items():
         if len(name) > _LONGEST_NAME:
             limit = f"a name has at most {_LONGEST_NAME} characters, this one has {len(name)}"
             raise UsageError(f"{source}: [{kind}.{name}]: not the name of a qube", limit)
         if not name or not _NAME_CHARACTERS.issuperset(name) or not name[0].isalpha():
-            limit = "a name has letters, digits, - and _, and begins with a letter"
+            limit = "a name consists of letters, digits, - and _, and begins with a letter"
             raise UsageError(f"{source}: [{kind}.{name}]: not the name of a qube", limit)
         if not isinstance(table, dict):
-            raise UsageError(f"{source}: [{kind}] {name} is no table", f"write [{kind}.{name}]")
+            raise UsageError(f"{source}: [{kind}] {name} is not a table", f"write [{kind}.{name}]")
     return dict(tables)
 
 
 def _no_others(source: str, where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
     for key in table:
         if key not in known:
-            raise UsageError(f"{source}: {where}: {key} is not known", f"known are {', '.join(sorted(known))}")
+            raise UsageError(f"{source}: {where}: unknown key {key}", f"the keys are {', '.join(sorted(known))}")
 
 
 def _boolean(value: Any) -> bool:
@@ -289,7 +289,7 @@ def _offer(source: str, name: str, table: dict[str, Any], behind: str | None) ->
     if offer.router == offer.address:
         raise UsageError(f"{source}: {where}: router and address are the same")
     if ipaddress.ip_address(world.HOST) in network:
-        raise UsageError(f"{source}: {where}: network {network} has the world's host {world.HOST} in it")
+        raise UsageError(f"{source}: {where}: network {network} contains the world's host {world.HOST}")
     return offer
 
 
@@ -297,14 +297,14 @@ def _ordered(source: str, specs: Mapping[str, QubeSpec]) -> Iterable[QubeSpec]:
     for spec in specs.values():
         if spec.netvm is not None and (spec.netvm not in specs or not specs[spec.netvm].provides_network):
             where = f"{source}: [qube.{spec.name}]: netvm = {spec.netvm!r}"
-            raise UsageError(f"{where}: no such qube that provides network")
+            raise UsageError(f"{where}: no such qube with provides_network")
     placed: dict[str, QubeSpec] = {}
     left = dict(specs)
     while left:
         ready = [spec for spec in left.values() if spec.netvm is None or spec.netvm in placed]
         if not ready:
             spec = next(iter(left.values()))
-            raise UsageError(f"{source}: [qube.{spec.name}]: netvm = {spec.netvm!r}: it provides for itself in the end")
+            raise UsageError(f"{source}: [qube.{spec.name}]: netvm = {spec.netvm!r}: the chain of providers is a loop")
         for spec in ready:
             placed[spec.name] = left.pop(spec.name)
     return placed.values()

@@ -43,7 +43,7 @@ class Vm:
         disposable: bool = False, offer: Offer | None = None,
     ) -> None:  # fmt: skip
         if not 0 < qid <= _LAST_NUMBER:
-            raise LabError(f"{name}: there is no address for the number {qid}")
+            raise LabError(f"{name}: no address for the number {qid}")
         self.name = name
         self.qid = qid
         self.provides_network = provides_network

@@ -314,7 +314,7 @@ def test_stopped_and_continued(directory: str, process: subprocess.Popen[str]) -
 def test_two_in_one_place_are_refused(directory: str, process: subprocess.Popen[str]) -> None:
     result = run(directory)
     assert result.returncode == 1
-    assert result.stderr.startswith(f"qubes-guestnet: {directory}/qubesdb.sock is served already; ")
+    assert result.stderr.startswith(f"qubes-guestnet: another daemon already serves {directory}/qubesdb.sock; ")
     assert run(directory, "read", "/qubes-ip").stdout == "10.137.0.7\n"
 
 

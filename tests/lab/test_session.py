@@ -125,10 +125,10 @@ def test_the_trees_that_come_along_are_listed() -> None:
 
 def test_a_tree_that_is_none_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[qube.a]\nnetwm = 'x'")
-    assert refused(2, "up", str(tmp_path / "bad.toml")).startswith(f"{tmp_path}/bad.toml: [qube.a]: netwm is not known")
+    assert refused(2, "up", str(tmp_path / "bad.toml")).startswith(f"{tmp_path}/bad.toml: [qube.a]: unknown key netwm")
     assert "give a file, or one of default," in refused(2, "up", "nowhere")
     assert "give a file, or one of default," in refused(2, "up")
-    assert refused(2, "up", "default", "--name", "../x").startswith("'../x' is no name for a lab")
+    assert refused(2, "up", "default", "--name", "../x").startswith("'../x' is not a valid name of a lab")
 
 
 def test_two_labs_side_by_side(small: Path) -> None:
@@ -155,7 +155,7 @@ def test_what_an_end_by_force_left_is_no_lab(small: Path, again: str) -> None:
         done("up", str(small))
         assert rows()["vm1"]["ipv4"] is True
     else:
-        assert lab("down").stderr == "lab lab had ended already; what it left is removed\n"
+        assert lab("down").stderr == "lab lab had ended already; removed its leftovers\n"
 
 
 def test_a_lab_that_hears_nothing_any_more_is_ended_by_force(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,17 +194,17 @@ def test_why_it_did_not_come_up_is_told(small: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Dom0, "start", stumble)
     monkeypatch.setattr(sys, "stderr", sys.__stderr__)  # pytest's is no descriptor, and nothing of it gets into a log
-    with pytest.raises(LabError, match=r"did not come up: (?s:.*)ZeroDivisionError: a bug$"):
+    with pytest.raises(LabError, match=r"did not start: (?s:.*)ZeroDivisionError: a bug$"):
         session_client.up(tree.load(str(small)), Place(), steps.append, lambda: None)
     assert not base().exists()
 
 
 def test_a_folder_others_may_enter_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base().mkdir(mode=0o755)
-    assert "qubes-guestnet-lab is not a folder of yours alone (mode 700)" in refused(1, "up", "default")
+    assert "qubes-guestnet-lab is not owned by you with mode 700" in refused(1, "up", "default")
     base().rmdir()
     base().symlink_to(tmp_path)
-    with pytest.raises(LabError, match="not a folder of yours alone"):
+    with pytest.raises(LabError, match="not owned by you"):
         Place().claim()
     base().unlink()
     monkeypatch.delenv("XDG_RUNTIME_DIR")
@@ -237,9 +237,9 @@ def test_a_qube_gets_another_provider_and_none(small: Path) -> None:
     assert "vm1 loses its network" in done("set", "vm1", "netvm", "none")
     row = rows()["vm1"]
     assert (row["netvm"], row["vif"], row["ipv4"], row["addresses"]) == (None, None, False, [])
-    assert refused(2, "set", "nix", "netvm", "net") == "there is no qube nix; there are net, other, vm1"
+    assert refused(2, "set", "nix", "netvm", "net") == "there is no qube nix; the qubes are net, other, vm1"
     assert refused(2, "set", "net", "netvm", "vm1") == "vm1 provides no network; these do: net, other"
-    assert refused(2, "set", "net", "netvm", "net") == "net has its network from net; a qube cannot provide for itself"
+    assert refused(2, "set", "net", "netvm", "net") == "net gets its network from net; a qube cannot provide for itself"
     assert lab("set", "vm1", "label", "red").returncode == 2
     assert rows()["vm1"]["netvm"] is None
 
@@ -247,11 +247,11 @@ def test_a_qube_gets_another_provider_and_none(small: Path) -> None:
 def test_the_feature_comes_down_the_tree_when_qubes_restart(small: Path) -> None:
     done("up", str(small))
     assert done("feature", "net", "ipv6", "1") == (
-        "As in Qubes, only a restart makes it known to net, vm1: --restart does that\n"
+        "As in Qubes, the change takes effect at a restart of net, vm1: see --restart\n"
     )
     assert rows()["vm1"]["ipv6"] is False
     told = done("feature", "net", "ipv6", "1", "--restart")
-    assert told.index("net starts anew") < told.index("vm1 starts anew")
+    assert told.index("net restarts") < told.index("vm1 restarts")
     row = rows()["vm1"]
     assert (row["ipv6"], row["addresses"]) == (True, ["10.137.0.3", "fd09:24ef:4179::a89:3"])
     done("feature", "vm1", "ipv6", "", "--restart")
@@ -333,10 +333,10 @@ def test_a_folder_of_another_user_is_one_line(monkeypatch: pytest.MonkeyPatch) -
                 failed = subprocess.run(command, text=True, capture_output=True, check=False)
                 (line,) = failed.stderr.splitlines()
                 assert failed.returncode == 1, failed
-                assert line.startswith(f"qubes-guestnet lab: {theirs} is not a folder of yours alone"), line
+                assert line.startswith(f"qubes-guestnet lab: {theirs} is not owned by you"), line
         finally:
             theirs.rmdir()
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     for call in (Place().connect, Place().claim, Place().clear):
-        with pytest.raises(LabError, match="is not a folder of yours alone"):
+        with pytest.raises(LabError, match="is not owned by you"):
             call()

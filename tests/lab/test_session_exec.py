@@ -52,8 +52,8 @@ def test_a_command_has_input_output_error_and_status_of_its_caller(small: Path, 
     assert "eth0" in done("exec", "vm1", "qubes-guestnet", "status")
     long = "x" * 100_000
     assert done("exec", "vm1", "printf", "%s", long) == long
-    assert refused(2, "exec", "nix", "true") == "there is no qube nix; there are net, other, vm1"
-    assert refused(2, "exec", "vm1").startswith("no command; for a shell: ")
+    assert refused(2, "exec", "nix", "true") == "there is no qube nix; the qubes are net, other, vm1"
+    assert refused(2, "exec", "vm1").startswith("the command is missing; for a shell: ")
     assert refused(2, "exec", "--name", "b", "vm1").endswith(" lab exec --name b vm1 -- bash")
 
 

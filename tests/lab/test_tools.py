@@ -161,5 +161,5 @@ def test_demo_fails_when_a_step_does_not_hold(
     monkeypatch.setattr(demo, "_packets", broken)
     assert demo.main() == 1
     out = capsys.readouterr().out
-    assert "BROKEN at: the agent starts" in out
+    assert "FAILED at: the agent starts" in out
     assert "on purpose" in out
