@@ -47,7 +47,7 @@ class Loading:
         self._looked = self._marked = (-1, 0)  # at the last look, and at the one before the last load
         self.now: Mapping[str, str] = {}
         self.generation = -1
-        # Who loads them for the first time need not know it: to ask first would cost each boot 10 ms.
+        # The first load does not need it, and asking for it would cost each boot 10 ms.
         self._knows_families = bool(self._before.rules.text)
 
     def text(self, families: tuple[str, ...]) -> str:

@@ -174,7 +174,7 @@ def _function(verb: Verb) -> Callable[[Options], int]:
         return _lab
     module: ModuleType
     if verb.run in ("vif", "rules", "forwarding"):
-        from . import provider_commands as module  # somebody waits for them
+        from . import provider_commands as module  # the boot or a starting qube waits for them
     elif verb.run in ("status", "check", "monitor"):
         from . import view_commands as module
     else:

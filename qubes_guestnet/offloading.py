@@ -49,7 +49,7 @@ class Offload:
         self._told = ""
 
     def bring(self, work: Work) -> None:
-        """Have it as it should be, or not at all. What is against it is no error.
+        """Load or remove the flowtable. An obstacle is a reason in `status`, and not an error.
 
         Args:
             work: the pass; errors are added to its own.

@@ -115,7 +115,7 @@ class Provider:
             if self._offload is not None:
                 work.attempt(partial(self._offload.bring, work))
         report = work.report(forwarded(), before)
-        # Nobody but a person asks for it: with 250 vifs it is 500 files.
+        # Only users ask for it: with 250 vifs it is 500 files.
         return report._replace(apart=apart()) if work.dry_run and work.active else report
 
     # --- what the command line asks ----------------------------------------------------------------------------

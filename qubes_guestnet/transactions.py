@@ -31,7 +31,7 @@ class Transactions:
         if not self._families:
             from .system import nft_families  # a boot finds out by loading
 
-            nft_kernel.generation()  # who may not ask is told so in the same words as everywhere, and so once
+            nft_kernel.generation()  # a process without the permission gets the usual error, once
             self._families = nft_families.there()
         return self._families
 

@@ -164,7 +164,7 @@ def there(records: Iterable[Vif], indexes: Mapping[str, int]) -> tuple[Vif, ...]
 
 
 def letting_send(vifs: Iterable[Vif], settings: ProviderSettings, *, arp: bool) -> str:
-    """What has to be in the sets for vifs, as a part of a transaction; what is in them already is no error.
+    """Return the elements of the sets for vifs, as a part of a transaction; existing elements are ignored.
 
     Args:
         vifs: that are there.

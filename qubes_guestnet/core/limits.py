@@ -268,7 +268,7 @@ def _rules(name: str, icmp: str, kept: Kept) -> Iterable[str]:
 
 
 def detach(name: str) -> str:
-    """The reverse of `attach`, of both families; what is not there is no error."""
+    """Return the reverse of `attach`, of both families; missing elements are ignored."""
     name = parse_name(name).text
     text = ""
     for word, _ in _WORDS.values():

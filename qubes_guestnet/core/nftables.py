@@ -272,7 +272,7 @@ def attach_all(vifs: Iterable[tuple[str, Iterable[IPAddress], str]]) -> str:
 
 
 def detach(name: str, addresses: Iterable[IPAddress], keep_downstream: Iterable[IPAddress], mac: str) -> str:
-    """The reverse of `attach`; what is not there is no error.
+    """Return the reverse of `attach`; missing elements are ignored.
 
     Args:
         name: of the vif; ValueError when it is not the name of one.

@@ -26,9 +26,9 @@ def as_text(report: Report, standing: Standing, presence: Presence = NOBODY) -> 
         yield from _interface_lines(interface)
     if report.resolver is not None:
         servers = server_words(report.resolver.current)
-        who = wording.owner(report.resolver.decision)
-        who = f"to be {who}" if report.resolver.pending and who.startswith("written") else who
-        yield line(name(report.resolver.path), f": {servers}, ", dim(who))
+        owner = wording.owner(report.resolver.decision)
+        owner = f"to be {owner}" if report.resolver.pending and owner.startswith("written") else owner
+        yield line(name(report.resolver.path), f": {servers}, ", dim(owner))
     yield from rendering_provider.as_text(report.provided)
     yield line("to do:") if report.plan else line("to do: ", good("nothing"))
     yield from (line("  ", warn(operation)) for operation in report.plan)

@@ -27,7 +27,7 @@ _HOLDS = {
 
 
 def as_data(report: ProviderReport | None, traffic: Mapping[str, Traffic]) -> dict[str, Any] | None:
-    """The provider's half for `--json`; None in a qube that gives network to nobody. Keys are part of the interface."""
+    """The provider's half for `--json`; None in a qube that is no provider. Keys are part of the interface."""
     if report is None:
         return None
     return {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Decisions in plain words: who writes resolv.conf, who configures an interface, which default route it has."""
+"""Decisions in plain words: the owner of resolv.conf, the manager of an interface, its kind of default route."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .networkmanager import ManagerChoice
 from .resolver import Decision, Owner
 from .uplink import Style, StyleChoice
 
-# Who writes the file, and why; {} is what the decision names.
+# The owner of the file, and the reason; {} is the detail of the decision.
 _OWNERS = {
     Owner.PROTECTED: ("not written by qubes-guestnet", "protected by {}"),
     Owner.IMMUTABLE: ("not written by qubes-guestnet", "the file is immutable or append-only: lsattr shows it"),
@@ -28,16 +28,16 @@ STYLES = {Style.DEVICE: "device route", Style.GATEWAY: "gateway route"}
 
 
 def owner(decision: Decision) -> str:
-    """Who writes resolv.conf, and why."""
-    who, why = _OWNERS[decision.owner]
-    return f"{who} ({why.format(decision.detail or 'yes')})"
+    """Return the owner of resolv.conf, and the reason."""
+    written, reason = _OWNERS[decision.owner]
+    return f"{written} ({reason.format(decision.detail or 'yes')})"
 
 
 def manager(choice: ManagerChoice) -> str:
-    """Who configures an interface, and why."""
+    """Return the manager of an interface, and the reason."""
     return _MANAGERS.get(choice.reasons, choice.reasons)
 
 
 def style(choice: StyleChoice) -> str:
-    """Which default route an interface has, and why."""
+    """Return the kind of default route of an interface, and the reason."""
     return f"{STYLES[choice.style]} ({choice.reason})"

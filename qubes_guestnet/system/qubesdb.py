@@ -46,10 +46,10 @@ if TYPE_CHECKING:
             """Set an entry. Raises StoreRefused on the read-only socket."""
 
         def rm(self, path: str) -> None:
-            """Remove an entry, or with a trailing slash all below; nothing there is no error. Raises StoreRefused."""
+            """Remove an entry, or with a trailing slash all below; missing entries are ignored. Raises StoreRefused."""
 
         def close(self) -> None:
-            """Close the connection; closing twice is fine."""
+            """Close the connection; do nothing if it is closed."""
 
     class Watches(Protocol):
         """A connection for watches."""
@@ -64,17 +64,17 @@ if TYPE_CHECKING:
             """
 
         def unwatch(self, path: str) -> None:
-            """Take one watch of this path away; one that is not set is no error. Late events still come."""
+            """Remove one watch of this path; a missing watch is ignored. Late events may still arrive."""
 
         def drain(self) -> bool:
-            """Eat all pending events without waiting; True if there was one.
+            """Consume all pending events without waiting; return whether there was one.
 
             Raises:
                 StoreError: the daemon went away, or the watches were lost; connect anew and read everything.
             """
 
         def close(self) -> None:
-            """Close the connection; closing twice is fine."""
+            """Close the connection; do nothing if it is closed."""
 
 
 DIRECTORY = "/var/run/qubes"

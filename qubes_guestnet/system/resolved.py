@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""systemd-resolved's settings of one link: over the bus, or where that cannot be had, by resolvectl.
+"""systemd-resolved's settings of one link: over the bus, or without a bus by resolvectl.
 
-Each raises a GuestnetError that a later try may heal; a service that is not running is no error but None or nothing.
+Each function raises a GuestnetError, after which a retry may succeed; if the service is not running, it returns None or
+does nothing.
 The creator of a bus imports `dbus`: most qubes have no bus.
 """
 

@@ -86,8 +86,14 @@ def test_providers_come_before_those_behind_them() -> None:
         ('[qube."-a"]', "x.toml: [qube.-a]: not the name of a qube; a name consists of letters, digits, - and _, and"),
         (f"[qube.{'a' * 32}]", f"x.toml: [qube.{'a' * 32}]: not the name of a qube; a name has at most 31 characters"),
         ("x = " + "[" * 5000, "x.toml: "),
-        ('[qube.a]\nip = "10.137.0.2"\n[qube.b]', "x.toml: [qube.b]: address 10.137.0.2 is already used by [qube.a]; give"),
-        ('[qube.a]\nip6 = "fd00::1"\n[qube.b]\nip6 = "fd00:0::1"', "x.toml: [qube.b]: address fd00::1 is already used by"),
+        (
+            '[qube.a]\nip = "10.137.0.2"\n[qube.b]',
+            "x.toml: [qube.b]: address 10.137.0.2 is already used by [qube.a]; give",
+        ),
+        (
+            '[qube.a]\nip6 = "fd00::1"\n[qube.b]\nip6 = "fd00:0::1"',
+            "x.toml: [qube.b]: address fd00::1 is already used by",
+        ),
         ("[qube.a]\nnetwm = 3", "x.toml: [qube.a]: unknown key netwm; the keys are disposable, "),
         ("[qube.a]\ndisposable = 1", "x.toml: [qube.a]: disposable = 1 is not valid, expected true or false"),
         ("[qube.a]\nipv6 = true", 'x.toml: [qube.a]: ipv6 = True is not valid, expected "1" or ""'),
@@ -104,7 +110,10 @@ def test_providers_come_before_those_behind_them() -> None:
         ('[qube.a]\nflags = ["../x"]', "x.toml: [qube.a]: flags = ['../x'] is not valid"),
         ('[qube.a]\nnetvm = "b"', "x.toml: [qube.a]: netvm = 'b': no such qube with provides_network"),
         ('[qube.a]\nnetvm = "b"\n[qube.b]', "x.toml: [qube.a]: netvm = 'b': no such qube with provides_network"),
-        ('[qube.a]\nnetvm = "a"\nprovides_network = true', "x.toml: [qube.a]: netvm = 'a': the chain of providers is a loop"),
+        (
+            '[qube.a]\nnetvm = "a"\nprovides_network = true',
+            "x.toml: [qube.a]: netvm = 'a': the chain of providers is a loop",
+        ),
         ("[qube.a]\n[world.a]", "x.toml: [world.a]: there is no [qube.a] that provides network"),
         (NET + "[world.net]\nipv4 = false", "x.toml: [world.net]: ipv4 = false is for a tunnel"),
         (NET + "[world.net]\ndns = []", "x.toml: [world.net]: dns = [] is not valid, expected a list of IPv4"),
