@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Other people's chains as nft prints them, and the tables of the former iptables. It decides nothing."""
+"""Chains of other programs as nft prints them, and the tables of iptables-legacy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .nft import NftError
 
 _SECONDS = 10.0
 _LONGEST = 1 << 20  # `list chains` says some 10 bytes a chain and 80 a chain with a hook
-_AT_ONCE = 4  # a unit's TasksMax has room for so many
+_AT_ONCE = 4  # within the unit's TasksMax
 _LEGACY = ("/proc/net/ip_tables_names", "/proc/net/ip6_tables_names")
 
 
@@ -49,7 +49,7 @@ def legacy() -> tuple[str, ...]:
     """Return names of the tables of the former iptables that are in this kernel.
 
     Raises:
-        FileError: the kernel does not let us know.
+        FileError: the kernel denies access.
     """
     found: list[str] = []
     for path in _LEGACY:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The network devices there are, asked by ioctl: a pass that finds nothing changed must cost next to nothing."""
+"""List network devices by ioctl, because a pass without changes must cost almost nothing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _REQUEST = struct.Struct("=16si20x")  # struct ifreq
 
 
 def listed() -> tuple[tuple[int, str, int], ...]:
-    """(index, name, MTU) of every one; the MTU of one that goes meanwhile is 0.
+    """Return (index, name, MTU) of every device; MTU 0 for one that disappears meanwhile.
 
     Raises:
-        KernelError: it does not say.
+        KernelError: the kernel refuses.
     """
     try:
         # The ioctl works on a socket of any family; with this one the unit needs no AF_INET (RestrictAddressFamilies).
@@ -31,10 +31,10 @@ def listed() -> tuple[tuple[int, str, int], ...]:
 
 
 def up() -> dict[int, bool]:
-    """Interface index of each device, and whether it is up (IFF_UP); one that goes meanwhile is left out.
+    """Map the index of each device to whether it is up (IFF_UP); omit one that disappears meanwhile.
 
     Raises:
-        KernelError: it does not say.
+        KernelError: the kernel refuses.
     """
     found = {}
     try:

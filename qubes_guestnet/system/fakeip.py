@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The network namespace that a mapped qube's vif is moved into (behaviour B60). What is in it is core/fakeip's.
+"""The network namespace for the vif of a qube with a fake address (behaviour B60); core/fakeip defines its content.
 
-For the short-lived hotplug command, which is root outside of every sandbox: it goes into the namespace itself for what
-no program does (settings of the kernel, and rules nft has no words for), and comes back.
+Only the short-lived hotplug command uses it, as root and without a sandbox: it enters the namespace to write sysctls
+and rules that nft's language lacks, and returns.
 """
 
 from __future__ import annotations
@@ -25,14 +25,13 @@ _SECONDS = 10.0
 
 
 class FakeAddressError(programs.ProgramError):
-    """A namespace was not made, or not taken down. Each can be tried again from where it stopped."""
+    """A namespace was not completely built or removed. Either can be repeated."""
 
 
 def build(vif: Vif, mapping: Mapping, gateway: IPv4Address) -> None:
-    """Put the namespace between a qube and this provider, or make the one that is there as it shall be.
+    """Build the namespace between a qube and this provider, or complete an existing one.
 
-    The vif's place is then taken by an interface of the same name and address, which is down: only what stands in the
-    way of a spoofing qube may set it up.
+    An interface of the same name and address replaces the vif. It stays down until anti-spoofing is in force.
 
     Args:
         vif: whose device is there.
@@ -40,18 +39,18 @@ def build(vif: Vif, mapping: Mapping, gateway: IPv4Address) -> None:
         gateway: the real one.
 
     Raises:
-        GuestnetError: it could not be done; nothing of the real addresses gets to the qube then.
+        GuestnetError: the namespace is incomplete; the qube then learns no real address.
     """
     name, path = vif.name.text, _path(vif.name)
     if not _is_namespace(path):
         if os.path.exists(path):
-            _ip(f"netns delete {fakeip.namespace(vif.name)}")  # only a file: of one that was torn down half-way
+            _ip(f"netns delete {fakeip.namespace(vif.name)}")  # only a file, left by an incomplete removal
         _ip(f"netns add {fakeip.namespace(vif.name)}")
     with _inside(path):
         _set(fakeip.tunables())
         moved, joined = _exists(name), _exists(fakeip.PEER)
         if joined and not moved:
-            # Of a vif that is gone. While the other end of this has its name no new one can come.
+            # Left by a former vif. While its peer has the name, no new vif can get it.
             _ip(f"link delete {fakeip.PEER}")
             joined = False
     if not moved:
@@ -66,15 +65,14 @@ def build(vif: Vif, mapping: Mapping, gateway: IPv4Address) -> None:
 
 
 def demolish(name: str) -> None:
-    """Take the namespace of a vif away, and the interface in the vif's place. A vif that is still there comes back.
-
-    Nothing is said where there is nothing.
+    """Remove the namespace of a vif and the replacing interface; an existing vif is moved back. Missing parts are
+    ignored.
 
     Args:
         name: of the vif.
 
     Raises:
-        GuestnetError: it could not be done; ValueError: it is not the name of a vif.
+        GuestnetError: the removal failed; ValueError: it is not the name of a vif.
     """
     vif = parse_name(name)
     path = _path(vif)
@@ -83,7 +81,7 @@ def demolish(name: str) -> None:
     if _is_namespace(path):
         with _inside(path) as outside:
             if _exists(fakeip.PEER):
-                _ip(f"link delete {fakeip.PEER}")  # the vif's name is free from now on
+                _ip(f"link delete {fakeip.PEER}")  # from here on the vif's name is free
             if _exists(name):
                 _ip(f"link set dev {name} down", f"link set dev {name} netns {outside}")
     _ip(f"netns delete {fakeip.namespace(vif)}")
@@ -94,7 +92,7 @@ def _path(name: VifName) -> str:
 
 
 def _is_namespace(path: str) -> bool:
-    """Return whether a namespace is mounted there. Where none is, it is a file of the folder's own file system."""
+    """Return whether a namespace is mounted there, and not just a file of the folder's file system."""
     try:
         return os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
     except FileNotFoundError:
@@ -103,7 +101,7 @@ def _is_namespace(path: str) -> bool:
 
 @contextlib.contextmanager
 def _inside(path: str) -> Iterator[str]:
-    """Be in a network namespace, also with every program that is started; a path to the one we were in before."""
+    """Enter a network namespace, with all programs started inside; yield a path to the former namespace."""
     home = _opened("/proc/self/ns/net")
     try:
         there = _opened(path)
@@ -165,7 +163,7 @@ def _mtu(name: str) -> int:
 
 
 def _ip(*commands: str) -> None:
-    """Run `ip` commands; it stops at the first that fails."""
+    """Run `ip` commands up to the first failure."""
     program = programs.find("ip")
     if not program:
         raise FakeAddressError("ip is not installed", "install iproute2")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files: one way to read, one way to write, and the facts about resolv.conf. It decides nothing.
+"""Read and write files, and collect the facts about resolv.conf.
 
-How `publish` writes, and why in this order:
+The steps of `publish`, and the reason for their order:
 
-1. What is already there with the same bytes, mode and kind is not touched: programs that watch the file are not woken.
-2. A new file in the same folder gets the bytes, the mode (`fchmod`, the umask does not count), the SELinux label and
-   an fsync, and is then renamed over the old one. A reader has the whole old file or the whole new one open, never
-   half of one, and a symbolic link is replaced without its target being touched. An error before the rename takes
-   the new file away again and leaves the old one.
+1. A file with the same bytes, mode and kind is not written: programs that watch the file are not woken.
+2. A new file in the same folder gets the bytes, the mode (by `fchmod`, independent of the umask), the SELinux label and
+   an fsync, and is then renamed over the old one. A reader sees either the whole old or the whole new file; a symbolic
+   link is replaced, and its target stays unchanged. After an error before the rename the new file is removed and the
+   old one stays.
 3. Where the name cannot be replaced (a bind mount gives EBUSY, and Qubes' bind-dirs makes those; a read-only folder)
    the old file is overwritten: first the bytes, made as long as the old ones by empty lines at the end, in one write,
    only then the cut to length. A reader may see empty lines at the end, but no empty file. When the disk is full
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 
 RESOLV_CONF = "/etc/resolv.conf"
 PROTECTED_DIRS = ("/etc/qubes/protected-files.d", "/rw/config/protected-files.d")
-# A resolv.conf is some hundred bytes; of a longer one the beginning tells enough.
+# A resolv.conf has some hundred bytes; of a longer one the beginning is enough.
 PUBLIC = 0o644
 LONGEST = 65536
 LONGEST_LIST = 1 << 20
 # To write a few hundred bytes takes milliseconds, on a disk that spins up some seconds.
 ABANDONED_AFTER_S = 60
 
-# Left by editors and rpm beside a list; Qubes' own scripts pass over them too.
+# Backups of a list by editors and rpm; Qubes' scripts skip them too.
 _NO_LISTS = ("~", ".rpmsave", ".rpmnew", ".rpmold")
-# What a list gives that is a link to nowhere or in circles, or went away meanwhile: there is no such list.
+# Errors of a list that is a dangling or circular link, or disappeared: it counts as missing.
 _NO_LIST = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR)
 
 # <linux/fs.h>: _IOR('f', 1, long) as x86 and arm encode it, and the flags that forbid writing (chattr +i, +a).
@@ -53,9 +53,9 @@ _FORBID_WRITING = 0x10 | 0x20
 _SELINUX = "/sys/fs/selinux/enforce"
 _SELINUX_LABEL = "security.selinux"
 
-# The folder or the name does not take a new file; the old one may still take new bytes.
+# The folder or the name cannot get a new file, but the old one may be writable.
 _NOT_REPLACEABLE = (errno.EBUSY, errno.EXDEV, errno.EROFS, errno.EACCES, errno.EPERM)
-# A file system that cannot sync says so with one of these: nothing is lost that it could have kept.
+# Errors of a file system without sync.
 _CANNOT_SYNC = (errno.EINVAL, errno.EOPNOTSUPP)
 _REMEDIES = {
     errno.ENOSPC: "the former file is unchanged; free some space on this file system",
@@ -72,7 +72,7 @@ _REMEDIES = {
 
 
 class Published(enum.Enum):
-    """What `publish` did."""
+    """The result of `publish`."""
 
     UNCHANGED = "unchanged"
     REPLACED = "replaced"
@@ -91,7 +91,7 @@ def read(path: str, limit: int = LONGEST) -> bytes | None:
     """Return the bytes of a file, links followed; None when there is none.
 
     Raises:
-        FileError: it cannot be read, is no regular file, or is longer than `limit` bytes.
+        FileError: it cannot be read, is not a regular file, or is longer than `limit` bytes.
     """
     try:
         data = _read_regular(path, limit + 1)
@@ -120,9 +120,9 @@ def facts(
         networkmanager: NetworkManager configures the uplink; passed through.
 
     Raises:
-        FileError: the file is there and cannot be looked at.
+        FileError: an existing file cannot be read.
     """
-    from qubes_guestnet.core.resolver import FileFacts  # not for hotplug and the boot, which write other files
+    from qubes_guestnet.core.resolver import FileFacts  # not needed for hotplug and the boot, which write other files
 
     try:
         found = _look(path, LONGEST, attributes=True)
@@ -142,7 +142,7 @@ def facts(
 
 
 def _behind(path: str) -> bytes:
-    """Return the beginning of what a link leads to; empty where that is no file."""
+    """Return the beginning of a link's target; empty if it is not a file."""
     try:
         return _read_regular(path, LONGEST)
     except OSError:
@@ -152,17 +152,17 @@ def _behind(path: str) -> bytes:
 def publish(
     path: str, data: bytes, mode: int = PUBLIC, *, sync: bool = True, over: FileFacts | None = None
 ) -> Published:
-    """Make `path` a regular file with exactly these bytes and this mode. The one way in which a file is written.
+    """Make `path` a regular file with exactly these bytes and this mode.
 
     Args:
         path: the file; its folder must exist.
         data: the whole content.
         mode: permission bits.
-        sync: it shall survive a power cut. Not needed below /run, and there fsync is not called.
+        sync: call fsync, so that the file survives a power cut; not needed below /run.
         over: what was there when it was decided to write; anything else is left (ESTALE). None: whatever is there.
 
     Raises:
-        FileError: with the remedy. What was there before is still there (but for an error of the disk itself).
+        FileError: with the remedy. The former file is unchanged (except after a disk error).
     """
     try:
         found = _look(path, len(data) + 1)
@@ -183,7 +183,7 @@ def publish(
 
 
 def append(path: str, data: bytes) -> None:
-    """Append to a log, which is made where it is missing. OSError where it cannot be: a FIFO is not waited for."""
+    """Append to a log, which is created if missing. Raises OSError; does not wait for the reader of a FIFO."""
     fd = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         _write_all(fd, data)
@@ -201,7 +201,7 @@ def _open(path: str, flags: int) -> int:
 
 
 def _read_all(fd: int, limit: int) -> bytes:
-    """Up to `limit` bytes from the beginning."""
+    """Read up to `limit` bytes from the beginning."""
     pieces = []
     while limit > 0 and (piece := os.read(fd, limit)):
         pieces.append(piece)
@@ -220,7 +220,7 @@ def _read_regular(path: str, limit: int) -> bytes:
 
 
 def _look(path: str, limit: int, *, attributes: bool = False) -> _Found:
-    """Return what stands at `path` itself, links not followed, with the first `limit` bytes of a regular file."""
+    """Return the object at `path`, links not followed, with the first `limit` bytes of a regular file."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -284,7 +284,7 @@ def _lines(path: str) -> list[bytes]:
     try:
         data = _read_regular(path, LONGEST_LIST + 1)
     except FileNotFoundError:
-        return []  # it went away since its folder was listed
+        return []  # it disappeared after its folder was listed
     if len(data) > LONGEST_LIST:
         raise OSError(errno.EFBIG, f"longer than {LONGEST_LIST} bytes")
     return data.split(b"\n")
@@ -292,7 +292,7 @@ def _lines(path: str) -> list[bytes]:
 
 def _replace(path: str, data: bytes, mode: int, *, sync: bool, regular: bool, over: FileFacts | None) -> None:
     folder, name = os.path.split(path)
-    # All in one opened folder: it stays the same one even if its path gets another meaning meanwhile.
+    # All in one opened folder, which stays the same even if its path changes meanwhile.
     folder_fd = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         prefix = f".{name}.guestnet-"
@@ -323,13 +323,13 @@ def _replace(path: str, data: bytes, mode: int, *, sync: bool, regular: bool, ov
 
 
 def _sweep(prefix: str, folder_fd: int) -> None:
-    """Take away what was left by one of us that was killed on the way; not what another may still be writing."""
+    """Remove temporary files of killed processes, but not those that a process may still be writing."""
     for name in os.listdir(folder_fd):
         try:
             if name.startswith(prefix) and time.time() - os.lstat(name, dir_fd=folder_fd).st_mtime > ABANDONED_AFTER_S:
                 os.unlink(name, dir_fd=folder_fd)
         except OSError:
-            continue  # another sweeps too
+            continue  # another process removed it
 
 
 def _remove(name: str, folder_fd: int) -> None:
@@ -374,14 +374,14 @@ def _sync(fd: int) -> None:
 
 
 def _label(fd: int, path: str, *, regular: bool) -> None:
-    """Give the new file the SELinux label of the old one, or else the policy's. A missing label is only reported."""
+    """Set the SELinux label of the old file, or the policy's, on the new one. A failure is only logged."""
     if not os.path.exists(_SELINUX):
         return
     try:
         label = os.getxattr(path, _SELINUX_LABEL, follow_symlinks=False) if regular else _policy_label(path)
         os.setxattr(fd, _SELINUX_LABEL, label)
     except (OSError, ImportError) as error:
-        import logging  # only met where something is wrong
+        import logging  # needed only after an error
 
         logging.getLogger(__name__).warning("%s: no SELinux label: %s; restorecon %s sets it", path, error, path)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Does the IPv6 gateway refuse its qube? One ping, for `check`.
+"""Test with one ping whether the IPv6 gateway rejects this qube, for `check`.
 
-A provider that dom0 has not told of IPv6 refuses all of it as administratively prohibited; one that gives IPv6 answers
-pings. Silence is no refusal: a provider of another make need not answer.
+A provider without IPv6 from dom0 rejects all IPv6 as administratively prohibited; one with IPv6 answers pings. Silence
+does not count as a rejection: other implementations of a provider may not answer.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def refuses(gateway: str, ifindex: int) -> bool:
     try:
         ping = _ping_socket()
     except PermissionError:
-        return False  # neither root nor in net.ipv4.ping_group_range: how the provider is cannot be seen
+        return False  # neither root nor in net.ipv4.ping_group_range: the provider cannot be tested
     with ping:
         ping.settimeout(ANSWER_SECONDS)
         try:
-            # Connected: the kernel gives an error to the socket that asked.
+            # Connected, so that the kernel reports the error to this socket.
             ping.connect((gateway, 0, 0, ifindex))
             ping.send(struct.pack("!BBHHH", _ECHO_REQUEST, 0, 0, 0, 1) + os.urandom(8))
             ping.recv(512)

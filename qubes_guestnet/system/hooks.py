@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A user's hooks: which there are, and to start them outside the agent's sandbox."""
+"""List a user's hooks, and start them outside the agent's sandbox."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RUN = "/run/qubes-guestnet"  # as `Paths` has it, which knows of this package
 
 
 def facts(paths: Iterable[str] = HOOKS) -> tuple[HookFacts, ...]:
-    """Return the hooks as they are on disk; those that are not there are left out."""
+    """Return the existing hooks."""
     found = []
     for path in paths:
         try:
@@ -28,7 +28,7 @@ def facts(paths: Iterable[str] = HOOKS) -> tuple[HookFacts, ...]:
 
 
 def network_hooks(folder: str = NETWORK_HOOKS) -> tuple[str, ...]:
-    """Return paths of the hooks that are told of each vif, in the order of their names."""
+    """Return the paths of the vif hooks, in the order of their names."""
     try:
         return tuple(os.path.join(folder, name) for name in sorted(os.listdir(folder)))
     except OSError:
@@ -36,7 +36,7 @@ def network_hooks(folder: str = NETWORK_HOOKS) -> tuple[str, ...]:
 
 
 def start(paths: Iterable[str], seconds: float, run: str = RUN) -> None:
-    """Start the hooks one after the other and return at once. How one of them ends is logged and harms nothing.
+    """Start the hooks one after the other and return at once. A failure of a hook is only logged.
 
     Args:
         paths: the hooks.

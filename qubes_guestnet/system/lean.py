@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Modules of a package, loaded without running the package's own `__init__`; or with it, where that does not work.
+"""Import modules of a package without the package's `__init__`, or with it if that fails.
 
-`import pyroute2.netlink.rtnl.rtmsg` first runs `pyroute2/__init__.py`, which imports the whole library: 25 MB and
-0.17 s, more than this agent may use altogether. tenacity 8.2 (Debian 12) imports asyncio, another 10 MB, to offer a
-decorator we do not use. What we need of both are plain modules that stand on their own.
+`import pyroute2.netlink.rtnl.rtmsg` first runs `pyroute2/__init__.py`, which imports the whole library: 25 MB and 0.17
+s, more than this agent's whole budget. tenacity 8.2 (Debian 12) imports asyncio, another 10 MB, for a decorator that is
+not used here. The modules needed from both work on their own.
 
-Even those import `typing` for annotations that nothing reads, `logging` and `traceback` for what to say of messages
-that cannot be packed, and `random` for a jitter: 10 ms and 3 MB for nothing. They get stand-ins that load the real
-modules when they are used. With them `apply` keeps its budget, without them it breaks it (`make bench`).
+Even those import `typing` for unused annotations, `logging` and `traceback` for errors in packing, and `random` for a
+jitter: 10 ms and 3 MB. Stand-ins replace these and load the real modules on use. `apply` needs them to stay within its
+budget (`make bench`).
 
-A later release of such a package may do what the stand-ins cannot, a generic class say, and the network must not depend
-on that (B149). So whatever goes wrong, at the import or in the caller's test of what was imported, all of it is undone,
-the package is imported as anybody imports it, and the journal says so. Modules outside of the package never see a
-stand-in.
+A later release of such a package may use features that the stand-ins lack, such as a generic class, and the network
+must not depend on that (B149). So after any failure, in the import or in the caller's self-test, the import is undone,
+the package is imported normally, and the journal reports it. Modules outside of the package never see a stand-in.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class _Deferred(ModuleType):
-    """A module that is imported when something of it is used."""
+    """A module that is imported on first use."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # the import system asks for __path__
@@ -39,10 +38,10 @@ class _Deferred(ModuleType):
 
 
 class _DeferredLogging(_Deferred):
-    """`logging`, of which modules make a logger when they are imported."""
+    """Stand-in for `logging`, which modules use at import to create a logger."""
 
     def getLogger(self, name: str | None = None) -> Any:
-        """Return a logger that is made when it is used."""
+        """Return a logger that is created on first use."""
         return _DeferredLogger(name)
 
 
@@ -55,7 +54,7 @@ class _DeferredLogger:
 
 
 class _DeferredTyping(_Deferred):
-    """`typing`, of which modules take names for their annotations when they are imported."""
+    """Stand-in for `typing`, which modules use at import for annotations."""
 
     TYPE_CHECKING = False
 
@@ -64,7 +63,7 @@ class _DeferredTyping(_Deferred):
 
 
 class _Annotation:
-    """Anything that can stand in an annotation: Optional[str], Callable[[F], F], TypeVar("F")."""
+    """Any part of an annotation: Optional[str], Callable[[F], F], TypeVar("F")."""
 
     def __getitem__(self, _parameters: object) -> _Annotation:
         return self
@@ -84,7 +83,7 @@ _DEFERRED = {"logging": _DeferredLogging, "traceback": _Deferred, "random": _Def
 
 
 class _StandIn(ModuleType):
-    """In place of the package while its modules are loaded without it."""
+    """Stand-in for the package while its modules are imported without it."""
 
 
 def _right(*_found: Any) -> bool:
@@ -92,12 +91,12 @@ def _right(*_found: Any) -> bool:
 
 
 def load(package: str, wanted: Iterable[str], right: Callable[..., bool] = _right) -> tuple[Any, ...]:
-    """Return things out of a package's modules.
+    """Import objects from a package's modules.
 
     Args:
         package: a top-level package.
         wanted: dotted names below it, the last part a name in a module: "netlink.rtnl.rtmsg.rtmsg".
-        right: called with what was found; says whether it does its work, and may raise anything.
+        right: self-test, called with the objects; returns whether they work, and may raise any exception.
 
     Raises:
         ImportError: the package is not installed, or not even the plain import finds all of it.
@@ -110,7 +109,7 @@ def load(package: str, wanted: Iterable[str], right: Callable[..., bool] = _righ
             if right(*found):
                 return found
             problem = "the self-test failed"
-        except Exception as error:  # what a later release may do to a stand-in cannot be listed
+        except Exception as error:  # the failures of later releases with a stand-in are unpredictable
             problem = f"{type(error).__name__}: {error}"
         _forget(package)
         from . import systemd
@@ -160,14 +159,14 @@ def _without_package(package: str, path: str, names: Iterable[str]) -> tuple[Any
 
 
 def _get(name: str) -> Any:
-    """Return what a dotted name stands for: a module, or something in one."""
+    """Return the module or object of a dotted name."""
     module, _, last = name.rpartition(".")
     found = importlib.import_module(module)
     return getattr(found, last) if hasattr(found, last) else importlib.import_module(name)
 
 
 def _plainly(package: str, name: str) -> Any:
-    """Return the same with the package imported as a whole; what was moved within it is found by its last name."""
+    """Return the object from the normally imported package; a moved one is found by its last name."""
     importlib.import_module(package)
     try:
         return _get(name)

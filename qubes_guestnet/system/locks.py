@@ -35,10 +35,10 @@ class Held(GuestnetError):
 
 
 def take(path: str, seconds: float, place: int = 0) -> int:
-    """Lock one byte of a file until the file descriptor, or any other of this process for that file, is closed.
+    """Lock one byte of a file until this process closes the descriptor, or any other descriptor of that file.
 
     Args:
-        path: of the file; it and its folder (0755) are made when missing.
+        path: of the file; it and its folder (0755) are created if missing.
         seconds: how long to wait for another process.
         place: which byte; each is a lock of its own.
 
@@ -46,8 +46,8 @@ def take(path: str, seconds: float, place: int = 0) -> int:
         The file descriptor.
 
     Raises:
-        Held: another process has it for longer than that.
-        FileError: the file cannot be made, or not be locked.
+        Held: another process holds it for longer than that.
+        FileError: the file cannot be created or locked.
     """
     try:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Does a nameserver answer at all? One query over UDP, for `check`.
+"""Test with one UDP query whether a name server answers, for `check`.
 
-Not by a resolver library: what counts is this server and no other, and any answer, also a refusal, is an answer.
+A resolver library would not do: the query must go to this server only, and any answer counts, also a refusal.
 """
 
 from __future__ import annotations
@@ -37,5 +37,5 @@ def answers(server: str) -> bool:
                     if sock.recv(512)[:2] == identifier:
                         return True
             except OSError:
-                continue  # unreachable, refused or silent: the caller says which server
+                continue  # unreachable, refused or silent: the caller names the server
     return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""NetworkManager: its profile files, and its `nmcli`, by arguments and for a bounded time. It decides nothing."""
+"""NetworkManager's profile files, and calls of `nmcli` in bounded time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from . import files, programs
 
 SERVICE = "org.freedesktop.NetworkManager"
 FLAG = "network-manager"
-PRIVATE = 0o600  # NetworkManager does not read a profile that others may read
+PRIVATE = 0o600  # NetworkManager ignores profiles that other users can read
 _SECONDS = 1.0
 _NOT_RUNNING = 8  # nmcli(1), exit status
 _LONGEST_PROFILE = 1 << 16
 
 
 class NotRunning(GuestnetError):
-    """It is not there (yet). It reads our profile when it starts."""
+    """NetworkManager is not running (yet). It reads our profile when it starts."""
 
 
 def facts(flags: str) -> ManagerFacts:
-    """Return what the choice of the manager needs.
+    """Return the facts for the choice of the manager.
 
     Args:
         flags: folder of the service flags.
@@ -65,7 +65,7 @@ def publish(name: str, text: bytes) -> None:
 
 
 def remove(name: str, uuid: str) -> None:
-    """Take a profile away, in NetworkManager where that runs and knows it, and on disk.
+    """Remove a profile, from NetworkManager if it runs and has loaded it, and from disk.
 
     Args:
         name: of its file.
@@ -78,7 +78,7 @@ def remove(name: str, uuid: str) -> None:
         if uuid:
             _nmcli("connection", "delete", "uuid", uuid)
     except (NotRunning, programs.ProgramError):
-        pass  # the file is what counts
+        pass  # removing the file is enough
     path = os.path.join(FOLDER, name)
     try:
         os.unlink(path)
@@ -89,7 +89,7 @@ def remove(name: str, uuid: str) -> None:
 
 
 def load(name: str) -> None:
-    """Have it read a profile: it does not watch the folder. NotRunning, or another GuestnetError."""
+    """Make it load a profile, because it does not watch the folder. Raises NotRunning or another GuestnetError."""
     _nmcli("connection", "load", os.path.join(FOLDER, name))
 
 
@@ -105,7 +105,7 @@ def device(interface: str) -> tuple[str, str]:
 
 
 def activate(interface: str, uuid: str) -> None:
-    """Put a profile in force on an interface, without waiting until it is."""
+    """Activate a profile on an interface without waiting for the end."""
     _nmcli("--wait", "0", "connection", "up", "uuid", uuid, "ifname", interface)
 
 
@@ -119,7 +119,7 @@ def _nmcli(*words: str) -> str:
 
 
 def saved() -> dict[str, str]:
-    """Return texts of all profiles that others saved, by file name."""
+    """Return the texts of all profiles of other programs, by file name."""
     found = {}
     for name in _listed():
         try:
@@ -137,7 +137,7 @@ def rewrite(name: str, text: str) -> None:
 
 
 def reapply(interface: str) -> None:
-    """Put a changed profile in force without taking the device down. ProgramError where that cannot be."""
+    """Apply a changed profile without taking the device down. Raises ProgramError."""
     _nmcli("--wait", "0", "device", "reapply", interface)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Transactions of nftables made of the kernel's own messages, for what nft's language or its process cannot do."""
+"""Transactions of nftables as netlink messages, for functions that the nft program lacks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def commit(asking: socket.socket, messages: Iterable[Message]) -> None:
 
 
 def attempt(asking: socket.socket, messages: Iterable[Message]) -> None:
-    """Have the kernel check one transaction, and take it back. Arguments and errors are those of `commit`."""
+    """Let the kernel check one transaction and revert it. Arguments and errors are those of `commit`."""
     _carried_out(asking, tuple(messages), keep=False)
 
 
@@ -47,11 +47,11 @@ def _carried_out(asking: socket.socket, messages: tuple[Message, ...], *, keep: 
         _message(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, sequence, body)
         for sequence, (kind, flags, body) in enumerate(messages, start=1)
     ]
-    if keep:  # what has no end is taken back
+    if keep:  # a batch without an end is reverted
         parts.append(_message(NFNL_MSG_BATCH_END, 0, len(messages) + 1, control))
     asking.settimeout(wire.ANSWER_SECONDS)
     asking.send(b"".join(parts))
-    # What refuses the batch as a whole is an answer too, and raised.
+    # A refusal of the whole batch is also an answer, and raised.
     left = len(messages)
     while left:
         data = asking.recv(wire.RECEIVE_BYTES)
@@ -68,7 +68,7 @@ def rule(family: int, table: str, chain: str, expressions: bytes) -> bytes:
 
 
 def header(family: int) -> bytes:
-    """Return what each body begins with: struct nfgenmsg."""
+    """Return the header of each body: struct nfgenmsg."""
     return struct.pack("!BBH", family, 0, 0)
 
 
@@ -94,7 +94,7 @@ def text(kind: int, value: str) -> bytes:
 
 
 def number(kind: int, value: int) -> bytes:
-    """Return an attribute that is a number, in the order of the network."""
+    """Return an attribute that is a number, in network byte order."""
     return wire.attribute(kind, struct.pack("!i" if value < 0 else "!I", value))
 
 

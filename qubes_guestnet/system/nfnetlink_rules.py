@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rules that the kernel's nftables can carry out and nft's language cannot say: write, and mend an inner checksum.
+"""Rules that nft's language cannot express: rewrite an address with its inner checksum.
 
-Of an address in the packet that an ICMP error quotes, nft knows neither header nor checksum. The payload expression of
-the kernel does both for any place, and then the sum over the quoted header, and so the ICMP checksum, is the same.
+nft cannot address the packet quoted in an ICMP error, nor its checksum. The kernel's payload expression handles any
+offset; the checksum of the quoted header then balances the change, so that the ICMP checksum stays valid.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which families of tables the kernel has: one that is built in or not there at all (CONFIG_NF_TABLES_ARP)."""
+"""Test which table families the kernel supports; ARP is optional (CONFIG_NF_TABLES_ARP)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NFPROTO_ARP = 3
 _NFTA_TABLE_NAME, _NFTA_CHAIN_TABLE, _NFTA_CHAIN_NAME, _NFTA_CHAIN_HOOK, _NFTA_CHAIN_TYPE = 1, 1, 3, 4, 7
 _NFTA_HOOK_HOOKNUM, _NFTA_HOOK_PRIORITY, _INPUT = 1, 2, 0
 _PROBE = "qubes-probe"
-# "Not supported" since Linux 6.7. Before, a table could be made, and what went wrong was its first chain with a hook.
+# "Not supported" since Linux 6.7. Before, the table could be created, but not its first chain with a hook.
 _LACKING = frozenset({errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.ENOENT})
 
 
@@ -24,15 +24,15 @@ def there() -> tuple[str, ...]:
     """Return those of our families that the kernel has.
 
     Raises:
-        KernelError: it has no nftables, or we may not ask.
+        KernelError: it has no nftables, or this process lacks the permission.
     """
-    # Our own table shows it, and costs one message; the kernel takes 10 ms to take a probe back.
+    # Our own table shows it with one message; reverting a probe takes the kernel 10 ms.
     lacking = f"{ARP} {TABLE}" not in nft_kernel.table_names() and not has(NFPROTO_ARP)
     return tuple(family for family in FAMILIES if family != ARP) if lacking else FAMILIES
 
 
 def has(family: int) -> bool:
-    """Return whether a chain with a hook could be made in a family; nothing is made.
+    """Return whether a chain with a hook can be created in a family, without creating it.
 
     Args:
         family: its number, of those that have the hook `input` as number 0.

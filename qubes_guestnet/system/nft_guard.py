@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A table that `nft flush ruleset` leaves alone, and in which packets of the qubes wait for the word of the base rules.
+"""A table that `nft flush ruleset` does not remove, and that drops packets of client qubes without base rules.
 
 Theory of operation. A table that belongs to a netlink socket (flag `owner`, kernel 5.12) is changed and deleted through
 that socket alone, and goes with it. What the base rules say is in `core/guard`, by two means:

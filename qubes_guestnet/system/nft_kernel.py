@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""nftables as the kernel itself tells of it, in messages and without a program: what is there, and whether it changed.
+"""Query nftables by netlink messages, without a program: existing objects, and whether they changed.
 
-That nothing has changed is asked far more often than anything is listed, and it is one message.
+Testing for changes is far more frequent than listing, and takes one message.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def generation() -> int:
     """Return the generation number, which changes with each transaction of any program; a listing takes 3 ms longer.
 
     Raises:
-        KernelError: the kernel has no nftables, or we may not ask.
+        KernelError: the kernel has no nftables, or this process lacks the permission.
     """
     try:
         asking = wire.Netfilter(NFNL_SUBSYS_NFTABLES)
@@ -66,16 +66,16 @@ def present() -> bool:
     """Return whether our tables of both families are in force; two messages to the kernel and no program.
 
     Raises:
-        KernelError: the kernel has no nftables, or we may not ask.
+        KernelError: the kernel has no nftables, or this process lacks the permission.
     """
     return _in_force(TABLE)
 
 
 def filtering() -> bool:
-    """Return whether the firewall of the qubes has its chain in force in both families, as `present`.
+    """Return whether qubes-firewall has its chain in force in both families, as `present`.
 
     Raises:
-        KernelError: the kernel has no nftables, or we may not ask.
+        KernelError: the kernel has no nftables, or this process lacks the permission.
     """
     return _in_force(FIREWALL, "forward")
 
@@ -105,7 +105,7 @@ def table_names() -> tuple[str, ...]:
     """Return family and name of every table, of any program.
 
     Raises:
-        KernelError: the kernel has no nftables, or we may not ask.
+        KernelError: the kernel has no nftables, or this process lacks the permission.
     """
     return tuple(f"{family} {name}" for family, name, _ in map(_table, _dump(NFT_MSG_GETTABLE, list)))
 
@@ -116,16 +116,16 @@ def dormant() -> frozenset[tuple[str, str]]:
 
 
 def handles(chains: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str, bytes]]:
-    """Return the rules of chains of ours, by family, chain and the number that no other rule of the table ever has.
+    """Return the rules of our chains, by family, chain and handle, which is unique in the table.
 
-    Without a program, for a caller in a hurry: equal ones mean that no rule was removed, replaced or added. Policies
-    and sets are not looked at. A dormant table has none.
+    Equal results mean that no rule was removed, replaced or added. Policies and sets are not included. A dormant table
+    has no rules.
 
     Args:
         chains: family and name of each.
 
     Raises:
-        KernelError: the kernel has no nftables, or we may not ask.
+        KernelError: the kernel has no nftables, or this process lacks the permission.
     """
     wanted, found, asleep = frozenset(chains), set(), dormant()
     for family in (family for family in SETS if (family, TABLE) not in asleep):
@@ -144,7 +144,7 @@ def limit_rules() -> Mapping[tuple[str, str], int]:
     found, body = dict[tuple[str, str], int](), _text(NFTA_RULE_TABLE, LIMITS_TABLE)
     asleep = dormant()
     for family in (family for family in FAMILIES if (family, LIMITS_TABLE) not in asleep):
-        # One rule at a time: of 250 vifs there are 12,000.
+        # One rule at a time: 250 vifs have 12,000.
         counts = _dump(NFT_MSG_GETRULE, lambda answers: Counter(_place(each)[:2] for each in answers), body, family)
         found |= {(family, chain): number for (table, chain), number in counts.items() if table == LIMITS_TABLE}
     return found
@@ -173,7 +173,7 @@ def _place(answer: bytes) -> tuple[str, str, bytes]:
 
 
 def _dump(kind: int, gather: Callable[[Iterable[bytes]], _Gathered], body: bytes = b"", family: str = "") -> _Gathered:
-    """Return what is gathered of the messages of a dump; one that a change interrupted is asked for again."""
+    """Collect the messages of a dump; repeat a dump that a change interrupted."""
     number = _NUMBERS.get(family, socket.AF_UNSPEC)
     try:
         asking = wire.Netfilter(NFNL_SUBSYS_NFTABLES)

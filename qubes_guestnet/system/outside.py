@@ -24,8 +24,9 @@ class Command(NamedTuple):
     Args:
         title: for the journal and the name of its unit.
         words: path of the program, and its arguments.
-        environment: what it finds in its environment besides the clean one.
-        ended: a file that is made when the command has ended, however; "" for none. What it leaves behind may run on.
+        environment: variables in addition to the clean environment.
+        ended: a file that is created when the command has ended, in any way; "" for none. Its background processes may
+        still run.
     """
 
     title: str
@@ -35,14 +36,14 @@ class Command(NamedTuple):
 
 
 def start(commands: Iterable[Command], seconds: float) -> None:
-    """Start commands one after the other and return at once. How one of them ends is logged and harms nothing.
+    """Start commands one after the other and return at once. A failure of one is only logged.
 
     Args:
         commands: in order.
         seconds: time limit of each.
 
     Raises:
-        ProgramError: none of them was started; where it is only some, that is logged.
+        ProgramError: none of them was started; if only some failed, that is logged.
     """
     systemd_run = programs.find("systemd-run") if os.path.isdir(_SYSTEMD) else ""
     if not systemd_run:
@@ -63,7 +64,7 @@ def start(commands: Iterable[Command], seconds: float) -> None:
 
 def _transient(systemd_run: str, command: Command, seconds: float) -> None:
     """Start one command by systemd. Raises ProgramError."""
-    # A unit of its own: not in our sandbox, and its end, its output and its time limit are systemd's to log.
+    # In a separate unit outside our sandbox; systemd logs its end, output and time limit.
     name = f"qubes-guestnet-{os.path.basename(command.title)}-{time.monotonic_ns()}"
     # "forking": the limit is on the command itself, and a daemon that it leaves behind lives on in the unit (B119).
     values = ("Type=forking", "GuessMainPID=no", f"TimeoutStartSec={seconds:g}", "KillMode=mixed", "TimeoutStopSec=5")
@@ -72,7 +73,7 @@ def _transient(systemd_run: str, command: Command, seconds: float) -> None:
     settings = tuple(f"--setenv={key}={value}" for key, value in command.environment.items())
     words = (systemd_run, "--quiet", "--collect", "--no-block", f"--unit={name}", *limits, *settings, "--")
     try:
-        # Systemd itself does not fall back to it.
+        # systemd itself has no such fall-back.
         shell = ("/bin/sh",) if programs.is_script(command.words[0]) else ()
         done = programs.run((*words, *shell, *command.words), _START_SECONDS)
     except programs.ProgramError as error:
@@ -84,13 +85,13 @@ def _transient(systemd_run: str, command: Command, seconds: float) -> None:
 def _marks(path: str) -> tuple[str, ...]:
     """Return the unit properties that create a file when the command has ended, successfully or not."""
     touch = programs.find("touch") if path else ""
-    # Once made it stays as it is: the second of these also comes at the end of a daemon that was left behind.
+    # The file is created once: ExecStopPost also runs at the end of a daemon that was left behind.
     shell = f"-/bin/sh -c '[ -e {path} ] || exec {touch} {path}'"
     return tuple(f"--property={when}={shell}" for when in ("ExecStartPost", "ExecStopPost")) if touch else ()
 
 
 def _supervised(commands: tuple[Command, ...], seconds: float) -> None:
-    """Without systemd as process 1: a process of ours waits for them, and process 1 for that one."""
+    """Start them without systemd: a child of process 1 waits for them."""
     if not commands:
         return
     try:
@@ -133,7 +134,7 @@ def _wait_for(between: int) -> None:
 
 
 def _be_alone() -> None:
-    """Let go of what is the agent's: its signals, its lock and its sockets."""
+    """Release the agent's signals, lock and sockets."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGIO):
         signal.signal(number, signal.SIG_DFL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The owned record on disk, and the lock that makes passes of several processes one after the other."""
+"""The owned record on disk, and the lock that serialises the passes of several processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Ledger:
 
     Args:
         folder: /run/qubes-guestnet; made 0755 when missing.
-        reading: only look: no lock, nothing is made, and no right to write is needed.
+        reading: only read, without a lock and without write permission.
 
     Attributes:
         record: as it is on disk; empty when there is none.
@@ -67,16 +67,16 @@ class Ledger:
         self.record = record.parse(data) if data is not None else record.Record()
 
     def save(self, changed: record.Record) -> None:
-        """Put the record on disk if it differs; not synced, /run does not outlive the kernel.
+        """Write the record if it differs; without fsync, because /run does not survive a reboot.
 
-        `record` is the changed one from now on, also when that fails: the pass that goes on builds on it.
+        `record` is the changed one from now on, also after a failure: the rest of the pass relies on it.
         """
         if changed != self.record:
             self.record = changed
             files.publish(self._path, record.render(changed), sync=False)
 
     def _take(self, path: str) -> None:
-        # flock() without a bound would hang the agent behind one stopped command line
+        # flock() without a limit would block the agent while a command is suspended
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:

@@ -13,12 +13,12 @@ _ROUTES = "/proc/net/route"
 _INTERFACES = "/sys/class/net"
 _UP = 0x1  # RTF_UP
 _PASTA = ("pasta", "passt")
-# A VPN that leaves the default route alone covers it with two halves, 0.0.0.0/1 and 128.0.0.0/1.
+# Some VPNs cover the default route with two halves, 0.0.0.0/1 and 128.0.0.0/1.
 _WHOLE, _HALF = "00000000", "00000080"
 
 
 def look() -> Presence:
-    """Return what is there now."""
+    """Return the present state."""
     return Presence(_programs(), _tunnels(), _leading(), next(filter(_installed, _PASTA), ""))
 
 
@@ -55,7 +55,7 @@ def _leading() -> str:
 
 def _read(path: str) -> str:
     try:
-        # A process calls itself as it likes (B120).
+        # A process can choose any name (B120).
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
     except OSError:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kill a program with all that it has started, also what has gone into a session or process group of its own.
+"""Kill a program with all its descendants, also those in other sessions or process groups.
 
-A daemon does that (setsid), and a signal to the group misses it (behaviour B119). A control group would know all of
-them, but a command that Xen's hotplug calls has none of its own. So they are found in /proc: by their parents, and
-those that have lost theirs by the environment that they were started with. All are stopped first, until no other one is
-found: none can start another one meanwhile. What has lost its parent and runs as another user, or has changed its
-environment, is not found.
+A daemon calls setsid, so a signal to the process group misses it (behaviour B119). A control group would contain all of
+them, but a command called by Xen's hotplug has none. So the descendants are found in /proc: by their parents, and
+orphans by an environment variable. All are stopped first, until no further one is found, so that none can start
+another. Orphans of another user, or with a changed environment, are not found.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ def kill(pid: int, pidfd: int, mark: str) -> None:
 
 
 def _found(members: frozenset[int], mark: bytes) -> dict[int, int]:
-    """Return processes that belong to these and are none of them: number and pidfd of each."""
+    """Return the descendants of these processes that are not among them: number and pidfd of each."""
     found = dict[int, int]()
     for name in os.listdir(_PROC):
         if not name.isdigit() or int(name) in members or not _belongs(name, members, mark):
             continue
         with contextlib.suppress(OSError):  # it ended just now
             fd = os.pidfd_open(int(name))
-            # The number may have become another one's between the look and the pidfd.
+            # Another process may have got the number before the pidfd was opened.
             if _belongs(name, members, mark):
                 found[int(name)] = fd
             else:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run other programs for a bounded time. By posix_spawn: `subprocess` costs 8 ms and 1 MB that stays.
+"""Run other programs for a bounded time, by posix_spawn: `subprocess` costs 8 ms and 1 MB of memory.
 
-The bound is on the process, by its pidfd, and not on its output (behaviour B119): a program that closes its output has
-not ended, and one that has ended may have left a child that holds the output. What a program leaves behind when it ends
-in time is its own business; what does not end in time is killed with all that it has started (`program_tree`).
-
-A resident process sets a limit for the sum of all that it runs in one round (`limit`): its watchdog allows no more.
+The limit applies to the process, by its pidfd, and not to its output (behaviour B119): a program that closes its output
+has not ended, and an ended one may have left a child that holds the output. Processes that a program leaves behind in
+time keep running; after a timeout it is killed with all its descendants (`program_tree`). A resident process limits the
+sum of all programs in one pass (`limit`), because of its watchdog.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from ..errors import GuestnetError
 SEARCHED = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 # A clean environment: what a user exported where the agent was started must not change what a program does.
 ENVIRONMENT = {"LC_ALL": "C.UTF-8", "HOME": "/root"}
-LONGEST_OUTPUT = 65536  # of what is longer the beginning tells enough
+LONGEST_OUTPUT = 65536  # of longer output the beginning is enough
 _PIECE = 65536
 _PIECES_LEFT = 16  # a pipe holds at most 1 MiB (pipe(7), pipe-max-size) when its writer has ended
 # From SIGKILL to the end. Longer only for a process that waits inside the kernel; it is reaped by a later `start`.
@@ -38,7 +37,7 @@ _DEFAULTED = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
 class ProgramError(GuestnetError):
-    """A program could not be started, was too slow, or failed. Trying again can help."""
+    """A program could not be started, was too slow, or failed. A retry may succeed."""
 
     retryable = True
 
@@ -60,7 +59,7 @@ class _Limit:
 
 
 def limit(seconds: float | None) -> None:
-    """Give all that is run from now on, up to the next call, so much time together; None for no limit of that kind."""
+    """Limit the total time of all programs until the next call; None for no limit."""
     _Limit.until = None if seconds is None else time.monotonic() + seconds
 
 
@@ -96,7 +95,7 @@ def folders() -> tuple[str, ...]:
     Xen's tools may be below /usr/local or /usr/lib/xen; the caller's PATH has them.
     """
     own = os.environ.get("PATH", "").split(":")
-    # An empty or relative word would mean the folder we happen to be in.
+    # An empty or relative entry would mean the current folder.
     return tuple(dict.fromkeys((*(folder for folder in own if folder.startswith("/")), *SEARCHED)))
 
 
@@ -225,7 +224,7 @@ def _kept(opened: list[int], fds: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _spawn(command: tuple[str, ...], environment: Mapping[str, str], fds: tuple[int, int]) -> int:
-    """Start a process in a group of its own; it ignores and blocks no signal, whatever we do."""
+    """Start a process in its own group, with no signal ignored or blocked."""
     source, output = fds
     actions = [(os.POSIX_SPAWN_DUP2, source, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
@@ -246,10 +245,10 @@ def _spawn(command: tuple[str, ...], environment: Mapping[str, str], fds: tuple[
 
 
 def feed(started: Started, input: bytes) -> Started:  # noqa: A002
-    """Give a command that waits all its input, once; what is returned is to be handed to `finish`."""
+    """Write the whole input of a waiting command, once; pass the result to `finish`."""
     if len(input) > select.PIPE_BUF:
         return started._replace(input=input)
-    # An empty pipe takes it in one piece, so that the program works while its caller does something else.
+    # An empty pipe accepts it in one piece, so that the program and its caller run in parallel.
     _give(started.writer, input)
     os.close(started.writer)
     return started._replace(writer=-1)
@@ -287,9 +286,9 @@ def finish(started: Started, seconds: float, *, longest: int = LONGEST_OUTPUT, d
 
 
 def _talk(started: Started, deadline: float, longest: int) -> tuple[bytes, bool]:
-    """Give a program its input and take what it says until it ends; and whether it ended in time.
+    """Write a program's input and read its output until it ends; return whether it ended in time.
 
-    In turn, as either is ready: one that answers before it has read everything would wait for us, and we for it.
+    Both alternate, as either is ready: otherwise a program that writes before it has read everything would deadlock.
     """
     pidfd, reader, writer, data, rest = started.pidfd, started.reader, started.writer, b"", started.input
     poll = select.poll()
@@ -340,7 +339,7 @@ def _rest(reader: int, longest: int) -> bytes:
 
 
 def _read_on(reader: int) -> None:
-    """Have a process read what a daemon still writes: with no reader left its next line would end it by SIGPIPE."""
+    """Let a process read a daemon's further output: without a reader, SIGPIPE would end the daemon."""
     try:
         if os.read(reader, 1) == b"":
             return
@@ -357,7 +356,7 @@ def _read_on(reader: int) -> None:
 
 
 def _end(started: Started, *, kill: bool) -> int:
-    """Let go of a command that has ended, or is killed now; its wait status."""
+    """Clean up an ended command, or kill it; return its wait status."""
     os.close(started.reader)
     try:
         if kill:
