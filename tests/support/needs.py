@@ -30,6 +30,7 @@ PACKAGES = {
     "mount": "mount",
     "nmcli": "network-manager",
     "nft": "nftables",
+    "nmap": "nmap",
     "nsenter": "util-linux",
     "ping": "iputils-ping",
     "qemu-system-x86_64": "qemu-system-x86",
