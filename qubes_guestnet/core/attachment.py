@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One vif: in which order it is set up and taken down, and how that reads.
+"""One vif: the order in which it is configured and taken down, and its texts.
 
-The order is what keeps a packet from passing unfiltered (behaviour B50): conntrack entries of a former holder of the
-address go first, then neighbour and anti-spoofing element are made, and only then does the link go up and get routes.
-The interface's tunables come before all of these: with IPv6 switched off on it, it takes no IPv6 address.
+The order prevents unfiltered packets (behaviour B50): first the conntrack entries of a former holder of the address are
+deleted, then the neighbour and the anti-spoofing element are added, and only then the link goes up and gets routes. The
+sysctls come before all of these, because an interface with IPv6 disabled refuses IPv6 addresses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned, State, Tuna
 from .vif import GONE, Device, Vif
 from .vif import Mapping as Mapped
 
-# What lets packets through: from the first of these on, the elements have to be there.
+# Operations that let packets pass: the elements must exist before the first of these.
 _LATE = frozenset({plan.Verb.LINK_UP, plan.Verb.ROUTE_ADD})
 
 
@@ -52,12 +52,12 @@ class VifReport(NamedTuple):
 
     @property
     def configured(self) -> bool:
-        """Present, and all as it should be, as far as it was seen."""
+        """Whether the vif is present and nothing is pending, as far as it was checked."""
         return self.link is not None and self.seen and not self.todo
 
     @property
     def todo(self) -> tuple[str, ...]:
-        """What is still to do, one line each, in the order to do it."""
+        """The pending operations, one line each, in order."""
         early, late = split(self.ops)
         elements = (f"nft {element}" for element in self.elements)
         limits = (f"nft -f: limits of {self.vif.name.text}",) if self.limits else ()
@@ -65,7 +65,7 @@ class VifReport(NamedTuple):
 
 
 def tunables(name: str, *, ipv6: bool, outranked: bool = False) -> tuple[Tunable, ...]:
-    """What has to be set for a vif before its link goes up.
+    """Return the sysctls of a vif, to be set before its link goes up.
 
     Args:
         name: of the vif.
@@ -106,7 +106,7 @@ def source_check(name: str, *, outranked: bool) -> Tunable:
 
 
 def outranked(vif: Vif, others: Iterable[Vif]) -> bool:
-    """Whether the way to an IPv4 address of a vif is by another one, which has the address too.
+    """Return whether another vif with the same IPv4 address has the preferred route to it.
 
     Args:
         vif: one of them.
@@ -119,19 +119,21 @@ def outranked(vif: Vif, others: Iterable[Vif]) -> bool:
 
 
 def has_ipv6(vif: Vif, settings: ProviderSettings) -> bool:
-    """Whether the qube behind a vif has IPv6: it has an address, its provider has IPv6, and nothing is translated."""
+    """Return whether the qube of a vif has IPv6: it has an address, its provider has IPv6, and it has no fake
+    address.
+    """
     return settings.serves(IPV6) and not vif.mappings and any(address.version == IPV6 for address in vif.addresses)
 
 
 def split(ops: Iterable[plan.Op]) -> tuple[tuple[plan.Op, ...], tuple[plan.Op, ...]]:
-    """Operations that come before the anti-spoofing elements, and those that let packets through and so come after."""
+    """Split operations into those before the anti-spoofing elements, and those after, which let packets pass."""
     ops = tuple(ops)
     first = next((number for number, op in enumerate(ops) if op.verb in _LATE), len(ops))
     return ops[:first], ops[first:]
 
 
 def added(ops: Iterable[plan.Op]) -> frozenset[IPInterface]:
-    """The addresses that operations add."""
+    """Return the addresses that operations add."""
     return frozenset(
         op.subject
         for op in ops
@@ -182,7 +184,7 @@ def owned(vif: Vif) -> Owned:
 
 
 def up(link: Link, desired: State, observed: State, vif: Vif, held: frozenset[str]) -> tuple[plan.Op, ...]:
-    """Operations that make a vif what it should be.
+    """Return the operations that configure a vif.
 
     Args:
         link: the interface.
@@ -198,7 +200,7 @@ def up(link: Link, desired: State, observed: State, vif: Vif, held: frozenset[st
 
 
 def down(link: Link, observed: State, vif: Vif) -> tuple[plan.Op, ...]:
-    """Operations that take a vif out of service: the link first, so that nothing passes while the rest goes."""
+    """Return the operations that take a vif down: the link first, so that nothing passes during the rest."""
     return (*plan.takedown(link), *plan.plan(link, State(), observed, owned(vif), peer=vif.mac))
 
 

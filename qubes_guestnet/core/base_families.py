@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What differs between the two families in the base rules of `nftables`."""
+"""Differences of the two families in the base rules of `nftables`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .values import IPV4, IPV6
 
 
 class Family(NamedTuple):
-    """What differs between the families: the words, and the rules that only one of them needs."""
+    """Words and rules of one family."""
 
     version: int
     word: str

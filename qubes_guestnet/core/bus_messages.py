@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a message bus sends to one connection: messages cut out of the stream, and the few of them that count.
+"""Messages of the system bus: split the stream, and select the relevant ones.
 
-Any user of the qube may send to any connection of the system bus, and what it sends is in the stream like the rest
-(behaviours B110, B111). So a message is judged by what only the bus itself can have written: its `sender`. Bodies are
-opaque here; the reader of a body has first been told by `Exchange` that the message counts. Nothing is kept of a
-message that does not.
+Any user of the qube can send messages to any connection of the system bus (behaviours B110, B111). So a message is
+accepted or rejected by its `sender`, which only the bus can set. This module does not parse bodies; `Exchange` first
+decides whether a message is accepted. Rejected messages are not stored.
 
 Sources: the D-Bus specification, "Message Protocol", "Message Bus Names" and "org.freedesktop.DBus.NameOwnerChanged".
 """
@@ -15,8 +14,8 @@ import struct
 
 from .namedtuple import NamedTuple
 
-LONGEST = 1 << 16  # bytes of a message with its header; the longest that we ever ask for has some thousand
-START = 16  # bytes of a message that tell how long it is
+LONGEST = 1 << 16  # bytes of a message with its header; the longest expected answer has some thousand
+START = 16  # bytes at the start of a message from which its length follows
 RETURN, ERROR, SIGNAL = 2, 3, 4
 BUS = "org.freedesktop.DBus"
 PROPERTIES = "org.freedesktop.DBus.Properties"
@@ -29,11 +28,11 @@ _ORDERS = {ord("l"): "<", ord("B"): ">"}
 
 
 class Malformed(ValueError):
-    """The stream, or a message in it, is not what the specification says."""
+    """The stream, or a message in it, violates the specification."""
 
 
 class TooLong(Malformed):
-    """A message is longer than LONGEST. Nothing after it can be reached without reading it."""
+    """A message is longer than LONGEST, so the stream cannot be read further."""
 
 
 class Message(NamedTuple):
@@ -153,13 +152,13 @@ def texts(message: Message) -> tuple[str, ...]:
 
 
 class Stream:
-    """Cuts messages out of a stream. What it keeps is the beginning of one message, shorter than LONGEST."""
+    """Split a stream into messages. It stores at most the beginning of one message, shorter than LONGEST."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def receive(self, data: bytes) -> list[bytes]:
-        """Take what was read.
+        """Take received data, and return the complete messages.
 
         Returns:
             The messages that are complete now.
@@ -179,7 +178,7 @@ class Stream:
 
 
 class Exchange:
-    """What was asked on one connection, and what counts of that which comes.
+    """The calls on one connection, and the selection of relevant messages.
 
     An answer is a return or an error with the serial of the question, from the connection that was asked; or an error
     of the bus itself, which says so when that connection went away. NameOwnerChanged counts from the bus alone,
@@ -195,7 +194,7 @@ class Exchange:
         self._mark()
 
     def ask(self, serial: int, name: str) -> None:
-        """A call was sent.
+        """Register a call.
 
         Args:
             serial: its serial. Random, so that no other program can know it.
@@ -205,12 +204,12 @@ class Exchange:
         self._mark()
 
     def give_up(self) -> None:
-        """The question is not waited for any longer. A late answer to it is a wake-up."""
+        """Stop waiting for the answer. A late answer is a wake-up."""
         self._late, self._question = self._question, None
 
     @property
     def late(self) -> bool:
-        """Whether an answer is still missing that is not waited for any longer."""
+        """Whether the answer of an abandoned call is still missing."""
         return self._late is not None
 
     def watch(self, service: str, owner: str) -> None:
@@ -228,7 +227,7 @@ class Exchange:
         return signalled
 
     def _mark(self) -> None:
-        """What the header of a message that may count has in it: one of these senders, as a field."""
+        """Return the header bytes of one of these senders."""
         asked = [question[1] for question in (self._question, self._late) if question is not None]
         names = {BUS, *self._owners.values(), *asked} - {""}
         self._marks = {
@@ -237,10 +236,10 @@ class Exchange:
         }
 
     def hear(self, data: bytes) -> Message | None:
-        """Judge a message. What counts of signals is noted.
+        """Accept or reject a message, and register relevant signals.
 
-        A flood of messages of others must cost next to nothing, so a look for the senders that count goes before all
-        else. No other sender can have this in a header: a text cannot hold a zero byte.
+        A flood of foreign messages must cost almost nothing, so the bytes are first searched for the accepted senders.
+        No other sender can forge these bytes, because a text cannot contain a zero byte.
 
         Returns:
             The message if it is the answer to the question, else None.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Checks: untrusted bytes in, a value out, ValueError when it is not one. And what would be right, for the errors.
+"""Checks: parse untrusted bytes into a value, or raise ValueError; and the texts of the valid forms for errors.
 
-A check first holds the raw bytes against a list of the bytes and the length it allows, and only then decodes and
-parses: `ipaddress` on its own reads four raw bytes as a packed address, `fe80::1%eth0` as an address with a scope, and
+A check first tests the raw bytes for allowed bytes and length, and only then decodes and parses: `ipaddress` on its own
+reads four raw bytes as a packed address, `fe80::1%eth0` as an address with a scope, and
 `0.0.0.255` as a netmask of length 24.
 """
 
@@ -31,7 +31,7 @@ LINK_LOCAL6 = ipaddress.IPv6Network("fe80::/10")
 
 
 def is_host(address: IPAddress) -> bool:
-    """It can be the address of one host that is not this one."""
+    """Return whether it can be the address of a single other host."""
     return not any(address in network for network in _NO_HOST)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which tables and keys guestnet.toml can have.
+"""The tables and keys of guestnet.toml.
 
-A misspelt key is an error and not ignored: its owner would believe that forwarding stays closed, or that names are
-asked where the file says, and neither would be so.
+A misspelt key is an error: if it were ignored, the user would wrongly believe that forwarding stays closed, or that the
+file chooses the name servers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ..errors import shown
 
-# Tables and their keys; what a value may be is said where it is read.
+# Tables and their keys; their readers check the values.
 KNOWN: Mapping[str, frozenset[str]] = {
     "uplink": frozenset({"default-route"}),
     "provider": frozenset({"hold_after_flush", "unanswered_names", "unanswered_connections"}),
@@ -27,8 +27,8 @@ class Unknown(ValueError):
     """A table or a key that the program does not know.
 
     Args:
-        problem: which one.
-        remedy: the ones that there are.
+        problem: names it.
+        remedy: names the existing ones.
     """
 
     def __init__(self, problem: str, remedy: str) -> None:
@@ -37,14 +37,14 @@ class Unknown(ValueError):
 
 
 def check_lines(text: str) -> None:
-    """Look at the file before it is parsed. Raises Unknown."""
+    """Check the file before it is parsed. Raises Unknown."""
     for number, line in enumerate(text.splitlines(), 1):
         if len(line) > LONGEST_LINE:
             raise Unknown(f"line {number} has {len(line)} characters", f"the limit is {LONGEST_LINE}; split it")
 
 
 def check_tables(document: Mapping[str, object]) -> None:
-    """Look at the names at the top of the file. Raises Unknown."""
+    """Check the top-level names of the file. Raises Unknown."""
     for name in document:
         if name not in KNOWN:
             owners = [f"[{table}] {name}" for table, keys in KNOWN.items() if name in keys]
@@ -54,7 +54,7 @@ def check_tables(document: Mapping[str, object]) -> None:
 
 
 def check_keys(name: str, table: object) -> None:
-    """Look at one table.
+    """Check one table.
 
     Args:
         name: one of KNOWN.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the rules in `custom-forward` cut off, for `check`: a VPN's kill switch above all (behaviour B142).
+"""The packets that rules in `custom-forward` drop, for `check`: mainly a VPN's kill switch (behaviour B142).
 
-Read are the rules of that chain alone, as nft prints them; a rule that jumps elsewhere is not followed.
+Only the rules of that chain are parsed, as nft prints them; jumps are not followed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The set `downstream`, from what it holds to an operation: addresses behind this qube that nothing outside may use.
+"""Plan the set `downstream`: addresses of client qubes, which no outside machine may use.
 
-An address stays as long as its qube may come back, because a halted qube must not be impersonated either (QSB-056).
-While it is not known which may, none is taken out.
+An address stays while its qube may return, because a halted qube must not be impersonated either (QSB-056). While the
+list of such qubes is unknown, no address is removed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .values import IPAddress
 
 
 class Facts(NamedTuple):
-    """All that is looked at.
+    """The facts for the plan.
 
     Args:
         connected: addresses that dom0 lists as behind this qube.

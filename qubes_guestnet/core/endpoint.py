@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A name server as others are asked for it: an address and a port."""
+"""A name server: an address and a port."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DIGITS = frozenset("0123456789")
 
 
 class Endpoint(NamedTuple):
-    """Where a name server listens.
+    """The socket address of a name server.
 
     Args:
         address: of either family.
@@ -25,7 +25,7 @@ class Endpoint(NamedTuple):
     port: int = DNS_PORT
 
     def __str__(self) -> str:
-        """As nftables takes it behind `dnat to`; the usual port is left out."""
+        """Return the target for nftables' `dnat to`; the default port is omitted."""
         if self.port == DNS_PORT:
             return str(self.address)
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Flow offload: the text that loads a flowtable, and whether there may be one.
+"""Flow offload: the transaction that loads a flowtable, and the conditions for it.
 
 The packets of an offloaded connection go from one interface to the other by a flowtable, behind the ingress hook, and
-pass by all chains of prerouting, forward and postrouting, the counters in them, and the switch of forwarding. So there
-may be one only while none of these chains judges the packets of connections that are established. Ours do not: a
-connection got as far only by them, and the flowtable knows it by its interface and addresses, as anti-spoofing does.
+pass by all chains of prerouting, forward and postrouting, the counters in them, and the switch of forwarding. So it is
+loaded only while none of these chains may refuse packets of established connections. Ours do not: a connection got as
+far only by them, and the flowtable knows it by its interface and addresses, as anti-spoofing does.
 
-Parsed is what nft prints for people, because a resident agent must not pay for JSON. What is not understood counts as
-an obstacle.
+Parsed is what nft prints for people, because JSON is too expensive for a resident agent. An unknown expression counts
+as an obstacle.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .shadows import NAT, Chain
 TABLE, FLOWTABLE = "qubes-offload", "qubes"
 # One transaction that every kernel takes, also where there is no such table.
 END = f"add table inet {TABLE}\ndelete table inet {TABLE}\n"
-# Behind whatever filters at ingress: these chains see the packets before the flowtable takes them.
+# Behind all filters at ingress, which see the packets before the flowtable.
 PRIORITY = 300
 # Behind every other forward chain: a connection that any of them refuses does not get here. The highest there is; of
 # two chains with it the one that was loaded later is earlier, and a change of rules has ours loaded anew.

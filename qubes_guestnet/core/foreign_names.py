@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What others put into the chain `dnat-dns`: where each virtual DNS address ends by it, and whether it is kept.
+"""Rules of other programs in the chain `dnat-dns`: the target of each virtual DNS address, and whether to keep them.
 
-Guides for Pi-hole, dnscrypt, Tailscale and VPNs flush the chain and add rules of their own, at boot and without a
-word to us. Undone at once, the names of all qubes left outside of the tunnel (behaviour B123). So such content is its
-owner's wish, unless a virtual address certainly ends at a virtual address, which nothing would answer, or comes to no
-server at all; it ends when its owner removes it.
+Guides for Pi-hole, dnscrypt, Tailscale and VPNs flush the chain and add their own rules at boot. When the agent
+reverted these at once, the queries of all qubes left outside of the tunnel (behaviour B123). So the agent keeps such
+rules, unless a virtual address certainly ends at a virtual address, which no server would answer, or at no server; they
+end when the user removes them.
 
-The chain is followed for a question by UDP from a qube: rule by rule, into chains that it jumps to. A condition that is
-not understood may be met or not, so the rule's end counts, and what comes after it too: perhaps. What is not redirected
-then is refused by the chain `dns-reject`, so that nothing leaks.
+The chain is evaluated for a UDP query from a qube: rule by rule, into the chains that it jumps to. An unknown condition
+may or may not match, so both results are considered as possible. The chain `dns-reject` rejects queries that are not
+redirected, so that nothing leaks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _Sure = tuple[End, bool]  # an end, and whether questions certainly come to it
 
 
 class Judgement(NamedTuple):
-    """What becomes of names by the rules that are in the chain.
+    """The effect of the rules in the chain.
 
     Args:
         kept: they are the owner's to have.
@@ -47,7 +47,7 @@ class Judgement(NamedTuple):
     servers: tuple[Endpoint, ...] = ()
 
 
-# A script changes a chain by one nft after another: what is not whole yet may become so.
+# A script changes a chain by several calls of nft: an incomplete chain may become complete.
 QUIET_SECONDS, LONGEST_SECONDS = 1, 5
 
 
@@ -60,7 +60,7 @@ def rules(listing: str) -> tuple[str, ...]:
 
 
 def unfinished(first: float, last: float, now: float) -> bool:
-    """Return whether to wait before the chain is put back.
+    """Return whether to wait before the chain is restored.
 
     Args:
         first: when it was first seen changed by another program, in seconds.
@@ -87,7 +87,7 @@ def refreshed(there: Iterable[str], former: Iterable[str], ours: Iterable[str]) 
 
 
 def judge(listing: str, virtual: Iterable[ipaddress.IPv4Address]) -> Judgement:
-    """Follow a question for each virtual address.
+    """Evaluate the chain for a query to each virtual address.
 
     Args:
         listing: `nft -s list table ip qubes`.

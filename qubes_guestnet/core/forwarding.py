@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The switch of forwarding of each family: closed, opened, and left alone where another program has closed it.
+"""Plan the forwarding sysctl of each family: close it, open it, or leave it if another program closed it.
 
-The record says beforehand what is about to be done. A family that the record calls forwarded, and that the kernel does
-not forward though we have not `shut` it, was therefore switched off by another program or by the owner, and stays so
-(behaviour B133).
-Closing is insisted on: what is open again is closed again. Opening is not: what is closed again is another's doing.
+The record is written before each change. So if the record says that a family is forwarded, and the sysctl is 0 although
+the agent did not close it, the user or another program did, and it stays closed (behaviour B133). The agent repeats
+closing if another program opens it again, but never repeats opening.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def obeying(provided: Provided, on: frozenset[int]) -> Provided:
 
 
 def plan_closing(families: Iterable[int], on: frozenset[int], record: Record) -> Planned:
-    """Close what is open of these families, for good: what is closed is ours no longer.
+    """Close these families permanently: they are no longer recorded as ours.
 
     Args:
         families: not to be forwarded any more.
@@ -50,12 +49,12 @@ def plan_closing(families: Iterable[int], on: frozenset[int], record: Record) ->
 
 
 def plan_shutting(families: Iterable[int], on: frozenset[int], record: Record) -> Planned:
-    """Close what is open of these families for as long as it takes to bring the rules back; they stay ours."""
+    """Close these families until the rules are restored; they stay recorded as ours."""
     return _switch(frozenset(families) & on, record, on=False)
 
 
 def plan_opening(families: Iterable[int], on: frozenset[int], record: Record, so_far: Outcome) -> Planned:
-    """Open what is closed of these families.
+    """Open these families.
 
     Args:
         families: to be forwarded.

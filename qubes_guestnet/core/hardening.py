@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether sysctls are to harden the interfaces of the qubes behind this one (service harden-network-interfaces).
+"""Whether to harden vifs by sysctls (service harden-network-interfaces).
 
-As qubes-core-agent-networking does it (behaviours B17, B154): off unless it is asked for, and looked up in QubesDB, so
-that a change counts for the next interface without a restart of the qube.
+As in qubes-core-agent-networking (behaviours B17, B154) it is off by default, and read from QubesDB, so that a change
+applies to the next interface without a restart of the qube.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which runs of the user's hooks are due: from the owned record, which has what they were told last, to operations.
+"""Plan the runs of the user's hooks from their last input in the owned record.
 
-The record says beforehand that they are told: an agent that is killed in between does not run them twice, and one that
+The record is written before they run: an agent that is killed in between does not run them twice, and an agent that
 cannot write its record does not run them after every pass.
 """
 

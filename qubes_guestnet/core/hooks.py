@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""When a user's own scripts run after a change of the uplink (behaviour B14), and those for vifs.
+"""The conditions for a user's hooks after a change of the uplink (behaviour B14), and for vifs.
 
-The former only in a qube that provides network to others, once for each real change: other addresses, gateways or name
-servers, or another interface. What a hook itself, a VPN or a restart of the agent causes is no change: what was told to
-the hooks last is in the owned record.
+Uplink hooks run only in a provider, once for each change of addresses, gateways, name servers or interface. Changes by
+a hook itself, by a VPN or by a restart of the agent do not count: the owned record has the hooks' last input.
 """
 
 from __future__ import annotations
