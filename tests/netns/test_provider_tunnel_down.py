@@ -9,18 +9,11 @@ import time
 
 import pytest
 
+from tests.netns.test_provider_dns import OF_A_PROXY, VIRTUAL
 from tests.support.eventually import eventually
 from tests.support.hosting import ENTRIES, WORLD, Behind, Hosting
 from tests.support.packets import Port
 
-VIRTUAL = ("10.139.1.1", "10.139.1.2")
-OF_A_PROXY = {
-    "/qubes-mac": "02:00:00:00:00:01",
-    "/qubes-ip": "10.137.0.2",
-    "/qubes-gateway": "10.138.5.1",
-    "/qubes-primary-dns": VIRTUAL[0],
-    "/qubes-secondary-dns": VIRTUAL[1],
-}
 SERVER = "10.64.0.1"
 UP = "ip link set wg0 up; ip route replace 10.64.0.0/16 dev wg0"
 # A tun whose packets nothing reads; with a program that has it open, for its own state is down else.

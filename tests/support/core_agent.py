@@ -21,35 +21,27 @@ NOTES = "/run/core-agent-{name}"
 USER_SCRIPT = "/rw/config/qubes-firewall-user-script"
 FIREWALL_NOTES = "/run/core-agent-firewall"
 
+# A unit that loads rules before the network, once.
+_ONCE = """\
+[Unit]
+Description=Stand-in: {what}
+{after}Before=network-pre.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/lib/qubes/init/stand-in {word}
+
+[Install]
+RequiredBy=network-pre.target
+"""
 UNITS = {
-    "qubes-antispoof.service": """\
-[Unit]
-Description=Stand-in: anti-spoofing rules
-Before=network-pre.target
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/usr/lib/qubes/init/stand-in antispoof
-
-[Install]
-RequiredBy=network-pre.target
-""",
-    "qubes-iptables.service": """\
-[Unit]
-Description=Stand-in: base firewall
-Requires=qubes-antispoof.service
-After=qubes-antispoof.service
-Before=network-pre.target
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/usr/lib/qubes/init/stand-in iptables
-
-[Install]
-RequiredBy=network-pre.target
-""",
+    "qubes-antispoof.service": _ONCE.format(what="anti-spoofing rules", after="", word="antispoof"),
+    "qubes-iptables.service": _ONCE.format(
+        what="base firewall",
+        after="Requires=qubes-antispoof.service\nAfter=qubes-antispoof.service\n",
+        word="iptables",
+    ),
     "qubes-firewall.service": """\
 [Unit]
 Description=Stand-in: firewall of the qubes

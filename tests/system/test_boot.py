@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cells import ENTRIES
 from tests.support.core_agent import SCRIPTS
 from tests.support.eventually import eventually
 from tests.support.machine import APT, MAC, Hall, Machine
@@ -18,16 +19,6 @@ from tests.support.machine import APT, MAC, Hall, Machine
 UNIT = "qubes-guestnet.service"
 UPLINK = "qubes-network-uplink@eth0.service"
 PUBLIC = ("qubes-iptables.service", "qubes-network.service", "qubes-network-uplink.service")
-ENTRIES = {
-    "/qubes-mac": MAC,
-    "/qubes-ip": "10.137.0.7",
-    "/qubes-netmask": "255.255.255.255",
-    "/qubes-gateway": "10.138.1.2",
-    "/qubes-ip6": "fd09:24ef:4179::a89:7",
-    "/qubes-gateway6": "fd09:24ef:4179::a8a:102",
-    "/qubes-primary-dns": "10.139.1.1",
-    "/qubes-secondary-dns": "10.139.1.2",
-}
 ADDRESSES = {"10.137.0.7/32", "fd09:24ef:4179::a89:7/128"}
 
 
