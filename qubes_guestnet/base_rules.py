@@ -13,10 +13,10 @@ from .core.rules_operations import LoadRules, LoadRulesInParts
 from .dispatch import of_base_rules
 from .forwarding import forwarded
 from .paths import Paths
+from .provider.pass_state import Work
 from .system import nft, services
 from .system.systemd import WARNING, log
 from .transactions import Transactions
-from .work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:

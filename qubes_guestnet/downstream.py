@@ -15,9 +15,9 @@ from .core.listings import chosen
 from .core.vif import Vif
 from .dispatch import of_rules
 from .errors import GuestnetError
+from .provider.pass_state import Work
 from .system import nft, vifs
 from .transactions import Transactions
-from .work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ That is loaded late: the boot of every qube comes by here, and most forward noth
 
 from __future__ import annotations
 
+from .provider.pass_state import Work
 from .system import tunables
 from .system.systemd import INFO, WARNING, log
-from .work import Work
 
 
 def forwarded() -> frozenset[int]:

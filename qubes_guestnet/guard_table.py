@@ -7,10 +7,10 @@ It is the resident agent's alone: the table goes with its process, and that proc
 from __future__ import annotations
 
 from .errors import KernelError
+from .provider.pass_state import Work
 from .system import nft_guard
 from .system.systemd import INFO, log
 from .transactions import Transactions
-from .work import Work
 
 
 class Guarding:

@@ -20,11 +20,11 @@ from .dispatch import of_rules
 from .errors import FileError, GuestnetError
 from .flow import settle
 from .forwarding import forwarded
+from .provider.pass_state import Work
 from .system import chains, nft, nft_kernel, services
 from .system.devices import listed
 from .system.systemd import INFO, log
 from .transactions import Transactions
-from .work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:

@@ -23,12 +23,12 @@ from .core.vif import Vif
 from .errors import GuestnetError, KernelError
 from .forwarding import apart, forwarded
 from .provider.dns_redirect import DnsRedirect
+from .provider.pass_state import Work
 from .provider.vifs import Vifs
 from .rules import Rules
 from .system import nft, nft_kernel, services, tunables
 from .system.owned import Ledger
 from .transactions import Transactions
-from .work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from .core.record import MISSING, Loaded, Provided, checksum
 from .core.values import IPV4, IPV6
 from .errors import FileError, GuestnetError
 from .paths import Paths
+from .provider.pass_state import Work
 from .system import nft, nft_kernel, services, tunables
 from .system.owned import Ledger
 from .system.systemd import WARNING, log
 from .transactions import Transactions, seen
-from .work import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:

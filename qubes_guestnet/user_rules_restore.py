@@ -23,9 +23,9 @@ from .core.user_rules import Block, Kept
 from .core.values import IPAddress
 from .errors import ConfigError, GuestnetError
 from .paths import Paths
+from .provider.pass_state import Work
 from .system import conntrack, files, nft, nft_kernel, services, vifs
 from .system.systemd import INFO, WARNING, log
-from .work import Work
 
 _NAME, _MODE = "users-rules", 0o600
 

@@ -27,7 +27,7 @@ from ..errors import GuestnetError
 from ..system import devices, files, nft, nft_kernel, services
 from ..system.systemd import INFO, WARNING, log
 from ..transactions import Transactions
-from ..work import Work
+from .pass_state import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from ..flow import carry_out
 from ..system import conntrack, nft, nft_kernel, tunables, vifs
 from ..system.owned import Ledger
 from ..transactions import Transactions
-from ..work import Work
+from .pass_state import Work
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:

@@ -5,22 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .core.limits import Kept
-from .core.provider import ProviderSettings
-from .core.record import Provided
-from .core.values import IPV4, IPV6
-from .errors import GuestnetError
-from .system.owned import Ledger
+from ..core.limits import Kept
+from ..core.provider import ProviderSettings
+from ..core.record import Provided
+from ..core.values import IPV4, IPV6
+from ..errors import GuestnetError
+from ..system.owned import Ledger
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
-    from .core.attachment import VifReport
-    from .core.limits import Limits
-    from .core.nameservers import Choice
-    from .core.operations import Outcome, Planned
-    from .core.provided import Lines, ProviderReport
-    from .core.record import Record
-    from .flow import Adapters
+    from ..core.attachment import VifReport
+    from ..core.limits import Limits
+    from ..core.nameservers import Choice
+    from ..core.operations import Outcome, Planned
+    from ..core.provided import Lines, ProviderReport
+    from ..core.record import Record
+    from ..flow import Adapters
 
 
 class Work:
@@ -93,8 +93,8 @@ class Work:
         Returns:
             What came of it, with what could not be observed among the errors.
         """
-        from .core.operations import Outcome  # where there is something to settle
-        from .flow import settle
+        from ..core.operations import Outcome  # where there is something to settle
+        from ..flow import settle
 
         if self.dry_run:
             planned, outcome = plan(self.ledger.record, Outcome()), Outcome()
@@ -121,7 +121,7 @@ class Work:
 
     def lines(self) -> Lines:
         """What is to do, or was done, since this was last asked."""
-        from .core.provided import Lines  # not at boot, where the rules alone are loaded
+        from ..core.provided import Lines  # not at boot, where the rules alone are loaded
 
         lines = Lines(tuple(self.todo), tuple(self.done))
         self.todo, self.done = [], []
@@ -129,9 +129,9 @@ class Work:
 
     def report(self, forwarding: frozenset[int], before: Lines) -> ProviderReport:
         """What came of it; `before` are the lines of what came before the uplink."""
-        from .core.nameservers import Choice
-        from .core.provided import ProviderReport
-        from .core.vif import duplicates
+        from ..core.nameservers import Choice
+        from ..core.provided import ProviderReport
+        from ..core.vif import duplicates
 
         return ProviderReport(
             self.settings, self.active, self.ipv6, forwarding, self.names or Choice((), ""),
