@@ -13,7 +13,7 @@ from .core.rules_operations import LoadRules, LoadRulesInParts
 from .dispatch import of_base_rules
 from .forwarding import forwarded
 from .paths import Paths
-from .provider.pass_state import Work
+from .provider.pass_state import PassState
 from .system import nft, services
 from .system.systemd import WARNING, log
 from .transactions import Transactions
@@ -40,7 +40,7 @@ class Loading:
         now: what nft listed then, by family.
     """
 
-    def __init__(self, work: Work, paths: Paths, transactions: Transactions, *, refuse6: bool) -> None:
+    def __init__(self, work: PassState, paths: Paths, transactions: Transactions, *, refuse6: bool) -> None:
         self._work, self._paths, self._nft, self._refuse6 = work, paths, transactions, refuse6
         self._before = work.provided
         self._facts: Facts | None = None
@@ -155,7 +155,7 @@ class Loading:
             log(WARNING, f"another program removed our rules, and with them: {', '.join(names)}; {words}")
 
 
-def ending(work: Work) -> str:
+def ending(work: PassState) -> str:
     """What ends the offload that there may be, as a part of a transaction."""
     if not work.provided.offloading:
         return ""

@@ -22,7 +22,7 @@ _NOTHING: Kept = ((), ())
 
 def with_lost_rules(report: Report, untrusted_entries: dict[str, bytes], paths: Paths) -> Report:
     """A report of a dry pass, with what `load_lost` would do."""
-    todo, errors = _lost(untrusted_entries, paths, dry_run=True)
+    todo, errors = _lost(untrusted_entries, paths, applies=False)
     return report._replace(rules_todo=todo, errors=(*report.errors, *errors))
 
 
@@ -36,22 +36,24 @@ def load_lost(untrusted_entries: dict[str, bytes], paths: Paths) -> Kept:
     Returns:
         What was done, in words, and what went wrong.
     """
-    return _lost(untrusted_entries, paths, dry_run=False)
+    return _lost(untrusted_entries, paths, applies=True)
 
 
-def _lost(untrusted_entries: dict[str, bytes], paths: Paths, *, dry_run: bool) -> Kept:
+def _lost(untrusted_entries: dict[str, bytes], paths: Paths, *, applies: bool) -> Kept:
     from .system.owned import Ledger
 
     try:
         with Ledger(paths.run, reading=True) as ledger:
             if not ledger.record.provided.rules.text:
                 return _NOTHING
+        from .flow import Applying, Planning
         from .rules import Rules
         from .transactions import Transactions
 
-        with Ledger(paths.run, reading=dry_run) as ledger:
-            work = Rules(paths, Transactions()).begin(untrusted_entries, ledger, dry_run)
-            return tuple(map(str, work.todo if dry_run else work.done)), tuple(work.errors)
+        with Ledger(paths.run, reading=not applies) as ledger:
+            run = Applying(ledger) if applies else Planning(ledger)
+            work = Rules(paths, Transactions()).begin(untrusted_entries, run)
+            return tuple(map(str, (*work.todo, *work.done))), tuple(work.errors)
     except GuestnetError as error:
         return (), (error,)
 
@@ -103,6 +105,7 @@ class Keeper:
         return kept
 
     def _load(self, untrusted_entries: dict[str, bytes] | None) -> Kept:
+        from .flow import Applying
         from .rules import Rules
         from .system.owned import Ledger
         from .transactions import Transactions
@@ -112,5 +115,5 @@ class Keeper:
         if untrusted_entries is None:
             return self._rules.load(None), ()
         with Ledger(self._paths.run) as ledger:
-            work = self._rules.begin(untrusted_entries, ledger, dry_run=False)
+            work = self._rules.begin(untrusted_entries, Applying(ledger))
             return tuple(work.done), tuple(work.errors)

@@ -12,7 +12,7 @@ from .core.settings import PROVIDER_KEY, parse
 from .errors import GuestnetError, StoreError, UsageError, shown
 from .output import complain, print_json, say, show
 from .paths import Paths
-from .reconcile import Pass, reconcile, take_down
+from .reconcile import Pass, plan_only, reconcile, take_down
 from .system import netlink, services
 from .uplink.other_services import OtherServices
 
@@ -41,7 +41,7 @@ def apply(options: Options) -> int:
 
 def plan(options: Options) -> int:
     """The operations `apply` would do, each with its difference and reason; nothing else on standard output."""
-    report = _pass(Pass(only=options.interface, dry_run=True))
+    report = _plan(Pass(only=options.interface))
     if options.interface and not report.interfaces:
         raise no_interface_of_ours(options.interface)
     complain(report.errors)
@@ -63,7 +63,7 @@ def no_interface_of_ours(name: str, report: Report | None = None) -> UsageError:
         remedy = "Xen's hotplug sets it up; without a name `apply` and `plan` look after it too"
         return UsageError(problem, f"`qubes-guestnet status {name}` shows it; {remedy}")
     vifs = [each.vif.name.text for each in report.provided.vifs] if report is not None and report.provided else []
-    interfaces = (report or _pass(Pass(dry_run=True), with_provider=False)).interfaces
+    interfaces = (report or _plan(Pass(), with_provider=False)).interfaces
     there = [each.link.name for each in interfaces if each.link is not None] + vifs
     absent = [each.settings.mac for each in interfaces if each.link is None]
     words = [f"it manages {', '.join(there)}"] if there else []
@@ -129,7 +129,7 @@ def wait_uplink(options: Options) -> int:
     kernel, others = netlink.Kernel(), OtherServices(PATHS.flags, attending=False)
     while True:
         try:
-            report = reconcile(reading.entries(), kernel, PATHS, Pass(dry_run=True, others=others))
+            report = plan_only(reading.entries(), kernel, PATHS, Pass(others=others))
             if report.settled or (options.boot and _is_ready_to_boot(report, others)):
                 return 0
             reason = next((str(error) for error in report.errors), "; ".join(report.plan) or report.waiting)
@@ -169,10 +169,10 @@ def _provider(entries: dict[str, bytes], kernel: netlink.Kernel, others: OtherSe
     return Provider(PATHS, kernel, others)
 
 
-def _pass(asked: Pass, with_provider: bool = True) -> Report:
+def _plan(asked: Pass, with_provider: bool = True) -> Report:
     entries, kernel, others = reading.entries(), netlink.Kernel(), OtherServices(PATHS.flags)
     asked = asked._replace(others=others, provider=_provider(entries, kernel, others) if with_provider else None)
-    report = reconcile(entries, kernel, PATHS, asked)
+    report = plan_only(entries, kernel, PATHS, asked)
     if not with_provider or asked.provider is not None or asked.only:
         return report
     from .base_rules_watch import with_lost_rules

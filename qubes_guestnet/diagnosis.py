@@ -14,7 +14,7 @@ from .core.report import Report
 from .core.settings import PROVIDER_KEY
 from .errors import GuestnetError, StoreError
 from .paths import Paths
-from .reconcile import Pass, reconcile
+from .reconcile import Pass, plan_only
 from .system import gateway6, nameserver, netlink, nft, nft_kernel, presence, standing
 from .uplink.other_services import OtherServices
 
@@ -53,14 +53,14 @@ def look(untrusted_entries: dict[str, bytes], paths: Paths) -> tuple[Report, Gro
     """A dry pass, and what is in force beside it; what cannot be looked at is an error of the pass."""
     kernel, others = netlink.Kernel(), OtherServices(paths.flags)
     if not untrusted_entries.get(PROVIDER_KEY):
-        report = reconcile(untrusted_entries, kernel, paths, Pass(dry_run=True, others=others))
+        report = plan_only(untrusted_entries, kernel, paths, Pass(others=others))
         report = with_lost_rules(report, untrusted_entries, paths)
         return _ground(report, _rules_of_a_plain_qube)
     from .providing import Provider
 
     provider = Provider(paths, kernel, others, counted=True)
-    asked = Pass(dry_run=True, others=others, provider=provider)
-    report = reconcile(untrusted_entries, kernel, paths, asked)
+    asked = Pass(others=others, provider=provider)
+    report = plan_only(untrusted_entries, kernel, paths, asked)
     report, ground = _ground(report, partial(_of_a_provider, paths, kernel, report))
     if report.provided is not None:
         report = report._replace(provided=report.provided._replace(firewall=ground.firewall))

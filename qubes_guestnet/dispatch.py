@@ -6,8 +6,11 @@ Each adapter raises GuestnetError when its operation is refused.
 
 from __future__ import annotations
 
+import errno
+
 from .core.operations import TRANSACTION
-from .system import tunables
+from .errors import FileError, Vanished
+from .system import files, tunables
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -16,23 +19,35 @@ if TYPE_CHECKING:
 
     from .core.provider_operations import UnitJob
     from .core.rules_operations import PurgeUntranslated
-    from .core.service_operations import StartHooks
+    from .core.service_operations import PublishFile, StartHooks
     from .core.vif_operations import RemoveElements, SetElement
     from .flow import Adapters
     from .reconcile import Kernel
     from .system import nft, vifs
+    from .system.nft_guard import Guard
     from .transactions import Transactions
     from .uplink.other_services import OtherServices
 
 
 def of_uplink(kernel: Kernel, others: OtherServices | None) -> Adapters:
-    """For links, addresses, neighbours and routes, and for the services beside them.
+    """For links, addresses, neighbours and routes, for resolv.conf, and for the services beside them.
 
     Args:
         kernel: the adapter.
         others: the other services; None where nothing is planned for them.
     """
-    return {"Op": kernel.apply, **(of_services(others) if others is not None else {})}
+    table: Adapters = {"Op": kernel.apply, "PublishFile": _publish}
+    return {**table, **(of_services(others) if others is not None else {})}
+
+
+def _publish(op: PublishFile) -> None:
+    """Raises Vanished where the file is another one by now, which is to be judged like any other (behaviour B124)."""
+    try:
+        files.publish(op.path, op.data, over=op.over)
+    except FileError as error:
+        if error.errno == errno.ESTALE:
+            raise Vanished(str(op), error.errno) from None
+        raise
 
 
 def of_services(others: OtherServices) -> Adapters:
@@ -86,6 +101,14 @@ def _queue_job(op: UnitJob) -> None:
     from .system import services
 
     services.queue_job(op.verb, op.unit)
+
+
+def of_guard(guard: Guard, transactions: Transactions) -> Adapters:
+    """For the guard of the resident agent."""
+    return {
+        "StandGuard": lambda _op: transactions.do(guard.stand),
+        "LeaveGuard": lambda _op: transactions.do(guard.leave),
+    }
 
 
 def of_rules(transactions: Transactions) -> Adapters:

@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from .core import attachment, downstream, provider
 from .core.downstream import Facts
 from .core.listings import chosen
+from .core.provider_operations import ChangeDownstream
 from .core.vif import Vif
 from .dispatch import of_rules
 from .errors import GuestnetError
-from .provider.pass_state import Work
+from .provider.pass_state import PassState
 from .system import nft, vifs
 from .transactions import Transactions
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def bring(
-    work: Work, transactions: Transactions, records: Iterable[Vif], held: frozenset[str], *, complete: bool = True
+    work: PassState, transactions: Transactions, records: Iterable[Vif], held: frozenset[str], *, complete: bool = True
 ) -> None:
     """Have it hold what it should; errors are added to those of the pass.
 
@@ -49,9 +50,10 @@ def bring(
     work.settle(plan, of_rules(transactions))
 
 
-def present(work: Work, transactions: Transactions) -> frozenset[str]:
-    """What the sets hold, by `attachment.listed`, with what is planned to come with the rules. Raises GuestnetError."""
-    coming = attachment.adding(work.coming) if work.planned else ()
+def present(work: PassState, transactions: Transactions) -> frozenset[str]:
+    """What the sets hold, by `attachment.listed`, with what is planned to come. Raises GuestnetError."""
+    planned = (op.text for op in work.todo if isinstance(op, ChangeDownstream))  # and not carried out
+    coming = attachment.adding("".join((work.coming if work.planned else "", *planned)))
     families = transactions.families
     wanted = tuple((family, name) for family in families for name in nft.SETS[family])
     return attachment.listed(chosen(transactions.tables(families), "set", wanted)).union(coming)
@@ -74,6 +76,6 @@ def letting_send(run: str, settings: ProviderSettings, *, arp: bool) -> str:
     return attachment.letting_send(attachment.there(records, indexes), settings, arp=arp)
 
 
-def followed(work: Work) -> bool:
+def followed(work: PassState) -> bool:
     """See `core.downstream.follows`."""
-    return downstream.follows(work.ledger.record, work.settings.connected)
+    return downstream.follows(work.run.record, work.settings.connected)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from .core.namedtuple import NamedTuple
 from .core.operations import (
     BESIDE,
     ENDS_ROUND,
     JOINED,
     NEEDS_RECORD,
-    ONLY_IF_REFUSED,
     TRANSACTION,
     VANISHES_ALONE,
     Outcome,
@@ -26,6 +26,7 @@ from .core.operations import (
 )
 from .errors import GuestnetError, Vanished, did_not_persist
 from .system.owned import Ledger
+from .system.systemd import log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -37,6 +38,75 @@ if TYPE_CHECKING:
     Adapters = Mapping[str, Callable[[Any], object]]
 
 ROUNDS = 5
+
+
+class Settled(NamedTuple):
+    """What came of a plan.
+
+    Args:
+        outcome: of its operations; with what could not be observed among the errors.
+        planned: the last plan.
+        todo: operations that are planned and not carried out, in a pass that only plans.
+    """
+
+    outcome: Outcome
+    planned: Planned
+    todo: tuple[Operation, ...] = ()
+
+
+class Applying:
+    """A pass that carries out what it plans.
+
+    Args:
+        ledger: the owned record, to be written.
+    """
+
+    applies = True
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    @property
+    def record(self) -> Record:
+        """As it is now."""
+        return self._ledger.record
+
+    def save(self, record: Record) -> None:
+        """Put it on disk. Raises FileError."""
+        self._ledger.save(record)
+
+    def settle(self, plan: Callable[[Record, Outcome], Planned], adapters: Adapters) -> Settled:
+        """Plan, apply and plan again; see `settle`. It raises nothing."""
+        planned, outcome = settle(plan, adapters, self._ledger)
+        return Settled(outcome._replace(errors=(*outcome.errors, *planned.errors)), planned)
+
+    def tell(self, priority: int, words: str) -> None:
+        """Tell the journal."""
+        log(priority, words)
+
+
+class Planning(Applying):
+    """A pass that only plans: it changes nothing, writes no record, and tells nobody.
+
+    Args:
+        ledger: the owned record, to be read.
+    """
+
+    applies = False
+
+    def save(self, record: Record) -> None:
+        """Leave it as it is."""
+
+    def settle(self, plan: Callable[[Record, Outcome], Planned], _adapters: Adapters) -> Settled:
+        """Plan once. It raises nothing."""
+        try:
+            planned = plan(self.record, Outcome())
+        except GuestnetError as error:
+            planned = Planned((), self.record, errors=(error,))
+        return Settled(Outcome(errors=planned.errors), planned, planned.ops)
+
+    def tell(self, priority: int, words: str) -> None:
+        """Keep it for oneself."""
 
 
 def settle(plan: Callable[[Record, Outcome], Planned], adapters: Adapters, ledger: Ledger) -> tuple[Planned, Outcome]:
@@ -154,7 +224,7 @@ def _done(op: Operation, adapters: Adapters) -> Outcome:
     except Vanished:
         raise
     except GuestnetError as error:
-        other = instead(op) if error.refused or kind(op) not in ONLY_IF_REFUSED else None
+        other = instead(op)
         if other is None:
             return Outcome(failed=(op,), errors=(error,))
         came = _done(other, adapters)

@@ -6,9 +6,9 @@ That is loaded late: the boot of every qube comes by here, and most forward noth
 
 from __future__ import annotations
 
-from .provider.pass_state import Work
+from .provider.pass_state import PassState
 from .system import tunables
-from .system.systemd import INFO, WARNING, log
+from .system.systemd import INFO, WARNING
 
 
 def forwarded() -> frozenset[int]:
@@ -34,7 +34,7 @@ def apart() -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def obey(work: Work) -> None:
+def obey(work: PassState) -> None:
     """Find out which families another program has switched off, and have the pass leave them so.
 
     Args:
@@ -49,17 +49,15 @@ def obey(work: Work) -> None:
 
     before, on = work.provided, forwarded()
     work.stopped = forwarding.stopped(before, on)
-    if work.dry_run:
-        return
     for family in sorted(work.stopped - before.stopped):
         remedy = "it stays off until `qubes-guestnet forwarding on`"
-        log(WARNING, f"another program switched IPv{family} forwarding off ({_name(family)} = 0); {remedy}")
+        work.run.tell(WARNING, f"another program switched IPv{family} forwarding off ({_name(family)} = 0); {remedy}")
     for family in sorted(before.stopped - work.stopped):
-        log(INFO, f"another program switched IPv{family} forwarding on again")
+        work.run.tell(INFO, f"another program switched IPv{family} forwarding on again")
     work.save(forwarding.obeying(before, on))
 
 
-def close_unwanted(work: Work) -> None:
+def close_unwanted(work: PassState) -> None:
     """Close what we opened and what is not to be forwarded any more."""
     unwanted = work.provided.forwarding - work.families
     if not unwanted:
@@ -70,7 +68,7 @@ def close_unwanted(work: Work) -> None:
     work.settle(lambda record, _so_far: forwarding.plan_closing(unwanted, forwarded(), record), OF_FORWARDING)
 
 
-def shut(work: Work) -> None:
+def shut(work: PassState) -> None:
     """Close all that this qube forwards for others, for as long as it takes to bring the rules back."""
     from .core import forwarding
     from .dispatch import OF_FORWARDING
@@ -80,13 +78,13 @@ def shut(work: Work) -> None:
     work.closing = families
 
 
-def open_wanted(work: Work) -> None:
+def open_wanted(work: PassState) -> None:
     """Open what is to be forwarded."""
     from .core import forwarding
     from .dispatch import OF_FORWARDING
 
-    # In a dry run, what is to be closed is still open.
-    planned = work.closing if work.dry_run else frozenset[int]()
+    # What is only planned to be closed is still open.
+    planned = frozenset[int]() if work.run.applies else work.closing
     work.settle(
         lambda record, so_far: forwarding.plan_opening(work.families, forwarded() - planned, record, so_far),
         OF_FORWARDING,

@@ -6,10 +6,14 @@ It is the resident agent's alone: the table goes with its process, and that proc
 
 from __future__ import annotations
 
-from .errors import KernelError
-from .provider.pass_state import Work
+from .core import guard_plan
+from .core.operations import Outcome, Planned
+from .core.provider_operations import StandGuard
+from .core.record import Record
+from .dispatch import of_guard
+from .provider.pass_state import PassState
 from .system import nft_guard
-from .system.systemd import INFO, log
+from .system.systemd import INFO
 from .transactions import Transactions
 
 
@@ -22,28 +26,25 @@ class Guarding:
 
     def __init__(self, transactions: Transactions) -> None:
         self._nft = transactions
-        self._guard: nft_guard.Guard | None = nft_guard.Guard()
+        self._guard = nft_guard.Guard()
+        self._refused = False
 
-    def bring(self, work: Work) -> None:
+    def bring(self, work: PassState) -> None:
         """After the base rules, without which it lets nothing pass; rules that went meanwhile are what it is for.
 
         Args:
             work: the pass.
-
-        Raises:
-            KernelError: what the kernel has of nftables cannot be asked for.
         """
-        if self._guard is None:
+        if self._refused:
             return
-        if not work.active:
-            self._nft.do(self._guard.leave)
-        elif work.ruled:
-            self._stand(self._guard)
 
-    def _stand(self, guard: nft_guard.Guard) -> None:
-        try:
-            self._nft.do(guard.stand)
-        except KernelError as error:
+        def plan(record: Record, _so_far: Outcome) -> Planned:
+            return guard_plan.plan(record, active=work.active, ruled=work.ruled, stands=self._guard.stands)
+
+        outcome = work.run.settle(plan, of_guard(self._guard, self._nft)).outcome
+        if StandGuard() in outcome.failed:
             # An older kernel. Forwarding is closed as soon as the agent hears that the rules are gone, and no sooner.
-            log(INFO, f"no guard for moments without rules: {error}")
-            self._guard = None
+            work.run.tell(INFO, f"no guard for moments without rules: {outcome.errors[0]}")
+            self._refused = True
+            return
+        work.errors += outcome.errors

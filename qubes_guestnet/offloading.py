@@ -18,9 +18,8 @@ from .core.provider_operations import LoadFlowtable
 from .core.record import Record
 from .dispatch import of_rules
 from .errors import FileError, GuestnetError
-from .flow import settle
 from .forwarding import forwarded
-from .provider.pass_state import Work
+from .provider.pass_state import PassState
 from .system import chains, nft, nft_kernel, services
 from .system.devices import listed
 from .system.systemd import INFO, log
@@ -48,7 +47,7 @@ class Offload:
         self._holds: LoadFlowtable | None = None
         self._told = ""
 
-    def bring(self, work: Work) -> None:
+    def bring(self, work: PassState) -> None:
         """Load or remove the flowtable. An obstacle is a reason in `status`, and not an error.
 
         Args:
@@ -61,7 +60,7 @@ class Offload:
             facts = self._facts(work, errors)._replace(recorded=recorded, refusal=_refusal(so_far))
             return offload.plan(facts, record, so_far)
 
-        planned, outcome = settle(plan, of_rules(self._nft), work.ledger)
+        outcome, planned, _ = work.run.settle(plan, of_rules(self._nft))
         reason, refusal = "".join(planned.waits), _refusal(outcome)
         work.errors += [error for error in (*errors, *outcome.errors) if not refusal or error.problem != refusal]
         for op in (*outcome.done, *outcome.failed):
@@ -75,7 +74,7 @@ class Offload:
         elif self._holds is not None:
             self._tell("flow offload on")
 
-    def _facts(self, work: Work, errors: list[GuestnetError]) -> Facts:
+    def _facts(self, work: PassState, errors: list[GuestnetError]) -> Facts:
         """What is looked at, each only where nothing is against it before."""
         allowed = services.may_offload(self._paths.flags)
         forwarding = bool(work.ruled and work.families and work.families <= forwarded())

@@ -21,9 +21,10 @@ from .core.provided import ProviderReport
 from .core.provider import ProviderSettings
 from .core.vif import Vif
 from .errors import GuestnetError, KernelError
+from .flow import Applying, Planning
 from .forwarding import apart, forwarded
 from .provider.dns_redirect import DnsRedirect
-from .provider.pass_state import Work
+from .provider.pass_state import PassState
 from .provider.vifs import Vifs
 from .rules import Rules
 from .system import nft, nft_kernel, services, tunables
@@ -69,22 +70,21 @@ class Provider:
 
     # --- a pass ------------------------------------------------------------------------------------------------
 
-    def before(self, untrusted_entries: Mapping[str, bytes], ledger: Ledger, dry_run: bool) -> Work:
+    def before(self, untrusted_entries: Mapping[str, bytes], run: Applying) -> PassState:
         """What has to be in force before anything else: the rules; and off with what is not wanted any more.
 
         Args:
             untrusted_entries: all of QubesDB below the provider's prefixes.
-            ledger: the owned record.
-            dry_run: only say what is to do.
+            run: carries out what is planned, or does not.
         """
-        work = self._rules.begin(untrusted_entries, ledger, dry_run)
+        work = self._rules.begin(untrusted_entries, run)
         if work.reloaded:
             self._swept = None
-        if self._guard is not None and not dry_run:
+        if self._guard is not None:
             work.attempt(partial(self._guard.bring, work))
         return work
 
-    def _limit(self, work: Work) -> None:
+    def _limit(self, work: PassState) -> None:
         """What each qube may have; of conntrack as this kernel has it now."""
         work.kept = limits.kept(lambda name: tunables.read((NETFILTER, name)))
         configured = services.configured_limits(self._paths.config)
@@ -92,7 +92,7 @@ class Provider:
 
     def after(
         self,
-        work: Work,
+        work: PassState,
         own_servers: tuple[IPv4Address, ...],
         uplinks: Iterable[InterfaceReport],
         resolver: ResolverReport | None = None,
@@ -116,7 +116,7 @@ class Provider:
                 work.attempt(partial(self._offload.bring, work))
         report = work.report(forwarded(), before)
         # Only users ask for it: with 250 vifs it is 500 files.
-        return report._replace(apart=apart()) if work.dry_run and work.active else report
+        return report._replace(apart=apart()) if work.active and not work.run.applies else report
 
     # --- what the command line asks ----------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class Provider:
             GuestnetError: it could not be done.
         """
         with Ledger(self._paths.run) as ledger:
-            work = self.before(untrusted_entries, ledger, dry_run=False)
+            work = self.before(untrusted_entries, Applying(ledger))
             work.raise_first()
             if work.active:
                 file = self._file(settings, uplinks, ledger)
@@ -148,11 +148,12 @@ class Provider:
         """Whose resolv.conf is, without changing it; None where it cannot be looked at."""
         if not uplinks:
             return None
-        from .resolving import Ground, resolve
+        from .resolving import Ground, ResolvConf
 
         flags, manager = services.flags(self._paths.flags), self._others.manager()
-        report, _ = resolve(Ground(settings, flags, manager, self._kernel, ledger.record, uplinks), self._paths, None)
-        return report
+        file = ResolvConf(Ground(settings, flags, manager, self._kernel, uplinks), self._paths, lambda _data: False)
+        Planning(ledger).settle(file.plan, {})
+        return file.report
 
     # --- for the resident agent ----------------------------------------------------------------------------------
 
@@ -182,7 +183,7 @@ class Provider:
     def end_offload(self) -> None:
         """Until the next pass; with none to come it would not end when rules change. Raises GuestnetError."""
         with Ledger(self._paths.run) as ledger:
-            self._rules.end_offload(Work(ProviderSettings(), False, False, ledger, dry_run=False))
+            self._rules.end_offload(PassState(ProviderSettings(), False, False, Applying(ledger)))
 
     # --- one vif -----------------------------------------------------------------------------------------------
 
@@ -211,7 +212,7 @@ class Provider:
         with Ledger(self._paths.run) as ledger:
             if not wanted():
                 return ()
-            work = self.before(untrusted_entries, ledger, dry_run=False)
+            work = self.before(untrusted_entries, Applying(ledger))
             work.raise_first()
             if not self._resident:  # whose passes do it
                 self._vifs.follow(work)
@@ -241,7 +242,7 @@ class Provider:
         with Ledger(self._paths.run) as ledger:
             if not wanted():
                 return ()
-            work = Work(provider.parse_provider(untrusted_entries), True, False, ledger, dry_run=False)
+            work = PassState(provider.parse_provider(untrusted_entries), True, False, Applying(ledger))
             self._vifs.drop(vif, work)
             if work.errors:
                 self._swept = None  # what is left to do is done by the next sweep
@@ -250,20 +251,20 @@ class Provider:
 
     # --- vifs --------------------------------------------------------------------------------------------------
 
-    def _sweep(self, work: Work) -> None:
+    def _sweep(self, work: PassState) -> None:
         """All vifs and the addresses behind this qube, unless they were last made for just this."""
         settings = work.settings
         self._vifs.close_replaced(work)
         ipv6 = (settings.gateway6, work.ipv6, settings.refuse6)
         reason = (settings.connected, settings.gateway, ipv6, work.mtu, work.limits, work.kept)
-        if self._swept == reason and not work.dry_run:
+        if self._swept == reason:
             if not self._nft.settled(SETS):
                 self._refill(work)
             return
         try:
             self._nft.found_right(SETS, nft_kernel.generation())
         except KernelError as error:
-            if work.dry_run and error.needs_root:
+            if error.needs_root and not work.run.applies:
                 self._vifs.look(work)
             raise
         before = len(work.errors)
@@ -271,7 +272,7 @@ class Provider:
         if len(work.errors) == before:
             self._swept = reason
 
-    def _refill(self, work: Work) -> None:
+    def _refill(self, work: PassState) -> None:
         """What the sets are to hold; where that fails, the next pass tries again."""
         before = len(work.errors)
         self._nft.found_right(SETS, nft_kernel.generation())  # our own transactions from here on keep it so

@@ -11,22 +11,21 @@ an error that names the operation (`flow.settle`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 
 from .core import mtu, networkmanager, plan, proxyarp, uplink
 from .core.namedtuple import NamedTuple
 from .core.networkmanager import ManagerChoice
 from .core.operations import ApplySysctl, Outcome, Planned, in_order
-from .core.record import Fallback, Record, checksum
-from .core.report import InterfaceReport, Report, Uplinks
+from .core.record import Fallback, Record
+from .core.report import InterfaceReport, Report, ResolverReport, Uplinks
 from .core.settings import Settings, UplinkSettings
 from .core.settings import parse as parse_settings
 from .core.values import IPV4, IPV6, IPAddress, Link, State, Tunable
 from .dispatch import of_uplink
 from .errors import FileError, GuestnetError
-from .flow import carry_out, settle
+from .flow import Applying, Planning, carry_out
 from .paths import Paths
-from .resolving import Ground, resolve
+from .resolving import Ground, ResolvConf
 from .system import services
 from .system.owned import Ledger
 
@@ -63,7 +62,6 @@ class Pass(NamedTuple):
 
     Args:
         only: name of the one interface to handle, "" for all.
-        dry_run: plan, and change nothing.
         keys_written: dom0 wrote keys since the last pass.
         revive: configure an interface that `uplink remove` took down.
         may_rewrite: called with the content before another program's change of resolv.conf is reverted.
@@ -72,7 +70,6 @@ class Pass(NamedTuple):
     """
 
     only: str = ""
-    dry_run: bool = False
     keys_written: bool = False
     revive: bool = False
     may_rewrite: Callable[[bytes], bool] = lambda _content: True
@@ -92,6 +89,18 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
     Returns:
         What is desired, what is there, what was done, and every error; it does not raise one.
     """
+    return _pass(untrusted_entries, kernel, paths, asked, Ledger(paths.run), Applying)
+
+
+def plan_only(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Paths, asked: Pass) -> Report:
+    """What `reconcile` would do; nothing is changed, and no right to change anything is needed. See there."""
+    return _pass(untrusted_entries, kernel, paths, asked, Ledger(paths.run, reading=True), Planning)
+
+
+def _pass(
+    untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Paths, asked: Pass, held: Ledger,
+    way: type[Applying],
+) -> Report:  # fmt: skip
     settings = parse_settings(untrusted_entries)
     flags = services.flags(paths.flags)
     errors: list[GuestnetError] = list(settings.errors)
@@ -103,29 +112,26 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
     mtus, bad = mtu.parse(untrusted_entries, [interface.mac for interface in settings.uplinks])
     errors += bad
     manager = asked.others.manager() if asked.others is not None else ManagerChoice()
-    work = _Work(settings, flags, _Choices(configured, manager, mtus), kernel, asked)
-    work.failed(errors)
+    half = _UplinkPass(settings, flags, _Choices(configured, manager, mtus), kernel, asked)
+    half.failed(errors)
     names, provided = None, None
     try:
-        with Ledger(paths.run, reading=asked.dry_run) as ledger:
-            ruled = asked.provider.before(untrusted_entries, ledger, asked.dry_run) if asked.provider else None
-            work.uplinks(ledger)
-            uplinks = frozenset(report.link.ifindex for report in work.interfaces if report.link is not None)
+        with held as ledger:
+            run = way(ledger)
+            ruled = asked.provider.before(untrusted_entries, run) if asked.provider else None
+            half.uplinks(run)
+            uplinks = frozenset(report.link.ifindex for report in half.interfaces if report.link is not None)
             if uplinks:
-                ground = Ground(settings, flags, manager, kernel, ledger.record, uplinks)
-                names, failure = resolve(ground, paths, None if asked.dry_run else partial(work.publishing, ledger))
-                work.failed((failure,) if failure else ())
-                if names is not None and names.in_force and not asked.dry_run:
-                    work.published(ledger, names.current)
+                names = half.resolv_conf(Ground(settings, flags, manager, kernel, uplinks), paths, run)
             if asked.others is not None:
-                work.others(asked.others, ledger)
+                half.others(asked.others, run)
             if asked.provider is not None and ruled is not None:
-                provided = asked.provider.after(ruled, settings.dns.servers, work.interfaces, names)
-                work.failed(provided.errors)
+                provided = asked.provider.after(ruled, settings.dns.servers, half.interfaces, names)
+                half.failed(provided.errors)
     except GuestnetError as error:
-        work.failed((error,))
+        half.failed((error,))
     return Report(
-        settings, work.interfaces, names, tuple(work.applied), tuple(work.errors), tuple(work.done), tuple(work.todo),
+        settings, half.interfaces, names, tuple(half.applied), tuple(half.errors), tuple(half.done), tuple(half.todo),
         provided,
     )  # fmt: skip
 
@@ -203,7 +209,7 @@ class _Choices(NamedTuple):
     mtus: Mapping[str, int]
 
 
-class _Work:
+class _UplinkPass:
     """One pass, but for the provider's half: what it knows, and what it has done so far.
 
     Attributes:
@@ -217,6 +223,7 @@ class _Work:
     def __init__(self, settings: Settings, flags: uplink.Flags, choices: _Choices, kernel: Kernel, asked: Pass) -> None:
         self._settings, self._flags, self._choices, self._kernel, self._asked = settings, flags, choices, kernel, asked
         self._adapters = of_uplink(kernel, asked.others)
+        self._notes = False  # what came and went is recorded
         self.interfaces: tuple[InterfaceReport, ...] = ()
         self.applied: list[plan.Op] = []
         self.done: list[str] = []
@@ -227,34 +234,21 @@ class _Work:
         """Note errors; one that was met before is the same one."""
         self.errors += [error for error in errors if str(error) not in map(str, self.errors)]
 
-    def publishing(self, ledger: Ledger, data: bytes) -> bool:
-        """Whether resolv.conf may be written; if so, what it is to hold is noted ahead (behaviour B148)."""
-        if not self._asked.may_rewrite(data):
-            return False
-        self._note(ledger, " ".join((*ledger.record.published.split()[-2:], checksum(data))))
-        return True
-
-    def published(self, ledger: Ledger, data: bytes) -> None:
-        """Note what resolv.conf holds by us; what another program makes of it is known by that (behaviour B124)."""
-        self._note(ledger, checksum(data))
-
-    def _note(self, ledger: Ledger, sums: str) -> None:
-        try:
-            ledger.save(ledger.record._replace(published=sums))
-        except GuestnetError as error:
-            self.failed((error,))
+    def resolv_conf(self, ground: Ground, paths: Paths, run: Applying) -> ResolverReport | None:
+        """Publish resolv.conf if it is ours and differs, or only look at it."""
+        file = ResolvConf(ground, paths, self._asked.may_rewrite)
+        self.failed(run.settle(file.plan, self._adapters).outcome.errors)
+        return file.report
 
     # --- the uplinks ---------------------------------------------------------------------------------------------
 
-    def uplinks(self, ledger: Ledger) -> None:
+    def uplinks(self, run: Applying) -> None:
         """Make them what they should be, or only look at them. Raises GuestnetError when they cannot be looked at."""
-        if self._asked.dry_run:
-            self._plan(ledger.record, Outcome())
-            return
-        planned, outcome = settle(self._plan, self._adapters, ledger)
-        self.applied += (op for op in outcome.done if isinstance(op, plan.Op))
-        self.failed(outcome.errors)
-        for error in planned.errors:
+        self._notes = run.applies
+        settled = run.settle(self._plan, self._adapters)
+        self.applied += (op for op in settled.outcome.done if isinstance(op, plan.Op))
+        self.failed(settled.outcome.errors)
+        for error in settled.planned.errors:
             raise error
 
     def _plan(self, record: Record, so_far: Outcome) -> Planned:
@@ -262,7 +256,7 @@ class _Work:
         uplinks = self._uplinks(record)
         links = self._kernel.links(frozenset(settings.mac for settings in uplinks)) if uplinks else ()
         found = [(settings, uplink.choose_link(links, settings.mac)) for settings in uplinks]
-        if not self._asked.dry_run:
+        if self._notes:
             present = [link for _, link in found if link is not None]
             macs = [settings.mac for settings in self._settings.uplinks]
             record = record.seen(macs, present, self._asked.keys_written)
@@ -337,20 +331,15 @@ class _Work:
 
     # --- the other services --------------------------------------------------------------------------------------
 
-    def others(self, others: OtherServices, ledger: Ledger) -> None:
+    def others(self, others: OtherServices, run: Applying) -> None:
         """Bring the other services up to date, or only look at them."""
         uplinks = Uplinks(self._settings, self._flags, self.interfaces, not self._asked.only)
-        if self._asked.dry_run:
-            planned, outcome = others.plan(uplinks, ledger.record, Outcome()), Outcome()
-            self.todo += planned.ops
-        else:
-            planned, outcome = settle(
-                lambda record, so_far: others.plan(uplinks, record, so_far), self._adapters, ledger
-            )
+        settled = run.settle(lambda record, so_far: others.plan(uplinks, record, so_far), self._adapters)
+        if run.applies:
             others.looked_after()
-        self.done += map(str, outcome.done)
-        self.todo += planned.waits
-        self.failed((*outcome.errors, *planned.errors))
+        self.done += map(str, settled.outcome.done)
+        self.todo += (*settled.todo, *settled.planned.waits)
+        self.failed(settled.outcome.errors)
 
 
 def _ahead(record: Record, report: InterfaceReport) -> Record:

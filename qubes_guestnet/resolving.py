@@ -6,7 +6,6 @@ Whether a VPN or a hook has to do with the file is looked at only where it names
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterable
 
@@ -14,13 +13,15 @@ from .core import hooks as hook_rules
 from .core import resolver
 from .core.namedtuple import NamedTuple
 from .core.networkmanager import ManagerChoice
+from .core.operations import Outcome, Planned
 from .core.record import Record
 from .core.report import ResolverReport
 from .core.resolver import FileFacts, Owner
+from .core.service_operations import PublishFile
 from .core.settings import Settings
 from .core.uplink import Flags
 from .core.values import IPAddress
-from .errors import FileError, GuestnetError
+from .errors import GuestnetError
 from .paths import Paths
 from .system import files
 
@@ -29,74 +30,78 @@ if TYPE_CHECKING:
     from .reconcile import Kernel
 
 
-_LOOKS = 3
+_PROTECT = "find that program, or list the file in /rw/config/protected-files.d"
 
 
 class Ground(NamedTuple):
-    """Facts of the pass so far: settings, flags, the uplink's manager, kernel, record, and indexes of uplinks."""
+    """Facts of the pass so far: settings, flags, the uplink's manager, kernel, and indexes of uplinks."""
 
     settings: Settings
     flags: Flags
     manager: ManagerChoice
     kernel: Kernel
-    record: Record
     uplinks: frozenset[int]
 
 
-def resolve(
-    ground: Ground, paths: Paths, may_rewrite: Callable[[bytes], bool] | None
-) -> tuple[ResolverReport | None, GuestnetError | None]:
-    """The file as it is after this pass, and what went wrong.
+class ResolvConf:
+    """The file in one pass.
 
     Args:
         ground: of the pass.
         paths: where the qube's files are.
-        may_rewrite: asked with the content before another program's overwriting is undone; None: only look.
+        may_rewrite: asked with the content before another program's overwriting is undone.
+
+    Attributes:
+        report: the file as it is now; None where it could not be looked at.
     """
-    for left in range(_LOOKS - 1, -1, -1):
-        report, error = _once(ground, paths, may_rewrite)
-        # Between the look and the writing the client of a VPN wrote its names: they are judged like any others (B124).
-        if not left or not isinstance(error, FileError) or error.errno != errno.ESTALE:
-            break
-    return report, error
 
+    def __init__(self, ground: Ground, paths: Paths, may_rewrite: Callable[[bytes], bool]) -> None:
+        self._ground, self._paths, self._may_rewrite = ground, paths, may_rewrite
+        self._replaced = ""  # servers of another program that it named before it was written
+        self.report: ResolverReport | None = None
 
-def _once(
-    ground: Ground, paths: Paths, may_rewrite: Callable[[bytes], bool] | None
-) -> tuple[ResolverReport | None, GuestnetError | None]:
-    """As `resolve`, with one look at the file."""
-    path, servers = paths.resolv_conf, ground.settings.dns.servers
-    try:
-        facts = files.facts(
+    def plan(self, record: Record, so_far: Outcome) -> Planned:
+        """Look at it, and plan. What another program makes of what we have written is for the next pass.
+
+        Args:
+            record: the owned record.
+            so_far: what came of the operations of this pass.
+
+        Raises:
+            GuestnetError: it cannot be looked at.
+        """
+        ground, path, servers = self._ground, self._paths.resolv_conf, self._ground.settings.dns.servers
+        before, self.report = self.report, None
+        found = files.facts(
             path, disabled=ground.flags.disable_dns_server, networkmanager=ground.manager.networkmanager
-        )._replace(published=ground.record.published)
+        )
+        facts = found._replace(published=record.published)
         others = resolver.others(facts, servers)
         if others and resolver.choose_owner(facts).owner is Owner.DIRECT:
-            facts = _whose(facts, path, paths.run, others, ground)
-    except GuestnetError as error:
-        return None, error
-    decision = resolver.choose_owner(facts)
-    wanted = None if ground.settings.dns.held else resolver.wanted(decision, facts, servers)
-    report = ResolverReport(path, decision, wanted, facts.content if decision.owner in resolver.KEPT else facts.data,
-                            written=False,
-                            down=facts.tunnel if facts.down and decision.owner is Owner.TUNNEL else "")  # fmt: skip
-    if wanted is None or may_rewrite is None or not (report.pending or facts.mode != files.PUBLIC):
-        return report, None
-    if not may_rewrite(wanted):
-        limit = f"{resolver.RewriteBudget.LIMIT} times in {resolver.RewriteBudget.WINDOW:.0f} s"
-        problem = f"another program overwrote {path} {limit}"
-        return report, GuestnetError(problem, "find that program, or list the file in /rw/config/protected-files.d")
-    try:
-        files.publish(path, wanted, over=facts)
-    except GuestnetError as error:
-        return report, error
-    return report._replace(current=wanted, written=True, replaced=" ".join(map(str, others))), None
+            facts = _whose(facts, self._paths, others, ground, record)
+        decision = resolver.choose_owner(facts)
+        wanted = None if ground.settings.dns.held else resolver.wanted(decision, facts, servers)
+        current = facts.content if decision.owner in resolver.KEPT else facts.data
+        down = facts.tunnel if facts.down and decision.owner is Owner.TUNNEL else ""
+        report = ResolverReport(path, decision, wanted, current, written=False, down=down)
+        if before is not None and any(isinstance(op, PublishFile) for op in so_far.done):
+            report = before._replace(current=current, written=True, replaced=self._replaced)
+        self.report = report
+        if wanted is None or report.written or not (report.pending or facts.mode != files.PUBLIC):
+            return Planned((), resolver.noted(record, current) if report.in_force else record)
+        op = PublishFile(path, wanted, found)
+        if op not in so_far.failed and not self._may_rewrite(wanted):
+            limit = f"{resolver.RewriteBudget.LIMIT} times in {resolver.RewriteBudget.WINDOW:.0f} s"
+            error = GuestnetError(f"another program overwrote {path} {limit}", _PROTECT)
+            return Planned((), record, errors=(error,))
+        self._replaced = " ".join(map(str, others))
+        return Planned((op,), resolver.announced(record, wanted))
 
 
-def _whose(facts: FileFacts, path: str, run: str, others: Iterable[IPAddress], ground: Ground) -> FileFacts:
+def _whose(facts: FileFacts, paths: Paths, others: Iterable[IPAddress], ground: Ground, record: Record) -> FileFacts:
     """With what shows that a hook or a VPN wrote it."""
     shown = ground.kernel.tunnels(others, sorted(ground.uplinks))
-    hook = _hook(path, ground.record.provided.hooks, run)
+    hook = _hook(paths.resolv_conf, record.provided.hooks, paths.run)
     return facts._replace(hook=hook, tunnel=resolver.tunnel(shown), down=resolver.is_down(shown))
 
 

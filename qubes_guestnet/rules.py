@@ -17,8 +17,9 @@ from .core.provider import ProviderSettings
 from .core.record import MISSING, Loaded, Provided, checksum
 from .core.values import IPV4, IPV6
 from .errors import FileError, GuestnetError
+from .flow import Applying
 from .paths import Paths
-from .provider.pass_state import Work
+from .provider.pass_state import PassState
 from .system import nft, nft_kernel, services, tunables
 from .system.owned import Ledger
 from .system.systemd import WARNING, log
@@ -47,17 +48,16 @@ class Rules:
         self._told = False  # that the kernel has no IPv6
         self._handles = frozenset[tuple[str, str, bytes]]()  # of the base rules, as long as they are all there
 
-    def begin(self, untrusted_entries: Mapping[str, bytes], ledger: Ledger, dry_run: bool) -> Work:
+    def begin(self, untrusted_entries: Mapping[str, bytes], run: Applying) -> PassState:
         """What has to be in force before anything else: the rules; and off with what is not wanted any more.
 
         Args:
             untrusted_entries: all of QubesDB below the provider's prefixes.
-            ledger: the owned record.
-            dry_run: only say what is to do.
+            run: carries out what is planned, or does not.
         """
-        settings = self._possible(provider.parse_provider(untrusted_entries), dry_run)
+        settings = self._possible(provider.parse_provider(untrusted_entries), run)
         active = settings.active and services.provides(self._paths.flags)
-        work = Work(settings, active, self._wants_ipv6(settings, active, ledger), ledger, dry_run)
+        work = PassState(settings, active, self._wants_ipv6(settings, active, run), run)
         work.mtu, work.untrusted_entries = mtu.common(untrusted_entries), untrusted_entries
         work.attempt(partial(self._find_firewall, work))
         work.attempt(partial(forwarding.obey, work))
@@ -65,33 +65,33 @@ class Rules:
             work.attempt(partial(_user_rules_restore().wait, work))
         work.attempt(partial(self._close, work))
         work.attempt(partial(self._load, work))
-        if not work.ruled and not dry_run:
+        if not work.ruled and run.applies:
             work.attempt(partial(_nothing_without_rules, work))
         return work
 
-    def _find_firewall(self, work: Work) -> None:
+    def _find_firewall(self, work: PassState) -> None:
         """Whether the firewall of the qubes is missing, or not ready; if it was never ready it is not waited for."""
         record = work.provided
         if services.filters(self._paths.flags):
             work.unfiltered = record.unfiltered or (record.filtered and not nft_kernel.filtering())
 
-    def _possible(self, settings: ProviderSettings, dry_run: bool) -> ProviderSettings:
+    def _possible(self, settings: ProviderSettings, run: Applying) -> ProviderSettings:
         """Without what the kernel does not have: IPv4 is set up all the same (behaviour B54, #5110)."""
         if not (settings.active and settings.serves(IPV6)) or _has_ipv6():
             self._told = False
             return settings
-        if not self._told and not dry_run:
+        if not self._told:
             self._told = True
-            log(WARNING, "IPv6 is switched off in the kernel: the qubes behind this one have IPv4 only")
+            run.tell(WARNING, "IPv6 is switched off in the kernel: the qubes behind this one have IPv4 only")
         return settings._replace(gateway6=None, held=settings.held - {"ipv6"}, refuse6=False)
 
-    def _close(self, work: Work) -> None:
+    def _close(self, work: PassState) -> None:
         wanted = work.families
         if work.provided.offloading and (not wanted or work.provided.forwarding - wanted):
             work.attempt(partial(self.end_offload, work))
         forwarding.close_unwanted(work)
 
-    def end_offload(self, work: Work) -> None:
+    def end_offload(self, work: PassState) -> None:
         """What is offloaded passes by the rules and by the switch of forwarding: it ends before either goes.
 
         Args:
@@ -100,15 +100,15 @@ class Rules:
         Raises:
             NftError: it goes on.
         """
-        if work.dry_run:
+        if not work.run.applies:
             return
         if work.provided.offloading:
             self._nft.run(ending(work))
         work.save(work.provided._replace(offload=""))
 
-    def forward(self, work: Work) -> None:
+    def forward(self, work: PassState) -> None:
         """Only when the rules are in, those for the virtual DNS too: an error before leaves forwarding as it is."""
-        if not (work.ruled or work.planned) or not (work.provided.names.text or work.dry_run):
+        if not (work.ruled or work.planned) or not (work.provided.names.text or not work.run.applies):
             return
         forwarding.open_wanted(work)
 
@@ -128,7 +128,7 @@ class Rules:
         if not lost and (not services.filters(self._paths.flags) or nft_kernel.filtering()):
             return
         with Ledger(self._paths.run) as ledger:
-            work = Work(ProviderSettings(), services.provides(self._paths.flags), False, ledger, dry_run=False)
+            work = PassState(ProviderSettings(), services.provides(self._paths.flags), False, Applying(ledger))
             if not lost and not work.provided.filtered:
                 return
             forwarding.shut(work)
@@ -152,18 +152,18 @@ class Rules:
         """
         with Ledger(self._paths.run) as ledger:
             if untrusted_entries is None:
-                work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
+                work = PassState(ProviderSettings(), False, False, Applying(ledger))
                 if seen(nftables.chains(self._nft.families)) == MISSING:
                     self._load(work)
             else:
-                work = self.begin(untrusted_entries, ledger, dry_run=False)
+                work = self.begin(untrusted_entries, Applying(ledger))
                 work.raise_first()
                 if work.active:
                     self._protect(work)
             work.raise_first()
             return tuple(work.done)
 
-    def _protect(self, work: Work) -> None:
+    def _protect(self, work: PassState) -> None:
         from . import downstream  # only in a provider
         from .system import vifs
 
@@ -189,7 +189,7 @@ class Rules:
             unfiltered: the reason is that the firewall of the qubes is not ready; without its flag that is none.
         """
         with Ledger(self._paths.run) as ledger:
-            work = Work(ProviderSettings(), False, False, ledger, dry_run=False)
+            work = PassState(ProviderSettings(), False, False, Applying(ledger))
             if unfiltered and not services.filters(self._paths.flags):
                 return ()
             every = frozenset({IPV4, IPV6})
@@ -205,7 +205,7 @@ class Rules:
         with Ledger(self._paths.run) as ledger:
             if ledger.record.provided.forwarding and forwarding.apart():
                 # The kernel switches each interface on only when the family goes from 0 to 1.
-                work = Work(ProviderSettings(), True, True, ledger, dry_run=False)
+                work = PassState(ProviderSettings(), True, True, Applying(ledger))
                 forwarding.shut(work)
                 work.raise_first()
             opened = ledger.record.provided._replace(closed=False, hold="", stopped=frozenset(), lost=())
@@ -224,13 +224,13 @@ class Rules:
 
     # --- what is in force --------------------------------------------------------------------------------------
 
-    def _wants_ipv6(self, settings: ProviderSettings, active: bool, ledger: Ledger) -> bool:
+    def _wants_ipv6(self, settings: ProviderSettings, active: bool, run: Applying) -> bool:
         """Whether the qubes have IPv6; what is held stays as it is in force."""
         if active and "ipv6" in settings.held:
-            return _is_text_of(ledger.record.provided.rules, ipv6=True)
+            return _is_text_of(run.record.provided.rules, ipv6=True)
         return active and settings.gateway6 is not None
 
-    def _load(self, work: Work) -> None:
+    def _load(self, work: PassState) -> None:
         """The base rules, loaded unless those that are there are ours."""
         refuse6 = work.active and _refuses6(work.settings, work.provided.rules)
         loading = Loading(work, self._paths, self._nft, refuse6=refuse6)
@@ -240,7 +240,7 @@ class Rules:
         work.ruled = loading.settle()
         if not work.ruled:
             return
-        if not work.dry_run and not self._alone:
+        if work.run.applies and not self._alone:
             work.attempt(partial(_user_rules_restore().keep, work, self._paths.run, loading.now))
             self._handles = nft_kernel.handles(nftables.chains(loading.now))
         self._nft.found_right(RULES, loading.generation)
@@ -276,7 +276,7 @@ def _named(families: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}"
 
 
-def _nothing_without_rules(work: Work) -> None:
+def _nothing_without_rules(work: PassState) -> None:
     """Another program removed the rules, and they cannot be loaded: no rules, no forwarding."""
     if _missing():
         if work.provided.offloading:

@@ -23,14 +23,14 @@ from .core.user_rules import Block, Kept
 from .core.values import IPAddress
 from .errors import ConfigError, GuestnetError
 from .paths import Paths
-from .provider.pass_state import Work
+from .provider.pass_state import PassState
 from .system import conntrack, files, nft, nft_kernel, services, vifs
 from .system.systemd import INFO, WARNING, log
 
 _NAME, _MODE = "users-rules", 0o600
 
 
-def keep(work: Work, run: str, listings: Mapping[str, str]) -> None:
+def keep(work: PassState, run: str, listings: Mapping[str, str]) -> None:
     """Remember what others have, now that all is well.
 
     Args:
@@ -97,7 +97,7 @@ def remedy(hold: str) -> str:
     return "run again whatever made them"
 
 
-def wait(work: Work) -> None:
+def wait(work: PassState) -> None:
     """Until the firewall of the qubes is ready, nothing is forwarded.
 
     Args:
@@ -106,7 +106,7 @@ def wait(work: Work) -> None:
     Raises:
         GuestnetError: it is not, and no start of it is under way.
     """
-    if work.provided.hold != FIREWALL or work.dry_run:
+    if work.provided.hold != FIREWALL or not work.run.applies:
         return
     state = services.firewall_state()
     if state == "active":
@@ -117,7 +117,7 @@ def wait(work: Work) -> None:
         raise GuestnetError(problem, "systemctl restart qubes-firewall; or, unfiltered, qubes-guestnet forwarding on")
 
 
-def untranslated(work: Work, run: str, listings: Mapping[str, str]) -> tuple[IPAddress, ...]:
+def untranslated(work: PassState, run: str, listings: Mapping[str, str]) -> tuple[IPAddress, ...]:
     """Addresses of the qubes, if some connection of theirs began without translation while our rules were away.
 
     Args:
@@ -136,7 +136,7 @@ def untranslated(work: Work, run: str, listings: Mapping[str, str]) -> tuple[IPA
     return ordered(behind) if conntrack.has_untranslated(behind) else ()
 
 
-def is_to_hold(work: Work, paths: Paths) -> bool:
+def is_to_hold(work: PassState, paths: Paths) -> bool:
     """Whether the owner wants forwarding held when our rules were lost. An error is added to those of the pass."""
     try:
         return services.holds_after_flush(paths.config)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 ORDER = (
     "EndFlowtable",
     "CloseForwarding",
+    "LeaveGuard",
     "LoadRules",
     "LoadRulesInParts",
     "PurgeUntranslated",
@@ -64,6 +65,7 @@ ORDER = (
     "UnitJob",
     "ApplySysctl",
     "Op",  # among themselves by plan.ORDER
+    "PublishFile",
     "RewriteProfile",
     "PublishProfile",
     "LoadProfile",
@@ -73,13 +75,12 @@ ORDER = (
     "StartHooks",
     "SetLinkNames",
     "RevertLinkNames",
+    "StandGuard",
     "OpenForwarding",
     "LoadFlowtable",
 )
 _POSITION = {kind: position for position, kind in enumerate(ORDER)}
 
-# What ran out of time may be in force: only after a refusal another one stands in for these.
-ONLY_IF_REFUSED = frozenset({"LoadRules"})
 # What follows from these is observed before anything else is done: a user's file may switch IPv6 off, and
 # NetworkManager puts a profile that it has read in force by itself.
 ENDS_ROUND = frozenset({"ApplySysctl", "LoadProfile"})

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from .endpoint import Endpoint
 
+_GUARD = "qubes-guard"
 # Where the kernel has the switch of forwarding of each family.
 # The same of one interface; the switch of the family sets all of them.
 INTERFACE_FORWARDING = {IPV4: ("ipv4", "conf", "{}", "forwarding"), IPV6: ("ipv6", "conf", "{}", "forwarding")}
@@ -47,6 +48,22 @@ class OpenForwarding(NamedTuple):
 
     def __str__(self) -> str:
         return str(self.tunable)
+
+
+@distinct
+class StandGuard(NamedTuple):
+    """Have nothing pass from or to a qube while the base rules are away, as long as this process is there."""
+
+    def __str__(self) -> str:
+        return f"nft: table inet {_GUARD} of this process"
+
+
+@distinct
+class LeaveGuard(NamedTuple):
+    """End that."""
+
+    def __str__(self) -> str:
+        return f"nft: table inet {_GUARD} deleted"
 
 
 @distinct
@@ -219,6 +236,8 @@ if TYPE_CHECKING:
     ProviderOperation = (
         CloseForwarding
         | OpenForwarding
+        | StandGuard
+        | LeaveGuard
         | ChangeDownstream
         | LoadRedirection
         | KeepForeignRedirection

@@ -28,7 +28,7 @@ import ipaddress
 from collections.abc import Callable, Iterable
 
 from qubes_guestnet.core.namedtuple import NamedTuple
-from qubes_guestnet.core.record import checksum
+from qubes_guestnet.core.record import Record, checksum
 from qubes_guestnet.core.values import IPAddress
 
 # resolv.conf(5): the C library uses the first three and no more (MAXNS).
@@ -284,6 +284,17 @@ def wanted(decision: Decision, facts: FileFacts, servers: Iterable[IPAddress]) -
     elif decision.owner is not Owner.DISABLED:
         return None
     return data if data or facts.ours else None
+
+
+def announced(record: Record, data: bytes) -> Record:
+    """A record that says what the file is about to hold: a killed agent would else take it for another's (B148)."""
+    sums, own = record.published.split(), checksum(data)
+    return record if sums[1:] and sums[-1] == own else record._replace(published=" ".join((*sums[-2:], own)))
+
+
+def noted(record: Record, data: bytes) -> Record:
+    """A record that says what the file holds by us; what another program makes of it is known by that (B124)."""
+    return record._replace(published=checksum(data))
 
 
 class RewriteBudget:

@@ -9,6 +9,25 @@ from .namedtuple import NamedTuple, distinct
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .resolved import LinkNames
+    from .resolver import FileFacts
+
+
+@distinct
+class PublishFile(NamedTuple):
+    """Write a file, all of it or nothing.
+
+    Args:
+        path: of the file.
+        data: what it is to hold.
+        over: the file as it was judged; another one is not overwritten (behaviour B124).
+    """
+
+    path: str
+    data: bytes
+    over: FileFacts
+
+    def __str__(self) -> str:
+        return f"publish {self.path}"
 
 
 @distinct
@@ -120,7 +139,8 @@ class RevertLinkNames(NamedTuple):
 
 if TYPE_CHECKING:
     ServiceOperation = (
-        RewriteProfile
+        PublishFile
+        | RewriteProfile
         | PublishProfile
         | RemoveProfile
         | LoadProfile

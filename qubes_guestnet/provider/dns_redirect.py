@@ -27,7 +27,7 @@ from ..errors import GuestnetError
 from ..system import devices, files, nft, nft_kernel, services
 from ..system.systemd import INFO, WARNING, log
 from ..transactions import Transactions
-from .pass_state import Work
+from .pass_state import PassState
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -65,7 +65,12 @@ class DnsRedirect:
         self._trouble = ""  # what the journal was told last
 
     def apply(
-        self, work: Work, own_servers: tuple[IPv4Address, ...], uplinks: frozenset[int], *, file: ResolverReport | None
+        self,
+        work: PassState,
+        own_servers: tuple[IPv4Address, ...],
+        uplinks: frozenset[int],
+        *,
+        file: ResolverReport | None,
     ) -> None:
         """Redirect the virtual DNS addresses to the upstream servers.
 
@@ -88,7 +93,12 @@ class DnsRedirect:
         self._log(work)
 
     def _follow(
-        self, work: Work, addresses: tuple[_Virtual, _Virtual], uplinks: frozenset[int], *, file: ResolverReport | None
+        self,
+        work: PassState,
+        addresses: tuple[_Virtual, _Virtual],
+        uplinks: frozenset[int],
+        *,
+        file: ResolverReport | None,
     ) -> Choice | None:
         """Choose, load, and choose again: while nft is at it a VPN's client may tell of other servers.
 
@@ -114,7 +124,12 @@ class DnsRedirect:
         return choice
 
     def _choose(
-        self, work: Work, addresses: tuple[_Virtual, _Virtual], uplinks: frozenset[int], *, file: ResolverReport | None
+        self,
+        work: PassState,
+        addresses: tuple[_Virtual, _Virtual],
+        uplinks: frozenset[int],
+        *,
+        file: ResolverReport | None,
     ) -> Choice | None:
         """The decision; None for leaving what is in force, because the owner's file is not valid.
 
@@ -154,7 +169,7 @@ class DnsRedirect:
 
     # --- the chains ------------------------------------------------------------------------------------------------
 
-    def _redirect(self, work: Work, asked: Asked) -> Outcome:
+    def _redirect(self, work: PassState, asked: Asked) -> Outcome:
         """Have the chains lead where they should, or keep another program's rules.
 
         The pass knows then where names go.
@@ -165,7 +180,7 @@ class DnsRedirect:
                 log(WARNING, f"another program changed the chain ip qubes dnat-dns; restored it: {op.trouble}")
         return outcome
 
-    def _plan(self, work: Work, asked: Asked, record: Record, so_far: Outcome) -> Planned:
+    def _plan(self, work: PassState, asked: Asked, record: Record, so_far: Outcome) -> Planned:
         """Observe, where that may have changed, and plan."""
         known = None
         if so_far == Outcome() and self._nft.settled(REDIRECTION):
@@ -221,7 +236,7 @@ class DnsRedirect:
             self._told = servers
         return planned._replace(errors=tuple(errors))
 
-    def _log(self, work: Work) -> None:
+    def _log(self, work: PassState) -> None:
         """The journal, once for each time that names do not go where they usually do."""
         if work.names is None or not self._resident:
             return

@@ -10,7 +10,6 @@ from ..core.provider import ProviderSettings
 from ..core.record import Provided
 from ..core.values import IPV4, IPV6
 from ..errors import GuestnetError
-from ..system.owned import Ledger
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -20,18 +19,17 @@ if TYPE_CHECKING:
     from ..core.operations import Outcome, Planned
     from ..core.provided import Lines, ProviderReport
     from ..core.record import Record
-    from ..flow import Adapters
+    from ..flow import Adapters, Applying
 
 
-class Work:
+class PassState:
     """One pass of a provider.
 
     Args:
         settings: validated.
         active: this qube gives network to others; False also where that is not known.
         ipv6: IPv6 as well.
-        ledger: the owned record.
-        dry_run: only say what is to do.
+        run: carries out what is planned, or does not.
 
     Attributes:
         mtu: of the vifs, in bytes; 0 for leaving it as it is.
@@ -47,9 +45,8 @@ class Work:
         unfiltered: the firewall that this qube's flag asks for is not ready.
     """
 
-    def __init__(self, settings: ProviderSettings, active: bool, ipv6: bool, ledger: Ledger, dry_run: bool) -> None:
-        self.settings, self.active, self.ipv6, self.dry_run = settings, active, ipv6, dry_run
-        self.ledger = ledger
+    def __init__(self, settings: ProviderSettings, active: bool, ipv6: bool, run: Applying) -> None:
+        self.settings, self.active, self.ipv6, self.run = settings, active, ipv6, run
         self.mtu, self.coming = 0, ""
         self.stopped, self.closing = frozenset[int](), frozenset[int]()
         self.limits: Limits | None = None
@@ -73,12 +70,11 @@ class Work:
     @property
     def provided(self) -> Provided:
         """The record of what was made for others."""
-        return self.ledger.record.provided
+        return self.run.record.provided
 
     def save(self, provided: Provided) -> None:
-        """Put it on disk, but for a dry run."""
-        if not self.dry_run:
-            self.ledger.save(self.ledger.record._replace(provided=provided))
+        """Put it on disk, in a pass that changes things."""
+        self.run.save(self.run.record._replace(provided=provided))
 
     def attempt(self, step: Callable[[], object]) -> None:
         """One step, whose failure does not stop the next."""
@@ -88,31 +84,16 @@ class Work:
             self.errors.append(error)
 
     def settle(self, plan: Callable[[Record, Outcome], Planned], adapters: Adapters) -> Outcome:
-        """Plan, and but for a dry run apply, until a plan is empty; see `flow.settle`. It raises nothing.
+        """Plan, and carry out what is planned in a pass that does; see `flow.Applying.settle`. It raises nothing.
 
         Returns:
             What came of it, with what could not be observed among the errors.
         """
-        from ..core.operations import Outcome  # where there is something to settle
-        from ..flow import settle
-
-        if self.dry_run:
-            planned, outcome = plan(self.ledger.record, Outcome()), Outcome()
-            self.todo += planned.ops
-        else:
-            planned, outcome = settle(plan, adapters, self.ledger)
-        outcome = outcome._replace(errors=(*outcome.errors, *planned.errors))
-        self.done += map(str, outcome.done)
-        self.errors += outcome.errors
-        return outcome
-
-    def do(self, words: str, action: Callable[[], object]) -> None:
-        """Do it, or in a dry run say that it is to do."""
-        if self.dry_run:
-            self.todo.append(words)
-            return
-        action()
-        self.done.append(words)
+        settled = self.run.settle(plan, adapters)
+        self.todo += settled.todo
+        self.done += map(str, settled.outcome.done)
+        self.errors += settled.outcome.errors
+        return settled.outcome
 
     def raise_first(self) -> None:
         """Raise the first error there was."""

@@ -26,7 +26,7 @@ from ..flow import carry_out
 from ..system import conntrack, nft, nft_kernel, tunables, vifs
 from ..system.owned import Ledger
 from ..transactions import Transactions
-from .pass_state import Work
+from .pass_state import PassState
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Vifs:
     def _adapters(self, waiting: nft.Waiting | None = None) -> Adapters:
         return of_vifs(self._kernel, self._vifs, self._nft, waiting)
 
-    def _common(self, work: Work) -> Common:
+    def _common(self, work: PassState) -> Common:
         try:
             arp = self._nft.arp
         except KernelError:  # an ordinary user plans; or nft will say what is wrong
@@ -93,7 +93,7 @@ class Vifs:
 
     # --- one vif -------------------------------------------------------------------------------------------------
 
-    def online(self, vif: Vif, work: Work, waiting: nft.Waiting) -> None:
+    def online(self, vif: Vif, work: PassState, waiting: nft.Waiting) -> None:
         """Set up one vif, or make one right that is set up. Raises GuestnetError; see Provider.online."""
         known, link = self._vifs.load(vif.name.text), self._kernel.link_named(vif.name.text)
         if link is None:
@@ -154,7 +154,7 @@ class Vifs:
         values = _values(tunable.path for tunable in vif_plan.tunables(vif, common, others))
         return Facts(vif, known, link, observed, values, others)
 
-    def drop(self, vif: Vif, work: Work, *, taken: bool = False) -> bool:
+    def drop(self, vif: Vif, work: PassState, *, taken: bool = False) -> bool:
         """Take one vif out of service; every step is done, whatever another says.
 
         Args:
@@ -174,27 +174,28 @@ class Vifs:
             vif = known._replace(addresses=tuple(dict.fromkeys((*known.addresses, *vif.addresses))))
         link = self._kernel.link_named(vif.name.text)
         observed = self._kernel.observe(link, vif.addresses) if link is not None else State()
-        ops = vif_plan.drop(vif, link, observed, self._lock_out(vif, common), so_far, taken=taken)
+        ops = vif_plan.drop(vif, link, observed, self._lock_out(vif, common, ends=True), so_far, taken=taken)
         return Planned(in_order(ops), record)
 
-    def _lock_out(self, vif: Vif, common: Common) -> tuple[Operation, ...]:
+    def _lock_out(self, vif: Vif, common: Common, *, ends: bool) -> tuple[Operation, ...]:
+        """Have it send nothing; its addresses stay protected unless it `ends`, that is until hotplug says so."""
         unread: list[GuestnetError] = []
         others = tuple(other for other in self._vifs.all(unread) if other.name != vif.name)
         values = _values(vif_plan.source_checks(others))
-        return vif_plan.lock_out(vif, common, others, values, sure=not unread)
+        return vif_plan.lock_out(vif, common, others, values, sure=ends and not unread)
 
     # --- all of them ---------------------------------------------------------------------------------------------
 
-    def sweep(self, work: Work) -> None:
+    def sweep(self, work: PassState) -> None:
         """Every vif, and the set of addresses behind this qube, made what they should be."""
         records = self._bring(work, downstream.present(work, self._nft))
         self._sweep(work, records, seen=True)
 
-    def look(self, work: Work) -> None:
+    def look(self, work: PassState) -> None:
         """What can be seen of every vif without the right to look at the sets; where nothing is to be changed."""
         self._sweep(work, self.all(), seen=False)
 
-    def _sweep(self, work: Work, records: Iterable[Vif], *, seen: bool) -> None:
+    def _sweep(self, work: PassState, records: Iterable[Vif], *, seen: bool) -> None:
         """Each vif, beside those that are there; `seen`: with their elements and limits."""
         common, staying = self._common(work), list[Vif]()
         for vif in records:
@@ -216,7 +217,7 @@ class Vifs:
         work.vifs += (self._told(report, work) for report in reports.values())
 
     def _plan_all(
-        self, work: Work, common: Common, staying: tuple[Vif, ...], seen: bool,
+        self, work: PassState, common: Common, staying: tuple[Vif, ...], seen: bool,
         reports: dict[str, VifReport], record: Record, so_far: Outcome,
     ) -> Planned:  # fmt: skip
         """Look at each vif; one that cannot be looked at keeps nothing from the others."""
@@ -242,13 +243,13 @@ class Vifs:
         return Planned(in_order(ops), record, errors=tuple(errors))
 
     @staticmethod
-    def _told(report: VifReport, work: Work) -> VifReport:
+    def _told(report: VifReport, work: PassState) -> VifReport:
         """With the fake addresses that dom0 has written since."""
         now = mappings.shown(work.untrusted_entries, report.vif)
         changed = mappings.changed(report.vif, now, work.settings.gateway)
         return report._replace(now=now.mappings if changed else None)
 
-    def _bring(self, work: Work, present: frozenset[str]) -> tuple[Vif, ...]:
+    def _bring(self, work: PassState, present: frozenset[str]) -> tuple[Vif, ...]:
         """The set of addresses behind this qube made what it should be; and all records that can be read."""
         unread: list[GuestnetError] = []
         records = self._vifs.all(unread)
@@ -256,7 +257,7 @@ class Vifs:
         downstream.bring(work, self._nft, records, present, complete=not unread)
         return records
 
-    def close_replaced(self, work: Work) -> None:
+    def close_replaced(self, work: PassState) -> None:
         """Close the vifs whose device went, or has left its name to another one, which may send nothing (B117).
 
         For every pass: it asks for the names of all interfaces in one question, and reads records only when some
@@ -276,15 +277,17 @@ class Vifs:
         last = MarkVifClosed(vif._replace(device=GONE))
         if last in so_far.done or so_far.failed:
             return Planned((), record)
-        return Planned(in_order((*self._lock_out(vif, common), last)), record)
+        return Planned(in_order((*self._lock_out(vif, common, ends=False), last)), record)
 
-    def refill(self, work: Work) -> None:
+    def refill(self, work: PassState) -> None:
         """What the sets are to hold, and nothing else of the vifs: rules have changed, perhaps some of ours."""
         present = downstream.present(work, self._nft)
         records = tuple(vif for vif in self._bring(work, present) if vif.device != GONE)
         work.settle(partial(self._plan_refill, work, self._common(work), records), self._adapters())
 
-    def _plan_refill(self, work: Work, common: Common, records: tuple[Vif, ...], record: Record, _: Outcome) -> Planned:
+    def _plan_refill(
+        self, work: PassState, common: Common, records: tuple[Vif, ...], record: Record, _: Outcome
+    ) -> Planned:
         present, found = downstream.present(work, self._nft), _limits_in_force()
         ops: list[Operation] = []
         for vif in records:
@@ -295,7 +298,7 @@ class Vifs:
             ops += [SetLimits(name, words)] if words else []
         return Planned(in_order(ops), record)
 
-    def follow(self, work: Work) -> None:
+    def follow(self, work: PassState) -> None:
         """The set of addresses behind this qube alone, if dom0 has changed the list. Raises NftError."""
         if not work.active or downstream.followed(work):
             return

@@ -53,6 +53,11 @@ class Guard:
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
 
+    @property
+    def stands(self) -> bool:
+        """Whether this object has it there."""
+        return self._socket is not None
+
     def stand(self) -> bool:
         """Have the table there; only once the base rules are in, or nothing of the qubes passes.
 

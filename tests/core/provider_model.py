@@ -176,10 +176,10 @@ class World:
         vif = vif._replace(device=attachment.device(link), gateways=known.gateways if known else frozenset())
         return self.settle(partial(self.plan_online, vif, known != vif or not link.up))
 
-    def locking(self, vif: Vif) -> tuple[Any, ...]:
+    def locking(self, vif: Vif, *, ends: bool = True) -> tuple[Any, ...]:
         others = tuple(other for other in self.records.values() if other.name != vif.name)
         values = self.settings(vif_plan.source_checks(others))
-        return vif_plan.lock_out(vif, self.common, others, values, sure=True)
+        return vif_plan.lock_out(vif, self.common, others, values, sure=ends)
 
     def plan_drop(self, vif: Vif, taken: bool, record: Record, so_far: Outcome) -> Planned:
         link = self.link(vif.name.text)
@@ -193,7 +193,7 @@ class World:
         last = MarkVifClosed(vif._replace(device=GONE))
         if last in so_far.done or so_far.failed:
             return Planned((), record)
-        return Planned(in_order((*self.locking(vif), last)), record)
+        return Planned(in_order((*self.locking(vif, ends=False), last)), record)
 
     def plan_all(self, staying: tuple[Vif, ...], record: Record, so_far: Outcome) -> Planned:
         ops: list[Any] = []

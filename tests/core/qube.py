@@ -10,7 +10,7 @@ from typing import Any
 from qubes_guestnet.core import record
 from qubes_guestnet.core.report import InterfaceReport, Report
 from qubes_guestnet.core.values import BACKEND_MAC, Link, Neighbour, Route, State
-from qubes_guestnet.reconcile import Pass, Paths, reconcile
+from qubes_guestnet.reconcile import Pass, Paths, plan_only, reconcile
 from tests.core.model import Interface, Model
 from tests.support.hostile import GOOD, MAC
 
@@ -64,10 +64,10 @@ class Qube:
             config=str(folder / "etc" / "guestnet.toml"),
         )
 
-    def run(self, **asked: Any) -> Report:
+    def run(self, *, dry_run: bool = False, **asked: Any) -> Report:
         """One pass; `asked` as in `Pass`. The kernel's log begins anew."""
         self.kernel.log.clear()
-        return reconcile(self.entries, self.kernel, self.paths, Pass(**asked))
+        return (plan_only if dry_run else reconcile)(self.entries, self.kernel, self.paths, Pass(**asked))
 
     def flag(self, name: str) -> None:
         """Set a qvm-service flag."""

@@ -20,7 +20,6 @@ from qubes_guestnet.core.operations import (
     ENDS_ROUND,
     JOINED,
     NEEDS_RECORD,
-    ONLY_IF_REFUSED,
     ORDER,
     TRANSACTION,
     VANISHES_ALONE,
@@ -38,19 +37,23 @@ from qubes_guestnet.core.provider_operations import (
     CloseForwarding,
     EndFlowtable,
     KeepForeignRedirection,
+    LeaveGuard,
     LoadFlowtable,
     LoadRedirection,
     OpenForwarding,
     PurgeConntrack,
     SetFirewallServers,
+    StandGuard,
     UnitJob,
 )
 from qubes_guestnet.core.record import Record
 from qubes_guestnet.core.resolved import LinkNames
+from qubes_guestnet.core.resolver import FileFacts
 from qubes_guestnet.core.rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated
 from qubes_guestnet.core.service_operations import (
     ActivateProfile,
     LoadProfile,
+    PublishFile,
     PublishProfile,
     ReapplyProfile,
     RemoveProfile,
@@ -61,7 +64,7 @@ from qubes_guestnet.core.service_operations import (
 )
 from qubes_guestnet.core.values import Tunable
 from qubes_guestnet.core.vif import Vif, parse_name
-from qubes_guestnet.dispatch import of_base_rules, of_rules, of_uplink, of_vifs
+from qubes_guestnet.dispatch import of_base_rules, of_guard, of_rules, of_uplink, of_vifs
 from qubes_guestnet.errors import GuestnetError, KernelError, Vanished
 from tests.core.memory import Memory
 
@@ -109,6 +112,9 @@ WORDS: dict[str, Operation] = {
     "nft -f: table inet qubes-offload deleted": EndFlowtable(),
     "sysctl net/ipv4/ip_forward=0": CloseForwarding(4),
     "sysctl net/ipv4/ip_forward=1": OpenForwarding(4),
+    "nft: table inet qubes-guard of this process": StandGuard(),
+    "nft: table inet qubes-guard deleted": LeaveGuard(),
+    "publish /etc/resolv.conf": PublishFile("/etc/resolv.conf", b"", FileFacts()),
     "nft add element ip qubes downstream { 10.137.0.5 }": ChangeDownstream((ADDRESS.ip,), ()),
     "nft -f: virtual DNS 10.139.1.1->192.0.2.1": LoadRedirection(VIRTUAL, SERVERS),
     "nft -f: virtual DNS rejected": LoadRedirection(VIRTUAL, (), "rejected"),
@@ -140,8 +146,9 @@ def test_every_kind_has_its_place_its_adapter_and_its_words() -> None:
     uplink = of_uplink(SimpleNamespace(apply=None), SimpleNamespace())  # type: ignore[arg-type]
     vifs = of_vifs(SimpleNamespace(), SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
     provider = {*of_rules(SimpleNamespace()), *of_base_rules(SimpleNamespace()), *vifs}  # type: ignore[arg-type]
+    provider |= {*of_guard(SimpleNamespace(), SimpleNamespace())}  # type: ignore[arg-type]
     assert {*uplink, *provider} == {*ORDER, TRANSACTION}
-    assert set(ORDER) >= ENDS_ROUND | NEEDS_RECORD | JOINED | BESIDE | VANISHES_ALONE | ONLY_IF_REFUSED
+    assert set(ORDER) >= ENDS_ROUND | NEEDS_RECORD | JOINED | BESIDE | VANISHES_ALONE
 
 
 EVERYTHING: list[Operation] = [

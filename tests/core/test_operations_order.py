@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 
-from qubes_guestnet.core.operations import ORDER, PIECE_LINES, Outcome, together
+from qubes_guestnet.core.operations import ORDER, PIECE_LINES, together
 from qubes_guestnet.core.provider_operations import CloseForwarding, OpenForwarding
-from qubes_guestnet.core.rules_operations import LoadRules
 from qubes_guestnet.core.vif_operations import SetElement, SetLimits
-from qubes_guestnet.errors import GuestnetError
-from qubes_guestnet.flow import carry_out
 
 Operation = Any  # the sum of all kinds is for the type checker
 
@@ -70,26 +67,3 @@ def test_a_transaction_of_many_is_in_pieces() -> None:
     longest = limits(1, 2 * PIECE_LINES)
     assert list(together((longest, limits(2), limits(3)))) == [(longest,), (limits(2), limits(3))]
     assert list(together(())) == []
-
-
-class _Refusal(GuestnetError):
-    refused = True
-
-
-@pytest.mark.behaviour("B114")
-@pytest.mark.parametrize("error", [_Refusal("nft: Not supported"), GuestnetError("nft: no end within 10 s")])
-def test_rules_without_arp_stand_in_only_for_rules_that_were_refused(error: GuestnetError) -> None:
-    """What ran out of time may be in force, and another try takes as long again."""
-    whole = LoadRules(("ip", "ip6", "arp"), "all", (), "without")
-    asked: list[Operation] = []
-
-    def load(op: Operation) -> None:
-        asked.append(op)
-        if op == whole:
-            raise error
-
-    outcome = carry_out([whole], {"LoadRules": load})
-    if error.refused:
-        assert (asked, outcome) == ([whole, whole.instead], Outcome(done=(whole.instead,)))
-    else:
-        assert (asked, outcome) == ([whole], Outcome(failed=(whole,), errors=(error,)))

@@ -6,7 +6,6 @@ A folder's conftest.py asks for it with `from tests.support.isolated import pyte
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -79,7 +78,6 @@ def _reports(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.Tes
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
-        gc.freeze()  # all that the run has collected lives as long as it does
         _default_signals()
         die_with_parent()
         signal.alarm(LIMIT_S)  # ends this process, and with it everything in the namespaces

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""When the guard of the resident agent comes and goes."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from qubes_guestnet.core import guard_plan
+from qubes_guestnet.core.operations import Planned
+from qubes_guestnet.core.provider_operations import LeaveGuard, StandGuard
+from qubes_guestnet.core.record import Record
+
+
+@pytest.mark.behaviour("B125")
+@pytest.mark.parametrize(("active", "ruled", "stands"), list(product((True, False), repeat=3)))
+def test_it_comes_once_rules_are_in_stays_while_they_are_away_and_goes_with_the_role(
+    active: bool, ruled: bool, stands: bool
+) -> None:
+    ops = {(True, True, False): (StandGuard(),)}.get((active, ruled, stands), ())
+    if not active and stands:
+        ops = (LeaveGuard(),)
+    assert guard_plan.plan(Record(), active=active, ruled=ruled, stands=stands) == Planned(ops, Record())

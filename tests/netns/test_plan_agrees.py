@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`plan` says what `apply` then does, whatever another program has changed in a provider; and then nothing more."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.hosting import ENTRIES6, Hosting
+
+ELEMENT = 'element ip qubes allowed { "vif4.0" . 10.137.0.4 }'
+CHANGES = {
+    "nothing": "true",
+    "an element": f"nft 'delete {ELEMENT}'",
+    "the elements of a halted qube": "nft flush set ip qubes downstream",
+    "the link of a vif": "ip link set vif4.0 down",
+    "a route of a vif": "ip route del 10.137.0.4 dev vif4.0",
+    "a setting of a vif": "echo 0 > /proc/sys/net/ipv4/conf/vif4.0/rp_filter",
+    "the limits": "nft delete table ip qubes-limits",
+    "the redirection": "nft flush chain ip qubes dnat-dns; nft flush chain ip qubes dns-reject",
+    "the base rules": "nft flush chain ip qubes antispoof",
+    "everything": "nft flush ruleset",
+    "the device of a vif": "ip link del vif4.0",
+    "several": f"nft 'delete {ELEMENT}'; ip route del 10.137.0.4 dev vif4.0; nft flush chain ip qubes dnat-dns",
+}
+
+
+def planned(host: Hosting) -> set[str]:
+    """The operations of `plan`."""
+    done = host.qube.guestnet("plan", "--json", check=False)
+    assert done.returncode == 0, done.stderr
+    return {each["operation"] for each in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_what_is_planned_is_done_and_then_nothing_is_planned(change: str) -> None:
+    host = Hosting(ENTRIES6, agent=False)
+    host.qube.guestnet("apply", check=False)
+    host.attach()
+    host.qube.guestnet("apply", check=False)
+    assert planned(host) == set()
+    host.qube.run("sh", "-ec", change)
+    before = planned(host)
+    assert planned(host) == before, "to plan changes nothing"
+    done = host.qube.guestnet("apply", check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.splitlines()) == before
+    eventually(lambda: planned(host) == set(), trouble=host.trouble)
