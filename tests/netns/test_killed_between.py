@@ -83,7 +83,7 @@ def test_rules_that_come_back_are_ours_whenever_their_agent_was_killed(place: st
 
 @pytest.mark.parametrize(
     ("place", "after"),
-    [("qubes_guestnet.reconcile:_Work.published", False), ("qubes_guestnet.system.files:publish", False)],
+    [("qubes_guestnet.core.resolver:noted", False), ("qubes_guestnet.system.files:publish", False)],
     ids=["after the file", "before the record that says so"],
 )
 def test_a_resolv_conf_is_ours_whenever_its_agent_was_killed(place: str, after: bool) -> None:
