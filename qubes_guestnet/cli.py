@@ -73,22 +73,22 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "agent": Verb("agent", (), (), (), "stay resident and follow QubesDB; systemd runs it"),
-    "apply": Verb("apply", ("[interface]",), (), ("--dry-run",), "make the network what dom0 asks for, once"),
+    "apply": Verb("apply", ("[interface]",), (), ("--dry-run",), "configure the network with dom0's settings, once"),
     "plan": Verb(
         "plan",
         ("[interface]",),
         (),
         ("--json", "--color"),
-        "print what apply would change, a line an operation",
+        "print the changes that apply would make, one per line",
     ),
     "status": Verb(
         "status",
         ("[interface]",),
         (),
         ("--json", "--brief", "--watch", "--color"),
-        "what dom0 asks for, what is there, since when",
+        "print the desired and the actual state",
     ),
-    "check": Verb("check", (), (), ("--json", "--color"), "diagnose: a code, what is wrong, what to do"),
+    "check": Verb("check", (), (), ("--json", "--color"), "list problems, with codes and remedies"),
     "uplink": Verb(
         "uplink",
         ("action", "interface"),
@@ -100,14 +100,18 @@ VERBS: dict[str, Verb] = {
         "wait_uplink", (), (), ("--timeout", "--boot"), "return when the current interface is configured"
     ),
     "vif": Verb(
-        "vif", ("action",), ("online", "offline"), (), "set up the interface of a qube behind; Xen's hotplug calls it"
+        "vif",
+        ("action",),
+        ("online", "offline"),
+        (),
+        "configure the interface of a client qube; Xen's hotplug calls it",
     ),
-    "dns": Verb("dns", ("action",), ("sync",), (), "lead the virtual DNS to the real servers"),
+    "dns": Verb("dns", ("action",), ("sync",), (), "redirect the virtual DNS addresses to the upstream servers"),
     "rules": Verb("rules", ("action",), ("load", "unload"), (), "load or remove anti-spoofing and base rules"),
     "forwarding": Verb(
-        "forwarding", ("action",), ("on", "off", "hold", "release"), (), "let packets of the qubes behind pass, or not"
+        "forwarding", ("action",), ("on", "off", "hold", "release"), (), "open or close forwarding for client qubes"
     ),
-    "lab": Verb("lab", (), (), (), "a small Qubes network out of namespaces, to try things"),
+    "lab": Verb("lab", (), (), (), "build a small Qubes network in namespaces, for tests"),
 }
 
 

@@ -36,16 +36,16 @@ def _seconds(text: str) -> float:
 _seconds.__name__ = "time in seconds"  # argparse names it in its error
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "--dry-run": {"action": "store_true", "help": "print the operations and do none of them"},
+    "--dry-run": {"action": "store_true", "help": "print the operations without carrying them out"},
     "--boot": {
         "action": "store_true",
-        "help": "only for an interface that is attached, and with NetworkManager only for its profile to be written",
+        "help": "wait only for an attached interface, and with NetworkManager only for its profile",
     },
     "--json": {"action": "store_true", "help": "print JSON, for programs"},
-    "--brief": {"action": "store_true", "help": "a line an interface: name, state, addresses"},
+    "--brief": {"action": "store_true", "help": "print one line per interface: name, state, addresses"},
     "--watch": {
         "action": "store_true",
-        "help": "go on until Ctrl-C, and print again what changes; with --json a document a line",
+        "help": "run until Ctrl-C, and print changes; with --json one document per line",
     },
     "--color": {
         "choices": WHEN,
@@ -53,7 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "WHEN",
         "help": "use colour always, never, or (auto, the default) on a terminal unless NO_COLOR is set",
     },
-    "--verbose": {"action": "store_true", "help": "tell of each pass, also of one that changes nothing"},
+    "--verbose": {"action": "store_true", "help": "log each pass, also without changes"},
     "--timeout": {
         "type": _seconds,
         "default": WAIT_SECONDS,
@@ -64,79 +64,73 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 SHORT = {"--dry-run": "-n", "--json": "-j", "--brief": "-b", "--watch": "-w", "--verbose": "-v"}
 
-# What a verb does, in sentences; `VERBS` has the short form.
+# Description of each verb; `VERBS` has the short form.
 _DESCRIPTIONS = {
-    "agent": "Follow QubesDB and the kernel, and make the network what dom0 asks for, until SIGTERM. systemd runs it "
-    "as "
-    "qubes-guestnet.service; a second one is refused.",
-    "apply": "Do what `plan` prints: addresses, routes, neighbours and resolv.conf as dom0 asks for; in a qube that "
-    "gives "
-    "network to others also rules, their interfaces, their DNS and forwarding. Once, and without an agent too.",
-    "plan": "Print the operations that `apply` would do, one a line, in the words of ip(8) and nft(8); behind # what "
-    "is, what will be, and the reason. Nothing is changed. No line: all is as dom0 asks for.",
-    "status": "Show what dom0 asks for, what is there, and the agent. Status 1 when something is wrong: `check` says "
-    "what to "
-    "do about it.",
-    "check": "Name all that is wrong, each by a code, in words and with a remedy; qubes-guestnet(8) lists the codes. "
-    "Status 1 when there is an error.",
-    "uplink": "Configure the interface of this qube's own network, or take it down. udev and systemd's units call "
-    "it; by hand "
-    "`apply` does as much as `uplink add`.",
-    "wait-uplink": "Return when the interface that dom0 has attached is configured, at once if none is expected; "
-    "status 1 when "
-    "the time is up. For scripts and units that need the network.",
-    "vif": "Set up the interface of a qube behind this one, or clean up after it. Xen's hotplug calls it, with the "
-    "interface and "
-    "its entry in xenstore in the environment: vif=vif4.0 XENBUS_PATH=backend/vif/4/0.",
-    "dns": "Have the virtual DNS addresses of the qubes behind lead to the servers that this qube asks itself. The "
-    "agent does it "
-    "at each change. Status 100 when nothing changed since it last ran.",
-    "rules": "Load the rules against stolen addresses and the base rules of qubes-guestnet, or remove them. "
-    "qubes-guestnet-rules.service calls it, in every qube.",
-    "forwarding": "Let packets of the qubes behind this one pass, or not.",
+    "agent": "Follow QubesDB and the kernel, and configure the network with dom0's settings, until SIGTERM. systemd "
+    "runs it as qubes-guestnet.service; only one agent can run.",
+    "apply": "Carry out the operations that `plan` prints, once: addresses, routes, neighbours and resolv.conf from "
+    "dom0's settings; in a provider also rules, vifs, the DNS redirection and forwarding. No agent is needed.",
+    "plan": "Print the pending operations, one per line, in the syntax of ip(8) and nft(8), each followed by # and the "
+    "old value, the new value and the reason. Nothing is changed. No output: the network matches dom0's settings.",
+    "status": "Print the desired and the actual state, and the state of the agent. Exit status 1: there is a problem; "
+    "see `check`.",
+    "check": "List all problems, each with a code and a remedy; qubes-guestnet(8) explains the codes. Exit status 1: "
+    "at least one problem is an error.",
+    "uplink": "Configure the interface of this qube's own network, or take it down. udev and systemd units call it; by "
+    "hand use `apply`, which includes `uplink add`.",
+    "wait-uplink": "Return when the interface that dom0 has attached is configured, and at once if none is expected. "
+    "Exit status 1: timeout. For scripts and units that need the network.",
+    "vif": "Configure the interface of a client qube, or clean up after it. Xen's hotplug calls it, with the interface "
+    "and its path in xenstore in the environment: vif=vif4.0 XENBUS_PATH=backend/vif/4/0.",
+    "dns": "Redirect the virtual DNS addresses to the upstream servers that this qube uses. The agent does the same "
+    "after each change. Exit status 100: no change since the last run.",
+    "rules": "Load the anti-spoofing and base rules of qubes-guestnet, or remove them. qubes-guestnet-rules.service "
+    "calls it, in every qube.",
+    "forwarding": "Open or close forwarding for client qubes.",
 }
 _ACTIONS = {
     "uplink": {
-        "add": "configure INTERFACE if dom0 manages it; another one is left alone",
+        "add": "configure INTERFACE if dom0 manages it; leave other interfaces alone",
         "remove": "take INTERFACE down; it stays down until `uplink add`, `apply`, or dom0 attaches it again",
-        "stop": "as `remove`, but not when systemd stops the unit only because another one is restarted; only the unit "
+        "stop": "as `remove`, unless systemd stops the unit only because another one restarts; only the unit "
         "qubes-network-uplink@ calls it",
     },
     "vif": {
         "online": "let the qube use its addresses, and bring its interface up",
-        "offline": "forget the qube's interface: rules, routes, connections",
+        "offline": "remove the qube's rules, routes and connections",
     },
-    "dns": {"sync": "lead them there now"},
+    "dns": {"sync": "redirect them now"},
     "rules": {
-        "load": "load them; what others have in custom-input and custom-forward stays",
-        "unload": "forwarding ends, then all of them go; not while the agent runs",
+        "load": "load them; rules of other programs in custom-input and custom-forward stay",
+        "unload": "close forwarding, then remove all of them; fails while the agent of a provider runs",
     },
     "forwarding": {
-        "on": "all that a provider does, forwarding last; it undoes `off`, an ip_forward=0 set by hand, and what held "
-        "forwarding after rules were lost",
-        "off": "forwarding ends, and stays off until `on`, also after a restart of the agent",
-        "hold": "forwarding ends because the firewall of the qubes is not ready; qubes-guestnet-hold.service calls it",
-        "release": "the firewall is ready; qubes-firewall.service calls it. Forwarding starts unless `off` is in force",
+        "on": "configure the provider role, then open forwarding; it reverts `off` and an ip_forward=0 set by hand, "
+        "and ends a hold after lost rules",
+        "off": "close forwarding until `on`, also after a restart of the agent",
+        "hold": "close forwarding while the firewall is not ready; qubes-guestnet-hold.service calls it",
+        "release": "report the firewall as ready; qubes-firewall.service calls it. Opens forwarding unless `off` is in "
+        "force",
     },
 }
 _INTERFACES = {
-    "apply": "only this uplink, such as eth0; without it all, and what is for the qubes behind",
-    "plan": "only this uplink, such as eth0; without it all, and what is for the qubes behind",
-    "status": "only this one: an uplink such as eth0, or the interface of a qube behind, such as vif4.0",
+    "apply": "only this uplink, such as eth0; default: all, and the vifs of client qubes",
+    "plan": "only this uplink, such as eth0; default: all, and the vifs of client qubes",
+    "status": "only this interface: an uplink such as eth0, or a vif such as vif4.0",
     "uplink": "its name, such as eth0",
 }
 _EPILOG = """\
 examples:
-  qubes-guestnet status            what this qube has
-  qubes-guestnet check             what is wrong, and what to do
-  qubes-guestnet plan              what `apply` would change
-  sudo qubes-guestnet apply        do it
-  qubes-guestnet VERB --help       one verb
+  qubes-guestnet status            print the state of this qube's network
+  qubes-guestnet check             list problems and their remedies
+  qubes-guestnet plan              print the changes that `apply` would make
+  sudo qubes-guestnet apply        make them
+  qubes-guestnet VERB --help       show the help of one verb
 
-Exit status: 0 done or nothing to do, 1 failed (status, check: something is wrong), 2 wrong usage,
-100 nothing changed (dns sync).
+Exit status: 0 success, or nothing to do; 1 failure (status, check: there is a problem); 2 wrong usage;
+100 no change (dns sync).
 
-qubes-guestnet(8) has all of it
+See qubes-guestnet(8) for details.
 """
 _WIDTH = 10
 

@@ -29,13 +29,13 @@ from tests.support.guest import (
 PROGRAM = (sys.executable, "-m", "qubes_guestnet")
 VERBS = {
     "agent": "stay",
-    "apply": "make",
+    "apply": "configure",
     "plan": "print",
-    "status": "what",
-    "check": "diagnose",
+    "status": "print",
+    "check": "list",
     "uplink": "configure",
     "wait-uplink": "return",
-    "lab": "a",
+    "lab": "build",
 }
 PLAN = [
     "sysctl net/ipv4/conf/eth0/accept_redirects=0",
@@ -79,7 +79,9 @@ def test_help_names_every_verb_and_the_exit_status() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     text = " ".join(done.stdout.split())
     assert all(f" {verb} {first}" in text for verb, first in VERBS.items())
-    assert "Exit status: 0 done or nothing to do, 1 failed (status, check: something is wrong), 2 wrong usage" in text
+    assert (
+        "Exit status: 0 success, or nothing to do; 1 failure (status, check: there is a problem); 2 wrong usage" in text
+    )
 
 
 def test_help_of_each_verb() -> None:
