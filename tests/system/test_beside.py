@@ -384,7 +384,7 @@ def test_installed_into_a_running_qube_and_purged_with_the_other_one_first(qube:
     if qube.cell.uplink and not qube.cell.networkmanager:
         told = machine.run("qubes-guestnet", "check", check=False)
         assert "note: second-default-route: eth0" in told
-        machine.run(*told.partition("second-default-route")[2].partition("not meant: ")[2].splitlines()[0].split())
+        machine.run(*told.partition("second-default-route")[2].partition("if unwanted: ")[2].splitlines()[0].split())
         assert [route.get("gateway") for route in machine.inside.default_routes()] == [None]
     with every_packet_returns(machine.network, qube.target, "removal of the other one"):
         said = qube.dpkg("--remove", "qubes-core-agent-networking")
