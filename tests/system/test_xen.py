@@ -223,7 +223,7 @@ def test_the_uplink_of_a_driver_domain(xen: Chain) -> None:
 
 @pytest.mark.behaviour("B47")
 def test_devd_of_a_driver_domain_starts_late(xen: Chain) -> None:
-    """The vif is there before its script is called. Called once more, that runs the user's hooks no second time (B148)."""
+    """The vif is there before its script is called; called again, it runs the user's hooks no second time (B148)."""
     attach(xen.dom0, "qube", QUBE_MAC, f"{QUBE} {QUBE6}", backend="netvm")
     assert xenstore(xen.dom0, xen.netvm.domid, xen.qube.domid, "hotplug-status") == ""
     xen.netvm.sh(DEVD)
