@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The base rules in one pass: what `core.base_rules` plans from, and what is told of it."""
+"""The base rules in one pass: observe for `core.base_rules`, and log the result."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The base rules of a qube that provides no network: the resident agent has them loaded again when they are gone.
+"""The base rules of a qube that is no provider: the resident agent reloads them after a removal.
 
-While no other program changes rules this costs one socket. What can load them is imported when they have to be looked
-at, after such a change (behaviour B140).
+While no other program changes rules this costs one socket. The loading modules are imported only after such a change
+(behaviour B140).
 """
 
 from __future__ import annotations

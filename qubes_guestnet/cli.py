@@ -2,7 +2,7 @@
 """The command line: verbs, exit status, and all printing.
 
 A verb is a row of `VERBS`. A call of the plain form `VERB [WORD…]` goes straight to its function; argparse
-(`cli_parser`) is loaded for what has options, for help, and to say what is wrong with the rest.
+(`cli_parser`) is loaded only for options, help and usage errors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line as argparse sees it: for options, for help, and to say what is wrong.
+"""The command line for argparse: options, help and usage errors.
 
-Loaded only then: argparse takes 10 ms, a fifth of a cold `apply`.
+It is loaded only if needed: argparse takes 10 ms, a fifth of a cold `apply`.
 """
 
 from __future__ import annotations

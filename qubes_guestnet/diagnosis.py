@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`check`: gather the evidence, and let `core.findings` say what it means."""
+"""`check`: gather the facts; `core.findings` evaluates them."""
 
 from __future__ import annotations
 

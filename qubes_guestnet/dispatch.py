@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which adapter carries out which kind of operation: the one table, in parts by what is loaded where.
+"""The table from each kind of operation to its adapter, in parts that are imported separately.
 
 Each adapter raises GuestnetError when its operation is refused.
 """

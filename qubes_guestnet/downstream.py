@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The set `downstream`: addresses of the qubes behind this one, running or not, that nothing outside may use (QSB-056).
+"""The set `downstream`: addresses of client qubes, running or not, which no outside machine may use (QSB-056).
 
-Apart from the vifs, because it is in force before there is one, and loads nothing that only they need.
+It is separate from the vifs, because it is in force before the first vif, and imports none of their modules.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The switch of forwarding in the passes of a provider: what the kernel has is observed; `core.forwarding` plans.
+"""The forwarding sysctls in the passes of a provider: observe them; `core.forwarding` plans.
 
-That is loaded late: the boot of every qube comes by here, and most forward nothing.
+`core.forwarding` is imported late, because the boot of every qube imports this module, and most qubes do not forward.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What verbs print."""
+"""Printing for verbs."""
 
 from __future__ import annotations
 

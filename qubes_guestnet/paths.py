@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the files of a qube are."""
+"""Paths of a qube's files."""
 
 from __future__ import annotations
 

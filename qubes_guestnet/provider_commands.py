@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Verbs of a provider that the boot or a starting qube waits for.
 
-They load nothing that they do not need: neither netlink nor what the uplink has to do with.
+They import only the modules that they need: neither netlink nor those of the uplink.
 """
 
 from __future__ import annotations

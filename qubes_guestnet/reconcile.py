@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The one pass: observe, plan, apply, verify. The agent, the command line and the lab all call it.
 
-Theory of operation. A pass starts from nothing but the entries of QubesDB: the kernel and the files are read afresh,
-so it does not matter what woke us, how often, or what happened in between. It never stops at the first error: IPv4
-goes on when IPv6 is refused, and DNS when both are. It ends by observing again. What still differs then is planned
-once more (the kernel removes routes on its own when an address goes), a bounded number of times, and after that it is
-an error that names the operation (`flow.settle`).
+Theory of operation. A pass starts from the entries of QubesDB alone, and reads the kernel and the files again, so the
+cause and the number of wake-ups are irrelevant. It does not stop at the first error: IPv4 is configured even if IPv6
+fails, and DNS even if both fail. At its end it observes again. Remaining differences are planned again a bounded number
+of times (the kernel removes routes by itself together with an address), and then reported as an error that names the
+operation (`flow.settle`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""resolv.conf in one pass: whose file it is, and published if it is ours and differs. `core.resolver` decides.
+"""resolv.conf in one pass: determine its owner, and publish it if it is ours and differs. `core.resolver` decides.
 
-Whether a VPN or a hook has to do with the file is looked at only where it names servers other than dom0's.
+VPNs and hooks are checked only if the file names servers other than dom0's.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Transactions of nft, and whether another program made one since a part of the rules was last looked at."""
+"""Detect transactions of other programs in nftables since the last listing of a part of the rules."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The verbs that only look: `status`, `check` and `monitor`. They change nothing."""
+"""The read-only verbs: `status`, `check` and `monitor`."""
 
 from __future__ import annotations
 

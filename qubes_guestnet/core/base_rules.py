@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The base rules, from what nft lists of our tables to operations, until what it lists is what was loaded.
 
-What others have in our tables, and have lost together with our rules (behaviour B125), comes back in the same
-transaction. If nft refuses that, forwarding is held first, by the record, and then each part is loaded alone: it may be
-the part that closes a qube. What is back is seen in the next look and not told by what was tried.
+Rules of other programs in our tables that were removed together with ours (behaviour B125) are restored in the same
+transaction. If nft refuses it, forwarding is first held by the record, because a part may be a kill switch, and then
+each part is loaded separately. The next listing shows which parts are restored.
 
-Where another program changes rules between the load and the look they are loaded again: that change would else be taken
-for ours and stay (behaviour B148).
+If another program changes rules between load and listing, they are loaded again: otherwise its change would be recorded
+as ours (behaviour B148).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the base rules say to the guard of the resident agent about a packet, so that rules that are gone let none pass.
+"""The bits by which the base rules report accepted packets to the agent's guard, so that missing rules accept none.
 
-Others can flush or delete any chain of ours, or one rule of it, and the agent hears of it some milliseconds later. The
+Other programs can flush or delete any chain of ours, or a single rule, and the kernel notifies the agent some
+milliseconds later. The
 guard's table (system/nft_guard) stays. Ahead of each chain that a packet from or to a qube has to pass, the guard sets
 the bit HELD of its priority (skb->priority), and behind that chain drops what still has it. The bit is cleared by a
 rule that repeats what the rules before it refuse: if any of them is gone, alone or with its chain, what it refused is

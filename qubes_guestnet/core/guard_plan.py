@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guard of the resident agent, see `guard`: whether it is to be there."""
+"""Plan whether the resident agent's guard (see `guard`) is loaded."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The servers of the uplinks in systemd-resolved: from what is there to operations.
+"""Plan the servers of the uplinks in systemd-resolved.
 
-The owned record says that servers of a link are ours before they are set: an agent that is killed in between reverts
-too much, which harms no other program, and never too little.
+The owned record is written before servers of a link are set: an agent that is killed in between reverts too much, which
+is harmless, and never too little.
 """
 
 from __future__ import annotations

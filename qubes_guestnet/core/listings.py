@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `nft list table` says of our tables, taken apart into its blocks: sets, chains and what else there is."""
+"""Split the output of `nft list table` for our tables into blocks: sets, chains and other objects."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fake addresses that dom0 writes after a vif was set up: which are late, and which are changes (B61, B159).
 
-The qube has the addresses that its own entries named when it was attached, and dom0 changes those only when it attaches
-the qube anew. dom0 writes the provider's `/mapped-ip/…` of every running qube again at other times too, as when the
-provider's own netvm changes. So what was there at `vif online` holds until the next one.
+The qube has the addresses of its own entries at the time it was attached, and dom0 changes these only when it attaches
+the qube again. dom0 rewrites the provider's `/mapped-ip/…` of every running qube at other times too, for example when
+the provider's own netvm changes. So the mapping at `vif online` stays in force until the next one.
 
 Only dom0 before 2024-06 wrote the entries of a qube after its vif was there. Then there was no entry at all at
 `online`, and the qube, which believes to have the fake address, does not speak by its real one.

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What has to know where the virtual DNS addresses lead to: from what is there to operations.
+"""Plan the updates of the services that depend on the upstream DNS servers.
 
 * The set `dns-addr` of the firewall's table (behaviour B45), which the firewall's service makes and else fills.
 * The updates proxy, which reads its name servers at its start only (#3135). With no server there is nothing to start
   it for.
 * The firewall's daemon of core-agent, which looks names up anew when it is reloaded, and only then (behaviour B136).
 
-What the two services were told last is in the record, after they were: one that could not be told is told by the next
-pass (behaviour B147).
+The record is written after each update of the two services, so the next pass repeats a failed one (behaviour B147).
 """
 
 from __future__ import annotations

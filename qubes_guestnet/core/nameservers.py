@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which name servers the virtual DNS addresses of a provider lead to: one decision over one record of facts.
+"""Choose the upstream servers of a provider's virtual DNS addresses from one record of facts.
 
-The answer is what this qube itself asks, as far as another machine can ask it too: no loopback address (a stub
-resolver listens there for this qube alone), and IPv4 only, for the virtual addresses are. Where a VPN brings servers
-for everything those are asked and no others (behaviour B37); where the owner set servers for the whole qube, those
-(behaviour B38). Refused rather than led elsewhere: a question must not leave outside of the tunnel it is meant for.
+These are the qube's own servers, as far as client qubes can reach them: no loopback address (a stub resolver there
+serves only this qube), and only IPv4, like the virtual addresses. If a VPN brings servers for all names, only these are
+used (behaviour B37); likewise the user's global servers (behaviour B38). Queries are rejected rather than redirected
+elsewhere, so that none leaves outside of its tunnel.
 
 What decides, the first that says something:
 

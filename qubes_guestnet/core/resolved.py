@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What systemd-resolved is to know of an interface. Programs that ask it directly (NSS in Fedora) need it there too.
+"""The desired settings of an interface in systemd-resolved, for programs that query it directly (NSS in Fedora).
 
-resolv.conf is not affected by any of this: it names the servers itself and is right without systemd-resolved.
+resolv.conf does not depend on them: it names the servers itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The servers of all links as systemd-resolved tells them. Only a provider asks, so this is a module of its own.
+"""Parse the servers of all links from systemd-resolved; only a provider needs this module.
 
-What another program says is untrusted here: anything that does not have the form of the answer is a ValueError. All
-networking once failed on a reply without content (behaviour B35).
+Replies of other programs are untrusted: any malformed reply is a ValueError. An empty reply once broke all networking
+(behaviour B35).
 """
 
 from __future__ import annotations

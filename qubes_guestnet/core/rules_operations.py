@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The operations that bring the base rules into the kernel, and what others had beside them."""
+"""The operations that load the base rules, and restore rules of other programs."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QubesDB entries → settings of the uplink. Here and in `provider` and `mtu`, untrusted values are looked at.
+"""Parse QubesDB entries into settings of the uplink. `provider` and `mtu` parse untrusted values too.
 
 Rules:
 
 1. Every value is hostile until its check has passed (see `checks`).
-2. `parse` never raises on bad data: a bad value becomes a `SettingsError` with key, value and what would be right.
-3. IPv4, IPv6 and DNS are independent. A bad value *holds* its own family: what is configured stays until it is good.
+2. `parse` never raises on bad data: a bad value becomes a `SettingsError` with key, value and valid form.
+3. IPv4, IPv6 and DNS are independent. A bad value *holds* its own family: its configuration stays until the value is
+   valid.
 4. An empty value is no value: dom0 overwrites, it does not remove.
 """
 

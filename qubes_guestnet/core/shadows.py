@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which chains of others come before ours.
+"""Find chains of other programs that run before ours.
 
 The kernel calls the chains of one hook in the order of their priorities. A `drop` in any of them is the end of the
 packet, an `accept` only the end of that one chain; and the first chain of type nat that translates a connection is the

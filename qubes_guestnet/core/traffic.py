@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Packets and bytes of each interface, as /proc/net/dev has them (proc(5))."""
+"""Packets and bytes of each interface, from /proc/net/dev (proc(5))."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Settings of a qube's own interface to the state the kernel should be in."""
+"""Convert the settings of a qube's own interface to the desired state of the kernel."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What users and other programs have in our tables, and which tables they have: kept, so that its loss is known.
+"""Rules of users and other programs in our tables, and the names of their tables, stored to detect their loss.
 
-`nft flush ruleset`, and with it a restart of nftables.service, takes our rules away and the users' with them. Ours come
-back; without the users' own a qube would be open that a kill switch had closed (behaviour B125). What was in our tables
-is put back as it was. What was in tables of others is theirs to bring back, and is named.
+`nft flush ruleset`, and so a restart of nftables.service, removes our rules and the users' rules. Restoring only ours
+would open a qube that a kill switch had closed (behaviour B125). So rules in our tables are restored as they were;
+tables of other programs are only reported, because those programs must recreate them.
 """
 
 from __future__ import annotations

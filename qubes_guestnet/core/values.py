@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Frozen values that the whole program speaks in; an invalid one cannot be made.
+"""Frozen values used by the whole program; constructors reject invalid ones.
 
 They are NamedTuples and not dataclasses: importing `dataclasses` costs 12 ms and 0.7 MB (it pulls in `inspect`),
 a third of the time budget of a cold `apply` (design, budgets).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The interface of one qube behind this one: its name, what is known of it, and how that is written down and passed on.
+"""A vif: its name, its data, and their text form in records and messages.
 
 The file of a vif below /run and the message on the agent's socket are the same lines, one fact each, closed by a line
 `end`: a truncated record is recognised and ignored, because it decides which addresses a qube may send from.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The operations on the interface of one qube behind this one.
+"""The operations on one vif.
 
 The field `name` is that of the vif which an operation is about; what fails stops what comes later of the same vif.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The vifs, from what is looked at to operations: set up, made right, closed, and taken out of service.
+"""Plan the operations on vifs: configure, repair, close, and take down.
 
 Connections of a former holder of an address are forgotten first (behaviour B53). The record is ahead of the kernel.
 What lets a vif send is in before its link goes up (B50), and out before its record is removed; `operations` has the

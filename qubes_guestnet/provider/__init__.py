@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a provider observes and remembers for the qubes behind it; `core` decides, `system` acts."""
+"""Observation and state of a provider for its client qubes; `core` decides, `system` acts."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The vifs of a provider: what is looked at to set one up, to take one out of service, and to make all right again.
+"""The vifs of a provider: observe them to configure, take down and repair them.
 
-`core.vif_plan` makes operations of it.
+`core.vif_plan` plans the operations.
 """
 
 from __future__ import annotations

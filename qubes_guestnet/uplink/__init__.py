@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The uplink's own part of a pass: what is observed of the services that have to do with it. It decides nothing."""
+"""The uplink's part of a pass: observe the services related to it, without decisions."""

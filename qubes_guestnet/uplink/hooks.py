@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The user's hooks for a change of the uplink: those that are there. `core.hook_runs` decides."""
+"""Observe the user's hooks for a change of the uplink. `core.hook_runs` decides."""
 
 from __future__ import annotations
 

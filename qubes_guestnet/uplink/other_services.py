@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The other services in a qube that have to do with its uplink: NetworkManager, systemd-resolved, a user's hooks.
+"""Other services related to the uplink: NetworkManager, systemd-resolved, a user's hooks.
 
-A pass plans for them last, when kernel and resolv.conf are as they should be: one that hangs or is missing takes
-nothing away from those.
+A pass plans them last, after the kernel and resolv.conf, so that a hanging or missing service does not affect these.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """systemd-resolved: the servers of the uplinks in it, and the servers that it asks. `core.link_names` decides.
 
-It is asked over the bus, and by resolvectl where the bus ends in the middle of a call. It may hang: after it let a pass
-wait in vain, it is left alone for some time.
+It is called over the bus, or by resolvectl if the bus ends the connection during a call. It may hang: after a timeout
+it is not called for some time.
 """
 
 from __future__ import annotations
