@@ -257,7 +257,7 @@ def test_a_process_that_cannot_be_ended_at_once_is_reaped_later(monkeypatch: pyt
     monkeypatch.setattr(programs, "_KILLED_SECONDS", 0.05)
     monkeypatch.setattr(programs, "_kill", lambda _pid: None)
     begin = time.monotonic()
-    with pytest.raises(ProgramError, match=r"no end"):
+    with pytest.raises(ProgramError, match=r"still running after"):
         run((SH, "-c", "exec sleep 1"), 0.05)
     assert time.monotonic() - begin < SOON
     monkeypatch.undo()

@@ -183,7 +183,7 @@ def test_a_port_is_kept_and_what_is_for_tls_only_is_not_asked_in_clear() -> None
     daemons.resolvectl("dnsovertls", UPLINK, "yes")
     leads(host)
     # Told when all is done, the entry of conntrack that the first question left behind too.
-    eventually(lambda: "by TLS only" in host.trouble(), trouble=host.trouble)
+    eventually(lambda: "requires TLS" in host.trouble(), trouble=host.trouble)
     behind.port.send(behind.ip, DNS, "in clear", dport=53)
     behind.port.send(behind.ip, WORLD, "last")
     assert outside.hears(lambda packet: packet.word == "last")

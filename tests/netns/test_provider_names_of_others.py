@@ -53,7 +53,7 @@ def test_what_a_guide_puts_there_stays_is_named_and_ends_with_its_owner(what: st
     before = host.rules("ip", "dnat-dns")
     guide(host, *GUIDES[what])
     wanted = host.rules("ip", "dnat-dns")
-    eventually(lambda: "are kept" in host.trouble(), trouble=host.trouble)
+    eventually(lambda: "keeping another program's rules" in host.trouble(), trouble=host.trouble)
     assert came_out(behind, outside, DNS) == VPN
     assert VPN in codes(host)["dns-foreign"]
     status = json.loads(host.qube.guestnet("status", "--json", check=False).stdout)["provider"]["dns"]
@@ -67,7 +67,7 @@ def test_what_a_guide_puts_there_stays_is_named_and_ends_with_its_owner(what: st
     host.qube.start_agent()
     host.qube.guestnet("apply", check=False)
     assert host.rules("ip", "dnat-dns") == wanted
-    assert host.trouble().count("are kept") <= 1
+    assert host.trouble().count("keeping another program's rules") <= 1
     host.nft("flush chain ip qubes dnat-dns")
     eventually(
         lambda: len(host.rules("ip", "dnat-dns")) == len(before) and host.rules("ip", "dnat-dns") != wanted,
@@ -98,7 +98,7 @@ def test_ours_beside_a_users_follow_the_servers() -> None:
     leads(host, ROUTER)
     one = f"ip saddr 10.137.0.77 udp dport 53 dnat to {VPN}"
     host.nft(f"insert rule ip qubes dnat-dns {one}")
-    eventually(lambda: "are kept" in host.trouble(), trouble=host.trouble)
+    eventually(lambda: "keeping another program's rules" in host.trouble(), trouble=host.trouble)
     host.resolv_conf(SECOND)
 
     def followed() -> bool:
@@ -132,7 +132,7 @@ def test_what_is_not_understood_stays_and_what_it_does_not_lead_is_refused(what:
     behind, outside = host.attach(), host.outside()
     guide(host, *(rule.replace("VPN", VPN) for rule in PERHAPS[what]))
     wanted = host.rules("ip", "dnat-dns")
-    eventually(lambda: "are kept" in host.trouble(), trouble=host.trouble)
+    eventually(lambda: "keeping another program's rules" in host.trouble(), trouble=host.trouble)
     assert host.rules("ip", "dnat-dns") == wanted
     assert came_out(behind, outside, DNS) == VPN
     assert f"{VPN} or refused" in codes(host)["dns-foreign"]
@@ -144,7 +144,7 @@ def test_for_another_qube_alone_the_rest_goes_to_the_provider_of_this_one() -> N
     leads(host, DNS, DNS2)
     behind, outside = host.attach(), host.outside()
     host.nft(f"insert rule ip qubes dnat-dns ip saddr 10.137.0.77 udp dport 53 dnat to {VPN}")
-    eventually(lambda: "are kept" in host.trouble(), trouble=host.trouble)
+    eventually(lambda: "keeping another program's rules" in host.trouble(), trouble=host.trouble)
     assert came_out(behind, outside, DNS) == DNS
 
 
