@@ -286,13 +286,12 @@ def test_a_firewall_that_is_killed_lets_nothing_pass_that_it_refuses(qube: Qube)
 @pytest.mark.behaviour("B155")
 @pytest.mark.parametrize("way", [f"systemctl kill {FIREWALL}", "nft delete table ip qubes-firewall"])
 def test_when_the_rules_of_the_firewall_go_forwarding_ends(qube: Qube, way: str) -> None:
-    """It takes them away when it is told to end, whoever told it; systemd hears of that later than the agent."""
+    """The firewall removes them when it ends. Packets pass until the agent hears of it: milliseconds, more under load."""
     behind = qube.behind
     if behind is None:
         return
     qube.machine.run(*way.split())
     eventually(lambda: qube.forwards() == ["0", "0"], LONG, "the end of forwarding", qube.told)
-    # Until the agent has heard of it, packets pass: for milliseconds that depend on the machine's load.
     with at_most_arrive(0, behind.inside.prefix, REFUSED, qube.machine.router.prefix):
         assert "error: firewall-not-ready: " in qube.machine.run("qubes-guestnet", "check", check=False)
         qube.systemctl(f"restart {UNIT}")
