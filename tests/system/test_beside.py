@@ -286,7 +286,7 @@ def test_a_firewall_that_is_killed_lets_nothing_pass_that_it_refuses(qube: Qube)
 @pytest.mark.behaviour("B155")
 @pytest.mark.parametrize("way", [f"systemctl kill {FIREWALL}", "nft delete table ip qubes-firewall"])
 def test_when_the_rules_of_the_firewall_go_forwarding_ends(qube: Qube, way: str) -> None:
-    """The firewall removes them when it ends. Packets pass until the agent hears of it: milliseconds, more under load."""
+    """The firewall removes them when it ends. Packets pass until the agent hears of it: some ms, more under load."""
     behind = qube.behind
     if behind is None:
         return
