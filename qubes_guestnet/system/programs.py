@@ -3,8 +3,7 @@
 
 The limit applies to the process, by its pidfd, and not to its output (behaviour B119): a program that closes its output
 has not ended, and an ended one may have left a child that holds the output. Processes that a program leaves behind in
-time keep running; after a timeout it is killed with all its descendants (`program_tree`). A resident process limits the
-sum of all programs in one pass (`limit`), because of its watchdog.
+time keep running; after a timeout it is killed with its descendants (`program_tree`). `limit` keeps a pass in time.
 """
 
 from __future__ import annotations
