@@ -7,13 +7,13 @@ _qubes_guestnet() {
     if [[ $verb != lab && ${COMP_WORDS[COMP_CWORD - 1]} == --color ]]; then
         words='auto always never'
     elif ((COMP_CWORD == 1)); then
-        words='agent apply plan status check uplink wait-uplink vif dns rules forwarding lab --help --version'
+        words='agent apply plan status monitor check uplink wait-uplink vif dns rules forwarding lab --help --version'
     else
         case $verb in
         apply) words="--dry-run --help $(_qubes_guestnet_interfaces)" ;;
         plan) words="--json --color --help $(_qubes_guestnet_interfaces)" ;;
         status) words="--json --brief --watch --color --help $(_qubes_guestnet_interfaces)" ;;
-        check) words='--json --color --help' ;;
+        check | monitor) words='--json --color --help' ;;
         uplink)
             if ((COMP_CWORD == 2)); then words='add remove stop --help'; else words=$(_qubes_guestnet_interfaces); fi
             ;;
@@ -22,7 +22,7 @@ _qubes_guestnet() {
         dns) if ((COMP_CWORD == 2)); then words='sync --help'; fi ;;
         rules) if ((COMP_CWORD == 2)); then words='load unload --help'; fi ;;
         forwarding) if ((COMP_CWORD == 2)); then words='on off hold release --help'; fi ;;
-        agent) words='--help' ;;
+        agent) words='--verbose --help' ;;
         lab) _qubes_guestnet_lab; return ;;
         esac
     fi

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # fish completion of qubes-guestnet(8)
 
-set -l verbs agent apply plan status check uplink wait-uplink vif dns rules forwarding lab
+set -l verbs agent apply plan status monitor check uplink wait-uplink vif dns rules forwarding lab
 
 complete -c qubes-guestnet -f
 complete -c qubes-guestnet -l help -d 'show help'
@@ -10,6 +10,8 @@ complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a agent 
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a apply -d 'configure the network with the settings of dom0, once'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a plan -d 'print the changes that apply would make'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a status -d 'print the desired and the actual state'
+complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a monitor -d 'follow what the agent does'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from agent; and not __fish_seen_subcommand_from lab' -s v -l verbose -d 'log each pass'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a check -d 'list problems and their remedies'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a uplink -d 'configure the uplink, for udev and units'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a wait-uplink -d 'return when the current interface is configured'

@@ -17,11 +17,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from .base_rules_watch import Keeper
 from .connection import Connection
-from .core import pace, settings
+from .core import pace, pass_log, settings
 from .core.plan import Verb
 from .core.report import Report
 from .core.resolver import RewriteBudget
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from .host import Host
     from .system import nft_kernel
 
-
 _REST_SECONDS = 0.1
 # The programs of a round have so much time together: two thirds of what the watchdog allows, of which the period is
 # half. The rest is for the kernel, the lock of the record and QubesDB.
@@ -48,8 +47,6 @@ _FED_SECONDS = 1.0
 
 # systemd-udevd runs systemd-sysctl for a new interface by itself, and may be later than the pass that set it up.
 UDEV_SECONDS = 2.0
-
-
 FIREWALL_SECONDS = 0.5  # how often systemd is asked whether the firewall of the qubes is ready
 
 
@@ -83,6 +80,8 @@ class Agent:
         self._failures = 0
         self._unfinished = False
         self._timers: dict[str, float] = {}
+        if self._journal.monitor is not None:
+            self._signals.register(self._journal.monitor.fileno())
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT, then leave the network as it is.
@@ -106,11 +105,12 @@ class Agent:
             if period is not None and self._timers["watchdog"] < time.monotonic() + period - _FED_SECONDS:
                 self._alive(period)  # what the round takes counts from its beginning
             programs.limit(_ROUND_SECONDS if period is None else max(period * _ROUND_SHARE, _LEAST_SECONDS))
-            self._round(ready, bool(came))
+            self._round(ready, came)
         programs.limit(None)
         systemd.notify("STOPPING=1")
         self._connection.close()
         self._end_offload()
+        self._journal.close()
         return 0
 
     def _alive(self, period: float) -> None:
@@ -126,10 +126,10 @@ class Agent:
         self._signals.register(keeper.rules.fileno())
         return keeper
 
-    def _round(self, ready: Iterable[int], signalled: bool) -> None:
+    def _round(self, ready: Iterable[int], came: Collection[int]) -> None:
         """What woke us, and all that is due; it raises nothing, whatever an adapter does."""
         try:
-            self._gather(ready, signalled)
+            self._gather(ready, came)
             self._work()
             self._failed_rounds = 0
         except Exception as error:
@@ -165,28 +165,40 @@ class Agent:
         del self._timers[name]
         return True
 
-    def _gather(self, ready: Iterable[int], signalled: bool) -> None:
-        woken = signalled
+    def _gather(self, ready: Iterable[int], came: Collection[int]) -> None:
+        woken = bool(came)
+        self._journal.signalled(came)
+        if self._journal.monitor is not None and self._journal.monitor.fileno() in ready:
+            self._journal.greet()
         try:
             if self._events.fileno() in ready:
                 woken |= self._drained(self._events)
+                self._journal.woken(*self._events.changed())
             if self._connection.fileno() in ready and self._connection.drain():
                 woken = self._keys_written = True
+                self._journal.woken(pass_log.KEYS, paths=self._connection.paths)
                 self._expect_again()
         except StoreError as error:
             self._outage(error)
         if self._bus_fd in ready:
-            woken |= self._others.drain()
+            if self._others.drain():
+                woken = True
+                self._journal.woken(pass_log.BUS)
             self._follow_bus()
         if self._host is not None:
-            woken |= self._host.gather(ready)
+            if self._host.gather(ready):
+                woken = True
+                self._journal.woken(pass_log.HOTPLUG)
             if self._host.rules.fileno() in ready and self._drained(self._host.rules):
                 woken = True
+                self._journal.woken(pass_log.RULES)
                 self._host.rules_changed()
         elif self._keeper is not None and self._keeper.rules.fileno() in ready and self._drained(self._keeper.rules):
             woken = True
+            self._journal.woken(pass_log.RULES)
             if not self._connection.up:
                 self._journal.kept(self._keeper.keep(None))
+        self._journal.gathered()
         if woken:
             self._pace = self._pace.woken(time.monotonic())
 
@@ -234,7 +246,9 @@ class Agent:
         """Everything that is due now."""
         if self._expired("connect"):
             self._connect()
-        if self._expired("retry") | self._expired("bus") | self._expired("again"):
+        expired = [cause for name, cause in pass_log.TIMERS.items() if self._expired(name)]
+        if expired:
+            self._journal.woken(*expired)
             self._pace = self._pace.woken(time.monotonic())
         self._prober.repeat()
         if self._host is not None and not self._connection.up and self._host.stirred():
@@ -245,6 +259,7 @@ class Agent:
             self._pass()
         # While a pass waits, what woke us may be that the interface went down.
         if self._prober.serve(judge_silence=not waits):
+            self._journal.woken(pass_log.PROBE)
             self._pace = self._pace.woken(time.monotonic())
 
     def _connect(self) -> None:
@@ -253,6 +268,7 @@ class Agent:
         except StoreError as error:
             self._outage(error)
             return
+        self._journal.connected()
         # Whether dom0 wrote anything meanwhile is not known, so assume that it did.
         self._keys_written = True
         self._pace = self._pace.woken(time.monotonic())

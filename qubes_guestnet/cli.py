@@ -72,7 +72,7 @@ class Verb(NamedTuple):
 
 
 VERBS: dict[str, Verb] = {
-    "agent": Verb("agent", (), (), (), "stay resident and follow QubesDB; systemd runs it"),
+    "agent": Verb("agent", (), (), ("--verbose",), "stay resident and follow QubesDB; systemd runs it"),
     "apply": Verb("apply", ("[interface]",), (), ("--dry-run",), "configure the network with dom0's settings, once"),
     "plan": Verb(
         "plan",
@@ -88,6 +88,7 @@ VERBS: dict[str, Verb] = {
         ("--json", "--brief", "--watch", "--color"),
         "print the desired and the actual state",
     ),
+    "monitor": Verb("monitor", (), (), ("--json", "--color"), "follow what the agent does, until Ctrl-C"),
     "check": Verb("check", (), (), ("--json", "--color"), "list problems, with codes and remedies"),
     "uplink": Verb(
         "uplink",
@@ -187,12 +188,13 @@ def _function(verb: Verb) -> Callable[[Options], int]:
     return function
 
 
-def _agent(_options: Options) -> int:
+def _agent(options: Options) -> int:
     from .agent import Agent
     from .paths import Paths
-    from .system import standing
+    from .system import standing, systemd
 
     paths = Paths()
+    systemd.tell_all(options.verbose)
     standing.claim(paths.run)
     return Agent(paths).run()
 

@@ -74,6 +74,8 @@ _DESCRIPTIONS = {
     "old value, the new value and the reason. Nothing is changed. No output: the network matches dom0's settings.",
     "status": "Print the desired and the actual state, and the state of the agent. Exit status 1: there is a problem; "
     "see `check`.",
+    "monitor": "Print what the resident agent does, as it happens: the cause of each pass, its operations, interfaces "
+    "that come and go, errors. Ctrl-C ends it; it waits while the agent restarts. It needs root.",
     "check": "List all problems, each with a code and a remedy; qubes-guestnet(8) explains the codes. Exit status 1: "
     "at least one problem is an error.",
     "uplink": "Configure the interface of this qube's own network, or take it down. udev and systemd units call it; by "

@@ -51,6 +51,11 @@ class Connection:
         """Consume pending watch events; return whether there were any. Raises StoreError."""
         return self._watches is not None and self._watches.drain()
 
+    @property
+    def paths(self) -> frozenset[str]:
+        """Of what the watches told last, for people."""
+        return self._watches.paths if self._watches is not None else frozenset()
+
     def entries(self) -> dict[str, bytes]:
         """Read all relevant entries; in a provider also those about its client qubes.
 

@@ -116,7 +116,7 @@ class Host:
         try:
             done = self._do(*vif_rules.asked(data), reply.awaited)
         except ValueError as error:
-            problem = f"the agent was asked something strange: {error}"
+            problem = f"malformed request on vif.sock: {error}"
         except Exception as error:  # the asker is answered, whatever happens
             problem = str(error if isinstance(error, GuestnetError) else unexpected(error))
         for words in done:
@@ -188,7 +188,7 @@ class Host:
         except GuestnetError:
             self._started.discard(name)
             raise
-        log(INFO, f"{name}: there already, set up now")
+        log(INFO, f"{name}: existing vif found; configuring it")
 
 
 def _ourselves() -> tuple[str, ...]:

@@ -3,13 +3,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterable
 
-from .core.report import Report
+from . import __version__
+from .core import pass_log
+from .core.pass_log import Causes
+from .core.report import Report, server_words
 from .errors import GuestnetError, StoreError, printable
 from .paths import Paths
-from .system import standing, systemd
-from .system.systemd import ERROR, INFO, WARNING, log
+from .system import monitor_socket, standing, systemd
+from .system.systemd import DEBUG, ERROR, INFO, WARNING, log
+
+_SIGNALS: dict[int, str] = {signal.SIGHUP: pass_log.RELOAD, signal.SIGIO: pass_log.FILES}
 
 
 class Journal:
@@ -20,6 +27,7 @@ class Journal:
 
     Attributes:
         ready: systemd knows that the first pass is over.
+        monitor: where `monitor` connects; None where there can be no such socket.
     """
 
     def __init__(self, paths: Paths) -> None:
@@ -32,6 +40,33 @@ class Journal:
         self._untold = self._replaced = ""
         self.ready = False
         self._notes: tuple[object, ...] = ()
+        self._causes, self._echoes = Causes().plus((pass_log.START,)), Causes()
+        self._changed = False  # by the last pass
+        self._roles = ""
+        self._interfaces: pass_log.Interfaces = {}
+        self._passes: tuple[tuple[str, ...], int] = ((), 0)  # what the last pass said, and how often in a row
+        self.monitor = self._listen()
+
+    def _listen(self) -> monitor_socket.Server | None:
+        try:
+            os.makedirs(self._paths.run, mode=0o755, exist_ok=True)
+            server = monitor_socket.Server(os.path.join(self._paths.run, monitor_socket.NAME))
+        except (OSError, GuestnetError) as error:
+            log(WARNING, f"`monitor` cannot follow this agent: {error}")
+            return None
+        systemd.follow(server.send)
+        return server
+
+    def greet(self) -> None:
+        """Take a process that wants to follow, and tell it what the state is."""
+        if self.monitor is not None:
+            self.monitor.accept(f"following qubes-guestnet {__version__}: {self._notified or 'no pass yet'}")
+
+    def close(self) -> None:
+        """The agent ends."""
+        systemd.follow(None)
+        if self.monitor is not None:
+            self.monitor.close()
 
     def waiting(self, error: StoreError) -> None:
         """QubesDB does not answer."""
@@ -53,18 +88,40 @@ class Journal:
         for error in errors:
             self.failed(error)
 
+    def woken(self, *causes: str, paths: Iterable[str] = ()) -> None:
+        """Note what wakes the next pass.
+
+        Args:
+            causes: of core/pass_log.
+            paths: of QubesDB, which were written.
+        """
+        came = Causes().plus(causes, paths)
+        if self._changed:  # what comes at once after a pass is taken for its own changes
+            self._echoes = self._echoes.plus(came.echoes)
+            came = came._replace(kinds=came.kinds - came.echoes)
+        self._causes = self._causes.plus(came.kinds, came.paths)
+
+    def gathered(self) -> None:
+        """All that came at once after a pass is noted."""
+        self._changed = False
+
+    def signalled(self, came: Iterable[int]) -> None:
+        """Note the signals that wake the next pass."""
+        self.woken(*(_SIGNALS[number] for number in came if number in _SIGNALS))
+
+    def connected(self) -> None:
+        """QubesDB answers; unless it is for the first time, that wakes a pass of its own."""
+        if pass_log.START not in self._causes.kinds:
+            self.woken(pass_log.STORE)
+
     def told(self, report: Report) -> None:
         """A pass is over."""
-        for op in report.applied:
-            log(INFO, str(op))
-        for words in (*report.done, *(report.provided.done if report.provided is not None else ())):
-            log(INFO, words)
+        self._tell_roles(report)
+        self._tell_pass(report)
         resolver = report.resolver
-        if resolver is not None and resolver.written:
-            log(INFO, f"{resolver.path} written: {resolver.decision.reasons}")
-            if resolver.replaced not in ("", self._replaced):
-                self._replaced = resolver.replaced
-                log(WARNING, resolver.written_back)
+        if resolver is not None and resolver.written and resolver.replaced not in ("", self._replaced):
+            self._replaced = resolver.replaced
+            log(WARNING, resolver.written_back)
         for note in report.notes:
             if note not in self._notes:
                 log(INFO, str(note))
@@ -86,6 +143,41 @@ class Journal:
         if not self.ready:
             self.ready = systemd.notify("READY=1")
 
+    def _tell_roles(self, report: Report) -> None:
+        """The start line; later, what this qube has become."""
+        roles = pass_log.roles(report)
+        if not self._roles:
+            log(INFO, pass_log.start_line(__version__, roles), "start")
+        elif roles != self._roles:
+            log(INFO, f"this qube has now {roles}", "start")
+        self._roles = roles
+
+    def _tell_pass(self, report: Report) -> None:
+        """What woke a pass, which interface came or went, and what was done. The same in a row is told ever less."""
+        after = pass_log.interfaces(self._interfaces, report)
+        moves = tuple(pass_log.moves(self._interfaces, after))
+        self._interfaces = after
+        for words in moves:
+            log(INFO, words, "interface")
+        done = _done(report)
+        causes, echoes, self._causes, self._echoes = self._causes, self._echoes, Causes(), Causes()
+        if not causes.kinds and echoes.kinds:  # what they did not explain was another program's
+            causes = echoes if done else causes.plus((pass_log.OWN,))
+        self._changed = bool(done)
+        errors = set(map(str, report.errors)) - {*self._errors, *self._failures}
+        line = pass_log.pass_line(causes, len(done), len(errors), moved=bool(moves))
+        if not line.told:
+            log(DEBUG, line.text, "pass")
+            return
+        said = (line.text, *done)
+        count = self._passes[1] + 1 if said == self._passes[0] else 1
+        self._passes = said, count
+        again = f" ({count} times in a row)" if count > 1 else ""
+        # The first whole, and then of the 2nd, 4th, 8th … the line alone.
+        log(DEBUG if count & (count - 1) else INFO, line.text + again, "pass")
+        for words in done:
+            log(DEBUG if again else INFO, words, "operation")
+
     def _tell(self, status: str, error: str) -> None:
         if status != self._notified:
             self._notified = status if systemd.notify(f"STATUS={printable(status)}") else ""
@@ -99,6 +191,16 @@ class Journal:
             self._untold = str(failure)
             return  # what was not published is not told yet
         self._told, self._untold = (status, error), ""
+
+
+def _done(report: Report) -> tuple[str, ...]:
+    """What a pass did, one line each."""
+    provided = report.provided.done if report.provided is not None else ()
+    done = (*map(str, report.applied), *report.done, *provided)
+    resolver = report.resolver
+    if resolver is None or not resolver.written:
+        return done
+    return (*done, f"{resolver.path} written: {server_words(resolver.current)}")
 
 
 def _status(report: Report) -> Iterable[str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -15,8 +16,8 @@ from .core.rendering_data import Beside, as_data
 from .core.report import Report
 from .core.styled import Line, bad, dim, line, name, warn
 from .core.traffic import parse as parse_traffic
-from .errors import StoreError, UsageError
-from .system import devices, presence, standing
+from .errors import FileError, GuestnetError, StoreError, UsageError
+from .system import devices, monitor_socket, presence, standing
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS = 1.0
 _CLEAR = "\033[H\033[J"  # cursor to the upper left corner, and erase from there (ECMA-48)
+RECONNECT_SECONDS = 0.2
+_LEVELS = {3: "error", 4: "warning", 6: "info"}
+_STYLES = {3: bad, 4: warn, 7: dim}
+_KINDS = {"pass": name, "interface": name, "start": name, "agent": name}
 _SEVERITIES = {"error": bad, "warning": warn, "note": dim}
 
 
@@ -101,6 +106,47 @@ def _watch(options: Options) -> int:
             time.sleep(WATCH_SECONDS)
     except KeyboardInterrupt:
         return 0
+
+
+def monitor(options: Options) -> int:
+    """Print what the agent does, as it does it, until Ctrl-C: what wakes a pass, operations, errors.
+
+    One that ends, as in a restart, is waited for.
+    """
+    path, waiting = os.path.join(PATHS.run, monitor_socket.NAME), False
+    colour = output.uses_colour(options.color)
+    try:
+        while True:
+            try:
+                following = monitor_socket.connect(path)
+            except FileError:
+                raise
+            except GuestnetError:
+                if not waiting:
+                    raise
+                time.sleep(RECONNECT_SECONDS)
+                continue
+            with following:
+                while data := following.recv(monitor_socket.LONGEST):
+                    print(_monitored(monitor_socket.Line(data), options.json, colour), end="", flush=True)
+            now = monitor_socket.Line(f"{time.time()} 4 agent 0 the agent ended; waiting for the next one".encode())
+            print(_monitored(now, options.json, colour), end="", flush=True)
+            waiting = True
+    except KeyboardInterrupt:
+        return 0
+
+
+def _monitored(said: monitor_socket.Line, as_json: bool, colour: bool) -> str:
+    """One line of `monitor`."""
+    if as_json:
+        level = _LEVELS.get(said.level, "debug")
+        data = {"time": said.when, "level": level, "kind": said.kind, "text": said.text, "lost": said.lost}
+        return f"{output.json_text(data)}\n"
+    clock = time.strftime("%H:%M:%S", time.localtime(said.when)) + f".{int(said.when * 1000) % 1000:03d}"
+    lost = f"{said.lost} lines before this one were lost; " if said.lost else ""
+    style = _STYLES.get(said.level, _KINDS.get(said.kind, str))
+    indent = "  " if said.kind == "operation" else ""
+    return output.rendered((line(dim(clock), " ", indent, lost, style(said.text)),), colour=colour)
 
 
 def _narrowed(report: Report, name: str) -> Report:

@@ -145,8 +145,8 @@ class ResolverReport(NamedTuple):
     @property
     def written_back(self) -> str:
         """For the journal, after another program's servers were overwritten."""
-        remedy = f"list {self.path} in a file in /rw/config/protected-files.d to keep what it writes"
-        return f"{self.path} named {self.replaced}, is written back, for there is no VPN and no hook wrote it; {remedy}"
+        remedy = f"list {self.path} in a file in /rw/config/protected-files.d to keep such content"
+        return f"{self.path} named {self.replaced}, and neither a VPN nor a hook explains that; {remedy}"
 
     @property
     def operation(self) -> str:

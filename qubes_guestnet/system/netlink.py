@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 RTNLGRP_LINK, RTNLGRP_NEIGH = 1, 3
 # What another program can take away from us: links, addresses, routes of both families.
 RTNLGRP_WATCHED = (RTNLGRP_LINK, 5, 7, 9, 11, 24, 25)
+# RTM_NEWLINK, RTM_DELLINK, and the same of addresses and routes
+_CHANGES = {16: "link", 17: "link", 20: "address", 21: "address", 24: "route", 25: "route"}
 SIOCGIFINDEX, SIOCETHTOOL, ETHTOOL_GDRVINFO = 0x8933, 0x8946, 3  # linux/sockios.h, linux/ethtool.h
 
 DUMP_TRIES = 8
@@ -275,6 +277,11 @@ class Events(wire.Listener):
 
     def __init__(self) -> None:
         super().__init__(socket.NETLINK_ROUTE, RTNLGRP_WATCHED, "netlink events")
+
+    def changed(self) -> frozenset[str]:
+        """What kinds of things changed since this was last asked: "link", "address", "route"."""
+        kinds, self.kinds = self.kinds, set()
+        return frozenset(_CHANGES[kind] for kind in kinds if kind in _CHANGES)
 
     def neighbours(self, wanted: bool) -> None:
         """Listen to neighbour changes too, or not. Only while a probe runs: a device route makes one a destination.

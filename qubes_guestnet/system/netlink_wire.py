@@ -21,6 +21,7 @@ RECEIVE_BYTES = 1 << 16  # the kernel sends dumps in pieces of at most 32 KiB
 _MOST_EVENTS = 10_000  # of one round; with more to come poll wakes us again at once, and other work has its turn
 ANSWER_SECONDS = 5.0  # the kernel answers within the send() itself; this only bounds the unthinkable
 HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, sender
+_HEAD = struct.Struct("=IH")  # of it, length and type
 ATTRIBUTE = struct.Struct("=HH")  # length, type
 
 
@@ -49,6 +50,7 @@ class Listener:
 
     def __init__(self, protocol: int, groups: tuple[int, ...], words: str) -> None:
         self._protocol, self._groups, self._words = protocol, groups, words
+        self.kinds = set[int]()  # types of the messages since this was last cleared; a hint for people
         self._socket = self._opened()
 
     def _opened(self) -> socket.socket:
@@ -85,7 +87,7 @@ class Listener:
         Raises:
             KernelError: the socket cannot be read.
         """
-        return drain(self._socket, self._words)
+        return drain(self._socket, self._words, self.kinds)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
@@ -104,8 +106,13 @@ def raise_errno(data: bytes, offset: int, length: int) -> None:
         raise OSError(-number, "netlink")
 
 
-def drain(listening: socket.socket, words: str) -> bool:
+def drain(listening: socket.socket, words: str, kinds: set[int] | None = None) -> bool:
     """Eat what a socket without waiting has. True if there was anything, or more than it could hold (ENOBUFS).
+
+    Args:
+        listening: to events.
+        words: for the error.
+        kinds: takes the type of the first message of each packet.
 
     Raises:
         KernelError: it cannot be read, with these words.
@@ -113,8 +120,11 @@ def drain(listening: socket.socket, words: str) -> bool:
     seen = False
     for _ in range(_MOST_EVENTS):
         try:
-            if not listening.recv(1):
+            head = listening.recv(_HEAD.size)
+            if not head:
                 return seen
+            if kinds is not None and len(head) == _HEAD.size:
+                kinds.add(_HEAD.unpack(head)[1])
         except BlockingIOError:
             return seen
         except OSError as error:

@@ -66,8 +66,10 @@ if TYPE_CHECKING:
         def unwatch(self, path: str) -> None:
             """Remove one watch of this path; a missing watch is ignored. Late events may still arrive."""
 
+        paths: frozenset[str]
+
         def drain(self) -> bool:
-            """Consume all pending events without waiting; return whether there was one.
+            """Consume all pending events without waiting; return whether there was one; `paths` then holds their paths.
 
             Raises:
                 StoreError: the daemon went away, or the watches were lost; connect anew and read everything.

@@ -211,6 +211,7 @@ class BindingWatches:
 
     def __init__(self, module: ModuleType, directory: str, timeout: float, paths: Iterable[str]) -> None:
         self._handle = _Handle(module, directory, timeout)
+        self.paths = frozenset[str]()
         try:
             for path in paths:
                 self.watch(path)
@@ -237,14 +238,17 @@ class BindingWatches:
         Waits up to the timeout if only a part of an event is there, which no known daemon sends.
         """
         woken, self._woken = self._woken, False
+        told = set[str]()
         for _ in range(_EVENTS_A_DRAIN):
             event = self._handle.whole(wire.HEADER_SIZE)
             if not event:
                 break
             if len(event) < wire.HEADER_SIZE or event[0] != wire.RESP_WATCH:
                 raise self._handle.broken("sent an answer without a request")
-            self._handle.call("read_watch")
+            path = self._handle.call("read_watch")
+            told.add(path.decode("latin-1") if isinstance(path, bytes) else path)
             woken = True
+        self.paths = frozenset(told)
         return woken
 
     def close(self) -> None:

@@ -258,6 +258,7 @@ class DirectWatches:
 
     def __init__(self, directory: str, timeout: float, paths: Iterable[str]) -> None:
         self._link = _open(directory, timeout, (READ_ONLY, READ_WRITE))
+        self.paths = frozenset[str]()
         try:
             self._set(wire.CMD_WATCH, [checked_path(path) for path in paths])
         except StoreError:
@@ -278,7 +279,9 @@ class DirectWatches:
 
     def drain(self) -> bool:
         """See `Watches.drain`."""
-        return bool(self._link.pending())
+        pending = self._link.pending()
+        self.paths = frozenset(path.decode("latin-1") for path in pending)
+        return bool(pending)
 
     def events(self) -> list[str]:
         """Return the paths of the pending events, for `lab store watch`; the agent does not need them."""

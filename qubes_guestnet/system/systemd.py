@@ -13,7 +13,11 @@ import sys
 
 from ..errors import printable
 
-ERROR, WARNING, INFO = 3, 4, 6  # syslog(3)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ERROR, WARNING, INFO, DEBUG = 3, 4, 6, 7  # syslog(3)
 NOTIFY_SECONDS = 0.5  # an unread socket holds ten messages, and the eleventh would block for ever
 LOG_SECONDS = 0.5  # the same of standard error, when journald is stopped or the reader of a pipe is (B119)
 _PIECE = 4096  # select.PIPE_BUF: what is writable takes so much without waiting (pipe(7))
@@ -24,6 +28,8 @@ class _State:
 
     lost = 0
     failure = ""
+    verbose = False
+    follower: Callable[[int, str, str], None] | None = None
 
 
 def notify(*lines: str) -> bool:
@@ -57,17 +63,32 @@ def watchdog_seconds() -> float | None:
     return int(microseconds) / 2e6 or None
 
 
-def log(level: int, text: str) -> None:
+def tell_all(verbose: bool) -> None:
+    """Log lines of the level DEBUG too, or not."""
+    _State.verbose = verbose
+
+
+def follow(follower: Callable[[int, str, str], None] | None) -> None:
+    """Have a function called with level, kind and text of each line, also of the level DEBUG; None: no longer."""
+    _State.follower = follower
+
+
+def log(level: int, text: str, kind: str = "message") -> None:
     """A line for the journal on standard error; with its level in front when that is the journal (sd-daemon(3)).
 
     `logging` would take 6 ms and 1 MB (design, budgets).
 
     Args:
-        level: ERROR, WARNING or INFO.
+        level: ERROR, WARNING, INFO or DEBUG.
         text: one line; further ones are joined to it.
+        kind: what it is about, for `monitor`.
     """
-    prefix = f"<{level}>" if os.environ.get("JOURNAL_STREAM") else ""
-    line = prefix + printable(" | ".join(text.splitlines()))
+    shown = printable(" | ".join(text.splitlines()))
+    if _State.follower is not None:
+        _State.follower(level, kind, shown)
+    if level == DEBUG and not _State.verbose:
+        return
+    line = (f"<{level}>" if os.environ.get("JOURNAL_STREAM") else "") + shown
     if _State.lost:
         line += f" ({_State.lost} lines before this one were lost: standard error was not read)"
     if _written(f"{line}\n"):

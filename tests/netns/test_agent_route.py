@@ -56,7 +56,7 @@ def test_a_provider_that_does_not_answer(arp: str) -> None:
     (interface,) = guest.status()["interfaces"]
     assert (interface["style"], interface["style_reason"][:28]) == ("gateway", "fall-back: no ARP answer for")
     text = guest.qube.guestnet("status", check=False).stdout
-    assert "default route: style gateway (fall-back: no ARP answer for 10.139.1.1 and 10.139.1.2 within 100 ms" in text
+    assert "default route: gateway route (fall-back: no ARP answer for 10.139.1.1 and 10.139.1.2 within 100 ms" in text
 
 
 def test_a_provider_that_answers_late() -> None:
