@@ -81,6 +81,10 @@ _VIF = {
 }
 
 
+# Planned as a text in a qube that provides no network.
+_BASE_RULES = ("missing or different", "in force", "no qube may use the address of another one")
+
+
 def _redirection(op: Any) -> _Words:
     servers = " ".join(map(str, op.servers))
     return "", servers or op.refused or "refused", "the virtual DNS addresses follow this qube's own name servers"
@@ -105,16 +109,27 @@ def _element(op: Any) -> _Words:
     return ABSENT, "present", "the qube may send from this address, and from no other"
 
 
+def _rules(op: Any) -> _Words:
+    """In force as before, with what others had in the same tables."""
+    return (_BASE_RULES[0], "in force, with what others had", _BASE_RULES[2]) if op.put_back else _BASE_RULES
+
+
 # Kind of operation → before, after, reason; those that need the operation are functions.
 KINDS: dict[str, _Words | Callable[[Any], _Words]] = {
     "EndFlowtable": ("connections may be offloaded", "no offload", "offloaded packets would pass the rules by"),
     "CloseForwarding": ("1", "0", "nothing is forwarded before the rules that protect the qubes are in force"),
     "OpenForwarding": ("0", "1", "this qube provides network, and all that protects the qubes is in force"),
+<<<<<<< HEAD
     "LoadRules": ("missing or different", "in force", "no qube may use the address of another one"),
     "LoadRulesInParts": ("refused together", "each part alone", "rules of users and other programs stay"),
     "PurgeUntranslated": ("known to conntrack", "forgotten", "connections that began without rules stay untranslated"),
     "LeaveGuard": ("in force", "no guard", "this qube provides network to no other qube"),
     "StandGuard": ("no guard", "in force", "nothing passes while the base rules are away"),
+=======
+    "LoadRules": _rules,
+    "LoadRulesInParts": _rules,
+    "PurgeUntranslated": ("known to conntrack", "forgotten", "they began without translation, and would never get one"),
+>>>>>>> c6bb156 (core/changes: the base rules as operations have their reasons)
     "CloseVif": _of_vif,
     "RemoveElements": ("may send", "may send nothing", "the qube is gone, or its device belongs to another one"),
     "WriteVifRecord": ("", "recorded", "what is made for the qube can be removed later"),
@@ -150,11 +165,6 @@ KINDS: dict[str, _Words | Callable[[Any], _Words]] = {
     ),
 }  # fmt: skip
 
-# What is planned as a text, by how it begins.
-_TEXTS: tuple[tuple[str, _Words], ...] = (
-    ("nft -f: base rules", ("missing or different", "in force", "no qube may use the address of another one")),
-    ("nft -f: put back", ("removed with our tables", "in force", "rules of users and other programs stay")),
-)
 # What another program has to do first.
 _OTHERWISE = ("", "later", "another program has to act first")
 # Of these the name is that of a vif.
@@ -206,7 +216,7 @@ def _explained(op: object) -> Change:
         name = getattr(op, "name" if kind in _OF_VIFS else "interface", "")
         return Change(str(op), name, *(found if isinstance(found, tuple) else found(op)))
     words = str(op)
-    return Change(words, "", *next((each for start, each in _TEXTS if words.startswith(start)), _OTHERWISE))
+    return Change(words, "", *(_BASE_RULES if words.startswith("nft -f: base rules") else _OTHERWISE))
 
 
 def _of_uplink(op: Op, interface: InterfaceReport) -> Change:
