@@ -127,7 +127,7 @@ def monitor(options: Options) -> int:
                 time.sleep(RECONNECT_SECONDS)
                 continue
             with following:
-                while data := following.recv(monitor_socket.LONGEST):
+                while data := monitor_socket.receive(following):
                     print(_monitored(monitor_socket.Line(data), options.json, colour), end="", flush=True)
             now = monitor_socket.Line(f"{time.time()} 4 agent 0 the agent ended; waiting for the next one".encode())
             print(_monitored(now, options.json, colour), end="", flush=True)

@@ -109,27 +109,16 @@ def _element(op: Any) -> _Words:
     return ABSENT, "present", "the qube may send from this address, and from no other"
 
 
-def _rules(op: Any) -> _Words:
-    """In force as before, with what others had in the same tables."""
-    return (_BASE_RULES[0], "in force, with what others had", _BASE_RULES[2]) if op.put_back else _BASE_RULES
-
-
 # Kind of operation → before, after, reason; those that need the operation are functions.
 KINDS: dict[str, _Words | Callable[[Any], _Words]] = {
     "EndFlowtable": ("connections may be offloaded", "no offload", "offloaded packets would pass the rules by"),
     "CloseForwarding": ("1", "0", "nothing is forwarded before the rules that protect the qubes are in force"),
     "OpenForwarding": ("0", "1", "this qube provides network, and all that protects the qubes is in force"),
-<<<<<<< HEAD
     "LoadRules": ("missing or different", "in force", "no qube may use the address of another one"),
     "LoadRulesInParts": ("refused together", "each part alone", "rules of users and other programs stay"),
     "PurgeUntranslated": ("known to conntrack", "forgotten", "connections that began without rules stay untranslated"),
     "LeaveGuard": ("in force", "no guard", "this qube provides network to no other qube"),
     "StandGuard": ("no guard", "in force", "nothing passes while the base rules are away"),
-=======
-    "LoadRules": _rules,
-    "LoadRulesInParts": _rules,
-    "PurgeUntranslated": ("known to conntrack", "forgotten", "they began without translation, and would never get one"),
->>>>>>> c6bb156 (core/changes: the base rules as operations have their reasons)
     "CloseVif": _of_vif,
     "RemoveElements": ("may send", "may send nothing", "the qube is gone, or its device belongs to another one"),
     "WriteVifRecord": ("", "recorded", "what is made for the qube can be removed later"),

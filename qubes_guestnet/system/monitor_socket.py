@@ -94,6 +94,14 @@ class Server:
         self._socket.close()
 
 
+def receive(following: socket.socket) -> bytes:
+    """The next line for a follower; b"" when the agent has ended, whether it closed the connection or was killed."""
+    try:
+        return following.recv(LONGEST)
+    except ConnectionResetError:
+        return b""
+
+
 class Line:
     """One line as a follower gets it: `when` in seconds since the epoch, level, kind, lines lost before it, text."""
 

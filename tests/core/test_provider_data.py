@@ -29,6 +29,7 @@ def test_as_data() -> None:
         "ipv6": False,
         "ipv6_refused": False,
         "forwarding": ["ipv4"],
+        "not_forwarded": [],
         "closed": False,
         "stopped": [],
         "hold": "",
