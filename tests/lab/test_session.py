@@ -259,8 +259,8 @@ def test_the_feature_comes_down_the_tree_when_qubes_restart(small: Path) -> None
     assert (row["ipv4"], row["ipv6"], row["addresses"], row["features"]) == (True, False, ["10.137.0.3"], {"ipv6": ""})
     done("feature", "vm1", "ipv6", "--unset", "--restart")
     assert rows()["vm1"]["ipv6"] is True
-    assert refused(2, "feature", "vm1", "ipv6").startswith("give 1, '' or --unset")
-    assert refused(2, "feature", "vm1", "ipv6", "1", "--unset").startswith("give 1, '' or --unset")
+    assert refused(2, "feature", "vm1", "ipv6").startswith("give exactly one of 1, '' and --unset")
+    assert refused(2, "feature", "vm1", "ipv6", "1", "--unset").startswith("give exactly one of 1, '' and --unset")
 
 
 def test_the_diagram_shows_what_was_measured(tmp_path: Path) -> None:
