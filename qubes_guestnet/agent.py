@@ -304,7 +304,7 @@ class Agent:
         self._reconcile(host, entries)
 
     def _pass_without_store(self, host: Host) -> None:
-        """QubesDB does not answer, and somebody changed rules: what it said last is in force (behaviour B125)."""
+        """Restore changed rules while QubesDB does not answer, with its last entries (behaviour B125)."""
         self._pace = self._pace.done(time.monotonic())
         self._reconcile(host, host.known)
         self._end_offload()

@@ -86,7 +86,7 @@ class Applying:
 
 
 class Planning(Applying):
-    """A pass that only plans: it changes nothing, writes no record, and tells nobody.
+    """A pass that only plans: it changes nothing, writes no record, and notifies no program.
 
     Args:
         ledger: the owned record, to be read.

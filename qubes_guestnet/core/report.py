@@ -50,7 +50,7 @@ class InterfaceReport(NamedTuple):
         plan: what was still to do then; after a pass that was not dry, empty or an error.
         detached: it was there and went, and dom0 has written nothing since.
         removed: `uplink remove` took it down, and it stays down.
-        manager: who configures it.
+        manager: the program that configures it.
         waiting: what NetworkManager has still to do on it, "" for nothing.
         rank: 0 for the interface of /qubes-mac, 1 and up for further ones.
         no_ipv6: why IPv6, which dom0 asks for, is left out; "" where it is not.
@@ -116,7 +116,7 @@ class ResolverReport(NamedTuple):
 
     Args:
         path: the file.
-        decision: who owns it and why.
+        decision: its owner, and the reason.
         wanted: content asked for, None where the file is not ours to write.
         current: content at the end of the pass, b"" where it is no file.
         written: whether this pass wrote it.
@@ -187,7 +187,7 @@ class Report(NamedTuple):
         done: operations carried out on the other services, in words.
         todo: those that are still to be carried out, as values, and what has to come first, in words.
         provided: what it does for the qubes behind this one; None where that is not asked.
-        rules_todo: what is to do for lost base rules, in a qube that gives network to nobody.
+        rules_todo: pending operations for lost base rules, in a qube that is no provider.
         rules_done: what was done for them.
     """
 
@@ -223,7 +223,7 @@ class Report(NamedTuple):
 
     @property
     def waiting(self) -> str:
-        """What somebody else has still to do, for a line of text."""
+        """Pending steps of other programs, for a line of text."""
         return next((interface.waiting for interface in self.interfaces if interface.waiting), "interface missing")
 
     @property

@@ -16,15 +16,7 @@ DOCUMENTS = sorted(
     for path in (*TREE.glob("docs/*.md"), *TREE.glob("docs/man/*"), *TREE.glob("docs/examples/*"), TREE / "README.md")
     if path.name != "behaviours.md"  # generated, in the words of the tests
 )
-# Folders of the program that are reworded so far, and modules of them that are not.
-FOLDERS = ("core", "lab", "provider", "system", "uplink")
-LATER = ("report.py",)
-MODULES = [
-    path
-    for folder in FOLDERS
-    for path in sorted((TREE / "qubes_guestnet" / folder).rglob("*.py"))
-    if path.name not in LATER
-]
+MODULES = sorted((TREE / "qubes_guestnet").rglob("*.py"))
 PERSONS = re.compile(r"\b(who|whom|whoever|nobody|somebody)\b", re.IGNORECASE)
 PERSONIFIED = re.compile(r"\bkernel (does not |doesn't )?(wants?|likes?|thinks?|believes?)\b", re.IGNORECASE)
 RIDDLES = re.compile(
