@@ -41,7 +41,7 @@ def apply(options: Options) -> int:
 
 def plan(options: Options) -> int:
     """The operations `apply` would do, each with its difference and reason; nothing else on standard output."""
-    report = _plan(Pass(only=options.interface))
+    report = _plan(Pass(only=options.interface, revive=True))  # as `apply`
     if options.interface and not report.interfaces:
         raise no_interface_of_ours(options.interface)
     complain(report.errors)

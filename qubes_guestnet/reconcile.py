@@ -256,12 +256,12 @@ class _UplinkPass:
         uplinks = self._uplinks(record)
         links = self._kernel.links(frozenset(settings.mac for settings in uplinks)) if uplinks else ()
         found = [(settings, uplink.choose_link(links, settings.mac)) for settings in uplinks]
+        present = [link for _, link in found if link is not None]
         if self._notes:
-            present = [link for _, link in found if link is not None]
             macs = [settings.mac for settings in self._settings.uplinks]
             record = record.seen(macs, present, self._asked.keys_written)
-            if self._asked.revive:
-                record = record.revived(link for link in present if self._asked.only in ("", link.name))
+        if self._asked.revive:  # also what is only planned: `plan` says what `apply` does
+            record = record.revived(link for link in present if self._asked.only in ("", link.name))
         # The interface of /qubes-mac has rank 0, also while that key is invalid: no other interface then takes its
         # place.
         self.interfaces = tuple(

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from tests.support.eventually import eventually
+from tests.support.guest import Guest
 from tests.support.hosting import ENTRIES6, Hosting
 
 ELEMENT = 'element ip qubes allowed { "vif4.0" . 10.137.0.4 }'
@@ -27,7 +28,7 @@ CHANGES = {
 }
 
 
-def planned(host: Hosting) -> set[str]:
+def planned(host: Hosting | Guest) -> set[str]:
     """The operations of `plan`."""
     done = host.qube.guestnet("plan", "--json", check=False)
     assert done.returncode == 0, done.stderr
@@ -48,3 +49,14 @@ def test_what_is_planned_is_done_and_then_nothing_is_planned(change: str) -> Non
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.splitlines()) == before
     eventually(lambda: planned(host) == set(), trouble=host.trouble)
+
+
+def test_an_interface_that_was_taken_down_is_planned_as_apply_configures_it() -> None:
+    guest = Guest()
+    guest.qube.guestnet("apply")
+    guest.qube.guestnet("uplink", "remove", "eth0")
+    before = planned(guest)
+    assert "ip link set dev eth0 up" in before
+    assert planned(guest) == before, "to plan changes nothing"
+    assert set(guest.qube.guestnet("apply").stdout.splitlines()) == before
+    assert planned(guest) == set()
