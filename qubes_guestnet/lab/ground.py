@@ -11,8 +11,9 @@ from .namespaces import LabError, isolate
 _STDERR = 2
 _CONTAINERS = ("/.dockerenv", "/run/.containerenv")
 # Settings of the kernel that forbid user namespaces: the file, the value that does, and the value that allows them.
+_KINDS = ("user", "net", "mnt", "pid", "uts", "ipc")
 _SETTINGS = (
-    ("user.max_user_namespaces", "0", "15000"),
+    *((f"user.max_{kind}_namespaces", "0", "15000") for kind in _KINDS),
     ("kernel.unprivileged_userns_clone", "0", "1"),
     ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
 )

@@ -36,6 +36,13 @@ def test_the_setting_that_forbids_namespaces_is_named(words: str) -> None:
     assert told == "user.max_user_namespaces is 0; as root: sysctl -w user.max_user_namespaces=15000"
 
 
+@pytest.mark.parametrize("kind", ["net", "mnt", "pid", "uts", "ipc"])
+def test_the_setting_of_each_other_kind_of_namespace_is_named(kind: str) -> None:
+    Path(f"/proc/sys/user/max_{kind}_namespaces").write_text("0")
+    told = refused(words="demo")
+    assert told == f"user.max_{kind}_namespaces is 0; as root: sysctl -w user.max_{kind}_namespaces=15000"
+
+
 @pytest.mark.parametrize("words", VERBS)
 def test_a_chroot_is_named(words: str, tmp_path: Path) -> None:
     subprocess.run(["mount", "--rbind", "/", str(tmp_path)], check=True)
