@@ -242,6 +242,9 @@ class DnsRedirect:
             return
         trouble = work.names.reason if work.names.problem else ""
         if trouble != self._trouble:
-            servers = " ".join(map(str, work.names.servers)) or "refused"
-            log(WARNING if trouble else INFO, f"virtual DNS -> {servers}: {work.names.reason}")
+            lead = " ".join(map(str, work.names.servers)) or "refused"
+            if work.names.servers or work.names.problem != nameservers.FOREIGN:  # theirs may lead to this qube itself
+                log(WARNING if trouble else INFO, f"virtual DNS -> {lead}: {work.names.reason}")
+            else:
+                log(WARNING, f"virtual DNS: {work.names.reason}")
         self._trouble = trouble

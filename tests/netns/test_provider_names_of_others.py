@@ -139,6 +139,16 @@ def test_what_is_not_understood_stays_and_what_it_does_not_lead_is_refused(what:
 
 
 @pytest.mark.behaviour("B123")
+def test_rules_that_lead_to_this_qube_are_not_told_as_refused() -> None:
+    host = Hosting()
+    leads(host, ROUTER)
+    guide(host, "udp dport 53 redirect to :5353", "tcp dport 53 redirect")
+    eventually(lambda: "virtual DNS: rules of another program" in host.trouble(), trouble=host.trouble)
+    assert f"{DNS} -> this qube" in host.trouble()
+    assert "refused" not in host.trouble()
+
+
+@pytest.mark.behaviour("B123")
 def test_for_another_qube_alone_the_rest_goes_to_the_provider_of_this_one() -> None:
     host = Hosting(PROXY, servers=[DNS])
     leads(host, DNS, DNS2)
