@@ -104,6 +104,21 @@ def test_every_question_comes_out_at_a_real_server_and_nothing_else_comes_out() 
     nothing_virtual(outside)
 
 
+@pytest.mark.behaviour("B15")
+def test_a_provider_that_sets_no_name_server_of_its_own_still_redirects() -> None:
+    """The flag is about this qube's own names."""
+    host = Hosting({**ENTRIES, **OF_A_PROXY}, agent=False, servers=[])
+    host.qube.set_flag("disable-dns-server")
+    host.qube.start_agent()
+    behind, outside = host.attach(), host.outside()
+    leads(host, DNS, DNS2)
+    assert [came_out(behind, outside, address) for address in VIRTUAL] == [DNS, DNS2]
+    assert host.qube.read("/etc/resolv.conf") == ""
+    host.resolv_conf(SECOND)  # another program's
+    leads(host, SECOND)
+    assert came_out(behind, outside, DNS) == SECOND
+
+
 @pytest.mark.behaviour("B40")
 @pytest.mark.parametrize("server", ["", "127.0.0.53", "2000:abcd::53"], ids=["none", "a stub", "IPv6"])
 def test_without_a_server_questions_are_refused_at_once_until_there_is_one(server: str) -> None:
