@@ -7,6 +7,7 @@ a wait. Timeouts in here are either far longer than any noise, or far shorter th
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -258,9 +259,10 @@ class Script:
         for answers in self._answers:
             connection, _ = self._listener.accept()
             self._connections.append(connection)
-            for answer in answers:
-                if connection.recv(65536):
-                    connection.sendall(answer)
+            with contextlib.suppress(BrokenPipeError):  # a client that has had enough is gone
+                for answer in answers:
+                    if connection.recv(65536):
+                        connection.sendall(answer)
 
     def close(self) -> None:
         """End it."""

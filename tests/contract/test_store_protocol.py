@@ -296,7 +296,7 @@ def test_values_are_printed_so_that_they_can_be_read_back(value: bytes) -> None:
 def test_a_file_of_entries() -> None:
     text = b"# comment\n\n/a = 1\n/b=2\n/c = x = \\x0ay\n/d =\n/e = \n"
     assert parse_entries(text, "f") == {b"/a": b"1", b"/b": b"2", b"/c": b"x = \ny", b"/d": b"", b"/e": b""}
-    with pytest.raises(ConfigError, match=r"f, line 2: 'nonsense' is no entry"):
+    with pytest.raises(ConfigError, match=r"f, line 2: 'nonsense' is not an entry"):
         parse_entries(b"/a = 1\nnonsense\n", "f")
 
 

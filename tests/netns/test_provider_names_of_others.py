@@ -67,7 +67,7 @@ def test_what_a_guide_puts_there_stays_is_named_and_ends_with_its_owner(what: st
     host.qube.start_agent()
     host.qube.guestnet("apply", check=False)
     assert host.rules("ip", "dnat-dns") == wanted
-    assert host.trouble().count("keeping another program's rules") <= 1
+    assert host.trouble().count("keeping another program's rules") <= 1, host.trouble()
     host.nft("flush chain ip qubes dnat-dns")
     eventually(
         lambda: len(host.rules("ip", "dnat-dns")) == len(before) and host.rules("ip", "dnat-dns") != wanted,
