@@ -181,6 +181,11 @@ FOUND = {
     "nothing is forwarded": (WELL._replace(forwarding=frozenset()), Ground(), [("forwarding-off", "error")]),
     "not all is forwarded": (WELL._replace(ipv6=True), Ground(), [("forwarding-off", "error")]),
     "closed": (WELL._replace(forwarding=frozenset(), closed=True), Ground(), [("forwarding-off", "error")]),
+    "one interface does not forward": (
+        WELL._replace(apart=(("vif4.0", "net.ipv4.conf.vif4/0.forwarding"),)),
+        Ground(),
+        [("forwarding-off", "error")],
+    ),
     "IPv6 is refused": (
         WELL._replace(settings=SETTINGS._replace(refuse6=True)),
         Ground(),
@@ -338,3 +343,8 @@ def test_a_file_that_is_kept_is_named_with_whose_it_is() -> None:
 )  # fmt: skip
 def test_status_says_where_names_go_otherwise(names: Choice, line: str) -> None:
     assert line in list(map(str, rendering_provider.as_text(WELL._replace(names=names))))
+
+
+def test_a_pass_had_to_follow_the_name_servers_and_the_offloaded_devices() -> None:
+    assert WELL.followed == (WELL.names.servers, WELL.offload)
+    assert WELL._replace(names=Choice((), "")).followed != WELL.followed
