@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 DEVICE_SECONDS = 10.0
 ANSWER_SECONDS = 15.0
+# For all programs where no agent answers. With the waits for the agent and for the lock it stays below the 40 s that
+# libxl gives a script: after that libxl reports its own timeout instead of our error.
+ALONE_SECONDS = 15.0
 HOOKS_SECONDS = 60.0  # for another process that runs the hooks of the same vif
 _HOOKS_LOCK = "hooks.lock"
 _POLL_SECONDS = 0.01
@@ -252,14 +255,18 @@ def _hand_over(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], pa
 def _alone(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], paths: Paths) -> tuple[str, ...]:
     from .system import nft
 
-    if action == vif_rules.ONLINE:
-        with nft.Waiting() as waiting:  # while half of the program is loaded
-            return _provider(paths).online(vif, untrusted_entries, waiting)
+    programs.limit(ALONE_SECONDS)
     try:
-        untrusted_entries = _entries(vif)
-    except StoreError as error:
-        log(WARNING, f"{error}; its addresses stay protected")
-    return _provider(paths).offline(vif, untrusted_entries)
+        if action == vif_rules.ONLINE:
+            with nft.Waiting() as waiting:  # while half of the program is loaded
+                return _provider(paths).online(vif, untrusted_entries, waiting)
+        try:
+            untrusted_entries = _entries(vif)
+        except StoreError as error:
+            log(WARNING, f"{error}; its addresses stay protected")
+        return _provider(paths).offline(vif, untrusted_entries)
+    finally:
+        programs.limit(None)  # users' hooks have a limit of their own
 
 
 def _provider(paths: Paths) -> Provider:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 
 import pytest
 
@@ -314,3 +315,19 @@ def test_a_stopped_agent_does_not_hold_an_attachment_up_for_ever() -> None:
     assert host.works(behind)
     assert host.state(behind.vif) == before
     assert (host.link(behind.vif)["address"], host.link(UPLINK)["group"]) == (VIF_MAC, "default")
+
+
+@pytest.mark.behaviour("B119")
+@pytest.mark.parametrize("action", ["online", "offline"])
+def test_programs_that_hang_end_before_xen_gives_up(action: str) -> None:
+    """Xen's libxl waits 40 s for a script (LIBXL_HOTPLUG_TIMEOUT); then it reports its timeout and not the cause."""
+    host = Hosting()
+    behind = host.attach() if action == "offline" else host.plug()
+    host.agent.kill()
+    host.qube.write("/run/lab/hanging", "#!/bin/sh\nexec sleep 1000\n")
+    host.qube.path("/run/lab/hanging").chmod(0o755)
+    host.replace_nft("/run/lab/hanging")
+    start = time.monotonic()
+    done = host.call(action, behind)
+    assert time.monotonic() - start < 40
+    assert (done.returncode, "nft" in done.stderr) == (1, True), done.stderr
