@@ -12,8 +12,8 @@ ISOLATED := tests/contract tests/netns tests/lab
 # scenario, in which dom0, two agents, a provider and a qube do all of it.
 QUICK := tests/core tests/contract/netlink/test_operations.py tests/netns/test_uplink.py
 QUICK_SCENARIO := S-000-6
-# Tests of one release, and emulated ones, stay together (tests/conftest.py): three rooms, which wait for each other's
-# boots more than they compute. What is in no list measures, and runs alone.
+# Tests of one release, and emulated ones, stay together (tests/conftest.py): one process for
+# each of these three groups, because a boot waits more than it computes. What is in no list measures, and runs alone.
 BOOTING := tests/system tests/guest
 WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 PARALLEL := -n $(WORKERS) --dist worksteal

@@ -94,7 +94,9 @@ def test_the_last_answer_holds_then_questions_are_refused_and_none_moves_to_the_
     # It holds from the first pass that heard nothing; on a loaded machine that may be one before `goes`.
     assert begin <= lost(host) <= end - hold, "the last answer did not hold"
     log = host.trouble()
-    assert log.count("its last answer stays valid for 3 s") == 1, log
+    # Once for each state: resolved can be silent before it is known to be gone.
+    told = [line for line in log.splitlines() if "its last answer stays valid for 3 s" in line]
+    assert 1 <= len(told) == len(set(told)) <= 2, log
     assert "dns-refused" in codes(host)
     assert host.trouble().count("might be outside of the tunnel") == 1
     # The file of this qube names its provider's servers all the time, and a question goes nowhere.
