@@ -12,8 +12,8 @@ ISOLATED := tests/contract tests/netns tests/lab
 # scenario, in which dom0, two agents, a provider and a qube do all of it.
 QUICK := tests/core tests/contract/netlink/test_operations.py tests/netns/test_uplink.py
 QUICK_SCENARIO := S-000-6
-# Tests of one release, and emulated ones, stay together (tests/conftest.py): one process for
-# each of these three groups, because a boot waits more than it computes. What is in no list measures, and runs alone.
+# Tests of one release, and emulated ones, stay together (tests/conftest.py). What is in no list measures, and runs
+# alone.
 BOOTING := tests/system tests/guest
 WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 PARALLEL := -n $(WORKERS) --dist worksteal
@@ -35,7 +35,7 @@ demo: ## one qube gets its network from QubesDB, step by step (no root, no Xen, 
 test: lint unit ## everything that CI runs: lint, types, all tests, both pyroute2 generations, coverage of core
 	.venv-oldest/bin/python -m pytest -q $(PARALLEL) tests/contract $(NETLINK_TESTS)
 	$(VENV)/python -m pytest -q $(PARALLEL) $(ISOLATED)
-	$(VENV)/python -m pytest -q -n 3 --dist loadscope $(BOOTING)
+	$(VENV)/python -m pytest -q -n 2 --dist loadscope $(BOOTING)
 	$(VENV)/python -m pytest -q tests $(addprefix --ignore=,tests/core $(ISOLATED) $(BOOTING))
 
 # .pre-commit-config.yaml runs these lines before each commit; a test compares the two.

@@ -122,7 +122,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def room_of(nodeid: str) -> str:
     """Name what a test shares with others: a release, of which each process would prepare roots anew, or an emulator.
 
-    What is emulated is slow, and is in one room, so that only one such machine runs at a time.
+    What is emulated is slow: only one such machine runs at a time, once the releases are done.
     """
     path, _, rest = nodeid.partition("::")
     if path.startswith(EMULATED):
