@@ -25,13 +25,12 @@ from .core import pace, pass_log, settings
 from .core.plan import Verb
 from .core.report import Report
 from .core.resolver import RewriteBudget
-from .errors import GuestnetError, KernelError, StoreError, unexpected
+from .errors import GuestnetError, KernelError, StoreError, as_error
 from .journal import Journal
 from .paths import Paths
 from .prober import Prober
 from .reconcile import Pass, reconcile, record_written
 from .system import netlink, programs, qubesdb, systemd, wakeups
-from .system.systemd import WARNING, log
 from .uplink.other_services import OtherServices
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -69,7 +68,7 @@ class Agent:
         self._budget = RewriteBudget()
         self._journal = Journal(paths)
         self._pace = pace.Pace()
-        self._folder: wakeups.Folder | None = None
+        self._folders = wakeups.Folders()
         self._others = OtherServices(paths.flags, resident=True)
         self._host: Host | None = None
         self._keeper = self._keep_rules()
@@ -79,7 +78,7 @@ class Agent:
         self._rewriting = False
         self._failures = 0
         self._unfinished = False
-        self._timers: dict[str, float] = {}
+        self._timers = {"connect": time.monotonic()}
         if self._journal.monitor is not None:
             self._signals.register(self._journal.monitor.fileno())
 
@@ -89,13 +88,11 @@ class Agent:
         Returns:
             Exit status 0.
         """
-        self._watch_folder()
         period = systemd.watchdog_seconds()
-        self._timers["connect"] = time.monotonic()
         while True:
             if period is not None and self._expired("watchdog", default=True):
                 self._alive(period)
-            ready, came = self._signals.poll(self._patience())
+            ready, came = self._wait()
             if came & {signal.SIGTERM, signal.SIGINT}:
                 break
             if self._host is not None and signal.SIGHUP in came:
@@ -113,13 +110,20 @@ class Agent:
         self._journal.close()
         return 0
 
+    def _wait(self) -> tuple[frozenset[int], frozenset[int]]:
+        try:
+            return self._signals.poll(self._patience())
+        except OSError as error:  # out of memory
+            self._met(error)
+            return frozenset(), frozenset()
+
     def _alive(self, period: float) -> None:
         systemd.notify("WATCHDOG=1")
         self._timers["watchdog"] = time.monotonic() + period
 
     def _keep_rules(self) -> Keeper | None:
         try:
-            keeper = Keeper(self._paths)
+            self._keeper = keeper = Keeper(self._paths)
         except GuestnetError as error:
             self._journal.failed(error)
             return None
@@ -133,11 +137,13 @@ class Agent:
             self._work()
             self._failed_rounds = 0
         except Exception as error:
-            self._journal.failed(error if isinstance(error, GuestnetError) else unexpected(error))
-            self._failed_rounds += 1
-            self._retry(self._failed_rounds)
-            # What is ready may be what fails, and would wake us at once and for ever.
-            self._signals.rest(_REST_SECONDS)
+            self._met(error)
+
+    def _met(self, error: Exception) -> None:
+        self._journal.failed(as_error(error))
+        self._failed_rounds += 1
+        self._retry(self._failed_rounds)
+        self._signals.rest(_REST_SECONDS)  # what is ready may be what fails, and would wake us at once for ever
 
     def _retry(self, attempts: int) -> None:
         """Have a pass come of itself, later with each attempt."""
@@ -310,7 +316,9 @@ class Agent:
         self._end_offload()
 
     def _reconcile(self, host: Host | None, entries: dict[str, bytes]) -> None:
-        done, failed = self._keeper.keep(entries) if host is None and self._keeper is not None else ((), ())
+        self._folders.watch((os.path.dirname(self._paths.resolv_conf),))  # each time, because it may fail
+        keeper = None if host is not None else self._keeper or self._keep_rules()
+        done, failed = keeper.keep(entries) if keeper is not None else ((), ())
         asked = Pass(
             keys_written=self._keys_written, may_rewrite=self._may_rewrite, others=self._others,
             provider=host.provider if host is not None else None,
@@ -318,8 +326,7 @@ class Agent:
         try:
             report = reconcile(entries, self._kernel, self._paths, asked)
         except Exception as error:  # the kernel did not even let us look
-            failure = error if isinstance(error, GuestnetError) else unexpected(error)
-            report = Report(settings.Settings(), errors=(failure,))
+            report = Report(settings.Settings(), errors=(as_error(error),))
         report = report._replace(done=(*done, *report.done), errors=(*report.errors, *failed))
         self._follow_bus()
         if self._rewriting and not (report.resolver is not None and report.resolver.written):
@@ -391,10 +398,3 @@ class Agent:
         pause = self._budget.next_try(time.monotonic())
         if pause is not None and report.resolver is not None and report.resolver.pending:
             self._timers["retry"] = time.monotonic() + pause
-
-    def _watch_folder(self) -> None:
-        folder = os.path.dirname(self._paths.resolv_conf)
-        try:
-            self._folder = wakeups.Folder(folder)
-        except OSError as error:
-            log(WARNING, f"{folder} is not watched, a change to resolv.conf is seen late: {error}")

@@ -114,6 +114,11 @@ class UnexpectedError(GuestnetError):
     retryable = True
 
 
+def as_error(error: Exception) -> GuestnetError:
+    """Return an error of ours as it is, and any other exception as `unexpected` describes it."""
+    return error if isinstance(error, GuestnetError) else unexpected(error)
+
+
 def unexpected(error: Exception) -> UnexpectedError:
     """Return an error that describes a foreign exception and its origin."""
     trace = error.__traceback__

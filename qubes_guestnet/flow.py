@@ -3,6 +3,8 @@
 
 What observes and plans is passed in, and so is what carries out each kind of operation (`dispatch`). A failed operation
 is reported once and not tried again in the same pass; the next pass plans it anew, because a plan comes from the world.
+An operation fails by any exception of its adapter: one that the adapter does not document is a bug, and fails no other
+operation (B146).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from .core.operations import (
     kind,
     together,
 )
-from .errors import GuestnetError, Vanished, did_not_persist
+from .errors import Vanished, as_error, did_not_persist
 from .system.owned import Ledger
 from .system.systemd import log
 
@@ -101,8 +103,8 @@ class Planning(Applying):
         """Plan once. It raises nothing."""
         try:
             planned = plan(self.record, Outcome())
-        except GuestnetError as error:
-            planned = Planned((), self.record, errors=(error,))
+        except Exception as error:
+            planned = Planned((), self.record, errors=(as_error(error),))
         return Settled(Outcome(errors=planned.errors), planned, planned.ops)
 
     def tell(self, priority: int, words: str) -> None:
@@ -125,8 +127,8 @@ def settle(plan: Callable[[Record, Outcome], Planned], adapters: Adapters, ledge
     for left in range(ROUNDS, -1, -1):
         try:
             planned = plan(ledger.record, outcome)
-        except GuestnetError as error:
-            return Planned((), ledger.record, errors=(error,)), outcome
+        except Exception as error:
+            return Planned((), ledger.record, errors=(as_error(error),)), outcome
         outcome = outcome.and_then(_saved(planned, ledger))
         ops = [op for op in planned.ops if op not in outcome.failed]
         if not ops:
@@ -141,8 +143,8 @@ def _saved(planned: Planned, ledger: Ledger) -> Outcome:
     """Put the record on disk. A full /run costs the record and not the qube its network."""
     try:
         ledger.save(planned.record)
-    except GuestnetError as error:
-        return Outcome(failed=tuple(op for op in planned.ops if kind(op) in NEEDS_RECORD), errors=(error,))
+    except Exception as error:
+        return Outcome(failed=tuple(op for op in planned.ops if kind(op) in NEEDS_RECORD), errors=(as_error(error),))
     return Outcome()
 
 
@@ -195,15 +197,16 @@ def _begin(ops: tuple[Operation, ...], adapters: Adapters) -> Callable[[], Outco
     """
     try:
         end = adapters[TRANSACTION](ops)
-    except GuestnetError as error:
-        failed = Outcome(failed=ops, errors=(error,))
+    except Exception as error:
+        failed = Outcome(failed=ops, errors=(as_error(error),))
         return lambda: failed
 
     def finish() -> Outcome:
         try:
             end()  # type: ignore[operator]
-        except GuestnetError as error:
-            return _one_by_one(ops, adapters) if error.refused else Outcome(failed=ops, errors=(error,))
+        except Exception as error:
+            known = as_error(error)
+            return _one_by_one(ops, adapters) if known.refused else Outcome(failed=ops, errors=(known,))
         return Outcome(done=ops)
 
     return finish
@@ -223,10 +226,10 @@ def _done(op: Operation, adapters: Adapters) -> Outcome:
         adapters[kind(op)](op)
     except Vanished:
         raise
-    except GuestnetError as error:
+    except Exception as error:
         other = instead(op)
         if other is None:
-            return Outcome(failed=(op,), errors=(error,))
+            return Outcome(failed=(op,), errors=(as_error(error),))
         came = _done(other, adapters)
         return came if came.done else came._replace(failed=(op, *came.failed))
     return Outcome(done=(op,))

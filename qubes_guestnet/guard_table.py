@@ -42,9 +42,10 @@ class Guarding:
             return guard_plan.plan(record, active=work.active, ruled=work.ruled, stands=self._guard.stands)
 
         outcome = work.run.settle(plan, of_guard(self._guard, self._nft)).outcome
-        if StandGuard() in outcome.failed:
+        failure = outcome.errors[0] if StandGuard() in outcome.failed else None
+        if failure is not None and guard_plan.is_lacking(getattr(failure, "errno", 0)):
             # An older kernel. Forwarding is closed as soon as the agent hears that the rules are gone, and no sooner.
-            work.run.tell(INFO, f"no guard for moments without rules: {outcome.errors[0]}")
+            work.run.tell(INFO, f"no guard for moments without rules: {failure}")
             self._refused = True
             return
         work.errors += outcome.errors

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from .core import provider, settings
 from .core import vif as vif_rules
 from .core.vif import Vif
-from .errors import FileError, GuestnetError, KernelError, StoreError, unexpected
+from .errors import FileError, GuestnetError, KernelError, StoreError, as_error
 from .providing import Provider
 from .system import hotplug_socket, nft, nft_kernel, outside, programs, resolved, wakeups
 from .system.systemd import ERROR, INFO, log
@@ -118,7 +118,7 @@ class Host:
         except ValueError as error:
             problem = f"malformed request on vif.sock: {error}"
         except Exception as error:  # the asker is answered, whatever happens
-            problem = str(error if isinstance(error, GuestnetError) else unexpected(error))
+            problem = str(as_error(error))
         for words in done:
             log(INFO, words)
         if problem:

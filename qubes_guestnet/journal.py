@@ -145,6 +145,8 @@ class Journal:
 
     def _tell_roles(self, report: Report) -> None:
         """The start line; later, what this qube has become."""
+        if self._roles and pass_log.is_blind(report):
+            return
         roles = pass_log.roles(report)
         if not self._roles:
             log(INFO, pass_log.start_line(__version__, roles), "start")

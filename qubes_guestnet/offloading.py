@@ -83,7 +83,7 @@ class Offload:
             return Facts(reason)
         try:
             reason = self._obstacle(ipv6=work.ipv6)
-        except nft.NftError as error:
+        except (nft.NftError, FileError) as error:
             errors.append(error)
             reason = "the rules of other programs cannot be read"
         # By index as well, because one of the same name may be another one.
@@ -116,11 +116,11 @@ def _refusal(outcome: Outcome) -> str:
 
 
 def _looked(*, ipv6: bool) -> str:
-    """What is against it. Raises NftError when nft does not run."""
+    """What is against it. Raises NftError when nft does not run, FileError when the kernel's list cannot be read."""
     try:
         wanted = flowtable.to_look_at(chains.hooked(), ipv6=ipv6)
         legacy = chains.legacy()
-    except (ValueError, FileError) as error:
+    except ValueError as error:
         return str(error)
     listings = chains.rules((chain.family, chain.table, chain.name) for chain in wanted)
     listed = tuple(zip(wanted, listings, strict=True))

@@ -22,7 +22,7 @@ from .core.settings import Settings, UplinkSettings
 from .core.settings import parse as parse_settings
 from .core.values import IPV4, IPV6, IPAddress, Link, State, Tunable
 from .dispatch import of_uplink
-from .errors import FileError, GuestnetError
+from .errors import FileError, GuestnetError, as_error
 from .flow import Applying, Planning, carry_out
 from .paths import Paths
 from .resolving import Ground, ResolvConf
@@ -128,8 +128,8 @@ def _pass(
             if asked.provider is not None and ruled is not None:
                 provided = asked.provider.after(ruled, settings.dns.servers, half.interfaces, names)
                 half.failed(provided.errors)
-    except GuestnetError as error:
-        half.failed((error,))
+    except Exception as error:
+        half.failed((as_error(error),))
     return Report(
         settings, half.interfaces, names, tuple(half.applied), tuple(half.errors), tuple(half.done), tuple(half.todo),
         provided,

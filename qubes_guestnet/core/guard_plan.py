@@ -3,9 +3,19 @@
 
 from __future__ import annotations
 
+import errno
+
 from .operations import Planned
 from .provider_operations import LeaveGuard, StandGuard
 from .record import Record
+
+# An older kernel lacks tables with an owner, or an expression of these rules (nf_tables_newtable(), nft_expr_init()).
+_LACKING = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENOENT})
+
+
+def is_lacking(number: int) -> bool:
+    """Return whether an errno of StandGuard means that this kernel lacks it; after any other it is tried again."""
+    return number in _LACKING
 
 
 def plan(record: Record, *, active: bool, ruled: bool, stands: bool) -> Planned:

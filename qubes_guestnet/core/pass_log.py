@@ -124,6 +124,11 @@ def start_line(version: str, roles: str) -> str:
     return f"qubes-guestnet {version} started: {roles}"
 
 
+def is_blind(report: Report) -> bool:
+    """Return whether an error kept a pass from looking at the uplinks: it tells of none that it is gone."""
+    return bool(report.errors) and not report.interfaces
+
+
 def roles(report: Report) -> str:
     """What this qube is, in words."""
     uplink = bool(report.settings.uplinks) or report.settings.held
@@ -137,6 +142,8 @@ Interfaces = Mapping[str, tuple[str, int]]  # MAC → name, index; 0 while it is
 
 def interfaces(before: Interfaces, report: Report) -> dict[str, tuple[str, int]]:
     """What is known of the uplinks after a pass: the name of one that is gone is kept."""
+    if is_blind(report):
+        return dict(before)
     found = {}
     for interface in report.interfaces:
         mac, link = interface.settings.mac, interface.link

@@ -9,7 +9,7 @@ from ..core.limits import Kept
 from ..core.provider import ProviderSettings
 from ..core.record import Provided
 from ..core.values import IPV4, IPV6
-from ..errors import GuestnetError
+from ..errors import GuestnetError, as_error
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class PassState:
         """One step, whose failure does not stop the next."""
         try:
             step()
-        except GuestnetError as error:
-            self.errors.append(error)
+        except Exception as error:
+            self.errors.append(as_error(error))
 
     def settle(self, plan: Callable[[Record, Outcome], Planned], adapters: Adapters) -> Outcome:
         """Plan, and carry out what is planned in a pass that does; see `flow.Applying.settle`. It raises nothing.

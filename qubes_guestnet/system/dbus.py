@@ -80,7 +80,11 @@ class Bus:
         self._stream, self._exchange = Stream(), Exchange()
         self._again = 0.0
         self._ended: BusError | None = None
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        kind = socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        try:
+            self._socket = socket.socket(socket.AF_UNIX, kind)
+        except OSError as error:  # out of file descriptors
+            raise BusError(f"{path}: {error.strerror or error}") from None
         try:
             self._socket.connect(path)
             self._authenticate(time.monotonic() + SECONDS)

@@ -69,11 +69,14 @@ class Guard:
         """
         if self._socket is not None:
             return False
-        owner = wire.opened(wire.NETLINK_NETFILTER)
         try:
-            batch.commit(owner, _messages())
+            owner = wire.opened(wire.NETLINK_NETFILTER)
+            try:
+                batch.commit(owner, _messages())
+            except OSError:
+                owner.close()
+                raise
         except OSError as error:
-            owner.close()
             raise KernelError(f"nft add table inet {TABLE}", error.errno or errno.EIO) from None
         self._socket = owner
         return True

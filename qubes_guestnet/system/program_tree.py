@@ -10,20 +10,29 @@ another. Orphans of another user, or with a changed environment, are not found.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
 import signal
 
+from ..errors import KernelError
+
 _PROC = "/proc"
+# From SIGKILL to the end. Longer only for a process that waits inside the kernel.
+_ENDING_SECONDS = 1.0
 _ROUNDS = 64  # each finds what was started before the round before it stopped those that start others
 
 
 def kill(pid: int, pidfd: int, mark: str) -> None:
-    """Kill a child of ours that has not been reaped, and its descendants.
+    """Kill a child of ours that has not been reaped, and its descendants, and wait a moment for its end.
 
     Args:
         pid: of the program.
         pidfd: the same.
         mark: NAME=VALUE in the environment of all of them.
+
+    Raises:
+        KernelError: /proc cannot be read. The program is killed all the same, and those that were found.
     """
     members = {pid: pidfd}
     try:
@@ -35,12 +44,16 @@ def kill(pid: int, pidfd: int, mark: str) -> None:
             for each, fd in found.items():
                 _send(fd, signal.SIGSTOP)
                 members[each] = fd
-        for fd in members.values():
-            _send(fd, signal.SIGKILL)
-    finally:
+    except OSError as error:
+        raise KernelError(f"find what process {pid} has started, in {_PROC}", error.errno or errno.EIO) from None
+    finally:  # also where /proc cannot be read: what is stopped must not stay
         for each, fd in members.items():
+            _send(fd, signal.SIGKILL)
             if each != pid:
                 os.close(fd)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(_ENDING_SECONDS * 1000)
 
 
 def _found(members: frozenset[int], mark: bytes) -> dict[int, int]:

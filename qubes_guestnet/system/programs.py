@@ -25,8 +25,6 @@ ENVIRONMENT = {"LC_ALL": "C.UTF-8", "HOME": "/root"}
 LONGEST_OUTPUT = 65536  # of longer output the beginning is enough
 _PIECE = 65536
 _PIECES_LEFT = 16  # a pipe holds at most 1 MiB (pipe(7), pipe-max-size) when its writer has ended
-# From SIGKILL to the end. Longer only for a process that waits inside the kernel; it is reaped by a later `start`.
-_KILLED_SECONDS = 1.0
 _SHELL = "/bin/sh"
 _HEAD_BYTES = 128
 _MARK = "QUBES_GUESTNET_RUN"  # in the environment of a program, and so of all that it starts
@@ -360,12 +358,10 @@ def _end(started: Started, *, kill: bool) -> int:
     try:
         if kill:
             _kill(started)
-            poll = select.poll()
-            poll.register(started.pidfd, select.POLLIN)
-            poll.poll(_KILLED_SECONDS * 1000)
-        return _wait(started.pid)
     finally:
+        status = _wait(started.pid)
         os.close(started.pidfd)
+    return status
 
 
 def _kill(started: Started) -> None:

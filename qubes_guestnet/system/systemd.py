@@ -27,7 +27,7 @@ class _State:
     """What is to be said once: lines that were lost, and the last failure of NOTIFY_SOCKET."""
 
     lost = 0
-    failure = ""
+    failure = unfollowed = ""
     verbose = False
     follower: Callable[[int, str, str], None] | None = None
 
@@ -84,8 +84,7 @@ def log(level: int, text: str, kind: str = "message") -> None:
         kind: what it is about, for `monitor`.
     """
     shown = printable(" | ".join(text.splitlines()))
-    if _State.follower is not None:
-        _State.follower(level, kind, shown)
+    _followed(level, kind, shown)
     if level == DEBUG and not _State.verbose:
         return
     line = (f"<{level}>" if os.environ.get("JOURNAL_STREAM") else "") + shown
@@ -95,6 +94,20 @@ def log(level: int, text: str, kind: str = "message") -> None:
         _State.lost = 0
     else:
         _State.lost += 1
+
+
+def _followed(level: int, kind: str, text: str) -> None:
+    """Hand a line to the follower. Its failure is logged once, until it takes a line again: log() raises nothing."""
+    follower, problem = _State.follower, ""
+    if follower is None:
+        return
+    try:
+        follower(level, kind, text)
+    except Exception as error:
+        problem = f"`monitor` has lost lines: {error}"
+    told, _State.unfollowed = _State.unfollowed, problem
+    if problem and not told:
+        log(WARNING, problem)
 
 
 def _written(line: str) -> bool:

@@ -41,10 +41,12 @@ def look(way: Callable[[IPAddress], int], servers: Iterable[IPAddress], ours: fr
     Raises:
         KernelError: the kernel does not say.
     """
+    try:
+        devices = socket.if_nameindex()
+    except OSError as error:
+        raise KernelError("ip link show", error.errno or errno.EIO) from None
     foreign = {
-        index: name
-        for index, name in socket.if_nameindex()
-        if index not in ours and name != "lo" and not name.startswith("vif")
+        index: name for index, name in devices if index not in ours and name != "lo" and not name.startswith("vif")
     }
     ways = tuple(Way(server, foreign.get(way(server), "")) for server in servers)
     up = links(foreign.values())

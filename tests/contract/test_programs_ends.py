@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet.system import files, nft, programs
+from qubes_guestnet.errors import KernelError
+from qubes_guestnet.system import files, nft, program_tree, programs, systemd
 from qubes_guestnet.system.programs import ProgramError, run
 from tests.contract.test_programs import SH, children, script
 from tests.support.eventually import eventually
@@ -254,7 +255,6 @@ def test_a_program_ignores_no_signal_that_its_starter_ignores() -> None:
 
 def test_a_process_that_cannot_be_ended_at_once_is_reaped_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uninterruptible sleep (a device that does not answer): here the signal does not come."""
-    monkeypatch.setattr(programs, "_KILLED_SECONDS", 0.05)
     monkeypatch.setattr(programs, "_kill", lambda _pid: None)
     begin = time.monotonic()
     with pytest.raises(ProgramError, match=r"still running after"):
@@ -262,6 +262,44 @@ def test_a_process_that_cannot_be_ended_at_once_is_reaped_later(monkeypatch: pyt
     assert time.monotonic() - begin < SOON
     monkeypatch.undo()
     eventually(reaped)
+
+
+@pytest.mark.behaviour("B146")
+def test_one_that_is_too_slow_is_killed_where_proc_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was stopped, to find what it started, and stayed so for ever with the lock that it held."""
+    monkeypatch.setattr(program_tree, "_PROC", "/nonexistent")
+    with pytest.raises(KernelError, match=r"^find what process \d+ has started, in /nonexistent: No such file"):
+        run((SH, "-c", "exec sleep 600"), 0.05)
+    assert children() == ""
+    assert reaped()
+
+
+@pytest.mark.behaviour("B146")
+def test_a_log_line_that_its_follower_refuses_is_written_and_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Logging is what reports errors: one that it raised itself ended the agent."""
+    taken: list[str] = []
+    works = False
+
+    def follower(_level: int, _kind: str, text: str) -> None:
+        if not works:
+            raise OSError("no memory")
+        taken.append(text)
+
+    systemd.follow(follower)
+    try:
+        for text in ("first", "second"):
+            systemd.log(systemd.INFO, text)
+        works = True
+        systemd.log(systemd.INFO, "third")
+        works = False
+        systemd.log(systemd.INFO, "fourth")
+    finally:
+        systemd.follow(None)
+    lost = "`monitor` has lost lines: no memory"
+    assert [line.rpartition(">")[2] for line in capsys.readouterr().err.splitlines()] == [
+        lost, "first", "second", "third", lost, "fourth",
+    ]  # fmt: skip
+    assert taken == ["third"]
 
 
 def test_a_log_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:

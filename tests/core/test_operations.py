@@ -377,3 +377,24 @@ def test_what_failed_in_a_former_round_stops_what_depends_on_it_still() -> None:
     table = dict.fromkeys(ORDER, world.carry_out)
     outcome = flow.carry_out(world.left, table, (LoadProfile("a"),))
     assert (outcome.failed, world.asked) == ((ActivateProfile("a", "eth0", "1"),), [])
+
+
+@pytest.mark.behaviour("B146")
+def test_an_error_that_no_adapter_documents_fails_its_operation_alone() -> None:
+    """It ended the pass: what came behind was not done, and a hook that was noted as run was never run."""
+
+    def broken(_op: Operation) -> None:
+        raise OSError("too many open files")
+
+    ops = [StartHooks(2, ("/hook",)), StartHooks(3, ("/hook",))]
+    done: list[Operation] = []
+    outcome = flow.carry_out(ops, {"StartHooks": lambda op: done.append(op) if op == ops[1] else broken(op)})
+    assert (outcome.failed, outcome.done, done) == ((ops[0],), (ops[1],), [ops[1]])
+    assert "OSError: too many open files" in str(outcome.errors[0])
+
+    def blind(_record: Record, _so_far: Outcome) -> Planned:
+        raise ValueError("no adapter says so")
+
+    planned, outcome = flow.settle(blind, {}, Memory())
+    assert (planned.ops, outcome) == ((), Outcome())
+    assert "ValueError: no adapter says so" in str(planned.errors[0])

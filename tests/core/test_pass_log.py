@@ -10,6 +10,7 @@ from qubes_guestnet.core.pass_log import Causes, interfaces, moves, pass_line
 from qubes_guestnet.core.report import InterfaceReport, Report
 from qubes_guestnet.core.settings import Settings
 from qubes_guestnet.core.values import Link
+from qubes_guestnet.errors import GuestnetError
 from tests.core.test_provided import WELL as PROVIDED
 from tests.core.test_report import DONE, LINK, MISSING, WELL
 from tests.support.hostile import MAC
@@ -109,3 +110,14 @@ def test_an_interface_that_comes_and_goes() -> None:
         known = after
     assert interfaces(known, Report(WELL.settings)) == {}
     assert LINK.name == "eth0"
+
+
+@pytest.mark.behaviour("B146")
+def test_a_pass_that_could_not_look_tells_of_no_interface_that_it_is_gone() -> None:
+    """The journal said "no role (dom0 names no interface)" after any error that no adapter documents."""
+    before = {MAC: ("eth0", 2)}
+    blind = Report(Settings(), errors=(GuestnetError("no look"),))
+    assert pass_log.is_blind(blind)
+    assert interfaces(before, blind) == before
+    assert not pass_log.is_blind(Report(Settings()))
+    assert interfaces(before, Report(Settings())) == {}
