@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.adapter_errors import EVERYWHERE, PROVIDER
 from tests.support.eventually import eventually
 from tests.support.guest import ENTRIES6, GATEWAY6, IP6, Guest
 from tests.support.hosting import ENTRIES6 as PROVIDER6
@@ -15,67 +16,6 @@ from tests.support.hosting import Hosting
 from tests.support.thrown import armed, throw, thrown
 
 pytestmark = pytest.mark.behaviour("B146")
-
-SYSTEM = "qubes_guestnet.system"
-KERNEL = 'KernelError("thrown", errno.EIO)'
-GONE = 'Vanished("thrown", errno.ENODEV)'
-FILE = 'FileError("/thrown", OSError(errno.EIO, "thrown"))'
-FULL = 'FileError("/thrown", OSError(errno.ENOSPC, "thrown: No space left on device"))'
-RAW = 'OSError(errno.EMFILE, "thrown: Too many open files")'
-SLOW = 'NftError("nft: thrown, no end within 10 s")'
-REFUSED = 'Refused("nft: thrown")'
-PROGRAM = 'ProgramError("thrown: no end within 5 s")'
-STORE = 'StoreError("QubesDB: thrown")'
-BUG = 'ValueError("thrown, which no adapter should raise")'
-
-# What the provider's half asks.
-PROVIDER = [
-    *((f"{SYSTEM}.nft:tables", error) for error in (SLOW, RAW, BUG)),
-    *((f"{SYSTEM}.nft_kernel:table_names", error) for error in (KERNEL, BUG)),
-    *((f"{SYSTEM}.nft:named_set", error) for error in (SLOW,)),
-    *((f"{SYSTEM}.nft_kernel:generation", error) for error in (KERNEL, RAW)),
-    *((f"{SYSTEM}.nft_kernel:Events.drain", error) for error in (KERNEL, RAW)),
-    *((f"{SYSTEM}.nft:end", error) for error in (SLOW, REFUSED)),
-    *((f"{SYSTEM}.programs:start", error) for error in (PROGRAM, RAW)),
-    *((f"{SYSTEM}.programs:finish", error) for error in (PROGRAM,)),
-    *((f"{SYSTEM}.conntrack:purge", error) for error in (KERNEL, RAW)),
-    *((f"{SYSTEM}.tunables:read", error) for error in (FILE, RAW)),
-    *((f"{SYSTEM}.tunables:write", error) for error in (FILE, RAW)),
-    *((f"{SYSTEM}.vifs:Folder.all", error) for error in (FILE,)),
-    *((f"{SYSTEM}.vifs:Folder.load", error) for error in (FILE, RAW)),
-    *((f"{SYSTEM}.vifs:Folder.save", error) for error in (FILE, FULL)),
-    *((f"{SYSTEM}.vifs:Folder.names", error) for error in (FILE, RAW)),
-    *((f"{SYSTEM}.hotplug_socket:Server.accept", error) for error in (RAW, BUG)),
-    *((f"{SYSTEM}.services:provides", error) for error in (RAW,)),
-    *((f"{SYSTEM}.netlink:Kernel.vifs", error) for error in (KERNEL, RAW)),
-    *((f"{SYSTEM}.netlink:Kernel.link_named", error) for error in (KERNEL, GONE)),
-    *((f"{SYSTEM}.outside:start", error) for error in (PROGRAM,)),
-]
-# What every pass asks.
-EVERYWHERE = [
-    *((f"{SYSTEM}.netlink:Kernel.links", error) for error in (KERNEL, RAW)),
-    *((f"{SYSTEM}.netlink:Kernel.observe", error) for error in (KERNEL, GONE, BUG)),
-    *((f"{SYSTEM}.netlink:Kernel.apply", error) for error in (KERNEL, GONE, RAW)),
-    *((f"{SYSTEM}.netlink:Kernel.neighbour_state", error) for error in (KERNEL, RAW)),
-    *((f"{SYSTEM}.netlink:Events.drain", error) for error in (KERNEL, RAW)),
-    *((f"{SYSTEM}.netlink:Events.neighbours", error) for error in (KERNEL,)),
-    *((f"{SYSTEM}.files:read", error) for error in (FILE, RAW)),
-    *((f"{SYSTEM}.files:facts", error) for error in (FILE, RAW)),
-    *((f"{SYSTEM}.files:publish", error) for error in (FILE, FULL, RAW)),
-    *((f"{SYSTEM}.owned:Ledger.__enter__", error) for error in (FILE, RAW)),
-    *((f"{SYSTEM}.owned:Ledger.save", error) for error in (FULL, RAW)),
-    *((f"{SYSTEM}.standing:publish", error) for error in (FULL, RAW)),
-    *((f"{SYSTEM}.systemd:notify", error) for error in (RAW,)),
-    *((f"{SYSTEM}.sysctl:apply", error) for error in (PROGRAM, RAW)),
-    *((f"{SYSTEM}.services:flags", error) for error in (RAW,)),
-    *((f"{SYSTEM}.services:configured_style", error) for error in (FILE, 'ConfigError("/thrown: bad")')),
-    *((f"{SYSTEM}.networkmanager:facts", error) for error in (FILE, RAW)),
-    *((f"{SYSTEM}.networkmanager:profiles", error) for error in (FILE, RAW)),
-    *((f"{SYSTEM}.qubesdb_direct:DirectStore.multiread", error) for error in (STORE, RAW)),
-    *((f"{SYSTEM}.qubesdb_direct:DirectWatches.drain", error) for error in (STORE, RAW)),
-    *((f"{SYSTEM}.qubesdb:connect", error) for error in (STORE, RAW)),
-    *((f"{SYSTEM}.qubesdb:connect_watches", error) for error in (STORE, RAW)),
-]
 
 
 def told(log: str) -> int:
@@ -133,6 +73,7 @@ def test_an_error_of_what_every_pass_asks(place: str, error: str) -> None:
     guest.soon_configured(ip6=f"{IP6}/128", gateway6=GATEWAY6)
     pid = agent.pid
     throw(guest.qube)
+    guest.qube.write("/etc/resolv.conf", "nameserver 192.0.2.53\n")  # another program's, which has no tunnel
     guest.write("/qubes-primary-dns", "10.139.1.9")
     guest.write("/qubes-ip", "10.137.0.6")
     guest.qube.wire("ip link set eth0 down")
