@@ -8,14 +8,13 @@ socket and the peer credentials (SO_PEERCRED) are checked.
 from __future__ import annotations
 
 import errno
-import os
 import select
 import socket
-import stat
 import struct
 import time
 
 from ..errors import FileError
+from . import root_socket
 from .systemd import WARNING, log
 
 NAME = "vif.sock"  # in our folder below /run
@@ -24,7 +23,7 @@ LONGEST = 65536
 CLIENT_SECONDS = 0.5  # for a client that neither sends nor reads
 _QUEUE = 256  # as many vifs as can appear at once; further clients wait
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
-_NOBODY_LISTENS = (errno.ENOENT, errno.ECONNREFUSED)
+_NOT_LISTENING = (errno.ENOENT, errno.ECONNREFUSED)
 
 
 class Reply:
@@ -64,16 +63,7 @@ class Server:
     """
 
     def __init__(self, path: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
-            _remove_stale(path)
-            self._socket.bind(path)
-            os.chmod(path, 0o600)  # before listen(): until then no process can connect
-            self._socket.listen(_QUEUE)
-            self._socket.setblocking(False)
-        except OSError as error:
-            self._socket.close()
-            raise FileError(path, error, "run as root") from None
+        self._socket = root_socket.listen(path, _QUEUE)
 
     def fileno(self) -> int:
         """Return the descriptor for poll."""
@@ -129,7 +119,7 @@ def request(path: str, data: bytes, seconds: float) -> bytes | None:
         except (TimeoutError, BlockingIOError, ConnectionResetError, BrokenPipeError):
             return None
         except OSError as error:
-            if error.errno in _NOBODY_LISTENS:
+            if error.errno in _NOT_LISTENING:
                 return None
             raise FileError(path, error, "run as root") from None
 
@@ -144,11 +134,3 @@ def _question(connection: socket.socket) -> bytes:
     if not 0 < len(question) <= LONGEST:
         raise OSError(errno.EBADMSG, "empty, or too long")
     return question
-
-
-def _remove_stale(path: str) -> None:
-    try:
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            os.unlink(path)
-    except FileNotFoundError:
-        return

@@ -7,13 +7,12 @@ Only root can connect, by the mode of the socket.
 
 from __future__ import annotations
 
-import os
 import select
 import socket
-import stat
 import time
 
 from ..errors import FileError, GuestnetError
+from . import root_socket
 
 NAME = "monitor.sock"  # in our folder below /run
 LONGEST = 65536
@@ -32,17 +31,7 @@ class Server:
 
     def __init__(self, path: str) -> None:
         self._followers: list[tuple[socket.socket, int]] = []  # each with how many lines it lost
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
-            if os.path.lexists(path) and stat.S_ISSOCK(os.lstat(path).st_mode):
-                os.unlink(path)
-            self._socket.bind(path)
-            os.chmod(path, 0o600)  # before listen(): until then nothing can connect
-            self._socket.listen(_FOLLOWERS)
-            self._socket.setblocking(False)
-        except OSError as error:
-            self._socket.close()
-            raise FileError(path, error, "run as root") from None
+        self._socket = root_socket.listen(path, _FOLLOWERS)
 
     def fileno(self) -> int:
         """For poll."""

@@ -33,7 +33,7 @@ _UPSTREAM_SECONDS = 0.5
 _LOOKS = 4
 _VERBS = ("dns", "domain", "default-route", "dnsovertls")
 _PROPERTIES = "org.freedesktop.DBus.Properties"
-_NOBODY = "not provided by any .service"
+_NOT_PROVIDED = "not provided by any .service"
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
@@ -177,7 +177,7 @@ class ByCommand:
 
     def _run(self, *words: str) -> str:
         done = programs.run((self._program, *words), _SECONDS / 3)
-        if done.status and _NOBODY in done.output:
+        if done.status and _NOT_PROVIDED in done.output:
             raise _Absent("systemd-resolved is not running")
         if done.status:
             raise GuestnetError(f"resolvectl {' '.join(words)}: {done.output[-200:]}")
@@ -236,7 +236,7 @@ def _only(body: object) -> object:
 
 
 def _absent_or_not(problem: str) -> GuestnetError:
-    return _Absent(problem) if _NOBODY in problem else GuestnetError(problem)
+    return _Absent(problem) if _NOT_PROVIDED in problem else GuestnetError(problem)
 
 
 def _started() -> object:

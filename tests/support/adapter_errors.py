@@ -65,6 +65,7 @@ FIRST = rows((
     ("nfnetlink_batch:commit", (RAW,)),
     ("nft_kernel:Events.__init__", (KERNEL,)),
     ("hotplug_socket:Server.__init__", (FILE,)),
+    ("root_socket:listen", (FILE,)),
     ("chains:hooked", (SLOW, RAW)),
     ("chains:legacy", (FILE, RAW)),
     ("chains:rules", (SLOW,)),
