@@ -59,8 +59,8 @@ class Prober:
             if asking is None or asking.answers or self._state(question, ()) & NUD_VALID:
                 continue
             try:
-                self._kernel.forget(question.ifindex, question.whom(()))
-                self._kernel.solicit(question.ifindex, question.whom(()))
+                self._kernel.forget(question.ifindex, question.next_address(()))
+                self._kernel.solicit(question.ifindex, question.next_address(()))
             except GuestnetError:
                 continue  # the interface or the entry is gone: `serve` handles it
 
@@ -109,12 +109,12 @@ class Prober:
 
     def _state(self, question: proxyarp.Question, answers: tuple[bool, ...]) -> int:
         try:
-            return self._kernel.neighbour_state(question.ifindex, question.whom(answers))[0]
+            return self._kernel.neighbour_state(question.ifindex, question.next_address(answers))[0]
         except GuestnetError:
             return NUD_FAILED  # an unknown state counts as no answer
 
     def _ask(self, question: proxyarp.Question, answers: tuple[bool, ...]) -> None:
-        address = question.whom(answers)
+        address = question.next_address(answers)
         state = self._state(question, answers)
         try:
             if state & NUD_VALID and not state & NUD_PERMANENT:

@@ -14,6 +14,7 @@ from .namedtuple import NamedTuple
 from .plan import Op, Verb, route_words
 from .report import InterfaceReport, Report, server_words
 from .values import IPV6, Neighbour, Route, State, Tunable
+from .vif_operations import VifOperation
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
@@ -156,22 +157,6 @@ KINDS: dict[str, _Words | Callable[[Any], _Words]] = {
 
 # What another program has to do first.
 _OTHERWISE = ("", "later", "another program has to act first")
-# Of these the name is that of a vif.
-_OF_VIFS = frozenset(
-    {
-        "CloseVif",
-        "RemoveElements",
-        "WriteVifRecord",
-        "SetLimits",
-        "SetElement",
-        "WriteTunable",
-        "PrepareVif",
-        "OpenVif",
-        "RemoveVifRecord",
-        "MarkVifClosed",
-        "KeepVifRecord",
-    }
-)
 
 
 def changes(report: Report) -> tuple[Change, ...]:
@@ -199,10 +184,9 @@ def _changes(report: Report) -> Iterator[Change]:
 
 def _explained(op: object) -> Change:
     """An operation as a value, or as its text."""
-    kind = type(op).__name__
-    found = KINDS.get(kind)
+    found = KINDS.get(type(op).__name__)
     if found is not None:
-        name = getattr(op, "name" if kind in _OF_VIFS else "interface", "")
+        name = op.name if isinstance(op, VifOperation) else getattr(op, "interface", "")
         return Change(str(op), name, *(found if isinstance(found, tuple) else found(op)))
     words = str(op)
     return Change(words, "", *(_BASE_RULES if words.startswith("nft -f: base rules") else _OTHERWISE))

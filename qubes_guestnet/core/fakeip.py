@@ -28,7 +28,7 @@ from .vif import Mapping, Vif, VifName
 PEER = "provider"
 TABLE = "qubes-nat"
 # What a router without an address of its own signs ICMP errors with (RFC 7600): rewritten before it leaves.
-NOBODY = IPv4Address("192.0.0.8")
+DUMMY = IPv4Address("192.0.0.8")
 
 # linux/icmp.h: all that quote a packet, but the redirect, which is for the network it comes from alone.
 _ERRORS = "icmp type { destination-unreachable, source-quench, time-exceeded, parameter-problem }"
@@ -76,7 +76,7 @@ def commands(vif: Vif, mapping: Mapping, gateway: IPv4Address) -> tuple[str, ...
     """
     name = vif.name.text
     return (
-        f"address replace {NOBODY}/32 dev lo",
+        f"address replace {DUMMY}/32 dev lo",
         "link set dev lo up",
         f"link set dev {PEER} up",
         # Another mapping than before leaves nothing behind.
@@ -172,14 +172,14 @@ def _arriving(real: IPv4Address, visible: IPv4Address, gateway: IPv4Address, fak
     return {
         "from-qube": (
             f"ip saddr != {visible} counter drop",
-            f"ip daddr {{ {visible}, {NOBODY} }} counter drop",
+            f"ip daddr {{ {visible}, {DUMMY} }} counter drop",
             # Its answer would come from the visible one.
             *_if(fake, f"ip daddr {gateway} counter drop", f"ip daddr {fake} ip daddr set {gateway}"),
             "accept",
         ),
         "to-qube": (
             f"ip daddr != {real} counter drop",
-            f"ip saddr {{ {real}, {visible}, {NOBODY} }} counter drop",
+            f"ip saddr {{ {real}, {visible}, {DUMMY} }} counter drop",
             *_if(fake, f"ip saddr {fake} counter drop"),
             "icmp type redirect counter drop",
             f"ip daddr set {visible}",
@@ -194,12 +194,12 @@ def _leaving(real: IPv4Address, visible: IPv4Address, gateway: IPv4Address, fake
         "leave-to-provider": (
             f"{_ERRORS} {_inner(INNER_DESTINATION, visible)} jump inner-destination-real",
             *_if(fake, f"{_ERRORS} {_inner(INNER_SOURCE, fake)} jump inner-source-gateway"),
-            f"ip saddr {{ {visible}, {NOBODY} }} ip saddr set {real}",
+            f"ip saddr {{ {visible}, {DUMMY} }} ip saddr set {real}",
             "accept",
         ),
         "leave-to-qube": (
             f"{_ERRORS} jump error-to-qube",
-            f"ip saddr {NOBODY} ip saddr set {fake or gateway}",
+            f"ip saddr {DUMMY} ip saddr set {fake or gateway}",
             *_if(fake, f"ip saddr {gateway} ip saddr set {fake}"),
             "accept",
         ),

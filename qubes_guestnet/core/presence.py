@@ -28,7 +28,7 @@ class Presence(NamedTuple):
     pasta: str = ""
 
 
-NOBODY = Presence()
+ABSENT = Presence()
 
 
 class Remark(NamedTuple):

@@ -41,10 +41,13 @@ class Question(NamedTuple):
     gateway: IPAddress
     addresses: tuple[ipaddress.IPv4Address, ...]
 
-    def whom(self, answers: tuple[bool, ...]) -> ipaddress.IPv4Address:
-        """Whose turn it is, given which former answers were prompt.
+    def next_address(self, answers: tuple[bool, ...]) -> ipaddress.IPv4Address:
+        """Return the address to ask next.
 
-        Never one that owes us an answer: it could come late and pass for a prompt one.
+        An address without an answer is not asked again: its late answer would pass for a prompt one.
+
+        Args:
+            answers: which of the former answers were prompt, in order.
         """
         other = self.addresses[-1]
         return self.addresses[0] if not answers or (len(answers) > 1 and answers[0]) else other

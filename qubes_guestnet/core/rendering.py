@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from . import rendering_provider, wording
 from .changes import changes
 from .networkmanager import ManagerChoice
-from .presence import NOBODY, Presence, programs
+from .presence import ABSENT, Presence, programs
 from .report import InterfaceReport, Report, Standing, server_words
 from .styled import Line, Piece, bad, dim, good, line, name, warn
 from .values import Route
@@ -16,7 +16,7 @@ from .values import Route
 _NAME_WIDTH, _STATE_WIDTH = 16, 15
 
 
-def as_text(report: Report, standing: Standing, presence: Presence = NOBODY) -> Iterator[Line]:
+def as_text(report: Report, standing: Standing, presence: Presence = ABSENT) -> Iterator[Line]:
     """A report as lines for a terminal."""
     if not report.interfaces and not report.settings.uplinks:  # `status vif4.0` leaves the uplinks out
         alone = report.provided is not None and report.provided.active

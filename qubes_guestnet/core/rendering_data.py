@@ -16,7 +16,7 @@ from .changes import changes
 from .findings import Finding
 from .namedtuple import NamedTuple
 from .plan import way
-from .presence import NOBODY, Presence, programs
+from .presence import ABSENT, Presence, programs
 from .rendering import route_text
 from .report import InterfaceReport, Report, ResolverReport, Standing
 from .resolver import parse
@@ -43,7 +43,7 @@ class Beside(NamedTuple):
     """
 
     standing: Standing = Standing()
-    presence: Presence = NOBODY
+    presence: Presence = ABSENT
     findings: tuple[Finding, ...] = ()
     traffic: Mapping[str, Traffic] = {}
 

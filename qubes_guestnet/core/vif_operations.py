@@ -164,17 +164,16 @@ class OpenVif(NamedTuple):
         return str(self.op)
 
 
-if TYPE_CHECKING:
-    VifOperation = (
-        CloseVif
-        | RemoveElements
-        | RemoveVifRecord
-        | MarkVifClosed
-        | KeepVifRecord
-        | WriteVifRecord
-        | SetLimits
-        | SetElement
-        | WriteTunable
-        | PrepareVif
-        | OpenVif
-    )
+VifOperation = (
+    CloseVif
+    | RemoveElements
+    | RemoveVifRecord
+    | MarkVifClosed
+    | KeepVifRecord
+    | WriteVifRecord
+    | SetLimits
+    | SetElement
+    | WriteTunable
+    | PrepareVif
+    | OpenVif
+)

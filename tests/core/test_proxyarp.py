@@ -67,7 +67,7 @@ def test_a_server_that_is_us_or_the_gateway_is_left_out() -> None:
     assert asked.addresses == (OTHER,)
 
 
-# Answers so far -> whom to ask next, or the verdict.
+# Answers so far -> the address to ask next, or the verdict.
 BEST_OF_THREE = {
     (): SERVER,
     (True,): OTHER,
@@ -87,14 +87,14 @@ BEST_OF_THREE = {
 @pytest.mark.parametrize(("answers", "then"), BEST_OF_THREE.items())
 def test_the_best_of_three_answers_counts(answers: tuple[bool, ...], then: object) -> None:
     verdict = QUESTION.verdict(answers)
-    assert (QUESTION.whom(answers) if verdict is None else verdict) == then
+    assert (QUESTION.next_address(answers) if verdict is None else verdict) == then
 
 
 def test_a_lone_server_is_asked_again_only_if_it_has_answered() -> None:
     alone = Question(2, MAC, GATEWAY, (SERVER,))
     assert alone.verdict((False,)) is False
     assert alone.verdict((True,)) is None
-    assert alone.whom((True,)) == SERVER
+    assert alone.next_address((True,)) == SERVER
     assert alone.verdict((True, False)) is False
     assert alone.verdict((True, True)) is True
 
