@@ -19,6 +19,7 @@ NAMES = ("apply", "event", "memory", "provider-memory", "vif", "forwarding", "pa
 AS_ROOT = {"boot": boot.measure, "offload": offload.measure}
 FACTS = {"uplink": memory.facts, "provider": provider_memory.facts}
 
+SIGNALLED = 128  # isolate() returns this and the number of a signal
 Run = Callable[[], Result | tuple[Result, ...]]
 
 
@@ -79,7 +80,11 @@ def main() -> int:
     if unknown:
         parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join((*NAMES, *AS_ROOT))}")
     todo = [run for name in arguments.names or NAMES if name in NAMES for run in runs(name)]
-    statuses = [isolate(lambda run=run: _report(run)) for run in todo]  # type: ignore[misc]
+    statuses = []
+    for run in todo:
+        statuses.append(isolate(lambda run=run: _report(run)))  # type: ignore[misc]
+        if statuses[-1] > SIGNALLED:  # the signal was meant for the command, and not for one benchmark of it
+            return statuses[-1]
     statuses += [_report(AS_ROOT[name]) for name in arguments.names if name in AS_ROOT]
     return max(statuses)
 
