@@ -7,7 +7,10 @@ Each adapter raises GuestnetError when its operation is refused.
 from __future__ import annotations
 
 import errno
+import os
+import time
 
+from .core import resolver
 from .core.operations import TRANSACTION
 from .errors import FileError, Vanished
 from .system import files, tunables
@@ -42,12 +45,23 @@ def of_uplink(kernel: Kernel, others: OtherServices | None) -> Adapters:
 
 def _publish(op: PublishFile) -> None:
     """Raises Vanished where the file is another one by now, which is to be judged like any other (behaviour B124)."""
+    if resolver.may_be_truncated(op.over, op.data):
+        _let_rest(op.path, resolver.TRUNCATED_SECONDS)
     try:
         files.publish(op.path, op.data, over=op.over)
     except FileError as error:
         if error.errno == errno.ESTALE:
             raise Vanished(str(op), error.errno) from None
         raise
+
+
+def _let_rest(path: str, seconds: float) -> None:
+    """Wait until a file was modified some seconds ago, and no longer than these."""
+    try:
+        age = time.time() - os.stat(path).st_mtime
+    except OSError:
+        return  # what is to be said of it is said where it is published
+    time.sleep(min(max(seconds - age, 0.0), seconds))
 
 
 def of_services(others: OtherServices) -> Adapters:

@@ -297,6 +297,22 @@ def noted(record: Record, data: bytes) -> Record:
     return record._replace(published=checksum(data))
 
 
+# A program that truncates a file writes it in the same moment; on a loaded machine some milliseconds can be in between.
+TRUNCATED_SECONDS = 0.1
+
+
+def may_be_truncated(facts: FileFacts, data: bytes) -> bool:
+    """Return whether another program may have emptied a file in order to write it (B124).
+
+    What that program then writes is lost if the file is replaced in between: it goes into the replaced one.
+
+    Args:
+        facts: of the file.
+        data: that it is to hold.
+    """
+    return facts.kind == "regular" and not facts.data and bool(data)
+
+
 class RewriteBudget:
     """How often the same content is written back over what another program wrote.
 

@@ -23,6 +23,7 @@ from qubes_guestnet.core.resolver import (
     Way,
     choose_owner,
     is_down,
+    may_be_truncated,
     others,
     parse,
     render,
@@ -343,3 +344,20 @@ class TestRewriteBudget:
                 assert 0 < left <= RewriteBudget.WINDOW
         for start in written:
             assert sum(start <= then < start + RewriteBudget.WINDOW for then in written) <= RewriteBudget.LIMIT
+
+
+@pytest.mark.behaviour("B124")
+@pytest.mark.parametrize(
+    ("facts", "data", "expected"),
+    [
+        (FileFacts("regular"), OURS, True),
+        (FileFacts("regular"), b"", False),
+        (FileFacts("regular", VPNS), OURS, False),
+        (FileFacts("missing"), OURS, False),
+        (FileFacts("symlink", link_target=STUB), OURS, False),
+    ],
+)
+def test_a_file_that_may_be_truncated_is_empty_and_is_to_hold_something(
+    facts: FileFacts, data: bytes, expected: bool
+) -> None:
+    assert may_be_truncated(facts, data) is expected

@@ -125,9 +125,7 @@ def live_through_it(guest: Guest, style: str) -> None:
         guest.ip("address", "del", f"{IP}/32", "dev", "eth0")
         soon_ours(guest, style=style)
     assert foreign(guest) == before, "ours was taken away"
-    # By rename, as resolvconf does: a file that the agent sees between truncation and write is an emptied one to it.
-    guest.qube.write(f"{RESOLV_CONF}.new", "nameserver 10.8.0.1\n")
-    guest.qube.run("mv", f"{RESOLV_CONF}.new", RESOLV_CONF)
+    guest.qube.write(RESOLV_CONF, "nameserver 10.8.0.1\n")
     if any(link["ifname"] in TUNNELS for link in guest.oracle.ip("link")):
         # Written back before B124, so that names left outside of the tunnel; an emptied file is ours again.
         eventually(lambda: guest.status()["resolver"]["owner"] == "tunnel", trouble=guest.log)

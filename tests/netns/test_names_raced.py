@@ -53,3 +53,29 @@ def test_without_a_tunnel_they_are_written_over_all_the_same() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "10.8.0.1" not in guest.qube.read("/etc/resolv.conf")
     assert "10.139.1.1" in guest.qube.read("/etc/resolv.conf")
+
+
+# `apply` while a client has truncated the file; it writes while the agent waits.
+TRUNCATED = """
+import os, sys
+from types import SimpleNamespace
+from qubes_guestnet import dispatch
+client = open("/etc/resolv.conf", "w")
+def rests(seconds):
+    assert 0 < seconds <= 0.1
+    client.write("nameserver 10.8.0.1\\n")
+    client.flush()
+dispatch.time = SimpleNamespace(time=lambda: os.stat("/etc/resolv.conf").st_mtime + 0.01, sleep=rests)
+from qubes_guestnet.cli import main
+sys.exit(main(["apply"]))
+"""
+
+
+@pytest.mark.behaviour("B124")
+def test_a_client_that_has_truncated_the_file_writes_it_in_peace() -> None:
+    """What it writes went into a file that had been replaced, and names left outside of the tunnel."""
+    guest = Guest(ENTRIES)
+    guest.qube.run("sh", "-ec", VPN)
+    done = guest.qube.run(sys.executable, "-c", TRUNCATED, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert guest.qube.read("/etc/resolv.conf") == "nameserver 10.8.0.1\n"
