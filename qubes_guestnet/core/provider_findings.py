@@ -96,7 +96,7 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
         yield Remark("arp-unfiltered", "note", problem, "use a kernel with CONFIG_NF_TABLES_ARP, as dom0 provides it")
     yield from _ipv6(report)
     yield from _names(report)
-    yield from _cut_off(ground)
+    yield from _cut_off(ground, ipv6=report.ipv6)
     yield from _vifs(report, ground)
 
 
@@ -184,15 +184,19 @@ def reason(report: ProviderReport) -> str:
     return report.names.reason or "not checked yet"
 
 
-def _cut_off(ground: Ground) -> Iterator[Remark]:
-    """Find users' rules that refuse; without a tunnel, those at the uplink cut client qubes off completely."""
-    closed = {drop for drop in ground.drops if drop.uplink and not ground.tunnel}
+def _cut_off(ground: Ground, *, ipv6: bool) -> Iterator[Remark]:
+    """Find users' rules that refuse; without a tunnel, those at the uplink cut client qubes off completely.
+
+    A rule for IPv6 where client qubes have none cuts nothing off, and is not told.
+    """
+    drops = [drop for drop in ground.drops if ipv6 or drop.family == "ip"]
+    closed = {drop for drop in drops if drop.uplink and not ground.tunnel}
     families = " and ".join(sorted({{"ip": "IPv4", "ip6": "IPv6"}[drop.family] for drop in closed}))
     if families:
-        rule = next(drop.rule for drop in ground.drops if drop in closed)
+        rule = next(drop.rule for drop in drops if drop in closed)
         problem = f"client qubes reach nothing over {families}: custom-forward has `{rule}`, and there is no tunnel"
         yield Remark("kill-switch-closed", "warning", problem, "start the VPN; or remove the rule from custom-forward")
-    others = [drop for drop in ground.drops if drop not in closed]
+    others = [drop for drop in drops if drop not in closed]
     for drop in others[:SHOWN]:
         cut = "drops all packets to the Qubes uplink" if drop.uplink else "drops packets"
         problem = f"custom-forward of {drop.family} qubes {cut}: `{drop.rule}`"

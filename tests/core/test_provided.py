@@ -22,7 +22,7 @@ from qubes_guestnet.core.resolver import Decision, Owner
 from qubes_guestnet.core.settings import DnsSettings, Family, Settings, UplinkSettings
 from qubes_guestnet.core.shadows import Chain, shadows
 from qubes_guestnet.core.uplink import Style, StyleChoice
-from qubes_guestnet.core.values import Link
+from qubes_guestnet.core.values import IPV4, IPV6, Link
 from qubes_guestnet.core.vif import Mapping, Vif, parse_name
 from qubes_guestnet.errors import KernelError
 
@@ -276,6 +276,25 @@ def test_what_custom_forward_cuts_off_is_told(ground: Ground, codes: list[str]) 
     shut = [remark.problem for remark in found if remark.code == "kill-switch-closed"]
     assert all("there is no tunnel" in problem for problem in shut)
     assert len(ground.drops) != 7 or "2 more" in found[-1].problem
+
+
+KILL_SWITCH6 = KILL_SWITCH._replace(family="ip6")
+
+
+@pytest.mark.behaviour("B142")
+@pytest.mark.parametrize(
+    ("ipv6", "drops", "cut"),
+    [
+        (True, (KILL_SWITCH, KILL_SWITCH6), "over IPv4 and IPv6:"),
+        (True, (KILL_SWITCH6,), "over IPv6:"),
+        (False, (KILL_SWITCH, KILL_SWITCH6), "over IPv4:"),
+        (False, (KILL_SWITCH6, LAN_BLOCK._replace(family="ip6")), ""),
+    ],
+)
+def test_a_family_that_client_qubes_do_not_have_is_not_cut_off(ipv6: bool, drops: tuple[Drop, ...], cut: str) -> None:
+    report = WELL._replace(vifs=(), ipv6=ipv6, forwarding=frozenset({IPV4, IPV6}))
+    found = list(provider_findings.remarks(report, Ground(drops=drops)))
+    assert [cut in remark.problem for remark in found] == [True] * bool(cut)
 
 
 @pytest.mark.parametrize(
