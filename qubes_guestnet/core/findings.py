@@ -77,7 +77,7 @@ def findings(evidence: Evidence) -> tuple[Finding, ...]:
 
 def _machine_findings(evidence: Evidence) -> Iterator[Finding]:
     if evidence.report is None:
-        remedy = "is qubes-db.service running? systemctl status qubes-db"
+        remedy = "systemctl status qubes-db"
         yield Finding("no-qubesdb", "error", evidence.store_error, remedy)
         return
     if not evidence.standing.running:
