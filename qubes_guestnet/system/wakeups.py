@@ -9,6 +9,8 @@ import select
 import signal
 from collections.abc import Iterable
 
+from .systemd import WARNING, log
+
 # fcntl(2), F_NOTIFY
 _FOLDER_CHANGES = (
     fcntl.DN_MODIFY | fcntl.DN_CREATE | fcntl.DN_DELETE | fcntl.DN_RENAME | fcntl.DN_ATTRIB | fcntl.DN_MULTISHOT
@@ -101,18 +103,30 @@ class Folders:
 
     def __init__(self) -> None:
         self._watched: dict[tuple[int, int], Folder] = {}
+        self._problems: frozenset[str] = frozenset()
 
     def watch(self, paths: Iterable[str]) -> None:
-        """Watch these folders and no others; one that is replaced by another of its name is watched anew."""
+        """Watch these folders and no others; one that is replaced by another of its name is watched anew.
+
+        A folder that cannot be watched is logged once, and tried again by the next call.
+        """
         wanted: dict[tuple[int, int], Folder] = {}
+        problems = set()
         for path in paths:
             try:
                 status = os.stat(path)
                 key = (status.st_dev, status.st_ino)
                 if key not in wanted:
                     wanted[key] = self._watched.pop(key) if key in self._watched else Folder(path)
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue  # it went just now, which is a change in the one above it
+            except PermissionError:
+                continue  # systemd-resolved's own folder (0700), in the sandbox without CAP_DAC_READ_SEARCH
+            except OSError as error:  # out of file descriptors; a kernel without dnotify
+                problems.add(f"{path} is not watched, its changes are noticed late: {error.strerror or error}")
+        for problem in sorted(problems - self._problems):
+            log(WARNING, problem)
+        self._problems = frozenset(problems)
         for gone in self._watched.values():
             gone.close()
         self._watched = wanted

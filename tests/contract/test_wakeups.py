@@ -136,6 +136,22 @@ for path in (sys.argv[1] + "/none", "/dev/null"):
 """, str(tmp_path)) == "2\n20\n"  # fmt: skip
 
 
+def test_a_folder_that_cannot_be_watched_is_told_once_and_watched_later(tmp_path: Path) -> None:
+    told = child("""
+import resource
+sys.stderr = sys.stdout
+folders, limits = wakeups.Folders(), resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # all of them are in use
+for _ in range(3):
+    folders.watch((sys.argv[1], sys.argv[1] + "/none"))
+resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+folders.watch((sys.argv[1],))
+open(sys.argv[1] + "/new", "w").close()
+print(signals.poll(5)[1] == {signal.SIGIO})
+""", str(tmp_path))  # fmt: skip
+    assert told == f"{tmp_path} is not watched, its changes are noticed late: Too many open files\nTrue\n"
+
+
 # --- systemd -------------------------------------------------------------------------------------------------------
 
 NOTIFY = "from qubes_guestnet.system import systemd; systemd.notify('READY=1', 'STATUS=well'); print('done')"
