@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the agent tells: changes, each once, to the journal, to systemd and to `status`."""
+"""Report each change once: to the journal, to systemd and to `status`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIGNALS: dict[int, str] = {signal.SIGHUP: pass_log.RELOAD, signal.SIGIO: pass_l
 
 
 class Journal:
-    """What was told so far, so that it is told once.
+    """What the agent has reported so far, so that it reports each change once.
 
     Args:
         paths: where the qube's files are.
@@ -58,22 +58,22 @@ class Journal:
         return server
 
     def greet(self) -> None:
-        """Take a process that wants to follow, and tell it what the state is."""
+        """Accept a follower, and send it the present state."""
         if self.monitor is not None:
             self.monitor.accept(f"following qubes-guestnet {__version__}: {self._notified or 'no pass yet'}")
 
     def close(self) -> None:
-        """The agent ends."""
+        """End the connections of all followers."""
         systemd.follow(None)
         if self.monitor is not None:
             self.monitor.close()
 
     def waiting(self, error: StoreError) -> None:
-        """QubesDB does not answer."""
+        """Report that QubesDB does not answer."""
         self._tell(f"waiting for QubesDB: {error.problem}", str(error))
 
     def failed(self, error: GuestnetError) -> None:
-        """Something outside of a pass went wrong; the same is told once, until a pass goes by without it."""
+        """Log an error outside of a pass; the same one only once, until a pass ends without it."""
         text = str(error)
         if text not in self._failures:
             log(ERROR, text)
@@ -81,7 +81,7 @@ class Journal:
         self._failures[text] = True
 
     def kept(self, kept: tuple[tuple[str, ...], tuple[GuestnetError, ...]]) -> None:
-        """The base rules were looked at without a pass."""
+        """Log what was done for the base rules without a pass."""
         done, errors = kept
         for words in done:
             log(INFO, words)
@@ -102,7 +102,7 @@ class Journal:
         self._causes = self._causes.plus(came.kinds, came.paths)
 
     def gathered(self) -> None:
-        """All that came at once after a pass is noted."""
+        """End the time in which wake-ups count as the echo of the last pass."""
         self._changed = False
 
     def signalled(self, came: Iterable[int]) -> None:
@@ -110,12 +110,12 @@ class Journal:
         self.woken(*(_SIGNALS[number] for number in came if number in _SIGNALS))
 
     def connected(self) -> None:
-        """QubesDB answers; unless it is for the first time, that wakes a pass of its own."""
+        """Note that QubesDB answers; except for the first time, this is the cause of a pass."""
         if pass_log.START not in self._causes.kinds:
             self.woken(pass_log.STORE)
 
     def told(self, report: Report) -> None:
-        """A pass is over."""
+        """Log what a pass did, and publish the state."""
         self._tell_roles(report)
         self._tell_pass(report)
         resolver = report.resolver
@@ -144,7 +144,7 @@ class Journal:
             self.ready = systemd.notify("READY=1")
 
     def _tell_roles(self, report: Report) -> None:
-        """The start line; later, what this qube has become."""
+        """Log the start line; later, a change of the roles."""
         if self._roles and pass_log.is_blind(report):
             return
         roles = pass_log.roles(report)
@@ -155,7 +155,7 @@ class Journal:
         self._roles = roles
 
     def _tell_pass(self, report: Report) -> None:
-        """What woke a pass, which interface came or went, and what was done. The same in a row is told ever less."""
+        """Log the cause of a pass, interfaces that came or went, and the operations; repetitions ever less often."""
         after = pass_log.interfaces(self._interfaces, report)
         moves = tuple(pass_log.moves(self._interfaces, after))
         self._interfaces = after
@@ -196,7 +196,7 @@ class Journal:
 
 
 def _done(report: Report) -> tuple[str, ...]:
-    """What a pass did, one line each."""
+    """Return the operations of a pass, one line each."""
     provided = report.provided.done if report.provided is not None else ()
     done = (*map(str, report.applied), *report.done, *provided)
     resolver = report.resolver
@@ -213,4 +213,4 @@ def _status(report: Report) -> Iterable[str]:
         addresses = " ".join(sorted(map(str, interface.observed.addresses))) or "no address"
         yield f"{name}: {addresses if interface.link else 'not there'}"
     if report.errors:
-        yield f"{len(report.errors)} errors, first: {report.errors[0]}"
+        yield f"{pass_log.counted(len(report.errors), 'error')}, first: {report.errors[0]}"

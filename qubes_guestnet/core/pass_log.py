@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the journal says of a pass: what woke it, what it did, and which interface came or went.
+"""The journal's lines about a pass: its cause, its operations, and interfaces that came or went.
 
 A cause is a hint for people. No decision depends on it: a wake-up carries no data, and a pass reads everything afresh.
 """
@@ -58,12 +58,12 @@ class Causes(NamedTuple):
     paths: frozenset[str] = frozenset()
 
     def plus(self, kinds: Iterable[str], paths: Iterable[str] = ()) -> Causes:
-        """These and more."""
+        """Return these causes and more."""
         return Causes(self.kinds.union(kinds), self.paths.union(paths))
 
     @property
     def words(self) -> str:
-        """For a line of text."""
+        """The causes, for a line of text."""
         said = self.kinds - set(_FOREIGN) if self.kinds & _ORDERS else self.kinds
         return ", ".join(self._named(kind) for kind in _WORDS if kind in said) or "nothing known"
 
@@ -76,14 +76,14 @@ class Causes(NamedTuple):
 
     @property
     def foreign(self) -> str:
-        """What other programs changed, where nothing else woke the pass; else ""."""
+        """What other programs changed, if nothing else woke the pass; else ""."""
         if not self.kinds or not self.kinds <= set(_FOREIGN):
             return ""
         return ", ".join(words for kind, words in _FOREIGN.items() if kind in self.kinds)
 
     @property
     def echoes(self) -> frozenset[str]:
-        """Of them what a pass causes by its own changes."""
+        """Those that a pass also causes by its own changes."""
         return self.kinds.intersection(_FOREIGN)
 
 
@@ -91,8 +91,8 @@ class PassLine(NamedTuple):
     """The line of one pass.
 
     Args:
-        text: what woke it, and how much it did.
-        told: in the journal; else only with --verbose and for `monitor`.
+        text: its cause, and the number of operations and errors.
+        told: whether the journal gets it without --verbose; `monitor` gets every line.
     """
 
     text: str
@@ -100,7 +100,7 @@ class PassLine(NamedTuple):
 
 
 def pass_line(causes: Causes, operations: int, errors: int = 0, *, moved: bool = False) -> PassLine:
-    """The line of a pass.
+    """Return the line of a pass.
 
     Args:
         causes: what woke it.
@@ -108,29 +108,30 @@ def pass_line(causes: Causes, operations: int, errors: int = 0, *, moved: bool =
         errors: how many it met that the pass before did not.
         moved: an interface came or went, which explains what was done.
     """
-    counts = [_counted(count, word) for count, word in ((operations, "operation"), (errors, "error")) if count]
+    counts = [counted(count, word) for count, word in ((operations, "operation"), (errors, "error")) if count]
     did = ", ".join(counts) or "nothing to do"
     if operations and causes.foreign and not moved:
         return PassLine(f"repair, because another program changed {causes.foreign}: {did}", True)
     return PassLine(f"woken by {causes.words}: {did}", bool(operations or errors))
 
 
-def _counted(count: int, word: str) -> str:
-    return f"{count} {word}{'s' if count > 1 else ''}"
+def counted(count: int, word: str) -> str:
+    """Return a count with its word, in the plural except of 1."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def start_line(version: str, roles: str) -> str:
-    """The first line of an agent."""
+    """Return the first line of an agent."""
     return f"qubes-guestnet {version} started: {roles}"
 
 
 def is_blind(report: Report) -> bool:
-    """Return whether an error kept a pass from looking at the uplinks: it tells of none that it is gone."""
+    """Return whether an error kept a pass from looking at the uplinks; then no uplink counts as gone."""
     return bool(report.errors) and not report.interfaces
 
 
 def roles(report: Report) -> str:
-    """What this qube is, in words."""
+    """Return the roles of this qube, in words."""
     uplink = bool(report.settings.uplinks) or report.settings.held
     provider = report.provided is not None and report.provided.active
     named = [word for word, has in (("uplink", uplink), ("provider", provider)) if has]
@@ -141,7 +142,7 @@ Interfaces = Mapping[str, tuple[str, int]]  # MAC → name, index; 0 while it is
 
 
 def interfaces(before: Interfaces, report: Report) -> dict[str, tuple[str, int]]:
-    """What is known of the uplinks after a pass: the name of one that is gone is kept."""
+    """Return the known uplinks after a pass, including the name of an uplink that is gone."""
     if is_blind(report):
         return dict(before)
     found = {}
@@ -155,7 +156,7 @@ def interfaces(before: Interfaces, report: Report) -> dict[str, tuple[str, int]]
 
 
 def moves(before: Interfaces, after: Interfaces) -> Iterator[str]:
-    """Which interface came or went between two passes, a line each."""
+    """Yield a line for each interface that came, went or was renamed between two passes."""
     for mac, (name, index) in after.items():
         former, was = before.get(mac, ("", 0))
         if mac not in before:

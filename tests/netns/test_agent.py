@@ -57,7 +57,7 @@ def test_ready_when_the_interface_is_not_there_yet() -> None:
 def test_ready_when_the_settings_are_invalid() -> None:
     guest = Guest({**ENTRIES, "/qubes-ip": "10.137.0.555"})
     guest.agent()
-    assert told(guest, "1 errors, first: /qubes-ip") == 1
+    assert told(guest, "1 error, first: /qubes-ip") == 1
     guest.write("/qubes-ip", "10.137.0.5")
     guest.soon_configured()
     assert guest.said("/qubes-ip: '10.137.0.555' is not valid") == 1
