@@ -43,7 +43,6 @@ _REST_SECONDS = 0.1
 # half. The rest is for the kernel, the lock of the record and QubesDB.
 _ROUND_SHARE, _ROUND_SECONDS, _LEAST_SECONDS = 4 / 3, 20.0, 5.0
 _FED_SECONDS = 1.0
-
 # systemd-udevd runs systemd-sysctl for a new interface by itself, and may be later than the pass that set it up.
 UDEV_SECONDS = 2.0
 FIREWALL_SECONDS = 0.5  # how often systemd is asked whether the firewall of the qubes is ready
@@ -71,7 +70,7 @@ class Agent:
         self._folders = wakeups.Folders()
         self._others = OtherServices(paths.flags, resident=True)
         self._host: Host | None = None
-        self._keeper = self._keep_rules()
+        self._keeper = self._keep_rules()  # until there is a host, which keeps the rules itself
         self._bus_fd = -1
         self._keys_written = False
         self._detached = False
@@ -123,7 +122,7 @@ class Agent:
 
     def _keep_rules(self) -> Keeper | None:
         try:
-            self._keeper = keeper = Keeper(self._paths)
+            keeper = Keeper(self._paths)
         except GuestnetError as error:
             self._journal.failed(error)
             return None
@@ -131,7 +130,7 @@ class Agent:
         return keeper
 
     def _round(self, ready: Iterable[int], came: Collection[int]) -> None:
-        """What woke us, and all that is due; it raises nothing, whatever an adapter does."""
+        """Handle the wake-ups, then everything that is due. Raise nothing, whatever an adapter does."""
         try:
             self._gather(ready, came)
             self._work()
@@ -146,12 +145,12 @@ class Agent:
         self._signals.rest(_REST_SECONDS)  # what is ready may be what fails, and would wake us at once for ever
 
     def _retry(self, attempts: int) -> None:
-        """Have a pass come of itself, later with each attempt."""
+        """Schedule a pass, later with each attempt."""
         due = time.monotonic() + qubesdb.backoff(attempts)
         self._timers["retry"] = min(due, self._timers.get("retry", due))
 
     def _patience(self) -> float | None:
-        """How long poll may wait: until the first thing that is due."""
+        """Return how long poll may wait: until the first thing that is due."""
         due = self._pass_due()
         if due is None:
             due = self._prober.due()
@@ -162,7 +161,7 @@ class Agent:
         return self._pace.due() if self._connection.up else None
 
     def _expired(self, name: str, *, default: bool = False) -> bool:
-        """Whether a timer has run out; it is gone then."""
+        """Return whether a timer has expired, and remove it if so."""
         due = self._timers.get(name)
         if due is None:
             return default
@@ -209,10 +208,10 @@ class Agent:
             self._pace = self._pace.woken(time.monotonic())
 
     def _drained(self, events: netlink.Events | nft_kernel.Events) -> bool:
-        """Whether there was an event; a socket that fails is replaced, and what it would have told is looked for.
+        """Return whether there was an event. Replace a failed socket, and look for the events that it lost.
 
         Raises:
-            KernelError: there is no other one.
+            KernelError: no new socket can be opened.
         """
         try:
             return events.drain()
@@ -228,7 +227,7 @@ class Agent:
             return True
 
     def _expect_again(self) -> None:
-        """An interface that went may come back now."""
+        """Note in the record that a removed interface may return, because dom0 wrote a key."""
         if not self._detached:
             return
         self._detached = False
@@ -238,7 +237,7 @@ class Agent:
             self._journal.failed(error)
 
     def _follow_bus(self) -> None:
-        """Wait for the bus too, which comes and goes."""
+        """Wait for the present connection to the bus too."""
         fd = self._others.fileno()
         if fd != self._bus_fd:
             if self._bus_fd >= 0:
@@ -249,7 +248,7 @@ class Agent:
         self._timers.update(self._others.timers())
 
     def _work(self) -> None:
-        """Everything that is due now."""
+        """Do everything that is due now."""
         if self._expired("connect"):
             self._connect()
         expired = [cause for name, cause in pass_log.TIMERS.items() if self._expired(name)]
@@ -287,7 +286,7 @@ class Agent:
         self._timers["connect"] = time.monotonic() + qubesdb.backoff(self._connection.attempts)
 
     def _end_offload(self) -> None:
-        """No pass follows for now, which would see that rules changed."""
+        """End the offload while no pass follows, which would notice changed rules."""
         if self._host is None:
             return
         try:
@@ -317,8 +316,9 @@ class Agent:
 
     def _reconcile(self, host: Host | None, entries: dict[str, bytes]) -> None:
         self._folders.watch((os.path.dirname(self._paths.resolv_conf),))  # each time, because it may fail
-        keeper = None if host is not None else self._keeper or self._keep_rules()
-        done, failed = keeper.keep(entries) if keeper is not None else ((), ())
+        if host is None and self._keeper is None:
+            self._keeper = self._keep_rules()
+        done, failed = self._keeper.keep(entries) if self._keeper is not None else ((), ())
         asked = Pass(
             keys_written=self._keys_written, may_rewrite=self._may_rewrite, others=self._others,
             provider=host.provider if host is not None else None,
@@ -351,7 +351,7 @@ class Agent:
             self._unfinished = True
 
     def _hosting(self, entries: dict[str, bytes]) -> tuple[Host | None, dict[str, bytes]]:
-        """What serves the qubes behind this one, from the first pass on in which there can be some; and the entries.
+        """Return the part that serves client qubes, made in the first pass with a provider's key, and the entries.
 
         Only a provider loads it, and reads and watches what is about other qubes.
 
