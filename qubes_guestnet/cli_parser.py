@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _seconds(text: str) -> float:
-    """A time to wait. Raises ValueError: it is no number, negative, or has no end."""
+    """Parse a time to wait. Raises ValueError for text that is no number, negative or infinite."""
     seconds = float(text)
     if not 0 <= seconds < float("inf"):
         raise ValueError(text)
@@ -138,7 +138,7 @@ _WIDTH = 10
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line as an argparse parser; help and completions are made from it."""
+    """Return the argparse parser of the whole command line; help and completions are made from it."""
     top = Parser(
         prog="qubes-guestnet",
         description="Network agent of a Qubes OS virtual machine: QubesDB to kernel and resolv.conf.",
@@ -168,7 +168,7 @@ def _add(verbs: argparse._SubParsersAction[Parser], name: str, verb: Verb) -> No
 
 
 def _add_action(sub: Parser, choices: tuple[str, ...], words: dict[str, str]) -> None:
-    """The action, and a list of what each does below the rest of the help."""
+    """Add the action, and the list of actions below the rest of the help."""
     sub.add_argument("action", choices=choices, metavar="ACTION", help=f"one of {', '.join(choices)}, see below")
     lines = []
     for action in choices:

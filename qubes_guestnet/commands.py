@@ -40,7 +40,7 @@ def apply(options: Options) -> int:
 
 
 def plan(options: Options) -> int:
-    """The operations `apply` would do, each with its difference and reason; nothing else on standard output."""
+    """Print the operations that `apply` would do, each with its difference and reason, and nothing else."""
     report = _plan(Pass(only=options.interface, revive=True))  # as `apply`
     if options.interface and not report.interfaces:
         raise no_interface_of_ours(options.interface)
@@ -57,7 +57,7 @@ def plan(options: Options) -> int:
 
 
 def no_interface_of_ours(name: str, report: Report | None = None) -> UsageError:
-    """The error for a name that is none of ours, with those that are: uplinks; those in `report`, vifs too."""
+    """Return the error for an unmanaged interface; it lists the uplinks, and the vifs of `report`."""
     if report is None and _is_vif(name):
         problem = f"{name} is the interface of a qube behind this one, and no uplink"
         remedy = "Xen's hotplug sets it up; without a name `apply` and `plan` look after it too"
@@ -161,7 +161,7 @@ def dns(_options: Options) -> int:
 
 
 def _provider(entries: dict[str, bytes], kernel: netlink.Kernel, others: OtherServices) -> Provider | None:
-    """The provider's half of a pass, in a qube that has one."""
+    """Return the provider's half of a pass; None in a qube that is no provider."""
     if not entries.get(PROVIDER_KEY):
         return None
     from .providing import Provider

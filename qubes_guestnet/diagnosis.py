@@ -50,7 +50,7 @@ def _refusing6(report: Report) -> tuple[str, ...]:
 
 
 def look(untrusted_entries: dict[str, bytes], paths: Paths) -> tuple[Report, Ground]:
-    """A dry pass, and what is in force beside it; what cannot be looked at is an error of the pass."""
+    """Return the report of a dry pass, and the facts beside it; an unreadable fact is an error of the report."""
     kernel, others = netlink.Kernel(), OtherServices(paths.flags)
     if not untrusted_entries.get(PROVIDER_KEY):
         report = plan_only(untrusted_entries, kernel, paths, Pass(others=others))

@@ -75,7 +75,6 @@ class KernelError(GuestnetError):
         errno: the positive errno of the reply.
         remedy: an action for the user.
         retryable: whether the same operation may succeed later.
-        retryable: whether the same operation may succeed later.
     """
 
     def __init__(self, operation: str, errno: int, remedy: str = "", retryable: bool = True) -> None:

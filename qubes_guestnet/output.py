@@ -20,13 +20,13 @@ _CODES = {"good": "32", "bad": "1;31", "warning": "33", "name": "1", "dim": "2"}
 
 
 def say(lines: Iterable[object]) -> None:
-    """What was done, to standard output."""
+    """Print what was done to standard output."""
     for line in lines:
         print(printable(str(line)))
 
 
 def uses_colour(when: str) -> bool:
-    """Whether standard output gets colour.
+    """Return whether standard output gets colour.
 
     Args:
         when: the value of --color: auto, always or never.
@@ -38,7 +38,7 @@ def uses_colour(when: str) -> bool:
 
 
 def rendered(lines: Iterable[Line], *, colour: bool) -> str:
-    """Lines as text, each with a newline; foreign text in them is escaped, and only then coloured."""
+    """Return lines as text, each with a newline; foreign text in them is escaped before it is coloured."""
     return "".join(f"{_rendered(line, colour)}\n" for line in lines)
 
 
@@ -62,25 +62,25 @@ def show(lines: Iterable[Line], when: str) -> None:
 
 
 def complain(errors: Iterable[GuestnetError]) -> None:
-    """What went wrong, to standard error."""
+    """Print errors to standard error."""
     for line in dict.fromkeys(map(str, errors)):  # one cause can fail several steps of a pass
         print(f"qubes-guestnet: {printable(line)}", file=sys.stderr)
 
 
 def print_json(data: Any) -> None:
-    """For programs that read it."""
+    """Print data as JSON, for programs."""
     print(json_text(data, indent=2))
 
 
 def json_text(data: Any, indent: int | None = None) -> str:
-    """Data as JSON, on one line without `indent`."""
+    """Return data as JSON, on one line without `indent`."""
     import json  # 5 ms that only these pay
 
     return json.dumps(_printable(data), indent=indent)
 
 
 def _printable(data: Any) -> Any:
-    """The same data with foreign text escaped: half a surrogate is no JSON, and `jq -r` would print an ESC."""
+    """Return the same data with foreign text escaped: a lone surrogate is not valid JSON, and `jq -r` prints an ESC."""
     if isinstance(data, str):
         return printable(data)
     if isinstance(data, dict):

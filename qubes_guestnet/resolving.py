@@ -99,14 +99,14 @@ class ResolvConf:
 
 
 def _whose(facts: FileFacts, paths: Paths, others: Iterable[IPAddress], ground: Ground, record: Record) -> FileFacts:
-    """With what shows that a hook or a VPN wrote it."""
+    """Add the facts that show whether a hook or a VPN wrote the file."""
     shown = ground.kernel.tunnels(others, sorted(ground.uplinks))
     hook = _hook(paths.resolv_conf, record.provided.hooks, paths.run)
     return facts._replace(hook=hook, tunnel=resolver.tunnel(shown), down=resolver.is_down(shown))
 
 
 def _hook(path: str, began: int, run: str) -> str:
-    """The hooks that may have written the file, which are still there to do it again."""
+    """Return the installed hooks that may have written the file; "" for none."""
     if not began:
         return ""
     from .system import hooks  # only in a provider whose file names servers of others

@@ -51,7 +51,7 @@ class _View(NamedTuple):
 
 
 def status(options: Options) -> int:
-    """What is desired, what is there, since when. 1 if something is wrong: `check` says what to do about it."""
+    """Print the desired and the actual state. Return 1 if something is wrong; `check` prints the remedies."""
     if options.json and options.brief:
         raise UsageError("--brief is for people and --json for programs", "give one of them")
     if options.watch:
@@ -76,7 +76,7 @@ def _look(interface: str) -> _View:
 
 
 def _text(view: _View, options: Options) -> str:
-    """As it is printed, with its last newline."""
+    """Return the text to print, with its last newline."""
     if options.json:
         data = {**as_data(view.report, view.beside), "wrong": view.failed}
         return f"{output.json_text(data, indent=None if options.watch else 2)}\n"
@@ -91,7 +91,7 @@ def _text(view: _View, options: Options) -> str:
 
 
 def _watch(options: Options) -> int:
-    """Print again what has changed, each second, until Ctrl-C; on a terminal in the place of what was there."""
+    """Look each second until Ctrl-C, and print each change; on a terminal in place of the former text."""
     clear = _CLEAR if sys.stdout.isatty() and not options.json else ""
     last = None
     try:
@@ -111,7 +111,7 @@ def _watch(options: Options) -> int:
 def monitor(options: Options) -> int:
     """Print what the agent does, as it does it, until Ctrl-C: what wakes a pass, operations, errors.
 
-    One that ends, as in a restart, is waited for.
+    After the end of an agent, as in a restart, wait for the next one.
     """
     path, waiting = os.path.join(PATHS.run, monitor_socket.NAME), False
     colour = output.uses_colour(options.color)
@@ -137,7 +137,7 @@ def monitor(options: Options) -> int:
 
 
 def _monitored(said: monitor_socket.Line, as_json: bool, colour: bool) -> str:
-    """One line of `monitor`."""
+    """Return one line of `monitor`."""
     if as_json:
         level = _LEVELS.get(said.level, "debug")
         data = {"time": said.when, "level": level, "kind": said.kind, "text": said.text, "lost": said.lost}
@@ -150,7 +150,7 @@ def _monitored(said: monitor_socket.Line, as_json: bool, colour: bool) -> str:
 
 
 def _narrowed(report: Report, name: str) -> Report:
-    """What a report says of one interface: an uplink, or that of a qube behind this one. UsageError for any other."""
+    """Limit a report to one interface, an uplink or a vif. UsageError for any other name."""
     uplinks = tuple(each for each in report.interfaces if each.link is not None and each.link.name == name)
     provided = report.provided
     vifs = tuple(each for each in provided.vifs if each.vif.name.text == name) if provided is not None else ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a report reads on a terminal: the lines of `status`, in full and brief. The data of `--json` is elsewhere."""
+"""Render a report for a terminal: the lines of `status`, in full and brief, and of `plan`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAME_WIDTH, _STATE_WIDTH = 16, 15
 
 
 def as_text(report: Report, standing: Standing, presence: Presence = ABSENT) -> Iterator[Line]:
-    """A report as lines for a terminal."""
+    """Yield the lines of a report for a terminal."""
     if not report.interfaces and not report.settings.uplinks:  # `status vif4.0` leaves the uplinks out
         alone = report.provided is not None and report.provided.active
         nothing = "dom0 has set no provider for this qube"
@@ -43,14 +43,14 @@ def as_text(report: Report, standing: Standing, presence: Presence = ABSENT) -> 
 
 
 def as_plan(report: Report) -> Iterator[Line]:
-    """A line an operation: a command, and behind `#` what is, what will be, and why; a shell passes that over."""
+    """Yield a line per operation: a command, and after `#`, which a shell ignores, the difference and the reason."""
     for change in changes(report):
         before = (bad(change.before), " → ") if change.before else ("→ ",)
         yield line(change.operation, "  # ", *before, good(change.after), ": ", dim(change.reason))
 
 
 def brief(report: Report) -> Iterator[Line]:
-    """A line an interface: its name, its state, its addresses; as `ip -brief address`."""
+    """Yield a line per interface: name, state and addresses, as `ip -brief address`."""
     for interface in report.interfaces:
         there = interface.link.name if interface.link is not None else interface.settings.mac
         yield _brief(there, _state(interface), interface.observed.addresses)
@@ -94,7 +94,7 @@ def _interface_lines(interface: InterfaceReport) -> Iterator[Line]:
 
 
 def route_text(route: Route) -> str:
-    """A route in words."""
+    """Return a route in words."""
     words = str(route.destination) if route.destination.prefixlen else "default"
     words += f" via {route.gateway}" if route.gateway is not None else " device route"
     return f"{words} metric {route.metric}" if route.metric else words

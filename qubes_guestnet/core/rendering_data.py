@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a report is as data, for `status --json` and `plan --json`; docs/status.schema.json describes each key.
+"""Render a report as data for `status --json` and `plan --json`; docs/status.schema.json describes each key.
 
-A key that is here once stays: scripts read it. What has a structure stands beside the same thing in words, which was
-there first.
+Keys stay, because scripts read them: the structured keys are beside the older ones with the same content in words.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Beside(NamedTuple):
 
 
 def as_data(report: Report, beside: Beside) -> dict[str, Any]:
-    """A report as dictionaries, lists and strings. Keys are part of the interface."""
+    """Return a report as dictionaries, lists and strings. Keys are part of the interface."""
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -68,7 +67,7 @@ def as_data(report: Report, beside: Beside) -> dict[str, Any]:
 
 
 def plan_data(report: Report) -> list[dict[str, str | None]]:
-    """The operations of a plan: each with what is, what will be, and the reason."""
+    """Return the operations of a plan, each with the present state, the desired state and the reason."""
     return [
         {
             "operation": change.operation,
@@ -118,7 +117,7 @@ def _sides(
     data: Callable[[Thing], dict[str, Any]],
     key: Callable[[Thing], object] = lambda thing: thing,
 ) -> list[dict[str, Any]]:
-    """What is asked for and what is there, as one list; `key` says which are the same."""
+    """Merge the desired and the observed objects into one list; objects with the same `key` are one entry."""
     wanted, there = ({key(thing): thing for thing in side} for side in (desired, observed))
     both = {**wanted, **there}
     found = [{**data(thing), "desired": same in wanted, "present": same in there} for same, thing in both.items()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the provider's half of a report reads: lines for a terminal, plain data for JSON."""
+"""Render the provider's half of a report: lines for a terminal, plain data for JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HOLDS = {
 
 
 def as_data(report: ProviderReport | None, traffic: Mapping[str, Traffic]) -> dict[str, Any] | None:
-    """The provider's half for `--json`; None in a qube that is no provider. Keys are part of the interface."""
+    """Return the provider's half for `--json`; None in a qube that is no provider. Keys are part of the interface."""
     if report is None:
         return None
     return {
@@ -66,7 +66,7 @@ def _names_data(report: ProviderReport) -> dict[str, Any]:
 
 
 def as_text(report: ProviderReport | None) -> Iterator[Line]:
-    """The provider's half as lines."""
+    """Yield the lines of the provider's half."""
     if report is None:
         return
     forwards = (
@@ -94,7 +94,7 @@ def as_text(report: ProviderReport | None) -> Iterator[Line]:
 
 
 def rows(report: ProviderReport | None) -> Iterator[tuple[str, Piece, Iterable[IPAddress]]]:
-    """Of each vif its name, its state and its addresses."""
+    """Yield name, state and addresses of each vif."""
     for each in report.vifs if report is not None else ():
         state = good("configured") if each.configured else bad("NOT configured")
         unseen = not each.seen and each.link is not None and not each.todo
@@ -165,7 +165,7 @@ def _names(report: ProviderReport) -> str:
 
 
 def _sharing(report: ProviderReport, vif: VifReport) -> list[str]:
-    """The vifs of other qubes that have an address of this one."""
+    """Return the other vifs that have an address of this one."""
     own = vif.vif.name.text
     found = dict.fromkeys(other for names in report.duplicates if own in names for other in names)
     return [other for other in found if other != own]
@@ -188,7 +188,7 @@ def _since(now: tuple[Mapped, ...]) -> str:
 
 
 def _unanswered(report: VifReport) -> str:
-    """What a qube has without an answer, and what was refused, for a line of text; nothing where all is quiet."""
+    """Return the unanswered connections and the refused packets of a qube, for a line of text; "" for none."""
     counts = report.counts
     if counts is None or not any((count.unanswered, count.refused) != (0, 0) for count in counts):
         return ""
@@ -225,7 +225,7 @@ def _vif_data(report: VifReport, sharing: list[str], traffic: Mapping[str, Traff
 
 
 def traffic_data(traffic: Mapping[str, Traffic], link: Link | None) -> dict[str, Any] | None:
-    """Packets and bytes of an interface, None where it is not there or they are not known."""
+    """Return packets and bytes of an interface; None if it is missing or they are unknown."""
     found = traffic.get(link.name) if link is not None else None
     return None if found is None else {"received": found.received._asdict(), "sent": found.sent._asdict()}
 

@@ -258,5 +258,5 @@ class Standing(NamedTuple):
 
 
 def server_words(content: bytes) -> str:
-    """The nameservers that a resolv.conf names, for a line of text."""
+    """Return the nameservers of a resolv.conf, for a line of text."""
     return " ".join(map(str, parse(content).servers)) or "no nameserver"

@@ -35,7 +35,7 @@ class Line(NamedTuple):
 
 
 def line(*parts: str | Piece | Line) -> Line:
-    """A line of its parts."""
+    """Return a line made of these parts."""
     pieces: list[Piece] = []
     for part in parts:
         pieces += part.pieces if isinstance(part, Line) else (part if isinstance(part, Piece) else Piece(part),)
@@ -43,32 +43,32 @@ def line(*parts: str | Piece | Line) -> Line:
 
 
 def good(text: str) -> Piece:
-    """What is as it should be."""
+    """Style text about a correct state."""
     return Piece(text, GOOD)
 
 
 def bad(text: str) -> Piece:
-    """What is wrong."""
+    """Style text about a fault."""
     return Piece(text, BAD)
 
 
 def warn(text: str) -> Piece:
-    """What needs attention."""
+    """Style text that needs attention."""
     return Piece(text, WARN)
 
 
 def name(text: str) -> Piece:
-    """The name of an interface, or of what a line is about."""
+    """Style the subject of a line, such as the name of an interface."""
     return Piece(text, NAME)
 
 
 def dim(text: str) -> Piece:
-    """What explains, and can be passed over."""
+    """Style an explanation."""
     return Piece(text, DIM)
 
 
 def in_colour(when: str, *, terminal: bool, no_color: str, term: str) -> bool:
-    """Whether to use colour.
+    """Return whether to use colour.
 
     Args:
         when: one of WHEN.

@@ -15,7 +15,7 @@ class Counter(NamedTuple):
         packets: how many.
         bytes: in all.
         errors: packets that were lost to an error.
-        dropped: packets that were dropped before a rule saw them, or for want of room.
+        dropped: packets that were dropped for lack of room, or before a rule saw them.
     """
 
     packets: int
@@ -25,17 +25,17 @@ class Counter(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """Both directions, as this qube sees them: what a qube behind it sends is received here."""
+    """Both directions, as this qube sees them: the packets that a client qube sends are received here."""
 
     received: Counter
     sent: Counter
 
 
 def parse(table: str) -> dict[str, Traffic]:
-    """The traffic of each interface by its name.
+    """Return the traffic of each interface by its name.
 
     Args:
-        table: /proc/net/dev; a line that is not understood is left out.
+        table: /proc/net/dev; malformed lines are ignored.
     """
     found = {}
     for line in table.splitlines():

@@ -165,7 +165,7 @@ class Bus:
 
         Args:
             destination: name of a service, or of the bus. The call goes to the present owner of the name, and only this
-            connection can answer it.
+                connection can answer it.
             path: the object.
             interface: of the method.
             member: the method.

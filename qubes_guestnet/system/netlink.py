@@ -279,7 +279,7 @@ class Events(wire.Listener):
         super().__init__(socket.NETLINK_ROUTE, RTNLGRP_WATCHED, "netlink events")
 
     def changed(self) -> frozenset[str]:
-        """What kinds of things changed since this was last asked: "link", "address", "route"."""
+        """Return the kinds of changes since the last call: "link", "address", "route"."""
         kinds, self.kinds = self.kinds, set()
         return frozenset(_CHANGES[kind] for kind in kinds if kind in _CHANGES)
 

@@ -97,7 +97,7 @@ class _Link:
                 raise self.broken(f"went away: {error.strerror}") from error
 
     def done(self) -> None:
-        """The whole answer was read."""
+        """Note that the whole answer was read."""
         self._problem = ""
 
     def header(self) -> wire.Header:

@@ -74,7 +74,7 @@ def follow(follower: Callable[[int, str, str], None] | None) -> None:
 
 
 def log(level: int, text: str, kind: str = "message") -> None:
-    """A line for the journal on standard error; with its level in front when that is the journal (sd-daemon(3)).
+    """Write a line to standard error, prefixed with its level if that is the journal (sd-daemon(3)).
 
     `logging` would take 6 ms and 1 MB (design, budgets).
 

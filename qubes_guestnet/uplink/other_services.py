@@ -105,7 +105,7 @@ class OtherServices:
         )
 
     def looked_after(self) -> None:
-        """A pass that applied its plan is over."""
+        """Note the end of a pass that applied its plan."""
         self._saved = self._saved and not self.manager().networkmanager
 
     def letting_go(self, entry: Interface, link: Link) -> Iterable[Operation]:

@@ -116,5 +116,5 @@ class Resolved:
         return heard
 
     def stirred(self) -> None:
-        """A service came or went, or a late answer may have come: it is asked for names again at once."""
+        """Call the service again at once, because one started or ended, or a late answer may have arrived."""
         self._silent = None
