@@ -141,12 +141,12 @@ class Agent:
     def _met(self, error: Exception) -> None:
         self._journal.failed(as_error(error))
         self._failed_rounds += 1
-        self._retry(self._failed_rounds)
+        self._retry(qubesdb.backoff(self._failed_rounds))
         self._signals.rest(_REST_SECONDS)  # what is ready may be what fails, and would wake us at once for ever
 
-    def _retry(self, attempts: int) -> None:
-        """Schedule a pass, later with each attempt."""
-        due = time.monotonic() + qubesdb.backoff(attempts)
+    def _retry(self, seconds: float) -> None:
+        """Schedule a pass; an earlier one stays."""
+        due = time.monotonic() + seconds
         self._timers["retry"] = min(due, self._timers.get("retry", due))
 
     def _patience(self) -> float | None:
@@ -384,17 +384,17 @@ class Agent:
             self._timers["again"] = time.monotonic() + UDEV_SECONDS
         self._timers.pop("retry", None)
         if report.provided is not None and report.provided.waits:
-            self._timers["retry"] = time.monotonic() + FIREWALL_SECONDS
+            self._retry(FIREWALL_SECONDS)
             return
+        again = report.provided.names.again if report.provided is not None else 0
+        if again:
+            self._retry(again)
         undone = self._unfinished or not self._journal.ready or any(error.retryable for error in report.errors)
         if undone or (report.todo and not self._others.wakes):
             self._failures += 1
-            self._retry(self._failures)
+            self._retry(qubesdb.backoff(self._failures))
             return
         self._failures = 0
-        again = report.provided.names.again if report.provided is not None else 0
-        if again:
-            self._timers["retry"] = time.monotonic() + again
         pause = self._budget.next_try(time.monotonic())
         if pause is not None and report.resolver is not None and report.resolver.pending:
-            self._timers["retry"] = time.monotonic() + pause
+            self._retry(pause)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A VPN's client writes resolv.conf in the very moment in which the agent writes it back: the client's words stay."""
+"""A VPN's client writes resolv.conf while the agent writes it back: the client's words stay; a fight over the file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ import sys
 
 import pytest
 
+from qubes_guestnet.core.resolver import RewriteBudget
+from tests.netns.test_provider_dns import OF_A_PROXY, leads
+from tests.support.eventually import eventually
 from tests.support.guest import ENTRIES, Guest
+from tests.support.hosting import DNS, DNS2, UPLINK_MAC, Hosting
+from tests.support.hosting import ENTRIES as OF_A_PROVIDER
 
 VPN = """
     ip link add tun0 type veth peer name far; ip link set far up; ip link set tun0 up
@@ -79,3 +84,18 @@ def test_a_client_that_has_truncated_the_file_writes_it_in_peace() -> None:
     done = guest.qube.run(sys.executable, "-c", TRUNCATED, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert guest.qube.read("/etc/resolv.conf") == "nameserver 10.8.0.1\n"
+
+
+@pytest.mark.behaviour("B123")
+def test_a_resolv_conf_that_another_program_keeps_overwriting_delays_no_names() -> None:
+    """The pause of resolv.conf is up to a minute; a chain that leads nowhere is restored after a second."""
+    host = Hosting({**OF_A_PROVIDER, **OF_A_PROXY, "/qubes-mac": UPLINK_MAC}, servers=[DNS])
+    leads(host, DNS, DNS2)
+    for number in range(RewriteBudget.LIMIT):
+        host.resolv_conf(f"192.0.2.{number}")
+        eventually(lambda: DNS in host.qube.read("/etc/resolv.conf"), trouble=host.trouble)
+    host.resolv_conf("192.0.2.99")
+    eventually(lambda: "another program overwrote /etc/resolv.conf" in host.trouble(), trouble=host.trouble)
+    leads(host, "192.0.2.99")
+    host.nft("flush chain ip qubes dnat-dns")
+    leads(host, "192.0.2.99")
