@@ -168,19 +168,6 @@ def queue_job(verb: str, unit: str) -> None:
     _systemctl(("--no-block", verb, unit))
 
 
-def restart_firewall() -> str:
-    """Have the firewall of the qubes started anew: it makes its tables and runs the users' scripts for rules.
-
-    Returns:
-        What was done, in words; it is not ready yet.
-
-    Raises:
-        ProgramError: as `queue_job`.
-    """
-    queue_job("restart", f"{FIREWALL}.service")
-    return f"systemctl --no-block restart {FIREWALL}.service"
-
-
 def firewall_state() -> str:
     """Return what systemd says of it: active, activating, failed …; "queued" while a start or stop of it waits.
 
