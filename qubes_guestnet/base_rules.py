@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from . import forwarding
 from .core import base_rules, nftables
 from .core.base_rules import Facts
 from .core.operations import Outcome, Planned
 from .core.record import Record
 from .core.rules_operations import LoadRules, LoadRulesInParts
 from .dispatch import of_base_rules
-from .forwarding import forwarded
 from .paths import Paths
 from .provider.pass_state import PassState
 from .system import nft, services
@@ -63,7 +63,7 @@ class Loading:
         """Look, load and look again.
 
         Returns:
-            Whether the rules are in force. Of the pass `reloaded`, `planned` and `closing` are set.
+            Whether the rules are in force. Of the pass `reloaded` is set.
         """
         work = self._work
         outcome = work.settle(self._plan, of_base_rules(self._nft))
@@ -72,7 +72,6 @@ class Loading:
             return False
         tried = [op for op in (*outcome.done, *outcome.failed) if isinstance(op, LoadRules | LoadRulesInParts)]
         in_force = base_rules.are_there(work.provided.rules, facts.text, self.now) and facts.undisturbed
-        work.planned = not in_force and not tried and not outcome.errors
         work.reloaded = work.planned or bool(tried)
         if any(op in outcome.done for op in tried):
             self._tell(facts, outcome)
@@ -90,11 +89,8 @@ class Loading:
             facts = facts._replace(rules=self._whole(families), without_arp="")
         if facts.lost is not None:
             restore = _user_rules_restore()
-            opened, there = (
-                self._opened(),
-                restore.untranslated(self._work, self._paths.run, facts.found) if loads else (),
-            )
-            facts = facts._replace(opened=opened, untranslated=there)
+            there = restore.untranslated(self._work, self._paths.run, facts.found) if loads else ()
+            facts = facts._replace(opened=forwarding.opened(self._work), untranslated=there)
         self._facts = facts
         planned = base_rules.plan(facts, record, so_far)
         if any(isinstance(op, LoadRules | LoadRulesInParts) for op in planned.ops):
@@ -114,14 +110,9 @@ class Loading:
         if not base_rules.are_lost(self._before.rules, self.now):
             return facts
         work, restore = self._work, _user_rules_restore()
-        work.closing = self._opened()
         lost: Kept = restore.lost(self._paths.run, self.now)
         holds, firewall = restore.is_to_hold(work, self._paths), services.has_firewall(self._paths.flags)
         return facts._replace(lost=lost, active=work.active, holds=holds, firewall=firewall)
-
-    def _opened(self) -> frozenset[int]:
-        """What is forwarded for others."""
-        return forwarded() if self._work.active else forwarded() & self._work.provided.forwarding
 
     def _whole(self, families: tuple[str, ...]) -> str:
         """The transaction, but for what others had.
@@ -131,10 +122,10 @@ class Loading:
         yet, and a qube that is there is to be heard.
         """
         work = self._work
-        work.coming = nftables.downstream(work.settings.connected if work.active else (), ())
+        coming = nftables.downstream(work.settings.connected if work.active else (), ())
         if services.provides(self._paths.flags):
-            work.coming += _letting_send(self._paths.run, work.settings, arp=nftables.ARP in families)
-        return ending(work) + self.text(families) + work.coming
+            coming += _letting_send(self._paths.run, work.settings, arp=nftables.ARP in families)
+        return ending(work) + self.text(families) + coming
 
     def _tell(self, facts: Facts, outcome: Outcome) -> None:
         work = self._work

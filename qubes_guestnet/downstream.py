@@ -13,6 +13,7 @@ from .core import attachment, downstream, provider
 from .core.downstream import Facts
 from .core.listings import chosen
 from .core.provider_operations import ChangeDownstream
+from .core.rules_operations import LoadRules
 from .core.vif import Vif
 from .dispatch import of_rules
 from .errors import GuestnetError
@@ -52,8 +53,8 @@ def bring(
 
 def present(work: PassState, transactions: Transactions) -> frozenset[str]:
     """What the sets hold, by `attachment.listed`, with what is planned to come. Raises GuestnetError."""
-    planned = (op.text for op in work.todo if isinstance(op, ChangeDownstream))  # and not carried out
-    coming = attachment.adding("".join((work.coming if work.planned else "", *planned)))
+    planned = (op.text for op in work.todo if isinstance(op, LoadRules | ChangeDownstream))  # and not carried out
+    coming = attachment.adding("".join(planned))
     families = transactions.families
     wanted = tuple((family, name) for family in families for name in nft.SETS[family])
     return attachment.listed(chosen(transactions.tables(families), "set", wanted)).union(coming)

@@ -18,6 +18,18 @@ def forwarded() -> frozenset[int]:
     return frozenset(family for family, path in FORWARDING.items() if tunables.read(path) == "1")
 
 
+def opened(work: PassState) -> frozenset[int]:
+    """Families that are forwarded for others now; what a qube without the flag forwards may be another program's.
+
+    Args:
+        work: the pass.
+
+    Raises:
+        FileError: the switches cannot be read.
+    """
+    return forwarded() if work.active else forwarded() & work.provided.forwarding
+
+
 def apart() -> tuple[tuple[str, str], ...]:
     """Interfaces whose own forwarding is off while that of the family is on, and the name of the setting.
 
@@ -73,18 +85,18 @@ def shut(work: PassState) -> None:
     from .core import forwarding
     from .dispatch import OF_FORWARDING
 
-    families = forwarded() if work.active else forwarded() & work.provided.forwarding
+    families = opened(work)
     work.settle(lambda record, _so_far: forwarding.plan_shutting(families, forwarded(), record), OF_FORWARDING)
-    work.closing = families
 
 
 def open_wanted(work: PassState) -> None:
     """Open what is to be forwarded."""
     from .core import forwarding
+    from .core.provider_operations import CloseForwarding
     from .dispatch import OF_FORWARDING
 
     # What is only planned to be closed is still open.
-    planned = frozenset[int]() if work.run.applies else work.closing
+    planned = frozenset(op.family for op in work.todo if isinstance(op, CloseForwarding))
     work.settle(
         lambda record, so_far: forwarding.plan_opening(work.families, forwarded() - planned, record, so_far),
         OF_FORWARDING,

@@ -105,7 +105,7 @@ class Provider:
             uplinks: its own interfaces.
             resolver: resolv.conf, where there is an uplink.
         """
-        before = work.lines()
+        work.continue_after_uplink()
         if work.active:
             work.attempt(partial(self._limit, work))
             work.attempt(partial(self._sweep, work))
@@ -114,7 +114,7 @@ class Provider:
             work.attempt(partial(self._rules.forward, work))
             if self._offload is not None:
                 work.attempt(partial(self._offload.bring, work))
-        report = work.report(forwarded(), before)
+        report = work.report(forwarded())
         # Only users ask for it: with 250 vifs it is 500 files.
         return report._replace(apart=apart()) if work.active and not work.run.applies else report
 

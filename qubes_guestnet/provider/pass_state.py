@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..core.limits import Kept
+from ..core.operations import kind
 from ..core.provider import ProviderSettings
 from ..core.record import Provided
 from ..core.values import IPV4, IPV6
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from ..core.attachment import VifReport
     from ..core.limits import Limits
     from ..core.nameservers import Choice
-    from ..core.operations import Outcome, Planned
-    from ..core.provided import Lines, ProviderReport
+    from ..core.operations import Operation, Outcome, Planned
+    from ..core.provided import ProviderReport
     from ..core.record import Record
     from ..flow import Adapters, Applying
 
@@ -37,27 +38,27 @@ class PassState:
         kept: how long conntrack keeps connections.
         untrusted_entries: what the settings are from.
         ruled: the base rules are in.
-        planned: in a dry run, they are to be loaded.
-        coming: what the sets are to hold from their first moment on, as a text for nft.
         reloaded: they were, or are to be, loaded anew: what else is in the tables is in doubt.
-        closing: families that were, or are to be, closed until lost rules are back.
         stopped: families whose forwarding another program has switched off; that is obeyed.
         unfiltered: the firewall that this qube's flag asks for is not ready.
+        todo: operations that are planned and not carried out, in a pass that only plans.
+        done: what was carried out, in words.
     """
 
     def __init__(self, settings: ProviderSettings, active: bool, ipv6: bool, run: Applying) -> None:
         self.settings, self.active, self.ipv6, self.run = settings, active, ipv6, run
-        self.mtu, self.coming = 0, ""
-        self.stopped, self.closing = frozenset[int](), frozenset[int]()
+        self.mtu = 0
+        self.stopped = frozenset[int]()
         self.limits: Limits | None = None
         self.kept = Kept()
         self.untrusted_entries: Mapping[str, bytes] = {}
-        self.ruled = self.planned = self.reloaded = self.unfiltered = False
+        self.ruled = self.reloaded = self.unfiltered = False
         self.names: Choice | None = None
         self.vifs: list[VifReport] = []
-        self.todo: list[object] = []
+        self.todo: list[Operation] = []
         self.done: list[str] = []
         self.errors: list[GuestnetError] = []
+        self._first_half = 0, 0
 
     @property
     def families(self) -> frozenset[int]:
@@ -66,6 +67,11 @@ class PassState:
             return frozenset()
         wanted = ((IPV4, self.active), (IPV6, self.ipv6))
         return frozenset(family for family, on in wanted if on) - self.stopped
+
+    @property
+    def planned(self) -> bool:
+        """Whether the base rules are to be loaded, in a pass that only plans."""
+        return any(kind(op) == "LoadRules" for op in self.todo)
 
     @property
     def provided(self) -> Provided:
@@ -100,23 +106,23 @@ class PassState:
         for error in self.errors:
             raise error
 
-    def lines(self) -> Lines:
-        """What is to do, or was done, since this was last asked."""
-        from ..core.provided import Lines  # not at boot, where the rules alone are loaded
+    def continue_after_uplink(self) -> None:
+        """What follows is reported as what comes after the uplink."""
+        self._first_half = len(self.todo), len(self.done)
 
-        lines = Lines(tuple(self.todo), tuple(self.done))
-        self.todo, self.done = [], []
-        return lines
-
-    def report(self, forwarding: frozenset[int], before: Lines) -> ProviderReport:
-        """What came of it; `before` are the lines of what came before the uplink."""
-        from ..core.nameservers import Choice
-        from ..core.provided import ProviderReport
+    def report(self, forwarding: frozenset[int]) -> ProviderReport:
+        """What came of it."""
+        from ..core.nameservers import Choice  # not at boot, where the rules alone are loaded
+        from ..core.provided import Lines, ProviderReport
         from ..core.vif import duplicates
+
+        todo, done = self._first_half
+        before = Lines(tuple(self.todo[:todo]), tuple(self.done[:done]))
+        after = Lines(tuple(self.todo[todo:]), tuple(self.done[done:]))
 
         return ProviderReport(
             self.settings, self.active, self.ipv6, forwarding, self.names or Choice((), ""),
-            tuple(self.vifs), before, self.lines(), (*self.settings.errors, *self.errors),
+            tuple(self.vifs), before, after, (*self.settings.errors, *self.errors),
             self.ruled, self.provided.closed, self.provided.offload,
             stopped=self.stopped, hold=self.provided.hold, lost=self.provided.lost,
             duplicates=duplicates(each.vif for each in self.vifs if each.link is not None),
