@@ -14,6 +14,7 @@ from .system import nft_kernel
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
 if TYPE_CHECKING:
     from .core.report import Report
+    from .provider.pass_state import PassState
     from .rules import Rules
 
 Kept = tuple[tuple[str, ...], tuple[GuestnetError, ...]]
@@ -21,9 +22,14 @@ _NOTHING: Kept = ((), ())
 
 
 def with_lost_rules(report: Report, untrusted_entries: dict[str, bytes], paths: Paths) -> Report:
-    """A report of a dry pass, with what `load_lost` would do."""
-    todo, errors = _lost(untrusted_entries, paths, applies=False)
-    return report._replace(rules_todo=todo, errors=(*report.errors, *errors))
+    """A report of a dry pass, with the operations of `load_lost`."""
+    try:
+        work = _lost(untrusted_entries, paths, applies=False)
+    except GuestnetError as error:
+        return report._replace(errors=(*report.errors, error))
+    if work is None:
+        return report
+    return report._replace(rules_todo=tuple(work.todo), errors=(*report.errors, *work.errors))
 
 
 def load_lost(untrusted_entries: dict[str, bytes], paths: Paths) -> Kept:
@@ -36,26 +42,27 @@ def load_lost(untrusted_entries: dict[str, bytes], paths: Paths) -> Kept:
     Returns:
         What was done, in words, and what went wrong.
     """
-    return _lost(untrusted_entries, paths, applies=True)
-
-
-def _lost(untrusted_entries: dict[str, bytes], paths: Paths, *, applies: bool) -> Kept:
-    from .system.owned import Ledger
-
     try:
-        with Ledger(paths.run, reading=True) as ledger:
-            if not ledger.record.provided.rules.text:
-                return _NOTHING
-        from .flow import Applying, Planning
-        from .rules import Rules
-        from .transactions import Transactions
-
-        with Ledger(paths.run, reading=not applies) as ledger:
-            run = Applying(ledger) if applies else Planning(ledger)
-            work = Rules(paths, Transactions()).begin(untrusted_entries, run)
-            return tuple(map(str, (*work.todo, *work.done))), tuple(work.errors)
+        work = _lost(untrusted_entries, paths, applies=True)
     except GuestnetError as error:
         return (), (error,)
+    return (tuple(work.done), tuple(work.errors)) if work is not None else _NOTHING
+
+
+def _lost(untrusted_entries: dict[str, bytes], paths: Paths, *, applies: bool) -> PassState | None:
+    """What came of the base rules in one pass; None where they were never loaded. Raises GuestnetError."""
+    from .system.owned import Ledger
+
+    with Ledger(paths.run, reading=True) as ledger:
+        if not ledger.record.provided.rules.text:
+            return None
+    from .flow import Applying, Planning
+    from .rules import Rules
+    from .transactions import Transactions
+
+    with Ledger(paths.run, reading=not applies) as ledger:
+        run = Applying(ledger) if applies else Planning(ledger)
+        return Rules(paths, Transactions()).begin(untrusted_entries, run)
 
 
 class Keeper:

@@ -82,10 +82,6 @@ _VIF = {
 }
 
 
-# Planned as a text in a qube that provides no network.
-_BASE_RULES = ("missing or different", "in force", "no qube may use the address of another one")
-
-
 def _redirection(op: Any) -> _Words:
     servers = " ".join(map(str, op.servers))
     return "", servers or op.refused or "refused", "the virtual DNS addresses follow this qube's own name servers"
@@ -170,26 +166,25 @@ def changes(report: Report) -> tuple[Change, ...]:
 
 def _changes(report: Report) -> Iterator[Change]:
     provided = report.provided
-    for words in (*report.rules_todo, *(provided.before.todo if provided is not None else ())):
-        yield _explained(words)
+    for op in (*report.rules_todo, *(provided.before.todo if provided is not None else ())):
+        yield _explained(op)
     for interface in report.interfaces:
         yield from (_of_uplink(op, interface) for op in interface.plan)
     resolver = report.resolver
     if resolver is not None and resolver.pending:
         before, after = server_words(resolver.current), server_words(resolver.wanted or b"")
         yield Change(resolver.operation, "", before, after, wording.owner(resolver.decision))
-    for words in (*report.todo, *(provided.after.todo if provided is not None else ())):
-        yield _explained(words)
+    for op in (*report.todo, *(provided.after.todo if provided is not None else ())):
+        yield _explained(op)
 
 
 def _explained(op: object) -> Change:
-    """An operation as a value, or as its text."""
+    """An operation; or what another program has to do first, in words."""
     found = KINDS.get(type(op).__name__)
     if found is not None:
         name = op.name if isinstance(op, VifOperation) else getattr(op, "interface", "")
         return Change(str(op), name, *(found if isinstance(found, tuple) else found(op)))
-    words = str(op)
-    return Change(words, "", *(_BASE_RULES if words.startswith("nft -f: base rules") else _OTHERWISE))
+    return Change(str(op), "", *_OTHERWISE)
 
 
 def _of_uplink(op: Op, interface: InterfaceReport) -> Change:

@@ -15,7 +15,7 @@ from .values import IPAddress
 
 
 class Lines(NamedTuple):
-    """One end of a pass: what is still to do, as operations or in words, and what was done, in words."""
+    """One end of a pass: operations that are still to do, and what was done, in words."""
 
     todo: tuple[object, ...] = ()
     done: tuple[str, ...] = ()

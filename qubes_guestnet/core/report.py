@@ -188,7 +188,7 @@ class Report(NamedTuple):
         todo: those that are still to be carried out, as values, and what has to come first, in words.
         provided: what it does for the qubes behind this one; None where that is not asked.
         rules_todo: pending operations for lost base rules, in a qube that is no provider.
-        rules_done: what was done for them.
+        rules_done: what was done for them, in words.
     """
 
     settings: Settings
@@ -199,7 +199,7 @@ class Report(NamedTuple):
     done: tuple[str, ...] = ()
     todo: tuple[object, ...] = ()
     provided: ProviderReport | None = None
-    rules_todo: tuple[str, ...] = ()
+    rules_todo: tuple[object, ...] = ()
     rules_done: tuple[str, ...] = ()
 
     @property
@@ -209,7 +209,7 @@ class Report(NamedTuple):
         if self.resolver is not None and self.resolver.pending:
             lines.append(self.resolver.operation)
         before, after = (self.provided.before.todo, self.provided.after.todo) if self.provided is not None else ((), ())
-        return (*self.rules_todo, *map(str, before), *lines, *map(str, self.todo), *map(str, after))
+        return (*map(str, self.rules_todo + before), *lines, *map(str, self.todo), *map(str, after))
 
     @property
     def notes(self) -> tuple[Note, ...]:

@@ -13,8 +13,10 @@ from qubes_guestnet.core.changes import ABSENT, Change
 from qubes_guestnet.core.operations import ORDER
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.provided import Lines
+from qubes_guestnet.core.provider_operations import CloseForwarding
 from qubes_guestnet.core.rendering import as_plan
 from qubes_guestnet.core.report import Report
+from qubes_guestnet.core.rules_operations import LoadRules
 from qubes_guestnet.core.uplink import Flags, Style, StyleChoice, desired
 from qubes_guestnet.core.uplink import tunables as uplink_tunables
 from qubes_guestnet.core.values import GROUP_UPLINK, Neighbour, Route, State, Tunable
@@ -110,13 +112,15 @@ def test_every_kind_of_operation_is_explained() -> None:
 
 
 def test_the_order_is_that_of_the_plan() -> None:
-    provided = PROVIDED._replace(before=Lines(("nft -f: base rules of x",)), after=Lines((SAMPLES[1],)))
+    provided = PROVIDED._replace(before=Lines((CloseForwarding(4),)), after=Lines((SAMPLES[1],)))
     report = WELL._replace(
         interfaces=(DONE._replace(plan=(op(Verb.LINK_UP),)),), resolver=RESOLVER._replace(current=b""),
-        todo=(SAMPLES[0],), rules_todo=("nft -f: base rules of the tables ip",), provided=provided,
+        todo=(SAMPLES[0],), rules_todo=(LoadRules(("ip", "ip6"), ""),), provided=provided,
     )  # fmt: skip
     assert tuple(change.operation for change in changes.changes(report)) == report.plan
-    publish = changes.changes(report)[3]
+    rules, closing, _, publish, *_ = changes.changes(report)
+    assert (rules.operation, rules.after) == ("nft -f: base rules of the tables ip qubes and ip6 qubes", "in force")
+    assert closing.after == "0"
     assert (publish.before, publish.after) == ("no nameserver", "10.139.1.1 10.139.1.2")
     assert publish.reason == "written by qubes-guestnet (no other program manages this file)"
 
