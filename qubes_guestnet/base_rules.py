@@ -125,7 +125,7 @@ class Loading:
         coming = nftables.downstream(work.settings.connected if work.active else (), ())
         if services.provides(self._paths.flags):
             coming += _letting_send(self._paths.run, work.settings, arp=nftables.ARP in families)
-        return ending(work) + self.text(families) + coming
+        return _ending(work) + self.text(families) + coming
 
     def _tell(self, facts: Facts, outcome: Outcome) -> None:
         work = self._work
@@ -146,7 +146,7 @@ class Loading:
             log(WARNING, f"another program removed our rules, and with them: {', '.join(names)}; {words}")
 
 
-def ending(work: PassState) -> str:
+def _ending(work: PassState) -> str:
     """What ends the offload that there may be, as a part of a transaction."""
     if not work.provided.offloading:
         return ""

@@ -183,7 +183,9 @@ class Provider:
     def end_offload(self) -> None:
         """Until the next pass; with none to come it would not end when rules change. Raises GuestnetError."""
         with Ledger(self._paths.run) as ledger:
-            self._rules.end_offload(PassState(ProviderSettings(), False, False, Applying(ledger)))
+            work = PassState(ProviderSettings(), False, False, Applying(ledger))
+            self._rules.end_offload(work)
+            work.raise_first()
 
     # --- one vif -----------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 
 from . import forwarding
-from .base_rules import Loading, ending
+from .base_rules import Loading
 from .core import mtu, nftables, provider
 from .core.provider import ProviderSettings
 from .core.record import MISSING, Loaded, Provided, checksum
@@ -66,7 +66,7 @@ class Rules:
         work.attempt(partial(self._close, work))
         work.attempt(partial(self._load, work))
         if not work.ruled and run.applies:
-            work.attempt(partial(_nothing_without_rules, work))
+            work.attempt(partial(self._forward_nothing_without_rules, work))
         return work
 
     def _find_firewall(self, work: PassState) -> None:
@@ -88,23 +88,27 @@ class Rules:
     def _close(self, work: PassState) -> None:
         wanted = work.families
         if work.provided.offloading and (not wanted or work.provided.forwarding - wanted):
-            work.attempt(partial(self.end_offload, work))
+            self.end_offload(work)
         forwarding.close_unwanted(work)
 
     def end_offload(self, work: PassState) -> None:
         """What is offloaded passes by the rules and by the switch of forwarding: it ends before either goes.
 
         Args:
-            work: the pass.
-
-        Raises:
-            NftError: it goes on.
+            work: the pass; errors are added to its own.
         """
-        if not work.run.applies:
+        from .core import offload  # few have any
+        from .dispatch import of_rules
+
+        work.settle(offload.plan_ending, of_rules(self._nft))
+
+    def _forward_nothing_without_rules(self, work: PassState) -> None:
+        """Another program removed the rules, and they cannot be loaded: no rules, no forwarding."""
+        if not _missing():
             return
         if work.provided.offloading:
-            self._nft.run(ending(work))
-        work.save(work.provided._replace(offload=""))
+            self.end_offload(work)
+        forwarding.shut(work)
 
     def forward(self, work: PassState) -> None:
         """Only when the rules are in, those for the virtual DNS too: an error before leaves forwarding as it is."""
@@ -274,14 +278,6 @@ def _named(families: Iterable[str]) -> str:
     """Our tables, for a line of text."""
     *first, last = (f"{family} {nftables.TABLE}" for family in families)
     return f"{', '.join(first)} and {last}"
-
-
-def _nothing_without_rules(work: PassState) -> None:
-    """Another program removed the rules, and they cannot be loaded: no rules, no forwarding."""
-    if _missing():
-        if work.provided.offloading:
-            work.attempt(partial(nft.run, ending(work)))
-        forwarding.shut(work)
 
 
 def _missing() -> bool:

@@ -73,6 +73,18 @@ def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
     return Planned((wanted,), _noted(record, f"{OFFLOADED}({names} devices)"))
 
 
+def plan_ending(record: Record, so_far: Outcome) -> Planned:
+    """End the offload, before the rules go or forwarding ends.
+
+    Args:
+        record: the owned record.
+        so_far: what came of the operations of this pass.
+    """
+    if record.provided.offloading and EndFlowtable() not in so_far.done:
+        return Planned((EndFlowtable(),), record)
+    return Planned((), _noted(record, ""))
+
+
 def is_quiet(reason: str) -> bool:
     """Return whether the owner of the qube need not be told of a reason."""
     return reason in _QUIET

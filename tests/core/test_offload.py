@@ -77,6 +77,10 @@ class World:
         self.holds = None if planned.waits or outcome.failed else wanted
         return planned, outcome
 
+    def end(self) -> Outcome:
+        """As a pass does that is to forward no more."""
+        return flow.settle(offload.plan_ending, dict.fromkeys(ORDER, self.carry_out), self.ledger)[1]
+
 
 PASSES = st.tuples(
     st.sampled_from(("", "", NOT_YET, OBSTACLE)), st.sampled_from(DEVICES), st.booleans(),
@@ -170,3 +174,17 @@ def test_what_is_against_it_first(allowed: bool, forwarding: bool, refused: str,
 
 def test_names_that_nft_cannot_take_are_left_out() -> None:
     assert LoadFlowtable((ETH0, STRANGE, VIF), True).names == ("eth0", "vif4.0")
+
+
+def test_it_ends_before_forwarding_does_and_the_record_says_so_only_then() -> None:
+    world = World()
+    world.settle("", LoadFlowtable((ETH0,), False))
+    assert world.loaded is not None
+    world.ends = False
+    outcome = world.end()
+    assert (outcome.failed, [str(error) for error in outcome.errors]) == ((EndFlowtable(),), ["cannot be ended"])
+    assert world.ledger.record.provided.offloading
+    world.ends = True
+    assert world.end() == Outcome(done=(EndFlowtable(),))
+    assert (world.loaded, world.ledger.record.provided.offload) == (None, "")
+    assert world.end() == Outcome(), "nothing that is not there is ended"
