@@ -93,6 +93,7 @@ def of_base_rules(transactions: Transactions) -> Adapters:
     return {
         **OF_FORWARDING,
         "LoadRules": lambda op: transactions.run(op.text),
+        "UnloadRules": lambda op: transactions.run(op.text),
         "LoadRulesInParts": lambda op: _restore().load_in_parts(transactions.run, op),
         "PurgeUntranslated": _purge_untranslated,
         "UnitJob": _queue_job,

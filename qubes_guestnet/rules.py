@@ -7,14 +7,14 @@ network.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 from . import forwarding
 from .base_rules import Loading
 from .core import mtu, nftables, provider
 from .core.provider import ProviderSettings
-from .core.record import MISSING, Loaded, Provided, checksum
+from .core.record import MISSING, Loaded, checksum
 from .core.values import IPV4, IPV6
 from .errors import FileError, GuestnetError
 from .flow import Applying
@@ -178,13 +178,15 @@ class Rules:
 
     def unload(self) -> tuple[str, ...]:
         """Forwarding off, and only then the rules out. Sets and users' chains go with them."""
-        from .core.flowtable import END
+        from .core.base_rules import plan_unloading
+        from .dispatch import of_base_rules
 
         done = self.close()
         with Ledger(self._paths.run) as ledger:
-            nft.run(END + nftables.unload(arp=self._nft.arp))
-            ledger.save(ledger.record._replace(provided=Provided(closed=True)))
-        return (*done, f"nft -f: tables {_named(self._nft.families)} deleted")
+            work = PassState(ProviderSettings(), False, False, Applying(ledger))
+            work.settle(partial(plan_unloading, self._nft.families), of_base_rules(self._nft))
+            work.raise_first()
+            return (*done, *work.done)
 
     def close(self, *, unfiltered: bool = False) -> tuple[str, ...]:
         """No forwarding until `reopen`: what we forward ends, and in a provider what other programs switched on.
@@ -272,12 +274,6 @@ def _is_text_of(there: Loaded, *, ipv6: bool, refuse6: bool = False) -> bool:
     """Whether these base rules were loaded, on a kernel with nftables for ARP or without."""
     texts = (nftables.base(ipv6=ipv6, refuse6=refuse6, arp=arp) for arp in (True, False))
     return there.text in map(checksum, map(str.encode, texts))
-
-
-def _named(families: Iterable[str]) -> str:
-    """Our tables, for a line of text."""
-    *first, last = (f"{family} {nftables.TABLE}" for family in families)
-    return f"{', '.join(first)} and {last}"
 
 
 def _missing() -> bool:

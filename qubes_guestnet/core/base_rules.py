@@ -19,7 +19,7 @@ from .namedtuple import NamedTuple
 from .operations import Outcome, Planned, kind
 from .provider_operations import UnitJob
 from .record import FIREWALL, HELD, MISSING, Loaded, Provided, Record, checksum
-from .rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated
+from .rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated, UnloadRules
 from .values import IPAddress
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -118,6 +118,20 @@ def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
     if facts.lost is None:
         return Planned((_load(facts),), record)
     return _bring_back(facts, record, so_far)
+
+
+def plan_unloading(families: tuple[str, ...], record: Record, so_far: Outcome) -> Planned:
+    """Delete the rules once forwarding is closed; after that nothing is recorded but that it stays closed.
+
+    Args:
+        families: of the tables that the kernel may have.
+        record: the owned record.
+        so_far: what came of the operations of this command.
+    """
+    op = UnloadRules(families)
+    if op in so_far.done:
+        return Planned((), record._replace(provided=Provided(closed=True)))
+    return Planned((op,), record)
 
 
 def missing(facts: Facts) -> tuple[str, ...]:

@@ -113,6 +113,7 @@ KINDS: dict[str, _Words | Callable[[Any], _Words]] = {
     "OpenForwarding": ("0", "1", "this qube provides network, and all that protects the qubes is in force"),
     "LoadRules": ("missing or different", "in force", "no qube may use the address of another one"),
     "LoadRulesInParts": ("refused together", "each part alone", "rules of users and other programs stay"),
+    "UnloadRules": ("in force", "no base rules", "`rules unload` was called"),
     "PurgeUntranslated": ("known to conntrack", "forgotten", "connections that began without rules stay untranslated"),
     "LeaveGuard": ("in force", "no guard", "this qube provides network to no other qube"),
     "StandGuard": ("no guard", "in force", "nothing passes while the base rules are away"),

@@ -43,6 +43,7 @@ ORDER = (
     "EndFlowtable",
     "CloseForwarding",
     "LeaveGuard",
+    "UnloadRules",
     "LoadRules",
     "LoadRulesInParts",
     "PurgeUntranslated",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The operations that load the base rules, and restore rules of other programs."""
+"""The operations that load the base rules, restore rules of other programs, and delete all of them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ class LoadRules(NamedTuple):
         return LoadRules(families, self.without_arp, self.put_back) if self.without_arp else None
 
     def __str__(self) -> str:
-        *first, last = (f"{family} {_TABLE}" for family in self.families)
-        words = f"nft -f: base rules of the tables {', '.join(first)} and {last}"
+        words = f"nft -f: base rules of the tables {_named(self.families)}"
         return f"{words}; put back what others had in our tables: {_words(self.put_back)}" if self.put_back else words
 
 
@@ -66,6 +65,27 @@ class LoadRulesInParts(NamedTuple):
 
 
 @distinct
+class UnloadRules(NamedTuple):
+    """Delete our tables, with sets and users' chains, and with them the offload that passes by their rules.
+
+    Args:
+        families: of the tables.
+    """
+
+    families: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """As nft takes it."""
+        from . import flowtable, nftables
+
+        return flowtable.END + nftables.unload(arp=nftables.ARP in self.families)
+
+    def __str__(self) -> str:
+        return f"nft -f: tables {_named(self.families)} deleted"
+
+
+@distinct
 class PurgeUntranslated(NamedTuple):
     """Forget the connections of these addresses that began while nothing was translated (behaviour B126)."""
 
@@ -73,6 +93,12 @@ class PurgeUntranslated(NamedTuple):
 
     def __str__(self) -> str:
         return "conntrack -D: untranslated entries of the qubes"
+
+
+def _named(families: Iterable[str]) -> str:
+    """Our tables, for a line of text."""
+    *first, last = (f"{family} {_TABLE}" for family in families)
+    return f"{', '.join(first)} and {last}"
 
 
 def _text(blocks: Iterable[Block]) -> str:
@@ -88,4 +114,4 @@ def _words(blocks: Iterable[Block]) -> str:
 
 
 if TYPE_CHECKING:
-    RulesOperation = LoadRules | LoadRulesInParts | PurgeUntranslated
+    RulesOperation = LoadRules | LoadRulesInParts | UnloadRules | PurgeUntranslated

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import base_rules, nftables, user_rules
+from qubes_guestnet.core import base_rules, flowtable, nftables, user_rules
 from qubes_guestnet.core.base_rules import Facts
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned, kind
 from qubes_guestnet.core.provider_operations import CloseForwarding, UnitJob
 from qubes_guestnet.core.record import FIREWALL, HELD, Loaded, Provided, Record, checksum
-from qubes_guestnet.core.rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated
+from qubes_guestnet.core.rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated, UnloadRules
 from qubes_guestnet.core.user_rules import Block, Kept
 from qubes_guestnet.errors import GuestnetError
 from tests.core.memory import Memory
@@ -290,3 +291,19 @@ def test_the_redirection_is_kept_where_it_is_as_it_was() -> None:
         world.meddling, world.does, world.quietly = 1, lambda _: now, True
         world.settle()
         assert (world.provided.names == names) is still
+
+
+@pytest.mark.parametrize("families", [FAMILIES, ("ip", "ip6")])
+def test_once_they_are_deleted_only_that_forwarding_is_closed_is_recorded(families: tuple[str, ...]) -> None:
+    ledger = Memory(Record(provided=Provided(rules=Loaded("text", "seen"), offload="on", forwarding=frozenset({4}))))
+    before, op = ledger.record, UnloadRules(families)
+    assert op.text == flowtable.END + nftables.unload(arp="arp" in families)
+
+    def refuse(_: object) -> None:
+        raise GuestnetError("refused")
+
+    plan = partial(base_rules.plan_unloading, families)
+    assert flow.settle(plan, {"UnloadRules": refuse}, ledger)[1].failed == (op,)
+    assert ledger.record == before
+    assert flow.settle(plan, {"UnloadRules": str}, ledger)[1] == Outcome(done=(op,))
+    assert ledger.record == before._replace(provided=Provided(closed=True))

@@ -49,7 +49,7 @@ from qubes_guestnet.core.provider_operations import (
 from qubes_guestnet.core.record import Record
 from qubes_guestnet.core.resolved import LinkNames
 from qubes_guestnet.core.resolver import FileFacts
-from qubes_guestnet.core.rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated
+from qubes_guestnet.core.rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated, UnloadRules
 from qubes_guestnet.core.service_operations import (
     ActivateProfile,
     LoadProfile,
@@ -118,14 +118,13 @@ WORDS: dict[str, Operation] = {
     "nft add element ip qubes downstream { 10.137.0.5 }": ChangeDownstream((ADDRESS.ip,), ()),
     "nft -f: virtual DNS 10.139.1.1->192.0.2.1": LoadRedirection(VIRTUAL, SERVERS),
     "nft -f: virtual DNS rejected": LoadRedirection(VIRTUAL, (), "rejected"),
-    "nft -f: virtual DNS: keeping another program's rules in dnat-dns: 10.139.1.1 -> 10.8.0.1": KeepForeignRedirection(
-        None, VIRTUAL, (), "10.139.1.1 -> 10.8.0.1"
-    ),
+    "nft -f: virtual DNS: keeping another program's rules in dnat-dns: x": KeepForeignRedirection(None, (), (), "x"),
     "conntrack -D: entries of 10.139.1.1, 10.137.0.5": PurgeConntrack((*VIRTUAL, ADDRESS.ip)),
     "nft -f: dns-addr of qubes-firewall: 192.0.2.1": SetFirewallServers((ipaddress.IPv4Address("192.0.2.1"),)),
     "nft -f: base rules of the tables ip qubes, ip6 qubes and arp qubes": LoadRules(("ip", "ip6", "arp"), "rules"),
     "nft -f: base rules of the tables ip qubes and ip6 qubes; put back what others had in our tables: "
     "ip qubes chain mine, each part alone": LoadRulesInParts(("ip", "ip6"), "rules", (("ip", "chain mine {", ""),)),
+    "nft -f: tables ip qubes, ip6 qubes and arp qubes deleted": UnloadRules(("ip", "ip6", "arp")),
     "conntrack -D: untranslated entries of the qubes": PurgeUntranslated((ADDRESS.ip,)),
     "systemctl --no-block reload qubes-firewall.service": UnitJob("reload", "qubes-firewall.service"),
 }

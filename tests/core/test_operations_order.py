@@ -18,6 +18,7 @@ Operation = Any  # the sum of all kinds is for the type checker
 SAFE = [
     ("EndFlowtable", "CloseForwarding", "what is offloaded passes by the switch"),
     ("CloseForwarding", "LoadRules", "rules that were lost come back while nothing is forwarded"),
+    ("CloseForwarding", "UnloadRules", "nothing is forwarded without rules"),
     ("LoadRules", "PurgeUntranslated", "no other connection begins without translation"),
     ("LoadRules", "OpenForwarding", "nothing is forwarded without them"),
     ("LoadRules", "UnitJob", "a service that makes rules finds ours"),
