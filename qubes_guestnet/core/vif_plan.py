@@ -164,12 +164,28 @@ def set_up(found: VifReport, known: Vif | None, so_far: Outcome, *, fresh: bool 
     once: list[Operation] = [PurgeConntrack(vif.addresses, name)] if fresh and vif.addresses else []
     record = [WriteVifRecord(vif)] if vif != known else []
     once += record
-    once += [SetLimits(name, found.limits)] if found.limits else []
-    once += [SetElement(name, line) for line in found.elements]
+    once += _let_send(name, found.limits, found.elements)
     ops = [op for op in once if op not in so_far.done]
     ops += [WriteTunable(name, tunable) for tunable in found.tunables]
     ops += map(PrepareVif, early)
     return (*ops, *map(OpenVif, late))
+
+
+def refill(vif: Vif, common: Common, present: frozenset[str], found: InForce) -> tuple[Operation, ...]:
+    """Return operations that make sets and limits hold what they should of a vif, and change nothing else of it.
+
+    Args:
+        vif: as recorded.
+        common: for every vif.
+        present: elements of the sets, by `attachment.listed`.
+        found: limits in force.
+    """
+    return _let_send(vif.name.text, limit(vif, common, found), wrong_elements(vif, common, present))
+
+
+def _let_send(name: str, words: str, lines: Iterable[str]) -> tuple[Operation, ...]:
+    limited = (SetLimits(name, words),) if words else ()
+    return (*limited, *(SetElement(name, line) for line in lines))
 
 
 def checks(vif: Vif, others: Iterable[Vif], there: Iterable[Vif], values: Values) -> tuple[WriteTunable, ...]:
@@ -212,6 +228,20 @@ def lock_out(vif: Vif, common: Common, others: Iterable[Vif], values: Values, *,
 def source_checks(others: Iterable[Vif]) -> tuple[tuple[str, ...], ...]:
     """Return the settings of other vifs that depend on which vifs are in service."""
     return tuple(attachment.source_check(other.name.text, outranked=False).path for other in others)
+
+
+def close(vif: Vif, locking: tuple[Operation, ...], so_far: Outcome) -> tuple[Operation, ...]:
+    """Close a vif whose device went, or left its name to another one; hotplug will take it out of service.
+
+    After a step that failed its record stays as it is: the next pass does all of it again.
+
+    Args:
+        vif: as recorded.
+        locking: by `lock_out`.
+        so_far: what came of the operations of this pass.
+    """
+    last = MarkVifClosed(vif._replace(device=GONE))
+    return () if last in so_far.done or so_far.failed else (*locking, last)
 
 
 def drop(

@@ -18,7 +18,7 @@ from ..core.operations import Outcome, Planned, in_order
 from ..core.record import Record
 from ..core.values import IPV4, IPInterface, State
 from ..core.vif import GONE, Device, Vif
-from ..core.vif_operations import MarkVifClosed, SetElement, SetLimits, WriteVifRecord
+from ..core.vif_operations import WriteVifRecord
 from ..core.vif_plan import Common, Facts
 from ..dispatch import of_vifs
 from ..errors import GuestnetError, KernelError
@@ -274,10 +274,7 @@ class Vifs:
                 work.settle(partial(self._plan_closing, vif, self._common(work)), self._adapters())
 
     def _plan_closing(self, vif: Vif, common: Common, record: Record, so_far: Outcome) -> Planned:
-        last = MarkVifClosed(vif._replace(device=GONE))
-        if last in so_far.done or so_far.failed:
-            return Planned((), record)
-        return Planned(in_order((*self._lock_out(vif, common, ends=False), last)), record)
+        return Planned(in_order(vif_plan.close(vif, self._lock_out(vif, common, ends=False), so_far)), record)
 
     def refill(self, work: PassState) -> None:
         """What the sets are to hold, and nothing else of the vifs: rules have changed, perhaps some of ours."""
@@ -289,13 +286,7 @@ class Vifs:
         self, work: PassState, common: Common, records: tuple[Vif, ...], record: Record, _: Outcome
     ) -> Planned:
         present, found = downstream.present(work, self._nft), _limits_in_force()
-        ops: list[Operation] = []
-        for vif in records:
-            name = vif.name.text
-            lines = vif_plan.allowed(vif, common)
-            ops += (SetElement(name, line) for line in lines if not attachment.is_there(line, present))
-            words = vif_plan.limit(vif, common, found)
-            ops += [SetLimits(name, words)] if words else []
+        ops = (op for vif in records for op in vif_plan.refill(vif, common, present, found))
         return Planned(in_order(ops), record)
 
     def follow(self, work: PassState) -> None:

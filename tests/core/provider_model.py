@@ -190,10 +190,7 @@ class World:
         return self.settle(partial(self.plan_drop, vif, taken))
 
     def plan_closing(self, vif: Vif, record: Record, so_far: Outcome) -> Planned:
-        last = MarkVifClosed(vif._replace(device=GONE))
-        if last in so_far.done or so_far.failed:
-            return Planned((), record)
-        return Planned(in_order((*self.locking(vif, ends=False), last)), record)
+        return Planned(in_order(vif_plan.close(vif, self.locking(vif, ends=False), so_far)), record)
 
     def plan_all(self, staying: tuple[Vif, ...], record: Record, so_far: Outcome) -> Planned:
         ops: list[Any] = []
@@ -219,6 +216,15 @@ class World:
             elif vif.addresses:
                 outcome = outcome.and_then(self.drop(vif, taken=True))
         return outcome.and_then(self.settle(partial(self.plan_all, tuple(staying))))
+
+    def plan_refill(self, record: Record, _so_far: Outcome) -> Planned:
+        staying = [vif for vif in self.records.values() if vif.device != GONE]
+        ops = (op for vif in staying for op in vif_plan.refill(vif, self.common, self.listed, self.in_force))
+        return Planned(in_order(ops), record)
+
+    def refill(self) -> Outcome:
+        """The sets and limits alone, as after a change of rules."""
+        return self.settle(self.plan_refill)
 
     # --- carrying out --------------------------------------------------------------------------------------------
 

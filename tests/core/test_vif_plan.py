@@ -129,6 +129,19 @@ def test_a_link_stays_down_where_anything_before_it_is_refused(kind: type) -> No
     assert not link.up
 
 
+@pytest.mark.behaviour("B50")
+def test_sets_that_others_emptied_are_filled_again_and_nothing_else_of_the_vif_is_changed() -> None:
+    world = fresh()
+    assert world.refill() == Outcome()
+    world.nft.load(nftables.detach("vif4.0", ADDRESSES[::2], (), "") + limits.detach("vif4.0"))
+    assert not world.allowed("vif4.0")
+    outcome = world.refill()
+    assert not outcome.errors
+    assert {type(op) for op in outcome.done} == {SetLimits, SetElement}
+    world.as_desired()
+    assert world.refill() == Outcome()
+
+
 def test_what_one_vif_is_refused_keeps_nothing_from_another() -> None:
     world = World(Common(ON))
     for name, addresses in (("vif4.0", ADDRESSES[:1]), ("vif5.0", ADDRESSES[1:2])):
