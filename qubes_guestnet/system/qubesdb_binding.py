@@ -11,7 +11,8 @@ What the C library below it does, and what is done about it here:
   every call, and by looking for the end of the stream before.
 - A signal in the middle of a request leaves the answer on the stream. All signals are held during a call.
 - An error can be told only by what happens to be in errno: a broken answer to READ may look like "no such entry",
-  a refused RM like success. So `read` goes by MULTIREAD, whose result is unmistakable, and `rm` looks again.
+  a refused RM like success. So `read` goes by MULTIREAD, whose result is unmistakable, and `rm` looks again, by a
+  connection of its own: the rest of a broken answer may follow on the first one, and would end the process (below).
 - It ends the process by assert() on an answer it does not expect. Paths are checked before, and an event is looked
   at before it is read.
 - It keeps events that came in the middle of a request in a list that poll() does not show, newest first.
@@ -43,9 +44,10 @@ _EVENTS_A_DRAIN = 1000  # a writer that is faster than this reader must not bloc
 
 
 class _Handle:
-    """One connection of the library."""
+    """One connection of the library; `watches`: events come on it, so something may wait before a request."""
 
-    def __init__(self, module: ModuleType, directory: str, timeout: float) -> None:
+    def __init__(self, module: ModuleType, directory: str, timeout: float, *, watches: bool = False) -> None:
+        self._watches = watches
         self._path = os.path.join(directory, READ_WRITE)
         self._timeout = timeout
         self._errors = (module.Error, OSError)
@@ -86,6 +88,11 @@ class _Handle:
             raise self.broken("closed the connection")
         return found
 
+    def nothing_waits(self) -> None:
+        """Give the connection up if there is an answer that no request asked for: the library would mix it up."""
+        if self.waiting(1):
+            raise self.broken("sent an answer without a request")
+
     def whole(self, size: int) -> bytes:
         """Return what is waiting, once it is nothing or `size` bytes; less only after the timeout.
 
@@ -107,7 +114,10 @@ class _Handle:
         """
         if self._problem:
             raise self.broken(self._problem)
-        self.waiting(1)
+        if self._watches:
+            self.waiting(1)
+        else:
+            self.nothing_waits()
         # Given up unless we get to the end, also when an exception comes from somewhere else.
         self._problem = "was interrupted during a request"
         started = time.monotonic()
@@ -157,6 +167,7 @@ class BindingStore:
 
     def __init__(self, module: ModuleType, directory: str, timeout: float) -> None:
         self._handle = _Handle(module, directory, timeout)
+        self._anew = (module, directory, timeout)
 
     def read(self, path: str) -> bytes | None:
         """See `Store.read`."""
@@ -184,8 +195,13 @@ class BindingStore:
     def rm(self, path: str) -> None:
         """See `Store.rm`."""
         self._call("rm", path)
-        if any(found == path or path.endswith("/") for found in self.list(path)):
-            raise StoreRefused(f"QubesDB refused to remove {path}")
+        second_look = BindingStore(*self._anew)
+        try:
+            if any(found == path or path.endswith("/") for found in second_look.list(path)):
+                raise StoreRefused(f"QubesDB refused to remove {path}")
+        finally:
+            second_look.close()
+        self._handle.nothing_waits()  # the daemon has had the time to send the rest of its answer, or to hang up
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -194,8 +210,7 @@ class BindingStore:
     def _call(self, method: str, path: str, *args: bytes) -> Any:
         checked_path(path)
         result = self._handle.call(method, path, *args)
-        if self._handle.waiting(1):
-            raise self._handle.broken("sent an answer without a request")
+        self._handle.nothing_waits()
         return result
 
 
@@ -210,7 +225,7 @@ class BindingWatches:
     """
 
     def __init__(self, module: ModuleType, directory: str, timeout: float, paths: Iterable[str]) -> None:
-        self._handle = _Handle(module, directory, timeout)
+        self._handle = _Handle(module, directory, timeout, watches=True)
         self.paths = frozenset[str]()
         try:
             for path in paths:
