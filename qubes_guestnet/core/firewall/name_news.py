@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is wrong with names in firewall rules, in words; and what of that is new, for the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from . import name_cache, name_messages
+from .name_cache import Cache, Entry
+from .name_messages import REFUSED, Question
+
+# Codes of troubles; UNKNOWN and STALE have a look-up that failed.
+UNKNOWN, STALE, MISSING, INVALID, PART = "unknown", "stale", "missing", "invalid", "part"
+_NAMED = 5  # in one line
+_UNKNOWN_MEANS = "an accept entry with it matches nothing, a drop entry every destination"
+_WORDS = {
+    UNKNOWN: f"not known yet ({{why}}): {_UNKNOWN_MEANS}; the look-up is repeated",
+    STALE: "cannot be looked up ({why}): the last addresses stay for up to 24 h; the look-up is repeated",
+    MISSING: "does not exist (any more): its last addresses are forgotten if the next answer, in a minute, says so too",
+    INVALID: f"never asked of a name server ({{why}}): {_UNKNOWN_MEANS}; give an address instead",
+    PART: "has too many addresses: an accept entry matches the first of them, a drop entry every destination",
+}
+
+
+def trouble(question: Question, entry: Entry) -> tuple[str, str]:
+    """Return a code and the words for what is wrong with a name; two times "" for nothing."""
+    if entry.reason == REFUSED:
+        code, why = INVALID, name_messages.problem_of(question.name) or "the look-up refuses it"
+    elif not entry.answered:
+        why = name_messages.REASONS.get(entry.reason, "it does not exist")
+        code = UNKNOWN if entry.reason else ""
+    elif entry.missing:
+        code, why = MISSING, ""
+    elif entry.failures:
+        code, why = STALE, name_messages.REASONS.get(entry.reason, "")
+    else:
+        code, why = "" if entry.whole else PART, ""
+    return code, _WORDS[code].format(why=why) if code else ""
+
+
+def news(before: Cache, after: Cache) -> tuple[str, ...]:
+    """Return a line for each kind of trouble that is new, with the names that have it, and one for those that ended."""
+    found: dict[str, list[Question]] = {}
+    for question, entry in sorted(after.entries.items()):
+        code, words = trouble(question, entry)
+        former = before.entries.get(question, name_cache.Entry())
+        if code != trouble(question, former)[0]:
+            found.setdefault(words or "answered again, nothing is wrong any more", []).append(question)
+    return tuple(f"firewall: {_listed(names)}: {words}" for words, names in found.items())
+
+
+def left_out(share: name_cache.Share) -> tuple[str, ...]:
+    """Return a line for each qube whose rules have more names than are looked up."""
+    return tuple(
+        f"firewall of {qube}: {len(names)} names too many are not looked up ({_listed(names)}): {_UNKNOWN_MEANS}; "
+        "use fewer names"
+        for qube, names in share.left_out.items()
+    )
+
+
+def _listed(questions: Iterable[Question]) -> str:
+    names = [f"{question.name} (IPv{question.family})" for question in questions]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
