@@ -1,2 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The firewall of single qubes: pure."""
+"""The firewall of single qubes: what `qvm-firewall` and the Qubes GUI set, from QubesDB entries to text for nft. Pure.
+
+In the order in which a pass uses them:
+
+    entries     QubesDB entries, by address of the qube
+    commits     which of these sets are in force: the commit protocol of dom0
+    parsing     one set → a `Ruleset` (`rules`), with every error
+    binding     host names → addresses; the modules names… hold what name servers answered
+    evaluator   the answer for one packet, and the entry that decides
+    ruleset     text for nft
+    listing     what `nft list` says is loaded
+    plan        the difference, as `operations`
+    connections the conntrack entries that a change has turned to refused
+
+A set that is not wholly understood refuses all traffic of its own address, and changes nothing for another one.
+"""

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bind the host names of a list to the addresses that they have now.
+
+While the addresses of a name are not all known, an `accept` matches those that are, and a `drop` matches every
+destination. So the list allows a part of what it would allow whatever the addresses are: stricter than to ignore the
+rule, which would let a `drop` through, and milder than to refuse everything, which is what users met (behaviours B66,
+B74, B75). The option `[firewall] unresolved = "block-qube"` asks for the latter.
+
+What a name has is known when it was answered, also by "no address of this family", which matches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from ..namedtuple import NamedTuple
+from ..values import IPAddress, IPNetwork
+from .rules import INVALID_HOST, Ports, Rule, Ruleset
+
+# Of a name in one family; and of one list. What is beyond is not known.
+MOST_ADDRESSES, MOST_NAMES = 64, 256
+
+# (family, name) → addresses; a name that is missing was never answered.
+Names = Mapping[tuple[int, str], Collection[IPAddress]]
+
+
+class Known(NamedTuple):
+    """What is known of a name.
+
+    Args:
+        addresses: of the family of the list, sorted.
+        all: whether it has no others.
+    """
+
+    addresses: tuple[IPAddress, ...] = ()
+    all: bool = False
+
+
+class Line(NamedTuple):
+    """A rule as it is in force: what becomes one line of the qube's chain.
+
+    Args:
+        number: of the entry.
+        accept: else a packet that matches is refused.
+        network: the destination is in it; None: any.
+        host: the destination is in the set of this name; None: any.
+        dns: the destination is one of the name servers.
+        protocols: that it matches; () for any.
+        ports: the destination port, of TCP and UDP; None: any.
+        icmp_type: None: any.
+    """
+
+    number: int
+    accept: bool
+    network: IPNetwork | None = None
+    host: str | None = None
+    dns: bool = False
+    protocols: tuple[str, ...] = ()
+    ports: Ports | None = None
+    icmp_type: int | None = None
+
+
+class Bound(NamedTuple):
+    """A list with what is known of its names.
+
+    Args:
+        ruleset: as parsed.
+        known: name → what is known of it; a name that never has an answer is missing: `localhost`, one too many.
+        refused: everything is, whatever the rules say: an error of the list, or a name without an answer where that is
+            to block the qube.
+        warnings: limits that were reached.
+    """
+
+    ruleset: Ruleset
+    known: Mapping[str, Known] = {}
+    refused: bool = False
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Valid names whose addresses are not all known, in the order of the list."""
+        return tuple(host for host in self.ruleset.hosts if not self.of(host).all)
+
+    def of(self, host: str | None) -> Known:
+        """Return what is known of a name."""
+        return self.known.get(host or "", Known())
+
+    @property
+    def accept(self) -> bool:
+        """What becomes of a packet that no line matches."""
+        return self.ruleset.accept and not self.refused
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """What is in force, in order; nothing of it depends on what is not known."""
+        if self.refused:
+            return ()
+        return tuple(self._line(rule) for rule in self.ruleset.rules if not self._is_idle(rule))
+
+    def _is_idle(self, rule: Rule) -> bool:
+        """Whether a rule matches nothing now and gets no line.
+
+        An accept by a name that is only not known yet has one: its answer is then an element and no new chain.
+        """
+        return rule.is_empty or (rule.accept and rule.host is not None and rule.host not in self.known)
+
+    def _line(self, rule: Rule) -> Line:
+        host = rule.host if rule.accept or self.of(rule.host).all else None
+        return Line(
+            rule.number,
+            rule.accept,
+            rule.network,
+            host,
+            rule.dns,
+            rule.protocols,
+            rule.destination_ports,
+            rule.icmp_type,
+        )
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names that its lines look up."""
+        return tuple(dict.fromkeys(line.host for line in self.lines if line.host is not None))
+
+
+def is_asked(host: str) -> bool:
+    """Return whether name servers are asked for a name: not for this machine's own, nor for those of mDNS."""
+    last = host.rpartition(".")[2]
+    return last not in ("localhost", "local")
+
+
+def bind(ruleset: Ruleset, names: Names, *, block_unresolved: bool = False) -> Bound:
+    """Return a list with the addresses of its names.
+
+    Args:
+        ruleset: as parsed.
+        names: what was answered; addresses of the other family are ignored.
+        block_unresolved: refuse everything while an address of a name is not known.
+    """
+    known, warnings = {}, list[str]()
+    hosts, version = ruleset.hosts, ruleset.address.version
+    if len(hosts) > MOST_NAMES:
+        ignored = f"{len(hosts)} names; those after the first {MOST_NAMES} count as unanswered"
+        warnings.append(f"{ruleset.address}: {ignored}; use networks, or split the list among qubes")
+    for host in hosts[:MOST_NAMES]:
+        if not is_asked(host):
+            continue
+        answer = names.get((version, host))
+        if answer is None:
+            known[host] = Known()
+            continue
+        # Sorted: of a name with more, those that are kept are the same ones each time.
+        addresses = sorted({address for address in answer if address.version == version}, key=int)
+        known[host] = Known(tuple(addresses[:MOST_ADDRESSES]), len(addresses) <= MOST_ADDRESSES)
+        if len(addresses) > MOST_ADDRESSES:
+            kept = f"{host} has {len(addresses)} addresses; an accept is for the first {MOST_ADDRESSES}"
+            warnings.append(f"{ruleset.address}: {kept}, a drop for every destination; use networks")
+    bound = Bound(ruleset, known, ruleset.blocked, tuple(warnings))
+    unresolved = bool(bound.unknown) or any(rule.host == INVALID_HOST for rule in ruleset.rules)
+    return bound._replace(refused=ruleset.blocked or (block_unresolved and unresolved))

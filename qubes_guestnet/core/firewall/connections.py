@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which connections a change of rules ends: those that it turned from accepted to refused, and no others.
+
+A connection is judged by what the chain `forward` saw of its first packet: after DNAT, the destination is the source of
+the answers, and the port is theirs (behaviour B71: the daemon of core-agent compared ports as texts, and destinations
+before DNAT). Where the rules are the same there is nothing to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+from ..namedtuple import NamedTuple
+from ..values import IPAddress
+from .binding import Bound
+from .evaluator import Packet, judge
+
+
+class Connection(NamedTuple):
+    """An entry of conntrack.
+
+    Args:
+        number: its id, by which it is deleted.
+        source: of the first packet.
+        server: source of the answers: the destination after DNAT.
+        protocol: IP protocol number.
+        port: source port of the answers, of TCP and UDP.
+        icmp_type: of the first packet, of ICMP.
+    """
+
+    number: int
+    source: IPAddress
+    server: IPAddress
+    protocol: int
+    port: int | None = None
+    icmp_type: int | None = None
+
+
+class Rules(NamedTuple):
+    """What was or is in force.
+
+    Args:
+        lists: by address.
+        dns: the name servers, of both families.
+    """
+
+    lists: Mapping[IPAddress, Bound] = {}
+    dns: Collection[IPAddress] = frozenset()
+
+
+def to_end(
+    connections: Iterable[Connection], before: Rules, after: Rules, own: Collection[IPAddress] = ()
+) -> tuple[int, ...]:
+    """Return the ids of the connections that were accepted and are refused.
+
+    Args:
+        connections: of any source.
+        before: an address without a list here may have had anything: what is refused now ends.
+        after: of an address without a list here nothing ends: its vif is gone, or its list is not whole.
+        own: addresses of this provider. What ends here is not forwarded, so these rules are not about it.
+    """
+    found, same_servers = [], frozenset(before.dns) == frozenset(after.dns)
+    verdicts: dict[tuple[IPAddress, Packet], bool] = {}
+    for each in connections:
+        now, then = after.lists.get(each.source), before.lists.get(each.source)
+        if now is None or each.server in own or (now == then and same_servers):
+            continue
+        packet = Packet(each.server, each.protocol, each.port, each.icmp_type)
+        ends = verdicts.get((each.source, packet))
+        if ends is None:
+            passed = then is None or judge(then, packet, before.dns).passes
+            ends = verdicts[each.source, packet] = passed and not judge(now, packet, after.dns).passes
+        if ends:
+            found.append(each.number)
+    return tuple(found)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a list says about a packet, and which entry decides.
+
+One evaluator for all: the connections that a change ends, `firewall test`, and the tests, which compare it with the
+kernel. It judges what the chain `forward` sees: a destination after DNAT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from ..namedtuple import NamedTuple
+from ..values import IPAddress
+from .binding import Bound, Known
+from .rules import DNS_PORT, INVALID_HOST, WITH_PORTS, Rule, number_of
+
+ACCEPT, REFUSE, DEPENDS = "accept", "refuse", "depends"
+# Instead of the number of an entry.
+POLICY, BLOCKED = -1, -2
+
+
+class Packet(NamedTuple):
+    """The first packet of a connection, of the qube.
+
+    Args:
+        destination: after DNAT.
+        protocol: IP protocol number (of IPv6 the one behind the extension headers).
+        port: destination port of TCP and UDP, after DNAT.
+        icmp_type: of ICMP.
+    """
+
+    destination: IPAddress
+    protocol: int
+    port: int | None = None
+    icmp_type: int | None = None
+
+
+class Verdict(NamedTuple):
+    """The answer for a packet.
+
+    Args:
+        answer: ACCEPT or REFUSE whatever the addresses of unanswered names are; DEPENDS: on one of these, and until
+            they are known the packet is refused.
+        entry: number of the entry that decides; POLICY where none matches, BLOCKED where the list is refused as a
+            whole. Of DEPENDS: that of the first unanswered name that matters.
+    """
+
+    answer: str
+    entry: int
+
+    @property
+    def passes(self) -> bool:
+        """Whether the packet passes now."""
+        return self.answer == ACCEPT
+
+
+def judge(bound: Bound, packet: Packet, dns: Collection[IPAddress] = ()) -> Verdict:
+    """Return the verdict of a list: the first rule that matches decides, and the policy if none does.
+
+    Args:
+        bound: the list.
+        packet: of its address.
+        dns: the name servers, as the set `dns-addr` has them.
+    """
+    if bound.refused:
+        return Verdict(REFUSE, BLOCKED)
+    if packet.destination.version != bound.ruleset.address.version:
+        return Verdict(REFUSE, POLICY)
+    undecided: list[Rule] = []
+    entry, accept = POLICY, bound.accept
+    for rule, surely in _matching(bound, packet, dns):
+        if surely:
+            entry, accept = rule.number, rule.accept
+            break
+        undecided.append(rule)
+    for rule in undecided:
+        if rule.accept != accept:
+            return Verdict(DEPENDS, rule.number)
+    return Verdict(ACCEPT if accept else REFUSE, entry)
+
+
+def _matching(bound: Bound, packet: Packet, dns: Collection[IPAddress]) -> Iterator[tuple[Rule, bool]]:
+    """Return the rules that match or may match, and whether they surely do."""
+    for rule in bound.ruleset.rules:
+        if _matches_but_host(rule, packet, dns):
+            found = _has(bound.of(rule.host), rule.host, packet.destination)
+            if found is not False:
+                yield rule, found is True
+
+
+def _has(known: Known, host: str | None, address: IPAddress) -> bool | None:
+    """Return whether a name has an address; None where that is not known. Any host has it."""
+    if host is None or address in known.addresses:
+        return True
+    return False if known.all and host != INVALID_HOST else None
+
+
+def _matches_but_host(rule: Rule, packet: Packet, dns: Collection[IPAddress]) -> bool:
+    version = packet.destination.version
+    return (
+        (rule.network is None or packet.destination in rule.network)
+        and _matches_transport(rule, packet, version)
+        and (not rule.dns or packet.destination in dns)
+    )
+
+
+def _matches_transport(rule: Rule, packet: Packet, version: int) -> bool:
+    with_ports = packet.protocol in (number_of(protocol, version) for protocol in WITH_PORTS)
+    if rule.protocol and packet.protocol != number_of(rule.protocol, version):
+        return False
+    if rule.icmp_type is not None and packet.icmp_type != rule.icmp_type:
+        return False
+    if rule.dns and not (with_ports and packet.port == DNS_PORT):
+        return False
+    return rule.ports is None or (with_ports and packet.port in rule.ports)

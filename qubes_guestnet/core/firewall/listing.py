@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is loaded, read back from `nft -s list table` of our tables, as far as a plan has to know it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+
+from .. import nft_listing
+from ..listings import taken_apart
+from ..namedtuple import NamedTuple
+from ..nftables import DNS_SET
+from ..values import IPAddress
+from . import ruleset
+
+_COMMENT = re.compile(r' comment "([^"]*)"$')
+_TARGET = re.compile(r"\b(?:jump|goto) ([^\s,]+)")
+_ELEMENT = re.compile(r'([0-9a-f.:]+)(?: comment "([^"]*)")? : (?:jump|goto) (\S+)$')
+
+
+class Element(NamedTuple):
+    """An element of the map.
+
+    Args:
+        chain: that it leads to.
+        comment: the signature of the rules there.
+    """
+
+    chain: str
+    comment: str
+
+
+class Listed(NamedTuple):
+    """What the table of one family holds; nothing where it is missing.
+
+    Args:
+        rules: chain → its rules.
+        qubes: address → its element.
+        names: host name → its addresses.
+        dns: the name servers; None: the set is missing.
+        targets: chains that rules, or elements of other maps, lead to.
+        is_whole: whether the map and all chains are there, nothing is dormant, and what is not judged is dropped.
+    """
+
+    rules: Mapping[str, tuple[str, ...]] = {}
+    qubes: Mapping[IPAddress, Element] = {}
+    names: Mapping[str, frozenset[IPAddress]] = {}
+    dns: frozenset[IPAddress] | None = None
+    targets: frozenset[str] = frozenset()
+    is_whole: bool = False
+
+    def comments(self, chain: str) -> tuple[str, ...]:
+        """Return the comment of each rule of a chain, "" for one without."""
+        return tuple(match[1] if (match := _COMMENT.search(rule)) else "" for rule in self.rules.get(chain, ()))
+
+
+def parse(text: str) -> Listed:
+    """Return what a table holds.
+
+    Args:
+        text: of `nft -s list table ip qubes-firewall`, or ip6; "" for a missing table.
+
+    Raises:
+        ValueError: the listing is not whole.
+    """
+    own, blocks = taken_apart(text)
+    qubes: dict[IPAddress, Element] = {}
+    names: dict[str, frozenset[IPAddress]] = {}
+    dns, targets = None, set[str]()
+    for head, block in blocks.items():
+        kind, name = head.split()[:2]
+        host = ruleset.host_of(name)
+        if kind == "map" and name == ruleset.MAP:
+            qubes = dict(_elements(block))
+            continue
+        targets.update(_TARGET.findall(block))
+        if kind == "set" and name == DNS_SET:
+            dns = frozenset(map(ipaddress.ip_address, _members(block)))
+        elif kind == "set" and host is not None:
+            names[host] = frozenset(map(ipaddress.ip_address, _members(block)))
+    heads = (f"map {ruleset.MAP} {{", *(f"chain {chain} {{" for chain in ruleset.CHAINS))
+    is_whole = (
+        "dormant" not in own
+        and all(head in blocks for head in heads)
+        and all(f"\t{hook}\n" in blocks[f"chain {chain} {{"] for chain, hook in ruleset.HOOKS.items())
+    )
+    return Listed(nft_listing.chains(text), qubes, names, dns, frozenset(targets), is_whole)
+
+
+def _elements(block: str) -> Iterator[tuple[IPAddress, Element]]:
+    """Return the elements of our map."""
+    for match in map(_ELEMENT.fullmatch, _members(block)):
+        if match is not None:
+            yield ipaddress.ip_address(match[1]), Element(match[3], match[2] or "")
+
+
+def _members(block: str) -> Iterator[str]:
+    """Return the elements of a set's block, which may go over several lines."""
+    _, found, tail = block.partition("elements = {")
+    for member in " ".join(tail.partition("}")[0].split()).split(","):
+        if found and member.strip():
+            yield member.strip()

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a pass changes of the firewall of single qubes. The texts of one pass are joined to one transaction.
+
+Where that is refused, `halves` leads to the qube that is the reason (behaviour B66): its rules are replaced by their
+`instead`, and those of the others are in force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..namedtuple import NamedTuple, distinct
+from ..values import IPAddress
+from . import ruleset
+from .binding import Bound
+from .rules import Problem, Ruleset
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+
+@distinct
+class LoadFirewallTable(NamedTuple):
+    """Make the table of a family, with its chains and our rules in those that have none of them.
+
+    Args:
+        version: of the family.
+        fill: the chains that get rules.
+    """
+
+    version: int
+    fill: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """As nft takes it."""
+        return ruleset.tables(self.version, self.fill)
+
+    def __str__(self) -> str:
+        rules = f", our rules in {', '.join(self.fill)}" if self.fill else ""
+        return f"nft -f: table {ruleset.FAMILIES[self.version].table}{rules}"
+
+
+@distinct
+class SetDnsServers(NamedTuple):
+    """Make `dns-addr` hold these servers and no others."""
+
+    version: int
+    servers: tuple[IPAddress, ...]
+
+    @property
+    def text(self) -> str:
+        """As nft takes it."""
+        return ruleset.dns_servers(self.version, self.servers)
+
+    def __str__(self) -> str:
+        servers = ", ".join(map(str, self.servers)) or "none"
+        return f"nft -f: name servers of {ruleset.FAMILIES[self.version].table}: {servers}"
+
+
+@distinct
+class ChangeName(NamedTuple):
+    """Change the addresses of a name that rules use.
+
+    Args:
+        version: of the family.
+        host: the name.
+        add, remove: addresses.
+    """
+
+    version: int
+    host: str
+    add: tuple[IPAddress, ...]
+    remove: tuple[IPAddress, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """As nft takes it."""
+        return ruleset.name(self.version, self.host, self.add, self.remove)
+
+    def __str__(self) -> str:
+        changes = [*(f"+{address}" for address in self.add), *(f"-{address}" for address in self.remove)]
+        return f"nft -f: IPv{self.version} addresses of {self.host}: {' '.join(changes) or 'none'}"
+
+
+@distinct
+class SetQubeRules(NamedTuple):
+    """Replace the rules of a qube, chain and element together."""
+
+    bound: Bound
+
+    @property
+    def text(self) -> str:
+        """As nft takes it."""
+        return ruleset.qube(self.bound)
+
+    @property
+    def instead(self) -> SetQubeRules | None:
+        """Where nft refuses the rules of this qube alone: everything is refused; None for that itself."""
+        address = self.bound.ruleset.address
+        remedy = "all traffic of this address is refused; report it as a bug of qubes-guestnet"
+        problem = Problem(f"/qubes-firewall/{address}", "", "nft refused the rules", remedy)
+        return None if self.bound.refused else SetQubeRules(Bound(Ruleset(address, problems=(problem,)), refused=True))
+
+    def __str__(self) -> str:
+        address, lines = self.bound.ruleset.address, len(self.bound.lines)
+        what = "everything is refused" if self.bound.refused else f"{lines} rule{'' if lines == 1 else 's'}"
+        return f"nft -f: firewall of {address}: {what}"
+
+
+@distinct
+class RemoveQubeRules(NamedTuple):
+    """Remove the element of a qube: nothing of it passes."""
+
+    address: IPAddress
+
+    @property
+    def text(self) -> str:
+        """As nft takes it."""
+        return ruleset.without_element(self.address)
+
+    def __str__(self) -> str:
+        return f"nft -f: firewall of {self.address}: removed, everything is dropped"
+
+
+@distinct
+class RemoveQubeChain(NamedTuple):
+    """Remove a chain without an element.
+
+    Args:
+        version: of the family.
+        chain: its name.
+        keep: another program's rule jumps to it: it is emptied.
+    """
+
+    version: int
+    chain: str
+    keep: bool = False
+
+    @property
+    def text(self) -> str:
+        """As nft takes it."""
+        return ruleset.without_chain(self.version, self.chain, keep=self.keep)
+
+    def __str__(self) -> str:
+        done = "emptied, a rule of another program jumps to it" if self.keep else "removed"
+        return f"nft -f: chain {ruleset.FAMILIES[self.version].table} {self.chain}: {done}"
+
+
+@distinct
+class RemoveName(NamedTuple):
+    """Remove the set of a name that no rule uses any more."""
+
+    version: int
+    host: str
+
+    @property
+    def text(self) -> str:
+        """As nft takes it."""
+        return ruleset.without_name(self.version, self.host)
+
+    def __str__(self) -> str:
+        return f"nft -f: IPv{self.version} addresses of {self.host}: no rule uses the name, removed"
+
+
+if TYPE_CHECKING:
+    Operation: TypeAlias = (
+        LoadFirewallTable
+        | SetDnsServers
+        | ChangeName
+        | SetQubeRules
+        | RemoveQubeRules
+        | RemoveQubeChain
+        | RemoveName
+    )  # fmt: skip
+
+# In this order, which is that of a plan: sets before the rules that use them, and removed after the last of these.
+ORDER = (LoadFirewallTable, SetDnsServers, ChangeName, SetQubeRules, RemoveQubeRules, RemoveQubeChain, RemoveName)
+_SHARED = (LoadFirewallTable, SetDnsServers, ChangeName)
+
+
+def transaction(operations: Iterable[Operation]) -> str:
+    """Return the text of all of them, as one transaction."""
+    return "".join(operation.text for operation in operations)
+
+
+def halves(operations: tuple[Operation, ...]) -> tuple[tuple[Operation, ...], tuple[Operation, ...]] | None:
+    """Return two smaller transactions instead of one that nft refused; None when one qube is left.
+
+    What qubes share is in both, and may be loaded twice. What only removes names is in none: a chain that could not be
+    replaced may use them; the next plan has it again.
+
+    Args:
+        operations: of one transaction, in order.
+    """
+    shared = tuple(each for each in operations if isinstance(each, _SHARED))
+    single = tuple(each for each in operations if not isinstance(each, (*_SHARED, RemoveName)))
+    if len(single) < 2:
+        return None
+    middle = len(single) // 2
+    return shared + single[:middle], shared + single[middle:]

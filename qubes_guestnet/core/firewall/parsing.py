@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Parse the entries of one address into a `Ruleset`.
+
+Rules:
+
+1. Every byte is hostile until its check has passed. `parse` never raises.
+2. Whatever is not understood refuses all traffic of that address, as dom0's documentation says; nothing is guessed, so
+   that no list ever allows more than dom0 meant. All errors are named, not the first one alone (behaviour B75).
+3. A destination that is no host name (`a..b`, `127.1`) is dom0's to allow and ours to explain: the rest of the list
+   holds, and that entry is treated like a name without an answer (see `binding`).
+
+The grammar is dom0's (core-admin, qubes/firewall.py): options by single blanks, of each at most one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+
+from ...errors import shown
+from ..namedtuple import NamedTuple
+from ..values import IPV4, IPV6, IPAddress, IPNetwork
+from .entries import FOLDER
+from .rules import (
+    DNS_PORT,
+    HIGHEST_PORT,
+    ICMP,
+    INVALID_HOST,
+    PROTOCOLS,
+    Ports,
+    Problem,
+    Rule,
+    Ruleset,
+    is_host,
+)
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from typing import Any
+
+POLICY = "policy"
+# dom0 has no limit; users had lists of 1000 (behaviour B89).
+MOST_RULES = 4096
+_LONGEST_NUMBER = 5
+_ACTIONS = {b"accept": True, b"drop": False}
+_DECIMAL = frozenset(b"0123456789")
+_ADDRESS_BYTES = {IPV4: _DECIMAL | frozenset(b"."), IPV6: frozenset(b"0123456789abcdefABCDEF:.")}
+_LONGEST_ADDRESS = {IPV4: 15, IPV6: 45}
+_DIGITS = frozenset("0123456789")
+# What people take for it: echo request, by family.
+_ECHO = {IPV4: 8, IPV6: 128}
+_REFUSED = "all traffic of this address is refused until it is corrected in dom0: qvm-firewall"
+_NO_NAME = "it has no addresses: an accept matches nothing, a drop every destination; correct it in dom0: qvm-firewall"
+
+
+def parse(address: IPAddress, untrusted_entries: Mapping[str, bytes]) -> Ruleset:
+    """Return the rules of an address, or a list that refuses everything, with all errors.
+
+    Args:
+        address: of the qube; it gives the family.
+        untrusted_entries: the last part of each key below the address's folder → raw value.
+    """
+    reader = _Reader(address)
+    accept = reader.policy(untrusted_entries.get(POLICY))
+    keys = [key for key in untrusted_entries if key != POLICY]
+    rules: list[Rule] = []
+    if len(keys) > MOST_RULES:
+        remedy = f"the limit is {MOST_RULES}; allow networks instead of single addresses; {_REFUSED}"
+        reader.add("", b"", f"{len(keys)} rules", remedy)
+    else:
+        rules = reader.rules(untrusted_entries, keys)
+    if any(problem.blocks for problem in reader.problems):
+        return Ruleset(address, problems=tuple(reader.problems))
+    return Ruleset(address, accept, tuple(rules), tuple(reader.problems))
+
+
+class _Reader:
+    """The entries of one address, and the problems met while reading them."""
+
+    def __init__(self, address: IPAddress) -> None:
+        self._version = address.version
+        self._folder = f"{FOLDER}{address}/"
+        self.problems: list[Problem] = []
+
+    def add(
+        self,
+        untrusted_key: str,
+        untrusted_value: bytes | None,
+        problem: str,
+        remedy: str = _REFUSED,
+        *,
+        blocks: bool = True,
+    ) -> None:
+        """Keep a problem; what it quotes is safe to print then."""
+        plain = len(untrusted_key) <= _LONGEST_NUMBER and _DIGITS.issuperset(untrusted_key)
+        key = untrusted_key if plain or untrusted_key == POLICY else shown(untrusted_key.encode("utf-8", "replace"))
+        value = "" if untrusted_value is None else shown(untrusted_value)
+        self.problems.append(Problem(self._folder + key, value, problem, remedy, blocks))
+
+    def policy(self, untrusted_value: bytes | None) -> bool:
+        """Return whether what no rule matches is accepted."""
+        if untrusted_value not in _ACTIONS:
+            if untrusted_value is None:
+                self.add(POLICY, None, "missing, so the list is not whole")
+            else:
+                self.add(POLICY, untrusted_value, "not a policy: accept or drop")
+            return False
+        return _ACTIONS[untrusted_value]
+
+    def rules(self, untrusted_entries: Mapping[str, bytes], untrusted_keys: list[str]) -> list[Rule]:
+        """Return the rules that are valid, by number, which may have gaps: each family lacks those of the other."""
+        numbered: dict[int, str] = {}
+        for key in sorted(untrusted_keys):
+            if not (0 < len(key) <= _LONGEST_NUMBER and _DIGITS.issuperset(key)):
+                self.add(key, untrusted_entries[key], f"not the number of a rule: 1 to {_LONGEST_NUMBER} digits")
+            elif int(key) in numbered:
+                self.add(key, untrusted_entries[key], f"the number of the rule {numbered[int(key)]} once more")
+            else:
+                numbered[int(key)] = key
+        found = (self._rule(number, key, untrusted_entries[key]) for number, key in sorted(numbered.items()))
+        return [rule for rule in found if rule is not None]
+
+    def _rule(self, number: int, key: str, untrusted_value: bytes) -> Rule | None:
+        """Return a rule; None with at least one problem when it is not valid."""
+        before = len(self.problems)
+        given = self._options(key, untrusted_value)
+        for problem in _contradictions(given, self._version):
+            self.add(key, untrusted_value, problem)
+        if any(problem.blocks for problem in self.problems[before:]):
+            return None
+        rule = Rule(
+            number,
+            given["action"],
+            network=given.get("dst4") or given.get("dst6"),
+            host=given.get("dsthost"),
+            protocol=given.get("proto", ""),
+            ports=given.get("dstports"),
+            icmp_type=given.get("icmptype"),
+            dns="specialtarget" in given,
+        )
+        self._explain(rule, key, untrusted_value)
+        return rule
+
+    def _options(self, key: str, untrusted_value: bytes) -> dict[str, Any]:
+        """Return each option with its checked value; None for one that is not valid, with a problem."""
+        given: dict[str, Any] = {}
+        for part in untrusted_value.split(b" "):
+            word, equals, value = part.partition(b"=")
+            option = _OPTIONS.get(word)
+            name = word.decode("ascii", "replace")
+            if not part:
+                self.add(key, untrusted_value, "an empty option: options are separated by single blanks")
+            elif not equals or b"=" in value:
+                self.add(key, untrusted_value, f"{shown(part)} is not option=value")
+            elif option is None:
+                self.add(key, untrusted_value, f"the option {shown(word)} is not known")
+            elif name in given:
+                self.add(key, untrusted_value, f"{name} is given twice")
+            else:
+                try:
+                    given[name] = option.check(value)
+                except ValueError:
+                    given[name] = None
+                    self.add(key, untrusted_value, f"{name} is not {option.expected}")
+        return given
+
+    def _explain(self, rule: Rule, key: str, untrusted_value: bytes) -> None:
+        """Note what is valid and does nothing."""
+        if rule.host == INVALID_HOST:
+            self.add(key, untrusted_value, "dsthost is not a host name", _NO_NAME, blocks=False)
+        if rule.is_empty:
+            problem = f"name servers have TCP and UDP, port {DNS_PORT}: the rule matches nothing"
+            self.add(key, untrusted_value, problem, "remove it, or its proto and dstports", blocks=False)
+        other = _ECHO[IPV6 if self._version == IPV4 else IPV4]
+        if rule.icmp_type == other:
+            own = _ECHO[self._version]
+            problem = f"{other} is not the echo request of IPv{self._version}"
+            self.add(key, untrusted_value, problem, f"to allow ping, add a rule with icmptype={own}", blocks=False)
+
+
+def _contradictions(given: Mapping[str, Any], version: int) -> list[str]:
+    """Return what is wrong with options that are valid one by one."""
+    found = []
+    destinations = [name for name in ("dst4", "dst6", "dsthost") if name in given]
+    if "action" not in given:
+        found.append("action is missing")
+    if len(destinations) > 1:
+        found.append(f"{' and '.join(destinations)}: a rule has one destination")
+    if f"dst{10 - version}" in given:
+        found.append(f"dst{10 - version} in the list of an IPv{version} address")
+    if "dstports" in given and given.get("proto") == ICMP:
+        found.append("dstports with proto=icmp")
+    if "icmptype" in given and given.get("proto") != ICMP:
+        found.append("icmptype without proto=icmp")
+    return found
+
+
+# --- the options -------------------------------------------------------------------------------------------------
+
+
+class _Option(NamedTuple):
+    """How the value of an option is checked, and what it should be."""
+
+    check: Callable[[bytes], Any]
+    expected: str
+
+
+def _action(untrusted_value: bytes) -> bool:
+    if untrusted_value not in _ACTIONS:
+        raise ValueError("no action")
+    return _ACTIONS[untrusted_value]
+
+
+def _number(untrusted_value: bytes, most: int) -> int:
+    # dom0 keeps what was typed: 192.0.2.1/08 arrives with its zero.
+    if not 0 < len(untrusted_value) <= len(str(most)) or not _DECIMAL.issuperset(untrusted_value):
+        raise ValueError("no number")
+    number = int(untrusted_value)
+    if number > most:
+        raise ValueError("out of range")
+    return number
+
+
+def _network(untrusted_value: bytes, version: int) -> IPNetwork:
+    """Return a network; bits behind its length are masked, so that it is listed as it is loaded."""
+    untrusted_address, slash, untrusted_length = untrusted_value.partition(b"/")
+    # `ipaddress` alone would take a scope, and four bytes for an address.
+    if len(untrusted_address) > _LONGEST_ADDRESS[version] or not _ADDRESS_BYTES[version].issuperset(untrusted_address):
+        raise ValueError("no address")
+    longest = 32 if version == IPV4 else 128
+    length = _number(untrusted_length, longest) if slash else longest
+    text = untrusted_address.decode("ascii")
+    if version == IPV4:
+        return ipaddress.IPv4Network((ipaddress.IPv4Address(text), length), strict=False)
+    return ipaddress.IPv6Network((ipaddress.IPv6Address(text), length), strict=False)
+
+
+def _host(untrusted_value: bytes) -> str:
+    """Return a host name without the dot at its end; INVALID_HOST for what is none."""
+    try:
+        text = untrusted_value.decode("ascii").lower().removesuffix(".")
+    except UnicodeDecodeError:
+        return INVALID_HOST
+    return text if is_host(text) else INVALID_HOST
+
+
+def _protocol(untrusted_value: bytes) -> str:
+    text = untrusted_value.decode("ascii")  # a UnicodeDecodeError is a ValueError
+    if text not in PROTOCOLS:
+        raise ValueError("no protocol")
+    return text
+
+
+def _ports(untrusted_value: bytes) -> Ports:
+    untrusted_first, dash, untrusted_last = untrusted_value.partition(b"-")
+    first = _number(untrusted_first, HIGHEST_PORT)
+    return Ports(first, _number(untrusted_last, HIGHEST_PORT) if dash else first)
+
+
+def _special(untrusted_value: bytes) -> bool:
+    if untrusted_value != b"dns":
+        raise ValueError("no special target")
+    return True
+
+
+_OPTIONS = {
+    b"action": _Option(_action, "accept or drop"),
+    b"dst4": _Option(lambda value: _network(value, IPV4), "an IPv4 network such as 192.0.2.0/24"),
+    b"dst6": _Option(lambda value: _network(value, IPV6), "an IPv6 network such as 2001:db8::/32"),
+    b"dsthost": _Option(_host, "a host name"),
+    b"proto": _Option(_protocol, "tcp, udp or icmp"),
+    b"dstports": _Option(_ports, f"a range of ports from 0 to {HIGHEST_PORT} such as 80-443"),
+    b"icmptype": _Option(lambda value: _number(value, 255), "a number from 0 to 255"),
+    b"specialtarget": _Option(_special, "dns"),
+}

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The difference between what is loaded and what is wanted, as operations in their order.
+
+What is as it should be is not touched: an equal list costs no transaction (F-32), and no rule of another program is.
+Rules that another program deleted from `forward` stay deleted, as long as one of ours is left there: kill switches do
+that. A chain `qbs-…` is ours alone, and is replaced when it is not as it was loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ..namedtuple import NamedTuple
+from ..values import IPAddress
+from . import ruleset
+from .binding import Bound
+from .commits import ordered
+from .listing import Element, Listed
+from .operations import (
+    ORDER,
+    ChangeName,
+    LoadFirewallTable,
+    RemoveName,
+    RemoveQubeChain,
+    RemoveQubeRules,
+    SetDnsServers,
+    SetQubeRules,
+)
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+if TYPE_CHECKING:
+    from .operations import Operation
+
+
+class Wanted(NamedTuple):
+    """What is to be in force.
+
+    Args:
+        lists: address → its list, of both families.
+        dns: the name servers by family; a family that is missing is left as it is.
+        kept: addresses of which the rules stay as they are loaded, if they are.
+    """
+
+    lists: Mapping[IPAddress, Bound] = {}
+    dns: Mapping[int, frozenset[IPAddress]] = {}
+    kept: frozenset[IPAddress] = frozenset()
+
+
+def plan(listed: Mapping[int, Listed], wanted: Wanted) -> tuple[Operation, ...]:
+    """Return the operations that make what is loaded what is wanted; none where it is.
+
+    Args:
+        listed: by family; a family that is missing has no table.
+        wanted: of both families.
+    """
+    found = [
+        operation
+        for version in ruleset.FAMILIES
+        for operation in _family(version, listed.get(version, Listed()), wanted)
+    ]
+    return tuple(sorted(found, key=lambda operation: ORDER.index(type(operation))))
+
+
+def lost_rules(version: int, listed: Listed) -> tuple[str, ...]:
+    """Return the chains whose rules of ours are not all there: another program deleted some, which `check` tells."""
+    rules = ruleset.own_rules(version)
+    return tuple(chain for chain, own in rules.items() if listed.comments(chain).count(ruleset.COMMENT) < len(own))
+
+
+def _family(version: int, listed: Listed, wanted: Wanted) -> Iterator[Operation]:
+    lists = {address: bound for address, bound in wanted.lists.items() if address.version == version}
+    kept = {address for address in wanted.kept if address.version == version} - set(lists)
+    yield from _table(version, listed)
+    servers = wanted.dns.get(version)
+    if servers is not None and servers != (listed.dns or frozenset()):
+        yield SetDnsServers(version, ordered(servers))
+    yield from _names(version, listed, lists, kept)
+    for address in ordered(lists):
+        if not _is_loaded(listed, lists[address]):
+            yield SetQubeRules(lists[address])
+    yield from _left(version, listed, lists, kept)
+
+
+def _table(version: int, listed: Listed) -> Iterator[Operation]:
+    """The table, where something of it is missing or not as it was made, or a chain has no rule of ours."""
+    empty = tuple(chain for chain in ruleset.own_rules(version) if ruleset.COMMENT not in listed.comments(chain))
+    if empty or listed.dns is None or not listed.is_whole:
+        yield LoadFirewallTable(version, empty)
+
+
+def _is_loaded(listed: Listed, bound: Bound) -> bool:
+    """Whether the rules of a qube are in force. Others can delete a rule of a chain and leave the element."""
+    address = bound.ruleset.address
+    chain = ruleset.chain_of(address)
+    element = Element(chain, ruleset.signature(bound))
+    return listed.qubes.get(address) == element and listed.comments(chain) == ruleset.comments(bound)
+
+
+def _names(version: int, listed: Listed, lists: Mapping[IPAddress, Bound], kept: set[IPAddress]) -> Iterator[Operation]:
+    """The addresses of names, and the sets that no chain uses."""
+    used: dict[str, frozenset[IPAddress]] = {}
+    for bound in lists.values():
+        for host in bound.hosts:
+            used.setdefault(host, frozenset(bound.of(host).addresses))
+    for host, addresses in sorted(used.items()):
+        there = listed.names.get(host)
+        if there != addresses:
+            before = there or frozenset()
+            yield ChangeName(version, host, ordered(addresses - before), ordered(before - addresses))
+    staying = {ruleset.chain_of(address) for address in kept}
+    for host in sorted(set(listed.names) - set(used)):
+        word = f"@{ruleset.set_of(host)} "
+        foreign = (chain for chain in listed.rules if chain in staying or not ruleset.is_chain(chain))
+        if not any(word in f"{rule} " for chain in foreign for rule in listed.rules[chain]):
+            yield RemoveName(version, host)
+
+
+def _left(version: int, listed: Listed, lists: Mapping[IPAddress, Bound], kept: set[IPAddress]) -> Iterator[Operation]:
+    """What is loaded of qubes that are not there any more."""
+    for address in ordered(set(listed.qubes) - set(lists) - kept):
+        yield RemoveQubeRules(address)
+    staying = {ruleset.chain_of(address) for address in (*lists, *kept)}
+    for chain in sorted(chain for chain in listed.rules if ruleset.is_chain(chain) and chain not in staying):
+        keep = chain in listed.targets
+        if not keep or listed.rules[chain]:
+            yield RemoveQubeChain(version, chain, keep)

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The rules of one qube as values. Their constructors reject what no rule can be.
+
+A rule is one entry of dom0's list. It matches a packet that fulfils all its conditions; the first one that matches
+decides, and behind the last one the policy does. Only what the values here can hold gets into a text for nft.
+"""
+
+from __future__ import annotations
+
+from ..namedtuple import NamedTuple
+from ..values import IPV4, IPAddress, IPNetwork
+
+TCP, UDP, ICMP = "tcp", "udp", "icmp"
+PROTOCOLS = (TCP, UDP, ICMP)
+# Those that have ports: what an entry with ports and without a protocol is about.
+WITH_PORTS = (TCP, UDP)
+HIGHEST_PORT = 65535
+DNS_PORT = 53
+# A name that is not valid: it has no addresses, and never will.
+INVALID_HOST = ""
+LONGEST_HOST, LONGEST_LABEL = 253, 63
+_HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
+_DIGITS = frozenset("0123456789")
+
+
+def number_of(protocol: str, version: int) -> int:
+    """Return the IP protocol number of one of PROTOCOLS; `icmp` is ICMPv6 in a list of that family."""
+    return {TCP: 6, UDP: 17, ICMP: 1 if version == IPV4 else 58}[protocol]
+
+
+def is_host(text: str) -> bool:
+    """Return whether it is a host name in canonical form: lower case, no dot at its end.
+
+    A name is letters, digits, - and _ in labels of 1 to 63, at most 253 in all. A last label of digits alone makes it a
+    number, which the C library would take for an address (10, 127.1).
+    """
+    labels = text.split(".")
+    return (
+        len(text) <= LONGEST_HOST
+        and all(0 < len(label) <= LONGEST_LABEL and _HOST_CHARACTERS.issuperset(label) for label in labels)
+        and not any(label.startswith("-") or label.endswith("-") for label in labels)
+        and not _DIGITS.issuperset(labels[-1])
+    )
+
+
+class _PortsFields(NamedTuple):
+    first: int
+    last: int
+
+
+class Ports(_PortsFields):
+    """A range of ports, both ends included."""
+
+    __slots__ = ()
+
+    def __new__(cls, first: int, last: int) -> Ports:
+        """Raise ValueError when it is no range of ports."""
+        if not 0 <= first <= last <= HIGHEST_PORT:
+            raise ValueError(f"{first}-{last} is no range of ports")
+        return super().__new__(cls, first, last)
+
+    def __contains__(self, port: object) -> bool:
+        return isinstance(port, int) and self.first <= port <= self.last
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+
+EVERY_PORT = Ports(0, HIGHEST_PORT)
+
+
+class _RuleFields(NamedTuple):
+    number: int
+    accept: bool
+    network: IPNetwork | None
+    host: str | None
+    protocol: str
+    ports: Ports | None
+    icmp_type: int | None
+    dns: bool
+
+
+class Rule(_RuleFields):
+    """One entry.
+
+    Args:
+        number: of its key; it names the entry in messages and counters.
+        accept: what becomes of a packet that matches; else it is refused.
+        network: the destination is in it; None: any.
+        host: the destination is an address of this name; None: any. INVALID_HOST: dom0 wrote what is no name.
+        protocol: one of PROTOCOLS; "": any.
+        ports: the destination port is one of these, of TCP and UDP.
+        icmp_type: as a number, of the ICMP of the list's family.
+        dns: the destination is one of the name servers, and the port theirs.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        number: int,
+        accept: bool,
+        *,
+        network: IPNetwork | None = None,
+        host: str | None = None,
+        protocol: str = "",
+        ports: Ports | None = None,
+        icmp_type: int | None = None,
+        dns: bool = False,
+    ) -> Rule:
+        """Raise ValueError for conditions that no entry can have together."""
+        if number < 0 or (protocol and protocol not in PROTOCOLS):
+            raise ValueError(f"no entry {number} with protocol {protocol!r}")
+        if host is not None and (network is not None or not (host == INVALID_HOST or is_host(host))):
+            raise ValueError(f"{host[:60]!r} is not the destination of a rule")
+        if ports is not None and protocol == ICMP:
+            raise ValueError("ICMP has no ports")
+        if icmp_type is not None and (protocol != ICMP or not 0 <= icmp_type <= 255):
+            raise ValueError(f"{icmp_type} is not an ICMP type, or the protocol is not ICMP")
+        return super().__new__(cls, number, accept, network, host, protocol, ports, icmp_type, dns)
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """The protocols that it matches; () for any."""
+        if self.protocol:
+            return (self.protocol,)
+        return WITH_PORTS if self.ports is not None or self.dns else ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it matches no packet at all: a name server is not asked by ICMP, nor at another port than 53."""
+        return self.dns and (self.protocol == ICMP or (self.ports is not None and DNS_PORT not in self.ports))
+
+    @property
+    def destination_ports(self) -> Ports | None:
+        """The ports that it matches; None for any, and of any protocol."""
+        return Ports(DNS_PORT, DNS_PORT) if self.dns else self.ports
+
+
+class Problem(NamedTuple):
+    """What is wrong with an entry.
+
+    Args:
+        key: the QubesDB path, safe to print.
+        value: as dom0 wrote it, safe to print; "" for a missing one.
+        problem: what is wrong.
+        remedy: what to do about it.
+        blocks: all traffic of the address is refused because of it; else the rest of the list holds.
+    """
+
+    key: str
+    value: str
+    problem: str
+    remedy: str
+    blocks: bool = True
+
+    def __str__(self) -> str:
+        value = f" {self.value}:" if self.value else ""
+        return f"{self.key}:{value} {self.problem}; {self.remedy}"
+
+
+class _RulesetFields(NamedTuple):
+    address: IPAddress
+    accept: bool
+    rules: tuple[Rule, ...]
+    problems: tuple[Problem, ...]
+
+
+class Ruleset(_RulesetFields):
+    """The list of one address, as `parsing.parse` makes it.
+
+    Args:
+        address: of the qube, which gives the family.
+        accept: the policy: what becomes of a packet that no rule matches.
+        rules: in the order of their numbers.
+        problems: all that were found.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        address: IPAddress,
+        accept: bool = False,
+        rules: tuple[Rule, ...] = (),
+        problems: tuple[Problem, ...] = (),
+    ) -> Ruleset:
+        """Raise ValueError for a rule of the other family, disorder, or a rule beside a problem that blocks."""
+        numbers = [rule.number for rule in rules]
+        if numbers != sorted(set(numbers)):
+            raise ValueError("the rules are not in order")
+        if any(rule.network is not None and rule.network.version != address.version for rule in rules):
+            raise ValueError(f"a rule for the other family in the list of {address}")
+        if (accept or rules) and any(problem.blocks for problem in problems):
+            raise ValueError("a list with an error refuses everything")
+        return super().__new__(cls, address, accept, rules, problems)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether an error has all traffic refused."""
+        return any(problem.blocks for problem in self.problems)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names of its rules, each once, in the order of the list."""
+        return tuple(dict.fromkeys(rule.host for rule in self.rules if rule.host))

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The tables `ip qubes-firewall` and `ip6 qubes-firewall` as text for `nft -f`. Texts may be joined to one transaction.
+
+    forward ─▶ qubes-forward ─▶ map `qubes`: address of the qube ─▶ its chain qbs-…
+
+Names, hooks and priorities are those that users' scripts rely on: they jump to `qubes-forward`, insert into `forward`,
+and delete there the line that matches `vif.*accept` (behaviours B82, B90). So no text here flushes a chain but the
+`qbs-…` ones; rules of ours elsewhere carry a comment, and are added where none of them is.
+
+Both families come from one template. Protocols are matched by `meta l4proto`: behind extension headers and in fragments
+`ip6 nexthdr` is another one. The addresses of a name are a set of their own, which all qubes share, so a new answer
+changes elements and no rule. Of a qube without an element nothing passes, without an answer: that is the policy.
+
+A text is made of the values of `rules` and `binding`, and of addresses; none of them can hold a command.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Iterable, Mapping
+
+from ..namedtuple import NamedTuple
+from ..nftables import DNS_SET
+from ..nftables import FIREWALL_TABLE as TABLE
+from ..values import IPV4, IPV6, IPAddress
+from .binding import Bound, Line
+from .rules import EVERY_PORT, ICMP, is_host
+
+MAP = "qubes"
+COMMENT = "qubes-guestnet"
+# Of the last rule of a chain.
+POLICY, BLOCKED = "policy", "blocked"
+_CHAIN, _NAME = "qbs-", "n-"
+_ELEMENTS_A_LINE = 64
+
+
+class Family(NamedTuple):
+    """Words of one family."""
+
+    word: str
+    address: str
+    icmp: str
+
+    @property
+    def table(self) -> str:
+        """Family and name of the table."""
+        return f"{self.word} {TABLE}"
+
+    @property
+    def refuse(self) -> str:
+        """The statement for what is refused: the sender learns it at once (behaviour B85)."""
+        return f"reject with {self.icmp} admin-prohibited"
+
+
+FAMILIES = {IPV4: Family("ip", "ipv4_addr", "icmp"), IPV6: Family("ip6", "ipv6_addr", "icmpv6")}
+
+HOOKS = {
+    "forward": "type filter hook forward priority filter; policy drop;",
+    "prerouting": "type filter hook prerouting priority raw; policy accept;",
+    "postrouting": "type filter hook postrouting priority raw; policy accept;",
+}
+QUBES_FORWARD = "qubes-forward"
+CHAINS = (QUBES_FORWARD, *HOOKS)
+
+
+def own_rules(version: int) -> Mapping[str, tuple[str, ...]]:
+    """Return our rules in the chains that users share, without their comment."""
+    word = FAMILIES[version].word
+    return {
+        QUBES_FORWARD: (f"{word} saddr vmap @{MAP}",),
+        "forward": (
+            "ct state established,related accept",
+            # What no qube sends is not ours to judge (behaviour B83). A vif that is not set up yet has no group.
+            'iifgroup != 2 iifname != "vif*" accept',
+            f"jump {QUBES_FORWARD}",
+            # A qube without rules yet, or without an address that has some: counted, then dropped by the policy.
+            "counter",
+        ),
+    }
+
+
+def tables(version: int, fill: Iterable[str]) -> str:
+    """Return the table with sets and chains, without the qubes; what is there stays.
+
+    Args:
+        version: of the family.
+        fill: the chains that get our rules: those that have none of them.
+    """
+    family, rules = FAMILIES[version], own_rules(version)
+    lines = (
+        f"set {DNS_SET} {{ type {family.address}; }}",
+        f"map {MAP} {{ type {family.address} : verdict; }}",
+        f"chain {QUBES_FORWARD} {{ }}",
+        *(f"chain {chain} {{ {hook} }}" for chain, hook in HOOKS.items()),
+    )
+    text = f"table {family.table} {{\n" + "".join(f"  {line}\n" for line in lines) + "}\n"
+    fill = frozenset(fill)
+    return text + "".join(
+        f'add rule {family.table} {chain} {rule} comment "{COMMENT}"\n'
+        for chain, each in rules.items()
+        if chain in fill
+        for rule in each
+    )
+
+
+# --- one qube ----------------------------------------------------------------------------------------------------
+
+
+def chain_of(address: IPAddress) -> str:
+    """Return the name of a qube's chain, a public one: qbs-10-137-0-5."""
+    return _CHAIN + str(address).replace(".", "-").replace(":", "-")
+
+
+def is_chain(name: str) -> bool:
+    """Return whether a chain is one of a qube."""
+    return name.startswith(_CHAIN)
+
+
+def chain_rules(bound: Bound) -> tuple[str, ...]:
+    """Return the rules of a qube's chain, each with its comment; the last one decides about all packets."""
+    version = bound.ruleset.address.version
+    last = BLOCKED if bound.refused else POLICY
+    every = (_rule("", bound.accept, last, version),)
+    return (
+        tuple(_rule(_condition(line, version), line.accept, f"{line.number:04}", version) for line in bound.lines)
+        + every
+    )
+
+
+def comments(bound: Bound) -> tuple[str, ...]:
+    """Return the comments of these rules, in order."""
+    return (*(f"{line.number:04}" for line in bound.lines), BLOCKED if bound.refused else POLICY)
+
+
+def _rule(condition: str, accept: bool, comment: str, version: int) -> str:
+    verdict = "accept" if accept else FAMILIES[version].refuse
+    return f'{condition}counter {verdict} comment "{comment}"'
+
+
+def _condition(line: Line, version: int) -> str:
+    word, words = FAMILIES[version].word, []
+    if line.network is not None and line.network.prefixlen:
+        words.append(f"{word} daddr {line.network}")
+    if line.host is not None:
+        words.append(f"{word} daddr @{set_of(line.host)}")
+    if line.dns:
+        words.append(f"{word} daddr @{DNS_SET}")
+    protocols = tuple(FAMILIES[version].icmp if each == ICMP else each for each in line.protocols)
+    if protocols:
+        one = len(protocols) == 1
+        words.append(f"meta l4proto {protocols[0] if one else '{ ' + ', '.join(protocols) + ' }'}")
+    if line.ports is not None and line.ports != EVERY_PORT:
+        words.append(f"th dport {line.ports}")
+    if line.icmp_type is not None:
+        words.append(f"{FAMILIES[version].icmp} type {line.icmp_type}")
+    return "".join(f"{each} " for each in words)
+
+
+def signature(bound: Bound) -> str:
+    """Return a checksum of a qube's rules, by which they are known again: nft prints them in other words."""
+    data = "\n".join(chain_rules(bound)).encode()
+    return f"{len(data):x}-{binascii.crc32(data):08x}{binascii.crc_hqx(data, 0):04x}"
+
+
+def qube(bound: Bound) -> str:
+    """Return the replacement of a qube's rules, chain and element together (behaviours B88, B91).
+
+    The sets of its names have to be there; `name` makes them.
+    """
+    address = bound.ruleset.address
+    table, chain = FAMILIES[address.version].table, chain_of(address)
+    element = f"element {table} {MAP} {{ {address}"
+    whole = f'{element} comment "{signature(bound)}" : jump {chain} }}'
+    lines = (
+        f"add chain {table} {chain}",
+        f"flush chain {table} {chain}",
+        *(f"add rule {table} {chain} {rule}" for rule in chain_rules(bound)),
+        # An element that is there keeps its comment. To delete a missing one is an error, to add a present one none.
+        f"add {whole}",
+        f"delete {element} }}",
+        f"add {whole}",
+    )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def without_element(address: IPAddress) -> str:
+    """Return the removal of a qube's element; a missing one is ignored. Nothing of the qube passes then."""
+    table, chain = FAMILIES[address.version].table, chain_of(address)
+    element = f"element {table} {MAP} {{ {address}"
+    lines = (f"add chain {table} {chain}", f"add {element} : jump {chain} }}", f"delete {element} }}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def without_chain(version: int, chain: str, *, keep: bool) -> str:
+    """Return the removal of the chain of a qube that has no element any more.
+
+    Args:
+        version: of the family.
+        chain: ValueError when it is not one of a qube.
+        keep: a rule of another program jumps to it: it stays and is empty.
+    """
+    check_chain(chain)
+    where = f"chain {FAMILIES[version].table} {chain}"
+    return f"add {where}\nflush {where}\n" + ("" if keep else f"delete {where}\n")
+
+
+def check_chain(name: str) -> None:
+    """Raise ValueError for what is not the name of a qube's chain: it may come from a listing."""
+    if not is_chain(name) or not frozenset("0123456789abcdef-").issuperset(name.removeprefix(_CHAIN)):
+        raise ValueError(f"{name[:60]!r} is not the name of a qube's chain")
+
+
+# --- sets --------------------------------------------------------------------------------------------------------
+
+
+def set_of(host: str) -> str:
+    """Return the name of the set of a host name."""
+    return _NAME + host
+
+
+def host_of(name: str) -> str | None:
+    """Return the host name of a set; None for another set."""
+    return name.removeprefix(_NAME) if name.startswith(_NAME) else None
+
+
+def name(version: int, host: str, add: Iterable[IPAddress], remove: Iterable[IPAddress]) -> str:
+    """Return the change of the addresses of a name; the set is made where there is none. Missing ones are ignored.
+
+    Args:
+        version: of the family.
+        host: a host name by `rules.is_host`; ValueError for another text.
+        add, remove: addresses of that family.
+    """
+    check_host(host)
+    family = FAMILIES[version]
+    where, remove = f"{family.table} {set_of(host)}", tuple(remove)
+    text = f"add set {where} {{ type {family.address}; }}\n"
+    return text + _elements("add", where, (*remove, *add)) + _elements("delete", where, remove)
+
+
+def without_name(version: int, host: str) -> str:
+    """Return the removal of the set of a name, which no rule may use any more."""
+    check_host(host)
+    family = FAMILIES[version]
+    where = f"set {family.table} {set_of(host)}"
+    return f"add {where} {{ type {family.address}; }}\ndelete {where}\n"
+
+
+def check_host(host: str) -> None:
+    """Raise ValueError for what is no host name."""
+    if not is_host(host):
+        raise ValueError(f"{host[:60]!r} is not a host name")
+
+
+def dns_servers(version: int, servers: Iterable[IPAddress]) -> str:
+    """Return the text by which `dns-addr` holds these servers and no others (behaviours B45, B88)."""
+    where = f"{FAMILIES[version].table} {DNS_SET}"
+    return f"flush set {where}\n" + _elements("add", where, servers)
+
+
+def _elements(verb: str, where: str, addresses: Iterable[IPAddress]) -> str:
+    members, text = [str(address) for address in dict.fromkeys(addresses)], ""
+    for begin in range(0, len(members), _ELEMENTS_A_LINE):
+        text += f"{verb} element {where} {{ {', '.join(members[begin : begin + _ELEMENTS_A_LINE])} }}\n"
+    return text
