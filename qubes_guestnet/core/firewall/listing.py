@@ -16,18 +16,18 @@ from . import ruleset
 
 _COMMENT = re.compile(r' comment "([^"]*)"$')
 _TARGET = re.compile(r"\b(?:jump|goto) ([^\s,]+)")
-_ELEMENT = re.compile(r'([0-9a-f.:]+)(?: comment "([^"]*)")? : (?:jump|goto) (\S+)$')
+_ELEMENT = re.compile(r'([0-9a-f.:]+)(?: comment "([^"]*)")? : (.+)')
 
 
 class Element(NamedTuple):
     """An element of the map.
 
     Args:
-        chain: that it leads to.
+        verdict: in the words of nft: "jump" and a chain.
         comment: the signature of the rules there.
     """
 
-    chain: str
+    verdict: str
     comment: str
 
 

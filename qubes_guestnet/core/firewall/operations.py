@@ -86,14 +86,20 @@ class ChangeName(NamedTuple):
 
 @distinct
 class SetQubeRules(NamedTuple):
-    """Replace the rules of a qube, chain and element together."""
+    """Replace the rules of a qube, chain and element together.
+
+    Args:
+        bound: its list.
+        displaces: another program has led its element elsewhere.
+    """
 
     bound: Bound
+    displaces: bool = False
 
     @property
     def text(self) -> str:
         """As nft takes it."""
-        return ruleset.qube(self.bound)
+        return ruleset.qube(self.bound, displaces=self.displaces)
 
     @property
     def instead(self) -> SetQubeRules | None:
@@ -101,7 +107,8 @@ class SetQubeRules(NamedTuple):
         address = self.bound.ruleset.address
         remedy = "all traffic of this address is refused; report it as a bug of qubes-guestnet"
         problem = Problem(f"/qubes-firewall/{address}", "", "nft refused the rules", remedy)
-        return None if self.bound.refused else SetQubeRules(Bound(Ruleset(address, problems=(problem,)), refused=True))
+        refusal = Bound(Ruleset(address, problems=(problem,)), refused=True)
+        return None if self.bound.refused else SetQubeRules(refusal, self.displaces)
 
     def __str__(self) -> str:
         address, lines = self.bound.ruleset.address, len(self.bound.lines)

@@ -66,7 +66,7 @@ def parse(address: IPAddress, untrusted_entries: Mapping[str, bytes]) -> Ruleset
     rules: list[Rule] = []
     if len(keys) > MOST_RULES:
         remedy = f"the limit is {MOST_RULES}; allow networks instead of single addresses; {_REFUSED}"
-        reader.add("", b"", f"{len(keys)} rules", remedy)
+        reader.add("", None, f"{len(keys)} rules", remedy)
     else:
         rules = reader.rules(untrusted_entries, keys)
     if any(problem.blocks for problem in reader.problems):

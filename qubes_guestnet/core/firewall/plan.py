@@ -77,7 +77,9 @@ def _family(version: int, listed: Listed, wanted: Wanted) -> Iterator[Operation]
     yield from _names(version, listed, lists, kept)
     for address in ordered(lists):
         if not _is_loaded(listed, lists[address]):
-            yield SetQubeRules(lists[address])
+            element = listed.qubes.get(address)
+            displaces = element is not None and element.verdict != ruleset.verdict(address)
+            yield SetQubeRules(lists[address], displaces)
     yield from _left(version, listed, lists, kept)
 
 
@@ -92,7 +94,7 @@ def _is_loaded(listed: Listed, bound: Bound) -> bool:
     """Whether the rules of a qube are in force. Others can delete a rule of a chain and leave the element."""
     address = bound.ruleset.address
     chain = ruleset.chain_of(address)
-    element = Element(chain, ruleset.signature(bound))
+    element = Element(ruleset.verdict(address), ruleset.signature(bound))
     return listed.qubes.get(address) == element and listed.comments(chain) == ruleset.comments(bound)
 
 

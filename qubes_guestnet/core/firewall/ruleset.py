@@ -162,16 +162,27 @@ def signature(bound: Bound) -> str:
     return f"{len(data):x}-{binascii.crc32(data):08x}{binascii.crc_hqx(data, 0):04x}"
 
 
-def qube(bound: Bound) -> str:
+def verdict(address: IPAddress) -> str:
+    """Return where a qube's element leads to."""
+    # Not goto: a user's rules behind it see what no rule here decides.
+    return f"jump {chain_of(address)}"
+
+
+def qube(bound: Bound, *, displaces: bool = False) -> str:
     """Return the replacement of a qube's rules, chain and element together (behaviours B88, B91).
 
     The sets of its names have to be there; `name` makes them.
+
+    Args:
+        bound: its rules.
+        displaces: it has an element that leads elsewhere, which no other can be added to.
     """
     address = bound.ruleset.address
     table, chain = FAMILIES[address.version].table, chain_of(address)
     element = f"element {table} {MAP} {{ {address}"
-    whole = f'{element} comment "{signature(bound)}" : jump {chain} }}'
+    whole = f'{element} comment "{signature(bound)}" : {verdict(address)} }}'
     lines = (
+        *[f"delete {element} }}"] * displaces,
         f"add chain {table} {chain}",
         f"flush chain {table} {chain}",
         *(f"add rule {table} {chain} {rule}" for rule in chain_rules(bound)),
@@ -184,11 +195,8 @@ def qube(bound: Bound) -> str:
 
 
 def without_element(address: IPAddress) -> str:
-    """Return the removal of a qube's element; a missing one is ignored. Nothing of the qube passes then."""
-    table, chain = FAMILIES[address.version].table, chain_of(address)
-    element = f"element {table} {MAP} {{ {address}"
-    lines = (f"add chain {table} {chain}", f"add {element} : jump {chain} }}", f"delete {element} }}")
-    return "".join(f"{line}\n" for line in lines)
+    """Return the removal of a qube's element, wherever it leads to. Nothing of the qube passes then."""
+    return f"delete element {FAMILIES[address.version].table} {MAP} {{ {address} }}\n"
 
 
 def without_chain(version: int, chain: str, *, keep: bool) -> str:

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Names of a list bound to addresses: unknown ones, limits, and the option that blocks the qube instead."""
+
+from __future__ import annotations
+
+import pytest
+
+from qubes_guestnet.core.firewall.binding import MOST_ADDRESSES, MOST_NAMES, Known, Line, bind, is_asked
+from tests.core.firewall.made import FOUR, SIX, A, answers, bound, ruleset
+
+BOTH = ("action=accept dsthost=example.org proto=tcp dstports=80-80", "action=drop dsthost=example.org proto=udp")
+TCP80 = {"protocols": ("tcp",), "ports": (80, 80)}
+
+
+@pytest.mark.behaviour("B75")
+def test_an_unknown_name_makes_an_accept_match_nothing_and_a_drop_everything() -> None:
+    found = bound(*BOTH)
+    assert found.unknown == ("example.org",)
+    # The set is there for the answer that comes; it is empty.
+    assert found.lines == (Line(0, True, host="example.org", **TCP80), Line(1, False, protocols=("udp",)))
+    assert found.of("example.org") == Known()
+    assert found.hosts == ("example.org",)
+
+
+@pytest.mark.behaviour("B74")
+def test_a_known_name_is_a_set_for_both() -> None:
+    found = bound(*BOTH, example_org=["192.0.2.9", "192.0.2.10", "2001:db8::1"])
+    assert found.unknown == ()
+    assert found.lines == (
+        Line(0, True, host="example.org", **TCP80),
+        Line(1, False, host="example.org", protocols=("udp",)),
+    )
+    assert found.of("example.org") == Known((A("192.0.2.9"), A("192.0.2.10")), True)
+
+
+def test_a_name_without_an_address_of_the_family_matches_nothing_and_the_rest_holds() -> None:
+    found = bound(*BOTH, "action=accept proto=icmp", address=SIX, example_org=[])
+    assert found.unknown == ()
+    assert [line.host for line in found.lines] == ["example.org", "example.org", None]
+    assert found.of("example.org") == Known((), True)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("example.org", True),
+        ("localhost", False),
+        ("x.localhost", False),
+        ("printer.local", False),
+        ("local", False),
+        ("local.org", True),
+    ],
+)
+def test_this_machines_names_and_those_of_mdns_are_not_asked(name: str, asked: bool) -> None:
+    assert is_asked(name) == asked
+    entries = (f"action=accept dsthost={name}", f"action=drop dsthost={name} proto=tcp")
+    found = bind(ruleset(*entries), answers(4, {name: ["192.0.2.1"]}))
+    assert (found.unknown == ()) == asked
+    # What is never asked never has an address: no set waits for it.
+    assert found.hosts == ((name,) if asked else ())
+    assert found.lines[-1] == Line(1, False, host=name if asked else None, protocols=("tcp",))
+
+
+def test_of_a_name_with_too_many_addresses_an_accept_has_the_first_and_a_drop_all() -> None:
+    addresses = [f"10.9.{number // 256}.{number % 256}" for number in range(MOST_ADDRESSES + 1)]
+    found = bound(*BOTH, example_org=reversed(addresses))
+    assert found.of("example.org") == Known(tuple(map(A, addresses[:MOST_ADDRESSES])), False)
+    assert found.lines[1] == Line(1, False, protocols=("udp",))
+    (warning,) = found.warnings
+    assert "example.org has 65 addresses" in warning
+    assert bound(*BOTH, example_org=addresses[:MOST_ADDRESSES]).warnings == ()
+
+
+def test_names_beyond_the_limit_count_as_unanswered() -> None:
+    names = [f"h{number}.example.org" for number in range(MOST_NAMES + 1)]
+    entries = [f"action=accept dsthost={name}" for name in names]
+    found = bind(
+        ruleset(*entries, f"action=drop dsthost={names[-1]}"), answers(4, {name: ["192.0.2.1"] for name in names})
+    )
+    assert found.unknown == (names[-1],)
+    assert found.hosts == tuple(names[:-1])
+    assert found.lines[-1] == Line(MOST_NAMES + 1, False)
+    assert found.warnings == (
+        f"{FOUR}: 257 names; those after the first 256 count as unanswered; "
+        "use networks, or split the list among qubes",
+    )
+
+
+@pytest.mark.parametrize(
+    ("entries", "names", "refused"),
+    [
+        (BOTH, {}, True),
+        (BOTH, {"example_org": ["192.0.2.1"]}, False),
+        (BOTH, {"example_org": []}, False),
+        (("action=accept dsthost=127.1",), {}, True),
+        (("action=accept",), {}, False),
+    ],
+)
+def test_the_option_blocks_the_qube_while_a_name_is_unknown(
+    entries: tuple[str, ...], names: dict[str, list[str]], refused: bool
+) -> None:
+    known = answers(4, {host.replace("_", "."): addresses for host, addresses in names.items()})
+    found = bind(ruleset(*entries, policy=b"accept"), known, block_unresolved=True)
+    assert (found.refused, found.accept, found.lines == ()) == (refused, not refused, refused)
+    assert not bind(ruleset(*entries), known).refused
+
+
+def test_a_list_with_an_error_is_refused_whatever_the_names_are() -> None:
+    found = bound(*BOTH, "foo", policy=b"accept", example_org=["192.0.2.1"])
+    assert (found.refused, found.accept, found.lines, found.hosts) == (True, False, (), ())
+
+
+def test_a_rule_that_matches_nothing_has_no_line() -> None:
+    assert bound("action=drop specialtarget=dns proto=icmp", "action=accept dsthost=a..b").lines == ()
+    assert bound("action=drop dsthost=a..b").lines == (Line(0, False),)
