@@ -11,29 +11,18 @@ What a name has is known when it was answered, also by "no address of this famil
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from ..namedtuple import NamedTuple
-from ..values import IPAddress, IPNetwork
+from ..values import IPNetwork
+from .name_cache import Known
+from .name_messages import MOST_ADDRESSES
 from .rules import INVALID_HOST, Ports, Rule, Ruleset
 
-# Of a name in one family; and of one list. What is beyond is not known.
-MOST_ADDRESSES, MOST_NAMES = 64, 256
+UNKNOWN = Known((), False)
 
-# (family, name) → addresses; a name that is missing was never answered.
-Names = Mapping[tuple[int, str], Collection[IPAddress]]
-
-
-class Known(NamedTuple):
-    """What is known of a name.
-
-    Args:
-        addresses: of the family of the list, sorted.
-        all: whether it has no others.
-    """
-
-    addresses: tuple[IPAddress, ...] = ()
-    all: bool = False
+# (family, name) → what was answered; a name that is missing never was.
+Names = Mapping[tuple[int, str], Known]
 
 
 class Line(NamedTuple):
@@ -65,10 +54,10 @@ class Bound(NamedTuple):
 
     Args:
         ruleset: as parsed.
-        known: name → what is known of it; a name that never has an answer is missing: `localhost`, one too many.
+        known: name → what is known of it; a name that was never answered is missing.
         refused: everything is, whatever the rules say: an error of the list, or a name without an answer where that is
             to block the qube.
-        warnings: limits that were reached.
+        warnings: names with too many addresses.
     """
 
     ruleset: Ruleset
@@ -79,11 +68,11 @@ class Bound(NamedTuple):
     @property
     def unknown(self) -> tuple[str, ...]:
         """Valid names whose addresses are not all known, in the order of the list."""
-        return tuple(host for host in self.ruleset.hosts if not self.of(host).all)
+        return tuple(host for host in self.ruleset.hosts if not self.of(host).whole)
 
     def of(self, host: str | None) -> Known:
         """Return what is known of a name."""
-        return self.known.get(host or "", Known())
+        return self.known.get(host or INVALID_HOST, UNKNOWN)
 
     @property
     def accept(self) -> bool:
@@ -102,10 +91,10 @@ class Bound(NamedTuple):
 
         An accept by a name that is only not known yet has one: its answer is then an element and no new chain.
         """
-        return rule.is_empty or (rule.accept and rule.host is not None and rule.host not in self.known)
+        return rule.is_empty or (rule.accept and rule.host == INVALID_HOST)
 
     def _line(self, rule: Rule) -> Line:
-        host = rule.host if rule.accept or self.of(rule.host).all else None
+        host = rule.host if rule.accept or self.of(rule.host).whole else None
         return Line(
             rule.number,
             rule.accept,
@@ -123,12 +112,6 @@ class Bound(NamedTuple):
         return tuple(dict.fromkeys(line.host for line in self.lines if line.host is not None))
 
 
-def is_asked(host: str) -> bool:
-    """Return whether name servers are asked for a name: not for this machine's own, nor for those of mDNS."""
-    last = host.rpartition(".")[2]
-    return last not in ("localhost", "local")
-
-
 def bind(ruleset: Ruleset, names: Names, *, block_unresolved: bool = False) -> Bound:
     """Return a list with the addresses of its names.
 
@@ -138,21 +121,16 @@ def bind(ruleset: Ruleset, names: Names, *, block_unresolved: bool = False) -> B
         block_unresolved: refuse everything while an address of a name is not known.
     """
     known, warnings = {}, list[str]()
-    hosts, version = ruleset.hosts, ruleset.address.version
-    if len(hosts) > MOST_NAMES:
-        ignored = f"{len(hosts)} names; those after the first {MOST_NAMES} count as unanswered"
-        warnings.append(f"{ruleset.address}: {ignored}; use networks, or split the list among qubes")
-    for host in hosts[:MOST_NAMES]:
-        if not is_asked(host):
-            continue
+    version = ruleset.address.version
+    for host in ruleset.hosts:
         answer = names.get((version, host))
         if answer is None:
-            known[host] = Known()
             continue
         # Sorted: of a name with more, those that are kept are the same ones each time.
-        addresses = sorted({address for address in answer if address.version == version}, key=int)
-        known[host] = Known(tuple(addresses[:MOST_ADDRESSES]), len(addresses) <= MOST_ADDRESSES)
-        if len(addresses) > MOST_ADDRESSES:
+        addresses = sorted({address for address in answer.addresses if address.version == version}, key=int)
+        fits = len(addresses) <= MOST_ADDRESSES
+        known[host] = Known(tuple(addresses[:MOST_ADDRESSES]), answer.whole and fits)
+        if not fits:
             kept = f"{host} has {len(addresses)} addresses; an accept is for the first {MOST_ADDRESSES}"
             warnings.append(f"{ruleset.address}: {kept}, a drop for every destination; use networks")
     bound = Bound(ruleset, known, ruleset.blocked, tuple(warnings))

@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterator
 
 from ..namedtuple import NamedTuple
 from ..values import IPAddress
-from .binding import Bound, Known
-from .rules import DNS_PORT, INVALID_HOST, WITH_PORTS, Rule, number_of
+from .binding import Bound
+from .name_cache import Known
+from .rules import DNS_PORT, WITH_PORTS, Rule, number_of
 
 ACCEPT, REFUSE, DEPENDS = "accept", "refuse", "depends"
 # Instead of the number of an entry.
@@ -92,7 +93,7 @@ def _has(known: Known, host: str | None, address: IPAddress) -> bool | None:
     """Return whether a name has an address; None where that is not known. Any host has it."""
     if host is None or address in known.addresses:
         return True
-    return False if known.all and host != INVALID_HOST else None
+    return False if known.whole else None
 
 
 def _matches_but_host(rule: Rule, packet: Packet, dns: Collection[IPAddress]) -> bool:

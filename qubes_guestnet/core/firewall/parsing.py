@@ -6,8 +6,8 @@ Rules:
 1. Every byte is hostile until its check has passed. `parse` never raises.
 2. Whatever is not understood refuses all traffic of that address, as dom0's documentation says; nothing is guessed, so
    that no list ever allows more than dom0 meant. All errors are named, not the first one alone (behaviour B75).
-3. A destination that is no host name (`a..b`, `127.1`) is dom0's to allow and ours to explain: the rest of the list
-   holds, and that entry is treated like a name without an answer (see `binding`).
+3. A name that no name server is asked (`a..b`, `127.1`, `localhost`) is dom0's to allow and ours to explain: the rest
+   of the list holds, and that entry is treated like a name without an answer (see `binding`).
 
 The grammar is dom0's (core-admin, qubes/firewall.py): options by single blanks, of each at most one.
 """
@@ -21,6 +21,7 @@ from ...errors import shown
 from ..namedtuple import NamedTuple
 from ..values import IPV4, IPV6, IPAddress, IPNetwork
 from .entries import FOLDER
+from .name_messages import canonical, problem_of
 from .rules import (
     DNS_PORT,
     HIGHEST_PORT,
@@ -31,7 +32,6 @@ from .rules import (
     Problem,
     Rule,
     Ruleset,
-    is_host,
 )
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
@@ -50,7 +50,7 @@ _DIGITS = frozenset("0123456789")
 # What people take for it: echo request, by family.
 _ECHO = {IPV4: 8, IPV6: 128}
 _REFUSED = "all traffic of this address is refused until it is corrected in dom0: qvm-firewall"
-_NO_NAME = "it has no addresses: an accept matches nothing, a drop every destination; correct it in dom0: qvm-firewall"
+_NO_NAME = "an accept by it matches nothing, a drop every destination; correct it in dom0: qvm-firewall"
 
 
 def parse(address: IPAddress, untrusted_entries: Mapping[str, bytes]) -> Ruleset:
@@ -167,7 +167,9 @@ class _Reader:
     def _explain(self, rule: Rule, key: str, untrusted_value: bytes) -> None:
         """Note what is valid and does nothing."""
         if rule.host == INVALID_HOST:
-            self.add(key, untrusted_value, "dsthost is not a host name", _NO_NAME, blocks=False)
+            (untrusted_host,) = (part[8:] for part in untrusted_value.split(b" ") if part.startswith(b"dsthost="))
+            problem = f"dsthost has no addresses: {_problem_of(untrusted_host)}"
+            self.add(key, untrusted_value, problem, _NO_NAME, blocks=False)
         if rule.is_empty:
             problem = f"name servers have TCP and UDP, port {DNS_PORT}: the rule matches nothing"
             self.add(key, untrusted_value, problem, "remove it, or its proto and dstports", blocks=False)
@@ -236,12 +238,13 @@ def _network(untrusted_value: bytes, version: int) -> IPNetwork:
 
 
 def _host(untrusted_value: bytes) -> str:
-    """Return a host name without the dot at its end; INVALID_HOST for what is none."""
-    try:
-        text = untrusted_value.decode("ascii").lower().removesuffix(".")
-    except UnicodeDecodeError:
-        return INVALID_HOST
-    return text if is_host(text) else INVALID_HOST
+    """Return a host name as it is asked; INVALID_HOST for one that never is."""
+    return INVALID_HOST if _problem_of(untrusted_value) else canonical(untrusted_value.decode("ascii"))
+
+
+def _problem_of(untrusted_host: bytes) -> str:
+    # Latin-1 knows every byte, and what is not ASCII is in no name.
+    return problem_of(canonical(untrusted_host.decode("latin-1")))
 
 
 def _protocol(untrusted_value: bytes) -> str:

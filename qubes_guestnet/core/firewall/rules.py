@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ..namedtuple import NamedTuple
 from ..values import IPV4, IPAddress, IPNetwork
+from .name_messages import problem_of
 
 TCP, UDP, ICMP = "tcp", "udp", "icmp"
 PROTOCOLS = (TCP, UDP, ICMP)
@@ -16,31 +17,13 @@ PROTOCOLS = (TCP, UDP, ICMP)
 WITH_PORTS = (TCP, UDP)
 HIGHEST_PORT = 65535
 DNS_PORT = 53
-# A name that is not valid: it has no addresses, and never will.
+# A name that no name server is asked: it has no addresses, and never will.
 INVALID_HOST = ""
-LONGEST_HOST, LONGEST_LABEL = 253, 63
-_HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
-_DIGITS = frozenset("0123456789")
 
 
 def number_of(protocol: str, version: int) -> int:
     """Return the IP protocol number of one of PROTOCOLS; `icmp` is ICMPv6 in a list of that family."""
     return {TCP: 6, UDP: 17, ICMP: 1 if version == IPV4 else 58}[protocol]
-
-
-def is_host(text: str) -> bool:
-    """Return whether it is a host name in canonical form: lower case, no dot at its end.
-
-    A name is letters, digits, - and _ in labels of 1 to 63, at most 253 in all. A last label of digits alone makes it a
-    number, which the C library would take for an address (10, 127.1).
-    """
-    labels = text.split(".")
-    return (
-        len(text) <= LONGEST_HOST
-        and all(0 < len(label) <= LONGEST_LABEL and _HOST_CHARACTERS.issuperset(label) for label in labels)
-        and not any(label.startswith("-") or label.endswith("-") for label in labels)
-        and not _DIGITS.issuperset(labels[-1])
-    )
 
 
 class _PortsFields(NamedTuple):
@@ -87,7 +70,7 @@ class Rule(_RuleFields):
         number: of its key; it names the entry in messages and counters.
         accept: what becomes of a packet that matches; else it is refused.
         network: the destination is in it; None: any.
-        host: the destination is an address of this name; None: any. INVALID_HOST: dom0 wrote what is no name.
+        host: the destination is an address of this name; None: any. INVALID_HOST: of a name that is never asked.
         protocol: one of PROTOCOLS; "": any.
         ports: the destination port is one of these, of TCP and UDP.
         icmp_type: as a number, of the ICMP of the list's family.
@@ -111,7 +94,7 @@ class Rule(_RuleFields):
         """Raise ValueError for conditions that no entry can have together."""
         if number < 0 or (protocol and protocol not in PROTOCOLS):
             raise ValueError(f"no entry {number} with protocol {protocol!r}")
-        if host is not None and (network is not None or not (host == INVALID_HOST or is_host(host))):
+        if host is not None and (network is not None or (host != INVALID_HOST and problem_of(host))):
             raise ValueError(f"{host[:60]!r} is not the destination of a rule")
         if ports is not None and protocol == ICMP:
             raise ValueError("ICMP has no ports")

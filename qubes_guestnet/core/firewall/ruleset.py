@@ -24,7 +24,8 @@ from ..nftables import DNS_SET
 from ..nftables import FIREWALL_TABLE as TABLE
 from ..values import IPV4, IPV6, IPAddress
 from .binding import Bound, Line
-from .rules import EVERY_PORT, ICMP, is_host
+from .name_messages import problem_of
+from .rules import EVERY_PORT, ICMP
 
 MAP = "qubes"
 COMMENT = "qubes-guestnet"
@@ -236,7 +237,7 @@ def name(version: int, host: str, add: Iterable[IPAddress], remove: Iterable[IPA
 
     Args:
         version: of the family.
-        host: a host name by `rules.is_host`; ValueError for another text.
+        host: a name that is asked; ValueError for another text.
         add, remove: addresses of that family.
     """
     check_host(host)
@@ -256,7 +257,7 @@ def without_name(version: int, host: str) -> str:
 
 def check_host(host: str) -> None:
     """Raise ValueError for what is no host name."""
-    if not is_host(host):
+    if problem_of(host):
         raise ValueError(f"{host[:60]!r} is not a host name")
 
 

@@ -8,9 +8,9 @@ from ipaddress import ip_address
 
 from qubes_guestnet.core.firewall.binding import Bound, bind
 from qubes_guestnet.core.firewall.evaluator import Packet, Verdict, judge
+from qubes_guestnet.core.firewall.name_cache import Known
 from qubes_guestnet.core.firewall.parsing import parse
 from qubes_guestnet.core.firewall.rules import Ruleset
-from qubes_guestnet.core.values import IPAddress
 from tests.core.firewall import naive
 from tests.core.firewall.naive import Asked, Drawn
 
@@ -24,8 +24,8 @@ def ruleset(*entries: str | bytes, address: str = FOUR, policy: bytes | None = b
     return parse(A(address), raw if policy is None else {"policy": policy, **raw})
 
 
-def answers(version: int, names: Mapping[str, Iterable[str]]) -> dict[tuple[int, str], list[IPAddress]]:
-    return {(version, host): [A(address) for address in addresses] for host, addresses in names.items()}
+def answers(version: int, names: Mapping[str, Iterable[str]], *, whole: bool = True) -> dict[tuple[int, str], Known]:
+    return {(version, host): Known(tuple(map(A, addresses)), whole) for host, addresses in names.items()}
 
 
 def bound(*entries: str | bytes, address: str = FOUR, policy: bytes = b"drop", **names: Iterable[str]) -> Bound:

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core.firewall.binding import MOST_ADDRESSES, MOST_NAMES, Known, Line, bind, is_asked
-from tests.core.firewall.made import FOUR, SIX, A, answers, bound, ruleset
+from qubes_guestnet.core.firewall.binding import UNKNOWN, Line, bind
+from qubes_guestnet.core.firewall.name_cache import Known
+from qubes_guestnet.core.firewall.name_messages import MOST_ADDRESSES
+from tests.core.firewall.made import SIX, A, answers, bound, ruleset
 
 BOTH = ("action=accept dsthost=example.org proto=tcp dstports=80-80", "action=drop dsthost=example.org proto=udp")
 TCP80 = {"protocols": ("tcp",), "ports": (80, 80)}
@@ -18,7 +20,7 @@ def test_an_unknown_name_makes_an_accept_match_nothing_and_a_drop_everything() -
     assert found.unknown == ("example.org",)
     # The set is there for the answer that comes; it is empty.
     assert found.lines == (Line(0, True, host="example.org", **TCP80), Line(1, False, protocols=("udp",)))
-    assert found.of("example.org") == Known()
+    assert found.of("example.org") == UNKNOWN
     assert found.hosts == ("example.org",)
 
 
@@ -40,25 +42,19 @@ def test_a_name_without_an_address_of_the_family_matches_nothing_and_the_rest_ho
     assert found.of("example.org") == Known((), True)
 
 
-@pytest.mark.parametrize(
-    ("name", "asked"),
-    [
-        ("example.org", True),
-        ("localhost", False),
-        ("x.localhost", False),
-        ("printer.local", False),
-        ("local", False),
-        ("local.org", True),
-    ],
-)
-def test_this_machines_names_and_those_of_mdns_are_not_asked(name: str, asked: bool) -> None:
-    assert is_asked(name) == asked
+@pytest.mark.parametrize("name", ["localhost", "x.localhost", "printer.local", "127.1"])
+def test_a_name_that_is_never_asked_has_no_set(name: str) -> None:
     entries = (f"action=accept dsthost={name}", f"action=drop dsthost={name} proto=tcp")
     found = bind(ruleset(*entries), answers(4, {name: ["192.0.2.1"]}))
-    assert (found.unknown == ()) == asked
-    # What is never asked never has an address: no set waits for it.
-    assert found.hosts == ((name,) if asked else ())
-    assert found.lines[-1] == Line(1, False, host=name if asked else None, protocols=("tcp",))
+    assert (found.unknown, found.hosts) == ((), ())
+    assert found.lines == (Line(1, False, protocols=("tcp",)),)
+
+
+def test_of_an_answer_that_is_not_whole_an_accept_has_a_part_and_a_drop_all() -> None:
+    found = bind(ruleset(*BOTH), answers(4, {"example.org": ["192.0.2.1"]}, whole=False))
+    assert found.unknown == ("example.org",)
+    assert found.lines == (Line(0, True, host="example.org", **TCP80), Line(1, False, protocols=("udp",)))
+    assert found.of("example.org").addresses == (A("192.0.2.1"),)
 
 
 def test_of_a_name_with_too_many_addresses_an_accept_has_the_first_and_a_drop_all() -> None:
@@ -69,21 +65,6 @@ def test_of_a_name_with_too_many_addresses_an_accept_has_the_first_and_a_drop_al
     (warning,) = found.warnings
     assert "example.org has 65 addresses" in warning
     assert bound(*BOTH, example_org=addresses[:MOST_ADDRESSES]).warnings == ()
-
-
-def test_names_beyond_the_limit_count_as_unanswered() -> None:
-    names = [f"h{number}.example.org" for number in range(MOST_NAMES + 1)]
-    entries = [f"action=accept dsthost={name}" for name in names]
-    found = bind(
-        ruleset(*entries, f"action=drop dsthost={names[-1]}"), answers(4, {name: ["192.0.2.1"] for name in names})
-    )
-    assert found.unknown == (names[-1],)
-    assert found.hosts == tuple(names[:-1])
-    assert found.lines[-1] == Line(MOST_NAMES + 1, False)
-    assert found.warnings == (
-        f"{FOUR}: 257 names; those after the first 256 count as unanswered; "
-        "use networks, or split the list among qubes",
-    )
 
 
 @pytest.mark.parametrize(

@@ -124,20 +124,8 @@ def test_an_invalid_entry_refuses_everything_and_each_error_is_named(entry: str 
 @pytest.mark.parametrize(
     "name",
     [
-        "",
-        ".",
-        "a..b",
-        "-",
-        "-a.org",
-        "a-.org",
-        "a" * 64,
-        "a.b" * 100,
-        "10",
-        "127.1",
-        "0x7f000001.1",
-        "192.0.2",
-        "a b".replace(" ", "\t"),
-        "ä.org",
+        *("", ".", "a..b", "a" * 64, "a.b" * 100, "\u00e4.org", "a\tb"),
+        *("10", "127.1", "0x7f000001.1", "192.0.2", "192.0.2.1", "localhost", "printer.local."),
     ],
 )
 def test_what_is_no_host_name_is_named_and_the_rest_of_the_list_holds(name: str) -> None:
@@ -146,8 +134,8 @@ def test_what_is_no_host_name_is_named_and_the_rest_of_the_list_holds(name: str)
     assert not found.blocked
     assert found.hosts == ()
     (problem,) = found.problems
-    assert "dsthost is not a host name" in str(problem)
-    assert "an accept matches nothing, a drop every destination" in problem.remedy
+    assert "dsthost has no addresses: " in str(problem)
+    assert "an accept by it matches nothing, a drop every destination" in problem.remedy
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qubes_guestnet.core.firewall.rules import INVALID_HOST, Ports, Problem, Rule, Ruleset, is_host
+from qubes_guestnet.core.firewall.rules import INVALID_HOST, Ports, Problem, Rule, Ruleset
 from tests.core.firewall.made import FOUR, SIX, A
 
 NETWORK = ipaddress.ip_network
@@ -21,6 +21,8 @@ BLOCKS = Problem("/k", "", "wrong", "right it")
         {"protocol": "sctp"},
         {"number": -1},
         {"host": "a..b"},
+        {"host": "localhost"},
+        {"host": "A.org"},
         {"host": "x.org }\nflush ruleset"},
         {"host": "x.org", "network": NETWORK("10.0.0.0/8")},
         {"host": INVALID_HOST, "network": NETWORK("10.0.0.0/8")},
@@ -81,17 +83,3 @@ def test_what_an_entry_is_about() -> None:
     assert not Rule(0, False, dns=True, ports=Ports(50, 60)).is_empty
     assert Rule(0, False, dns=True, ports=Ports(80, 90)).is_empty
     assert Rule(0, False, dns=True, protocol="icmp").is_empty
-
-
-@pytest.mark.parametrize(
-    "name", ["a", "a.b", "_dmarc.example.org", "1.2.3.4x", "3com.com", "x--y.org", ".".join(["a" * 61] * 4)]
-)
-def test_a_host_name(name: str) -> None:
-    assert is_host(name)
-
-
-@pytest.mark.parametrize(
-    "name", ["", ".", "a.", "A", "a b", "a/b", "1", "a.1", ".".join(["a" * 62] * 4) + "aa", 'a"', "a;b", "a\n"]
-)
-def test_no_host_name(name: str) -> None:
-    assert not is_host(name)
