@@ -16,7 +16,7 @@ from collections.abc import Callable
 from bench.figures import Result, spread
 from bench.hosting import SOCKET
 from bench.stage import Failed
-from qubes_guestnet.core import vif as vif_rules
+from qubes_guestnet.core.provider import vif as vif_rules
 from qubes_guestnet.lab.daemons import Daemons
 from qubes_guestnet.lab.qube import Service
 from qubes_guestnet.system import hotplug_socket

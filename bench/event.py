@@ -19,7 +19,7 @@ from bench.stage import ADDRESS, IPV4_ENTRIES, OTHER_ADDRESS, Failed, Stage, ent
 from qubes_guestnet.lab.namespaces import CLONE_NEWNET, unshare
 
 if TYPE_CHECKING:
-    from qubes_guestnet.system.qubesdb import Store
+    from qubes_guestnet.system.qubesdb.store import Store
 
 # Or as long as plain programs take for the same change, if that is longer: on an idle machine it is as long.
 BUDGET_MS = 5.0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.stage import BASELINE, LAUNCHER, TREE, Failed, Took, child_environment
-from qubes_guestnet.core import vif as vif_rules
+from qubes_guestnet.core.provider import vif as vif_rules
 from qubes_guestnet.lab import xenstore
 from qubes_guestnet.lab.qube import Qube
 

@@ -20,7 +20,7 @@ from bench.figures import Result
 from bench.memory import Sizes, idle_descriptors, mib, weigh
 from bench.resident import OwnCopy, agent, modules
 from bench.stage import IPV4_ENTRIES, IPV6_ENTRIES, Failed, Stage, enter, namespace
-from qubes_guestnet.core import vif as vif_rules
+from qubes_guestnet.core.provider import vif as vif_rules
 from qubes_guestnet.lab.namespaces import CLONE_NEWNET, unshare
 from qubes_guestnet.system import hotplug_socket
 from tests.support.eventually import eventually

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench.stage import STORE_FOLDER, Failed, Stage, child_environment, command
 from qubes_guestnet.lab.namespaces import MS_BIND, mount
-from qubes_guestnet.system import qubesdb
+from qubes_guestnet.system.qubesdb import store as qubesdb
 from tests.support.eventually import eventually
 
 READY_SECONDS = 20.0
@@ -34,7 +34,7 @@ def report(number, frame):
 loaded = set(sys.modules)
 signal.signal(signal.SIGUSR2, report)
 sys.argv = ["qubes-guestnet", "agent"]
-from qubes_guestnet.cli import main
+from qubes_guestnet.cli.main import main
 sys.exit(main())
 """
 

@@ -10,25 +10,26 @@ import errno
 import os
 import time
 
-from .core import resolver
+from .core.dns import resolv_conf
 from .core.operations import TRANSACTION
 from .errors import FileError, Vanished
-from .system import files, tunables
+from .system import files, procfs_sysctl
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-    from .core.provider_operations import UnitJob
-    from .core.rules_operations import PurgeUntranslated
-    from .core.service_operations import PublishFile, StartHooks
-    from .core.vif_operations import RemoveElements, SetElement
+    from .core.provider.provider_operations import UnitJob
+    from .core.provider.rules_operations import PurgeUntranslated
+    from .core.provider.vif_operations import RemoveElements, SetElement
+    from .core.uplink.service_operations import PublishFile, StartHooks
     from .flow import Adapters
+    from .provider.ruleset_generation import Transactions
     from .reconcile import Kernel
-    from .system import nft, vifs
-    from .system.nft_guard import Guard
-    from .transactions import Transactions
+    from .system import vif_records
+    from .system.nft import program as nft
+    from .system.nft.guard import Guard
     from .uplink.other_services import OtherServices
 
 
@@ -45,8 +46,8 @@ def of_uplink(kernel: Kernel, others: OtherServices | None) -> Adapters:
 
 def _publish(op: PublishFile) -> None:
     """Raises Vanished where the file is another one by now, which is to be judged like any other (behaviour B124)."""
-    if resolver.may_be_truncated(op.over, op.data):
-        _let_rest(op.path, resolver.TRUNCATED_SECONDS)
+    if resolv_conf.may_be_truncated(op.over, op.data):
+        _let_rest(op.path, resolv_conf.TRUNCATED_SECONDS)
     try:
         files.publish(op.path, op.data, over=op.over)
     except FileError as error:
@@ -83,8 +84,8 @@ def of_services(others: OtherServices) -> Adapters:
 
 
 OF_FORWARDING: Adapters = {
-    "CloseForwarding": lambda op: tunables.write(op.tunable.path, op.tunable.value),
-    "OpenForwarding": lambda op: tunables.write(op.tunable.path, op.tunable.value),
+    "CloseForwarding": lambda op: procfs_sysctl.write(op.tunable.path, op.tunable.value),
+    "OpenForwarding": lambda op: procfs_sysctl.write(op.tunable.path, op.tunable.value),
 }
 
 
@@ -101,7 +102,7 @@ def of_base_rules(transactions: Transactions) -> Adapters:
 
 
 def _restore() -> ModuleType:
-    from . import user_rules_restore  # where rules were lost
+    from .provider import user_rules as user_rules_restore  # where rules were lost
 
     return user_rules_restore
 
@@ -128,7 +129,7 @@ def of_guard(guard: Guard, transactions: Transactions) -> Adapters:
 
 def of_rules(transactions: Transactions) -> Adapters:
     """For what a provider has of nft, and the services that go by it."""
-    from .core import flowtable, nftables
+    from .core.nft import flowtable, rules_text
     from .system import conntrack
 
     return {
@@ -136,7 +137,7 @@ def of_rules(transactions: Transactions) -> Adapters:
         "LoadRedirection": lambda op: transactions.run(op.text),
         "KeepForeignRedirection": lambda op: transactions.run(op.text),
         "PurgeConntrack": lambda op: conntrack.purge(op.addresses),
-        "SetFirewallServers": lambda op: transactions.run(nftables.firewall_servers(op.addresses)),
+        "SetFirewallServers": lambda op: transactions.run(rules_text.firewall_servers(op.addresses)),
         "UnitJob": _queue_job,
         "LoadFlowtable": lambda op: transactions.run(flowtable.load(op.names, ipv6=op.ipv6)),
         "EndFlowtable": lambda _op: transactions.run(flowtable.END),
@@ -144,7 +145,7 @@ def of_rules(transactions: Transactions) -> Adapters:
 
 
 def of_vifs(
-    kernel: Kernel, records: vifs.Folder, transactions: Transactions, waiting: nft.Waiting | None = None
+    kernel: Kernel, records: vif_records.Folder, transactions: Transactions, waiting: nft.Waiting | None = None
 ) -> Adapters:
     """For the interfaces of the qubes behind a provider.
 
@@ -168,7 +169,7 @@ def of_vifs(
         **dict.fromkeys(("SetLimits", "SetElement"), lambda op: transactions.run(op.text)),
         "RemoveElements": lambda op: _remove_elements(op, transactions),
         "RemoveVifRecord": lambda op: records.remove(op.name),
-        "WriteTunable": lambda op: tunables.write(op.tunable.path, op.tunable.value),
+        "WriteTunable": lambda op: procfs_sysctl.write(op.tunable.path, op.tunable.value),
         "PurgeConntrack": lambda op: conntrack.purge(op.addresses),
         TRANSACTION: begin,
     }
@@ -176,7 +177,7 @@ def of_vifs(
 
 def _remove_elements(op: RemoveElements, transactions: Transactions) -> None:
     """Without any rules of ours there is nothing that would let it send, and no set to take it out of."""
-    from .system import nft
+    from .system.nft import program as nft
 
     try:
         transactions.run(op.text)

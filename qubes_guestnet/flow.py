@@ -27,15 +27,15 @@ from .core.operations import (
     together,
 )
 from .errors import Vanished, as_error, did_not_persist
-from .system.owned import Ledger
+from .system.owned_state import Ledger
 from .system.systemd import log
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from typing import Any
 
     from .core.operations import Operation
-    from .core.record import Record
+    from .core.owned_state import Record
 
     Adapters = Mapping[str, Callable[[Any], object]]
 

@@ -12,34 +12,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from .core import mtu, networkmanager, plan, proxyarp, uplink
+from .core import plan
 from .core.namedtuple import NamedTuple
-from .core.networkmanager import ManagerChoice
 from .core.operations import ApplySysctl, Outcome, Planned, in_order
-from .core.record import Fallback, Record
+from .core.owned_state import Fallback, Record
 from .core.report import InterfaceReport, Report, ResolverReport, Uplinks
 from .core.settings import Settings, UplinkSettings
 from .core.settings import parse as parse_settings
+from .core.uplink import arp_probe, mtu, networkmanager
+from .core.uplink import desired as uplink
+from .core.uplink.networkmanager import ManagerChoice
 from .core.values import IPV4, IPV6, IPAddress, Link, State, Tunable
 from .dispatch import of_uplink
 from .errors import FileError, GuestnetError, as_error
 from .flow import Applying, Planning, carry_out
-from .paths import Paths
-from .resolving import Ground, ResolvConf
 from .system import services
-from .system.owned import Ledger
+from .system.owned_state import Ledger
+from .system.paths import Paths
+from .uplink.resolv_conf import Ground, ResolvConf
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from .core.dns.resolv_conf import TunnelFacts
     from .core.operations import Operation
-    from .core.resolver import TunnelFacts
-    from .providing import Provider
+    from .provider.provider_pass import Provider
     from .uplink.other_services import OtherServices
 
     class Kernel(Protocol):
-        """What a pass asks of the kernel; `system.netlink.Kernel` in life, a model in the tests."""
+        """What a pass asks of the kernel; `system.netlink.rtnl.Kernel` in life, a model in the tests."""
 
         def links(self, macs: frozenset[str]) -> tuple[Link, ...]:
             """Interfaces with one of these addresses."""
@@ -306,7 +308,7 @@ class _UplinkPass:
         if entry.removed:
             observed = self._kernel.observe(link, ())
             return InterfaceReport(settings, link, choice, observed=observed, removed=True, manager=manager)
-        reason = proxyarp.standing(entry.fallback, settings)
+        reason = arp_probe.standing(entry.fallback, settings)
         choice = uplink.choose_style(self._flags, self._choices.style, reason)
         mtu_asked = self._choices.mtus.get(settings.mac, 0)
         without = self._without_ipv6(link) if settings.ipv6 is not None else ""

@@ -22,15 +22,15 @@ from itertools import groupby
 
 from .namedtuple import NamedTuple, distinct
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from ..errors import GuestnetError
     from . import plan
-    from .provider_operations import ProviderOperation
-    from .record import Record
-    from .rules_operations import RulesOperation
-    from .service_operations import ServiceOperation
-    from .vif_operations import VifOperation
+    from .owned_state import Record
+    from .provider.provider_operations import ProviderOperation
+    from .provider.rules_operations import RulesOperation
+    from .provider.vif_operations import VifOperation
+    from .uplink.service_operations import ServiceOperation
 
 # The sysctl.d files count before a link goes up (behaviour B17). A profile is on disk before NetworkManager is told to
 # read it, and read before it is put in force. The kernel is ready before a service is asked that may hang, and

@@ -6,17 +6,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import GuestnetError
+from .dns.resolv_conf import KEPT, Decision, parse
 from .namedtuple import NamedTuple
-from .networkmanager import ManagerChoice
 from .plan import Op, Verb
-from .resolver import KEPT, Decision, parse
 from .settings import Settings, UplinkSettings
-from .uplink import Flags, Style, StyleChoice
+from .uplink.desired import Flags, Style, StyleChoice
+from .uplink.networkmanager import ManagerChoice
 from .values import DEFAULT, IPV4, Link, State
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
-    from .provided import ProviderReport
+    from .provider.provider_report import ProviderReport
 
 
 class Note(NamedTuple):

@@ -20,7 +20,7 @@ from qubes_guestnet.core.namedtuple import NamedTuple
 from qubes_guestnet.core.values import IPV4, IPV6, IPAddress, IPInterface
 from qubes_guestnet.errors import SettingsError, shown
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from typing import Any
 

@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ..cli_parser import Parser
+from ..cli.parser import Parser
 from ..errors import GuestnetError, UsageError, printable
 from . import interruption, session_cli, store_cli
 from .caller import with_own_command

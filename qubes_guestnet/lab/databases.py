@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..errors import StoreError
-from ..system import qubesdb
+from ..system.qubesdb import store as qubesdb
 from .namespaces import LabError
 from .qube import QUBESDB_FOLDER
 from .vm import Vm

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The provider's end of a qube's interface: how it comes and goes, and a simple provider by plain commands.
 
-The scenarios use the real provider role (`hotplug.py`). The plain one is for comparisons, and for tests of how a qube
+The scenarios use the real provider role (`cli/vif.py`). The plain one is for comparisons, and for tests of how a qube
 behaves behind another program's provider: it forwards and masquerades, answers ARP for everything it routes
 (`proxy_arp`, at once unless asked to be slow), has one host route a vif and the gateway's address on it, and sends the
 virtual DNS addresses to the world's host. It filters nothing.

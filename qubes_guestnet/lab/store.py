@@ -13,8 +13,8 @@ import socket
 import stat
 
 from ..errors import StoreError
-from ..system import qubesdb_wire as wire
-from ..system.qubesdb import READ_ONLY, READ_WRITE
+from ..system.qubesdb import wire
+from ..system.qubesdb.direct import READ_ONLY, READ_WRITE
 from .store_hub import Client, Hub
 
 # The C client takes a header in one read() and gives up on a shorter one. The kernel queues a send of this size in one

@@ -13,8 +13,8 @@ from types import FrameType
 from typing import Any
 
 from ..errors import ConfigError, GuestnetError, UsageError, printable
-from ..system import qubesdb
-from ..system.qubesdb_direct import DirectWatches
+from ..system.qubesdb import store as qubesdb
+from ..system.qubesdb.direct import READ_WRITE, DirectWatches
 from . import interruption
 from .caller import with_own_command
 from .store import Daemon
@@ -112,7 +112,7 @@ def _daemon(args: argparse.Namespace) -> int:
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
-        print(f"ready: serving {directory}/{qubesdb.READ_WRITE} with {len(entries)} entries", flush=True)
+        print(f"ready: serving {directory}/{READ_WRITE} with {len(entries)} entries", flush=True)
         daemon.serve()
     finally:
         daemon.close()

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from ..errors import ConfigError, shown
-from ..system import qubesdb_wire as wire
+from ..system.qubesdb import wire
 
 # A client that does not read its events is dropped at this many bytes; a whole database is far smaller.
 BACKLOG_LIMIT = 8 << 20

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The virtual DNS of a provider: its addresses lead to the servers that the provider uses itself.
 
-`core.nameservers` chooses the servers, `core.redirection` plans how the chains come to lead there, and
-`core.name_followers` what has to know of it; here the facts are gathered.
+`core.dns.upstream_servers` chooses the servers, `core.dns.redirection` plans how the chains come to lead there, and
+`core.dns.dependents` what has to know of it; here the facts are gathered.
 
 There is one list of servers, and everything that needs it gets it from here: the redirection, the updates proxy, and
 the set `dns-addr` of the firewall's table where that is there (behaviour B45: the firewall's own list held 127.0.0.53
@@ -16,26 +16,31 @@ import time
 from functools import partial
 from ipaddress import IPv4Address
 
-from ..core import attachment, name_followers, nameservers, nftables, provider, redirection
-from ..core.nameservers import NameFacts
+from ..core.dns import dependents, redirection, upstream_servers
+from ..core.dns.redirection import Asked
+from ..core.dns.upstream_servers import NameFacts
+from ..core.nft import rules_text
 from ..core.operations import Outcome, Planned
-from ..core.provider_operations import LoadRedirection, SetFirewallServers
-from ..core.record import Record
-from ..core.redirection import Asked
+from ..core.owned_state import Record
+from ..core.provider import settings as provider
+from ..core.provider import vif_order
+from ..core.provider.provider_operations import LoadRedirection, SetFirewallServers
 from ..dispatch import of_rules
 from ..errors import GuestnetError
-from ..system import devices, files, nft, nft_kernel, services
+from ..system import devices, files, services
+from ..system.nft import kernel as nft_kernel
+from ..system.nft import program as nft
 from ..system.systemd import INFO, WARNING, log
-from ..transactions import Transactions
 from .pass_state import PassState
+from .ruleset_generation import Transactions
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
-    from ..core.endpoint import Endpoint
-    from ..core.nameservers import Choice
+    from ..core.dns.endpoint import Endpoint
+    from ..core.dns.upstream_servers import Choice
     from ..core.report import ResolverReport
-    from ..paths import Paths
-    from ..system.netlink import Kernel
+    from ..system.netlink.rtnl import Kernel
+    from ..system.paths import Paths
     from ..uplink.other_services import OtherServices
 
 REDIRECTION = "virtual DNS"
@@ -146,13 +151,13 @@ class DnsRedirect:
             work.errors.append(error)
             if work.provided.names.text:
                 return None
-            return nameservers.Choice((), "guestnet.toml is not valid")  # it may have named others than we would
+            return upstream_servers.Choice((), "guestnet.toml is not valid")  # it may have named others than we would
         data, unreadable = b"", ""
         try:
             data = files.read(self._paths.resolv_conf) or b""
         except GuestnetError as error:
             unreadable = error.problem
-        heard = self._others.hear_names(uplinks) if settings.servers is None else nameservers.NEVER_THERE
+        heard = self._others.hear_names(uplinks) if settings.servers is None else upstream_servers.NEVER_THERE
         last = work.provided.last
         looked = heard.links is not None or last is not None
         up, names = (devices.up(), dict(socket.if_nameindex())) if looked else ({}, {})
@@ -161,11 +166,13 @@ class DnsRedirect:
             file is not None and file.kept, last, up, names,
             hold=settings.hold, now=int(time.monotonic()), virtual=virtual, down=file.down if file is not None else "",
         )  # fmt: skip
-        if nameservers.leads_nowhere(facts):
-            problem = f"{self._paths.config}: [dns] servers has {nameservers.NOWHERE_WORDS}: DNS queries are rejected"
+        if upstream_servers.leads_nowhere(facts):
+            problem = (
+                f"{self._paths.config}: [dns] servers has {upstream_servers.NOWHERE_WORDS}: DNS queries are rejected"
+            )
             work.errors.append(GuestnetError(problem, "name servers that client qubes can reach, or remove the key"))
-        ways = {address: self._kernel.way(address) for address in nameservers.asked_by_route(facts)}
-        return nameservers.choose(facts._replace(ways=ways))
+        ways = {address: self._kernel.way(address) for address in upstream_servers.asked_by_route(facts)}
+        return upstream_servers.choose(facts._replace(ways=ways))
 
     # --- the chains ------------------------------------------------------------------------------------------------
 
@@ -216,21 +223,21 @@ class DnsRedirect:
             so_far: what came of the operations of this pass.
         """
         errors: list[GuestnetError] = []
-        facts = name_followers.Facts(servers, chosen, proxy=services.has_updates_proxy(self._paths.flags))
+        facts = dependents.Facts(servers, chosen, proxy=services.has_updates_proxy(self._paths.flags))
         generation, right = nft_kernel.generation(), self._told == servers and self._nft.settled(FIREWALL)
         try:
-            listing = "" if right else nft.named_set("ip", nftables.FIREWALL_TABLE, nftables.DNS_SET)
-            facts = facts._replace(held=attachment.listed(listing) if listing else None)
+            listing = "" if right else nft.named_set("ip", rules_text.FIREWALL_TABLE, rules_text.DNS_SET)
+            facts = facts._replace(held=vif_order.listed(listing) if listing else None)
             right = True
         except GuestnetError as error:
             errors.append(error)
         try:
-            if name_followers.behind(record):
+            if dependents.behind(record):
                 active = services.has_firewall(self._paths.flags) and services.firewall_state() == "active"
                 facts = facts._replace(firewall=active)
         except GuestnetError as error:
             errors.append(error)
-        planned = name_followers.plan(facts, record, so_far)
+        planned = dependents.plan(facts, record, so_far)
         if right and not any(isinstance(op, SetFirewallServers) for op in planned.ops):
             self._nft.found_right(FIREWALL, generation)
             self._told = servers
@@ -243,7 +250,9 @@ class DnsRedirect:
         trouble = work.names.reason if work.names.problem else ""
         if trouble != self._trouble:
             lead = " ".join(map(str, work.names.servers)) or "refused"
-            if work.names.servers or work.names.problem != nameservers.FOREIGN:  # theirs may lead to this qube itself
+            if (
+                work.names.servers or work.names.problem != upstream_servers.FOREIGN
+            ):  # theirs may lead to this qube itself
                 log(WARNING if trouble else INFO, f"virtual DNS -> {lead}: {work.names.reason}")
             else:
                 log(WARNING, f"virtual DNS: {work.names.reason}")

@@ -5,21 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..core.limits import Kept
+from ..core.nft.limits import Kept
 from ..core.operations import kind
-from ..core.provider import ProviderSettings
-from ..core.record import Provided
+from ..core.owned_state import Provided
+from ..core.provider.settings import ProviderSettings
 from ..core.values import IPV4, IPV6
 from ..errors import GuestnetError, as_error
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
-    from ..core.attachment import VifReport
-    from ..core.limits import Limits
-    from ..core.nameservers import Choice
+    from ..core.dns.upstream_servers import Choice
+    from ..core.nft.limits import Limits
     from ..core.operations import Operation, Outcome, Planned
-    from ..core.provided import ProviderReport
-    from ..core.record import Record
+    from ..core.owned_state import Record
+    from ..core.provider.provider_report import ProviderReport
+    from ..core.provider.vif_order import VifReport
     from ..flow import Adapters, Applying
 
 
@@ -112,9 +112,9 @@ class PassState:
 
     def report(self, forwarding: frozenset[int]) -> ProviderReport:
         """What came of it."""
-        from ..core.nameservers import Choice  # not at boot, where the rules alone are loaded
-        from ..core.provided import Lines, ProviderReport
-        from ..core.vif import duplicates
+        from ..core.dns.upstream_servers import Choice  # not at boot, where the rules alone are loaded
+        from ..core.provider.provider_report import Lines, ProviderReport
+        from ..core.provider.vif import duplicates
 
         todo, done = self._first_half
         before = Lines(tuple(self.todo[:todo]), tuple(self.done[:done]))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The vifs of a provider: observe them to configure, take down and repair them.
 
-`core.vif_plan` plans the operations.
+`core.provider.vif_plan` plans the operations.
 """
 
 from __future__ import annotations
@@ -10,29 +10,33 @@ import socket
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from .. import downstream
-from ..core import attachment, limits, mappings, vif_plan
-from ..core.attachment import VifReport
-from ..core.limits import InForce
+from ..core.nft import limits
+from ..core.nft.limits import InForce
 from ..core.operations import Outcome, Planned, in_order
-from ..core.record import Record
+from ..core.owned_state import Record
+from ..core.provider import late_mappings as mappings
+from ..core.provider import vif_order, vif_plan
+from ..core.provider.vif import GONE, Device, Vif
+from ..core.provider.vif_operations import WriteVifRecord
+from ..core.provider.vif_order import VifReport
+from ..core.provider.vif_plan import Common, Facts
 from ..core.values import IPV4, IPInterface, State
-from ..core.vif import GONE, Device, Vif
-from ..core.vif_operations import WriteVifRecord
-from ..core.vif_plan import Common, Facts
 from ..dispatch import of_vifs
 from ..errors import GuestnetError, KernelError
 from ..flow import carry_out
-from ..system import conntrack, nft, nft_kernel, tunables, vifs
-from ..system.owned import Ledger
-from ..transactions import Transactions
+from ..system import conntrack, procfs_sysctl, vif_records
+from ..system.nft import kernel as nft_kernel
+from ..system.nft import program as nft
+from ..system.owned_state import Ledger
+from . import downstream
 from .pass_state import PassState
+from .ruleset_generation import Transactions
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from ..core.operations import Operation
     from ..flow import Adapters
-    from ..system.netlink import Kernel
+    from ..system.netlink.rtnl import Kernel
 
 
 class Vifs:
@@ -47,7 +51,7 @@ class Vifs:
 
     def __init__(self, run: str, kernel: Kernel, transactions: Transactions, *, counted: bool = False) -> None:
         self._kernel, self._nft, self._run, self._counted = kernel, transactions, run, counted
-        self._vifs = vifs.Folder(run)
+        self._vifs = vif_records.Folder(run)
         self._devices_of: object = None  # which state of the folder `_devices` is of
         self._devices = dict[str, Device | None]()
 
@@ -98,7 +102,7 @@ class Vifs:
         known, link = self._vifs.load(vif.name.text), self._kernel.link_named(vif.name.text)
         if link is None:
             raise GuestnetError(f"{vif.name.text} is not there", "did the qube behind it just end?")
-        same = known is not None and known.mac == vif.mac and attachment.is_its_own(known, link)
+        same = known is not None and known.mac == vif.mac and vif_order.is_its_own(known, link)
         if known is not None and not (same and frozenset(known.addresses) <= frozenset(vif.addresses)):
             # The end of the one before was not told: what it had is not the new one's to use.
             self.drop(known, work)
@@ -107,7 +111,7 @@ class Vifs:
         common = self._common(work)
         gateways = known.gateways if known is not None else self._left(vif, common)
         hooked = known.hooked if known is not None else None
-        vif = vif._replace(gateways=gateways, device=attachment.device(link), hooked=hooked)
+        vif = vif._replace(gateways=gateways, device=vif_order.device(link), hooked=hooked)
         plan = partial(self._plan_online, vif, common, known != vif or not link.up, self._on_the_way(vif))
         for error in work.settle(plan, self._adapters(waiting)).errors:
             raise error
@@ -120,7 +124,7 @@ class Vifs:
         if known is not None and so_far.done:
             vif = vif._replace(gateways=known.gateways)  # with those that were added
         facts = self._look(vif, known, common, others, bare=known is None and not so_far.done)
-        if facts.link is None or not attachment.is_its_own(vif, facts.link):
+        if facts.link is None or not vif_order.is_its_own(vif, facts.link):
             raise GuestnetError(f"{vif.name.text} went while it was set up", "did the qube behind it just end?")
         found = vif_plan.report(facts, common, every=True)
         values = _values(vif_plan.source_checks(others))
@@ -134,7 +138,7 @@ class Vifs:
         """
         for address in vif.addresses:
             name = _name(self._kernel.way(address)) if address.version == IPV4 else ""
-            twin = self._vifs.load(name) if vifs.is_name(name) and name != vif.name.text else None
+            twin = self._vifs.load(name) if vif_records.is_name(name) and name != vif.name.text else None
             if twin is not None and twin.device != GONE and address in twin.addresses:
                 return (twin,)
         return ()
@@ -206,8 +210,8 @@ class Vifs:
                 continue
             if link is None:
                 self.drop(vif, work)
-            elif attachment.is_its_own(vif, link):
-                staying.append(vif if vif.device is not None else vif._replace(device=attachment.device(link)))
+            elif vif_order.is_its_own(vif, link):
+                staying.append(vif if vif.device is not None else vif._replace(device=vif_order.device(link)))
             else:
                 if vif.addresses:
                     self.drop(vif, work, taken=True)
@@ -234,7 +238,7 @@ class Vifs:
             except GuestnetError as error:
                 errors.append(error)
                 continue
-            if facts.link is not None and not attachment.is_its_own(vif, facts.link):
+            if facts.link is not None and not vif_order.is_its_own(vif, facts.link):
                 facts = facts._replace(link=None)  # the next pass closes it
             report = vif_plan.report(facts, common)
             counts = found.counts.get(vif.name.text) if found is not None else None
@@ -302,7 +306,7 @@ class Vifs:
 
 def _values(paths: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str | None]:
     """What the kernel has of some settings."""
-    return {path: tunables.read(path) for path in paths}
+    return {path: procfs_sysctl.read(path) for path in paths}
 
 
 def _name(ifindex: int) -> str:

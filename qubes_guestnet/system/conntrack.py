@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 
 from ..core.values import IPAddress
 from ..errors import KernelError
-from . import tunables
-from .netlink_wire import NLM_F_ACK, NLM_F_DUMP, Netfilter, attributes
+from . import procfs_sysctl
+from .netlink.wire import NLM_F_ACK, NLM_F_DUMP, Netfilter, attributes
 
 # linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h
 NFNL_SUBSYS_CTNETLINK = 1
@@ -69,7 +69,7 @@ def has_untranslated(addresses: Iterable[IPAddress]) -> bool:
 
 def _any(addresses: Iterable[IPAddress], judged: Callable[[bytes], bool]) -> bool:
     wanted = frozenset(address.packed for address in addresses)
-    if not wanted or tunables.read(_COUNT) in (None, "0"):
+    if not wanted or procfs_sysctl.read(_COUNT) in (None, "0"):
         return False
     try:
         table = Netfilter(NFNL_SUBSYS_CTNETLINK)
@@ -84,7 +84,7 @@ def _any(addresses: Iterable[IPAddress], judged: Callable[[bytes], bool]) -> boo
 def _purge(addresses: Iterable[IPAddress], judged: Callable[[bytes], bool]) -> int:
     wanted = frozenset(address.packed for address in addresses)
     # Without the module there is neither this file nor any connection.
-    if not wanted or tunables.read(_COUNT) in (None, "0"):
+    if not wanted or procfs_sysctl.read(_COUNT) in (None, "0"):
         return 0
     try:
         table = Netfilter(NFNL_SUBSYS_CTNETLINK)

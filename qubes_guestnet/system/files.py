@@ -28,9 +28,9 @@ from collections.abc import Iterator, Sequence
 from qubes_guestnet.core.namedtuple import NamedTuple
 from qubes_guestnet.errors import FileError
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
-    from qubes_guestnet.core.resolver import FileFacts
+    from qubes_guestnet.core.dns.resolv_conf import FileFacts
 
 RESOLV_CONF = "/etc/resolv.conf"
 PROTECTED_DIRS = ("/etc/qubes/protected-files.d", "/rw/config/protected-files.d")
@@ -111,7 +111,7 @@ def facts(
     disabled: bool = False,
     networkmanager: bool = False,
 ) -> FileFacts:
-    """Gather what `core.resolver.choose_owner` needs to know about `path`.
+    """Gather what `core.dns.resolv_conf.choose_owner` needs to know about `path`.
 
     Args:
         path: the resolv.conf.
@@ -122,7 +122,9 @@ def facts(
     Raises:
         FileError: an existing file cannot be read.
     """
-    from qubes_guestnet.core.resolver import FileFacts  # not needed for hotplug and the boot, which write other files
+    from qubes_guestnet.core.dns.resolv_conf import (
+        FileFacts,  # not needed for hotplug and the boot, which write other files
+    )
 
     try:
         found = _look(path, LONGEST, attributes=True)

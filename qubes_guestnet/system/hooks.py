@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from ..core.hooks import HOOKS, NETWORK_HOOKS, HookFacts
 from ..errors import FileError
-from . import outside
+from . import transient_unit
 
 RUN = "/run/qubes-guestnet"  # as `Paths` has it, which knows of this package
 
@@ -56,8 +56,8 @@ def start(paths: Iterable[str], seconds: float, run: str = RUN) -> None:
             pass
         except OSError as error:
             raise FileError(mark, error) from None
-        commands.append(outside.Command(f"hook-{os.path.basename(path)}", (path,), ended=mark))
-    outside.start(commands, seconds)
+        commands.append(transient_unit.Command(f"hook-{os.path.basename(path)}", (path,), ended=mark))
+    transient_unit.start(commands, seconds)
 
 
 def ended(path: str, run: str) -> float | None:

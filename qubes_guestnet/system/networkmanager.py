@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from ..core.networkmanager import FOLDER, ManagerFacts, is_ours
+from ..core.uplink.networkmanager import FOLDER, ManagerFacts, is_ours
 from ..errors import FileError, GuestnetError
 from . import files, programs
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import os
 
-from ..core.uplink import Flags, Style
+from ..core.uplink.desired import Flags, Style
 from ..errors import ConfigError, printable, shown
 from . import files, programs
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..core.limits import Limits
-    from ..core.nameservers import DnsSettings
+    from ..core.dns.upstream_servers import DnsSettings
+    from ..core.nft.limits import Limits
 
 FLAGS_FOLDER = "/run/qubes-service"
 CONFIG_FILE = "/etc/qubes/guestnet.toml"
@@ -55,7 +55,7 @@ def configured_limits(path: str = CONFIG_FILE) -> Limits:
         ConfigError: the file is not TOML, or has something in that table that is not valid.
         FileError: it cannot be read.
     """
-    from ..core import limits  # a provider's alone
+    from ..core.nft import limits  # a provider's alone
 
     remedy = "the limits in force stay until it is fixed"
     try:
@@ -87,7 +87,7 @@ def configured_dns(path: str = CONFIG_FILE) -> DnsSettings:
         ConfigError: the file is not TOML, or has something in that table that is not valid.
         FileError: it cannot be read.
     """
-    from ..core.nameservers import parse_settings  # a provider's alone
+    from ..core.dns.upstream_servers import parse_settings  # a provider's alone
 
     try:
         return parse_settings(_table(path, "dns", "the DNS redirection stays until it is fixed"))

@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable
 
-from ..core.resolver import TunnelFacts, Way
+from ..core.dns.resolv_conf import TunnelFacts, Way
 from ..core.values import IPAddress
 from ..errors import KernelError
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Observe the user's hooks for a change of the uplink. `core.hook_runs` decides."""
+"""Observe the user's hooks for a change of the uplink. `core.uplink.hook_runs` decides."""
 
 from __future__ import annotations
 
 import time
 
-from ..core import hook_runs
 from ..core.operations import Outcome, Planned
-from ..core.record import Record
+from ..core.owned_state import Record
 from ..core.report import Uplinks
+from ..core.uplink import hook_runs
 
 
 def plan(uplinks: Uplinks, record: Record, so_far: Outcome) -> Planned:

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""NetworkManager: the profiles of the uplinks on disk and in force. `core.profiles` decides."""
+"""NetworkManager: the profiles of the uplinks on disk and in force. `core.uplink.profiles` decides."""
 
 from __future__ import annotations
 
 import socket
 
-from ..core import networkmanager as nm
 from ..core.operations import Outcome, Planned
-from ..core.record import Record
+from ..core.owned_state import Record
 from ..core.report import Uplinks
+from ..core.uplink import networkmanager as nm
 from ..errors import GuestnetError
 from ..system import networkmanager
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
-    from ..core.profiles import Device, Facts, ProfileFacts
+    from ..core.uplink.profiles import Device, Facts, ProfileFacts
 
 
 def plan(uplinks: Uplinks, record: Record, so_far: Outcome, *, saved: bool) -> Planned:
@@ -30,7 +30,7 @@ def plan(uplinks: Uplinks, record: Record, so_far: Outcome, *, saved: bool) -> P
     managed = any(interface.manager.networkmanager for interface in uplinks.interfaces)
     if not (ours or saved or managed or any(entry.profile for entry in record.interfaces)):
         return Planned((), record)
-    from ..core import profiles  # where there is anything to look after
+    from ..core.uplink import profiles  # where there is anything to look after
 
     facts, errors = _observed(uplinks, record, so_far, ours)
     if saved:
@@ -41,7 +41,7 @@ def plan(uplinks: Uplinks, record: Record, so_far: Outcome, *, saved: bool) -> P
 
 def published(uplinks: Uplinks) -> bool:
     """Return whether NetworkManager, when it starts, finds a profile of each interface that it is to configure."""
-    from ..core import profiles
+    from ..core.uplink import profiles
 
     asked = (profiles.asked(interface, uplinks.settings, uplinks.flags) for interface in uplinks.interfaces)
     return all(_on_disk(profile) for profile in asked if profile is not None)
@@ -50,7 +50,7 @@ def published(uplinks: Uplinks) -> bool:
 def _observed(
     uplinks: Uplinks, record: Record, so_far: Outcome, ours: tuple[str, ...]
 ) -> tuple[Facts, tuple[GuestnetError, ...]]:
-    from ..core import profiles
+    from ..core.uplink import profiles
 
     found: list[ProfileFacts] = []
     errors: list[GuestnetError] = []
@@ -79,7 +79,7 @@ def _on_disk(profile: ProfileFacts) -> bool:
 
 def _device(profile: ProfileFacts) -> Device:
     """Return the interface in NetworkManager. Raises GuestnetError when that gives no answer."""
-    from ..core import profiles
+    from ..core.uplink import profiles
 
     try:
         state, uuid = networkmanager.device(profile.link.name)

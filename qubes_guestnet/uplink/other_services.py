@@ -8,20 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..bus import BusHolder
-from ..core import networkmanager as nm
-from ..core.networkmanager import ManagerChoice
 from ..core.operations import Outcome, Planned, in_order
-from ..core.record import Interface, Record
+from ..core.owned_state import Interface, Record
 from ..core.report import Uplinks
+from ..core.uplink import networkmanager as nm
+from ..core.uplink.networkmanager import ManagerChoice
 from ..system import networkmanager as nm_system
-from ..system import resolved, sysctl
+from ..system import systemd_sysctl
+from ..system.dbus import resolved
 from . import networkmanager
 from .resolved import Resolved
+from .system_bus import BusHolder
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
-    from ..core.nameservers import Heard
+    from ..core.dns.upstream_servers import Heard
     from ..core.operations import Operation
     from ..core.values import Link
 
@@ -117,13 +118,13 @@ class OtherServices:
         """
         self._bus.open()
         if entry.profile:
-            from ..core import profiles
+            from ..core.uplink import profiles
 
             yield from profiles.forget(entry, link)
         if entry.resolved and resolved.present():
-            from ..core import link_names
+            from ..core.dns import resolved_links
 
-            yield from link_names.forget(entry, link)
+            yield from resolved_links.forget(entry, link)
 
     def published(self, uplinks: Uplinks) -> bool:
         """See `networkmanager.published`."""
@@ -131,4 +132,4 @@ class OtherServices:
 
     def apply_sysctl(self, interface: str) -> None:
         """Apply the files of sysctl.d to an interface."""
-        sysctl.apply(interface)
+        systemd_sysctl.apply(interface)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""systemd-resolved: the servers of the uplinks in it, and the servers that it asks. `core.link_names` decides.
+"""systemd-resolved: the servers of the uplinks in it, and the servers that it asks. `core.dns.resolved_links` decides.
 
 It is called over the bus, or by resolvectl if the bus ends the connection during a call. It may hang: after a timeout
 it is not called for some time.
@@ -10,20 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ..bus import BusHolder
 from ..core.operations import Outcome, Planned
-from ..core.record import Record
+from ..core.owned_state import Record
 from ..core.report import Uplinks
 from ..errors import GuestnetError
-from ..system import resolved
+from ..system.dbus import resolved
+from .system_bus import BusHolder
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from typing import TypeVar
 
-    from ..core.link_names import LinkFacts
-    from ..core.nameservers import Heard, LinkServers
-    from ..core.service_operations import RevertLinkNames, SetLinkNames
+    from ..core.dns.resolved_links import LinkFacts
+    from ..core.dns.upstream_servers import Heard, LinkServers
+    from ..core.uplink.service_operations import RevertLinkNames, SetLinkNames
 
     Port = resolved.ByBus | resolved.ByCommand
     Answer = TypeVar("Answer")
@@ -52,15 +52,15 @@ class Resolved:
         if self._error is not None and time.monotonic() < self._again:
             return Planned((), record, errors=(self._error,))  # so that it is tried again
         self._error = None
-        from ..core import link_names  # where it is
+        from ..core.dns import resolved_links  # where it is
 
-        asked = (link_names.asked(interface, uplinks.settings, uplinks.flags) for interface in uplinks.interfaces)
-        links = [facts for facts in asked if facts is not None and link_names.concerned(facts, record)]
+        asked = (resolved_links.asked(interface, uplinks.settings, uplinks.flags) for interface in uplinks.interfaces)
+        links = [facts for facts in asked if facts is not None and resolved_links.concerned(facts, record)]
         try:
             links = [self._observed(facts) for facts in links]
         except GuestnetError as error:
             return Planned((), record, errors=(error,))
-        return link_names.plan(links, record, _so_far)
+        return resolved_links.plan(links, record, _so_far)
 
     def _observed(self, facts: LinkFacts) -> LinkFacts:
         return facts._replace(seen=self._ask(lambda port: port.link(facts.link.ifindex, facts.link.name)))
@@ -103,7 +103,7 @@ class Resolved:
             return self._silent[1]
         self._silent = None
         if not resolved.present():
-            from ..core.nameservers import NEVER_THERE  # a provider's alone
+            from ..core.dns.upstream_servers import NEVER_THERE  # a provider's alone
 
             return NEVER_THERE
         self._bus.open()

@@ -19,7 +19,9 @@ TRIED = {place.partition(":")[0].removeprefix(f"{SYSTEM}.") for table in ALL for
 
 
 def test_each_adapter_is_in_the_table_or_has_a_reason() -> None:
-    modules = {path.stem for path in (PACKAGE / "system").glob("*.py")} - {"__init__"}
+    system = PACKAGE / "system"
+    files = (path.relative_to(system).with_suffix("") for path in system.rglob("*.py") if path.stem != "__init__")
+    modules = {".".join(file.parts) for file in files} - {"paths"}  # which has constants only
     assert sorted(modules - TRIED - NOT_ASKED.keys()) == [], "add rows to tests/support/adapter_errors.py"
     assert sorted(NOT_ASKED.keys() - modules) == []
     assert sorted(TRIED & NOT_ASKED.keys()) == [], "a module that is in the table needs no reason"
@@ -42,7 +44,6 @@ def imported(path: Path, where: tuple[str, ...]) -> Iterator[str]:
             continue
         package = (*where[: len(where) - node.level], *(node.module or "").split(".")) if node.level else ()
         package = tuple(word for word in package if word)
-        if package == ("system",):
-            yield from (alias.name for alias in node.names)
-        elif package[:1] == ("system",):
-            yield package[1]
+        if package[:1] == ("system",):
+            yield ".".join(package[1:])
+            yield from (".".join((*package[1:], alias.name)) for alias in node.names)

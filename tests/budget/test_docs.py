@@ -14,11 +14,17 @@ from typing import NamedTuple
 
 import pytest
 
-from qubes_guestnet import cli, commands
-from qubes_guestnet.core import hooks, limits, provider, provider_findings, settings, uplink
+from qubes_guestnet.cli import main as cli
+from qubes_guestnet.cli import verbs as commands
+from qubes_guestnet.core import hooks, settings
+from qubes_guestnet.core.check import provider_findings
+from qubes_guestnet.core.nft import limits
+from qubes_guestnet.core.provider import settings as provider
+from qubes_guestnet.core.uplink import desired as uplink
 from qubes_guestnet.lab import cli as lab_cli
 from qubes_guestnet.lab import dom0, tree
-from qubes_guestnet.system import networkmanager, qubesdb, services
+from qubes_guestnet.system import networkmanager, services
+from qubes_guestnet.system.qubesdb import store as qubesdb
 from tests.support import session
 from tests.support.needs import needs
 
@@ -56,7 +62,7 @@ def test_every_key_is_documented(document: Path) -> None:
 def test_no_key_of_the_program_is_missing_from_the_list_here() -> None:
     source = (TREE / "qubes_guestnet" / "core" / "settings.py").read_text(encoding="utf-8")
     found = set(re.findall(r'_Key\("/[^"]+", "(\w+)"', source)) | set(re.findall(r'_CUSTOM = "(\w+)"', source))
-    source = (TREE / "qubes_guestnet" / "core" / "mtu.py").read_text(encoding="utf-8")
+    source = (TREE / "qubes_guestnet" / "core" / "uplink" / "mtu.py").read_text(encoding="utf-8")
     found |= set(re.findall(r"PER_INTERFACE}{mac}/(\w+)", source))
     assert found == set(LEAVES)
 
@@ -89,7 +95,9 @@ def test_the_sample_of_guestnet_toml_has_every_key(tmp_path: Path) -> None:
     assert _keys_of(sample) == set(), "a copy of it changes nothing"
     (block,) = re.findall(r"^## /etc/qubes/guestnet.toml$.*?^```toml\n(.*?)^```", text(SETTINGS), re.M | re.S)
     assert _keys_of(_uncommented(sample)) == _keys_of(block) != set()
-    source = "".join(text(TREE / "qubes_guestnet" / name) for name in ("system/services.py", "core/nameservers.py"))
+    source = "".join(
+        text(TREE / "qubes_guestnet" / name) for name in ("system/services.py", "core/dns/upstream_servers.py")
+    )
     assert {name for name, _ in _keys_of(block)} == set(re.findall(r'_table\(path, "([\w-]+)"', source))
     assert {key for _, key in _keys_of(block)} == {*re.findall(r'table\.get\("([\w-]+)"', source), *limits.KEYS}
     (tmp_path / "all.toml").write_text(_uncommented(sample), encoding="utf-8")
@@ -187,7 +195,9 @@ def test_the_man_page_has_every_exit_status() -> None:
 def check_codes() -> dict[str, str]:
     """Code → severity, as the source makes findings. The codes of errors come from a table, all as one severity."""
     codes = {}
-    source = "\n".join(path.read_text(encoding="utf-8") for path in sorted((TREE / "qubes_guestnet").glob("core/*.py")))
+    source = "\n".join(
+        path.read_text(encoding="utf-8") for path in sorted((TREE / "qubes_guestnet").glob("core/**/*.py"))
+    )
     tree = ast.parse(re.sub(r"^from __future__ .*$", "", source, flags=re.MULTILINE))
     for node in ast.walk(tree):
         if not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Finding", "Note", "Remark")):
@@ -274,7 +284,10 @@ def test_bash_is_offered_the_qubes_and_scenarios_there_are(tmp_path: Path, monke
 
 def test_every_room_of_the_house_is_in_the_table() -> None:
     table = "\n".join(line for line in text(DESIGN).splitlines() if line.startswith("| `"))
-    rooms = [path.name for path in (TREE / "qubes_guestnet").glob("*.py") if not path.name.startswith("__")]
+    package = TREE / "qubes_guestnet"
+    rooms = [path.name for path in package.glob("*.py") if not path.name.startswith("__")]
+    rooms += [f"{path.parent.relative_to(package)}/" for path in package.glob("*/__init__.py")]
+    rooms += [f"{path.parent.relative_to(package)}/" for path in package.glob("core/*/__init__.py")]
     assert [name for name in sorted(rooms) if f"`{name}`" not in table] == []
 
 

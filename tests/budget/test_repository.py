@@ -98,4 +98,4 @@ def test_setup_installs_no_daemon_into_the_users_machine(purpose: str) -> None:
 
 def test_the_command_prints_its_version() -> None:
     project = tomllib.loads((TREE / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["project"]["scripts"] == {"qubes-guestnet": "qubes_guestnet.cli:main"}
+    assert project["project"]["scripts"] == {"qubes-guestnet": "qubes_guestnet.cli.main:main"}

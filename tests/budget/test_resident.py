@@ -67,12 +67,12 @@ def test_the_agent_has_not_loaded(facts: Any, module: str, why: str) -> None:
 
 def test_an_agent_that_provides_nothing_has_not_loaded_the_role(facts: Any) -> None:
     """What serves other qubes would cost each of them memory."""
-    assert _loaded(facts, "qubes_guestnet.host") == []
+    assert _loaded(facts, "qubes_guestnet.agent.hotplug_server") == []
 
 
 @pytest.mark.parametrize(("module", "why"), NOT_RESIDENT.items())
 def test_the_agent_of_a_provider_has_not_loaded(provider_facts: Any, module: str, why: str) -> None:
-    assert "qubes_guestnet.host" in provider_facts["modules"]
+    assert "qubes_guestnet.agent.hotplug_server" in provider_facts["modules"]
     assert _loaded(provider_facts, module) == [], why
 
 

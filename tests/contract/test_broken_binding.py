@@ -11,7 +11,7 @@ from tests.support.qubesdb_faulty import Running
 from tests.support.releases import fresh
 
 READ = """
-from qubes_guestnet.system import qubesdb
+from qubes_guestnet.system.qubesdb import store as qubesdb
 qubesdb.DIRECTORY = {folder!r}
 for _ in range(2):
     print(qubesdb.connect().read("/qubes-ip").decode())

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet.bus import BusHolder
 from qubes_guestnet.core import bus_messages
 from qubes_guestnet.core.bus_messages import BUS, Message
-from qubes_guestnet.system import dbus, programs, resolved
+from qubes_guestnet.system import programs
+from qubes_guestnet.system.dbus import bus as dbus
+from qubes_guestnet.system.dbus import resolved
+from qubes_guestnet.uplink.system_bus import BusHolder
 from tests.support import bus_frames as frames
 from tests.support.eventually import eventually
 from tests.support.odd_bus import OWNER, OddBus, text

@@ -13,19 +13,20 @@ from tests.support.releases import JEEPNEY, PYROUTE2, copy, fresh
 
 @pytest.mark.behaviour("B106")
 def test_the_pauses_of_an_outage() -> None:
-    pauses = "from qubes_guestnet.system import qubesdb; print([qubesdb.backoff(n) for n in (1, 2, 3, 5, 9, 5000)])"
+    pauses = "from qubes_guestnet.system.qubesdb.store import backoff; print([*map(backoff, (1, 2, 3, 5, 9, 5000))])"
     assert fresh(pauses)[0] == "[0.1, 0.2, 0.4, 1.6, 5.0, 5.0]"
 
 
 @pytest.mark.parametrize("name", ["typing", "logging", "traceback", "random"])
 def test_a_module_that_was_deferred_is_the_real_one_afterwards(name: str) -> None:
-    load = "import sys; from qubes_guestnet.system import netlink, qubesdb; qubesdb.backoff(1)"
+    load = "import sys; import qubes_guestnet.system.netlink.rtnl\nfrom qubes_guestnet.system.qubesdb import store\n"
+    load += "store.backoff(1)"
     assert fresh(f"{load}; import {name}; print({name}.__file__)")[0].endswith(".py")
 
 
 def test_a_name_of_a_module_that_is_deferred_is_the_real_one() -> None:
     code = """
-from qubes_guestnet.system import lean
+from qubes_guestnet.system import deferred_imports as lean
 print(lean._Deferred("random").randint(7, 7))
 """
     assert fresh(code)[0] == "7"
@@ -38,7 +39,7 @@ def test_no_module_outside_of_the_package_gets_a_stand_in(tmp_path: Path) -> Non
     (tmp_path / "some" / "part.py").write_text("import outside, typing\nwanted = typing.Optional[int]\n")
     (tmp_path / "outside.py").write_text("import typing\nkind = typing.Optional[int]\n")
     code = """
-from qubes_guestnet.system import lean
+from qubes_guestnet.system import deferred_imports as lean
 wanted, = lean.load("some", ("part.wanted",))
 import outside, typing
 print(type(wanted).__name__, outside.kind == typing.Optional[int])
@@ -51,13 +52,13 @@ print(type(wanted).__name__, outside.kind == typing.Optional[int])
 PACK = """
 import sys
 from ipaddress import ip_address
-from qubes_guestnet.system import netlink_messages as messages
+from qubes_guestnet.system.netlink import encode as messages
 print(messages.packed(messages.neighbour_message(7, ip_address("10.0.0.1")), 1, 2, 3).hex())
 print(sys.modules["pyroute2"].__file__)
 """
 PACKED = struct.pack("=IHHII", 36, 1, 2, 3, 0) + struct.pack("=BxxxiHBB", 2, 7, 0, 0, 0) + b"\x08\0\x01\0\x0a\0\0\x01"
 CALL = """
-from qubes_guestnet.system import dbus
+from qubes_guestnet.system.dbus import bus as dbus
 print(dbus._library().Message.__module__)
 """
 
@@ -95,7 +96,7 @@ def test_a_jeepney_that_cannot_be_had_at_all_is_as_if_there_were_none(line: str,
     folder = copy("jeepney", tmp_path)
     (folder / "low_level.py").write_text(line)
     code = """
-from qubes_guestnet.system import dbus
+from qubes_guestnet.system.dbus import bus as dbus
 try:
     dbus.Bus()
 except ImportError as error:

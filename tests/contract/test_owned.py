@@ -15,28 +15,28 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet.core.record import Interface, Record
-from qubes_guestnet.core.uplink import Flags, Style
+from qubes_guestnet.core.owned_state import Interface, Record
+from qubes_guestnet.core.uplink.desired import Flags, Style
 from qubes_guestnet.core.values import Owned
 from qubes_guestnet.errors import ConfigError, FileError
-from qubes_guestnet.system import owned, services, standing
-from qubes_guestnet.system.owned import Ledger
+from qubes_guestnet.system import agent_status, owned_state, services
+from qubes_guestnet.system.owned_state import Ledger
 from tests.support.refuse import refuse
 
 MAC = "00:16:3e:5e:6c:00"
 TREE = Path(__file__).resolve().parents[2]
 HOLD = """
 import sys, time
-from qubes_guestnet.system.owned import Ledger
+from qubes_guestnet.system.owned_state import Ledger
 with Ledger(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
 """
 ADD = """
 import ipaddress, sys
-from qubes_guestnet.core.record import Interface
+from qubes_guestnet.core.owned_state import Interface
 from qubes_guestnet.core.values import Link, Owned
-from qubes_guestnet.system.owned import Ledger
+from qubes_guestnet.system.owned_state import Ledger
 for step in range(20):
     with Ledger(sys.argv[1]) as ledger:
         entry = ledger.record.interface(Link(2, "eth0", "00:16:3e:5e:6c:00"))
@@ -108,7 +108,7 @@ def test_several_processes_one_after_the_other(run: str) -> None:
 def test_a_stopped_holder_is_waited_for_so_long_and_no_longer(
     run: str, holder: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owned, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(owned_state, "LOCK_SECONDS", 0.05)
     holder.send_signal(signal.SIGSTOP)
     before = descriptors()
     with pytest.raises(FileError, match="another qubes-guestnet process holds the lock") as caught, Ledger(run):
@@ -178,16 +178,16 @@ def test_a_failed_save_leaves_the_record_in_memory(run: str, monkeypatch: pytest
 
 
 def test_the_agent_stands_as_long_as_its_process(run: str) -> None:
-    assert standing.read(run) == (False, "", "")
-    standing.publish(run, "it hurts")
-    found = standing.read(run)
+    assert agent_status.read(run) == (False, "", "")
+    agent_status.publish(run, "it hurts")
+    found = agent_status.read(run)
     assert (found.running, found.error) == (True, "it hurts")
     assert found.since.endswith("Z")
     path = Path(run, "status")
     agent, *rest = path.read_text().splitlines()
     word, pid, start = agent.split()
     path.write_text("\n".join([f"{word} {pid} {int(start) + 1}", *rest]))
-    assert standing.read(run) == (False, found.since, "")
+    assert agent_status.read(run) == (False, found.since, "")
 
 
 @pytest.mark.parametrize(
@@ -196,13 +196,13 @@ def test_the_agent_stands_as_long_as_its_process(run: str) -> None:
 def test_a_damaged_standing_is_nobodys(run: str, text: str) -> None:
     os.mkdir(run)
     Path(run, "status").write_text(text)
-    assert standing.read(run).running is False
+    assert agent_status.read(run).running is False
 
 
 def test_a_standing_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match="run as root"):
-        standing.publish(str(tmp_path / "file" / "run"), "")
+        agent_status.publish(str(tmp_path / "file" / "run"), "")
 
 
 def test_flags_are_files_whatever_is_in_them(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from qubes_guestnet.errors import KernelError
-from qubes_guestnet.system import files, nft, program_tree, programs, systemd
+from qubes_guestnet.system import files, program_tree, programs, systemd
+from qubes_guestnet.system.nft import program as nft
 from qubes_guestnet.system.programs import ProgramError, run
 from tests.contract.test_programs import SH, children, script
 from tests.support.eventually import eventually

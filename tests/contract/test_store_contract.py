@@ -12,9 +12,9 @@ import sys
 import pytest
 
 from qubes_guestnet.errors import StoreError, StoreRefused
-from qubes_guestnet.system import qubesdb
-from qubes_guestnet.system.qubesdb_binding import BindingStore, BindingWatches
-from qubes_guestnet.system.qubesdb_direct import DirectStore, DirectWatches
+from qubes_guestnet.system.qubesdb import store as qubesdb
+from qubes_guestnet.system.qubesdb.binding import BindingStore, BindingWatches
+from qubes_guestnet.system.qubesdb.direct import READ_ONLY, DirectStore, DirectWatches
 from tests.support.eventually import eventually
 from tests.support.needs import needs
 from tests.support.qubesdb_faulty import Running
@@ -170,7 +170,7 @@ def test_the_read_only_socket_when_only_reading(kind: Kind, daemon: Running) -> 
 
 @pytest.mark.behaviour("B105")
 def test_before_4_3_there_is_only_one_socket(kind: Kind, daemon: Running) -> None:
-    os.unlink(os.path.join(kind.directory, qubesdb.READ_ONLY))
+    os.unlink(os.path.join(kind.directory, READ_ONLY))
     assert kind.connect().read("/qubes-ip") == b"10.137.0.7"
     watches = kind.watches("/a")
     kind.connect(writable=True).write("/a", b"")

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from qubes_guestnet.errors import StoreError
 from qubes_guestnet.lab import store_hub
-from qubes_guestnet.system import qubesdb
-from qubes_guestnet.system import qubesdb_wire as wire
-from qubes_guestnet.system.qubesdb_direct import DirectStore, DirectWatches
+from qubes_guestnet.system.qubesdb import store as qubesdb
+from qubes_guestnet.system.qubesdb import wire
+from qubes_guestnet.system.qubesdb.direct import READ_ONLY, READ_WRITE, DirectStore, DirectWatches
 from tests.support.eventually import eventually
 from tests.support.qubesdb_faulty import Running
 from tests.support.qubesdb_kinds import ENTRIES, folder
@@ -42,7 +42,7 @@ def daemon(directory: str) -> Iterator[Running]:
         yield running
 
 
-def raw(directory: str, name: str = qubesdb.READ_WRITE) -> socket.socket:
+def raw(directory: str, name: str = READ_WRITE) -> socket.socket:
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(LIMIT_S)
     client.connect(os.path.join(directory, name))
@@ -77,10 +77,7 @@ def full(client: socket.socket, request: bytes) -> None:
 
 def test_256_clients_and_no_more(directory: str, daemon: Running) -> None:
     with ExitStack() as stack:
-        clients = [
-            stack.enter_context(raw(directory, (qubesdb.READ_WRITE, qubesdb.READ_ONLY)[number % 2]))
-            for number in range(256)
-        ]
+        clients = [stack.enter_context(raw(directory, (READ_WRITE, READ_ONLY)[number % 2])) for number in range(256)]
         for client in clients:
             client.sendall(wire.pack(wire.CMD_WATCH, b"/qubes-ip"))
             assert exactly(client, 72)[0] == wire.RESP_OK
@@ -195,7 +192,7 @@ def test_a_half_closed_connection_still_gets_its_answer(directory: str, daemon: 
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from([qubesdb.READ_WRITE, qubesdb.READ_ONLY]),
+            st.sampled_from([READ_WRITE, READ_ONLY]),
             st.lists(
                 st.binary(max_size=200)
                 | st.builds(
@@ -264,14 +261,14 @@ def start(directory: str, *arguments: str) -> subprocess.Popen[str]:
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line.startswith("ready"), line
-    for name in (qubesdb.READ_WRITE, qubesdb.READ_ONLY):  # bound and listening before it says so
+    for name in (READ_WRITE, READ_ONLY):  # bound and listening before it says so
         raw(directory, name).close()
     return process
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_cleanly(directory: str, process: subprocess.Popen[str], number: int) -> None:
-    assert stat.S_IMODE(os.stat(os.path.join(directory, qubesdb.READ_ONLY)).st_mode) == 0o666
+    assert stat.S_IMODE(os.stat(os.path.join(directory, READ_ONLY)).st_mode) == 0o666
     store = DirectStore(directory, LIMIT_S)
     assert store.read("/qubes-ip") == b"10.137.0.7"
     process.send_signal(number)
@@ -285,7 +282,7 @@ def test_it_ends_cleanly(directory: str, process: subprocess.Popen[str], number:
 def test_after_a_kill_the_next_one_takes_the_place(directory: str, process: subprocess.Popen[str]) -> None:
     process.kill()
     process.wait(LIMIT_S)
-    assert sorted(os.listdir(directory)) == [qubesdb.READ_ONLY, qubesdb.READ_WRITE]
+    assert sorted(os.listdir(directory)) == [READ_ONLY, READ_WRITE]
     second = start(directory)
     assert run(directory, "list", "/").stdout == ""
     second.terminate()

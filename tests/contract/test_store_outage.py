@@ -24,8 +24,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet.errors import StoreError, StoreRefused
-from qubes_guestnet.system import qubesdb
-from qubes_guestnet.system.qubesdb_direct import DirectStore, DirectWatches
+from qubes_guestnet.system.qubesdb import store as qubesdb
+from qubes_guestnet.system.qubesdb.direct import READ_ONLY, READ_WRITE, DirectStore, DirectWatches
 from tests.support import qubesdb_standin
 from tests.support.eventually import eventually
 from tests.support.qubesdb_faulty import Running
@@ -50,7 +50,7 @@ def test_no_daemon(kind: Kind) -> None:
 
 @pytest.mark.behaviour("B106")
 def test_sockets_that_a_killed_daemon_left_behind(kind: Kind) -> None:
-    for name in (qubesdb.READ_WRITE, qubesdb.READ_ONLY):
+    for name in (READ_WRITE, READ_ONLY):
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(os.path.join(kind.directory, name))
     with pytest.raises(StoreError, match="refused"):
@@ -125,13 +125,13 @@ def test_a_hanging_daemon_costs_the_timeout_and_no_more(kind: Kind, daemon: Runn
 def test_reconnecting_to_a_hanging_daemon_for_ever_never_waits_longer(kind: Kind) -> None:
     """Its queue of connections fills up, and from then on a plain connect() would wait without end."""
     listeners = []
-    for name in (qubesdb.READ_WRITE, qubesdb.READ_ONLY):
+    for name in (READ_WRITE, READ_ONLY):
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(os.path.join(kind.directory, name))
         listener.listen(5)  # as the real one
         listeners.append(listener)
     filler = socket.socket(socket.AF_UNIX)  # an odd number in the queue: the last place is not left to a second step
-    filler.connect(os.path.join(kind.directory, qubesdb.READ_WRITE))
+    filler.connect(os.path.join(kind.directory, READ_WRITE))
     started = time.monotonic()
     problems = set()
     for _ in range(12):
@@ -248,7 +248,7 @@ class Script:
 
     def __init__(self, directory: str, *answers: list[bytes]) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(os.path.join(directory, qubesdb.READ_WRITE))
+        self._listener.bind(os.path.join(directory, READ_WRITE))
         self._listener.listen()
         self._answers = answers
         self._connections: list[socket.socket] = []

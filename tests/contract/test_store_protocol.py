@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from qubes_guestnet.errors import ConfigError
 from qubes_guestnet.lab.store_entries import escape, parse_entries, unescape
 from qubes_guestnet.lab.store_hub import Client, Hub
-from qubes_guestnet.system import qubesdb_wire as wire
+from qubes_guestnet.system.qubesdb import wire
 
 READ, WRITE, MULTIREAD, LIST, RM, WATCH, UNWATCH, OK, NOENT, ERROR, R_READ, R_MULTIREAD, R_LIST, R_WATCH = range(14)
 ENTRIES = {b"/b": b"2", b"/a/y": b"", b"/a": b"1", b"/a/x": b"3", b"/a-": b"4", b"/aA": b"5"}

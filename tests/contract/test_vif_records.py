@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet.core.vif import Mapping, Vif, parse_name, render
+from qubes_guestnet.core.provider.vif import Mapping, Vif, parse_name, render
 from qubes_guestnet.errors import FileError
-from qubes_guestnet.system.vifs import Folder
+from qubes_guestnet.system.vif_records import Folder
 
 IP, VISIBLE = ipaddress.IPv4Address("10.137.0.4"), ipaddress.IPv4Address("10.99.0.4")
 

@@ -18,9 +18,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from qubes_guestnet.core.findings import Evidence, findings
+from qubes_guestnet.core.check.findings import Evidence, findings
 from qubes_guestnet.core.plan import route_words
-from qubes_guestnet.core.rendering import as_text
+from qubes_guestnet.core.render.status import as_text
 from qubes_guestnet.core.report import Report, Standing
 from qubes_guestnet.core.values import DEFAULT, Link, Neighbour, Route, State
 from qubes_guestnet.lab.store_entries import parse_entries

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from qubes_guestnet.core.record import Record
+from qubes_guestnet.core.owned_state import Record
 from qubes_guestnet.errors import GuestnetError
 
 
@@ -20,7 +20,7 @@ class Memory:
         self.full = False
 
     def save(self, changed: Record) -> None:
-        """See `system.owned.Ledger`."""
+        """See `system.owned_state.Ledger`."""
         if self.full:
             raise GuestnetError("/run is full")
         self.record = changed

@@ -21,8 +21,8 @@ import ipaddress
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from qubes_guestnet.core.dns.resolv_conf import TunnelFacts
 from qubes_guestnet.core.plan import Meaning, Op, Verb, meaning
-from qubes_guestnet.core.resolver import TunnelFacts
 from qubes_guestnet.core.values import IPV4, IPV6, IPAddress, IPInterface, Link, Route, State, Tunable
 from qubes_guestnet.errors import KernelError, Vanished
 
@@ -125,7 +125,7 @@ class Model:
         return state._replace(up=link.up, group=link.group, neighbours=known, tunables=values)
 
     def apply(self, op: Op) -> None:
-        """Do it, or refuse it in the words of `system.netlink`."""
+        """Do it, or refuse it in the words of `system.netlink.rtnl`."""
         self.before(op)
         self.log.append(op)
         number = self.refuse(op) or self.do(op)

@@ -12,16 +12,16 @@ from functools import partial
 from typing import Any
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import attachment, limits, nftables, vif_plan
-from qubes_guestnet.core.limits import InForce
+from qubes_guestnet.core.nft import limits, rules_text
+from qubes_guestnet.core.nft.limits import InForce
 from qubes_guestnet.core.operations import ORDER, TRANSACTION, Outcome, Planned, in_order
+from qubes_guestnet.core.owned_state import Record
 from qubes_guestnet.core.plan import Verb
-from qubes_guestnet.core.provider import GROUP_VIF, ProviderSettings
-from qubes_guestnet.core.provider_operations import PurgeConntrack
-from qubes_guestnet.core.record import Record
-from qubes_guestnet.core.values import Link, State
-from qubes_guestnet.core.vif import GONE, Vif, parse_name
-from qubes_guestnet.core.vif_operations import (
+from qubes_guestnet.core.provider import vif_order, vif_plan
+from qubes_guestnet.core.provider.provider_operations import PurgeConntrack
+from qubes_guestnet.core.provider.settings import GROUP_VIF, ProviderSettings
+from qubes_guestnet.core.provider.vif import GONE, Vif, parse_name
+from qubes_guestnet.core.provider.vif_operations import (
     CloseVif,
     KeepVifRecord,
     MarkVifClosed,
@@ -34,9 +34,10 @@ from qubes_guestnet.core.vif_operations import (
     WriteTunable,
     WriteVifRecord,
 )
-from qubes_guestnet.core.vif_plan import Common, Facts
+from qubes_guestnet.core.provider.vif_plan import Common, Facts
+from qubes_guestnet.core.values import Link, State
 from qubes_guestnet.errors import GuestnetError
-from qubes_guestnet.system.nft import Refused
+from qubes_guestnet.system.nft.program import Refused
 from tests.core.memory import Memory
 from tests.core.model import Interface, Model
 from tests.core.ruleset import Ruleset
@@ -77,7 +78,7 @@ class World:
     def __init__(self, common: Common) -> None:
         self.common = common
         self.kernel, self.nft, self.disk = Model(), Ruleset(), Memory()
-        self.nft.load(nftables.base(ipv6=True, arp=common.arp) + FOREIGN)
+        self.nft.load(rules_text.base(ipv6=True, arp=common.arp) + FOREIGN)
         self.records: dict[str, Vif] = {}
         self.qubes: dict[str, tuple[Any, ...]] = {}
         self.talked: set[tuple[str, Any]] = set()
@@ -136,7 +137,7 @@ class World:
     @property
     def listed(self) -> frozenset[str]:
         listings = (self.nft.listing(family, "qubes") for family in ("ip", "ip6", "arp"))
-        return attachment.listed("".join(listings))
+        return vif_order.listed("".join(listings))
 
     @property
     def in_force(self) -> InForce:
@@ -167,13 +168,13 @@ class World:
         assert link is not None
         vif = Vif(parse_name(name), MAC.format(name[3]), "vif", self.qubes[name])
         known = self.records.get(name)
-        same = known is not None and attachment.is_its_own(known, link)
+        same = known is not None and vif_order.is_its_own(known, link)
         if known is not None and not (same and set(known.addresses) <= set(vif.addresses)):
             outcome = self.drop(known)
             if outcome.errors:
                 return outcome
             known = None
-        vif = vif._replace(device=attachment.device(link), gateways=known.gateways if known else frozenset())
+        vif = vif._replace(device=vif_order.device(link), gateways=known.gateways if known else frozenset())
         return self.settle(partial(self.plan_online, vif, known != vif or not link.up))
 
     def locking(self, vif: Vif, *, ends: bool = True) -> tuple[Any, ...]:
@@ -205,13 +206,13 @@ class World:
         outcome, staying = Outcome(), []
         for vif in tuple(self.records.values()):
             link = self.link(vif.name.text)
-            if vif.device != GONE and (link is None or not attachment.is_its_own(vif, link)):
+            if vif.device != GONE and (link is None or not vif_order.is_its_own(vif, link)):
                 outcome = outcome.and_then(self.settle(partial(self.plan_closing, vif)))
         for vif in tuple(self.records.values()):
             link = self.link(vif.name.text)
             if link is None:
                 outcome = outcome.and_then(self.drop(vif))
-            elif attachment.is_its_own(vif, link):
+            elif vif_order.is_its_own(vif, link):
                 staying.append(vif)
             elif vif.addresses:
                 outcome = outcome.and_then(self.drop(vif, taken=True))
@@ -296,7 +297,7 @@ class World:
                 assert str(address) in held, "what a qube uses nothing outside may use (QSB-056)"
                 limited = self.nft.elements(word, "qubes-limits", "qubes")
                 assert f'"{name}"' in limited, "what sends is limited (B112)"
-            if interface.up and known is not None and known.device == attachment.device(interface.link):
+            if interface.up and known is not None and known.device == vif_order.device(interface.link):
                 assert interface.group == GROUP_VIF, "what is up is in the group that the rules judge"
             owned = known.gateways if known is not None else frozenset()
             assert set(interface.addresses) <= owned, "the record is ahead of the kernel"
@@ -307,7 +308,7 @@ class World:
         """All that are plugged and announced are in service, and nothing is left of the others."""
         for name, vif in self.records.items():
             link = self.link(name)
-            if link is None or not attachment.is_its_own(vif, link):
+            if link is None or not vif_order.is_its_own(vif, link):
                 assert not self.allowed(name)
                 continue
             facts = self.look(vif, vif, tuple(self.records.values()))

@@ -7,7 +7,7 @@ import ipaddress
 from pathlib import Path
 from typing import Any
 
-from qubes_guestnet.core import record
+from qubes_guestnet.core import owned_state
 from qubes_guestnet.core.report import InterfaceReport, Report
 from qubes_guestnet.core.values import BACKEND_MAC, Link, Neighbour, Route, State
 from qubes_guestnet.reconcile import Pass, Paths, plan_only, reconcile
@@ -84,10 +84,10 @@ class Qube:
         return Path(self.paths.resolv_conf)
 
     @property
-    def record(self) -> record.Record:
+    def record(self) -> owned_state.Record:
         """The record on disk."""
         path = Path(self.paths.run, "owned")
-        return record.parse(path.read_bytes()) if path.exists() else record.Record()
+        return owned_state.parse(path.read_bytes()) if path.exists() else owned_state.Record()
 
     def state(self, index: int = 2) -> State:
         """All that an interface has."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 
-from qubes_guestnet.system.nft import Refused
+from qubes_guestnet.system.nft.program import Refused
 
 Key = tuple[str, str]  # family and name of a table
 _NAMING = ("jump", "goto")

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core import attachment, nftables, provider
-from qubes_guestnet.core.attachment import Tunable, VifReport, adding, device, letting_send, there
+from qubes_guestnet.core.nft import rules_text
 from qubes_guestnet.core.plan import Op, Verb
-from qubes_guestnet.core.provider import ProviderSettings
+from qubes_guestnet.core.provider import settings as provider
+from qubes_guestnet.core.provider import vif_order
+from qubes_guestnet.core.provider.settings import ProviderSettings
+from qubes_guestnet.core.provider.vif import GONE, Mapping, Vif, parse_name
+from qubes_guestnet.core.provider.vif_order import Tunable, VifReport, adding, device, letting_send, there
 from qubes_guestnet.core.values import IPAddress, Link, Neighbour, Route, State
-from qubes_guestnet.core.vif import GONE, Mapping, Vif, parse_name
 
 MAC = "00:16:3e:5e:6c:05"
 ADDRESS, ADDRESS6 = ipaddress.ip_address("10.137.0.5"), ipaddress.ip_address("fd09::5")
@@ -37,24 +39,24 @@ WORDS = [
 
 
 def fresh(vif: Vif = VIF, settings: ProviderSettings = OFF) -> tuple[Op, ...]:
-    return attachment.up(LINK, provider.desired(vif, settings), State(), vif, settings.held)
+    return vif_order.up(LINK, provider.desired(vif, settings), State(), vif, settings.held)
 
 
 @pytest.mark.behaviour("B50")
 def test_nothing_passes_before_its_element_is_there() -> None:
-    report = VifReport(VIF, LINK, fresh(), ("add element x",), attachment.tunables("vif4.0", ipv6=False)[:1])
+    report = VifReport(VIF, LINK, fresh(), ("add element x",), vif_order.tunables("vif4.0", ipv6=False)[:1])
     assert list(report.todo) == ["sysctl net/ipv4/conf/vif4.0/proxy_arp=1", *WORDS[:3], "nft add element x", *WORDS[3:]]
-    early, late = attachment.split(iter(report.ops))
+    early, late = vif_order.split(iter(report.ops))
     assert [op.verb for op in late] == [Verb.LINK_UP, Verb.ROUTE_ADD]
-    assert attachment.added(early) == {ipaddress.ip_interface("10.138.0.1/32")}
-    assert attachment.split(early) == (early, ())
+    assert vif_order.added(early) == {ipaddress.ip_interface("10.138.0.1/32")}
+    assert vif_order.split(early) == (early, ())
 
 
 def test_what_is_configured() -> None:
     assert VifReport(VIF, LINK).configured
     assert not VifReport(VIF, None).configured
     assert not VifReport(VIF, LINK, seen=False).configured
-    for left in ({"ops": fresh()}, {"elements": ("x",)}, {"tunables": attachment.tunables("vif4.0", ipv6=False)}):
+    for left in ({"ops": fresh()}, {"elements": ("x",)}, {"tunables": vif_order.tunables("vif4.0", ipv6=False)}):
         assert not VifReport(VIF, LINK)._replace(**left).configured
 
 
@@ -68,11 +70,11 @@ def test_tunables() -> None:
         "sysctl net/ipv4/conf/vif4.0/rp_filter=1",
         "sysctl net/ipv4/conf/vif4.0/accept_redirects=0",
     ]
-    assert list(map(str, attachment.tunables("vif4.0", ipv6=False))) == [
+    assert list(map(str, vif_order.tunables("vif4.0", ipv6=False))) == [
         *four,
         "sysctl net/ipv6/conf/vif4.0/disable_ipv6=1",
     ]
-    assert list(map(str, attachment.tunables("vif4.0", ipv6=True))) == [
+    assert list(map(str, vif_order.tunables("vif4.0", ipv6=True))) == [
         *four,
         "sysctl net/ipv6/conf/vif4.0/disable_ipv6=0",
         "sysctl net/ipv6/conf/vif4.0/accept_ra=0",
@@ -100,9 +102,9 @@ def test_which_of_two_vifs_with_one_address_is_checked_by_the_routes(
     name: str, addresses: tuple[IPAddress, ...], outranked: bool
 ) -> None:
     other = DUAL._replace(name=parse_name(name), addresses=addresses)
-    assert attachment.outranked(DUAL, (DUAL, other)) is outranked
+    assert vif_order.outranked(DUAL, (DUAL, other)) is outranked
     check = "sysctl net/ipv4/conf/vif4.0/rp_filter=" + ("2" if outranked else "1")
-    assert check in map(str, attachment.tunables("vif4.0", ipv6=False, outranked=outranked))
+    assert check in map(str, vif_order.tunables("vif4.0", ipv6=False, outranked=outranked))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,7 @@ def test_which_of_two_vifs_with_one_address_is_checked_by_the_routes(
     ],
 )
 def test_who_has_ipv6(vif: Vif, settings: ProviderSettings, has: bool) -> None:
-    assert attachment.has_ipv6(vif, settings) is has
+    assert vif_order.has_ipv6(vif, settings) is has
 
 
 def done(vif: Vif, settings: ProviderSettings) -> State:
@@ -130,26 +132,26 @@ def done(vif: Vif, settings: ProviderSettings) -> State:
 
 def test_a_second_time_there_is_nothing_to_do() -> None:
     mine = VIF._replace(gateways=frozenset({ipaddress.ip_interface("10.138.0.1/32")}))
-    assert attachment.up(UP, provider.desired(mine, OFF), done(mine, OFF), mine, NOTHING) == ()
+    assert vif_order.up(UP, provider.desired(mine, OFF), done(mine, OFF), mine, NOTHING) == ()
 
 
 @pytest.mark.behaviour("B95")
 @pytest.mark.behaviour("B148")
 def test_ipv6_goes_and_stays_while_its_key_is_not_valid() -> None:
     mine = DUAL._replace(gateways=frozenset({ipaddress.ip_interface("10.138.0.1/32")}))
-    went = attachment.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, NOTHING)
+    went = vif_order.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, NOTHING)
     assert [str(op) for op in went] == [
         "ip -6 route del fd09::5/128 dev vif4.0 proto 81 metric 32748",
         "ip -6 neighbour del fd09::5 dev vif4.0",  # it was never planned
     ]
-    assert attachment.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, frozenset({"ipv6"})) == ()
+    assert vif_order.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, frozenset({"ipv6"})) == ()
     other = frozenset({"connected"})
-    assert attachment.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, other) == went
+    assert vif_order.up(UP, provider.desired(mine, OFF), done(mine, ON), mine, other) == went
 
 
 def test_the_link_goes_down_before_the_rest_goes() -> None:
     mine = VIF._replace(gateways=frozenset({ipaddress.ip_interface("10.138.0.1/32")}))
-    assert [str(op) for op in attachment.down(UP, done(mine, OFF), mine)] == [
+    assert [str(op) for op in vif_order.down(UP, done(mine, OFF), mine)] == [
         "ip link set dev vif4.0 down",
         "ip route del 10.137.0.5/32 dev vif4.0 scope link proto 81 metric 32748",
         "ip neighbour del 10.137.0.5 dev vif4.0",
@@ -181,7 +183,7 @@ table ip6 qubes {
 
 
 def test_the_elements_that_nft_lists() -> None:
-    present = attachment.listed(LISTING)
+    present = vif_order.listed(LISTING)
     assert present == {
         'ip allowed "vif4.0" . 10.137.0.5',
         'ip allowed "vif5.0" . 10.137.0.6',
@@ -189,8 +191,8 @@ def test_the_elements_that_nft_lists() -> None:
         "ip downstream 10.137.0.7",
         "ip6 downstream fd09::5",
     }
-    assert attachment.downstream(present) == set(map(ipaddress.ip_address, ("10.137.0.5", "10.137.0.7", "fd09::5")))
-    assert attachment.listed("") == frozenset()
+    assert vif_order.downstream(present) == set(map(ipaddress.ip_address, ("10.137.0.5", "10.137.0.7", "fd09::5")))
+    assert vif_order.listed("") == frozenset()
 
 
 LINES = {
@@ -205,29 +207,29 @@ LINES = {
 
 @pytest.mark.parametrize(("line", "there"), LINES.items())
 def test_what_is_there(line: str, there: bool) -> None:
-    assert attachment.is_there(line, attachment.listed(LISTING)) is there
+    assert vif_order.is_there(line, vif_order.listed(LISTING)) is there
 
 
 @given(st.lists(st.ip_addresses(), max_size=4))
 def test_every_line_of_an_attach_is_understood(addresses: list[IPAddress]) -> None:
-    lines = nftables.attach("vif4.0", addresses, "00:16:3e:5e:6c:05").splitlines()
+    lines = rules_text.attach("vif4.0", addresses, "00:16:3e:5e:6c:05").splitlines()
     listing, sets = "", (*product(("ip", "ip6"), ("allowed", "downstream")), ("arp", "allowed"))
     for family, name in sets:
         members = [line.partition("{")[2] for line in lines if line.split()[2:5] == [family, "qubes", name]]
         listing += f"table {family} qubes {{\n set {name} {{\n"
         listing += "".join(f"\t\telements = {{{text}\n" for text in members) + "\t}\n}\n"
-    present = attachment.listed(listing)
-    assert all(attachment.is_there(line, present) for line in lines)
-    assert attachment.downstream(present) == set(addresses)
+    present = vif_order.listed(listing)
+    assert all(vif_order.is_there(line, present) for line in lines)
+    assert vif_order.downstream(present) == set(addresses)
 
 
 @pytest.mark.behaviour("B117")
 def test_another_device_of_the_name_is_not_its_own() -> None:
-    mine = VIF._replace(device=attachment.device(UP))
-    assert attachment.is_its_own(VIF, UP), "not written down by former releases"
-    assert attachment.is_its_own(mine, UP)
+    mine = VIF._replace(device=vif_order.device(UP))
+    assert vif_order.is_its_own(VIF, UP), "not written down by former releases"
+    assert vif_order.is_its_own(mine, UP)
     for other in (UP._replace(ifindex=UP.ifindex + 1), UP._replace(mac="02:00:00:00:00:01")):
-        assert not attachment.is_its_own(mine, other)
+        assert not vif_order.is_its_own(mine, other)
 
 
 @pytest.mark.behaviour("B114")
@@ -240,9 +242,9 @@ def test_what_comes_with_the_rules_for_vifs_whose_own_device_is_there() -> None:
     assert there((VIF._replace(device=device(LINK)), other), {"vif4.0": 7}) == (VIF._replace(device=device(LINK)),)
     assert there(records, {}) == ()
     text = letting_send((DUAL,), ON, arp=True)
-    assert text == nftables.attach("vif4.0", DUAL.addresses, MAC)
+    assert text == rules_text.attach("vif4.0", DUAL.addresses, MAC)
     assert f'add element arp qubes allowed {{ "vif4.0" . {ADDRESS} . {MAC} }}' in text
-    assert letting_send((DUAL,), OFF, arp=False) == nftables.attach("vif4.0", (ADDRESS,), "")
+    assert letting_send((DUAL,), OFF, arp=False) == rules_text.attach("vif4.0", (ADDRESS,), "")
     assert letting_send((), ON, arp=True) == ""
     many = [VIF._replace(name=parse_name(f"vif{number}.0")) for number in range(1, 251)]
     assert len(letting_send(many, ON, arp=True).splitlines()) == 3

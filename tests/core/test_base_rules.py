@@ -10,20 +10,21 @@ from functools import partial
 import pytest
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import base_rules, flowtable, nftables, user_rules
-from qubes_guestnet.core.base_rules import Facts
+from qubes_guestnet.core.nft import flowtable, rules_text
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned, kind
-from qubes_guestnet.core.provider_operations import CloseForwarding, UnitJob
-from qubes_guestnet.core.record import FIREWALL, HELD, Loaded, Provided, Record, checksum
-from qubes_guestnet.core.rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated, UnloadRules
-from qubes_guestnet.core.user_rules import Block, Kept
+from qubes_guestnet.core.owned_state import FIREWALL, HELD, Loaded, Provided, Record, checksum
+from qubes_guestnet.core.provider import base_rules, user_rules
+from qubes_guestnet.core.provider.base_rules import Facts
+from qubes_guestnet.core.provider.provider_operations import CloseForwarding, UnitJob
+from qubes_guestnet.core.provider.rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated, UnloadRules
+from qubes_guestnet.core.provider.user_rules import Block, Kept
 from qubes_guestnet.errors import GuestnetError
 from tests.core.memory import Memory
 
 pytestmark = pytest.mark.behaviour("B125")
 
-TEXT = nftables.base(ipv6=True)
-FAMILIES = nftables.FAMILIES
+TEXT = rules_text.base(ipv6=True)
+FAMILIES = rules_text.FAMILIES
 SWITCH: Block = ("ip", "chain custom-forward {", "\tchain custom-forward {\n\t\tcounter drop\n\t}\n")
 BARE: Block = ("ip", "chain mine {", "\tchain mine {\n\t}\n")
 BIG: Block = ("ip", "set big {", "\tset big {\n\t\ttype ipv4_addr\n\t}\n")
@@ -34,8 +35,8 @@ NOTHING = dict.fromkeys(FAMILIES, "")
 
 def listing(family: str, blocks: tuple[Block, ...] = ()) -> str:
     """Our table with all its rules, and some blocks of others."""
-    chains: dict[str, list[str]] = {name: [] for word, name in nftables.CHAINS if word == family}
-    chains |= {name: [] for word, name in nftables.DNS_CHAINS if word == family}
+    chains: dict[str, list[str]] = {name: [] for word, name in rules_text.CHAINS if word == family}
+    chains |= {name: [] for word, name in rules_text.DNS_CHAINS if word == family}
     for line in TEXT.splitlines():
         words = line.split(" ", 5)
         if words[:3] == ["add", "rule", family]:
@@ -64,7 +65,7 @@ class World:
 
     def __init__(self, now: dict[str, str], provided: Provided | None = None) -> None:
         self.now, self.found = now, now
-        loaded = Loaded(checksum(TEXT.encode()), base_rules.seen(nftables.CHAINS, whole()))
+        loaded = Loaded(checksum(TEXT.encode()), base_rules.seen(rules_text.CHAINS, whole()))
         self.ledger = Memory(Record(provided=provided if provided is not None else Provided(rules=loaded)))
         self.before = self.ledger.record.provided
         self.refused: set[str] = set()
@@ -127,7 +128,7 @@ def test_rules_that_are_there_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "before", [Provided(), Provided(rules=Loaded("other", base_rules.seen(nftables.CHAINS, whole())))]
+    "before", [Provided(), Provided(rules=Loaded("other", base_rules.seen(rules_text.CHAINS, whole())))]
 )
 def test_a_first_load_and_other_rules_close_and_hold_nothing(before: Provided) -> None:
     world = World(NOTHING if not before.rules.text else whole(), before)
@@ -143,7 +144,7 @@ def test_a_first_load_and_other_rules_close_and_hold_nothing(before: Provided) -
 @pytest.mark.behaviour("B114")
 def test_rules_of_a_former_release_are_not_lost() -> None:
     former = whole() | {"arp": ""}
-    there = Loaded("former", base_rules.seen([chain for chain in nftables.CHAINS if chain[0] != "arp"], former))
+    there = Loaded("former", base_rules.seen([chain for chain in rules_text.CHAINS if chain[0] != "arp"], former))
     assert not base_rules.are_lost(there, former)
     assert base_rules.are_lost(there, former | {"ip": ""})
     assert not base_rules.are_there(there, TEXT, former)
@@ -284,8 +285,8 @@ def test_rules_that_go_again_at_once_are_told_and_lost_still() -> None:
 def test_the_redirection_is_kept_where_it_is_as_it_was() -> None:
     marked = "\tchain dns-reject {\n\t\tmeta priority set 1\n\t}\n"
     now = whole() | {"ip": listing("ip").replace("\tchain dns-reject {\n\t}\n", marked)}
-    loaded = Loaded("", base_rules.seen(nftables.CHAINS, now))
-    for seen, still in ((base_rules.seen(nftables.DNS_CHAINS, now), True), ("other", False)):
+    loaded = Loaded("", base_rules.seen(rules_text.CHAINS, now))
+    for seen, still in ((base_rules.seen(rules_text.DNS_CHAINS, now), True), ("other", False)):
         names = Loaded("names", seen)
         world = World(now, Provided(rules=loaded._replace(text="former"), names=names))
         world.meddling, world.does, world.quietly = 1, lambda _: now, True
@@ -297,7 +298,7 @@ def test_the_redirection_is_kept_where_it_is_as_it_was() -> None:
 def test_once_they_are_deleted_only_that_forwarding_is_closed_is_recorded(families: tuple[str, ...]) -> None:
     ledger = Memory(Record(provided=Provided(rules=Loaded("text", "seen"), offload="on", forwarding=frozenset({4}))))
     before, op = ledger.record, UnloadRules(families)
-    assert op.text == flowtable.END + nftables.unload(arp="arp" in families)
+    assert op.text == flowtable.END + rules_text.unload(arp="arp" in families)
 
     def refuse(_: object) -> None:
         raise GuestnetError("refused")

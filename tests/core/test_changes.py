@@ -7,20 +7,20 @@ import ipaddress
 
 import pytest
 
-from qubes_guestnet.core import changes
-from qubes_guestnet.core.attachment import tunables
-from qubes_guestnet.core.changes import ABSENT, Change
 from qubes_guestnet.core.operations import ORDER
 from qubes_guestnet.core.plan import Op, Verb
-from qubes_guestnet.core.provided import Lines
-from qubes_guestnet.core.provider_operations import CloseForwarding
-from qubes_guestnet.core.rendering import as_plan
+from qubes_guestnet.core.provider.provider_operations import CloseForwarding
+from qubes_guestnet.core.provider.provider_report import Lines
+from qubes_guestnet.core.provider.rules_operations import LoadRules
+from qubes_guestnet.core.provider.vif_operations import OpenVif, SetElement, WriteTunable
+from qubes_guestnet.core.provider.vif_order import tunables
+from qubes_guestnet.core.render import changes
+from qubes_guestnet.core.render.changes import ABSENT, Change
+from qubes_guestnet.core.render.status import as_plan
 from qubes_guestnet.core.report import Report
-from qubes_guestnet.core.rules_operations import LoadRules
-from qubes_guestnet.core.uplink import Flags, Style, StyleChoice, desired
-from qubes_guestnet.core.uplink import tunables as uplink_tunables
+from qubes_guestnet.core.uplink.desired import Flags, Style, StyleChoice, desired
+from qubes_guestnet.core.uplink.desired import tunables as uplink_tunables
 from qubes_guestnet.core.values import GROUP_UPLINK, Neighbour, Route, State, Tunable
-from qubes_guestnet.core.vif_operations import OpenVif, SetElement, WriteTunable
 from tests.core.test_operations import WORDS
 from tests.core.test_provided import WELL as PROVIDED
 from tests.core.test_report import DONE, RESOLVER, STATE, UPLINK, WELL

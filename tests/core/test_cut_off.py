@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core.cut_off import drops
+from qubes_guestnet.core.check.cut_off import drops
 
 
 @pytest.mark.behaviour("B142")

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import downstream
-from qubes_guestnet.core.downstream import Facts, follows, ordered
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned
-from qubes_guestnet.core.provider_operations import ChangeDownstream
-from qubes_guestnet.core.record import Record
+from qubes_guestnet.core.owned_state import Record
+from qubes_guestnet.core.provider import downstream
+from qubes_guestnet.core.provider.downstream import Facts, follows, ordered
+from qubes_guestnet.core.provider.provider_operations import ChangeDownstream
 from qubes_guestnet.errors import GuestnetError
 from tests.core.memory import Memory
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core import flowtable
-from qubes_guestnet.core.shadows import Chain
+from qubes_guestnet.core.nft import flowtable
+from qubes_guestnet.core.nft.foreign_chains import Chain
 from tests.support.nft_words import chain, hooked, shown, table
 
 pytestmark = pytest.mark.behaviour("B62", "B134")

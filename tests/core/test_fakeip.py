@@ -7,8 +7,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from qubes_guestnet.core import fakeip
-from qubes_guestnet.core.vif import Mapping, Vif, parse_name
+from qubes_guestnet.core.nft import fake_address
+from qubes_guestnet.core.provider.vif import Mapping, Vif, parse_name
 
 REAL, VISIBLE, GATEWAY, FAKE = map(IPv4Address, ("10.137.0.4", "192.168.1.128", "10.137.0.1", "192.168.1.1"))
 NAME = parse_name("vif4.0")
@@ -20,12 +20,12 @@ VIF = Vif(NAME, "00:16:3e:5e:6c:04", "vif", (REAL,))
     [("vif4.0", "vif4-nat"), ("vif32752.0", "vif32752-nat"), ("vif4.1", "vif4.1-nat"), ("vif4.10", "vif4.10-nat")],
 )
 def test_each_vif_has_a_namespace_of_its_own(vif: str, namespace: str) -> None:
-    assert fakeip.namespace(parse_name(vif)) == namespace
+    assert fake_address.namespace(parse_name(vif)) == namespace
 
 
 @pytest.mark.behaviour("B30", "B60")
 def test_what_takes_the_place_of_a_vif_looks_like_it_from_both_sides() -> None:
-    assert fakeip.pair(VIF, 1400, "/proc/1/fd/3") == (
+    assert fake_address.pair(VIF, 1400, "/proc/1/fd/3") == (
         "link add name provider address 00:16:3e:5e:6c:04 mtu 1400 type veth"
         " peer name vif4.0 address fe:ff:ff:ff:ff:ff mtu 1400 netns /proc/1/fd/3"
     )
@@ -33,7 +33,7 @@ def test_what_takes_the_place_of_a_vif_looks_like_it_from_both_sides() -> None:
 
 @pytest.mark.behaviour("B60")
 def test_links_come_up_when_their_neighbours_are_known() -> None:
-    commands = fakeip.commands(VIF, Mapping(REAL, VISIBLE, FAKE), GATEWAY)
+    commands = fake_address.commands(VIF, Mapping(REAL, VISIBLE, FAKE), GATEWAY)
     known = commands.index("neighbour replace 192.168.1.128 lladdr 00:16:3e:5e:6c:04 nud permanent dev vif4.0")
     up, reached = map(commands.index, ("link set dev vif4.0 up", "route replace 192.168.1.128/32 dev vif4.0"))
     assert known < up < reached
@@ -42,21 +42,21 @@ def test_links_come_up_when_their_neighbours_are_known() -> None:
 
 @pytest.mark.behaviour("B60")
 def test_ipv6_is_off_before_anything_is_there() -> None:
-    first, second, *rest = fakeip.tunables()
+    first, second, *rest = fake_address.tunables()
     assert {first, second} == {(("ipv6", "conf", scope, "disable_ipv6"), 1) for scope in ("all", "default")}
     assert rest[0] == (("ipv4", "ip_forward"), 1)
-    assert fakeip.vif_tunables(NAME)[0] == (("ipv4", "conf", "vif4.0", "proxy_arp"), 1)
+    assert fake_address.vif_tunables(NAME)[0] == (("ipv4", "conf", "vif4.0", "proxy_arp"), 1)
 
 
 @pytest.mark.behaviour("B60")
 @pytest.mark.parametrize("gateway", [None, GATEWAY])
 def test_without_a_fake_gateway_the_real_one_is_nowhere_rewritten(gateway: IPv4Address | None) -> None:
     mapping = Mapping(REAL, VISIBLE, gateway)
-    text = fakeip.rules(NAME, mapping, GATEWAY)
+    text = fake_address.rules(NAME, mapping, GATEWAY)
     assert "ip daddr 10.137.0.1" not in text
     assert f"{int(GATEWAY):08x}" not in text
     assert "leave-to-qube ip saddr 192.0.0.8 ip saddr set 10.137.0.1\n" in text
-    assert [rule.chain for rule in fakeip.inner_rules(mapping, GATEWAY)] == [
+    assert [rule.chain for rule in fake_address.inner_rules(mapping, GATEWAY)] == [
         "inner-source-visible",
         "inner-destination-real",
     ]
@@ -65,12 +65,12 @@ def test_without_a_fake_gateway_the_real_one_is_nowhere_rewritten(gateway: IPv4A
 @pytest.mark.behaviour("B60")
 def test_each_chain_that_is_jumped_to_is_there_and_empty_ones_get_their_rule() -> None:
     mapping = Mapping(REAL, VISIBLE, FAKE)
-    lines = fakeip.rules(NAME, mapping, GATEWAY).splitlines()
+    lines = fake_address.rules(NAME, mapping, GATEWAY).splitlines()
     added = {line.split()[4] for line in lines if line.startswith("add chain")}
     flushed = {line.split()[4] for line in lines if line.startswith("flush chain")}
     filled = {line.split()[4] for line in lines if line.startswith("add rule")}
     called = {words[-1] for words in map(str.split, lines) if words[-2] in ("jump", "goto")}
-    raw = {rule.chain for rule in fakeip.inner_rules(mapping, GATEWAY)}
+    raw = {rule.chain for rule in fake_address.inner_rules(mapping, GATEWAY)}
     hooked = {line.split()[4] for line in lines if " hook " in line}
     assert added == flushed == called | hooked
     assert raw.isdisjoint(filled)
@@ -79,7 +79,7 @@ def test_each_chain_that_is_jumped_to_is_there_and_empty_ones_get_their_rule() -
 
 
 def test_inner_rules_write_where_the_quoted_header_has_it() -> None:
-    rules = {rule.chain: rule for rule in fakeip.inner_rules(Mapping(REAL, VISIBLE, FAKE), GATEWAY)}
+    rules = {rule.chain: rule for rule in fake_address.inner_rules(Mapping(REAL, VISIBLE, FAKE), GATEWAY)}
     assert rules["inner-source-visible"][1:] == (20, VISIBLE)
     assert rules["inner-destination-real"][1:] == (24, REAL)
     assert rules["inner-source-gateway"][1:] == (20, GATEWAY)

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from qubes_guestnet.core import foreign_names, nft_listing
-from qubes_guestnet.core.foreign_names import judge, refreshed, unfinished
+from qubes_guestnet.core.dns import foreign_redirection
+from qubes_guestnet.core.dns.foreign_redirection import judge, refreshed, unfinished
+from qubes_guestnet.core.nft import listing as nft_listing
 
 V = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
 OURS = tuple(
@@ -191,7 +192,7 @@ def test_chains_that_are_jumped_to(rules: list[str], mine: list[str], *, kept: b
 @pytest.mark.parametrize("listing", ["", "table ip qubes {\n}\n", table([]).replace("dnat-dns", "other"), "table ip"])
 def test_no_chain_no_rules(listing: str) -> None:
     assert not judge(listing, V).kept
-    assert foreign_names.rules(listing) == ()
+    assert foreign_redirection.rules(listing) == ()
 
 
 def test_a_long_set_goes_on_in_the_next_line() -> None:

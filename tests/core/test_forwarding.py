@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import forwarding
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned
-from qubes_guestnet.core.provider_operations import CloseForwarding, OpenForwarding
-from qubes_guestnet.core.record import Provided, Record
+from qubes_guestnet.core.owned_state import Provided, Record
+from qubes_guestnet.core.provider import forwarding
+from qubes_guestnet.core.provider.provider_operations import CloseForwarding, OpenForwarding
 from qubes_guestnet.errors import GuestnetError
 from tests.core.memory import Memory
 

@@ -8,10 +8,10 @@ from itertools import product
 
 import pytest
 
-from qubes_guestnet.core import guard_plan
 from qubes_guestnet.core.operations import Planned
-from qubes_guestnet.core.provider_operations import LeaveGuard, StandGuard
-from qubes_guestnet.core.record import Record
+from qubes_guestnet.core.owned_state import Record
+from qubes_guestnet.core.provider import guard_plan
+from qubes_guestnet.core.provider.provider_operations import LeaveGuard, StandGuard
 
 
 @pytest.mark.behaviour("B125")

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core.hardening import wanted
+from qubes_guestnet.core.provider.hardening import wanted
 
 
 @pytest.mark.behaviour("B138")

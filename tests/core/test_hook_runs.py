@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import hook_runs
 from qubes_guestnet.core.hooks import HookFacts
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned
-from qubes_guestnet.core.record import Record
+from qubes_guestnet.core.owned_state import Record
 from qubes_guestnet.core.report import InterfaceReport
-from qubes_guestnet.core.service_operations import StartHooks
 from qubes_guestnet.core.settings import DnsSettings, Family, Settings, UplinkSettings
-from qubes_guestnet.core.uplink import Style, StyleChoice
+from qubes_guestnet.core.uplink import hook_runs
+from qubes_guestnet.core.uplink.desired import Style, StyleChoice
+from qubes_guestnet.core.uplink.service_operations import StartHooks
 from qubes_guestnet.core.values import Link, State
 from qubes_guestnet.errors import GuestnetError
 from tests.core.memory import Memory

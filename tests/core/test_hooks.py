@@ -7,10 +7,10 @@ import ipaddress
 
 import pytest
 
+from qubes_guestnet.core.dns.resolv_conf import hook_wrote
 from qubes_guestnet.core.hooks import HookFacts, due, fingerprint, runnable
-from qubes_guestnet.core.resolver import hook_wrote
 from qubes_guestnet.core.settings import Family, UplinkSettings
-from qubes_guestnet.core.uplink import Flags, Style, desired
+from qubes_guestnet.core.uplink.desired import Flags, Style, desired
 from qubes_guestnet.core.values import State
 
 SETTINGS = UplinkSettings(

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import link_names
-from qubes_guestnet.core.link_names import LinkFacts
-from qubes_guestnet.core.networkmanager import Manager, ManagerChoice
+from qubes_guestnet.core.dns import resolved_links
+from qubes_guestnet.core.dns.resolved import LinkNames
+from qubes_guestnet.core.dns.resolved_links import LinkFacts
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned
-from qubes_guestnet.core.record import Interface, Record
+from qubes_guestnet.core.owned_state import Interface, Record
 from qubes_guestnet.core.report import InterfaceReport
-from qubes_guestnet.core.resolved import LinkNames
-from qubes_guestnet.core.service_operations import RevertLinkNames, SetLinkNames
 from qubes_guestnet.core.settings import DnsSettings, Family, Settings, UplinkSettings
-from qubes_guestnet.core.uplink import Flags, Style, StyleChoice
+from qubes_guestnet.core.uplink.desired import Flags, Style, StyleChoice
+from qubes_guestnet.core.uplink.networkmanager import Manager, ManagerChoice
+from qubes_guestnet.core.uplink.service_operations import RevertLinkNames, SetLinkNames
 from qubes_guestnet.core.values import Link, State
 from qubes_guestnet.errors import GuestnetError
 from tests.core.memory import Memory
@@ -60,10 +60,10 @@ class Resolved:
     def settle(self, wanted: list[LinkNames | None]) -> Outcome:
         def plan(record: Record, so_far: Outcome) -> Planned:
             asked = [LinkFacts(link, names) for link, names in zip(LINKS, wanted, strict=True)]
-            found = [each for each in asked if link_names.concerned(each, record)]
+            found = [each for each in asked if resolved_links.concerned(each, record)]
             if self.present:
                 found = [each._replace(seen=self.seen[each.link]) for each in found]
-            return link_names.plan(found, record, so_far)
+            return resolved_links.plan(found, record, so_far)
 
         return flow.settle(plan, dict.fromkeys(ORDER, self.carry_out), self.ledger)[1]
 
@@ -159,9 +159,11 @@ DNS = DnsSettings((SERVER,))
     ],
 )
 def test_what_is_asked_for_on_a_link(interface: InterfaceReport, dns: DnsSettings, expected: LinkFacts | None) -> None:
-    assert link_names.asked(interface, Settings(dns=dns), Flags()) == expected
+    assert resolved_links.asked(interface, Settings(dns=dns), Flags()) == expected
 
 
 def test_an_interface_that_is_taken_out_of_service() -> None:
-    assert list(link_names.forget(Interface(2, LINKS[0].mac), LINKS[0])) == []
-    assert list(link_names.forget(Interface(2, LINKS[0].mac, resolved=True), LINKS[0])) == [RevertLinkNames(2, "eth0")]
+    assert list(resolved_links.forget(Interface(2, LINKS[0].mac), LINKS[0])) == []
+    assert list(resolved_links.forget(Interface(2, LINKS[0].mac, resolved=True), LINKS[0])) == [
+        RevertLinkNames(2, "eth0")
+    ]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.mtu import HIGHEST, LOWEST, common, parse
+from qubes_guestnet.core.uplink.mtu import HIGHEST, LOWEST, common, parse
 
 MAC, OTHER = "00:16:3e:5e:6c:00", "00:16:3e:5e:6c:0a"
 KEY, OWN = "/vm-config/net-mtu", f"/net-config/{MAC}/mtu"

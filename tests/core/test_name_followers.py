@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import name_followers
-from qubes_guestnet.core.endpoint import Endpoint
-from qubes_guestnet.core.name_followers import FIREWALL, PROXY, Facts
+from qubes_guestnet.core.dns import dependents
+from qubes_guestnet.core.dns.dependents import FIREWALL, PROXY, Facts
+from qubes_guestnet.core.dns.endpoint import Endpoint
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned
-from qubes_guestnet.core.provider_operations import SetFirewallServers
-from qubes_guestnet.core.record import Record
+from qubes_guestnet.core.owned_state import Record
+from qubes_guestnet.core.provider.provider_operations import SetFirewallServers
 from qubes_guestnet.errors import GuestnetError
 from tests.core.memory import Memory
 
@@ -63,8 +63,8 @@ class World:
         self.ledger.save(Record(provided=self.ledger.record.provided._replace(servers=texts)))
 
         def plan(record: Record, so_far: Outcome) -> Planned:
-            facts = Facts(servers, servers, self.held, self.proxy, name_followers.behind(record) and self.active)
-            return name_followers.plan(facts, record, so_far)
+            facts = Facts(servers, servers, self.held, self.proxy, dependents.behind(record) and self.active)
+            return dependents.plan(facts, record, so_far)
 
         return flow.settle(plan, dict.fromkeys(ORDER, self.carry_out), self.ledger)[1]
 
@@ -97,7 +97,7 @@ def test_each_is_told_of_each_change_and_once(passes: list[Any]) -> None:
         recorded, texts = world.ledger.record.provided, tuple(map(str, servers))
         for job, there, known in (
             (PROXY, world.proxy, recorded.proxied == texts),
-            (FIREWALL, world.active, not name_followers.behind(world.ledger.record)),
+            (FIREWALL, world.active, not dependents.behind(world.ledger.record)),
         ):
             if servers and job not in world.fails:
                 assert known
@@ -114,21 +114,21 @@ def test_each_is_told_of_each_change_and_once(passes: list[Any]) -> None:
 def test_word_by_word() -> None:
     record = Record(provided=Record().provided._replace(servers=("192.0.2.1",)))
     facts = Facts((FIRST,), (FIRST,), frozenset(), proxy=True, firewall=True)
-    planned = name_followers.plan(facts, record, Outcome())
+    planned = dependents.plan(facts, record, Outcome())
     assert [str(op) for op in planned.ops] == [
         "nft -f: dns-addr of qubes-firewall: 192.0.2.1",
         "systemctl --no-block try-restart qubes-updates-proxy.service",
         "systemctl --no-block reload qubes-firewall.service",
     ]
     assert planned.record == record
-    done = name_followers.plan(facts._replace(held=None), record, Outcome(done=planned.ops))
+    done = dependents.plan(facts._replace(held=None), record, Outcome(done=planned.ops))
     assert done.ops == ()
-    assert (done.record.provided.proxied, name_followers.behind(done.record)) == (("192.0.2.1",), False)
+    assert (done.record.provided.proxied, dependents.behind(done.record)) == (("192.0.2.1",), False)
 
 
 def test_rules_of_another_program_are_for_the_firewall_and_not_for_the_proxy() -> None:
     facts = Facts((SECOND,), (FIRST,), frozenset(), proxy=True)
-    planned = name_followers.plan(facts, Record(), Outcome(done=(PROXY,)))
+    planned = dependents.plan(facts, Record(), Outcome(done=(PROXY,)))
     assert planned.ops == (SetFirewallServers((ipaddress.IPv4Address("192.0.2.2"),)),)
     assert planned.record.provided.proxied == ("192.0.2.1",)
     assert str(SetFirewallServers(())) == "nft -f: dns-addr of qubes-firewall: none"
@@ -136,7 +136,7 @@ def test_rules_of_another_program_are_for_the_firewall_and_not_for_the_proxy() -
 
 def test_a_service_that_is_not_there_or_not_known_is_not_told() -> None:
     record = Record(provided=Record().provided._replace(servers=("192.0.2.1",)))
-    assert name_followers.plan(Facts((), (), proxy=True), record, Outcome()).ops == (), "with no server to ask"
-    assert name_followers.plan(Facts((FIRST,), (FIRST,), proxy=False), record, Outcome()).ops == ()
-    unknown = name_followers.plan(Facts((FIRST,), (FIRST,), firewall=None), record, Outcome())
-    assert name_followers.behind(unknown.record), "it is asked again by the next pass"
+    assert dependents.plan(Facts((), (), proxy=True), record, Outcome()).ops == (), "with no server to ask"
+    assert dependents.plan(Facts((FIRST,), (FIRST,), proxy=False), record, Outcome()).ops == ()
+    unknown = dependents.plan(Facts((FIRST,), (FIRST,), firewall=None), record, Outcome())
+    assert dependents.behind(unknown.record), "it is asked again by the next pass"

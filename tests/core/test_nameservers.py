@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core import endpoint, nameservers
-from qubes_guestnet.core.endpoint import Endpoint
-from qubes_guestnet.core.nameservers import Heard, LinkServers, NameFacts, choose, pairs
-from qubes_guestnet.core.record import Last
+from qubes_guestnet.core.dns import endpoint, upstream_servers
+from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.dns.upstream_servers import Heard, LinkServers, NameFacts, choose, pairs
+from qubes_guestnet.core.owned_state import Last
 
 OWN = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
 OWN_ENDPOINTS = tuple(map(Endpoint, OWN))
@@ -214,15 +214,15 @@ DOT = link(0, "9.9.9.9", tls_only=True)
         pytest.param([link(0, "9.9.9.9:9953")], ["9.9.9.9:9953"], "", id="a port"),
         pytest.param([link(0, "9.9.9.9", "9.9.9.9:9953")], ["9.9.9.9", "9.9.9.9:9953"], "", id="two ports are two"),
         pytest.param([UPLINK, VPN._replace(servers=at("10.64.0.1:5353"))], ["10.64.0.1:5353"], "", id="a VPN's port"),
-        pytest.param([DOT, UPLINK], [], nameservers.TLS_ONLY, id="TLS only for the whole qube"),
-        pytest.param([VPN._replace(tls_only=True), UPLINK], [], nameservers.TLS_ONLY, id="a tunnel by TLS only"),
+        pytest.param([DOT, UPLINK], [], upstream_servers.TLS_ONLY, id="TLS only for the whole qube"),
+        pytest.param([VPN._replace(tls_only=True), UPLINK], [], upstream_servers.TLS_ONLY, id="a tunnel by TLS only"),
         pytest.param([WIFI._replace(tls_only=True), link(4, "192.168.2.1")], ["192.168.2.1"], "",
                      id="one network by TLS only, another in clear"),
-        pytest.param([WIFI._replace(tls_only=True)], [], nameservers.TLS_ONLY, id="the only network by TLS only"),
-        pytest.param([UPLINK._replace(tls_only=True)], [], nameservers.TLS_ONLY, id="its own provider by TLS only"),
-        pytest.param([link(2, "9.9.9.9", uplink=True, tls_only=True)], [], nameservers.TLS_ONLY,
+        pytest.param([WIFI._replace(tls_only=True)], [], upstream_servers.TLS_ONLY, id="the only network by TLS only"),
+        pytest.param([UPLINK._replace(tls_only=True)], [], upstream_servers.TLS_ONLY, id="its provider by TLS only"),
+        pytest.param([link(2, "9.9.9.9", uplink=True, tls_only=True)], [], upstream_servers.TLS_ONLY,
                      id="servers of the user's on the uplink by TLS only"),
-        pytest.param([VPN._replace(ifindex=9), UPLINK], [], nameservers.LINK_DOWN, id="a tunnel that is down"),
+        pytest.param([VPN._replace(ifindex=9), UPLINK], [], upstream_servers.LINK_DOWN, id="a tunnel that is down"),
         pytest.param([link(9, "192.168.9.1"), WIFI], ["192.168.1.1", "192.168.1.2"], "", id="a network that is down"),
         pytest.param([VPN._replace(ifindex=9), VPN], ["10.64.0.1"], "", id="one of two tunnels is down"),
     ],
@@ -245,28 +245,28 @@ TUNNEL = Last(at("10.64.0.1"), 7)
 @pytest.mark.parametrize(
     ("facts", "servers", "problem", "last"),
     [
-        pytest.param({}, ["10.64.0.1"], nameservers.HELD, TUNNEL._replace(lost=100), id="just now"),
-        pytest.param({"last": TUNNEL._replace(lost=40)}, ["10.64.0.1"], nameservers.HELD, TUNNEL._replace(lost=40),
+        pytest.param({}, ["10.64.0.1"], upstream_servers.HELD, TUNNEL._replace(lost=100), id="just now"),
+        pytest.param({"last": TUNNEL._replace(lost=40)}, ["10.64.0.1"], upstream_servers.HELD, TUNNEL._replace(lost=40),
                      id="not yet too long"),
-        pytest.param({"last": TUNNEL._replace(lost=39)}, [], nameservers.REFUSED, TUNNEL._replace(lost=39),
+        pytest.param({"last": TUNNEL._replace(lost=39)}, [], upstream_servers.REFUSED, TUNNEL._replace(lost=39),
                      id="too long: refused, not led to the uplink"),
-        pytest.param({"hold": 0}, [], nameservers.REFUSED, TUNNEL._replace(lost=100), id="not held at all"),
-        pytest.param({"last": Last(at("9.9.9.9"))}, ["9.9.9.9"], nameservers.HELD, Last(at("9.9.9.9"), 0, 100),
+        pytest.param({"hold": 0}, [], upstream_servers.REFUSED, TUNNEL._replace(lost=100), id="not held at all"),
+        pytest.param({"last": Last(at("9.9.9.9"))}, ["9.9.9.9"], upstream_servers.HELD, Last(at("9.9.9.9"), 0, 100),
                      id="servers of the whole qube"),
-        pytest.param({"last": Last((), 7)}, [], nameservers.HELD, Last((), 7, 100), id="what was refused stays so"),
+        pytest.param({"last": Last((), 7)}, [], upstream_servers.HELD, Last((), 7, 100), id="a refusal stays"),
         pytest.param({"resolv_conf": b"nameserver 192.168.1.1\n", "ways": {ipaddress.ip_address("192.168.1.1"): 3}},
-                     ["10.64.0.1"], nameservers.HELD, TUNNEL._replace(lost=100), id="a file that leads elsewhere"),
+                     ["10.64.0.1"], upstream_servers.HELD, TUNNEL._replace(lost=100), id="a file that leads elsewhere"),
         pytest.param({"resolv_conf": b"nameserver 192.168.1.1\n", "ways": {}, "last": TUNNEL._replace(lost=1)},
-                     [], nameservers.REFUSED, TUNNEL._replace(lost=1), id="nor later"),
+                     [], upstream_servers.REFUSED, TUNNEL._replace(lost=1), id="nor later"),
         pytest.param({"resolv_conf": b"nameserver 10.64.0.9\n", "ways": {ipaddress.ip_address("10.64.0.9"): 7}},
                      ["10.64.0.9"], "", TUNNEL, id="a file that leads out by the same link (B35)"),
         pytest.param({"resolv_conf": b"nameserver 10.64.0.9\n", "kept": True}, ["10.64.0.9"], "", TUNNEL,
                      id="a file of the VPN's"),
-        pytest.param({"resolv_conf": b"nameserver 9.9.9.9\n", "last": Last((), 0)}, [], nameservers.HELD,
+        pytest.param({"resolv_conf": b"nameserver 9.9.9.9\n", "last": Last((), 0)}, [], upstream_servers.HELD,
                      Last((), 0, 100), id="no link is no way"),
         pytest.param({"last": TUNNEL._replace(link=9)}, list(map(str, OWN)), "", None, id="its link is no more"),
         pytest.param({"last": TUNNEL._replace(link=9, name="wg0"), "names": {8: "wg0"}},
-                     ["10.64.0.1"], nameservers.HELD,
+                     ["10.64.0.1"], upstream_servers.HELD,
                      TUNNEL._replace(link=9, name="wg0", lost=100), id="another device has its name by now"),
         pytest.param({"heard": Heard((VPN,)), "names": {7: "wg0"}}, ["10.64.0.1"], "", TUNNEL._replace(name="wg0"),
                      id="its name is remembered"),
@@ -288,7 +288,7 @@ def test_what_was_heard_last_holds_for_a_while_and_never_moves_to_the_uplink(
     assert [str(server) for server in choice.servers] == servers
     assert (choice.problem, choice.last) == (problem, last)
     # Nothing tells of the end of the time, nor that one that hangs goes on.
-    assert (choice.again > 0) == (problem in (nameservers.HELD, nameservers.REFUSED))
+    assert (choice.again > 0) == (problem in (upstream_servers.HELD, upstream_servers.REFUSED))
     assert choice.problem == "" or "is not running" in choice.reason
 
 
@@ -300,8 +300,8 @@ VPNS_FILE = b"nameserver 10.64.0.9\n"
     ("facts", "servers", "problem", "last"),
     [
         pytest.param({}, ["10.64.0.9"], "", None, id="up"),
-        pytest.param({"down": "wg0"}, [], nameservers.LINK_DOWN, None, id="set down"),
-        pytest.param({"down": "wg0", "heard": GONE, "last": TUNNEL}, [], nameservers.LINK_DOWN, TUNNEL,
+        pytest.param({"down": "wg0"}, [], upstream_servers.LINK_DOWN, None, id="set down"),
+        pytest.param({"down": "wg0", "heard": GONE, "last": TUNNEL}, [], upstream_servers.LINK_DOWN, TUNNEL,
                      id="set down, and systemd-resolved was there before"),
         pytest.param({"down": "wg0", "heard": Heard((WIFI,))}, ["192.168.1.1", "192.168.1.2"], "",
                      Last(WIFI.servers, WIFI.ifindex), id="systemd-resolved knows better"),
@@ -321,9 +321,9 @@ def test_names_of_a_vpn_that_is_set_down_are_refused(
 @pytest.mark.behaviour("B128")
 def test_the_way_to_a_server_of_the_file_is_asked_only_when_it_decides() -> None:
     facts = NameFacts(OWN, heard=GONE, resolv_conf=OURS + b"nameserver 192.168.1.1\n", last=TUNNEL)
-    assert list(map(str, nameservers.asked_by_route(facts))) == ["192.168.1.1"]
+    assert list(map(str, upstream_servers.asked_by_route(facts))) == ["192.168.1.1"]
     for other in ({"last": None}, {"heard": Heard((UPLINK,))}, {"configured": at("9.9.9.9")}):
-        assert nameservers.asked_by_route(facts._replace(**other)) == ()  # type: ignore[arg-type]
+        assert upstream_servers.asked_by_route(facts._replace(**other)) == ()  # type: ignore[arg-type]
 
 
 # --- B130: the file ------------------------------------------------------------------------------------------------
@@ -339,6 +339,6 @@ def test_all_lines_of_the_file_count() -> None:
 def test_a_file_that_cannot_be_read_is_an_answer_of_its_own() -> None:
     unreadable = NameFacts(OWN, unreadable="Is a directory")
     choice = choose(unreadable)
-    assert (choice.servers, choice.problem) == ((), nameservers.UNREADABLE)
+    assert (choice.servers, choice.problem) == ((), upstream_servers.UNREADABLE)
     assert "Is a directory" in choice.reason
     assert choose(unreadable._replace(heard=Heard((WIFI,)))).servers == WIFI.servers

@@ -7,9 +7,9 @@ import ipaddress
 
 import pytest
 
-from qubes_guestnet.core import nameservers
-from qubes_guestnet.core.endpoint import Endpoint
-from qubes_guestnet.core.nameservers import Choice, DnsSettings, Heard, NameFacts, choose
+from qubes_guestnet.core.dns import upstream_servers
+from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.dns.upstream_servers import Choice, DnsSettings, Heard, NameFacts, choose
 from tests.core.test_nameservers import OURS, OWN, OWN_ENDPOINTS, STUB, UPLINK, VPN, at, link
 
 
@@ -29,12 +29,12 @@ def test_no_virtual_address_leads_to_itself() -> None:
     card = NameFacts(virtual=OWN, configured=at("10.139.1.1", "10.8.0.1", "10.139.1.2:5353"))
     assert choose(card).servers == at("10.8.0.1")
     only = card._replace(configured=at("10.139.1.1", "10.139.1.2"))
-    assert (choose(only).servers, nameservers.leads_nowhere(only)) == ((), True)
+    assert (choose(only).servers, upstream_servers.leads_nowhere(only)) == ((), True)
     assert "only the virtual DNS addresses" in choose(only).reason
     proxy = only._replace(own=OWN)
-    assert (choose(proxy).servers, nameservers.leads_nowhere(proxy)) == (OWN_ENDPOINTS, False)
+    assert (choose(proxy).servers, upstream_servers.leads_nowhere(proxy)) == (OWN_ENDPOINTS, False)
     none = card._replace(configured=None)
-    assert not nameservers.leads_nowhere(none)
+    assert not upstream_servers.leads_nowhere(none)
     assert choose(none._replace(resolv_conf=OURS)).servers == ()
     assert choose(none._replace(resolv_conf=OURS + b"nameserver 9.9.9.9\n")).servers == at("9.9.9.9")
     assert choose(none._replace(heard=Heard((link(0, "10.139.1.1", "9.9.9.9"),)))).servers == at("9.9.9.9")
@@ -51,7 +51,7 @@ def test_no_virtual_address_leads_to_itself() -> None:
     ],
 )
 def test_the_table_of_names(table: dict[str, object], settings: DnsSettings) -> None:
-    assert nameservers.parse_settings(table) == settings
+    assert upstream_servers.parse_settings(table) == settings
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_the_table_of_names(table: dict[str, object], settings: DnsSettings) -> 
 )  # fmt: skip
 def test_what_is_not_valid_in_it_is_named_with_what_would_be_right(table: object, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        nameservers.parse_settings(table)
+        upstream_servers.parse_settings(table)
 
 
 def test_how_a_server_is_written() -> None:

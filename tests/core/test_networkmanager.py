@@ -8,11 +8,18 @@ import ipaddress
 
 import pytest
 
-from qubes_guestnet.core import networkmanager as nm
-from qubes_guestnet.core.networkmanager import Manager, ManagerFacts, ProfileOptions, choose_manager, keyfile, mend
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.settings import Family, UplinkSettings
-from qubes_guestnet.core.uplink import Flags, Style, desired
+from qubes_guestnet.core.uplink import networkmanager as nm
+from qubes_guestnet.core.uplink.desired import Flags, Style, desired
+from qubes_guestnet.core.uplink.networkmanager import (
+    Manager,
+    ManagerFacts,
+    ProfileOptions,
+    choose_manager,
+    keyfile,
+    mend,
+)
 from qubes_guestnet.core.values import IPInterface, Link, Neighbour, Route, State, Tunable
 
 MAC = "00:16:3e:5e:6c:05"

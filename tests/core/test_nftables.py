@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core import nftables
-from qubes_guestnet.core.endpoint import Endpoint, of
+from qubes_guestnet.core.dns.endpoint import Endpoint, of
+from qubes_guestnet.core.nft import rules_text
 from qubes_guestnet.core.values import IPAddress
 
 V = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
@@ -30,12 +30,12 @@ def commands(text: str) -> Iterator[str]:
 
 @pytest.mark.parametrize(("ipv6", "refuse6"), [(True, False), (False, False), (False, True)])
 def test_no_text_takes_away_what_others_put_there(ipv6: bool, refuse6: bool) -> None:
-    text = nftables.base(ipv6=ipv6, refuse6=refuse6)
+    text = rules_text.base(ipv6=ipv6, refuse6=refuse6)
     assert not [line for line in commands(text) if line.startswith("delete")]
     flushed = {tuple(line.split()[2:]) for line in commands(text) if line.startswith("flush")}
-    assert flushed == {(family, "qubes", chain) for family, chain in nftables.CHAINS}
+    assert flushed == {(family, "qubes", chain) for family, chain in rules_text.CHAINS}
     assert not [chain for _, _, chain in flushed if chain.startswith("custom-")]
-    assert not flushed & {(family, "qubes", chain) for family, chain in nftables.DNS_CHAINS}
+    assert not flushed & {(family, "qubes", chain) for family, chain in rules_text.DNS_CHAINS}
     assert "flush set" not in text
     assert "flush table" not in text
 
@@ -44,7 +44,7 @@ def test_no_text_takes_away_what_others_put_there(ipv6: bool, refuse6: bool) -> 
 def test_ipv6_that_is_refused_differs_from_ipv6_that_is_off_in_two_chains_only() -> None:
     on, off, refusing = (
         [line for line in commands(text) if line.startswith("add rule")]
-        for text in (nftables.base(ipv6=True), nftables.base(ipv6=False), nftables.base(ipv6=False, refuse6=True))
+        for text in (rules_text.base(ipv6=True), rules_text.base(ipv6=False), rules_text.base(ipv6=False, refuse6=True))
     )
 
     def chain(lines: list[str], name: str) -> list[str]:
@@ -68,32 +68,32 @@ def test_ipv6_that_is_refused_differs_from_ipv6_that_is_off_in_two_chains_only()
 @pytest.mark.parametrize("ipv6", [True, False])
 def test_each_text_ends_its_last_line_so_that_they_can_be_joined(ipv6: bool) -> None:
     texts = [
-        nftables.base(ipv6=ipv6),
-        nftables.attach("vif4.0", [OWN, OWN6], MAC),
-        nftables.detach("vif4.0", [OWN, OWN6], [], MAC),
-        nftables.downstream([OWN], [OWN6]),
-        nftables.dnat([(V[0], S)], V, [S]),
-        nftables.redirection(["udp dport 53 drop"]),
-        nftables.refusal(V, [S]),
-        nftables.unload(),
+        rules_text.base(ipv6=ipv6),
+        rules_text.attach("vif4.0", [OWN, OWN6], MAC),
+        rules_text.detach("vif4.0", [OWN, OWN6], [], MAC),
+        rules_text.downstream([OWN], [OWN6]),
+        rules_text.dnat([(V[0], S)], V, [S]),
+        rules_text.redirection(["udp dport 53 drop"]),
+        rules_text.refusal(V, [S]),
+        rules_text.unload(),
     ]
     assert all(text.endswith("\n") and not text.startswith("\n") for text in texts)
 
 
 def test_a_vif_in_the_sets() -> None:
-    assert nftables.attach("vif4.0", iter([OWN, OWN6, OWN]), MAC).splitlines() == [
+    assert rules_text.attach("vif4.0", iter([OWN, OWN6, OWN]), MAC).splitlines() == [
         'add element ip qubes allowed { "vif4.0" . 10.137.0.5 }',
         'add element ip6 qubes allowed { "vif4.0" . fd09::5 }',
         'add element arp qubes allowed { "vif4.0" . 10.137.0.5 . 00:16:3e:5e:6c:05 }',
         "add element ip qubes downstream { 10.137.0.5 }",
         "add element ip6 qubes downstream { fd09::5 }",
     ]
-    assert nftables.attach("vif4.0", [], MAC) == ""
-    assert "arp" not in nftables.attach("vif4.0", [OWN, OWN6], "")
+    assert rules_text.attach("vif4.0", [], MAC) == ""
+    assert "arp" not in rules_text.attach("vif4.0", [OWN, OWN6], "")
 
 
 def test_a_vif_out_of_the_sets() -> None:
-    assert nftables.detach("vif4.0", iter([OWN, OWN6]), iter([OWN]), MAC).splitlines() == [
+    assert rules_text.detach("vif4.0", iter([OWN, OWN6]), iter([OWN]), MAC).splitlines() == [
         'add element ip qubes allowed { "vif4.0" . 10.137.0.5 }',
         'add element ip6 qubes allowed { "vif4.0" . fd09::5 }',
         'add element arp qubes allowed { "vif4.0" . 10.137.0.5 . 00:16:3e:5e:6c:05 }',
@@ -108,35 +108,35 @@ def test_a_vif_out_of_the_sets() -> None:
 @pytest.mark.parametrize("name", ["", "eth0", "vif4.*", 'vif4.0" . 10.0.0.1, "vif5.0', "vif4.0 }\nflush ruleset"])
 def test_no_name_carries_a_command(name: str) -> None:
     with pytest.raises(ValueError, match="not the name of a vif"):
-        nftables.attach(name, [OWN], MAC)
+        rules_text.attach(name, [OWN], MAC)
     with pytest.raises(ValueError, match="not the name of a vif"):
-        nftables.detach(name, [OWN], [], MAC)
+        rules_text.detach(name, [OWN], [], MAC)
 
 
 @pytest.mark.parametrize("mac", ["00:16:3e:5e:6c", "00:16:3e:5e:6c:05 }\nflush ruleset", "vif4.0"])
 def test_no_mac_address_carries_a_command(mac: str) -> None:
     with pytest.raises(ValueError, match="no MAC address"):
-        nftables.attach("vif4.0", [OWN], mac)
+        rules_text.attach("vif4.0", [OWN], mac)
 
 
 @pytest.mark.behaviour("B114")
 def test_a_kernel_without_nftables_for_arp_gets_all_the_rest() -> None:
     for ipv6 in (True, False):
-        whole, without = (nftables.base(ipv6=ipv6, arp=arp) for arp in (True, False))
+        whole, without = (rules_text.base(ipv6=ipv6, arp=arp) for arp in (True, False))
         assert whole.startswith(without)
         assert "arp" not in without
-    assert nftables.chains(nftables.FAMILIES) == nftables.CHAINS
-    assert set(nftables.CHAINS) - set(nftables.chains(["ip", "ip6"])) == {("arp", "input")}
-    assert "arp" in nftables.unload()
-    assert "arp" not in nftables.unload(arp=False)
+    assert rules_text.chains(rules_text.FAMILIES) == rules_text.CHAINS
+    assert set(rules_text.CHAINS) - set(rules_text.chains(["ip", "ip6"])) == {("arp", "input")}
+    assert "arp" in rules_text.unload()
+    assert "arp" not in rules_text.unload(arp=False)
 
 
 @given(addresses, addresses, addresses)
 def test_only_elements_and_only_of_their_own_family(
     add: list[IPAddress], remove: list[IPAddress], keep: list[IPAddress]
 ) -> None:
-    text = nftables.attach("vif4.0", add, MAC) + nftables.detach("vif4.0", remove, keep, MAC)
-    text += nftables.downstream(add, remove)
+    text = rules_text.attach("vif4.0", add, MAC) + rules_text.detach("vif4.0", remove, keep, MAC)
+    text += rules_text.downstream(add, remove)
     for line in text.splitlines():
         head, members = line.rstrip(" }").split(" { ")
         verb, kind, family, table, name = head.split()
@@ -198,7 +198,7 @@ def test_dns(
     servers: tuple[Endpoint, ...],
     rules: list[str],
 ) -> None:
-    lines = nftables.dnat(iter(pairs), iter(virtual), iter(servers)).splitlines()
+    lines = rules_text.dnat(iter(pairs), iter(virtual), iter(servers)).splitlines()
     for chain in ("dnat-dns", "dns-reject"):
         own = [line for line in lines if f" qubes {chain}" in line]
         assert own[0] == f"flush chain ip qubes {chain}"
@@ -208,7 +208,7 @@ def test_dns(
 @pytest.mark.behaviour("B127")
 def test_a_port_of_a_server_is_kept_and_only_by_it_a_proxys_questions_leave() -> None:
     servers = (Endpoint(V[0], 5353), Endpoint(V[1]))
-    text = nftables.dnat(zip(V, servers, strict=True), V, servers)
+    text = rules_text.dnat(zip(V, servers, strict=True), V, servers)
     assert text.count("10.139.1.1 udp dport 53 dnat to 10.139.1.1:5353\n") == 1
     assert f"{{ 10.139.1.1 }} meta l4proto {{ tcp, udp }} th dport 5353 {PASSES} return" in text
     assert f"{{ 10.139.1.2 }} meta l4proto {{ tcp, udp }} th dport 53 {PASSES} return" in text
@@ -221,7 +221,7 @@ def test_every_virtual_address_has_both_protocols_and_a_refusal(
 ) -> None:
     servers = of(tuple(addresses))
     pairs = [(address, server) for address, server in zip(virtual, servers, strict=False)]
-    lines = nftables.dnat(pairs, virtual, servers).splitlines()
+    lines = rules_text.dnat(pairs, virtual, servers).splitlines()
     for address, server in pairs:
         for protocol in ("udp", "tcp"):
             assert (
@@ -236,14 +236,16 @@ def test_every_virtual_address_has_both_protocols_and_a_refusal(
 @pytest.mark.behaviour("B125")
 def test_only_a_refusal_that_tells_the_guard_what_passes_is_left_as_it_is() -> None:
     listing = "table ip qubes {{\n\tchain dns-reject {{\n\t\t{}\n\t}}\n}}\n"
-    assert nftables.lets_pass(listing.format("ip daddr != { 10.139.1.1 } meta priority set meta priority & f7ff:ffff"))
-    assert not nftables.lets_pass(listing.format("ip daddr { 10.139.1.1 } counter reject"))
-    assert not nftables.lets_pass("")
+    assert rules_text.lets_pass(
+        listing.format("ip daddr != { 10.139.1.1 } meta priority set meta priority & f7ff:ffff")
+    )
+    assert not rules_text.lets_pass(listing.format("ip daddr { 10.139.1.1 } counter reject"))
+    assert not rules_text.lets_pass("")
 
 
 def test_the_firewall_gets_the_servers_and_no_others() -> None:
     servers = tuple(map(ipaddress.IPv4Address, ("192.168.1.1", "9.9.9.9")))
     flush = "flush set ip qubes-firewall dns-addr\n"
     added = "add element ip qubes-firewall dns-addr { 192.168.1.1, 9.9.9.9 }\n"
-    assert nftables.firewall_servers(servers) == flush + added
-    assert nftables.firewall_servers(()) == flush
+    assert rules_text.firewall_servers(servers) == flush + added
+    assert rules_text.firewall_servers(()) == flush

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import offload
-from qubes_guestnet.core.offload import NO_DEVICE, NOT_YET, Facts, against
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned
-from qubes_guestnet.core.provider_operations import EndFlowtable, LoadFlowtable
-from qubes_guestnet.core.record import Record
+from qubes_guestnet.core.owned_state import Record
+from qubes_guestnet.core.provider import offload
+from qubes_guestnet.core.provider.offload import NO_DEVICE, NOT_YET, Facts, against
+from qubes_guestnet.core.provider.provider_operations import EndFlowtable, LoadFlowtable
 from qubes_guestnet.errors import GuestnetError
 from tests.core.memory import Memory
 

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import operations, provider_operations, rules_operations, service_operations, vif_operations
-from qubes_guestnet.core.endpoint import Endpoint
+from qubes_guestnet.core import operations
+from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.dns.resolv_conf import FileFacts
+from qubes_guestnet.core.dns.resolved import LinkNames
 from qubes_guestnet.core.operations import (
     BESIDE,
     ENDS_ROUND,
@@ -31,8 +33,10 @@ from qubes_guestnet.core.operations import (
     instead,
     kind,
 )
+from qubes_guestnet.core.owned_state import Record
 from qubes_guestnet.core.plan import Op, Verb
-from qubes_guestnet.core.provider_operations import (
+from qubes_guestnet.core.provider import provider_operations, rules_operations, vif_operations
+from qubes_guestnet.core.provider.provider_operations import (
     ChangeDownstream,
     CloseForwarding,
     EndFlowtable,
@@ -46,11 +50,10 @@ from qubes_guestnet.core.provider_operations import (
     StandGuard,
     UnitJob,
 )
-from qubes_guestnet.core.record import Record
-from qubes_guestnet.core.resolved import LinkNames
-from qubes_guestnet.core.resolver import FileFacts
-from qubes_guestnet.core.rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated, UnloadRules
-from qubes_guestnet.core.service_operations import (
+from qubes_guestnet.core.provider.rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated, UnloadRules
+from qubes_guestnet.core.provider.vif import Vif, parse_name
+from qubes_guestnet.core.uplink import service_operations
+from qubes_guestnet.core.uplink.service_operations import (
     ActivateProfile,
     LoadProfile,
     PublishFile,
@@ -63,7 +66,6 @@ from qubes_guestnet.core.service_operations import (
     StartHooks,
 )
 from qubes_guestnet.core.values import Tunable
-from qubes_guestnet.core.vif import Vif, parse_name
 from qubes_guestnet.dispatch import of_base_rules, of_guard, of_rules, of_uplink, of_vifs
 from qubes_guestnet.errors import GuestnetError, KernelError, Vanished
 from tests.core.memory import Memory
@@ -71,7 +73,6 @@ from tests.core.memory import Memory
 Operation = Any  # the sum of all kinds is for the type checker
 
 many = settings(max_examples=300, deadline=None, derandomize=True)
-
 ADDRESS, ADDRESS6 = ipaddress.ip_interface("10.137.0.5/32"), ipaddress.ip_interface("fd09::5/128")
 NAMES = LinkNames(("10.139.1.1", "10.139.1.2"), ("~.",), default_route=True)
 VIRTUAL = (ipaddress.IPv4Address("10.139.1.1"),)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from qubes_guestnet.core.operations import ORDER, PIECE_LINES, together
-from qubes_guestnet.core.provider_operations import CloseForwarding, OpenForwarding
-from qubes_guestnet.core.vif_operations import SetElement, SetLimits
+from qubes_guestnet.core.provider.provider_operations import CloseForwarding, OpenForwarding
+from qubes_guestnet.core.provider.vif_operations import SetElement, SetLimits
 
 Operation = Any  # the sum of all kinds is for the type checker
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.pace import (
+from qubes_guestnet.core.debounce import (
     FIGHT_LIMIT,
     FIGHT_PAUSE_SECONDS,
     FIGHT_WINDOW_SECONDS,

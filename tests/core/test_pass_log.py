@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core import pass_log
-from qubes_guestnet.core.pass_log import Causes, interfaces, moves, pass_line
+from qubes_guestnet.core.render import pass_log
+from qubes_guestnet.core.render.pass_log import Causes, interfaces, moves, pass_line
 from qubes_guestnet.core.report import InterfaceReport, Report
 from qubes_guestnet.core.settings import Settings
 from qubes_guestnet.core.values import Link

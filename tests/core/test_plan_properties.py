@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qubes_guestnet.core import uplink
 from qubes_guestnet.core.plan import ADDING, REMOVING, Op, Verb, ahead, plan, still_there
 from qubes_guestnet.core.settings import parse
+from qubes_guestnet.core.uplink import desired as uplink
 from qubes_guestnet.core.values import (
     BACKEND_MAC,
     IPV4,

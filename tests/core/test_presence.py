@@ -7,13 +7,13 @@ import ipaddress
 
 import pytest
 
-from qubes_guestnet.core.networkmanager import ManagerFacts, choose_manager
-from qubes_guestnet.core.presence import Presence, programs, remarks
-from qubes_guestnet.core.rendering import as_text
-from qubes_guestnet.core.rendering_data import Beside, as_data
+from qubes_guestnet.core.check.coexisting_services import Presence, programs, remarks
+from qubes_guestnet.core.render.data import Beside, as_data
+from qubes_guestnet.core.render.status import as_text
 from qubes_guestnet.core.report import InterfaceReport, Report, Standing
 from qubes_guestnet.core.settings import Family, Settings, UplinkSettings
-from qubes_guestnet.core.uplink import Style, StyleChoice
+from qubes_guestnet.core.uplink.desired import Style, StyleChoice
+from qubes_guestnet.core.uplink.networkmanager import ManagerFacts, choose_manager
 from qubes_guestnet.core.values import DEFAULT, IPV4, Link, Route, State
 
 MAC = "00:16:3e:5e:6c:05"

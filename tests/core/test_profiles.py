@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import networkmanager as nm
-from qubes_guestnet.core import profiles
-from qubes_guestnet.core.networkmanager import Manager, ManagerChoice
 from qubes_guestnet.core.operations import ORDER, ApplySysctl, Outcome, Planned, in_order, kind
-from qubes_guestnet.core.profiles import Device, Facts, ProfileFacts
-from qubes_guestnet.core.record import Interface, Record, checksum
+from qubes_guestnet.core.owned_state import Interface, Record, checksum
 from qubes_guestnet.core.report import InterfaceReport
-from qubes_guestnet.core.service_operations import (
+from qubes_guestnet.core.settings import DnsSettings, Family, Settings, UplinkSettings
+from qubes_guestnet.core.uplink import networkmanager as nm
+from qubes_guestnet.core.uplink import profiles
+from qubes_guestnet.core.uplink.desired import Flags, Style, StyleChoice
+from qubes_guestnet.core.uplink.networkmanager import Manager, ManagerChoice
+from qubes_guestnet.core.uplink.profiles import Device, Facts, ProfileFacts
+from qubes_guestnet.core.uplink.service_operations import (
     ActivateProfile,
     LoadProfile,
     PublishProfile,
@@ -26,8 +28,6 @@ from qubes_guestnet.core.service_operations import (
     RemoveProfile,
     RewriteProfile,
 )
-from qubes_guestnet.core.settings import DnsSettings, Family, Settings, UplinkSettings
-from qubes_guestnet.core.uplink import Flags, Style, StyleChoice
 from qubes_guestnet.core.values import Link, State
 from qubes_guestnet.errors import GuestnetError
 from tests.core.memory import Memory

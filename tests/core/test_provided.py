@@ -7,23 +7,25 @@ import ipaddress
 
 import pytest
 
-from qubes_guestnet.core import endpoint, provider_findings, rendering_provider
-from qubes_guestnet.core.attachment import VifReport
-from qubes_guestnet.core.cut_off import Drop
-from qubes_guestnet.core.findings import Evidence, findings, servers_in_use
-from qubes_guestnet.core.nameservers import Choice
+from qubes_guestnet.core.check import provider_findings
+from qubes_guestnet.core.check.cut_off import Drop
+from qubes_guestnet.core.check.findings import Evidence, findings, servers_in_use
+from qubes_guestnet.core.check.provider_findings import CHANGED, MISSING, Ground
+from qubes_guestnet.core.dns import endpoint
+from qubes_guestnet.core.dns.resolv_conf import Decision, Owner
+from qubes_guestnet.core.dns.upstream_servers import Choice
+from qubes_guestnet.core.nft.foreign_chains import Chain, shadows
 from qubes_guestnet.core.plan import Op, Verb
-from qubes_guestnet.core.provided import Lines, ProviderReport
-from qubes_guestnet.core.provider import ProviderSettings
-from qubes_guestnet.core.provider_findings import CHANGED, MISSING, Ground
-from qubes_guestnet.core.rendering import as_text
+from qubes_guestnet.core.provider.provider_report import Lines, ProviderReport
+from qubes_guestnet.core.provider.settings import ProviderSettings
+from qubes_guestnet.core.provider.vif import Mapping, Vif, parse_name
+from qubes_guestnet.core.provider.vif_order import VifReport
+from qubes_guestnet.core.render import provider as rendering_provider
+from qubes_guestnet.core.render.status import as_text
 from qubes_guestnet.core.report import InterfaceReport, Report, ResolverReport, Standing
-from qubes_guestnet.core.resolver import Decision, Owner
 from qubes_guestnet.core.settings import DnsSettings, Family, Settings, UplinkSettings
-from qubes_guestnet.core.shadows import Chain, shadows
-from qubes_guestnet.core.uplink import Style, StyleChoice
+from qubes_guestnet.core.uplink.desired import Style, StyleChoice
 from qubes_guestnet.core.values import IPV4, IPV6, Link
-from qubes_guestnet.core.vif import Mapping, Vif, parse_name
 from qubes_guestnet.errors import KernelError
 
 MAC = "00:16:3e:5e:6c:05"

@@ -7,11 +7,12 @@ import errno
 
 import pytest
 
-from qubes_guestnet.core import rendering, rendering_data
-from qubes_guestnet.core.findings import Evidence, findings
-from qubes_guestnet.core.provided import ProviderReport
-from qubes_guestnet.core.provider_findings import MISSING, UNSEEN, Ground
-from qubes_guestnet.core.rendering_provider import as_data, as_text
+from qubes_guestnet.core.check.findings import Evidence, findings
+from qubes_guestnet.core.check.provider_findings import MISSING, UNSEEN, Ground
+from qubes_guestnet.core.provider.provider_report import ProviderReport
+from qubes_guestnet.core.render import data as rendering_data
+from qubes_guestnet.core.render import status as rendering
+from qubes_guestnet.core.render.provider import as_data, as_text
 from qubes_guestnet.core.report import Report, Standing
 from qubes_guestnet.core.settings import Settings
 from qubes_guestnet.errors import KernelError

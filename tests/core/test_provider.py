@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qubes_guestnet.core import settings as uplink
-from qubes_guestnet.core.provider import (
+from qubes_guestnet.core.provider.settings import (
     PROVIDER_PREFIXES,
     PROVIDER_WATCHED,
     VIRTUAL_DNS,
@@ -23,8 +23,8 @@ from qubes_guestnet.core.provider import (
     parse_mappings,
     parse_provider,
 )
+from qubes_guestnet.core.provider.vif import Mapping, Vif, VifName
 from qubes_guestnet.core.values import IPAddress, Neighbour, Route, State
-from qubes_guestnet.core.vif import Mapping, Vif, VifName
 from tests.support.hostile import HOSTILE
 
 MAC = "00:16:3e:5e:6c:00"

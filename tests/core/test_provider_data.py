@@ -6,13 +6,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from qubes_guestnet.core.attachment import VifReport
-from qubes_guestnet.core.provided import Lines, ProviderReport
-from qubes_guestnet.core.rendering_data import Beside, as_data
+from qubes_guestnet.core.provider.provider_report import Lines, ProviderReport
+from qubes_guestnet.core.provider.vif import Mapping
+from qubes_guestnet.core.provider.vif_order import VifReport
+from qubes_guestnet.core.render.data import Beside, as_data
+from qubes_guestnet.core.render.traffic import Counter, Traffic
 from qubes_guestnet.core.report import Report
 from qubes_guestnet.core.settings import Settings
-from qubes_guestnet.core.traffic import Counter, Traffic
-from qubes_guestnet.core.vif import Mapping
 from tests.core.test_provided import ADDRESS, LINK, MAC, SEEN, SEEN_GATEWAY, TODO, VIF, WELL
 
 

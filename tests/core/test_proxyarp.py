@@ -7,10 +7,10 @@ import ipaddress
 
 import pytest
 
-from qubes_guestnet.core.proxyarp import Question, fallback, question, standing
-from qubes_guestnet.core.record import Fallback
+from qubes_guestnet.core.owned_state import Fallback
 from qubes_guestnet.core.settings import Settings, parse
-from qubes_guestnet.core.uplink import Style
+from qubes_guestnet.core.uplink.arp_probe import Question, fallback, question, standing
+from qubes_guestnet.core.uplink.desired import Style
 from qubes_guestnet.core.values import Link
 from tests.support.hostile import GOOD, MAC
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet.core import proxyarp
-from qubes_guestnet.core.record import Fallback
-from qubes_guestnet.core.resolver import HEADER
+from qubes_guestnet.core.dns.resolv_conf import HEADER
+from qubes_guestnet.core.owned_state import Fallback
+from qubes_guestnet.core.uplink import arp_probe
 from qubes_guestnet.core.values import Owned, State
 from qubes_guestnet.reconcile import record_fallback, take_down
 from tests.core.model import Interface
@@ -290,12 +290,12 @@ def test_the_style_of_the_file(qube: Qube) -> None:
 
 def test_a_fallback_holds_for_its_gateway(qube: Qube) -> None:
     report = qube.run()
-    question = proxyarp.question(report.settings, only(report).settings, only(report).link, only(report).choice.style)
+    question = arp_probe.question(report.settings, only(report).settings, only(report).link, only(report).choice.style)
     assert question is not None
-    record_fallback(qube.paths, 99, MAC, proxyarp.fallback(question))
+    record_fallback(qube.paths, 99, MAC, arp_probe.fallback(question))
     qube.run()
     assert qube.shown() == IPV4 | IPV6
-    record_fallback(qube.paths, question.ifindex, question.mac, proxyarp.fallback(question))
+    record_fallback(qube.paths, question.ifindex, question.mac, arp_probe.fallback(question))
     report = qube.run()
     assert qube.shown() == BY_GATEWAY | IPV6
     assert only(report).choice.reason.startswith("fall-back: no ARP answer for 10.139.1.1 and 10.139.1.2 within 100 ms")

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from qubes_guestnet import flow
+from qubes_guestnet.core.dns.resolv_conf import HEADER
 from qubes_guestnet.core.plan import Op, Verb
-from qubes_guestnet.core.resolver import HEADER
 from qubes_guestnet.core.values import BACKEND_MAC, Link, Route, State
 from qubes_guestnet.errors import FileError, KernelError
 from qubes_guestnet.reconcile import take_down

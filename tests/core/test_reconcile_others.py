@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from qubes_guestnet.core import uplink
-from qubes_guestnet.core.networkmanager import ManagerChoice, ManagerFacts, choose_manager
+from qubes_guestnet.core.dns.resolv_conf import Owner
+from qubes_guestnet.core.dns.resolved import LinkNames
 from qubes_guestnet.core.operations import Outcome, Planned
+from qubes_guestnet.core.owned_state import Interface, Record
 from qubes_guestnet.core.plan import Op, Verb
-from qubes_guestnet.core.record import Interface, Record
 from qubes_guestnet.core.report import Uplinks
-from qubes_guestnet.core.resolved import LinkNames
-from qubes_guestnet.core.resolver import Owner
-from qubes_guestnet.core.service_operations import RevertLinkNames, SetLinkNames
+from qubes_guestnet.core.uplink import desired as uplink
+from qubes_guestnet.core.uplink.networkmanager import ManagerChoice, ManagerFacts, choose_manager
+from qubes_guestnet.core.uplink.service_operations import RevertLinkNames, SetLinkNames
 from qubes_guestnet.core.values import Link
 from qubes_guestnet.errors import FileError, GuestnetError
 from qubes_guestnet.reconcile import take_down

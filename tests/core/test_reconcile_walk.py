@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from qubes_guestnet.core import uplink
-from qubes_guestnet.core.record import Fallback
+from qubes_guestnet.core.owned_state import Fallback
 from qubes_guestnet.core.report import Report
+from qubes_guestnet.core.uplink import desired as uplink
 from qubes_guestnet.core.values import IPV4, IPV6, ROUTE_PROTOCOL, Neighbour, Route, State
 from qubes_guestnet.reconcile import record_fallback, take_down
 from tests.core.model import KERNEL, Interface, taken

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import foreign_names, nameservers, nftables, redirection
-from qubes_guestnet.core.endpoint import Endpoint
-from qubes_guestnet.core.nameservers import Choice
+from qubes_guestnet.core.dns import foreign_redirection, redirection, upstream_servers
+from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.dns.redirection import Asked, Facts, Memory
+from qubes_guestnet.core.dns.upstream_servers import Choice
+from qubes_guestnet.core.nft import rules_text
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned
-from qubes_guestnet.core.provider_operations import KeepForeignRedirection, LoadRedirection, PurgeConntrack
-from qubes_guestnet.core.record import DOUBTED, FOREIGN, Record
-from qubes_guestnet.core.redirection import Asked, Facts, Memory
+from qubes_guestnet.core.owned_state import DOUBTED, FOREIGN, Record
+from qubes_guestnet.core.provider.provider_operations import KeepForeignRedirection, LoadRedirection, PurgeConntrack
 from qubes_guestnet.errors import GuestnetError
 from tests.core.memory import Memory as Disk
 from tests.core.ruleset import Ruleset
@@ -75,7 +76,7 @@ class World:
 
     def others(self, *rules: str) -> None:
         """Another program's rules instead of what is in the chain."""
-        self.nft.load(nftables.redirection(rules))
+        self.nft.load(rules_text.redirection(rules))
 
     def beside(self, rule: str) -> None:
         self.nft.load(f"add rule ip qubes dnat-dns {rule}\n")
@@ -126,7 +127,7 @@ class World:
         return outcome
 
     def leads_to(self, choice: Choice) -> bool:
-        wanted = nftables.dnat_rules(nameservers.pairs(V, choice.servers))
+        wanted = rules_text.dnat_rules(upstream_servers.pairs(V, choice.servers))
         return self.rules == wanted
 
 
@@ -172,7 +173,7 @@ def test_in_the_end_names_lead_where_they_should_or_by_rules_of_others_that_are_
         assert not world.run(choice).errors
     names = world.ledger.record.provided.names
     if names.text == FOREIGN:
-        assert foreign_names.judge(world.nft.listing("ip", "qubes"), V).kept
+        assert foreign_redirection.judge(world.nft.listing("ip", "qubes"), V).kept
         assert world.choice.problem == "dns-foreign"
     else:
         assert world.leads_to(choice)
@@ -262,7 +263,7 @@ def test_rules_that_were_kept_and_could_not_be_refreshed_are_tried_again() -> No
     world.fails = frozenset()
     assert world.run(CHOICES[1]).done
     assert world.rules[0] == VPN
-    assert world.rules[1:] == nftables.dnat_rules(nameservers.pairs(V, CHOICES[1].servers))
+    assert world.rules[1:] == rules_text.dnat_rules(upstream_servers.pairs(V, CHOICES[1].servers))
     assert world.ledger.record.provided.names.text == FOREIGN
     assert world.choice.reason.endswith("10.139.1.1 -> 10.8.0.1, 10.139.1.2 -> 10.8.0.1")
 

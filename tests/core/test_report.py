@@ -8,15 +8,15 @@ import json
 
 import pytest
 
-from qubes_guestnet.core.findings import Evidence, Finding, findings
-from qubes_guestnet.core.networkmanager import Manager, ManagerChoice
+from qubes_guestnet.core.check.findings import Evidence, Finding, findings
+from qubes_guestnet.core.dns.resolv_conf import Decision, FileFacts, Owner, choose_owner, render
 from qubes_guestnet.core.plan import Op, Verb
-from qubes_guestnet.core.rendering import as_text
-from qubes_guestnet.core.rendering_data import Beside, as_data
+from qubes_guestnet.core.render.data import Beside, as_data
+from qubes_guestnet.core.render.status import as_text
 from qubes_guestnet.core.report import InterfaceReport, Report, ResolverReport, Standing
-from qubes_guestnet.core.resolver import Decision, FileFacts, Owner, choose_owner, render
 from qubes_guestnet.core.settings import Family, Settings, UplinkSettings, parse
-from qubes_guestnet.core.uplink import Flags, Style, StyleChoice, desired
+from qubes_guestnet.core.uplink.desired import Flags, Style, StyleChoice, desired
+from qubes_guestnet.core.uplink.networkmanager import Manager, ManagerChoice
 from qubes_guestnet.core.values import Link, Route, State
 from qubes_guestnet.errors import ConfigError, GuestnetError, KernelError
 from tests.support.hostile import GOOD, MAC

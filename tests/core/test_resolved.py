@@ -7,8 +7,8 @@ import ipaddress
 
 import pytest
 
-from qubes_guestnet.core.resolved import LinkNames, parse_resolvectl, wanted
-from qubes_guestnet.core.uplink import Flags
+from qubes_guestnet.core.dns.resolved import LinkNames, parse_resolvectl, wanted
+from qubes_guestnet.core.uplink.desired import Flags
 
 DNS = (ipaddress.ip_address("10.139.1.1"), ipaddress.ip_address("10.139.1.2"))
 

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.record import checksum
-from qubes_guestnet.core.resolver import (
+from qubes_guestnet.core.dns.resolv_conf import (
     HEADER,
     KEPT,
     Decision,
@@ -30,6 +29,7 @@ from qubes_guestnet.core.resolver import (
     tunnel,
     wanted,
 )
+from qubes_guestnet.core.owned_state import checksum
 
 FIRST, SECOND = ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2")
 OURS = render([FIRST, SECOND])

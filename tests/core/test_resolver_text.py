@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.resolver import HEADER, MAX_NAMESERVERS, parse, render
+from qubes_guestnet.core.dns.resolv_conf import HEADER, MAX_NAMESERVERS, parse, render
 from tests.core.test_resolver import FIRST, SECOND
 
 

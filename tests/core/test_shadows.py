@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core.shadows import Chain, called, is_filtered, shadows
+from qubes_guestnet.core.nft.foreign_chains import Chain, called, is_filtered, shadows
 
 FORWARD = Chain("inet", "t", "f", "filter", "forward", -10, "drop")
 DSTNAT = Chain("ip", "nat", "PREROUTING", "nat", "prerouting", -100)

@@ -7,10 +7,10 @@ import itertools
 
 import pytest
 
-from qubes_guestnet.core import styled
-from qubes_guestnet.core.rendering import brief
-from qubes_guestnet.core.styled import ALWAYS, AUTO, NEVER, Line, Piece, line
-from qubes_guestnet.output import rendered
+from qubes_guestnet.cli.output import rendered
+from qubes_guestnet.core.render import styled
+from qubes_guestnet.core.render.status import brief
+from qubes_guestnet.core.render.styled import ALWAYS, AUTO, NEVER, Line, Piece, line
 from tests.core.test_provided import LINK, TODO, VIF, WELL
 from tests.core.test_report import DONE, HELD, MISSING, OP
 from tests.core.test_report import WELL as UPLINKS

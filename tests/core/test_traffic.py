@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from qubes_guestnet.core.traffic import Counter, Traffic, parse
+from qubes_guestnet.core.render.traffic import Counter, Traffic, parse
 
 TABLE = """\
 Inter-|   Receive                                                |  Transmit

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core.findings import Evidence, findings
-from qubes_guestnet.core.provided import ProviderReport
-from qubes_guestnet.core.provider import ProviderSettings
-from qubes_guestnet.core.provider_findings import Ground
-from qubes_guestnet.core.rendering_provider import as_text
+from qubes_guestnet.core.check.findings import Evidence, findings
+from qubes_guestnet.core.check.provider_findings import Ground
+from qubes_guestnet.core.nft.foreign_chains import firewall
+from qubes_guestnet.core.provider.provider_report import ProviderReport
+from qubes_guestnet.core.provider.settings import ProviderSettings
+from qubes_guestnet.core.render.provider import as_text
 from qubes_guestnet.core.report import Report, Standing
 from qubes_guestnet.core.settings import Settings
-from qubes_guestnet.core.shadows import firewall
 
 FORWARDS = ProviderReport(ProviderSettings(True), True, forwarding=frozenset({4}), ruled=True)
 CLOSED = FORWARDS._replace(forwarding=frozenset(), unfiltered=True)

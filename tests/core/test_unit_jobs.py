@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core.unit_jobs import parse, takes_down
+from qubes_guestnet.core.uplink.unit_jobs import parse, takes_down
 
 UNIT = "qubes-network-uplink@eth0.service"
 LISTED = """\

@@ -8,7 +8,7 @@ import ipaddress
 import pytest
 
 from qubes_guestnet.core.settings import Family, UplinkSettings
-from qubes_guestnet.core.uplink import Flags, Style, choose_link, choose_style, desired, ipv6_missing
+from qubes_guestnet.core.uplink.desired import Flags, Style, choose_link, choose_style, desired, ipv6_missing
 from qubes_guestnet.core.values import GROUP_UPLINK, Link, State
 
 MAC = "00:16:3e:5e:6c:00"

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core import listings, nftables, user_rules
-from qubes_guestnet.core.user_rules import Kept
+from qubes_guestnet.core.nft import listing_blocks, rules_text
+from qubes_guestnet.core.provider import user_rules
+from qubes_guestnet.core.provider.user_rules import Kept
 
 pytestmark = pytest.mark.behaviour("B125")
 
@@ -23,7 +24,7 @@ def table(family: str, *blocks: str, own: str = "") -> str:
 
 def whole(family: str, *users: str) -> str:
     """Ours with all rules, as many as the text has, and what users have."""
-    lines = nftables.base(ipv6=True).splitlines()
+    lines = rules_text.base(ipv6=True).splitlines()
     begin = f"add rule {family} qubes "
     chains = [
         chain(name, *(line.removeprefix(f"{begin}{name} ") for line in lines if line.startswith(f"{begin}{name} ")))
@@ -159,7 +160,7 @@ PASSABLE = {
     "no translation": ({**BEFORE, "ip": BEFORE["ip"].replace("\t\tmasquerade\n", "")}, True),
     "another rule in its place": ({**BEFORE, "ip": BEFORE["ip"].replace("masquerade", "accept")}, True),
     "the ports of this qube alone": ({**BEFORE, "ip6": BEFORE["ip6"].replace(
-        listings.taken_apart(BEFORE["ip6"])[1]["chain input {"],
+        listing_blocks.taken_apart(BEFORE["ip6"])[1]["chain input {"],
         chain("input"))}, False),
     "one rule more": ({**BEFORE, "ip": BEFORE["ip"].replace("\t\tmasquerade", "\t\tcounter\n\t\tmasquerade")}, False),
     "a table that sleeps": ({**BEFORE, "ip": BEFORE["ip"].replace("{\n", "{\n\tflags dormant\n", 1)}, True),
@@ -173,7 +174,9 @@ def test_whether_something_may_have_passed_untranslated(now: dict[str, str], exp
 
 
 def test_blocks_are_chosen_in_their_order_and_all_or_none() -> None:
-    chosen = listings.chosen(BEFORE, "chain", (("ip", "custom-forward"), ("ip6", "custom-forward")))
+    chosen = listing_blocks.chosen(BEFORE, "chain", (("ip", "custom-forward"), ("ip6", "custom-forward")))
     assert chosen == f"table ip qubes {{\n{SWITCH}}}\ntable ip6 qubes {{\n{chain('custom-forward')}}}\n"
-    assert listings.chosen(BEFORE, "chain", (("ip", "custom-forward"), ("ip6", "nowhere"))) == ""
-    assert listings.rules(chain("x", "drop", head="type filter hook input priority filter; policy drop;")) == ("drop",)
+    assert listing_blocks.chosen(BEFORE, "chain", (("ip", "custom-forward"), ("ip6", "nowhere"))) == ""
+    assert listing_blocks.rules(chain("x", "drop", head="type filter hook input priority filter; policy drop;")) == (
+        "drop",
+    )

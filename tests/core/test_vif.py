@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.vif import (
+from qubes_guestnet.core.provider.vif import (
     GONE,
     HIGHEST_DOMID,
     OFFLINE,

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qubes_guestnet.core import limits, nftables, vif_plan
+from qubes_guestnet.core.nft import limits, rules_text
 from qubes_guestnet.core.operations import Outcome
 from qubes_guestnet.core.plan import Verb
-from qubes_guestnet.core.provider_operations import PurgeConntrack
-from qubes_guestnet.core.values import Link
-from qubes_guestnet.core.vif import GONE, Device, Vif, parse_name
-from qubes_guestnet.core.vif_operations import (
+from qubes_guestnet.core.provider import vif_plan
+from qubes_guestnet.core.provider.provider_operations import PurgeConntrack
+from qubes_guestnet.core.provider.vif import GONE, Device, Vif, parse_name
+from qubes_guestnet.core.provider.vif_operations import (
     PrepareVif,
     RemoveElements,
     SetElement,
@@ -29,8 +29,9 @@ from qubes_guestnet.core.vif_operations import (
     WriteTunable,
     WriteVifRecord,
 )
-from qubes_guestnet.core.vif_plan import Common, Facts
-from qubes_guestnet.system.nft import NftError, Refused
+from qubes_guestnet.core.provider.vif_plan import Common, Facts
+from qubes_guestnet.core.values import Link
+from qubes_guestnet.system.nft.program import NftError, Refused
 from tests.core.provider_model import ADDRESSES, BACKEND, KINDS, MAC, NAMES, OFF, ON, Killed, World
 
 many = settings(max_examples=200, deadline=None, derandomize=True)
@@ -133,7 +134,7 @@ def test_a_link_stays_down_where_anything_before_it_is_refused(kind: type) -> No
 def test_sets_that_others_emptied_are_filled_again_and_nothing_else_of_the_vif_is_changed() -> None:
     world = fresh()
     assert world.refill() == Outcome()
-    world.nft.load(nftables.detach("vif4.0", ADDRESSES[::2], (), "") + limits.detach("vif4.0"))
+    world.nft.load(rules_text.detach("vif4.0", ADDRESSES[::2], (), "") + limits.detach("vif4.0"))
     assert not world.allowed("vif4.0")
     outcome = world.refill()
     assert not outcome.errors
@@ -147,7 +148,9 @@ def test_what_one_vif_is_refused_keeps_nothing_from_another() -> None:
     for name, addresses in (("vif4.0", ADDRESSES[:1]), ("vif5.0", ADDRESSES[1:2])):
         world.plug(name, addresses)
         assert not world.online(name).errors
-    world.nft.load(nftables.detach("vif4.0", ADDRESSES[:1], (), "") + nftables.detach("vif5.0", ADDRESSES[1:2], (), ""))
+    world.nft.load(
+        rules_text.detach("vif4.0", ADDRESSES[:1], (), "") + rules_text.detach("vif5.0", ADDRESSES[1:2], (), "")
+    )
     begin = world.begin
 
     def one_refused(ops: tuple[Any, ...]) -> Callable[[], None]:

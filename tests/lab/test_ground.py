@@ -62,7 +62,7 @@ def test_every_missing_program_is_named_at_once_before_that(words: str) -> None:
     script = (
         "import sys; from qubes_guestnet.lab import tools; "
         "tools.PATH = '/nowhere'; tools.unpacked_programs = lambda: ''; "
-        "from qubes_guestnet.cli import main; sys.argv[0] = 'x'; sys.exit(main())"
+        "from qubes_guestnet.cli.main import main; sys.argv[0] = 'x'; sys.exit(main())"
     )
     command = [sys.executable, "-c", script, "lab", *words.split()]
     failed = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)

@@ -78,7 +78,7 @@ def test_a_hint_works_from_where_the_caller_is(tmp_path: Path) -> None:
     """Of `up`, run in the source tree, elsewhere, and by an installed command on the search path."""
     script = tmp_path / "bin" / "qubes-guestnet"
     script.parent.mkdir()
-    script.write_text(f"#!{sys.executable}\nimport sys\nfrom qubes_guestnet.cli import main\nsys.exit(main())\n")
+    script.write_text(f"#!{sys.executable}\nimport sys\nfrom qubes_guestnet.cli.main import main\nsys.exit(main())\n")
     script.chmod(0o755)
     searched = {**os.environ, "PATH": f"{script.parent}:{os.environ['PATH']}"}
     for command, folder, env, words in (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The texts of core/nftables in a real kernel: what they make, and above all what they leave alone."""
+"""The texts of core/nft/rules_text in a real kernel: what they make, and above all what they leave alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from qubes_guestnet.core import nftables
-from qubes_guestnet.core.endpoint import Endpoint
+from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.nft import rules_text
 from tests.support.oracle import Oracle
 
 ORACLE = Oracle()
@@ -89,7 +89,7 @@ def elements(family: str, name: str) -> set[str]:
 
 @pytest.mark.parametrize("ipv6", [True, False])
 def test_the_chains_and_their_policies(ipv6: bool) -> None:
-    load(nftables.base(ipv6=ipv6))
+    load(rules_text.base(ipv6=ipv6))
     found = chains()
     expected: dict[tuple[str, str], Any] = {
         (family, name): chain for family in FAMILIES for name, chain in CHAINS.items()
@@ -98,7 +98,7 @@ def test_the_chains_and_their_policies(ipv6: bool) -> None:
     if not ipv6:
         expected["ip6", "forward"] = ("filter", "forward", 0, "drop")
     assert found == expected
-    assert {*nftables.CHAINS, *nftables.DNS_CHAINS} <= set(found)
+    assert {*rules_text.CHAINS, *rules_text.DNS_CHAINS} <= set(found)
     assert {(own["family"], own["name"], str(own["type"])) for own in objects("set")} == {
         ("ip", "allowed", "['ifname', 'ipv4_addr']"),
         ("ip6", "allowed", "['ifname', 'ipv6_addr']"),
@@ -110,7 +110,7 @@ def test_the_chains_and_their_policies(ipv6: bool) -> None:
 
 @pytest.mark.behaviour("B94")
 def test_both_families_have_the_same_rules() -> None:
-    load(nftables.base(ipv6=True))
+    load(rules_text.base(ipv6=True))
     for name in CHAINS:
         translated = [
             line.replace("icmpv6", "icmp")
@@ -128,11 +128,11 @@ def test_both_families_have_the_same_rules() -> None:
 
 @pytest.mark.behaviour("B86")
 def test_invalid_packets_end_before_anything_is_accepted() -> None:
-    load(nftables.base(ipv6=True))
+    load(rules_text.base(ipv6=True))
     for family in FAMILIES:
         assert rules(family, "forward")[0] == "ct state invalid counter drop"
         assert rules(family, "input")[:2] == ['iif "lo" accept', "ct state invalid counter drop"]
-    load(nftables.base(ipv6=False))
+    load(rules_text.base(ipv6=False))
     assert rules("ip", "forward")[0] == "ct state invalid counter drop"
     accepting = [rule for rule in rules("ip6", "input") if "accept" in rule and '"lo"' not in rule]
     first = rules("ip6", "input").index("ct state invalid counter drop")
@@ -142,14 +142,14 @@ def test_invalid_packets_end_before_anything_is_accepted() -> None:
 @pytest.mark.behaviour("B93")
 @pytest.mark.parametrize("ipv6", [True, False])
 def test_a_dhcpv6_server_may_answer(ipv6: bool) -> None:
-    load(nftables.base(ipv6=ipv6))
+    load(rules_text.base(ipv6=ipv6))
     wanted = "ip6 saddr fe80::/64 ip6 daddr fe80::/64 udp dport 546 accept"
     assert [rule for rule in rules("ip6", "input") if wanted in rule] == [f"iifgroup != {{ 1, 2 }} {wanted}"]
 
 
 @pytest.mark.behaviour("B92")
 def test_where_ipv6_is_off_nothing_passes_and_users_rules_still_load() -> None:
-    load(nftables.base(ipv6=False))
+    load(rules_text.base(ipv6=False))
     load(USERS)
     assert chains()["ip6", "forward"] == ("filter", "forward", 0, "drop")
     assert rules("ip6", "forward") == ["counter"]
@@ -167,25 +167,25 @@ def test_where_ipv6_is_off_nothing_passes_and_users_rules_still_load() -> None:
 @pytest.mark.parametrize("after", ["on", "off", "refusing"])
 def test_a_second_load_changes_nothing_that_others_made(before: str, after: str) -> None:
     texts = {
-        "on": nftables.base(ipv6=True),
-        "off": nftables.base(ipv6=False),
-        "refusing": nftables.base(ipv6=False, refuse6=True),
+        "on": rules_text.base(ipv6=True),
+        "off": rules_text.base(ipv6=False),
+        "refusing": rules_text.base(ipv6=False, refuse6=True),
     }
     load(texts[after])
-    fresh = {chain: rules(*chain) for chain in nftables.CHAINS}
-    load(nftables.unload())
+    fresh = {chain: rules(*chain) for chain in rules_text.CHAINS}
+    load(rules_text.unload())
     load(texts[before])
-    load(nftables.attach("vif4.0", [OWN, OWN6], MAC))
-    load(nftables.downstream([OTHER], []))
-    load(nftables.dnat(zip(V, SERVERS, strict=True), V, SERVERS))
+    load(rules_text.attach("vif4.0", [OWN, OWN6], MAC))
+    load(rules_text.downstream([OTHER], []))
+    load(rules_text.dnat(zip(V, SERVERS, strict=True), V, SERVERS))
     load(USERS)
     theirs = [("ip", "custom-input"), ("ip6", "custom-input"), ("ip", "custom-forward"), ("ip6", "custom-forward")]
-    kept = {chain: rules(*chain) for chain in (*theirs, ("ip", "mine"), *nftables.DNS_CHAINS)}
+    kept = {chain: rules(*chain) for chain in (*theirs, ("ip", "mine"), *rules_text.DNS_CHAINS)}
     assert all(kept.values())
     for _ in range(2):
         load(texts[after])
         assert {chain: rules(*chain) for chain in kept} == kept
-        assert {chain: rules(*chain) for chain in nftables.CHAINS} == fresh
+        assert {chain: rules(*chain) for chain in rules_text.CHAINS} == fresh
         assert chains()["ip6", "forward"] == ("filter", "forward", 0, "accept" if after == "on" else "drop")
         assert "tcp dport 25 drop" in listing("table", "inet", "theirs")
         assert [elements(family, "allowed") for family in FAMILIES] == [{f"vif4.0 {OWN}"}, {f"vif4.0 {OWN6}"}]
@@ -195,33 +195,33 @@ def test_a_second_load_changes_nothing_that_others_made(before: str, after: str)
 
 @pytest.mark.behaviour("B58")
 def test_vifs_come_and_go() -> None:
-    load(nftables.base(ipv6=True))
-    load(nftables.detach("vif4.0", [OWN, OWN6], [], MAC))
+    load(rules_text.base(ipv6=True))
+    load(rules_text.detach("vif4.0", [OWN, OWN6], [], MAC))
     # An HVM without drivers of its own has two, with the same address.
-    load(nftables.attach("vif4.0", [OWN, OWN6], MAC) + nftables.attach("vif4.1", [OWN], MAC))
-    load(nftables.attach("vif4.0", [OWN, OWN6], MAC))
+    load(rules_text.attach("vif4.0", [OWN, OWN6], MAC) + rules_text.attach("vif4.1", [OWN], MAC))
+    load(rules_text.attach("vif4.0", [OWN, OWN6], MAC))
     assert elements("ip", "allowed") == {f"vif4.0 {OWN}", f"vif4.1 {OWN}"}
-    load(nftables.detach("vif4.0", [OWN, OWN6, OTHER], [OWN], MAC))
+    load(rules_text.detach("vif4.0", [OWN, OWN6, OTHER], [OWN], MAC))
     assert elements("ip", "allowed") == {f"vif4.1 {OWN}"}
     assert elements("arp", "allowed") == {f"vif4.1 {OWN} {MAC}"}
     assert elements("ip", "downstream") == {str(OWN)}
     assert (elements("ip6", "allowed"), elements("ip6", "downstream")) == (set(), set())
-    load(nftables.downstream([OWN6], [OWN, OTHER]))
+    load(rules_text.downstream([OWN6], [OWN, OTHER]))
     assert (elements("ip", "downstream"), elements("ip6", "downstream")) == (set(), {str(OWN6)})
 
 
 def test_one_transaction_moves_an_address_from_a_vif_to_another() -> None:
-    load(nftables.base(ipv6=True) + nftables.attach("vif4.0", [OWN], MAC))
-    load(nftables.detach("vif4.0", [OWN], [], MAC) + nftables.attach("vif5.0", [OWN], MAC))
+    load(rules_text.base(ipv6=True) + rules_text.attach("vif4.0", [OWN], MAC))
+    load(rules_text.detach("vif4.0", [OWN], [], MAC) + rules_text.attach("vif5.0", [OWN], MAC))
     assert (elements("ip", "allowed"), elements("ip", "downstream")) == ({f"vif5.0 {OWN}"}, {str(OWN)})
 
 
 @pytest.mark.behaviour("B33")
 @pytest.mark.behaviour("B43")
 def test_however_many_load_it_at_once_there_is_one_pair_for_each_address() -> None:
-    load(nftables.base(ipv6=False))
+    load(rules_text.base(ipv6=False))
     orders = (SERVERS, SERVERS[::-1], SERVERS, THEMSELVES)
-    texts = [nftables.dnat(zip(V, order, strict=True), V, order) for order in orders]
+    texts = [rules_text.dnat(zip(V, order, strict=True), V, order) for order in orders]
     started = [subprocess.Popen(["nft", "-f", "-"], stdin=subprocess.PIPE, text=True) for _ in range(3) for _ in texts]
     for i, process in enumerate(started):
         assert process.stdin is not None
@@ -238,8 +238,8 @@ def test_however_many_load_it_at_once_there_is_one_pair_for_each_address() -> No
 
 @pytest.mark.behaviour("B39")
 def test_what_is_not_redirected_is_refused() -> None:
-    load(nftables.base(ipv6=False))
-    load(nftables.dnat((), V, ()))
+    load(rules_text.base(ipv6=False))
+    load(rules_text.dnat((), V, ()))
     assert rules("ip", "dnat-dns") == []
     assert rules("ip", "dns-reject") == [
         "ip daddr { 10.139.1.1, 10.139.1.2 } meta l4proto tcp counter reject with tcp reset",
@@ -248,16 +248,16 @@ def test_what_is_not_redirected_is_refused() -> None:
     ]
     before = [rule for rule in rules("ip", "forward") if "jump" in rule or "drop" in rule]
     assert before.index("jump dns-reject") < before.index("oifgroup 2 counter drop")
-    load(nftables.dnat((), (), ()))
+    load(rules_text.dnat((), (), ()))
     assert rules("ip", "dns-reject") == [PASSES]
 
 
 def test_unload_leaves_nothing_of_ours_and_all_of_others() -> None:
-    load(nftables.unload())
+    load(rules_text.unload())
     assert objects("table") == []
-    load(nftables.base(ipv6=True) + nftables.attach("vif4.0", [OWN, OWN6], MAC))
-    load(nftables.dnat(zip(V, THEMSELVES, strict=True), V, THEMSELVES))
+    load(rules_text.base(ipv6=True) + rules_text.attach("vif4.0", [OWN, OWN6], MAC))
+    load(rules_text.dnat(zip(V, THEMSELVES, strict=True), V, THEMSELVES))
     load(USERS)
-    load(nftables.unload())
+    load(rules_text.unload())
     assert [(table["family"], table["name"]) for table in objects("table")] == [("inet", "theirs")]
-    load(nftables.unload())
+    load(rules_text.unload())

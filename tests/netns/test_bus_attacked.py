@@ -13,7 +13,7 @@ import pytest
 from qubes_guestnet.core import bus_messages
 from qubes_guestnet.lab.daemons import BUS, Daemons
 from qubes_guestnet.lab.qube import Qube, Service
-from qubes_guestnet.system import dbus
+from qubes_guestnet.system.dbus import bus as dbus
 from tests.support.bus_peer import GOOD, SERVICE
 from tests.support.eventually import eventually
 from tests.support.guest import DNS, Guest

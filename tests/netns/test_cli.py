@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet import cli
+from qubes_guestnet.cli import main as cli
 from tests.support.eventually import eventually
 from tests.support.guest import (
     DNS,
@@ -282,7 +282,7 @@ def test_uplink_add_waits_for_a_qubesdb_that_comes_late() -> None:
 
 def test_uplink_add_gives_up_on_a_qubesdb_that_never_comes() -> None:
     guest = Guest(None)
-    sooner = "from qubes_guestnet import cli, reading; reading.STORE_SECONDS = 0.5; raise SystemExit(cli.main())"
+    sooner = "from qubes_guestnet.cli import main, reading; reading.STORE_SECONDS = 0.5; raise SystemExit(main.main())"
     failed = guest.qube.run(sys.executable, "-c", sooner, "uplink", "add", "eth0", check=False)
     assert failed.returncode == 1
     assert "qubes-db.service running?" in failed.stderr

@@ -109,8 +109,8 @@ def test_foreign_names_and_comments_are_escaped(made: str, verbs: tuple[tuple[st
 
 
 RAW_TABLE = """
-from qubes_guestnet.system import netlink_wire as wire
-from qubes_guestnet.system import nfnetlink_batch as batch
+from qubes_guestnet.system.netlink import wire
+from qubes_guestnet.system.nft import batch
 
 create, head, name = wire.NLM_F_ACK | batch.NLM_F_CREATE, batch.header(2), "x\\x1b[31m"  # NFPROTO_IPV4
 hook = batch.nested(4, batch.number(1, 2) + batch.number(2, 0))  # forward, priority 0

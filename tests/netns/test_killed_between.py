@@ -25,8 +25,8 @@ def killed(host: Hosting) -> None:
 @pytest.mark.parametrize(
     ("place", "after"),
     [
-        ("qubes_guestnet.system.nft:Waiting.begin", False),
-        ("qubes_guestnet.system.nft:end", True),
+        ("qubes_guestnet.system.nft.program:Waiting.begin", False),
+        ("qubes_guestnet.system.nft.program:end", True),
         ("qubes_guestnet.system.conntrack:purge", True),
     ],
     ids=["before the load", "after the load", "before the record"],
@@ -52,13 +52,13 @@ def test_a_redirection_is_ours_whenever_its_agent_was_killed(place: str, after: 
 @pytest.mark.parametrize(
     ("place", "after"),
     [
-        ("qubes_guestnet.system.tunables:write", False),
-        ("qubes_guestnet.system.tunables:write", True),
-        ("qubes_guestnet.system.nft:end", True),
-        ("qubes_guestnet.user_rules_restore:untranslated", False),
-        ("qubes_guestnet.user_rules_restore:keep", False),
-        ("qubes_guestnet.forwarding:open_wanted", False),
-        ("qubes_guestnet.forwarding:open_wanted", True),
+        ("qubes_guestnet.system.procfs_sysctl:write", False),
+        ("qubes_guestnet.system.procfs_sysctl:write", True),
+        ("qubes_guestnet.system.nft.program:end", True),
+        ("qubes_guestnet.provider.user_rules:untranslated", False),
+        ("qubes_guestnet.provider.user_rules:keep", False),
+        ("qubes_guestnet.provider.forwarding:open_wanted", False),
+        ("qubes_guestnet.provider.forwarding:open_wanted", True),
     ],
 )
 def test_rules_that_come_back_are_ours_whenever_their_agent_was_killed(place: str, after: bool) -> None:
@@ -83,7 +83,7 @@ def test_rules_that_come_back_are_ours_whenever_their_agent_was_killed(place: st
 
 @pytest.mark.parametrize(
     ("place", "after"),
-    [("qubes_guestnet.core.resolver:noted", False), ("qubes_guestnet.system.files:publish", False)],
+    [("qubes_guestnet.core.dns.resolv_conf:noted", False), ("qubes_guestnet.system.files:publish", False)],
     ids=["after the file", "before the record that says so"],
 )
 def test_a_resolv_conf_is_ours_whenever_its_agent_was_killed(place: str, after: bool) -> None:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from qubes_guestnet.core import limits
+from qubes_guestnet.core.nft import limits
 from tests.support import icmp
 from tests.support.eventually import eventually
 from tests.support.hosting import DNS, DNS2, ENTRIES6, GATEWAY, OWN, ROUTER, WORLD, Behind, Hosting

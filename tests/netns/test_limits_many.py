@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core import limits
+from qubes_guestnet.core.nft import limits
 from tests.support.eventually import eventually
 from tests.support.hosting import ENTRIES6, REAL_NFT, Hosting
 

@@ -11,7 +11,7 @@ import pytest
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.values import BACKEND_MAC, IPV4, IPV6, ROUTE_PROTOCOL, Link, Neighbour, Route, State
 from qubes_guestnet.errors import KernelError, Vanished
-from qubes_guestnet.system.netlink import Kernel
+from qubes_guestnet.system.netlink.rtnl import Kernel
 from tests.core.model import Interface, Model
 from tests.support.needs import needs
 from tests.support.oracle import Oracle

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from qubes_guestnet.core.resolver import RewriteBudget
+from qubes_guestnet.core.dns.resolv_conf import RewriteBudget
 from tests.netns.test_provider_dns import OF_A_PROXY, leads
 from tests.support.eventually import eventually
 from tests.support.guest import ENTRIES, Guest
@@ -28,7 +28,7 @@ def raced(fd):
     while scripts:
         subprocess.run(["sh", "-ec", scripts.pop()], check=True)
 files._sync = raced
-from qubes_guestnet.cli import main
+from qubes_guestnet.cli.main import main
 sys.exit(main(["apply"]))
 """
 CLIENTS = {
@@ -71,7 +71,7 @@ def rests(seconds):
     client.write("nameserver 10.8.0.1\\n")
     client.flush()
 dispatch.time = SimpleNamespace(time=lambda: os.stat("/etc/resolv.conf").st_mtime + 0.01, sleep=rests)
-from qubes_guestnet.cli import main
+from qubes_guestnet.cli.main import main
 sys.exit(main(["apply"]))
 """
 

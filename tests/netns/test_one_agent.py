@@ -16,7 +16,7 @@ LOCK = "/run/qubes-guestnet/agent.lock"
 # The agent of other files, in the same namespaces.
 ELSEWHERE = """
 import time
-from qubes_guestnet.system import standing
+from qubes_guestnet.system import agent_status as standing
 standing.claim("/run/elsewhere")
 print("claimed", flush=True)
 time.sleep(99)

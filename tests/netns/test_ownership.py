@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from qubes_guestnet.core.record import checksum
+from qubes_guestnet.core.owned_state import checksum
 from tests.support.eventually import eventually
 from tests.support.guest import (
     BACKEND_MAC,
@@ -215,8 +215,8 @@ def test_a_record_that_cannot_be_written_does_not_cost_the_network() -> None:
 
 COUNTING = """
 import sys
-from qubes_guestnet import cli
-from qubes_guestnet.system import netlink
+from qubes_guestnet.cli import main as cli
+from qubes_guestnet.system.netlink import rtnl as netlink
 request, sent = netlink.Kernel._request, []
 def counting(self, message, kind, *rest):
     sent.append(kind)

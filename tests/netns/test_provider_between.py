@@ -14,7 +14,7 @@ from tests.support.hosting import ENTRIES, ENTRIES6, Behind, Hosting
 # Another program changes rules right after each of the first N transactions of ours that have some words in them.
 DISTURBING = """
 import subprocess
-from qubes_guestnet.system import nft
+from qubes_guestnet.system.nft import program as nft
 begin, end, loading = nft.Waiting.begin, nft.end, {{}}
 left = [{times}]
 def begun(self, text):
@@ -130,7 +130,7 @@ def test_a_redirection_of_others_right_after_ours_is_judged_as_any_other() -> No
 TELL = 'echo "$1 $4" >>/run/hooked; sleep 0.5'
 SLOW = """
 import os, time
-from qubes_guestnet import hotplug
+from qubes_guestnet.cli import vif as hotplug
 hand_over = hotplug._hand_over
 def late(*words):
     open("/run/lab/under-way", "w").close()

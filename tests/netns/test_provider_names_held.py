@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qubes_guestnet.core import record
+from qubes_guestnet.core import owned_state
 from qubes_guestnet.lab.daemons import Daemons
 from tests.netns.test_provider_resolved import PROXY, VPN, leads, start
 from tests.support.eventually import eventually
@@ -51,7 +51,7 @@ def codes(host: Hosting) -> set[str]:
 
 def lost(host: Hosting) -> int:
     """Since when the agent has not heard systemd-resolved, by its record, in seconds of the monotonic clock."""
-    last = record.parse(host.qube.path(OWNED).read_bytes()).provided.last
+    last = owned_state.parse(host.qube.path(OWNED).read_bytes()).provided.last
     assert last is not None
     return last.lost
 

@@ -39,7 +39,7 @@ def test_a_vif_comes_while_the_agent_has_no_qubesdb() -> None:
     assert host.works(first)
     # The command asks for itself whether the qube sees other addresses than it has, and waits instead of guessing.
     host.qube.write(
-        "/run/lab/hasty/sitecustomize.py", "from qubes_guestnet import reading\nreading.STORE_SECONDS = 0.3\n"
+        "/run/lab/hasty/sitecustomize.py", "from qubes_guestnet.cli import reading\nreading.STORE_SECONDS = 0.3\n"
     )
     done = host.call("online", second, PYTHONPATH=":".join(("/run/lab/hasty", *sys.path)))
     assert done.returncode == 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qubes_guestnet.core.shadows import PLACES
+from qubes_guestnet.core.nft.foreign_chains import PLACES
 from qubes_guestnet.lab.qube import QUBESDB_FOLDER, Qube
 from tests.support.eventually import eventually
 from tests.support.needs import needs
@@ -25,7 +25,7 @@ MAC = "00:16:3e:5e:6c:05"
 # What Xen's hotplug command asks of the agent; the command itself needs a xenstore.
 ASK = f"""
 import sys
-from qubes_guestnet.core import vif
+from qubes_guestnet.core.provider import vif
 from qubes_guestnet.system import hotplug_socket
 one = vif.described(sys.argv[2], b"{MAC}", b"vif", sys.argv[3].encode())
 answer = hotplug_socket.request("/run/qubes-guestnet/vif.sock", vif.ask(sys.argv[1], one), 10)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from qubes_guestnet.core import vif as rules
+from qubes_guestnet.core.provider import vif as rules
 from qubes_guestnet.system import hotplug_socket
 from tests.support.eventually import eventually
 from tests.support.hosting import ENTRIES, ENTRIES6, HOOKS, ROUTER, VIF_MAC, Hosting

@@ -31,11 +31,11 @@ resident_or_not = pytest.mark.parametrize("agent", [True, False], ids=["agent", 
 
 
 IMPATIENT = """
-from qubes_guestnet import hotplug
+from qubes_guestnet.cli import vif as hotplug
 hotplug.DEVICE_SECONDS = hotplug.ANSWER_SECONDS = 0.3
 """
 TELLING = """
-from qubes_guestnet import hotplug
+from qubes_guestnet.cli import vif as hotplug
 wait = hotplug._await
 def telling(name):
     open("/run/lab/waits", "w").close()
@@ -43,7 +43,8 @@ def telling(name):
 hotplug._await = telling
 """
 UNPURGEABLE = """
-from qubes_guestnet.system import conntrack, netlink_wire
+from qubes_guestnet.system import conntrack
+from qubes_guestnet.system.netlink import wire as netlink_wire
 request = netlink_wire.Netfilter.request
 def refusing(self, message, *words):
     if message == conntrack.IPCTNL_MSG_CT_DELETE:

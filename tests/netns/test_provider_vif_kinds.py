@@ -215,7 +215,7 @@ def test_no_other_name_is_a_vif() -> None:
     host = Hosting(agent=False)
     program = """
 import os, sys
-from qubes_guestnet import cli
+from qubes_guestnet.cli import main as cli
 for name in sys.stdin.read().split("\\0"):
     for action in ("online", "offline"):
         os.environ["vif"] = name

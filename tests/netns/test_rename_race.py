@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qubes_guestnet.system import netlink
+from qubes_guestnet.system.netlink import rtnl as netlink
 from tests.support.needs import needs
 from tests.support.oracle import Oracle
 

@@ -13,17 +13,18 @@ import pytest
 
 from qubes_guestnet.lab.daemons import Daemons
 from qubes_guestnet.lab.qube import Qube
-from qubes_guestnet.system import resolved
-from qubes_guestnet.system.dbus import BusError
+from qubes_guestnet.system.dbus import resolved
+from qubes_guestnet.system.dbus.bus import BusError
 from tests.support.eventually import eventually
 
 ASK = {
     "bus": """
-from qubes_guestnet.system import dbus, resolved
+from qubes_guestnet.system.dbus import bus as dbus, resolved
 port = resolved.ByBus(dbus.Bus())
 """,
     "resolvectl": """
-from qubes_guestnet.system import programs, resolved
+from qubes_guestnet.system import programs
+from qubes_guestnet.system.dbus import resolved
 port = resolved.ByCommand(programs.find("resolvectl"))
 """,
 }

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from qubes_guestnet.core.endpoint import Endpoint
-from qubes_guestnet.core.nameservers import LinkServers
-from qubes_guestnet.system import resolved
+from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.dns.upstream_servers import LinkServers
+from qubes_guestnet.system.dbus import resolved
 
 VERBS = ("dns", "domain", "default-route", "dnsovertls")
 BEFORE = {

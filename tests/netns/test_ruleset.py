@@ -15,9 +15,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from qubes_guestnet.core import limits, nameservers, nftables
-from qubes_guestnet.core.endpoint import Endpoint
-from qubes_guestnet.system.nft import Refused
+from qubes_guestnet.core.dns import upstream_servers
+from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.nft import limits, rules_text
+from qubes_guestnet.system.nft.program import Refused
 from tests.core.ruleset import Ruleset
 
 ADDRESSES = tuple(map(ipaddress.ip_address, ("10.137.0.4", "10.137.0.5", "fd09::4")))
@@ -29,19 +30,21 @@ MAC = "00:16:3e:5e:6c:04"
 def texts() -> tuple[str, ...]:
     """What the program loads, and what other programs do to it."""
     vifs = ("vif4.0", "vif5.0")
-    found = [nftables.base(ipv6=on, refuse6=refused) for on, refused in ((True, False), (False, False), (False, True))]
+    found = [
+        rules_text.base(ipv6=on, refuse6=refused) for on, refused in ((True, False), (False, False), (False, True))
+    ]
     for name in vifs:
         found += [
-            nftables.attach(name, ADDRESSES, MAC),
-            nftables.detach(name, ADDRESSES[:1], ADDRESSES[1:], MAC),
+            rules_text.attach(name, ADDRESSES, MAC),
+            rules_text.detach(name, ADDRESSES[:1], ADDRESSES[1:], MAC),
             limits.attach(name, (4, 6), limits.Limits()),
             limits.attach(name, (4,), limits.Limits(100, 1000)),
             limits.detach(name),
-            nftables.attach(name, ADDRESSES[:1], "") + limits.attach(name, (4,), limits.Limits()),
+            rules_text.attach(name, ADDRESSES[:1], "") + limits.attach(name, (4,), limits.Limits()),
         ]
     for servers in (SERVERS[:1], SERVERS, ()):
-        found.append(nftables.dnat(nameservers.pairs(V, servers), V, servers))
-    found += [nftables.unload(), nftables.downstream(ADDRESSES[:2], ADDRESSES[2:])]
+        found.append(rules_text.dnat(upstream_servers.pairs(V, servers), V, servers))
+    found += [rules_text.unload(), rules_text.downstream(ADDRESSES[:2], ADDRESSES[2:])]
     return (
         *found,
         'delete element ip qubes allowed { "vif4.0" . 10.137.0.4 }\n',
@@ -118,7 +121,7 @@ def told(items: Iterable[str]) -> str:
 @pytest.mark.parametrize("seed", range(12))
 def test_the_model_takes_refuses_and_holds_what_the_kernel_does(seed: int) -> None:
     chance, model, done = random.Random(seed), Ruleset(), list[str]()
-    for text in (nftables.base(ipv6=True), *(chance.choice(texts()) for _ in range(25))):
+    for text in (rules_text.base(ipv6=True), *(chance.choice(texts()) for _ in range(25))):
         done.append(text)
         assert modelled(model, text) == load(text), told(done[-3:])
         assert of(model) == real(), told(done[-3:])

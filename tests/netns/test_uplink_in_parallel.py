@@ -127,7 +127,8 @@ def test_a_lock_that_is_not_given_back() -> None:
     """A stopped program must not stop all others for ever; the one that waits says who is in its way."""
     guest = Guest()
     holder = hold_the_lock(guest)
-    sooner = "from qubes_guestnet import cli; from qubes_guestnet.system import owned; owned.LOCK_SECONDS = 0.3\n"
+    sooner = "from qubes_guestnet.cli import main as cli\nfrom qubes_guestnet.system import owned_state\n"
+    sooner += "owned_state.LOCK_SECONDS = 0.3\n"
     failed = guest.qube.run(sys.executable, "-c", sooner + "raise SystemExit(cli.main())", "apply", check=False)
     assert failed.returncode == 1
     assert "another qubes-guestnet process holds the lock" in failed.stderr

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from qubes_guestnet.core.bus_messages import BUS, RETURN, Message, Stream, parse, texts
-from qubes_guestnet.system.dbus import ADDRESS
+from qubes_guestnet.system.dbus.bus import ADDRESS
 from tests.support import bus_frames as frames
 
 SERVICE = "org.freedesktop.resolve1"

@@ -20,13 +20,13 @@ IP_OPTIONS, IP_MTU_DISCOVER, IP_RECVERR = 4, 10, 11  # linux/in.h
 
 BUILD = """
 from ipaddress import ip_address
-from qubes_guestnet.core.vif import Mapping, Vif, parse_name
-from qubes_guestnet.system import fakeip
+from qubes_guestnet.core.provider.vif import Mapping, Vif, parse_name
+from qubes_guestnet.system import fake_address as fakeip
 mapping = Mapping(ip_address("{real}"), ip_address("{visible}"), {gateway} and ip_address({gateway}))
 vif = Vif(parse_name("vif4.0"), "{mac}", "vif", (mapping.real,), (mapping,))
 fakeip.build(vif, mapping, ip_address("{real_gateway}"))
 """
-DEMOLISH = "from qubes_guestnet.system import fakeip; fakeip.demolish('vif4.0')"
+DEMOLISH = "from qubes_guestnet.system import fake_address; fake_address.demolish('vif4.0')"
 
 
 # A test is a process of its own, whose end closes them all.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from qubes_guestnet.lab.qube import Qube, Service
-from qubes_guestnet.system import qubesdb
+from qubes_guestnet.system.qubesdb import store as qubesdb
 from tests.support.eventually import eventually
 from tests.support.needs import needs
 from tests.support.oracle import Json, Oracle

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from qubes_guestnet.lab import xenstore
 from qubes_guestnet.lab.qube import QUBESDB_FOLDER, Qube, Service
-from qubes_guestnet.system import qubesdb
+from qubes_guestnet.system.qubesdb import store as qubesdb
 from tests.support.eventually import eventually
 from tests.support.needs import needs
 from tests.support.oracle import Json, Oracle

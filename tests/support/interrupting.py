@@ -24,7 +24,7 @@ def main(counter: str, moment: int, words: list[str]) -> int:
         moment: the event that brings SIGINT; 0 for none.
         words: of the command line.
     """
-    from qubes_guestnet import cli
+    from qubes_guestnet.cli import main as cli
 
     descriptor = os.open(counter, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     kept = os.fstat(descriptor).st_ino

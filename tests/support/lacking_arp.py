@@ -14,7 +14,7 @@ import importlib.abc, sys
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "qubes_guestnet.system.nft_families":
+        if name != "qubes_guestnet.system.nft.families":
             return None
         sys.meta_path.remove(self)
         import importlib.util

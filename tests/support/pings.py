@@ -18,7 +18,7 @@ from tests.support.wire import sum_of
 
 _ASKS, _ANSWERS, _MARK = 8, 0, 0x4711
 _AT_ONCE = 64
-# What was answered counts for the limits of a qube (core/limits) until the kernel clears their sets, once a second.
+# What was answered counts for the limits of a qube (core/nft/limits) until the kernel clears their sets, once a second.
 _A_SECOND = 1000
 
 

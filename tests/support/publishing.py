@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet.core.resolver import HEADER
+from qubes_guestnet.core.dns.resolv_conf import HEADER
 from qubes_guestnet.errors import FileError
 from qubes_guestnet.system.files import Published, publish
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 
 import pytest
 
-from qubes_guestnet.system import qubesdb
+from qubes_guestnet.system.qubesdb import store as qubesdb
+from qubes_guestnet.system.qubesdb.direct import READ_WRITE
 from tests.support import qubesdb_standin
 from tests.support.qubesdb_faulty import Running
 
@@ -83,7 +84,7 @@ def kind_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     for directory in folders:
         if request.param == "binding":
             monkeypatch.setitem(sys.modules, "qubesdb", qubesdb_standin)
-            monkeypatch.setattr(qubesdb_standin, "SOCKET", os.path.join(directory, qubesdb.READ_WRITE))
+            monkeypatch.setattr(qubesdb_standin, "SOCKET", os.path.join(directory, READ_WRITE))
             monkeypatch.setattr(qubesdb, "DIRECTORY", directory)
         kind = Kind(request.param, directory)
         yield kind

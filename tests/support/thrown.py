@@ -36,7 +36,7 @@ def arm(place, act):
 def throw(expression, _real, note):
     note()
     names = {{**vars(errors), "errno": errno}}
-    for each in ("programs", "nft", "xenstore", "dbus"):
+    for each in ("programs", "nft.program", "xenstore", "dbus.bus"):
         names |= vars(importlib.import_module("qubes_guestnet.system." + each))
     raise eval(expression, names)
 

@@ -20,7 +20,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from ...core.resolver import RewriteBudget
+from ...core.dns.resolv_conf import RewriteBudget
 from .. import probes, world
 from ..daemons import Daemons
 from ..dom0 import INTERFACE, Vm

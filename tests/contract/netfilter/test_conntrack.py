@@ -15,7 +15,10 @@ import pytest
 
 from qubes_guestnet.core.values import IPAddress
 from qubes_guestnet.errors import KernelError
-from qubes_guestnet.system import conntrack, netlink_wire, nft, nft_kernel, tunables
+from qubes_guestnet.system import conntrack, procfs_sysctl
+from qubes_guestnet.system.netlink import wire as netlink_wire
+from qubes_guestnet.system.nft import kernel as nft_kernel
+from qubes_guestnet.system.nft import program as nft
 from tests.support.eventually import eventually
 from tests.support.oracle import Oracle
 
@@ -213,7 +216,7 @@ def test_nothing_is_asked_where_there_is_nothing(
 ) -> None:
     monkeypatch.setattr(conntrack, "Netfilter", lambda *_: pytest.fail("asked"))
     if count is None:
-        monkeypatch.setattr(tunables, "FOLDER", str(tmp_path))  # as without the module
+        monkeypatch.setattr(procfs_sysctl, "FOLDER", str(tmp_path))  # as without the module
     else:
         assert Path("/proc/sys/net/netfilter/nf_conntrack_count").read_text() == "0\n"
     assert conntrack.purge((QUBE,)) == 0

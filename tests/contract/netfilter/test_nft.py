@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet.core import listings
+from qubes_guestnet.core.nft import listing_blocks
 from qubes_guestnet.errors import KernelError
-from qubes_guestnet.system import netlink_wire, nft, nft_kernel, programs
+from qubes_guestnet.system import programs
+from qubes_guestnet.system.netlink import wire as netlink_wire
+from qubes_guestnet.system.nft import kernel as nft_kernel
+from qubes_guestnet.system.nft import program as nft
 from tests.support.eventually import eventually
 from tests.support.oracle import Oracle
 
@@ -195,7 +198,7 @@ def test_the_listing_is_in_the_order_asked_for(loaded: Oracle) -> None:
 def sets(families: Iterable[str]) -> str:
     """Both sets of some families."""
     wanted = tuple((family, name) for family in families for name in nft.SETS[family])
-    return listings.chosen(nft.tables(tuple(families)), "set", wanted)
+    return listing_blocks.chosen(nft.tables(tuple(families)), "set", wanted)
 
 
 def test_sets(loaded: Oracle) -> None:

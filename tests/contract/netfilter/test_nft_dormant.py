@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.system import nft, nft_kernel
+from qubes_guestnet.system.nft import kernel as nft_kernel
+from qubes_guestnet.system.nft import program as nft
 from tests.support.oracle import Oracle
 
 pytestmark = pytest.mark.behaviour("B155")

@@ -7,9 +7,10 @@ import errno
 
 import pytest
 
-from qubes_guestnet.core.nftables import FAMILIES, TABLE
+from qubes_guestnet.core.nft.rules_text import FAMILIES, TABLE
 from qubes_guestnet.errors import KernelError
-from qubes_guestnet.system import nft_families, nft_kernel
+from qubes_guestnet.system.nft import families as nft_families
+from qubes_guestnet.system.nft import kernel as nft_kernel
 from tests.support.oracle import Oracle
 
 pytestmark = pytest.mark.behaviour("B114")

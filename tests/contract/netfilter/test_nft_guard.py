@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from qubes_guestnet.errors import KernelError
-from qubes_guestnet.system.nft_guard import Guard
+from qubes_guestnet.system.nft.guard import Guard
 from tests.support.eventually import eventually
 
 # ruff: noqa: E501

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from qubes_guestnet.core import limits, nftables
-from qubes_guestnet.core.limits import Limits
-from qubes_guestnet.system import nft
-from qubes_guestnet.transactions import MISSING, Transactions, seen
+from qubes_guestnet.core.nft import limits, rules_text
+from qubes_guestnet.core.nft.limits import Limits
+from qubes_guestnet.provider.ruleset_generation import MISSING, Transactions, seen
+from qubes_guestnet.system.nft import program as nft
 from tests.support.oracle import Oracle
 
 pytestmark = pytest.mark.behaviour("B125")
@@ -49,14 +49,14 @@ def test_what_is_not_there_is_not_asked_for(asked: Asked) -> None:
 
 def test_each_state_of_the_rules_is_listed_once(asked: Asked, oracle: Oracle) -> None:
     transactions = Transactions()
-    transactions.run(nftables.base(ipv6=True))
-    whole = transactions.tables(nftables.FAMILIES)
+    transactions.run(rules_text.base(ipv6=True))
+    whole = transactions.tables(rules_text.FAMILIES)
     assert transactions.tables(("ip6",)) == {"ip6": whole["ip6"]}
-    assert asked.families == [nftables.FAMILIES]
+    assert asked.families == [rules_text.FAMILIES]
     oracle.run("nft", ELEMENT)
     assert "10.137.0.4" in transactions.tables(("ip",))["ip"]
     assert transactions.tables(("ip", "ip6"))["ip6"] == whole["ip6"]
-    assert asked.families == [nftables.FAMILIES, ("ip",), ("ip6",)]
+    assert asked.families == [rules_text.FAMILIES, ("ip",), ("ip6",)]
     transactions.run("delete table ip6 qubes\n")
     assert transactions.tables(("ip", "ip6"))["ip6"] == ""
     assert asked.families[3:] == [("ip",)]
@@ -64,11 +64,11 @@ def test_each_state_of_the_rules_is_listed_once(asked: Asked, oracle: Oracle) ->
 
 def test_a_transaction_of_ours_in_another_table_changes_nothing_of_them(asked: Asked, oracle: Oracle) -> None:
     transactions = Transactions()
-    transactions.run(nftables.base(ipv6=True))
-    whole = transactions.tables(nftables.FAMILIES)
+    transactions.run(rules_text.base(ipv6=True))
+    whole = transactions.tables(rules_text.FAMILIES)
     transactions.run(LIMITS)
-    assert transactions.tables(nftables.FAMILIES) == whole
-    assert asked.families == [nftables.FAMILIES]
+    assert transactions.tables(rules_text.FAMILIES) == whole
+    assert asked.families == [rules_text.FAMILIES]
     # Another program is faster, and changes ours.
     end = transactions.begin(LIMITS)
     oracle.run("nft", ELEMENT)
@@ -79,10 +79,10 @@ def test_a_transaction_of_ours_in_another_table_changes_nothing_of_them(asked: A
 
 
 def test_the_sum_of_chains_is_of_what_is_there(oracle: Oracle) -> None:
-    assert seen(nftables.CHAINS) == MISSING
+    assert seen(rules_text.CHAINS) == MISSING
     transactions = Transactions()
-    transactions.run(nftables.base(ipv6=True))
-    now = seen(nftables.CHAINS)
-    assert now == seen(nftables.CHAINS, transactions.tables(nftables.FAMILIES)) != MISSING
+    transactions.run(rules_text.base(ipv6=True))
+    now = seen(rules_text.CHAINS)
+    assert now == seen(rules_text.CHAINS, transactions.tables(rules_text.FAMILIES)) != MISSING
     oracle.run("nft", "flush chain ip qubes forward")
-    assert seen(nftables.CHAINS) not in (now, MISSING)
+    assert seen(rules_text.CHAINS) not in (now, MISSING)

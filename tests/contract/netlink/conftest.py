@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from qubes_guestnet.system import netlink
+from qubes_guestnet.system.netlink import rtnl as netlink
 from tests.support.eventually import eventually
 from tests.support.isolated import pytest_runtest_protocol
 from tests.support.needs import needs

@@ -11,7 +11,7 @@ import pytest
 
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.errors import KernelError
-from qubes_guestnet.system import netlink
+from qubes_guestnet.system.netlink import rtnl as netlink
 
 MAC = "00:16:3e:5e:6c:05"
 GATEWAY = ipaddress.ip_address("10.137.0.1")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet.system import netlink
+from qubes_guestnet.system.netlink import rtnl as netlink
 from tests.support.oracle import Oracle
 
 OTHER_MAC = "00:16:3e:5e:6c:06"

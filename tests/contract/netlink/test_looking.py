@@ -11,7 +11,7 @@ import pytest
 
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.values import Neighbour, Route, State
-from qubes_guestnet.system import netlink
+from qubes_guestnet.system.netlink import rtnl as netlink
 from tests.support.eventually import eventually
 from tests.support.oracle import Oracle
 

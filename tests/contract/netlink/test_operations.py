@@ -16,7 +16,7 @@ import pytest
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.values import BACKEND_MAC, Link, Neighbour, Route, State
 from qubes_guestnet.errors import KernelError, Vanished
-from qubes_guestnet.system import netlink
+from qubes_guestnet.system.netlink import rtnl as netlink
 from tests.support.guest import PROTOCOL, words_of
 from tests.support.needs import needs
 from tests.support.oracle import Json, Oracle

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from qubes_guestnet.errors import KernelError
-from qubes_guestnet.system import netlink, netlink_looking
+from qubes_guestnet.system.netlink import decode as netlink_looking
+from qubes_guestnet.system.netlink import rtnl as netlink
 from tests.support.oracle import Oracle
 
 MAC = "00:16:3e:5e:6c:05"

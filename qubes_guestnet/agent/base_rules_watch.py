@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The base rules of a qube that is no provider: the resident agent reloads them after a removal.
+
+While no other program changes rules this costs one socket. The loading modules are imported only after such a change
+(behaviour B140).
+"""
+
+from __future__ import annotations
+
+from ..errors import GuestnetError
+from ..system.nft import kernel as nft_kernel
+from ..system.paths import Paths
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from ..core.report import Report
+    from ..provider.pass_state import PassState
+    from ..provider.rules import Rules
+
+Kept = tuple[tuple[str, ...], tuple[GuestnetError, ...]]
+_NOTHING: Kept = ((), ())
+
+
+def with_lost_rules(report: Report, untrusted_entries: dict[str, bytes], paths: Paths) -> Report:
+    """A report of a dry pass, with the operations of `load_lost`."""
+    try:
+        work = _lost(untrusted_entries, paths, applies=False)
+    except GuestnetError as error:
+        return report._replace(errors=(*report.errors, error))
+    if work is None:
+        return report
+    return report._replace(rules_todo=tuple(work.todo), errors=(*report.errors, *work.errors))
+
+
+def load_lost(untrusted_entries: dict[str, bytes], paths: Paths) -> Kept:
+    """Load base rules again that were loaded once and are not there as they were. What was never loaded is not lost.
+
+    Args:
+        untrusted_entries: of QubesDB.
+        paths: where the qube's files are.
+
+    Returns:
+        What was done, in words, and what went wrong.
+    """
+    try:
+        work = _lost(untrusted_entries, paths, applies=True)
+    except GuestnetError as error:
+        return (), (error,)
+    return (tuple(work.done), tuple(work.errors)) if work is not None else _NOTHING
+
+
+def _lost(untrusted_entries: dict[str, bytes], paths: Paths, *, applies: bool) -> PassState | None:
+    """What came of the base rules in one pass; None where they were never loaded. Raises GuestnetError."""
+    from ..system.owned_state import Ledger
+
+    with Ledger(paths.run, reading=True) as ledger:
+        if not ledger.record.provided.rules.text:
+            return None
+    from ..flow import Applying, Planning
+    from ..provider.rules import Rules
+    from ..provider.ruleset_generation import Transactions
+
+    with Ledger(paths.run, reading=not applies) as ledger:
+        run = Applying(ledger) if applies else Planning(ledger)
+        return Rules(paths, Transactions()).begin(untrusted_entries, run)
+
+
+class Keeper:
+    """Knows whether other programs have changed rules since the base rules were looked at.
+
+    Args:
+        paths: where the qube's files are.
+
+    Attributes:
+        rules: wakes the loop when rules change.
+
+    Raises:
+        KernelError: the kernel tells nothing of changes.
+    """
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+        self.rules = nft_kernel.Events()
+        self._looked = -1  # generation of the rules when all was well
+        self._rules: Rules | None = None
+
+    def close(self) -> None:
+        """Leave it to the provider's half."""
+        self.rules.close()
+
+    def keep(self, untrusted_entries: dict[str, bytes] | None) -> Kept:
+        """Have the base rules there.
+
+        Args:
+            untrusted_entries: of QubesDB; None while it does not answer: rules that are there stay as they are.
+
+        Returns:
+            What was done, in words, and what went wrong.
+        """
+        try:
+            generation = nft_kernel.generation()
+            if generation == self._looked:
+                return _NOTHING
+            if self._looked == -1 and nft_kernel.present():
+                self._looked = generation
+                return _NOTHING
+            kept = self._load(untrusted_entries)
+            # The one before: a change by another program meanwhile is looked at with the next event (behaviour B148).
+            self._looked = generation if not kept[1] else -2
+        except GuestnetError as error:
+            return (), (error,)
+        return kept
+
+    def _load(self, untrusted_entries: dict[str, bytes] | None) -> Kept:
+        from ..flow import Applying
+        from ..provider.rules import Rules
+        from ..provider.ruleset_generation import Transactions
+        from ..system.owned_state import Ledger
+
+        if self._rules is None:
+            self._rules = Rules(self._paths, Transactions())
+        if untrusted_entries is None:
+            return self._rules.load(None), ()
+        with Ledger(self._paths.run) as ledger:
+            work = self._rules.begin(untrusted_entries, Applying(ledger))
+            return tuple(work.done), tuple(work.errors)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The resident agent's connections to QubesDB, opened and closed together."""
+
+from __future__ import annotations
+
+from ..core import settings
+from ..errors import StoreError
+from ..system import wakeups
+from ..system.qubesdb import store as qubesdb
+from ..system.systemd import INFO, WARNING, log
+
+
+class Connection:
+    """A pair of connections to QubesDB: one for watches, one for reads."""
+
+    def __init__(self, signals: wakeups.Signals) -> None:
+        self._signals = signals
+        self._watches: qubesdb.Watches | None = None
+        self._store: qubesdb.Store | None = None
+        self.attempts = 0
+        self.watched, self.prefixes = settings.WATCHED, settings.UPLINK_PREFIXES
+
+    @property
+    def up(self) -> bool:
+        """Whether both are open."""
+        return self._store is not None
+
+    def open(self) -> None:
+        """Connect; set the watches before the first read, or a change between the two would be lost."""
+        try:
+            self._watches = qubesdb.connect_watches(self.watched)
+            self._store = qubesdb.connect()
+        except OSError as error:  # out of file descriptors
+            raise StoreError(f"QubesDB cannot be reached: {error.strerror or error}") from None
+        self._signals.register(self._watches.fileno())
+
+    def close(self) -> None:
+        """Close both; do nothing if they are closed."""
+        if self._watches is not None:
+            if self._store is not None:
+                self._signals.unregister(self._watches.fileno())
+            self._watches.close()
+        if self._store is not None:
+            self._store.close()
+        self._watches = self._store = None
+
+    def fileno(self) -> int:
+        """Return the descriptor for poll; -1 while closed."""
+        return self._watches.fileno() if self._watches is not None else -1
+
+    def drain(self) -> bool:
+        """Consume pending watch events; return whether there were any. Raises StoreError."""
+        return self._watches is not None and self._watches.drain()
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Of what the watches told last, for people."""
+        return self._watches.paths if self._watches is not None else frozenset()
+
+    def entries(self) -> dict[str, bytes]:
+        """Read all relevant entries; in a provider also those about its client qubes.
+
+        Raises:
+            StoreError: QubesDB does not answer.
+        """
+        if self._store is None:
+            raise StoreError("QubesDB is not connected")
+        return qubesdb.read_all(self._store, self.prefixes)
+
+    def failed(self, error: StoreError) -> None:
+        """Count an attempt; the first of an outage is logged."""
+        self.attempts += 1
+        if self.attempts == 1:
+            log(WARNING, f"{error}; the configuration stays, trying again")
+
+    def answered(self) -> None:
+        """End an outage, if there was one."""
+        if self.attempts:
+            log(INFO, f"QubesDB answers again after {self.attempts} attempts")
+        self.attempts = 0

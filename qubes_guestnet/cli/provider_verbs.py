@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Verbs of a provider that the boot or a starting qube waits for.
+
+They import only the modules that they need: neither netlink nor those of the uplink.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..core.settings import PROVIDER_KEY
+from ..errors import GuestnetError, StoreError
+from ..system.paths import Paths
+from . import reading
+from .output import complain, say
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from .main import Options
+
+PATHS = Paths()
+
+
+def vif(options: Options) -> int:
+    """Run `vif online` or `vif offline` for Xen's hotplug."""
+    from . import vif as hotplug
+
+    say((hotplug.online if options.action == "online" else hotplug.offline)(os.environ, PATHS))
+    return 0
+
+
+def rules(options: Options) -> int:
+    """`load`: anti-spoofing and base rules, before any network. `unload`: forwarding off, and they go."""
+    from ..provider.rules import Rules
+    from ..system import agent_status
+
+    entries = None
+    try:
+        entries = reading.entries()
+    except StoreError as error:
+        if options.action == "load":
+            complain((error,))  # what does not depend on QubesDB is loaded all the same
+    if options.action == "unload" and entries and entries.get(PROVIDER_KEY) and agent_status.read(PATHS.run).running:
+        raise GuestnetError("the resident agent would load them again", "systemctl stop qubes-guestnet")
+    ours = Rules(PATHS)
+    say(ours.load(entries) if options.action == "load" else ours.unload())
+    return 0
+
+
+def forwarding(options: Options) -> int:
+    """`on`: all that a provider does, forwarding last. `off`: forwarding ends and stays off until `on`.
+
+    `hold` and `release` are the same for another reason: the firewall of the qubes is not ready, or is. Nothing is
+    forwarded while there is one of the two reasons against it.
+    """
+    from ..provider.rules import Rules
+
+    ours, unfiltered = Rules(PATHS), options.action in ("hold", "release")
+    if options.action in ("off", "hold"):
+        say(ours.close(unfiltered=unfiltered))
+        return 0
+    from . import verbs
+
+    entries = reading.entries()
+    ours.load(entries)  # a pass without them would configure the uplink, which is to stay down then (behaviour B99)
+    if unfiltered:
+        ours.release()
+    else:
+        ours.reopen()
+        if not entries.get(PROVIDER_KEY):
+            say(("this qube is not a provider: there is nothing to forward",))
+    return verbs.applied(verbs.settling(entries, ""))

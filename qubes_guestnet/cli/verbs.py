@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verbs of the command line, one function each: options in, exit status out."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+from ..core.settings import PROVIDER_KEY, parse
+from ..errors import GuestnetError, StoreError, UsageError, shown
+from ..reconcile import Pass, plan_only, reconcile, take_down
+from ..system import services
+from ..system.netlink import rtnl as netlink
+from ..system.paths import Paths
+from ..uplink.other_services import OtherServices
+from . import reading
+from .output import complain, print_json, say, show
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from ..agent.base_rules_watch import Kept
+    from ..core.report import Report
+    from ..provider.provider_pass import Provider
+    from .main import Options
+
+PATHS = Paths()
+POLL_SECONDS = 0.05
+NETWORKMANAGER_SECONDS = 5.0
+UNCHANGED = 100  # as users' scripts and NetworkManager's dispatcher know it
+
+
+def apply(options: Options) -> int:
+    """One pass. 1 if anything went wrong."""
+    if options.dry_run:
+        return plan(options)
+    report = settling(reading.entries(), options.interface)
+    if options.interface and not report.interfaces:
+        raise no_interface_of_ours(options.interface)
+    return applied(report)
+
+
+def plan(options: Options) -> int:
+    """Print the operations that `apply` would do, each with its difference and reason, and nothing else."""
+    report = _plan(Pass(only=options.interface, revive=True))  # as `apply`
+    if options.interface and not report.interfaces:
+        raise no_interface_of_ours(options.interface)
+    complain(report.errors)
+    if options.json:
+        from ..core.render.data import plan_data
+
+        print_json(plan_data(report))
+    else:
+        from ..core.render.status import as_plan
+
+        show(as_plan(report), options.color)
+    return 1 if report.errors else 0
+
+
+def no_interface_of_ours(name: str, report: Report | None = None) -> UsageError:
+    """Return the error for an unmanaged interface; it lists the uplinks, and the vifs of `report`."""
+    if report is None and _is_vif(name):
+        problem = f"{name} is the interface of a qube behind this one, and no uplink"
+        remedy = "Xen's hotplug sets it up; without a name `apply` and `plan` look after it too"
+        return UsageError(problem, f"`qubes-guestnet status {name}` shows it; {remedy}")
+    vifs = [each.vif.name.text for each in report.provided.vifs] if report is not None and report.provided else []
+    interfaces = (report or _plan(Pass(), with_provider=False)).interfaces
+    there = [each.link.name for each in interfaces if each.link is not None] + vifs
+    absent = [each.settings.mac for each in interfaces if each.link is None]
+    words = [f"it manages {', '.join(there)}"] if there else []
+    words += [f"the interface with the address {', '.join(absent)} is not there"] if absent else []
+    remedy = "; ".join(words) or "it manages no interface of this qube"
+    return UsageError(f"{shown(os.fsencode(name))} is no interface that dom0 manages", remedy)
+
+
+def _is_vif(name: str) -> bool:
+    """Whether it is the name of an interface of a qube behind this one."""
+    from ..core.provider.vif import parse_name
+
+    try:
+        parse_name(name)
+    except ValueError:
+        return False
+    return name.startswith("vif")
+
+
+def uplink(options: Options) -> int:
+    """`add`: configure the interface if dom0 manages it. `remove`: take it down and leave it so.
+
+    `stop`: what the unit says at its end; as `remove`, unless only something that it requires is restarted or stopped.
+    """
+    if options.action == "stop" and not _is_stopped_for_itself(options.interface):
+        say((f"{options.interface} stays up: its unit is stopped because of another one, and the rules stay in force",))
+        return 0
+    if options.action != "add":
+        try:
+            index = socket.if_nametoindex(options.interface)
+        except OSError:  # what was configured on it went with it
+            say((f"{options.interface} is not there: nothing to do",))
+            return 0
+        done = take_down(index, netlink.Kernel(), PATHS, OtherServices(PATHS.flags))
+        say(done or (f"{options.interface} was not configured by qubes-guestnet: nothing to do",))
+        return 0
+    report = settling(reading.patiently(reading.entries), options.interface)
+    if not report.interfaces:
+        if options.interface not in (name for _, name in socket.if_nameindex()):
+            raise no_interface_of_ours(options.interface)
+        kind = "the interface of a qube behind this one" if _is_vif(options.interface) else "not one that dom0 manages"
+        say((f"{options.interface} is {kind}: nothing to do",))
+    return applied(report)
+
+
+def _is_stopped_for_itself(interface: str) -> bool:
+    from ..core.uplink import unit_jobs as rules
+    from ..system import unit_jobs
+
+    if not unit_jobs.managed():
+        remedy = f"to take the interface down, call `qubes-guestnet uplink remove {interface}`"
+        raise GuestnetError("`uplink stop` is for systemd's unit, and systemd does not run here", remedy)
+    return rules.takes_down(f"qubes-network-uplink@{interface}.service", rules.parse(unit_jobs.listed()))
+
+
+def wait_uplink(options: Options) -> int:
+    """0 once the interface that is there now is configured, at once if none is expected; 1 when time is up.
+
+    For the boot an interface that is not attached is none that is expected, and what NetworkManager has to do is not
+    waited for: it starts only afterwards (behaviours B151 and B156).
+    """
+    deadline = time.monotonic() + options.timeout
+    kernel, others = netlink.Kernel(), OtherServices(PATHS.flags, attending=False)
+    while True:
+        try:
+            report = plan_only(reading.entries(), kernel, PATHS, Pass(others=others))
+            if report.settled or (options.boot and _is_ready_to_boot(report, others)):
+                return 0
+            reason = next((str(error) for error in report.errors), "; ".join(report.plan) or report.waiting)
+        except StoreError as error:
+            reason = str(error)
+        if time.monotonic() >= deadline:
+            raise GuestnetError(f"not configured after {options.timeout:g} s: {reason}", "qubes-guestnet check")
+        time.sleep(POLL_SECONDS)
+
+
+def _is_ready_to_boot(report: Report, others: OtherServices) -> bool:
+    from ..core.report import Uplinks
+
+    uplinks = Uplinks(report.settings, services.flags(PATHS.flags), report.interfaces, complete=True)
+    return not report.unready and others.published(uplinks)
+
+
+def dns(_options: Options) -> int:
+    """Have the virtual DNS addresses lead to this qube's own servers; 100 if that is as when this last ran."""
+    from ..provider.provider_pass import Provider
+
+    entries, kernel = reading.entries(), netlink.Kernel()
+    settings = parse(entries)
+    links = kernel.links(frozenset(uplink.mac for uplink in settings.uplinks)) if settings.uplinks else ()
+    indexes = frozenset(link.ifindex for link in links)
+    done = Provider(PATHS, kernel, OtherServices(PATHS.flags)).sync_names(entries, settings, indexes)
+    say(done)
+    return 0 if done else UNCHANGED
+
+
+def _provider(entries: dict[str, bytes], kernel: netlink.Kernel, others: OtherServices) -> Provider | None:
+    """Return the provider's half of a pass; None in a qube that is no provider."""
+    if not entries.get(PROVIDER_KEY):
+        return None
+    from ..provider.provider_pass import Provider
+
+    return Provider(PATHS, kernel, others)
+
+
+def _plan(asked: Pass, with_provider: bool = True) -> Report:
+    entries, kernel, others = reading.entries(), netlink.Kernel(), OtherServices(PATHS.flags)
+    asked = asked._replace(others=others, provider=_provider(entries, kernel, others) if with_provider else None)
+    report = plan_only(entries, kernel, PATHS, asked)
+    if not with_provider or asked.provider is not None or asked.only:
+        return report
+    from ..agent.base_rules_watch import with_lost_rules
+
+    return with_lost_rules(report, entries, PATHS)
+
+
+def settling(entries: dict[str, bytes], interface: str) -> Report:
+    """One pass; and when it has set NetworkManager to work, another once that is done: what is ours comes after."""
+    kernel, others = netlink.Kernel(), OtherServices(PATHS.flags)
+    provider = None if interface else _provider(entries, kernel, others)
+    asked = Pass(only=interface, revive=True, others=others, provider=provider)
+    kept: Kept = ((), ())
+    if provider is None and not interface:
+        from ..agent.base_rules_watch import load_lost
+
+        kept = load_lost(entries, PATHS)
+    report = reconcile(entries, kernel, PATHS, asked)
+    deadline = time.monotonic() + NETWORKMANAGER_SECONDS
+    while report.done and report.waited_for and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+        again = reconcile(reading.entries(), kernel, PATHS, asked)  # read anew: dom0 may have written meanwhile
+        done, provided = report.done + again.done, again.provided
+        if provided is not None and report.provided is not None:
+            former = report.provided
+            before = provided.before._replace(done=former.before.done + provided.before.done)
+            after = provided.after._replace(done=former.after.done + provided.after.done)
+            provided = provided._replace(before=before, after=after)
+        report = again._replace(applied=report.applied + again.applied, done=done, provided=provided)
+    return report._replace(rules_done=kept[0], errors=(*kept[1], *report.errors))
+
+
+def applied(report: Report) -> int:
+    """Say what a pass has done; 1 if anything went wrong."""
+    say(report.rules_done)
+    if report.provided is not None:
+        say(report.provided.before.done)
+    say(report.applied)
+    say(report.done)
+    if report.provided is not None:
+        say(report.provided.after.done)
+    if report.resolver is not None and report.resolver.written:
+        say((f"{report.resolver.path} written",))
+    complain(report.errors)
+    return 1 if report.errors else 0

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which other programs are about in this qube, and what they do to our work. Pure: facts in, findings out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from ..namedtuple import NamedTuple
+from ..render import wording
+from ..report import InterfaceReport, Report
+from ..uplink.desired import Style
+from ..uplink.networkmanager import profile_name
+
+
+class Presence(NamedTuple):
+    """What was seen.
+
+    Args:
+        programs: names of running processes as the kernel shortens them to 15 characters.
+        tunnels: interfaces of a VPN: WireGuard, and tun.
+        leading: interface of the IPv4 default route that is in force, "" for none.
+        pasta: name of the program that connects rootless containers (pasta, passt), "" where it is not installed.
+    """
+
+    programs: frozenset[str] = frozenset()
+    tunnels: tuple[str, ...] = ()
+    leading: str = ""
+    pasta: str = ""
+
+
+ABSENT = Presence()
+
+
+class Remark(NamedTuple):
+    """One finding: code, severity, what is so, and what to do; see `findings.Finding`."""
+
+    code: str
+    severity: str
+    problem: str
+    remedy: str
+
+
+_NETWORKMANAGER, _RESOLVED, _NETWORKD = "NetworkManager", "systemd-resolve", "systemd-network"
+_DHCP = ("dhclient", "dhcpcd", "udhcpc", "connmand")
+_NOTHING = "nothing to do"
+
+
+def programs(presence: Presence) -> tuple[str, ...]:
+    """The programs that have to do with an uplink, for a line of text."""
+    known = (_NETWORKMANAGER, _RESOLVED, _NETWORKD, *_DHCP, "dockerd", "openvpn", "tailscaled", "iwd")
+    return tuple(_full(name) for name in known if name in presence.programs) + tuple(
+        f"VPN {name}" for name in presence.tunnels
+    )
+
+
+def _full(name: str) -> str:
+    return {_RESOLVED: "systemd-resolved", _NETWORKD: "systemd-networkd"}.get(name, name)
+
+
+def remarks(report: Report, presence: Presence) -> Iterator[Remark]:
+    """Yield the findings about other programs."""
+    there = [interface for interface in report.interfaces if interface.link is not None and not interface.removed]
+    yield from _networkmanager(there, presence)
+    if not there:
+        return
+    if presence.pasta and any(each.choice.style is Style.DEVICE and each.observed.routes for each in there):
+        problem = f"{presence.pasta} is installed, but finds no outward interface: the default route has no gateway"
+        remedy = "if you use it (rootless podman), set the service flag guestnet-gateway-route"
+        yield Remark("gateway-wanted", "note", problem, remedy)
+    if _RESOLVED in presence.programs:
+        problem = (
+            "systemd-resolved is running: the agent sets the uplink's servers in it; resolv.conf does not depend on it"
+        )
+        yield Remark("resolved-present", "note", problem, _NOTHING)
+    if _NETWORKD in presence.programs:
+        problem = "systemd-networkd is running: at its start it may remove foreign routes, including ours"
+        remedy = "the agent restores them at once; ManageForeignRoutes=no in networkd.conf prevents it"
+        yield Remark("networkd-present", "note", problem, remedy)
+    for name in _DHCP:
+        if name in presence.programs:
+            problem = f"{name} is running: Qubes has no DHCP server, and this client may overwrite resolv.conf"
+            yield Remark(
+                "dhcp-client", "warning", problem, f"switch it off for the uplink, unless {name} serves another"
+            )
+    if presence.leading and presence.leading not in [interface.link.name for interface in there if interface.link]:
+        problem = f"the default route in force uses {presence.leading}: it has precedence over the uplink's"
+        yield Remark("foreign-default-route", "note", problem, "nothing to do if it is a VPN's")
+    elif presence.tunnels:
+        problem = (
+            f"{', '.join(presence.tunnels)}: a VPN is up; the agent leaves its routes, rules and name servers alone"
+        )
+        yield Remark("vpn-present", "note", problem, _NOTHING)
+
+
+def _networkmanager(interfaces: Iterable[InterfaceReport], presence: Presence) -> Iterator[Remark]:
+    running = _NETWORKMANAGER in presence.programs
+    for interface in interfaces:
+        name, owner = interface.link.name if interface.link else "", interface.manager.networkmanager
+        if owner and not running:
+            problem = f"NetworkManager must configure {name} (service flag network-manager), but is not running"
+            yield Remark("networkmanager-not-running", "error", problem, "systemctl status NetworkManager")
+        elif owner and interface.waiting:
+            problem = f"NetworkManager has not configured {name} with dom0's settings: {interface.waiting}"
+            remedy = f'was it disconnected? nmcli connection up "{profile_name(name)}"'
+            yield Remark("networkmanager-waiting", "warning", problem, remedy)
+        elif owner:
+            problem = f"NetworkManager configures {name} from our profile, and writes resolv.conf"
+            yield Remark("networkmanager-present", "note", problem, _NOTHING)
+        elif running:
+            problem = f"NetworkManager is running, but {name} is configured by {wording.manager(interface.manager)}"
+            remedy = "nothing to do; or switch on the service network-manager, and install nmcli"
+            yield Remark("networkmanager-present", "note", problem, remedy)
+        elif "nmcli=no" in interface.manager.reasons:
+            problem = f"the service network-manager is on, but nmcli is not installed: the agent configures {name}"
+            yield Remark("networkmanager-missing", "warning", problem, "install it, or switch the service off")

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Plan the updates of the services that depend on the upstream DNS servers.
+
+* The set `dns-addr` of the firewall's table (behaviour B45), which the firewall's service makes and else fills.
+* The updates proxy, which reads its name servers at its start only (#3135). With no server there is nothing to start
+  it for.
+* The firewall's daemon of core-agent, which looks names up anew when it is reloaded, and only then (behaviour B136).
+
+The record is written after each update of the two services, so the next pass repeats a failed one (behaviour B147).
+"""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+
+from ..namedtuple import NamedTuple
+from ..nft.rules_text import DNS_SET
+from ..operations import Outcome, Planned
+from ..owned_state import Record, checksum
+from ..provider.provider_operations import SetFirewallServers, UnitJob
+from .endpoint import Endpoint
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from ..operations import Operation
+
+PROXY = UnitJob("try-restart", "qubes-updates-proxy.service")
+FIREWALL = UnitJob("reload", "qubes-firewall.service")
+
+
+class Facts(NamedTuple):
+    """All that is looked at.
+
+    Args:
+        servers: where names go, be it by rules of another program.
+        chosen: where this qube would have them go.
+        held: what the firewall's set holds, in words of `attachment.listed`; None where it is not there, or is known to
+            be right.
+        proxy: there is an updates proxy to tell.
+        firewall: the firewall's service is active; asked for only where it is `behind`, None where that is not known.
+    """
+
+    servers: tuple[Endpoint, ...] = ()
+    chosen: tuple[Endpoint, ...] = ()
+    held: frozenset[str] | None = None
+    proxy: bool = False
+    firewall: bool | None = None
+
+
+def behind(record: Record) -> bool:
+    """Return whether the firewall's service was last reloaded for other servers than those in force."""
+    return record.provided.reloaded != _sum(record)
+
+
+def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
+    """Return the pending operations.
+
+    Args:
+        facts: observed.
+        record: the owned record.
+        so_far: what came of the operations of this pass.
+    """
+    ops: list[Operation] = []
+    provided = record.provided
+    addresses = tuple(each.address for each in facts.servers if isinstance(each.address, IPv4Address))
+    if facts.held is not None and facts.held != {f"ip {DNS_SET} {address}" for address in addresses}:
+        ops.append(SetFirewallServers(addresses))
+    chosen = tuple(map(str, facts.chosen))
+    if chosen and chosen != provided.proxied:
+        if facts.proxy and PROXY not in so_far.done:
+            ops.append(PROXY)
+        else:
+            provided = provided._replace(proxied=chosen)
+    if behind(record) and facts.firewall is not None:
+        if facts.firewall and FIREWALL not in so_far.done:
+            ops.append(FIREWALL)
+        else:
+            provided = provided._replace(reloaded=_sum(record))
+    return Planned(tuple(ops), record._replace(provided=provided))
+
+
+def _sum(record: Record) -> str:
+    servers = record.provided.servers
+    return checksum(" ".join(servers).encode()) if servers else ""

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A name server: an address and a port."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from .. import checks
+from ..namedtuple import NamedTuple
+from ..values import IPAddress
+
+DNS_PORT = 53
+_DIGITS = frozenset("0123456789")
+
+
+class Endpoint(NamedTuple):
+    """The socket address of a name server.
+
+    Args:
+        address: of either family.
+        port: of UDP and TCP.
+    """
+
+    address: IPAddress
+    port: int = DNS_PORT
+
+    def __str__(self) -> str:
+        """Return the target for nftables' `dnat to`; the default port is omitted."""
+        if self.port == DNS_PORT:
+            return str(self.address)
+        host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{host}:{self.port}"
+
+
+def port(text: str) -> int:
+    """Return a port from 1 to 65535 in decimal digits. Raises ValueError."""
+    if not text or len(text) > 5 or not _DIGITS.issuperset(text) or not 0 < int(text) < 65536:
+        raise ValueError(f"no port: {text[:8]!r}")
+    return int(text)
+
+
+def parse(text: str) -> Endpoint:
+    """`10.8.0.1` or `10.8.0.1:5353`: the IPv4 address of a host, which the virtual addresses can lead to.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    host, colon, number = text.partition(":")
+    address = checks.host4(host.encode())
+    return Endpoint(address, port(number) if colon else DNS_PORT)
+
+
+def of(addresses: tuple[IPAddress, ...]) -> tuple[Endpoint, ...]:
+    """Return servers at the usual port."""
+    return tuple(Endpoint(address) for address in addresses)
+
+
+def host_of(address: IPAddress) -> ipaddress.IPv4Address | None:
+    """Return the address if another qube can ask it by an IPv4 address of ours; else None."""
+    return address if isinstance(address, ipaddress.IPv4Address) and checks.is_host(address) else None

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Find chains of other programs that run before ours.
+
+The kernel calls the chains of one hook in the order of their priorities. A `drop` in any of them is the end of the
+packet, an `accept` only the end of that one chain; and the first chain of type nat that translates a connection is the
+only one. At the same priority the order is the one of registration, which after a reload is another (#9711). So what is
+earlier or at the same priority can take packets that the rules of a provider, and users' rules in them, never see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from ..namedtuple import NamedTuple
+from .rules_text import ARP, GUARD, LIMITS_TABLE, TABLE
+
+NAT = "nat"
+# Tables of the Qubes firewall, which has its place at the same priority on purpose: both only ever drop.
+_KNOWN = ((family, name) for family in ("ip", "ip6") for name in (TABLE, LIMITS_TABLE, "qubes-firewall"))
+KNOWN = frozenset(_KNOWN) | {("inet", GUARD), (ARP, TABLE)}
+# In place of a state: the firewall of the qubes has no rules.
+NO_FIREWALL = "missing"
+# Of its service, as systemd calls them; one that was just killed is "activating" until it is started anew.
+_RUNS = frozenset({"", "active", "reloading", "refreshing", "queued"})
+_FAMILIES = frozenset({"ip", "ip6", "inet"})  # others see other packets
+
+
+class Chain(NamedTuple):
+    """A chain with a hook.
+
+    Args:
+        family: of its table: ip, ip6, inet …
+        table: name of its table.
+        name: its own.
+        kind: filter, nat or route.
+        hook: prerouting, input, forward, output, postrouting …
+        priority: lower is earlier.
+        policy: what becomes of a packet at its end: accept or drop.
+    """
+
+    family: str
+    table: str
+    name: str
+    kind: str
+    hook: str
+    priority: int
+    policy: str = "accept"
+
+
+class Place(NamedTuple):
+    """Where a chain of ours stands."""
+
+    name: str
+    hook: str
+    priority: int
+    kind: str = "filter"
+
+
+# As in `nftables`, with the numbers that the kernel knows.
+PLACES = (
+    Place("prerouting", "prerouting", -300),
+    Place("dnat-dns", "prerouting", -100, NAT),
+    Place("input", "input", 0),
+    Place("forward", "forward", 0),
+    Place("postrouting", "postrouting", 100, NAT),
+    Place("egress", "postrouting", 300),
+)
+
+
+class Shadow(NamedTuple):
+    """A chain of another program, and our chain that it can withhold packets from."""
+
+    chain: Chain
+    ours: Place
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        chain, ours = self.chain, self.ours
+        equal = chain.priority == ours.priority
+        order = f"at the same priority as our {ours.name}, in undefined order" if equal else f"before our {ours.name}"
+        policy = "; its policy is drop" if chain.policy == "drop" else ""
+        what = f"{chain.kind} chain {chain.family} {chain.table} {chain.name}"
+        return f"{what} (hook {chain.hook}, priority {chain.priority}) is {order}{policy}"
+
+
+def called(chains: Iterable[Chain], dormant: Collection[tuple[str, str]]) -> tuple[Chain, ...]:
+    """Return the chains that the kernel calls: those of a dormant table judge no packet.
+
+    Args:
+        chains: every one that has a hook.
+        dormant: family and name of the tables with that flag.
+    """
+    return tuple(chain for chain in chains if (chain.family, chain.table) not in dormant)
+
+
+def is_filtered(chains: Iterable[Chain]) -> bool:
+    """Return whether the firewall of the qubes is there: in its table, the chain that refuses what it does not know."""
+    places = {(chain.family, chain.table, chain.hook, chain.policy) for chain in chains}
+    return ("ip", "qubes-firewall", "forward", "drop") in places
+
+
+def firewall(filtered: bool, state: str) -> str:
+    """Return what is wrong with the firewall of the qubes (behaviour B155): NO_FIREWALL, or a state; "" for nothing.
+
+    Args:
+        filtered: its chains are there. They stay when its process is killed.
+        state: of qubes-firewall.service, as systemd calls it; "" where there is no such unit, or no systemd.
+    """
+    if not filtered:
+        return NO_FIREWALL
+    return "" if state in _RUNS else state
+
+
+def shadows(chains: Iterable[Chain]) -> tuple[Shadow, ...]:
+    """Return the chains of others that come before ours, each with the last one of ours that it precedes.
+
+    Args:
+        chains: every one that has a hook.
+    """
+    found = []
+    for chain in chains:
+        if (chain.family, chain.table) in KNOWN or chain.family not in _FAMILIES:
+            continue
+        nat = chain.kind == NAT
+        behind = [place for place in PLACES if place.hook == chain.hook and (place.kind == NAT) == nat]
+        found += [Shadow(chain, place) for place in behind if chain.priority <= place.priority]
+    return tuple(found)

@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How many connections without an answer a qube may have, so that none takes what all share (behaviour B112).
+
+One qube's 65,535 packets to the virtual DNS addresses took every translated port of the name server, and for half a
+minute no other qube had names. The same goes for conntrack as a whole, and for neighbours of the uplink.
+
+Each vif has two sets: `vifN.M-names` (to port 53) and `vifN.M-connections` (all, names a second time). They are in a
+table of their own, because a table is listed with all that is in it. A new connection becomes an element (its `ct id`,
+which it has before it is confirmed, since Linux 5.4), and the first answer makes that element expire. `size` is the
+limit: where the set is full the element cannot be added, and the packet is dropped before the connection is confirmed
+and before it gets a translated port. A connection that is established (assured) is not looked at, and a qube may have
+any number of these.
+
+An element must not expire before conntrack forgets its connection: else a qube that opens new connections first and
+then goes on with the old ones has its limit anew with each timeout. So:
+
+* every packet that has conntrack keep a connection for longer does the same to the element, directly behind conntrack:
+  a packet of TTL 1 ends before the hook forward, and conntrack has counted it;
+* the timeouts are those of this kernel (`net.netfilter.nf_conntrack_*_timeout*`), and a second more, because conntrack
+  begins to count when the packet leaves;
+* an ICMP error is no answer: conntrack keeps the connection;
+* names keep their place among the connections until conntrack forgets them, also when they were answered, because the
+  translated port is taken until then. How long that is conntrack says itself (`ct expiration`).
+
+What else there is, and why it is not used: `ct count` counts answered connections as well, and walks all of a qube's
+connections (up to once each clock tick); a rate for new connections slows down a qube with many that are answered; a
+conntrack timeout makes the flood shorter and not smaller. An answered element expires (`update … timeout`) and is not
+deleted: before Linux 6.1.47 a deletion by a rule left the set's size as it was. It expires once: what is expired counts
+until the kernel clears the set, and a new element for each packet of an answered connection would fill it. A refusal
+would spend the kernel's common budget of ICMP errors, so it is a drop.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from ..namedtuple import NamedTuple
+from ..provider.vif import parse_name
+from ..values import IPV4, IPV6
+from .rules_text import LIMITS_TABLE as TABLE
+
+MAP = "qubes"
+FAMILIES = ("ip", "ip6")
+# Chains with a hook. New connections come behind the rules that let a packet pass: what they drop is no connection.
+# Those that conntrack has come directly behind it (-200), ahead of everything that ends a packet.
+CHAINS = {"prerouting": -199, "forward": 10, "input": 10}
+KEYS = ("unanswered_names", "unanswered_connections")
+_OTHERS = ("hold_after_flush",)  # of the same table, for others to read
+_RANGES = ((50, 60000), (500, 1000000))
+# Of the whole of conntrack one qube may have this part without an answer.
+SHARE = 4
+
+# Names of protocols are those that nft knows itself: /etc/protocols (netbase) is not in a minimal template.
+_WORDS = {IPV4: ("ip", "icmp"), IPV6: ("ip6", "icmpv6")}
+_KIND = "typeof ct id; flags dynamic,timeout; timeout 30s;"
+_ANSWERED = "10ms"
+_SPARE = 1  # seconds
+
+
+class _Fields(NamedTuple):
+    names: int
+    connections: int
+
+
+class Limits(_Fields):
+    """What one qube may have without an answer, of each family.
+
+    Args:
+        names: connections to port 53, by TCP or UDP.
+        connections: all, with those of the names that conntrack still knows.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, names: int = 1000, connections: int = 6000) -> Limits:
+        """Raises ValueError for what is no limit."""
+        for value, (least, most) in zip((names, connections), _RANGES, strict=True):
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{str(value)[:40]!r} is not a whole number from {least} to {most}")
+        return super().__new__(cls, names, connections)
+
+    def __str__(self) -> str:
+        return f"{self.names} names, {self.connections} connections"
+
+
+class Kept(NamedTuple):
+    """How long conntrack keeps a connection after its last packet, in seconds.
+
+    Args:
+        datagrams: UDP or ping without an answer.
+        syn: TCP of which nothing but SYN was seen; another SYN does not lengthen it.
+        tcp: TCP without an answer that began with anything else, and TCP that ends.
+        other: any other protocol without an answer.
+        established: TCP with an answer, the longest.
+    """
+
+    datagrams: int = 30
+    syn: int = 120
+    tcp: int = 300
+    other: int = 600
+    established: int = 432000
+
+    def __str__(self) -> str:
+        return f"kept for {', '.join(map(str, self))} s"
+
+
+USUAL = Kept()
+_TCP = "nf_conntrack_tcp_timeout_"
+# By which settings of the kernel (net.netfilter), in the order of `Kept`; the longest of them counts.
+_SETTINGS: tuple[tuple[str, ...], ...] = (
+    ("nf_conntrack_udp_timeout", "nf_conntrack_icmp_timeout", "nf_conntrack_icmpv6_timeout"),
+    (f"{_TCP}syn_sent",),
+    tuple(f"{_TCP}{state}" for state in ("unacknowledged", "fin_wait", "close_wait", "last_ack", "time_wait")),
+    (
+        *("nf_conntrack_generic_timeout", "nf_conntrack_gre_timeout", "nf_conntrack_udplite_timeout"),
+        *("nf_conntrack_sctp_timeout_heartbeat_sent", "nf_conntrack_dccp_timeout_request"),
+    ),
+    (f"{_TCP}established",),
+)
+
+
+class Count(NamedTuple):
+    """One limit of a vif, both families together.
+
+    Args:
+        unanswered: connections without an answer now.
+        limit: how many there may be of each family; the greater one.
+        refused: packets that were dropped since the limit was set.
+    """
+
+    unanswered: int = 0
+    limit: int = 0
+    refused: int = 0
+
+
+class Counts(NamedTuple):
+    """The limits of a vif: of names, and of connections."""
+
+    names: Count = Count()
+    connections: Count = Count()
+
+
+def parse(table: object) -> Limits:
+    """The limits that the table `[provider]` of guestnet.toml asks for.
+
+    Raises:
+        ValueError: it is no table, or a value is not valid; the message names the key.
+    """
+    if not isinstance(table, dict):
+        raise ValueError(f"provider is {str(table)[:40]!r} and not a table: [provider]")
+    for key in table:
+        if key not in (*KEYS, *_OTHERS):
+            raise ValueError(f"[provider] {str(key)[:40]!r} is not known; its keys are {', '.join((*KEYS, *_OTHERS))}")
+    given = dict[str, int]()
+    for key, field in zip(KEYS, Limits._fields, strict=True):
+        if key in table:
+            try:
+                given[field] = Limits(**{field: table[key]})[Limits._fields.index(field)]
+            except ValueError as error:
+                raise ValueError(f"[provider] {key}: {error}") from None
+    return Limits(**given)
+
+
+def possible(limits: Limits, conntrack: int) -> Limits:
+    """Limits that leave the greater part of conntrack to others.
+
+    Args:
+        limits: as configured.
+        conntrack: net.netfilter.nf_conntrack_max; 0 where that is not known.
+    """
+    least, _ = _RANGES[1]
+    share = max(conntrack // SHARE, least) if conntrack > 0 else limits.connections
+    return Limits(limits.names, min(limits.connections, share))
+
+
+def kept(setting: Callable[[str], str | None]) -> Kept:
+    """How long this kernel keeps connections.
+
+    Args:
+        setting: of net.netfilter by its name; None where the kernel has none of that name.
+    """
+    found = []
+    for names, usual in zip(_SETTINGS, USUAL, strict=True):
+        values = (setting(name) or "" for name in names)
+        found.append(max((int(value) for value in values if value.isdecimal()), default=usual))
+    return Kept(*found)
+
+
+# --- texts for nft -----------------------------------------------------------------------------------------------
+
+
+def attach(name: str, versions: Iterable[int], limits: Limits, kept: Kept = USUAL) -> str:
+    """Count what a vif has without an answer, from nothing on.
+
+    Args:
+        name: of the vif; ValueError when it is not the name of one.
+        versions: families that the qube has (4, 6).
+        limits: of each of them.
+        kept: by conntrack.
+    """
+    name = parse_name(name).text
+    return "".join(_attached(name, version, limits, kept) for version in sorted(set(versions)))
+
+
+def _attached(name: str, version: int, limits: Limits, kept: Kept) -> str:
+    word, icmp = _WORDS[version]
+    table = f"{word} {TABLE}"
+    sets = dict(zip(_sets(name), limits, strict=True))
+    lines = [f"add table {table}", f"add map {table} {MAP} {{ type ifname : verdict; }}"]
+    for chain, priority in CHAINS.items():
+        lines.append(f"add chain {table} {chain} {{ type filter hook {chain} priority {priority}; policy accept; }}")
+        lines.append(f"flush chain {table} {chain}")
+    lines += [f"add rule {table} {rule}" for rule in _DISPATCH]
+    for chain in _chains(name):
+        lines += [f"add chain {table} {chain}", f"flush chain {table} {chain}"]
+    # A set keeps the size it was made with. To delete what is not there is an error, to add what is there is none.
+    for own, size in sets.items():
+        made = f"add set {table} {own} {{ {_KIND} size {size}; }}"
+        lines += [made, f"delete set {table} {own}", made]
+    lines += [f"add rule {table} {rule}" for rule in _rules(name, icmp, kept)]
+    element = f'element {table} {MAP} {{ "{name}" comment "{_words(limits, kept)}" : goto {name} }}'
+    lines += [f"add {element}", f'delete element {table} {MAP} {{ "{name}" }}', f"add {element}"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+# What is established comes first and passes, unless it is for names. By `ct` a name is known whatever server, and
+# port, its packets are led to; the qube's own packets are not led anywhere yet in prerouting.
+_DISPATCH = (
+    "prerouting ct status assured th dport != 53 accept",
+    f"prerouting ct direction original ct status confirmed ct state new,established iifname vmap @{MAP}",
+    "forward ct status assured ct direction original accept",
+    "forward ct status assured meta l4proto tcp ct original proto-dst != 53 accept",
+    "forward ct status assured meta l4proto udp ct original proto-dst != 53 accept",
+    f"forward ct direction reply ct state established oifname vmap @{MAP}",
+    f"forward ct state new ct status ! confirmed iifname vmap @{MAP}",
+    f"input ct state new ct status ! confirmed iifname vmap @{MAP}",
+)
+
+
+def _rules(name: str, icmp: str, kept: Kept) -> Iterable[str]:
+    """The rules of one vif: each of its chains first has what is answered, then what is not."""
+    names, connections = _sets(name)
+    answered = "ct state established"
+
+    def lasting(where: str, seconds: int) -> str:
+        return f"update @{where} {{ ct id timeout {seconds + _SPARE}s }}"
+
+    def passing(where: str) -> str:
+        return f"ct id @{where} update @{where} {{ ct id timeout {_ANSWERED} }}"
+
+    yield f"{names} {answered} {passing(names)}"
+    for seconds in sorted({kept.datagrams, kept.syn, kept.tcp}):
+        yield f"{names} {answered} ct expiration <= {seconds}s {lasting(connections, seconds)} accept"
+    yield f"{names} {answered} {lasting(connections, kept.established)} accept"
+    yield f"{names} meta l4proto udp {lasting(names, kept.datagrams)}"
+    yield f"{names} meta l4proto tcp {lasting(names, max(kept.syn, kept.tcp))}"
+    yield f"{names} ct id != @{names} counter drop"
+    for protocol in ("udp", "tcp"):
+        yield f"{name} meta l4proto {protocol} ct original proto-dst 53 jump {names}"
+    yield f"{name} {answered} ct direction reply {passing(connections)}"
+    yield f"{name} {answered} accept"
+    yield f"{name} meta l4proto {{ udp, {icmp} }} {lasting(connections, kept.datagrams)} accept"
+    yield f"{name} tcp flags & (syn | ack) == syn {lasting(connections, kept.syn)} accept"
+    yield f"{name} meta l4proto tcp {lasting(connections, kept.tcp)} accept"
+    yield f"{name} {lasting(connections, kept.other)} accept"
+    yield f"{name} counter drop"
+
+
+def detach(name: str) -> str:
+    """Return the reverse of `attach`, of both families; missing elements are ignored."""
+    name = parse_name(name).text
+    text = ""
+    for word, _ in _WORDS.values():
+        table = f"{word} {TABLE}"
+        element = f'element {table} {MAP} {{ "{name}" '
+        lines = [f"add table {table}", f"add map {table} {MAP} {{ type ifname : verdict; }}"]
+        lines += [f"add chain {table} {chain}" for chain in _chains(name)]
+        lines += [f"add {element}: goto {name} }}", f"delete {element}}}"]
+        lines += [f"flush chain {table} {chain}" for chain in _chains(name)]
+        for own in _sets(name):
+            lines += [f"add set {table} {own} {{ {_KIND} }}", f"delete set {table} {own}"]
+        lines += [f"delete chain {table} {chain}" for chain in _chains(name)]
+        text += "".join(f"{line}\n" for line in lines)
+    return text
+
+
+def _words(limits: Limits, kept: Kept) -> str:
+    """What was attached, for the comment by which it is known again."""
+    return f"{limits}, {kept}"
+
+
+def _sets(name: str) -> tuple[str, str]:
+    return f"{name}-names", f"{name}-connections"
+
+
+def _chains(name: str) -> tuple[str, str]:
+    """That of all connections; and that of names, which has the name of their set."""
+    return name, f"{name}-names"
+
+
+# --- what is in force --------------------------------------------------------------------------------------------
+
+
+class InForce(NamedTuple):
+    """What is loaded.
+
+    Args:
+        words: name of a vif → family → its limits in words, by `in_force`.
+        rules: how many each chain has, by word of the family and chain: others can flush a chain, or delete one rule of
+            it, and leave the words (behaviour B125).
+        counts: by `counted`.
+    """
+
+    words: Mapping[str, Mapping[int, str]]
+    rules: Mapping[tuple[str, str], int]
+    counts: Mapping[str, Counts]
+
+
+def in_force(listing: str) -> Mapping[str, Mapping[int, str]]:
+    """Name of a vif → family → its limits in words.
+
+    Args:
+        listing: of the maps or tables of both families, as nft prints them.
+    """
+    versions = {word: version for version, (word, _) in _WORDS.items()}
+    found: dict[str, dict[int, str]] = {}
+    version = 0
+    for line in listing.splitlines():
+        if line.startswith("table "):
+            version = versions.get(line.split()[1], 0)
+        quoted = line.split('"')
+        for place in range(1, len(quoted) - 2, 2):
+            if quoted[place + 1].strip() == "comment":
+                found.setdefault(quoted[place], {})[version] = quoted[place + 2]
+    return found
+
+
+def missing(
+    name: str,
+    versions: Iterable[int],
+    limits: Limits | None,
+    present: InForce,
+    kept: Kept = USUAL,
+) -> bool:
+    """Whether `attach` has still to be done.
+
+    Args:
+        name: of the vif.
+        versions: families that the qube has.
+        limits: that are wanted; None: any will do.
+        present: what is loaded.
+        kept: by conntrack.
+    """
+    there = present.words.get(name, {})
+    wanted = _words(limits, kept) if limits else f", {kept}"
+    return any(
+        not there.get(version, "").endswith(wanted) or _is_damaged(name, version, present.rules, kept)
+        for version in versions
+    )
+
+
+def _is_damaged(name: str, version: int, rules: Mapping[tuple[str, str], int], kept: Kept) -> bool:
+    """Whether one of the chains that judge a vif has not as many rules as `attach` makes."""
+    word, icmp = _WORDS[version]
+    made = Counter(rule.split()[0] for rule in (*_DISPATCH, *_rules(name, icmp, kept)))
+    return any(rules.get((word, chain), 0) != number for chain, number in made.items())
+
+
+def counted(listing: str) -> Mapping[str, Counts]:
+    """Name of a vif → what it has now, and what it was refused.
+
+    Args:
+        listing: of the tables of both families, with counters and elements.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
+    name = kind = ""
+    for line in listing.splitlines():
+        words = line.split()
+        if words[:1] in (["set"], ["chain"]):
+            name, _, kind = words[1].partition("-")
+        elif name.startswith("vif"):
+            own = found.setdefault(name, {}).setdefault(kind or "connections", [0, 0, 0])
+            if words[-1:] == ["drop"] and "packets" in words:
+                own[2] += int(words[words.index("packets") + 1])
+            elif words[:1] == ["size"]:
+                own[1] = max(own[1], int(words[1]))
+            else:
+                own[0] += words.count("expires")
+    return {vif: Counts(*(Count(*own.get(field, (0, 0, 0))) for field in Counts._fields)) for vif, own in found.items()}

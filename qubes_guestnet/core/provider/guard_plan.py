@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Plan whether the resident agent's guard (see `guard`) is loaded."""
+
+from __future__ import annotations
+
+import errno
+
+from ..operations import Planned
+from ..owned_state import Record
+from .provider_operations import LeaveGuard, StandGuard
+
+# An older kernel lacks tables with an owner, or an expression of these rules (nf_tables_newtable(), nft_expr_init()).
+_LACKING = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ENOENT})
+
+
+def is_lacking(number: int) -> bool:
+    """Return whether an errno of StandGuard means that this kernel lacks it; after any other it is tried again."""
+    return number in _LACKING
+
+
+def plan(record: Record, *, active: bool, ruled: bool, stands: bool) -> Planned:
+    """What is to do.
+
+    Args:
+        record: the owned record.
+        active: this qube gives network to others.
+        ruled: the base rules are in, without which it lets nothing pass.
+        stands: it is there.
+    """
+    if stands and not active:
+        return Planned((LeaveGuard(),), record)
+    if active and ruled and not stands:
+        return Planned((StandGuard(),), record)
+    return Planned((), record)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The operations that load the base rules, restore rules of other programs, and delete all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..namedtuple import NamedTuple, distinct
+from ..values import IPAddress
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from .user_rules import Block
+
+_TABLE = "qubes"
+
+
+@distinct
+class LoadRules(NamedTuple):
+    """Load the base rules in one transaction, with all that is to be in force from their first moment on.
+
+    Args:
+        families: of the tables that it fills.
+        rules: text for nft: what ends before, the rules, and what their sets hold.
+        put_back: what others had in these tables and have lost.
+        without_arp: the text for a kernel that has no nftables for ARP, where it is not known yet whether it has.
+    """
+
+    families: tuple[str, ...]
+    rules: str
+    put_back: tuple[Block, ...] = ()
+    without_arp: str = ""
+
+    @property
+    def text(self) -> str:
+        """The whole transaction, as nft takes it."""
+        return self.rules + _text(self.put_back)
+
+    @property
+    def instead(self) -> LoadRules | None:
+        """Where it is refused, the same without ARP."""
+        families = tuple(family for family in self.families if family != "arp")
+        return LoadRules(families, self.without_arp, self.put_back) if self.without_arp else None
+
+    def __str__(self) -> str:
+        words = f"nft -f: base rules of the tables {_named(self.families)}"
+        return f"{words}; put back what others had in our tables: {_words(self.put_back)}" if self.put_back else words
+
+
+@distinct
+class LoadRulesInParts(NamedTuple):
+    """The same after a refusal: the base rules, and then each part of what others had in a transaction of its own.
+
+    Args:
+        families, rules: as for `LoadRules`.
+        put_back: of which some may be refused.
+    """
+
+    families: tuple[str, ...]
+    rules: str
+    put_back: tuple[Block, ...]
+
+    def __str__(self) -> str:
+        return f"{LoadRules(self.families, self.rules, self.put_back)}, each part alone"
+
+
+@distinct
+class UnloadRules(NamedTuple):
+    """Delete our tables, with sets and users' chains, and with them the offload that passes by their rules.
+
+    Args:
+        families: of the tables.
+    """
+
+    families: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """As nft takes it."""
+        from ..nft import flowtable, rules_text
+
+        return flowtable.END + rules_text.unload(arp=rules_text.ARP in self.families)
+
+    def __str__(self) -> str:
+        return f"nft -f: tables {_named(self.families)} deleted"
+
+
+@distinct
+class PurgeUntranslated(NamedTuple):
+    """Forget the connections of these addresses that began while nothing was translated (behaviour B126)."""
+
+    addresses: tuple[IPAddress, ...]
+
+    def __str__(self) -> str:
+        return "conntrack -D: untranslated entries of the qubes"
+
+
+def _named(families: Iterable[str]) -> str:
+    """Our tables, for a line of text."""
+    *first, last = (f"{family} {_TABLE}" for family in families)
+    return f"{', '.join(first)} and {last}"
+
+
+def _text(blocks: Iterable[Block]) -> str:
+    from . import user_rules  # a boot has lost nothing
+
+    return user_rules.text(blocks) if blocks else ""
+
+
+def _words(blocks: Iterable[Block]) -> str:
+    from . import user_rules
+
+    return user_rules.words(blocks)
+
+
+if TYPE_CHECKING:
+    RulesOperation = LoadRules | LoadRulesInParts | UnloadRules | PurgeUntranslated

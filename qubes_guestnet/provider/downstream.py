@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The set `downstream`: addresses of client qubes, running or not, which no outside machine may use (QSB-056).
+
+It is separate from the vifs, because it is in force before the first vif, and imports none of their modules.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable
+
+from ..core.nft.listing_blocks import chosen
+from ..core.provider import downstream, vif_order
+from ..core.provider import settings as provider
+from ..core.provider.downstream import Facts
+from ..core.provider.provider_operations import ChangeDownstream
+from ..core.provider.rules_operations import LoadRules
+from ..core.provider.vif import Vif
+from ..dispatch import of_rules
+from ..errors import GuestnetError
+from ..system import vif_records
+from ..system.nft import program as nft
+from .pass_state import PassState
+from .ruleset_generation import Transactions
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from ..core.operations import Outcome, Planned
+    from ..core.owned_state import Record
+    from ..core.provider.settings import ProviderSettings
+
+
+def bring(
+    work: PassState, transactions: Transactions, records: Iterable[Vif], held: frozenset[str], *, complete: bool = True
+) -> None:
+    """Have it hold what it should; errors are added to those of the pass.
+
+    Args:
+        work: the pass.
+        transactions: of this process.
+        records: of all vifs.
+        held: what the sets hold, by `present`.
+        complete: no record is missing; else nothing is taken out.
+    """
+    behind = frozenset(address for vif in records for address in provider.elements(vif, work.settings).downstream)
+    complete = complete and "connected" not in work.settings.held
+
+    def plan(record: Record, so_far: Outcome) -> Planned:
+        now = present(work, transactions) if so_far.done else held
+        there = vif_order.downstream(now)
+        return downstream.plan(Facts(work.settings.connected, behind, there, complete), record)
+
+    work.settle(plan, of_rules(transactions))
+
+
+def present(work: PassState, transactions: Transactions) -> frozenset[str]:
+    """What the sets hold, by `attachment.listed`, with what is planned to come. Raises GuestnetError."""
+    planned = (op.text for op in work.todo if isinstance(op, LoadRules | ChangeDownstream))  # and not carried out
+    coming = vif_order.adding("".join(planned))
+    families = transactions.families
+    wanted = tuple((family, name) for family in families for name in nft.SETS[family])
+    return vif_order.listed(chosen(transactions.tables(families), "set", wanted)).union(coming)
+
+
+def letting_send(run: str, settings: ProviderSettings, *, arp: bool) -> str:
+    """What has to come with base rules that are loaded while vifs are there, in the same transaction.
+
+    A set of theirs can be a new one: after a flush, or at an upgrade from a release without a table for ARP. Until the
+    first sweep the qubes that were there would not be heard (behaviour B114).
+
+    Args:
+        run: /run/qubes-guestnet.
+        settings: of the provider.
+        arp: the kernel has nftables for ARP.
+    """
+    unread: list[GuestnetError] = []  # a sweep tells of them
+    records = vif_records.Folder(run).all(unread)
+    indexes = {name: index for index, name in socket.if_nameindex()}
+    return vif_order.letting_send(vif_order.there(records, indexes), settings, arp=arp)
+
+
+def followed(work: PassState) -> bool:
+    """See `core.provider.downstream.follows`."""
+    return downstream.follows(work.run.record, work.settings.connected)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Flow offload for client qubes: a flowtable, while no rule may refuse established connections.
+
+The last step of a pass, and of the resident agent's alone: offloaded packets bypass every rule, so a running process
+must end the offload when rules change. Any transaction of another program starts a pass, in which the flowtable is made
+anew and so empty: every connection goes the whole way again, and is judged once more. A vif that comes or goes is an
+event of its link, which brings a pass as well; `vif online` itself knows nothing of this.
+`core.provider.offload` decides.
+
+In an idle provider a pass asks for the names of the interfaces and for the generation of the rules, and no more.
+"""
+
+from __future__ import annotations
+
+from ..core.nft import flowtable
+from ..core.operations import Outcome, Planned
+from ..core.owned_state import Record
+from ..core.provider import offload
+from ..core.provider.offload import Facts
+from ..core.provider.provider_operations import LoadFlowtable
+from ..dispatch import of_rules
+from ..errors import FileError, GuestnetError
+from ..system import services
+from ..system.devices import listed
+from ..system.nft import foreign_chains
+from ..system.nft import kernel as nft_kernel
+from ..system.nft import program as nft
+from ..system.systemd import INFO, log
+from .forwarding import forwarded
+from .pass_state import PassState
+from .ruleset_generation import Transactions
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from ..system.paths import Paths
+
+OFFLOAD = "offload"
+
+
+class Offload:
+    """The flowtable; remembers what it holds, what was against it, and whether the kernel has any.
+
+    Args:
+        paths: where the qube's files are.
+        transactions: of this process.
+    """
+
+    def __init__(self, paths: Paths, transactions: Transactions) -> None:
+        self._paths, self._nft = paths, transactions
+        self._refused = ""  # why the kernel takes none; asked once in the life of an agent
+        self._judged: tuple[bool, str] | None = None  # for IPv6 or not: what is against it
+        self._holds: LoadFlowtable | None = None
+        self._told = ""
+
+    def bring(self, work: PassState) -> None:
+        """Load or remove the flowtable. An obstacle is a reason in `status`, and not an error.
+
+        Args:
+            work: the pass; errors are added to its own.
+        """
+        recorded, errors = work.provided.offloading, list[GuestnetError]()
+
+        def plan(record: Record, so_far: Outcome) -> Planned:
+            errors.clear()
+            facts = self._facts(work, errors)._replace(recorded=recorded, refusal=_refusal(so_far))
+            return offload.plan(facts, record, so_far)
+
+        outcome, planned, _ = work.run.settle(plan, of_rules(self._nft))
+        reason, refusal = "".join(planned.waits), _refusal(outcome)
+        work.errors += [error for error in (*errors, *outcome.errors) if not refusal or error.problem != refusal]
+        for op in (*outcome.done, *outcome.failed):
+            self._holds = op if isinstance(op, LoadFlowtable) and op in outcome.done else None
+        if reason:
+            self._holds = None
+            if refusal and refusal in reason:
+                self._refused = reason
+            if not offload.is_quiet(reason):
+                self._tell(f"flow offload off: {reason}")
+        elif self._holds is not None:
+            self._tell("flow offload on")
+
+    def _facts(self, work: PassState, errors: list[GuestnetError]) -> Facts:
+        """What is looked at, each only where nothing is against it before."""
+        allowed = services.may_offload(self._paths.flags)
+        forwarding = bool(work.ruled and work.families and work.families <= forwarded())
+        reason = offload.against(allowed=allowed, forwarding=forwarding, refused=self._refused)
+        if reason:
+            return Facts(reason)
+        try:
+            reason = self._obstacle(ipv6=work.ipv6)
+        except (nft.NftError, FileError) as error:
+            errors.append(error)
+            reason = "the rules of other programs cannot be read"
+        # By index as well, because one of the same name may be another one.
+        devices = tuple(device for device in listed() if device[1] != "lo")
+        return Facts(reason, LoadFlowtable(devices, work.ipv6), self._holds)
+
+    def _obstacle(self, *, ipv6: bool) -> str:
+        """What the rules of others have against it; looked at once for each transaction of theirs. Raises NftError."""
+        settled = self._nft.settled(OFFLOAD)
+        if self._judged is not None and self._judged[0] == ipv6 and settled:
+            return self._judged[1]
+        generation = nft_kernel.generation()
+        self._judged = self._holds = None
+        reason = _looked(ipv6=ipv6)
+        self._nft.found_right(OFFLOAD, generation)
+        self._judged = (ipv6, reason)
+        return reason
+
+    def _tell(self, words: str) -> None:
+        if words != self._told:
+            self._told = words
+            log(INFO, words)
+
+
+def _refusal(outcome: Outcome) -> str:
+    """What nft said when it refused to load the flowtable in this pass, "" where it did not."""
+    if not any(isinstance(op, LoadFlowtable) for op in outcome.failed):
+        return ""
+    return next((error.problem for error in outcome.errors if isinstance(error, nft.Refused)), "")
+
+
+def _looked(*, ipv6: bool) -> str:
+    """What is against it. Raises NftError when nft does not run, FileError when the kernel's list cannot be read."""
+    try:
+        wanted = flowtable.to_look_at(foreign_chains.hooked(), ipv6=ipv6)
+        legacy = foreign_chains.legacy()
+    except ValueError as error:
+        return str(error)
+    listings = foreign_chains.rules((chain.family, chain.table, chain.name) for chain in wanted)
+    listed = tuple(zip(wanted, listings, strict=True))
+    regular: dict[tuple[str, str, str], str] = {}
+    while missing := flowtable.jumped_to(listed, regular):
+        regular.update(zip(missing, foreign_chains.rules(missing), strict=True))
+    return flowtable.obstacle(listed, legacy, regular)

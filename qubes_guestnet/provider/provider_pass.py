@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The provider's half of a pass: rules, vifs, virtual DNS and forwarding for the qubes behind this one.
+
+Theory of operation. Order is safety: anti-spoofing and base rules, then the vifs, then the redirection of the virtual
+DNS addresses, and forwarding last; on the way down the reverse. `before` and `after` are these two ends, and the uplink
+is configured between them. Firewall rules of single qubes have their place behind the base rules and before forwarding.
+
+A vif is set up by `online` alone, which costs the same with 1 and with 250 vifs; a pass looks at all of them only when
+something made it doubtful that they are as they were: a start, other settings, rules that another program changed. The
+generation number of nftables tells whether there was one, so an idle provider's pass lists nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from ipaddress import IPv4Address
+
+from ..core.nft import limits
+from ..core.provider import settings as provider
+from ..core.provider.provider_report import ProviderReport
+from ..core.provider.settings import ProviderSettings
+from ..core.provider.vif import Vif
+from ..errors import GuestnetError, KernelError
+from ..flow import Applying, Planning
+from ..system import procfs_sysctl, services
+from ..system.nft import kernel as nft_kernel
+from ..system.nft import program as nft
+from ..system.owned_state import Ledger
+from .dns_redirect import DnsRedirect
+from .forwarding import apart, forwarded
+from .pass_state import PassState
+from .rules import Rules
+from .ruleset_generation import Transactions
+from .vifs import Vifs
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from ..core.report import InterfaceReport, ResolverReport
+    from ..core.settings import Settings
+    from ..system.netlink.rtnl import Kernel
+    from ..system.paths import Paths
+    from ..uplink.other_services import OtherServices
+    from .guard import Guarding
+    from .offload import Offload
+
+SETS = "sets"
+NETFILTER, CONNTRACK = "netfilter", "nf_conntrack_max"
+
+
+class Provider:
+    """The provider's half; one for each process, because it remembers what it need not look at again.
+
+    Args:
+        paths: where the qube's files are.
+        kernel: the adapter.
+        others: the other services of the qube, for systemd-resolved's servers.
+        resident: it is the agent's, which stays, and so may offload connections: it ends that when rules change.
+        counted: the report counts what each qube has without an answer.
+    """
+
+    def __init__(
+        self, paths: Paths, kernel: Kernel, others: OtherServices, *, resident: bool = False, counted: bool = False
+    ) -> None:
+        self._paths, self._kernel, self._others = paths, kernel, others
+        self._nft, self._resident = Transactions(), resident
+        self._rules = Rules(paths, self._nft)
+        self._vifs = Vifs(paths.run, kernel, self._nft, counted=counted)
+        self._dns = DnsRedirect(paths, kernel, others, self._nft, resident=resident)
+        self._offload = _offload(paths, self._nft) if resident else None
+        self._guard = _guard(self._nft) if resident else None
+        self._swept: object = None  # what the vifs were last made for
+
+    # --- a pass ------------------------------------------------------------------------------------------------
+
+    def before(self, untrusted_entries: Mapping[str, bytes], run: Applying) -> PassState:
+        """What has to be in force before anything else: the rules; and off with what is not wanted any more.
+
+        Args:
+            untrusted_entries: all of QubesDB below the provider's prefixes.
+            run: carries out what is planned, or does not.
+        """
+        work = self._rules.begin(untrusted_entries, run)
+        if work.reloaded:
+            self._swept = None
+        if self._guard is not None:
+            work.attempt(partial(self._guard.bring, work))
+        return work
+
+    def _limit(self, work: PassState) -> None:
+        """What each qube may have; of conntrack as this kernel has it now."""
+        work.kept = limits.kept(lambda name: procfs_sysctl.read((NETFILTER, name)))
+        configured = services.configured_limits(self._paths.config)
+        work.limits = limits.possible(configured, int(procfs_sysctl.read((NETFILTER, CONNTRACK)) or 0))
+
+    def after(
+        self,
+        work: PassState,
+        own_servers: tuple[IPv4Address, ...],
+        uplinks: Iterable[InterfaceReport],
+        resolver: ResolverReport | None = None,
+    ) -> ProviderReport:
+        """The rest, once the uplink is configured.
+
+        Args:
+            work: from `before`.
+            own_servers: the virtual DNS servers that this qube itself was given.
+            uplinks: its own interfaces.
+            resolver: resolv.conf, where there is an uplink.
+        """
+        work.continue_after_uplink()
+        if work.active:
+            work.attempt(partial(self._limit, work))
+            work.attempt(partial(self._sweep, work))
+            indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
+            work.attempt(partial(self._dns.apply, work, own_servers, indexes, file=resolver))
+            work.attempt(partial(self._rules.forward, work))
+            if self._offload is not None:
+                work.attempt(partial(self._offload.bring, work))
+        report = work.report(forwarded())
+        # Only users ask for it: with 250 vifs it is 500 files.
+        return report._replace(apart=apart()) if work.active and not work.run.applies else report
+
+    # --- what the command line asks ----------------------------------------------------------------------------
+
+    def sync_names(
+        self, untrusted_entries: Mapping[str, bytes], settings: Settings, uplinks: frozenset[int]
+    ) -> tuple[str, ...]:
+        """The redirection of the virtual DNS addresses alone.
+
+        Returns:
+            What was done, in words; empty when they lead where they led when this was last asked.
+
+        Raises:
+            GuestnetError: it could not be done.
+        """
+        with Ledger(self._paths.run) as ledger:
+            work = self.before(untrusted_entries, Applying(ledger))
+            work.raise_first()
+            if work.active:
+                file = self._file(settings, uplinks, ledger)
+                self._dns.apply(work, settings.dns.servers, uplinks, file=file)
+            work.raise_first()
+            if work.active and work.provided.synced != work.provided.leading:
+                # The agent is often faster; the caller asks whether it has to follow (B135).
+                work.done = work.done or [f"the virtual DNS leads to {' '.join(work.provided.servers)} by now"]
+                work.save(work.provided._replace(synced=work.provided.leading))
+            return tuple(work.done)
+
+    def _file(self, settings: Settings, uplinks: frozenset[int], ledger: Ledger) -> ResolverReport | None:
+        """Whose resolv.conf is, without changing it; None where it cannot be looked at."""
+        if not uplinks:
+            return None
+        from ..uplink.resolv_conf import Ground, ResolvConf
+
+        flags, manager = services.flags(self._paths.flags), self._others.manager()
+        file = ResolvConf(Ground(settings, flags, manager, self._kernel, uplinks), self._paths, lambda _data: False)
+        Planning(ledger).settle(file.plan, {})
+        return file.report
+
+    # --- for the resident agent ----------------------------------------------------------------------------------
+
+    def rules_changed(self) -> None:
+        """Rules have changed: forwarding closes at once if ours are not all there. Raises GuestnetError."""
+        self._rules.close_if_lost()
+
+    def look_at_everything(self) -> None:
+        """The next pass takes nothing for granted."""
+        self._nft.doubt()
+        self._swept = None
+
+    def strangers(self) -> tuple[str, ...]:
+        """Names of vifs that hotplug has not told of: they were there before the agent ran (#1990)."""
+        return self._vifs.strangers()
+
+    def late_mappings(self, untrusted_entries: Mapping[str, bytes]) -> tuple[Vif, ...]:
+        """Vifs whose fake addresses came into QubesDB only after they were set up (#9318), to be set up again.
+
+        Raises:
+            GuestnetError: records cannot be written, or the kernel does not tell which qubes have spoken.
+        """
+        if not any(path.startswith(provider.MAPPED) for path in untrusted_entries):
+            return ()
+        return self._vifs.late_mappings(untrusted_entries)
+
+    def end_offload(self) -> None:
+        """Until the next pass; with none to come it would not end when rules change. Raises GuestnetError."""
+        with Ledger(self._paths.run) as ledger:
+            work = PassState(ProviderSettings(), False, False, Applying(ledger))
+            self._rules.end_offload(work)
+            work.raise_first()
+
+    # --- one vif -----------------------------------------------------------------------------------------------
+
+    def online(
+        self,
+        vif: Vif,
+        untrusted_entries: Mapping[str, bytes],
+        waiting: nft.Waiting,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> tuple[str, ...]:
+        """Set up one vif, or make one right that is set up.
+
+        Args:
+            vif: as hotplug found it.
+            untrusted_entries: of QubesDB, for the gateway's addresses and IPv6.
+            waiting: the process of nft that is to load what lets it send.
+            wanted: asked once the lock is held: whether it is to be done still.
+
+        Returns:
+            What was done, in words; nothing when it was not wanted any longer.
+
+        Raises:
+            GuestnetError: something is refused. The link is then not up, or was already, and sends nothing that the
+                rules do not know.
+        """
+        with Ledger(self._paths.run) as ledger:
+            if not wanted():
+                return ()
+            work = self.before(untrusted_entries, Applying(ledger))
+            work.raise_first()
+            if not self._resident:  # whose passes do it
+                self._vifs.follow(work)
+            try:
+                self._limit(work)
+            except GuestnetError:
+                work.limits = None  # the pass and `check` tell what is wrong with the file; the qube has its network
+            self._vifs.online(vif, work, waiting)
+            return tuple(work.done)
+
+    def offline(
+        self, vif: Vif, untrusted_entries: Mapping[str, bytes], wanted: Callable[[], bool] = lambda: True
+    ) -> tuple[str, ...]:
+        """Take one vif out of service; usually its device is gone by then. Every step is done, whatever another says.
+
+        Args:
+            vif: what hotplug knows; the record completes it.
+            untrusted_entries: of QubesDB, empty where it is not to be had.
+            wanted: as for `online`.
+
+        Returns:
+            What was done, in words.
+
+        Raises:
+            GuestnetError: the first step that failed, after the others were done.
+        """
+        with Ledger(self._paths.run) as ledger:
+            if not wanted():
+                return ()
+            work = PassState(provider.parse_provider(untrusted_entries), True, False, Applying(ledger))
+            self._vifs.drop(vif, work)
+            if work.errors:
+                self._swept = None  # what is left to do is done by the next sweep
+            work.raise_first()
+            return tuple(work.done)
+
+    # --- vifs --------------------------------------------------------------------------------------------------
+
+    def _sweep(self, work: PassState) -> None:
+        """All vifs and the addresses behind this qube, unless they were last made for just this."""
+        settings = work.settings
+        self._vifs.close_replaced(work)
+        ipv6 = (settings.gateway6, work.ipv6, settings.refuse6)
+        reason = (settings.connected, settings.gateway, ipv6, work.mtu, work.limits, work.kept)
+        if self._swept == reason:
+            if not self._nft.settled(SETS):
+                self._refill(work)
+            return
+        try:
+            self._nft.found_right(SETS, nft_kernel.generation())
+        except KernelError as error:
+            if error.needs_root and not work.run.applies:
+                self._vifs.look(work)
+            raise
+        before = len(work.errors)
+        self._vifs.sweep(work)
+        if len(work.errors) == before:
+            self._swept = reason
+
+    def _refill(self, work: PassState) -> None:
+        """What the sets are to hold; where that fails, the next pass tries again."""
+        before = len(work.errors)
+        self._nft.found_right(SETS, nft_kernel.generation())  # our own transactions from here on keep it so
+        work.attempt(partial(self._vifs.refill, work))
+        if len(work.errors) > before:
+            self._nft.found_wrong(SETS)
+
+
+def _offload(paths: Paths, transactions: Transactions) -> Offload:
+    from .offload import Offload  # never in a command
+
+    return Offload(paths, transactions)
+
+
+def _guard(transactions: Transactions) -> Guarding:
+    from .guard import Guarding  # it ends with its process
+
+    return Guarding(transactions)

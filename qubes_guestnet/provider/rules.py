@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The base rules, and forwarding, which is on only while they are in.
+
+Apart from the rest of the provider's half, because the boot waits for them in every qube, and most provide no
+network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from ..core.nft import rules_text
+from ..core.owned_state import MISSING, Loaded, checksum
+from ..core.provider import settings as provider
+from ..core.provider.settings import ProviderSettings
+from ..core.uplink import mtu
+from ..core.values import IPV4, IPV6
+from ..errors import FileError, GuestnetError
+from ..flow import Applying
+from ..system import procfs_sysctl, services
+from ..system.nft import kernel as nft_kernel
+from ..system.nft import program as nft
+from ..system.owned_state import Ledger
+from ..system.paths import Paths
+from ..system.systemd import WARNING, log
+from . import forwarding
+from .base_rules import Loading
+from .pass_state import PassState
+from .ruleset_generation import Transactions, seen
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from types import ModuleType
+
+RULES = "base rules"
+_RULES_GONE = "our rules are gone, until they are there again"
+_FIREWALL_GONE = "the rules of qubes-firewall.service are gone, until it is ready again"
+
+
+class Rules:
+    """The base rules and forwarding of a qube.
+
+    Args:
+        paths: where its files are.
+        transactions: of this process.
+    """
+
+    def __init__(self, paths: Paths, transactions: Transactions | None = None) -> None:
+        self._paths, self._nft = paths, transactions or Transactions()
+        self._alone = transactions is None  # a command of the boot, which ends, and before which others have nothing
+        self._told = False  # that the kernel has no IPv6
+        self._handles = frozenset[tuple[str, str, bytes]]()  # of the base rules, as long as they are all there
+
+    def begin(self, untrusted_entries: Mapping[str, bytes], run: Applying) -> PassState:
+        """What has to be in force before anything else: the rules; and off with what is not wanted any more.
+
+        Args:
+            untrusted_entries: all of QubesDB below the provider's prefixes.
+            run: carries out what is planned, or does not.
+        """
+        settings = self._possible(provider.parse_provider(untrusted_entries), run)
+        active = settings.active and services.provides(self._paths.flags)
+        work = PassState(settings, active, self._wants_ipv6(settings, active, run), run)
+        work.mtu, work.untrusted_entries = mtu.common(untrusted_entries), untrusted_entries
+        work.attempt(partial(self._find_firewall, work))
+        work.attempt(partial(forwarding.obey, work))
+        if work.provided.hold:
+            work.attempt(partial(_user_rules_restore().wait, work))
+        work.attempt(partial(self._close, work))
+        work.attempt(partial(self._load, work))
+        if not work.ruled and run.applies:
+            work.attempt(partial(self._forward_nothing_without_rules, work))
+        return work
+
+    def _find_firewall(self, work: PassState) -> None:
+        """Whether the firewall of the qubes is missing, or not ready; if it was never ready it is not waited for."""
+        record = work.provided
+        if services.filters(self._paths.flags):
+            work.unfiltered = record.unfiltered or (record.filtered and not nft_kernel.filtering())
+
+    def _possible(self, settings: ProviderSettings, run: Applying) -> ProviderSettings:
+        """Without what the kernel does not have: IPv4 is set up all the same (behaviour B54, #5110)."""
+        if not (settings.active and settings.serves(IPV6)) or _has_ipv6():
+            self._told = False
+            return settings
+        if not self._told:
+            self._told = True
+            run.tell(WARNING, "IPv6 is switched off in the kernel: the qubes behind this one have IPv4 only")
+        return settings._replace(gateway6=None, held=settings.held - {"ipv6"}, refuse6=False)
+
+    def _close(self, work: PassState) -> None:
+        wanted = work.families
+        if work.provided.offloading and (not wanted or work.provided.forwarding - wanted):
+            self.end_offload(work)
+        forwarding.close_unwanted(work)
+
+    def end_offload(self, work: PassState) -> None:
+        """What is offloaded passes by the rules and by the switch of forwarding: it ends before either goes.
+
+        Args:
+            work: the pass; errors are added to its own.
+        """
+        from ..core.provider import offload  # few have any
+        from ..dispatch import of_rules
+
+        work.settle(offload.plan_ending, of_rules(self._nft))
+
+    def _forward_nothing_without_rules(self, work: PassState) -> None:
+        """Another program removed the rules, and they cannot be loaded: no rules, no forwarding."""
+        if not _missing():
+            return
+        if work.provided.offloading:
+            self.end_offload(work)
+        forwarding.shut(work)
+
+    def forward(self, work: PassState) -> None:
+        """Only when the rules are in, those for the virtual DNS too: an error before leaves forwarding as it is."""
+        if not (work.ruled or work.planned) or not (work.provided.names.text or not work.run.applies):
+            return
+        forwarding.open_wanted(work)
+
+    def close_if_lost(self) -> None:
+        """Close forwarding at once if base rules, or the firewall of the qubes, are gone; a pass has to follow.
+
+        To be called as soon as rules have changed. It costs a few messages to the kernel where only others' own
+        changed, and reads what nft would list by no program. The firewall that is told to end by a signal takes its
+        tables away while all is forwarded; systemd, and so `forwarding hold`, comes later (B155).
+
+        Raises:
+            GuestnetError: it could not be found out, or not be done.
+        """
+        if not self._handles or self._nft.settled(RULES):
+            return
+        lost = not nft_kernel.handles(rules_text.CHAINS) >= self._handles
+        if not lost and (not services.filters(self._paths.flags) or nft_kernel.filtering()):
+            return
+        with Ledger(self._paths.run) as ledger:
+            work = PassState(ProviderSettings(), services.provides(self._paths.flags), False, Applying(ledger))
+            if not lost and not work.provided.filtered:
+                return
+            forwarding.shut(work)
+            gone = _RULES_GONE if lost else _FIREWALL_GONE
+            for words in work.done:
+                log(WARNING, f"{words}: {gone}")
+            self._handles = frozenset() if lost else self._handles
+            work.raise_first()
+
+    # --- what the command line asks ----------------------------------------------------------------------------
+
+    def load(self, untrusted_entries: Mapping[str, bytes] | None) -> tuple[str, ...]:
+        """The base rules, before any network.
+
+        Args:
+            untrusted_entries: of QubesDB; None when it does not answer: rules that are there then stay as they are, and
+                where there are none IPv6 is closed.
+
+        Raises:
+            GuestnetError: they are not in.
+        """
+        with Ledger(self._paths.run) as ledger:
+            if untrusted_entries is None:
+                work = PassState(ProviderSettings(), False, False, Applying(ledger))
+                if seen(rules_text.chains(self._nft.families)) == MISSING:
+                    self._load(work)
+            else:
+                work = self.begin(untrusted_entries, Applying(ledger))
+                work.raise_first()
+                if work.active:
+                    self._protect(work)
+            work.raise_first()
+            return tuple(work.done)
+
+    def _protect(self, work: PassState) -> None:
+        from ..system import vif_records
+        from . import downstream  # only in a provider
+
+        unread: list[GuestnetError] = []
+        records = vif_records.Folder(self._paths.run).all(unread)
+        downstream.bring(work, self._nft, records, downstream.present(work, self._nft), complete=not unread)
+        work.errors += unread
+
+    def unload(self) -> tuple[str, ...]:
+        """Forwarding off, and only then the rules out. Sets and users' chains go with them."""
+        from ..core.provider.base_rules import plan_unloading
+        from ..dispatch import of_base_rules
+
+        done = self.close()
+        with Ledger(self._paths.run) as ledger:
+            work = PassState(ProviderSettings(), False, False, Applying(ledger))
+            work.settle(partial(plan_unloading, self._nft.families), of_base_rules(self._nft))
+            work.raise_first()
+            return (*done, *work.done)
+
+    def close(self, *, unfiltered: bool = False) -> tuple[str, ...]:
+        """No forwarding until `reopen`: what we forward ends, and in a provider what other programs switched on.
+
+        Args:
+            unfiltered: the reason is that the firewall of the qubes is not ready; without its flag that is none.
+        """
+        with Ledger(self._paths.run) as ledger:
+            work = PassState(ProviderSettings(), False, False, Applying(ledger))
+            if unfiltered and not services.filters(self._paths.flags):
+                return ()
+            every = frozenset({IPV4, IPV6})
+            families = every if services.provides(self._paths.flags) else work.provided.forwarding
+            provided = work.provided._replace(forwarding=families)
+            work.save(provided._replace(unfiltered=True) if unfiltered else provided._replace(closed=True))
+            self._close(work)
+            work.raise_first()
+            return tuple(work.done)
+
+    def reopen(self) -> None:
+        """The next pass forwards again, whatever it was that kept it from that, but for the firewall of the qubes."""
+        with Ledger(self._paths.run) as ledger:
+            if ledger.record.provided.forwarding and forwarding.apart():
+                # The kernel switches each interface on only when the family goes from 0 to 1.
+                work = PassState(ProviderSettings(), True, True, Applying(ledger))
+                forwarding.shut(work)
+                work.raise_first()
+            opened = ledger.record.provided._replace(closed=False, hold="", stopped=frozenset(), lost=())
+            ledger.save(ledger.record._replace(provided=opened))
+
+    def release(self) -> None:
+        """The firewall of the qubes is ready: that keeps the next pass no more from forwarding.
+
+        Raises:
+            KernelError: it is not known whether its rules are there.
+        """
+        filtered = services.filters(self._paths.flags) and nft_kernel.filtering()
+        with Ledger(self._paths.run) as ledger:
+            provided = ledger.record.provided._replace(unfiltered=False, filtered=filtered)
+            ledger.save(ledger.record._replace(provided=provided))
+
+    # --- what is in force --------------------------------------------------------------------------------------
+
+    def _wants_ipv6(self, settings: ProviderSettings, active: bool, run: Applying) -> bool:
+        """Whether the qubes have IPv6; what is held stays as it is in force."""
+        if active and "ipv6" in settings.held:
+            return _is_text_of(run.record.provided.rules, ipv6=True)
+        return active and settings.gateway6 is not None
+
+    def _load(self, work: PassState) -> None:
+        """The base rules, loaded unless those that are there are ours."""
+        refuse6 = work.active and _refuses6(work.settings, work.provided.rules)
+        loading = Loading(work, self._paths, self._nft, refuse6=refuse6)
+        if self._nft.settled(RULES) and work.provided.rules.text == checksum(loading.text(loading.families).encode()):
+            work.ruled = True
+            return
+        work.ruled = loading.settle()
+        if not work.ruled:
+            return
+        if work.run.applies and not self._alone:
+            work.attempt(partial(_user_rules_restore().keep, work, self._paths.run, loading.now))
+            self._handles = nft_kernel.handles(rules_text.chains(loading.now))
+        self._nft.found_right(RULES, loading.generation)
+
+
+def _user_rules_restore() -> ModuleType:
+    from . import user_rules as user_rules_restore  # not at boot, nor where all is as it was
+
+    return user_rules_restore
+
+
+def _has_ipv6() -> bool:
+    try:
+        return procfs_sysctl.read(("ipv6", "conf", "all", "disable_ipv6")) == "0"
+    except FileError:
+        return False  # what is not known is as good as off
+
+
+def _refuses6(settings: ProviderSettings, there: Loaded) -> bool:
+    """Whether IPv6 of the qubes is refused; what is held stays as it is in force."""
+    return settings.refuse6 or ("ipv6" in settings.held and _is_text_of(there, ipv6=False, refuse6=True))
+
+
+def _is_text_of(there: Loaded, *, ipv6: bool, refuse6: bool = False) -> bool:
+    """Whether these base rules were loaded, on a kernel with nftables for ARP or without."""
+    texts = (rules_text.base(ipv6=ipv6, refuse6=refuse6, arp=arp) for arp in (True, False))
+    return there.text in map(checksum, map(str.encode, texts))
+
+
+def _missing() -> bool:
+    if not nft_kernel.present():
+        return True
+    try:
+        return seen(rules_text.chains(nft.FAMILIES)) == MISSING
+    except nft.NftError:  # the program that cannot load them cannot list them either
+        return False

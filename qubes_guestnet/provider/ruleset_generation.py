@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Detect transactions of other programs in nftables since the last listing of a part of the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from ..core import owned_state
+from ..core.nft import rules_text
+from ..core.provider import base_rules
+from ..system.nft import kernel as nft_kernel
+from ..system.nft import program as nft
+
+MISSING = owned_state.MISSING
+
+
+class Transactions:
+    """What this process does to the rules. The kernel counts the transactions of everybody; ours are known by count."""
+
+    def __init__(self) -> None:
+        self._verified: dict[str, int] = {}
+        self._made = 0  # of them, by us
+        self.ours = -1  # generation that our last transaction makes, when no other one comes between
+        self._families: tuple[str, ...] = ()
+        self._listed: tuple[int, Mapping[str, str]] = (-1, {})  # what nft said of our tables, and at which generation
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Families of tables that the kernel has, of ours. What it is built with stays.
+
+        Raises:
+            KernelError: as for `settled`.
+        """
+        if not self._families:
+            from ..system.nft import families as nft_families  # a boot finds out by loading
+
+            nft_kernel.generation()  # a process without the permission gets the usual error, once
+            self._families = nft_families.there()
+        return self._families
+
+    @property
+    def arp(self) -> bool:
+        """Whether ARP is among them. Raises KernelError as `families`."""
+        return rules_text.ARP in self.families
+
+    def tables(self, families: Iterable[str]) -> Mapping[str, str]:
+        """What nft lists of our tables, without counters; "" for one that is not there.
+
+        It is asked once for each state of the rules: three processes take some 10 ms, and each part of a pass wants to
+        know. A table that is not there is not asked for.
+
+        Args:
+            families: that the kernel may have.
+
+        Raises:
+            KernelError: as for `settled`.
+            NftError: nft does not run.
+        """
+        families, generation = tuple(families), nft_kernel.generation()
+        listed = dict(self._listed[1]) if self._listed[0] == generation else {}
+        missing = tuple(family for family in families if family not in listed)
+        if missing:
+            names = nft_kernel.table_names()
+            there = tuple(family for family in missing if f"{family} {rules_text.TABLE}" in names)
+            listed |= dict.fromkeys(missing, "") | (nft.tables(there) if there else {})
+            self._listed = (generation, listed)
+        return {family: listed[family] for family in families}
+
+    def mark(self) -> tuple[int, int]:
+        """A point in time, for `undisturbed`. Raises KernelError."""
+        return nft_kernel.generation(), self._made
+
+    def undisturbed(self, since: tuple[int, int] | None = None) -> bool:
+        """Whether no other program has changed anything since a mark, or since just before our last transaction.
+
+        Asked after a look at the rules: only then is what was seen what we have loaded (behaviour B148).
+
+        Args:
+            since: by `mark`, where what is looked at is of several transactions.
+
+        Raises:
+            KernelError: as for `settled`.
+        """
+        if since is None:
+            return nft_kernel.generation() == self.ours
+        generation, made = since
+        return nft_kernel.generation() == generation + self._made - made
+
+    def settled(self, part: str) -> bool:
+        """Whether no other program has changed anything since this part was found right.
+
+        Args:
+            part: a name for some of the rules.
+
+        Raises:
+            KernelError: the kernel has no nftables, or we may not ask.
+        """
+        return self._verified.get(part) == nft_kernel.generation()
+
+    def found_right(self, part: str, generation: int) -> None:
+        """Note that a part is as it should be.
+
+        Args:
+            part: as for `settled`.
+            generation: asked before looking, so that a change meanwhile is noticed.
+        """
+        self._verified[part] = generation
+
+    def found_wrong(self, part: str) -> None:
+        """Note that a part is not as it should be, or that this is not known."""
+        self._verified.pop(part, None)
+
+    def doubt(self) -> None:
+        """Nothing is known to be right any more."""
+        self._verified.clear()
+
+    def run(self, text: str) -> None:
+        """Load one transaction. Raises NftError when it was refused; nothing of it is in force then."""
+        self.begin(text)()
+
+    def begin(self, text: str, waiting: nft.Waiting | None = None) -> Callable[[], None]:
+        """Start to load one transaction; it is in force when what is returned has returned. See `run`.
+
+        nft takes its time, in which its caller can do something else.
+
+        Args:
+            text: of the transaction.
+            waiting: the process of nft that is to load it, where one was started before.
+        """
+        before, elsewhere = nft_kernel.generation(), not _concerns_our_tables(text)
+        started = (waiting or nft.Waiting()).begin(text)
+
+        def end() -> None:
+            nft.end(started)
+            self._count(before)
+            if elsewhere and self._listed[0] == before and self.undisturbed():
+                self._listed = (self.ours, self._listed[1])
+
+        return end
+
+    def do(self, transaction: Callable[[], bool]) -> None:
+        """Carry out what is, or is not, one transaction of ours by another way than nft. Raises what it raises."""
+        before = nft_kernel.generation()
+        if transaction():
+            self._count(before)
+
+    def _count(self, before: int) -> None:
+        """After a transaction of ours: what was right before is right still, unless others made one meanwhile."""
+        self.ours = before + 1
+        self._made += 1
+        if nft_kernel.generation() == before + 1:
+            for part, generation in self._verified.items():
+                self._verified[part] = before + 1 if generation == before else generation
+
+
+def _concerns_our_tables(text: str) -> bool:
+    """Whether a transaction may change what is listed of our tables; those of the limits are others."""
+    words = text.replace("\n", " ")
+    return any(f" {family} {rules_text.TABLE} " in f"{words} " for family in rules_text.FAMILIES)
+
+
+def seen(chains: Iterable[tuple[str, str]], tables: Mapping[str, str] | None = None) -> str:
+    """Sum of what nft lists of some of our chains; MISSING when one is missing.
+
+    Args:
+        chains: family and name of each.
+        tables: listings by family; None for asking nft now.
+    """
+    chains = tuple(chains)
+    if tables is None:
+        tables = nft.tables(tuple(dict.fromkeys(family for family, _ in chains)))
+    return base_rules.seen(chains, tables)

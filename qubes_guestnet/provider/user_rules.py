@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What comes back together with the base rules that were removed: users' rules, and what they depend on.
+
+Theory of operation. What others have beside our rules is kept in a file, as of the last time when all was well. After a
+flush (behaviour B125) what was in our tables is loaded in one transaction with the base rules, so it is in force from
+their first moment on. If nft refuses it, each part is loaded alone, and while one is missing forwarding is held until
+`forwarding on`: it may be the part that closes a qube. Tables of others are not ours to make: if the firewall of the
+qubes runs here its service, which made its table and ran the users' scripts, is restarted, and nothing is forwarded
+until it is ready. Connections that began while nothing was translated are forgotten (B126).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from ..core.owned_state import FIREWALL, HELD
+from ..core.provider import user_rules
+from ..core.provider.base_rules import RULES, TABLE
+from ..core.provider.downstream import ordered
+from ..core.provider.rules_operations import LoadRulesInParts
+from ..core.provider.user_rules import Block, Kept
+from ..core.values import IPAddress
+from ..errors import ConfigError, GuestnetError
+from ..system import conntrack, files, services, vif_records
+from ..system.nft import kernel as nft_kernel
+from ..system.nft import program as nft
+from ..system.paths import Paths
+from ..system.systemd import INFO, WARNING, log
+from .pass_state import PassState
+
+_NAME, _MODE = "users-rules", 0o600
+
+
+def keep(work: PassState, run: str, listings: Mapping[str, str]) -> None:
+    """Remember what others have, now that all is well.
+
+    Args:
+        work: the pass.
+        run: /run/qubes-guestnet.
+        listings: of our tables, by family.
+
+    Raises:
+        GuestnetError: it cannot be written, or the names of the tables cannot be had.
+    """
+    kept = user_rules.found(listings, nft_kernel.table_names())
+    files.publish(os.path.join(run, _NAME), user_rules.render(kept), _MODE, sync=False)
+    there = {f"{TABLE}{name}" for name in kept.tables}
+    there |= {f"{RULES}{user_rules.words((block,))}" for block in user_rules.holding(kept)}
+    still = tuple(words for words in work.provided.lost if words not in there)
+    if still != work.provided.lost:
+        work.save(work.provided._replace(lost=still))
+        if not still:
+            log(INFO, "what others had lost together with our rules is there again")
+
+
+def lost(run: str, listings: Mapping[str, str]) -> Kept:
+    """What others had and have lost together with our rules.
+
+    Args:
+        run: /run/qubes-guestnet.
+        listings: of our tables, by family, as they are now.
+
+    Raises:
+        GuestnetError: that is not known.
+    """
+    data = files.read(os.path.join(run, _NAME))
+    return user_rules.lost(user_rules.parse(data), listings, nft_kernel.table_names()) if data is not None else Kept()
+
+
+def load_in_parts(run: Callable[[str], None], op: LoadRulesInParts) -> None:
+    """Load the base rules, and what others have lost as far as nft takes it; what it refuses is told.
+
+    Args:
+        run: loads one transaction, raises NftError.
+        op: what to load. The record says by now that forwarding is held for it.
+
+    Raises:
+        NftError: the base rules are not in, or it is not known whether they are.
+    """
+    run(op.rules)
+    failed = dict[Block, str]()
+    for text, block in user_rules.one_by_one(op.put_back):
+        try:
+            run(text)
+            failed.pop(block, None)
+        except nft.NftError as error:
+            failed[block] = error.problem
+    for block, problem in failed.items():
+        log(WARNING, f"{user_rules.words((block,))} is not restored: {problem}")
+
+
+def remedy(hold: str) -> str:
+    """What becomes of what others have lost."""
+    if hold == FIREWALL:
+        return "qubes-firewall.service is restarted and runs the users' scripts; nothing is forwarded until then"
+    if hold == HELD:
+        return "nothing is forwarded: run again whatever made them, then qubes-guestnet forwarding on"
+    return "run again whatever made them"
+
+
+def wait(work: PassState) -> None:
+    """Until the firewall of the qubes is ready, nothing is forwarded.
+
+    Args:
+        work: the pass.
+
+    Raises:
+        GuestnetError: it is not, and no start of it is under way.
+    """
+    if work.provided.hold != FIREWALL or not work.run.applies:
+        return
+    state = services.firewall_state()
+    if state == "active":
+        work.save(work.provided._replace(hold=""))
+        log(INFO, "qubes-firewall.service is ready again")
+    elif state not in ("activating", "deactivating", "reloading", "queued"):
+        problem = f"qubes-firewall.service is {state}, and nothing is forwarded without it since our rules were lost"
+        raise GuestnetError(problem, "systemctl restart qubes-firewall; or, unfiltered, qubes-guestnet forwarding on")
+
+
+def untranslated(work: PassState, run: str, listings: Mapping[str, str]) -> tuple[IPAddress, ...]:
+    """Addresses of the qubes, if some connection of theirs began without translation while our rules were away.
+
+    Args:
+        work: the pass.
+        run: /run/qubes-guestnet.
+        listings: of our tables, by family, as they were found.
+
+    Raises:
+        KernelError: the kernel does not say.
+    """
+    if not user_rules.passable(listings, ipv6=work.ipv6):
+        return ()
+    unread: list[GuestnetError] = []  # a sweep tells of them; the qubes of all others are purged all the same (B146)
+    records = vif_records.Folder(run).all(unread)
+    behind = {address for vif in records for address in vif.addresses} | set(work.settings.connected)
+    return ordered(behind) if conntrack.has_untranslated(behind) else ()
+
+
+def is_to_hold(work: PassState, paths: Paths) -> bool:
+    """Whether the owner wants forwarding held when our rules were lost. An error is added to those of the pass."""
+    try:
+        return services.holds_after_flush(paths.config)
+    except ConfigError as error:
+        work.errors.append(error)
+        return True  # what was meant is not known, and this is the safe side
