@@ -10,6 +10,7 @@ from ..agent.base_rules_watch import with_lost_rules
 from ..core.check.findings import Evidence, Finding, servers_in_use
 from ..core.check.findings import findings as judge
 from ..core.check.provider_findings import CHANGED, GOOD, MISSING, UNSEEN, Ground
+from ..core.nft import tables
 from ..core.report import Report
 from ..core.settings import PROVIDER_KEY
 from ..errors import GuestnetError, StoreError
@@ -101,7 +102,7 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Grou
     rules = MISSING if not listing else GOOD if checksum(listing.encode()) == seen else CHANGED
     known, there = set(vif_records.Folder(paths.run).names()), {link.name for link in kernel.vifs()}
     uplinks = [interface.link for interface in report.interfaces if interface.link is not None]
-    cut = drops(((family, nft.table(family)) for family in nft.FAMILIES), (link.name for link in uplinks))
+    cut = drops(((family, nft.table(family)) for family in tables.IP_FAMILIES), (link.name for link in uplinks))
     vpn = tunnel(kernel.tunnels((), (link.ifindex for link in uplinks)))
     chains = called(nft.chains(), nft_kernel.dormant())
     state = firewall(is_filtered(chains), services.firewall_unit()) if services.filters(paths.flags) else ""

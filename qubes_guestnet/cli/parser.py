@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..core.render.styled import AUTO, WHEN
 from ..errors import printable
-from .main import VERBS, WAIT_SECONDS, Verb
+from .options import VERBS, WAIT_SECONDS, Verb
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,7 +16,7 @@ from .output import complain, say
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
-    from .main import Options
+    from .options import Options
 
 PATHS = Paths()
 

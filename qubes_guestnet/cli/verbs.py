@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..agent.base_rules_watch import Kept
     from ..core.report import Report
     from ..provider.provider_pass import Provider
-    from .main import Options
+    from .options import Options
 
 PATHS = Paths()
 POLL_SECONDS = 0.05

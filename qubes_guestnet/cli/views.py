@@ -21,7 +21,7 @@ from .verbs import PATHS, no_interface_of_ours
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
-    from .main import Options
+    from .options import Options
 
 WATCH_SECONDS = 1.0
 _CLEAR = "\033[H\033[J"  # cursor to the upper left corner, and erase from there (ECMA-48)

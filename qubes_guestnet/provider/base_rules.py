@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..core.nft import rules_text
+from ..core.nft import rules_text, tables
 from ..core.operations import Outcome, Planned
 from ..core.owned_state import Record
 from ..core.provider import base_rules
@@ -54,12 +54,12 @@ class Loading:
 
     def text(self, families: tuple[str, ...]) -> str:
         """The base rules alone."""
-        return rules_text.base(ipv6=self._work.ipv6, refuse6=self._refuse6, arp=rules_text.ARP in families)
+        return rules_text.base(ipv6=self._work.ipv6, refuse6=self._refuse6, arp=tables.ARP in families)
 
     @property
     def families(self) -> tuple[str, ...]:
         """Of the tables that there are to be."""
-        return self._nft.families if self._knows_families else rules_text.FAMILIES
+        return self._nft.families if self._knows_families else tables.FAMILIES
 
     def settle(self) -> bool:
         """Look, load and look again.
@@ -126,12 +126,12 @@ class Loading:
         work = self._work
         coming = rules_text.downstream(work.settings.connected if work.active else (), ())
         if services.provides(self._paths.flags):
-            coming += _letting_send(self._paths.run, work.settings, arp=rules_text.ARP in families)
+            coming += _letting_send(self._paths.run, work.settings, arp=tables.ARP in families)
         return _ending(work) + self.text(families) + coming
 
     def _tell(self, facts: Facts, outcome: Outcome) -> None:
         work = self._work
-        if work.active and rules_text.ARP not in self.now:
+        if work.active and tables.ARP not in self.now:
             log(WARNING, "this kernel has no nftables for ARP: against ARP in foreign names there is rp_filter alone")
         if facts.lost is None:
             return

@@ -19,7 +19,7 @@ from ipaddress import IPv4Address
 from ..core.dns import dependents, redirection, upstream_servers
 from ..core.dns.redirection import Asked
 from ..core.dns.upstream_servers import NameFacts
-from ..core.nft import rules_text
+from ..core.nft import tables
 from ..core.operations import Outcome, Planned
 from ..core.owned_state import Record
 from ..core.provider import settings as provider
@@ -226,7 +226,7 @@ class DnsRedirect:
         facts = dependents.Facts(servers, chosen, proxy=services.has_updates_proxy(self._paths.flags))
         generation, right = nft_kernel.generation(), self._told == servers and self._nft.settled(FIREWALL)
         try:
-            listing = "" if right else nft.named_set("ip", rules_text.FIREWALL_TABLE, rules_text.DNS_SET)
+            listing = "" if right else nft.named_set("ip", tables.FIREWALL, tables.DNS_SET)
             facts = facts._replace(held=vif_order.listed(listing) if listing else None)
             right = True
         except GuestnetError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable
 
+from ..core.nft import tables
 from ..core.nft.listing_blocks import chosen
 from ..core.provider import downstream, vif_order
 from ..core.provider import settings as provider
@@ -19,7 +20,6 @@ from ..core.provider.vif import Vif
 from ..dispatch import of_rules
 from ..errors import GuestnetError
 from ..system import vif_records
-from ..system.nft import program as nft
 from .pass_state import PassState
 from .ruleset_generation import Transactions
 
@@ -58,7 +58,7 @@ def present(work: PassState, transactions: Transactions) -> frozenset[str]:
     planned = (op.text for op in work.todo if isinstance(op, LoadRules | ChangeDownstream))  # and not carried out
     coming = vif_order.adding("".join(planned))
     families = transactions.families
-    wanted = tuple((family, name) for family in families for name in nft.SETS[family])
+    wanted = tuple((family, name) for family in families for name in tables.SETS[family])
     return vif_order.listed(chosen(transactions.tables(families), "set", wanted)).union(coming)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-from ..core.nft import rules_text
+from ..core.nft import rules_text, tables
 from ..core.owned_state import MISSING, Loaded, checksum
 from ..core.provider import settings as provider
 from ..core.provider.settings import ProviderSettings
@@ -284,6 +284,6 @@ def _missing() -> bool:
     if not nft_kernel.present():
         return True
     try:
-        return seen(rules_text.chains(nft.FAMILIES)) == MISSING
+        return seen(rules_text.chains(tables.IP_FAMILIES)) == MISSING
     except nft.NftError:  # the program that cannot load them cannot list them either
         return False

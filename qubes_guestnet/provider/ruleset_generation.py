@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from ..core import owned_state
-from ..core.nft import rules_text
+from ..core.nft import tables
 from ..core.provider import base_rules
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
@@ -41,7 +41,7 @@ class Transactions:
     @property
     def arp(self) -> bool:
         """Whether ARP is among them. Raises KernelError as `families`."""
-        return rules_text.ARP in self.families
+        return tables.ARP in self.families
 
     def tables(self, families: Iterable[str]) -> Mapping[str, str]:
         """What nft lists of our tables, without counters; "" for one that is not there.
@@ -61,7 +61,7 @@ class Transactions:
         missing = tuple(family for family in families if family not in listed)
         if missing:
             names = nft_kernel.table_names()
-            there = tuple(family for family in missing if f"{family} {rules_text.TABLE}" in names)
+            there = tuple(family for family in missing if f"{family} {tables.QUBES}" in names)
             listed |= dict.fromkeys(missing, "") | (nft.tables(there) if there else {})
             self._listed = (generation, listed)
         return {family: listed[family] for family in families}
@@ -156,7 +156,7 @@ class Transactions:
 def _concerns_our_tables(text: str) -> bool:
     """Whether a transaction may change what is listed of our tables; those of the limits are others."""
     words = text.replace("\n", " ")
-    return any(f" {family} {rules_text.TABLE} " in f"{words} " for family in rules_text.FAMILIES)
+    return any(f" {family} {tables.QUBES} " in f"{words} " for family in tables.FAMILIES)
 
 
 def seen(chains: Iterable[tuple[str, str]], tables: Mapping[str, str] | None = None) -> str:

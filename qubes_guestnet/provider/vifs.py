@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from ..core.nft import limits
+from ..core.nft import limits, tables
 from ..core.nft.limits import InForce
 from ..core.operations import Outcome, Planned, in_order
 from ..core.owned_state import Record
@@ -320,6 +320,6 @@ def _name(ifindex: int) -> str:
 def _limits_in_force(*, counted: bool = False) -> InForce:
     """What is loaded of the limits of all vifs; `counted`: with what they count."""
     names = nft_kernel.table_names()
-    there = tuple(family for family in nft.FAMILIES if f"{family} {nft.LIMITS_TABLE}" in names)
+    there = tuple(family for family in tables.IP_FAMILIES if f"{family} {tables.LIMITS}" in names)
     listing, rules = nft.limits(there, counted=counted), nft_kernel.limit_rules()
     return InForce(limits.in_force(listing), rules, limits.counted(listing) if counted else {})

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from qubes_guestnet.cli import main as cli
+from qubes_guestnet.cli import options as command_line
 from qubes_guestnet.cli import verbs as commands
 from qubes_guestnet.core import hooks, settings
 from qubes_guestnet.core.check import provider_findings
@@ -109,9 +109,9 @@ def test_the_sample_of_guestnet_toml_has_every_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("document", [MAN_PAGE, *COMPLETIONS], ids=lambda path: path.name)
 def test_every_verb_and_option_is_documented(document: Path) -> None:
-    options = {option.removeprefix("--") for verb in cli.VERBS.values() for option in verb.options}
-    actions = {choice for verb in cli.VERBS.values() for choice in verb.choices}
-    missing = [word for word in {*cli.VERBS, *options, *actions} if not has_word(text(document), word)]
+    options = {option.removeprefix("--") for verb in command_line.VERBS.values() for option in verb.options}
+    actions = {choice for verb in command_line.VERBS.values() for choice in verb.choices}
+    missing = [word for word in {*command_line.VERBS, *options, *actions} if not has_word(text(document), word)]
     assert missing == []
 
 
@@ -187,7 +187,7 @@ def test_every_tree_of_the_lab_is_completed(document: Path) -> None:
 
 def test_the_man_page_has_every_exit_status() -> None:
     documented = {int(number) for number in re.findall(r"^\.It (\d+)$", text(MAN_PAGE), re.MULTILINE)}
-    assert documented == {cli.EXIT_DONE, cli.EXIT_FAILED, cli.EXIT_USAGE, commands.UNCHANGED}
+    assert documented == {command_line.EXIT_DONE, command_line.EXIT_FAILED, command_line.EXIT_USAGE, commands.UNCHANGED}
     in_settings = {int(number) for number in re.findall(r"^\| (\d+) \|", text(SETTINGS), re.MULTILINE)}
     assert in_settings == documented
 
@@ -244,13 +244,13 @@ def completed(*words: str, program: str = "qubes-guestnet") -> set[str]:
 def test_the_bash_completion_completes() -> None:
     assert completed("wait-uplink", "--t") == {"--timeout"}
     assert completed("a") == {"agent", "apply"}
-    assert completed("") == {*cli.VERBS, "--help", "--version"}
+    assert completed("") == {*command_line.VERBS, "--help", "--version"}
     assert completed("lab", "") == {*lab_verbs(), "--help"}
 
 
-@pytest.mark.parametrize("name", [name for name in cli.VERBS if name != "lab"])
+@pytest.mark.parametrize("name", [name for name in command_line.VERBS if name != "lab"])
 def test_bash_is_offered_what_a_verb_takes(name: str) -> None:
-    verb = cli.VERBS[name]
+    verb = command_line.VERBS[name]
     assert completed(name, "-") == {*verb.options, "--help"}
     if verb.choices:
         assert completed(name, "") == {*verb.choices, "--help"}

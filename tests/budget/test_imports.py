@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -181,6 +181,77 @@ def test_system_decides_nothing() -> None:
     )
 
 
+def graph() -> dict[str, set[str]]:
+    """Each module of ours, and those of ours that it imports, early or late."""
+    found: dict[str, set[str]] = {name_of(file): set() for file in FILES}
+    for entry in ALL:
+        target = _file_of(entry.module) if _is_ours(entry.module) else None
+        if target is not None and target.name != "__init__.py":
+            found[name_of(entry.file)].add(name_of(target))
+    return found
+
+
+def floors(arrows: Mapping[str, set[str]]) -> list[list[str]]:
+    """The nodes of a graph from the ground up: each stands on lower floors alone. What is left out is in a circle."""
+    left, found = {name: targets - {name} for name, targets in arrows.items()}, list[list[str]]()
+    placed: set[str] = set()
+    while floor := sorted(name for name, targets in left.items() if targets <= placed):
+        found.append(floor)
+        placed |= set(floor)
+        left = {name: targets for name, targets in left.items() if name not in placed}
+    return found
+
+
+def circle(arrows: Mapping[str, set[str]]) -> list[str]:
+    """Nodes that import each other in a circle, directly or through others."""
+    placed = {name for floor in floors(arrows) for name in floor}
+    left = {name: targets - placed for name, targets in arrows.items() if name not in placed}
+    while unused := left.keys() - {target for targets in left.values() for target in targets}:
+        left = {name: targets for name, targets in left.items() if name not in unused}
+    return sorted(left)
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Not late either: what needs each other belongs together."""
+    assert circle(graph()) == []
+
+
+@pytest.mark.parametrize(
+    ("arrows", "found"),
+    [
+        ({"a": {"b"}, "b": set()}, []),
+        ({"a": {"b"}, "b": {"a"}}, ["a", "b"]),
+        ({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}, ["b", "c"]),
+        ({"a": {"b"}, "b": {"c"}, "c": {"d"}, "d": {"b", "e"}, "e": set()}, ["b", "c", "d"]),
+    ],
+)
+def test_circles_are_seen(arrows: dict[str, set[str]], found: list[str]) -> None:
+    assert circle(arrows) == found
+
+
+def test_core_stands_below_system_and_system_below_the_roles() -> None:
+    """The rooms and their arrows, which `python -m tests.budget.test_imports` prints."""
+    arrows = rooms()
+    assert arrows["core"] <= {"errors"}
+    assert arrows["system"] <= {"core", "errors"}
+    assert arrows["uplink"] <= {"core", "system", "errors", "flow", "dispatch"}
+    assert arrows["provider"] <= {"core", "system", "errors", "flow", "dispatch", "uplink"}
+    assert arrows["agent"].isdisjoint({"cli", "lab"})
+
+
+def rooms() -> dict[str, set[str]]:
+    """Each folder or module at the top, and those at the top that it imports."""
+    found: dict[str, set[str]] = {}
+    for name, targets in graph().items():
+        room = _room(name)
+        found.setdefault(room, set()).update({_room(target) for target in targets} - {room})
+    return found
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
 def test_only_netlink_knows_pyroute2() -> None:
     complain(
         [
@@ -253,3 +324,10 @@ def test_the_walk_sees_imports_of_every_form(source: str, found: tuple[str, bool
 def test_the_walk_reaches_the_whole_resident_agent() -> None:
     names = {name_of(file) for file in resident()}
     assert {"qubes_guestnet.core.plan", "qubes_guestnet.core.settings", "qubes_guestnet.system.qubesdb.direct"} <= names
+
+
+if __name__ == "__main__":
+    for number, floor in enumerate(floors(graph())):
+        print(f"floor {number}: {' '.join(name.removeprefix('qubes_guestnet.') for name in floor)}")
+    for room, targets in sorted(rooms().items()):
+        print(f"{room} → {' '.join(sorted(targets)) or 'nothing'}")

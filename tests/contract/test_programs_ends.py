@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from qubes_guestnet.core.nft import tables
 from qubes_guestnet.errors import KernelError
 from qubes_guestnet.system import files, program_tree, programs, systemd
 from qubes_guestnet.system.nft import program as nft
@@ -199,7 +200,7 @@ def test_an_nft_that_stays_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     begin = time.monotonic()
     for call in (
         lambda: nft.run("flush ruleset\n" * 1000),
-        lambda: nft.tables(nft.FAMILIES),
+        lambda: nft.tables(tables.IP_FAMILIES),
         lambda: nft.named_set("ip", "a", "b"),
         nft.chains,
     ):

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from qubes_guestnet import flow
-from qubes_guestnet.core.nft import flowtable, rules_text
+from qubes_guestnet.core.nft import flowtable, rules_text, tables
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned, kind
 from qubes_guestnet.core.owned_state import FIREWALL, HELD, Loaded, Provided, Record, checksum
 from qubes_guestnet.core.provider import base_rules, user_rules
@@ -24,7 +24,7 @@ from tests.core.memory import Memory
 pytestmark = pytest.mark.behaviour("B125")
 
 TEXT = rules_text.base(ipv6=True)
-FAMILIES = rules_text.FAMILIES
+FAMILIES = tables.FAMILIES
 SWITCH: Block = ("ip", "chain custom-forward {", "\tchain custom-forward {\n\t\tcounter drop\n\t}\n")
 BARE: Block = ("ip", "chain mine {", "\tchain mine {\n\t}\n")
 BIG: Block = ("ip", "set big {", "\tset big {\n\t\ttype ipv4_addr\n\t}\n")

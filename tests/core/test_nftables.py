@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qubes_guestnet.core.dns.endpoint import Endpoint, of
-from qubes_guestnet.core.nft import rules_text
+from qubes_guestnet.core.nft import rules_text, tables
 from qubes_guestnet.core.values import IPAddress
 
 V = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
@@ -125,7 +125,7 @@ def test_a_kernel_without_nftables_for_arp_gets_all_the_rest() -> None:
         whole, without = (rules_text.base(ipv6=ipv6, arp=arp) for arp in (True, False))
         assert whole.startswith(without)
         assert "arp" not in without
-    assert rules_text.chains(rules_text.FAMILIES) == rules_text.CHAINS
+    assert rules_text.chains(tables.FAMILIES) == rules_text.CHAINS
     assert set(rules_text.CHAINS) - set(rules_text.chains(["ip", "ip6"])) == {("arp", "input")}
     assert "arp" in rules_text.unload()
     assert "arp" not in rules_text.unload(arp=False)

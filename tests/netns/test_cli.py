@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet.cli import main as cli
+from qubes_guestnet.cli import options
 from tests.support.eventually import eventually
 from tests.support.guest import (
     DNS,
@@ -94,8 +94,8 @@ def test_help_of_each_verb() -> None:
 
 @pytest.mark.parametrize(
     ("verb", "actions"),
-    [(name, verb.choices) for name, verb in cli.VERBS.items() if verb.choices],
-    ids=[name for name, verb in cli.VERBS.items() if verb.choices],
+    [(name, verb.choices) for name, verb in options.VERBS.items() if verb.choices],
+    ids=[name for name, verb in options.VERBS.items() if verb.choices],
 )
 def test_help_says_what_each_action_does(verb: str, actions: tuple[str, ...]) -> None:
     lines = here(verb, "--help").stdout.partition("\nactions:\n")[2].splitlines()

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from qubes_guestnet.core.nft import limits
+from qubes_guestnet.core.nft import limits, tables
 from tests.support import icmp
 from tests.support.eventually import eventually
 from tests.support.hosting import DNS, DNS2, ENTRIES6, GATEWAY, OWN, ROUTER, WORLD, Behind, Hosting
@@ -254,7 +254,9 @@ def test_limits_that_lost_rules_are_loaded_again(text: str) -> None:
 
     def rules() -> list[str]:
         """All rules of the limits, without what is in the sets; a chain that was made anew comes last."""
-        listed = (host.oracle.run("nft", "-t", "-s", "list", "table", word, "qubes-limits") for word in limits.FAMILIES)
+        listed = (
+            host.oracle.run("nft", "-t", "-s", "list", "table", word, "qubes-limits") for word in tables.IP_FAMILIES
+        )
         return sorted("".join(done.stdout for done in listed).splitlines())
 
     before = rules()

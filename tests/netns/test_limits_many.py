@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core.nft import limits
+from qubes_guestnet.core.nft import limits, tables
 from tests.support.eventually import eventually
 from tests.support.hosting import ENTRIES6, REAL_NFT, Hosting
 
@@ -24,10 +24,10 @@ def test_limits_of_many_come_back_in_few_transactions() -> None:
     def limited() -> int:
         """How many vifs have their limits in both families."""
         listed = [
-            host.oracle.run("nft", "list", "table", word, "qubes-limits", check=False) for word in limits.FAMILIES
+            host.oracle.run("nft", "list", "table", word, "qubes-limits", check=False) for word in tables.IP_FAMILIES
         ]
         found = limits.in_force("".join(done.stdout for done in listed))
-        return sum(len(words) == len(limits.FAMILIES) for words in found.values())
+        return sum(len(words) == len(tables.IP_FAMILIES) for words in found.values())
 
     assert limited() == VIFS
     host.qube.write(COUNTER, f'#!/bin/sh\necho "$*" >> {COUNTED}\nexec {REAL_NFT} "$@"\n')

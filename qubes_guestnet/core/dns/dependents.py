@@ -14,7 +14,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 
 from ..namedtuple import NamedTuple
-from ..nft.rules_text import DNS_SET
+from ..nft.tables import DNS_SET
 from ..operations import Outcome, Planned
 from ..owned_state import Record, checksum
 from ..provider.provider_operations import SetFirewallServers, UnitJob

@@ -26,7 +26,7 @@ from ..namedtuple import NamedTuple
 from . import listing as nft_listing
 from . import other_packets
 from .foreign_chains import Chain
-from .rules_text import FIREWALL_TABLE
+from .tables import CONNTRACK, FIREWALL
 
 ChainName = tuple[str, str, str]  # family, table, name
 _Condition = tuple[str, bool, str]  # key, whether negated, value
@@ -57,8 +57,6 @@ _PASSES = frozenset({"", "accept", "return", "continue"})
 _REFUSES = frozenset({"drop", "reject"})
 _JUMPS = frozenset({"jump", "goto"})
 _USABLE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
-# At these the state of a connection is not known yet: conntrack comes at priority -200.
-_CONNTRACK = -200
 _SHOWN = 100
 _MOST_CHAINS, _MOST_LOOKS = 64, 1000  # to ask nft for one takes 3 ms; one can be jumped to by many rules
 REMEDY = "put `ct state established,related accept` before it, or restrict it with `ct state new`"
@@ -211,7 +209,7 @@ class _Look:
         """Return the remedy."""
         if self._chain.hook == "ingress":
             return "give the chain a priority below 300"
-        if self._chain.hook == "prerouting" and self._chain.priority <= _CONNTRACK:
+        if self._chain.hook == "prerouting" and self._chain.priority <= CONNTRACK:
             return "put it into a chain at hook forward, behind `ct state established,related accept`"
         if "DOCKER-USER" in self._names:
             return "put `ct state established,related accept` first into DOCKER-USER, which Docker leaves to you"
@@ -346,7 +344,7 @@ def _is_outward(key: str, name: str) -> bool:
 
 def _is_the_firewalls(chain: Chain, rule: str) -> bool:
     """Return whether it is a rule of the Qubes firewall against stolen addresses."""
-    if chain.table != FIREWALL_TABLE or not rule.endswith(" drop"):
+    if chain.table != FIREWALL or not rule.endswith(" drop"):
         return False
     return any(chain.hook == hook and rule.startswith(begin) for hook, begin in _AGAINST_SPOOFING)
 

@@ -14,31 +14,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from . import established, guard
+from . import established
 from .established import ChainName
 from .foreign_chains import NAT, Chain
-from .rules_text import CHAINS, DNS_CHAINS, GUARD, LIMITS_TABLE
-from .rules_text import TABLE as BASE
+from .rules_text import CHAINS, DNS_CHAINS
+from .tables import FLOWTABLE_PRIORITY, GUARD, GUARD_HOOKS, IP_FAMILIES, LIMITS, NAMED, OFFLOAD_HOOKS, QUBES
+from .tables import OFFLOAD as TABLE
 
-TABLE, FLOWTABLE = "qubes-offload", "qubes"
+FLOWTABLE = "qubes"
 # One transaction that every kernel takes, also where there is no such table.
 END = f"add table inet {TABLE}\ndelete table inet {TABLE}\n"
-# Behind all filters at ingress, which see the packets before the flowtable.
-PRIORITY = 300
-# Behind every other forward chain: a connection that any of them refuses does not get here. The highest there is; of
-# two chains with it the one that was loaded later is earlier, and a change of rules has ours loaded anew.
-_LAST = 2147483647
 _BATCH = 200  # a message takes 256 devices (NFT_NETDEVICE_MAX in the kernel)
 
-_OURS = frozenset((family, BASE, name) for family, name in (*CHAINS, *DNS_CHAINS)) | {
+_OURS = frozenset((family, QUBES, name) for family, name in (*CHAINS, *DNS_CHAINS)) | {
     ("inet", TABLE, "forward"),
-    *(("inet", GUARD, name) for name in guard.CHAINS),
+    *(("inet", GUARD, name) for name in GUARD_HOOKS),
     # Both accept an assured connection first, but for names, of which none is offloaded.
-    *((family, LIMITS_TABLE, name) for family in ("ip", "ip6") for name in ("prerouting", "forward")),
+    *((family, LIMITS, name) for family in IP_FAMILIES for name in ("prerouting", "forward")),
 }
 _CUSTOM = "custom-forward"
 _PASSED_BY = frozenset({"prerouting", "forward", "postrouting"})
-_PRIORITIES = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50, "srcnat": 100}
 _NOTHING: Mapping[ChainName, str] = {}
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 
@@ -65,9 +60,9 @@ def load(devices: Iterable[str], *, ipv6: bool) -> str:
     text = f"{END}table inet {TABLE} {{\n"
     for first in range(0, len(devices), _BATCH):
         names = ", ".join(f'"{name}"' for name in devices[first : first + _BATCH])
-        text += f"  flowtable {FLOWTABLE} {{ hook ingress priority {PRIORITY}; devices = {{ {names} }}; }}\n"
+        text += f"  flowtable {FLOWTABLE} {{ hook ingress priority {FLOWTABLE_PRIORITY}; devices = {{ {names} }}; }}\n"
     only = "" if ipv6 else "meta nfproto ipv4 "
-    text += f"  chain forward {{ type filter hook forward priority {_LAST}; policy accept; }}\n}}\n"
+    text += f"  chain forward {{ {OFFLOAD_HOOKS['forward']}; policy accept; }}\n}}\n"
     whose = f"iifgroup 2 oifgroup != 2 {only}ct state established meta l4proto {{ tcp, udp }} th dport != 53"
     return f"{text}add rule inet {TABLE} forward {whose} flow add @{FLOWTABLE}\n"
 
@@ -86,7 +81,7 @@ def to_look_at(listing: str, *, ipv6: bool) -> tuple[Chain, ...]:
         ValueError: it is not understood, or not whole.
     """
     _whole(listing)
-    found = [Chain(word, BASE, _CUSTOM, "filter", "forward", 0) for word in (("ip", "ip6") if ipv6 else ("ip",))]
+    found = [Chain(word, QUBES, _CUSTOM, "filter", "forward", 0) for word in (IP_FAMILIES if ipv6 else IP_FAMILIES[:1])]
     family = table = name = ""
     for line in listing.splitlines():
         words = line.split()
@@ -117,7 +112,7 @@ def _passed_by(family: str, table: str, name: str, line: str, *, ipv6: bool) -> 
         yield Chain(family, table, name, kind, hook, _known_priority(line), policy)
     elif family in ("netdev", "inet") and hook == "ingress":
         priority = _priority(line)
-        if priority >= PRIORITY:
+        if priority >= FLOWTABLE_PRIORITY:
             yield Chain(family, table, name, kind, hook, priority, policy)
 
 
@@ -133,7 +128,7 @@ def _priority(line: str) -> int:
     """Return the number of `priority filter + 10;`. Raises ValueError."""
     words = line.partition(" priority ")[2].partition(";")[0].split()
     first, rest = words[0], words[1:]
-    number = _PRIORITIES[first] if first in _PRIORITIES else int(first)
+    number = NAMED[first] if first in NAMED else int(first)
     return number + (int("".join(rest)) if rest else 0)
 
 

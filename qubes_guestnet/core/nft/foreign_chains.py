@@ -12,17 +12,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from ..namedtuple import NamedTuple
-from .rules_text import ARP, GUARD, LIMITS_TABLE, TABLE
+from .tables import ARP, FIREWALL, GUARD, IP_FAMILIES, LIMITS, QUBES, QUBES_HOOKS
 
 NAT = "nat"
 # Tables of the Qubes firewall, which has its place at the same priority on purpose: both only ever drop.
-_KNOWN = ((family, name) for family in ("ip", "ip6") for name in (TABLE, LIMITS_TABLE, "qubes-firewall"))
-KNOWN = frozenset(_KNOWN) | {("inet", GUARD), (ARP, TABLE)}
+_KNOWN = ((family, name) for family in IP_FAMILIES for name in (QUBES, LIMITS, FIREWALL))
+KNOWN = frozenset(_KNOWN) | {("inet", GUARD), (ARP, QUBES)}
 # In place of a state: the firewall of the qubes has no rules.
 NO_FIREWALL = "missing"
 # Of its service, as systemd calls them; one that was just killed is "activating" until it is started anew.
 _RUNS = frozenset({"", "active", "reloading", "refreshing", "queued"})
-_FAMILIES = frozenset({"ip", "ip6", "inet"})  # others see other packets
+_FAMILIES = frozenset({*IP_FAMILIES, "inet"})  # others see other packets
 
 
 class Chain(NamedTuple):
@@ -56,15 +56,7 @@ class Place(NamedTuple):
     kind: str = "filter"
 
 
-# As in `nftables`, with the numbers that the kernel knows.
-PLACES = (
-    Place("prerouting", "prerouting", -300),
-    Place("dnat-dns", "prerouting", -100, NAT),
-    Place("input", "input", 0),
-    Place("forward", "forward", 0),
-    Place("postrouting", "postrouting", 100, NAT),
-    Place("egress", "postrouting", 300),
-)
+PLACES = tuple(sorted((Place(name, *hook) for name, hook in QUBES_HOOKS.items()), key=lambda place: place.priority))
 
 
 class Shadow(NamedTuple):
@@ -97,7 +89,7 @@ def called(chains: Iterable[Chain], dormant: Collection[tuple[str, str]]) -> tup
 def is_filtered(chains: Iterable[Chain]) -> bool:
     """Return whether the firewall of the qubes is there: in its table, the chain that refuses what it does not know."""
     places = {(chain.family, chain.table, chain.hook, chain.policy) for chain in chains}
-    return ("ip", "qubes-firewall", "forward", "drop") in places
+    return ("ip", FIREWALL, "forward", "drop") in places
 
 
 def firewall(filtered: bool, state: str) -> str:

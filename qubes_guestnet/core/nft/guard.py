@@ -20,16 +20,6 @@ from __future__ import annotations
 HELD, ASKED, LEFT, UNNAMED = 0x40000000, 0x20000000, 0x10000000, 0x08000000
 ALL = HELD | ASKED | LEFT | UNNAMED
 IS_HELD = f"meta priority & {HELD:#x} != 0"
-# The chains of the guard: hook and priority of each.
-CHAINS = {
-    "prerouting": ("prerouting", -400),
-    "input": ("input", -400),
-    "before-input": ("input", -1),
-    "behind-input": ("input", 1),
-    "before-forward": ("forward", -1),
-    "behind-forward": ("forward", 1),
-    "behind-egress": ("postrouting", 301),
-}
 
 
 def asking(word: str, chain: str, toggled_bits: int) -> tuple[str, ...]:

@@ -38,13 +38,10 @@ from collections.abc import Callable, Iterable, Mapping
 from ..namedtuple import NamedTuple
 from ..provider.vif import parse_name
 from ..values import IPV4, IPV6
-from .rules_text import LIMITS_TABLE as TABLE
+from .tables import LIMITS as TABLE
+from .tables import LIMITS_HOOKS
+from .tables import LIMITS_MAP as MAP
 
-MAP = "qubes"
-FAMILIES = ("ip", "ip6")
-# Chains with a hook. New connections come behind the rules that let a packet pass: what they drop is no connection.
-# Those that conntrack has come directly behind it (-200), ahead of everything that ends a packet.
-CHAINS = {"prerouting": -199, "forward": 10, "input": 10}
 KEYS = ("unanswered_names", "unanswered_connections")
 _OTHERS = ("hold_after_flush",)  # of the same table, for others to read
 _RANGES = ((50, 60000), (500, 1000000))
@@ -208,8 +205,8 @@ def _attached(name: str, version: int, limits: Limits, kept: Kept) -> str:
     table = f"{word} {TABLE}"
     sets = dict(zip(_sets(name), limits, strict=True))
     lines = [f"add table {table}", f"add map {table} {MAP} {{ type ifname : verdict; }}"]
-    for chain, priority in CHAINS.items():
-        lines.append(f"add chain {table} {chain} {{ type filter hook {chain} priority {priority}; policy accept; }}")
+    for chain, hook in LIMITS_HOOKS.items():
+        lines.append(f"add chain {table} {chain} {{ {hook}; policy accept; }}")
         lines.append(f"flush chain {table} {chain}")
     lines += [f"add rule {table} {rule}" for rule in _DISPATCH]
     for chain in _chains(name):

@@ -28,33 +28,14 @@ from .families import FAMILIES as _FAMILIES
 from .families import Family as _Family
 from .guard import ASKED, HELD, UNNAMED
 from .listing_blocks import chosen
+from .tables import ARP, DNS_SET, FAMILIES, FIREWALL, LIMITS, QUBES
+from .tables import QUBES_HOOKS as _HOOKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ..dns.endpoint import Endpoint
 
-TABLE = "qubes"
-LIMITS_TABLE = "qubes-limits"  # see `limits`
-# A table of the family inet that belongs to the resident agent of a provider (system/nft/guard).
-GUARD = "qubes-guard"
-# The table that the firewall's service makes, and the servers that its rules for DNS let through.
-FIREWALL_TABLE, DNS_SET = "qubes-firewall", "dns-addr"
-
-
 _WORDS = {family.version: family.word for family in _FAMILIES}
-# A kernel can be built without the last one (CONFIG_NF_TABLES_ARP).
-ARP = "arp"
-FAMILIES = (*_WORDS.values(), ARP)
-
-# Chains with a hook: type, hook and priority.
-_HOOKS = {
-    "prerouting": "filter hook prerouting priority raw",
-    "egress": "filter hook postrouting priority 300",  # behind all NAT: what leaves as it is
-    "postrouting": "nat hook postrouting priority srcnat",
-    "input": "filter hook input priority filter",
-    "forward": "filter hook forward priority filter",
-    "dnat-dns": "nat hook prerouting priority dstnat",
-}
 # What the guard of the resident agent made a packet for another host is an ordinary one again; others stay as they are.
 _ORDINARY = "meta pkttype other meta pkttype set host"
 _REGULAR = ("antispoof", "dns-reject")
@@ -109,10 +90,10 @@ def base(*, ipv6: bool, refuse6: bool = False, arp: bool = True) -> str:
 
 
 def _arp() -> str:
-    table, chain = f"table {ARP} {TABLE}", f"{ARP} {TABLE} input"
+    table, chain = f"table {ARP} {QUBES}", f"{ARP} {QUBES} input"
     lines = (
         "set allowed { type ifname . ipv4_addr . ether_addr; }",
-        f"chain input {{ type {_HOOKS['input']}; policy accept; }}",
+        f"chain input {{ {_HOOKS['input']}; policy accept; }}",
     )
     text = _block(table, lines) + f"flush chain {chain}\n"
     return text + "".join(f"add rule {chain} {rule}\n" for rule in _ARP_RULES)
@@ -125,13 +106,13 @@ def _family(family: _Family, rules: dict[str, tuple[str, ...]], *, on: bool) -> 
         f"set allowed {{ type ifname . {family.address}; }}",
         f"set downstream {{ type {family.address}; }}",
         *(f"chain {chain} {{ }}" for chain in (*_REGULAR, *_CUSTOM)),
-        *(f"chain {chain} {{ type {hook}; policy accept; }}" for chain, hook in _HOOKS.items() if chain not in closed),
-        *(f"chain {chain} {{ type {_HOOKS[chain]}; policy drop; }}" for chain in closed),
+        *(f"chain {chain} {{ {hook}; policy accept; }}" for chain, hook in _HOOKS.items() if chain not in closed),
+        *(f"chain {chain} {{ {_HOOKS[chain]}; policy drop; }}" for chain in closed),
     ]
-    text = _block(f"table {family.word} {TABLE}", lines)
-    text += "".join(f"flush chain {family.word} {TABLE} {chain}\n" for chain in _BASE)
+    text = _block(f"table {family.word} {QUBES}", lines)
+    text += "".join(f"flush chain {family.word} {QUBES} {chain}\n" for chain in _BASE)
     return text + "".join(
-        f"add rule {family.word} {TABLE} {chain} {rule}\n" for chain in _BASE for rule in rules[chain]
+        f"add rule {family.word} {QUBES} {chain} {rule}\n" for chain in _BASE for rule in rules[chain]
     )
 
 
@@ -311,7 +292,7 @@ def _elements(verb: str, name: str, elements: tuple[tuple[str, str], ...]) -> st
     text = ""
     for word in FAMILIES:
         members = ", ".join(dict.fromkeys(member for family, member in elements if family == word))
-        text += f"{verb} element {word} {TABLE} {name} {{ {members} }}\n" if members else ""
+        text += f"{verb} element {word} {QUBES} {name} {{ {members} }}\n" if members else ""
     return text
 
 
@@ -342,8 +323,8 @@ def dnat_rules(pairs: Iterable[tuple[ipaddress.IPv4Address, Endpoint]]) -> tuple
 
 def redirection(rules: Iterable[str]) -> str:
     """The first half of `dnat`, of any rules."""
-    lines = (f"add rule ip {TABLE} dnat-dns {rule}" for rule in rules)
-    return "".join(f"{line}\n" for line in (f"flush chain ip {TABLE} dnat-dns", *lines))
+    lines = (f"add rule ip {QUBES} dnat-dns {rule}" for rule in rules)
+    return "".join(f"{line}\n" for line in (f"flush chain ip {QUBES} dnat-dns", *lines))
 
 
 def refusal(virtual: Iterable[ipaddress.IPv4Address], servers: Iterable[Endpoint]) -> str:
@@ -351,17 +332,17 @@ def refusal(virtual: Iterable[ipaddress.IPv4Address], servers: Iterable[Endpoint
     virtual = tuple(dict.fromkeys(virtual))
     named = guard.cleared(UNNAMED)
     through = [server for server in dict.fromkeys(servers) if server.address in virtual]
-    lines = [f"flush chain ip {TABLE} dns-reject"]
+    lines = [f"flush chain ip {QUBES} dns-reject"]
     for port in dict.fromkeys(server.port for server in through):
         passing = ", ".join(str(server.address) for server in through if server.port == port)
         words = f"ip daddr {{ {passing} }} meta l4proto {{ tcp, udp }} th dport {port} {named} return"
-        lines.append(f"add rule ip {TABLE} dns-reject {words}")
+        lines.append(f"add rule ip {QUBES} dns-reject {words}")
     if virtual:
-        refused = f"add rule ip {TABLE} dns-reject ip daddr {{ {', '.join(map(str, virtual))} }}"
+        refused = f"add rule ip {QUBES} dns-reject ip daddr {{ {', '.join(map(str, virtual))} }}"
         lines.append(f"{refused} meta l4proto tcp counter reject with tcp reset")
         lines.append(f"{refused} counter reject with icmp port-unreachable")
     others = f"ip daddr != {{ {', '.join(map(str, virtual))} }} " if virtual else ""
-    lines.append(f"add rule ip {TABLE} dns-reject {others}{named}")
+    lines.append(f"add rule ip {QUBES} dns-reject {others}{named}")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -373,8 +354,8 @@ def lets_pass(listing: str) -> bool:
 def firewall_servers(servers: Iterable[ipaddress.IPv4Address]) -> str:
     """Make the firewall's set hold these servers and no others (behaviour B45). The set has to be there."""
     members = ", ".join(map(str, dict.fromkeys(servers)))
-    text = f"flush set ip {FIREWALL_TABLE} {DNS_SET}\n"
-    return text + (f"add element ip {FIREWALL_TABLE} {DNS_SET} {{ {members} }}\n" if members else "")
+    text = f"flush set ip {FIREWALL} {DNS_SET}\n"
+    return text + (f"add element ip {FIREWALL} {DNS_SET} {{ {members} }}\n" if members else "")
 
 
 def unload(*, arp: bool = True) -> str:
@@ -386,6 +367,6 @@ def unload(*, arp: bool = True) -> str:
     Args:
         arp: the kernel has nftables for ARP.
     """
-    tables = [f"{family.word} {name}" for name in (TABLE, LIMITS_TABLE) for family in _FAMILIES]
-    tables += [f"{ARP} {TABLE}"] * arp
+    tables = [f"{family.word} {name}" for name in (QUBES, LIMITS) for family in _FAMILIES]
+    tables += [f"{ARP} {QUBES}"] * arp
     return "".join(f"{verb} table {table}\n" for table in tables for verb in ("add", "delete"))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ..namedtuple import NamedTuple, distinct
+from ..nft.tables import GUARD
 from ..values import IPV4, IPV6, IPAddress, Tunable
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     from ..dns.endpoint import Endpoint
 
-_GUARD = "qubes-guard"
 # Where the kernel has the switch of forwarding of each family.
 # The same of one interface; the switch of the family sets all of them.
 INTERFACE_FORWARDING = {IPV4: ("ipv4", "conf", "{}", "forwarding"), IPV6: ("ipv6", "conf", "{}", "forwarding")}
@@ -55,7 +55,7 @@ class StandGuard(NamedTuple):
     """Have nothing pass from or to a qube while the base rules are away, as long as this process is there."""
 
     def __str__(self) -> str:
-        return f"nft: table inet {_GUARD} of this process"
+        return f"nft: table inet {GUARD} of this process"
 
 
 @distinct
@@ -63,7 +63,7 @@ class LeaveGuard(NamedTuple):
     """End that."""
 
     def __str__(self) -> str:
-        return f"nft: table inet {_GUARD} deleted"
+        return f"nft: table inet {GUARD} deleted"
 
 
 @distinct

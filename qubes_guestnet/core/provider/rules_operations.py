@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..namedtuple import NamedTuple, distinct
+from ..nft.tables import ARP, QUBES
 from ..values import IPAddress
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from .user_rules import Block
-
-_TABLE = "qubes"
 
 
 @distinct
@@ -79,7 +78,7 @@ class UnloadRules(NamedTuple):
         """As nft takes it."""
         from ..nft import flowtable, rules_text
 
-        return flowtable.END + rules_text.unload(arp=rules_text.ARP in self.families)
+        return flowtable.END + rules_text.unload(arp=ARP in self.families)
 
     def __str__(self) -> str:
         return f"nft -f: tables {_named(self.families)} deleted"
@@ -97,7 +96,7 @@ class PurgeUntranslated(NamedTuple):
 
 def _named(families: Iterable[str]) -> str:
     """Our tables, for a line of text."""
-    *first, last = (f"{family} {_TABLE}" for family in families)
+    *first, last = (f"{family} {QUBES}" for family in families)
     return f"{', '.join(first)} and {last}"
 
 

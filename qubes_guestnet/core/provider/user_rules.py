@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from ..namedtuple import NamedTuple
 from ..nft.listing_blocks import rules, taken_apart
-from ..nft.rules_text import ARP, CHAINS, FAMILIES, GUARD, LIMITS_TABLE, TABLE, base
+from ..nft.rules_text import CHAINS, base
+from ..nft.tables import ARP, FAMILIES, GUARD, LIMITS, QUBES
 
 _HEADER = "# What others had in the tables of qubes-guestnet, and tables of others. Written by it; do not edit.\n"
 _NAMED, _LEFT = "# table ", "# without its elements: "
@@ -48,7 +49,7 @@ def found(listings: Mapping[str, str], tables: Iterable[str]) -> Kept:
         listings: `nft -s list table` of ours, by family.
         tables: family and name of each that there is.
     """
-    own = {f"{family} {name}" for family in listings for name in (TABLE, LIMITS_TABLE)} | _PASSING
+    own = {f"{family} {name}" for family in listings for name in (QUBES, LIMITS)} | _PASSING
     others = tuple(name for name in tables if name not in own)
     blocks = tuple(
         (family, head, text)
@@ -103,7 +104,7 @@ def passable(listings: Mapping[str, str], *, ipv6: bool) -> bool:
         if "dormant" in own:
             return True
         for chain in _ON_THE_WAY:
-            wanted = sum(line.startswith(f"add rule {family} {TABLE} {chain} ") for line in lines)
+            wanted = sum(line.startswith(f"add rule {family} {QUBES} {chain} ") for line in lines)
             there = rules(blocks.get(f"chain {chain} {{", ""))
             if len(there) < wanted or (chain == "postrouting" and "masquerade" not in there):
                 return True
@@ -118,7 +119,7 @@ def text(blocks: Iterable[tuple[str, str, str]]) -> str:
     """
     blocks = tuple(blocks)
     return "".join(
-        f"table {family} {TABLE} {{\n{''.join(block for word, _, block in blocks if word == family)}}}\n"
+        f"table {family} {QUBES} {{\n{''.join(block for word, _, block in blocks if word == family)}}}\n"
         for family in dict.fromkeys(family for family, _, _ in blocks)
     )
 
@@ -157,7 +158,7 @@ def holding(kept: Kept) -> tuple[tuple[str, str, str], ...]:
 
 def words(blocks: Iterable[tuple[str, str, str]]) -> str:
     """Blocks for a line of text."""
-    return ", ".join(f"{family} {TABLE} {head.removesuffix(' {')}" for family, head, _ in blocks)
+    return ", ".join(f"{family} {QUBES} {head.removesuffix(' {')}" for family, head, _ in blocks)
 
 
 def render(kept: Kept) -> bytes:
@@ -180,7 +181,7 @@ def _lines(content: str, begin: str) -> Iterator[str]:
 
 def _blocks(content: str) -> Iterator[tuple[str, str, str]]:
     for family in FAMILIES:
-        for part in content.split(f"table {family} {TABLE} {{\n")[1:]:
+        for part in content.split(f"table {family} {QUBES} {{\n")[1:]:
             table = part.partition("\n}\n")[0] + "\n"
             yield from ((family, head, block) for head, block in taken_apart(table)[1].items())
 

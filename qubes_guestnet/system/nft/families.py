@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 
-from ...core.nft.rules_text import ARP, FAMILIES, TABLE
+from ...core.nft.tables import ARP, FAMILIES, QUBES
 from ...errors import KernelError
 from ..netlink import wire
 from . import batch
@@ -27,7 +27,7 @@ def there() -> tuple[str, ...]:
         KernelError: it has no nftables, or this process lacks the permission.
     """
     # Our own table shows it with one message; reverting a probe takes the kernel 10 ms.
-    lacking = f"{ARP} {TABLE}" not in nft_kernel.table_names() and not has(NFPROTO_ARP)
+    lacking = f"{ARP} {QUBES}" not in nft_kernel.table_names() and not has(NFPROTO_ARP)
     return tuple(family for family in FAMILIES if family != ARP) if lacking else FAMILIES
 
 

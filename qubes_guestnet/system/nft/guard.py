@@ -19,8 +19,9 @@ import errno
 import socket
 import struct
 
-from ...core.nft.guard import ALL, ASKED, CHAINS, HELD, LEFT, UNNAMED
-from ...core.nft.rules_text import GUARD as TABLE
+from ...core.nft.guard import ALL, ASKED, HELD, LEFT, UNNAMED
+from ...core.nft.tables import GUARD as TABLE
+from ...core.nft.tables import GUARD_HOOKS
 from ...errors import KernelError
 from ..netlink import wire
 from . import batch
@@ -95,11 +96,11 @@ def _messages() -> list[batch.Message]:
     head = batch.header(_NFPROTO_INET)
     flags = batch.number(_NFTA_TABLE_FLAGS, _NFT_TABLE_F_OWNER)
     messages = [(batch.NFT_MSG_NEWTABLE, create, head + batch.text(_NFTA_TABLE_NAME, TABLE) + flags)]
-    for name, (hook, priority) in CHAINS.items():
+    for name, (hook, priority, kind) in GUARD_HOOKS.items():
         place = batch.number(_NFTA_HOOK_HOOKNUM, _HOOKS[hook]) + batch.number(_NFTA_HOOK_PRIORITY, priority)
         names = batch.text(_NFTA_CHAIN_TABLE, TABLE) + batch.text(_NFTA_CHAIN_NAME, name)
-        kind = batch.text(_NFTA_CHAIN_TYPE, "filter")
-        messages.append((batch.NFT_MSG_NEWCHAIN, create, head + names + batch.nested(_NFTA_CHAIN_HOOK, place) + kind))
+        names += batch.nested(_NFTA_CHAIN_HOOK, place) + batch.text(_NFTA_CHAIN_TYPE, kind)
+        messages.append((batch.NFT_MSG_NEWCHAIN, create, head + names))
     append = create | batch.NLM_F_APPEND
     return messages + [
         (batch.NFT_MSG_NEWRULE, append, batch.rule(_NFPROTO_INET, TABLE, chain, expressions))

@@ -12,9 +12,9 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+from ...core.nft.tables import FIREWALL, IP_FAMILIES, LIMITS, QUBES, SETS
 from ...errors import KernelError
 from ..netlink import wire
-from .program import FAMILIES, FIREWALL, LIMITS_TABLE, SETS, TABLE
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def present() -> bool:
     Raises:
         KernelError: the kernel has no nftables, or this process lacks the permission.
     """
-    return _in_force(TABLE)
+    return _in_force(QUBES)
 
 
 def filtering() -> bool:
@@ -128,9 +128,9 @@ def handles(chains: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str, byte
         KernelError: the kernel has no nftables, or this process lacks the permission.
     """
     wanted, found, asleep = frozenset(chains), set(), dormant()
-    for family in (family for family in SETS if (family, TABLE) not in asleep):
-        for table, chain, handle in map(_place, _dump(NFT_MSG_GETRULE, list, _text(NFTA_RULE_TABLE, TABLE), family)):
-            if table == TABLE and (family, chain) in wanted:
+    for family in (family for family in SETS if (family, QUBES) not in asleep):
+        for table, chain, handle in map(_place, _dump(NFT_MSG_GETRULE, list, _text(NFTA_RULE_TABLE, QUBES), family)):
+            if table == QUBES and (family, chain) in wanted:
                 found.add((family, chain, handle))
     return frozenset(found)
 
@@ -141,12 +141,12 @@ def limit_rules() -> Mapping[tuple[str, str], int]:
     Raises:
         KernelError: as `handles`.
     """
-    found, body = dict[tuple[str, str], int](), _text(NFTA_RULE_TABLE, LIMITS_TABLE)
+    found, body = dict[tuple[str, str], int](), _text(NFTA_RULE_TABLE, LIMITS)
     asleep = dormant()
-    for family in (family for family in FAMILIES if (family, LIMITS_TABLE) not in asleep):
+    for family in (family for family in IP_FAMILIES if (family, LIMITS) not in asleep):
         # One rule at a time: 250 vifs have 12,000.
         counts = _dump(NFT_MSG_GETRULE, lambda answers: Counter(_place(each)[:2] for each in answers), body, family)
-        found |= {(family, chain): number for (table, chain), number in counts.items() if table == LIMITS_TABLE}
+        found |= {(family, chain): number for (table, chain), number in counts.items() if table == LIMITS}
     return found
 
 

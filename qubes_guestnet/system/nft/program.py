@@ -10,17 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...core.nft import listing_blocks
+from ...core.nft.tables import IP_FAMILIES, LIMITS, LIMITS_MAP, QUBES
 from .. import programs
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from ...core.nft.foreign_chains import Chain
-
-# Names that users' scripts rely on (design, the provider).
-TABLE, FAMILIES = "qubes", ("ip", "ip6")
-SETS = {"ip": ("allowed", "downstream"), "ip6": ("allowed", "downstream"), "arp": ("allowed",)}
-FIREWALL = "qubes-firewall"
-LIMITS_TABLE, LIMITS_MAP = "qubes-limits", "qubes"
 
 _SECONDS = 10.0  # 250 qubes with 20 rules each take 0.3 s; a busy machine more
 _LONGEST = 1 << 22  # a set of thousands of addresses
@@ -127,7 +122,7 @@ def limits(families: Iterable[str], *, counted: bool = False) -> str:
         NftError: nft does not run.
     """
     words = ("list", "table") if counted else ("-s", "list", "map")
-    ends = (LIMITS_TABLE,) if counted else (LIMITS_TABLE, LIMITS_MAP)
+    ends = (LIMITS,) if counted else (LIMITS, LIMITS_MAP)
     commands = [(_program(), *words, family, *ends) for family in families]
     return "\n".join(_outputs(commands)) if commands else ""
 
@@ -188,7 +183,7 @@ def _listed(kind: str, wanted: tuple[tuple[str, str], ...]) -> str:
     return listing_blocks.chosen(tables(families), kind, wanted)
 
 
-def tables(families: tuple[str, ...] = FAMILIES) -> dict[str, str]:
+def tables(families: tuple[str, ...] = IP_FAMILIES) -> dict[str, str]:
     """What nft says of our tables, without counters; "" for one that is not there.
 
     Not `list chain` for each: version 1.0.6 finds only what the last such line of a transaction names.
@@ -197,7 +192,7 @@ def tables(families: tuple[str, ...] = FAMILIES) -> dict[str, str]:
         NftError: nft does not run.
     """
     program = _program()
-    commands = [(program, "-s", "list", "table", family, TABLE) for family in families]
+    commands = [(program, "-s", "list", "table", family, QUBES) for family in families]
     return dict(zip(families, _outputs(commands), strict=True))
 
 

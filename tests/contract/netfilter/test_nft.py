@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet.core.nft import listing_blocks
+from qubes_guestnet.core.nft import listing_blocks, tables
 from qubes_guestnet.errors import KernelError
 from qubes_guestnet.system import programs
 from qubes_guestnet.system.netlink import wire as netlink_wire
@@ -118,7 +118,7 @@ def test_a_text_longer_than_any_pipe(oracle: Oracle) -> None:
 def test_no_nft(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(programs, "SEARCHED", ())
-    for use in (lambda: nft.run("add table ip x\n"), lambda: nft.tables(nft.FAMILIES)):
+    for use in (lambda: nft.run("add table ip x\n"), lambda: nft.tables(tables.IP_FAMILIES)):
         with pytest.raises(nft.NftError, match=r"^nft is not installed; install nftables$"):
             use()  # type: ignore[no-untyped-call]
 
@@ -132,7 +132,7 @@ def test_an_nft_that_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (tmp_path / "nft").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(nft, "_SECONDS", 0.2 if "sleep" in script else 10)
-    for use in (lambda: nft.run("add table ip x\n"), lambda: nft.tables(nft.FAMILIES)):
+    for use in (lambda: nft.run("add table ip x\n"), lambda: nft.tables(tables.IP_FAMILIES)):
         with pytest.raises(nft.NftError, match=said):
             use()  # type: ignore[no-untyped-call]
 
@@ -197,23 +197,23 @@ def test_the_listing_is_in_the_order_asked_for(loaded: Oracle) -> None:
 
 def sets(families: Iterable[str]) -> str:
     """Both sets of some families."""
-    wanted = tuple((family, name) for family in families for name in nft.SETS[family])
+    wanted = tuple((family, name) for family in families for name in tables.SETS[family])
     return listing_blocks.chosen(nft.tables(tuple(families)), "set", wanted)
 
 
 def test_sets(loaded: Oracle) -> None:
-    assert sets(nft.FAMILIES).count("set allowed") == sets(nft.FAMILIES).count("set downstream") == 2
-    assert "chain" not in sets(nft.FAMILIES)
+    assert sets(tables.IP_FAMILIES).count("set allowed") == sets(tables.IP_FAMILIES).count("set downstream") == 2
+    assert "chain" not in sets(tables.IP_FAMILIES)
     many = ", ".join(f"fd09:24ef:4179::a89:{number:x}" for number in range(4000))
     nft.run(
         f'add element ip qubes allowed {{ "vif4.0" . 10.137.0.4 }}\nadd element ip6 qubes downstream {{ {many} }}\n'
     )
-    found = sets(nft.FAMILIES)
+    found = sets(tables.IP_FAMILIES)
     assert '"vif4.0" . 10.137.0.4' in found
     assert len(found) > 65536
     assert sum(f"fd09:24ef:4179::a89:{number:x}" in found for number in (1, 0x800, 3999)) == 3
     loaded.run("nft", "delete table ip6 qubes")
-    assert sets(nft.FAMILIES) == ""
+    assert sets(tables.IP_FAMILIES) == ""
     assert "10.137.0.4" in sets(["ip"])
 
 

@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from qubes_guestnet.core.nft.rules_text import FAMILIES, TABLE
+from qubes_guestnet.core.nft.tables import FAMILIES, QUBES
 from qubes_guestnet.errors import KernelError
 from qubes_guestnet.system.nft import families as nft_families
 from qubes_guestnet.system.nft import kernel as nft_kernel
@@ -29,9 +29,9 @@ def test_the_table_itself_is_proof_enough(oracle: Oracle, monkeypatch: pytest.Mo
     assert nft_families.there() == FAMILIES
     monkeypatch.setattr(nft_families, "has", lambda _: False)
     assert nft_families.there() == ("ip", "ip6")
-    oracle.run("nft", f"add table ip {TABLE}")
+    oracle.run("nft", f"add table ip {QUBES}")
     assert nft_families.there() == ("ip", "ip6")
-    oracle.run("nft", f"add table arp {TABLE}")
+    oracle.run("nft", f"add table arp {QUBES}")
     assert nft_families.there() == FAMILIES
 
 

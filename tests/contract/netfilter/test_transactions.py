@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from qubes_guestnet.core.nft import limits, rules_text
+from qubes_guestnet.core.nft import limits, rules_text, tables
 from qubes_guestnet.core.nft.limits import Limits
 from qubes_guestnet.provider.ruleset_generation import MISSING, Transactions, seen
 from qubes_guestnet.system.nft import program as nft
@@ -50,13 +50,13 @@ def test_what_is_not_there_is_not_asked_for(asked: Asked) -> None:
 def test_each_state_of_the_rules_is_listed_once(asked: Asked, oracle: Oracle) -> None:
     transactions = Transactions()
     transactions.run(rules_text.base(ipv6=True))
-    whole = transactions.tables(rules_text.FAMILIES)
+    whole = transactions.tables(tables.FAMILIES)
     assert transactions.tables(("ip6",)) == {"ip6": whole["ip6"]}
-    assert asked.families == [rules_text.FAMILIES]
+    assert asked.families == [tables.FAMILIES]
     oracle.run("nft", ELEMENT)
     assert "10.137.0.4" in transactions.tables(("ip",))["ip"]
     assert transactions.tables(("ip", "ip6"))["ip6"] == whole["ip6"]
-    assert asked.families == [rules_text.FAMILIES, ("ip",), ("ip6",)]
+    assert asked.families == [tables.FAMILIES, ("ip",), ("ip6",)]
     transactions.run("delete table ip6 qubes\n")
     assert transactions.tables(("ip", "ip6"))["ip6"] == ""
     assert asked.families[3:] == [("ip",)]
@@ -65,10 +65,10 @@ def test_each_state_of_the_rules_is_listed_once(asked: Asked, oracle: Oracle) ->
 def test_a_transaction_of_ours_in_another_table_changes_nothing_of_them(asked: Asked, oracle: Oracle) -> None:
     transactions = Transactions()
     transactions.run(rules_text.base(ipv6=True))
-    whole = transactions.tables(rules_text.FAMILIES)
+    whole = transactions.tables(tables.FAMILIES)
     transactions.run(LIMITS)
-    assert transactions.tables(rules_text.FAMILIES) == whole
-    assert asked.families == [rules_text.FAMILIES]
+    assert transactions.tables(tables.FAMILIES) == whole
+    assert asked.families == [tables.FAMILIES]
     # Another program is faster, and changes ours.
     end = transactions.begin(LIMITS)
     oracle.run("nft", ELEMENT)
@@ -83,6 +83,6 @@ def test_the_sum_of_chains_is_of_what_is_there(oracle: Oracle) -> None:
     transactions = Transactions()
     transactions.run(rules_text.base(ipv6=True))
     now = seen(rules_text.CHAINS)
-    assert now == seen(rules_text.CHAINS, transactions.tables(rules_text.FAMILIES)) != MISSING
+    assert now == seen(rules_text.CHAINS, transactions.tables(tables.FAMILIES)) != MISSING
     oracle.run("nft", "flush chain ip qubes forward")
     assert seen(rules_text.CHAINS) not in (now, MISSING)

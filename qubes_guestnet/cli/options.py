@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verbs, their options, and the exit status: one table for the command line, its help and its documents."""
+
+from __future__ import annotations
+
+from ..core.namedtuple import NamedTuple
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+WAIT_SECONDS = 9.0  # dom0 gives the call 10 s (qubes.WaitForNetworkUplink)
+
+
+class Options(NamedTuple):
+    """What a verb was called with.
+
+    Args:
+        interface: name of an interface, "" for all.
+        action: of a verb that has several.
+        dry_run: change nothing.
+        json: print JSON.
+        timeout: seconds to wait.
+        boot: wait for no more than the boot has to.
+        brief: a line an interface.
+        watch: print again what changes.
+        color: when to use colour: auto, always or never.
+        verbose: tell of each pass.
+        rest: everything behind `lab`.
+    """
+
+    interface: str = ""
+    action: str = ""
+    dry_run: bool = False
+    json: bool = False
+    timeout: float = WAIT_SECONDS
+    boot: bool = False
+    brief: bool = False
+    watch: bool = False
+    color: str = "auto"
+    verbose: bool = False
+    rest: tuple[str, ...] = ()
+
+
+class Verb(NamedTuple):
+    """One verb.
+
+    Args:
+        run: its function, in `verbs`, `views` or `provider_verbs`.
+        words: names of its positional arguments; one in brackets may be left out.
+        choices: what the first word may be, empty where it is free.
+        options: long options it takes.
+        summary: one line of help.
+    """
+
+    run: str
+    words: tuple[str, ...]
+    choices: tuple[str, ...]
+    options: tuple[str, ...]
+    summary: str
+
+
+VERBS: dict[str, Verb] = {
+    "agent": Verb("agent", (), (), ("--verbose",), "stay resident and follow QubesDB; systemd runs it"),
+    "apply": Verb("apply", ("[interface]",), (), ("--dry-run",), "configure the network with dom0's settings, once"),
+    "plan": Verb(
+        "plan",
+        ("[interface]",),
+        (),
+        ("--json", "--color"),
+        "print the changes that apply would make, one per line",
+    ),
+    "status": Verb(
+        "status",
+        ("[interface]",),
+        (),
+        ("--json", "--brief", "--watch", "--color"),
+        "print the desired and the actual state",
+    ),
+    "monitor": Verb("monitor", (), (), ("--json", "--color"), "follow what the agent does, until Ctrl-C"),
+    "check": Verb("check", (), (), ("--json", "--color"), "list problems, with codes and remedies"),
+    "uplink": Verb(
+        "uplink",
+        ("action", "interface"),
+        ("add", "remove", "stop"),
+        (),
+        "configure this qube's own interface, or take it down",
+    ),
+    "wait-uplink": Verb(
+        "wait_uplink", (), (), ("--timeout", "--boot"), "return when the current interface is configured"
+    ),
+    "vif": Verb(
+        "vif",
+        ("action",),
+        ("online", "offline"),
+        (),
+        "configure the interface of a client qube; Xen's hotplug calls it",
+    ),
+    "dns": Verb("dns", ("action",), ("sync",), (), "redirect the virtual DNS addresses to the upstream servers"),
+    "rules": Verb("rules", ("action",), ("load", "unload"), (), "load or remove anti-spoofing and base rules"),
+    "forwarding": Verb(
+        "forwarding", ("action",), ("on", "off", "hold", "release"), (), "open or close forwarding for client qubes"
+    ),
+    "lab": Verb("lab", (), (), (), "build a small Qubes network in namespaces, for tests"),
+}
