@@ -73,11 +73,8 @@ class Agent:
         self._host: Host | None = None
         self._keeper = self._keep_rules()  # until there is a host, which keeps the rules itself
         self._bus_fd = -1
-        self._keys_written = False
-        self._detached = False
-        self._rewriting = False
+        self._keys_written = self._detached = self._rewriting = self._unfinished = False
         self._failures = 0
-        self._unfinished = False
         self._timers = {"connect": time.monotonic()}
         if self._journal.monitor is not None:
             self._signals.register(self._journal.monitor.fileno())
@@ -296,6 +293,8 @@ class Agent:
             self._journal.failed(error)
 
     def _may_rewrite(self, data: bytes) -> bool:
+        if self._rewriting:  # asked again within the pass: the file changed before it was written
+            self._budget.failed()
         self._rewriting = self._budget.allow(data, time.monotonic())
         return self._rewriting
 

@@ -18,19 +18,19 @@ pytestmark = pytest.mark.behaviour("B148")
 
 SYSTEM = "qubes_guestnet.system"
 MADE = [
-    (f"{SYSTEM}.vifs:Folder.save", False),
-    (f"{SYSTEM}.vifs:Folder.save", True),
-    (f"{SYSTEM}.tunables:write", True),
-    (f"{SYSTEM}.netlink:Kernel.apply", False),
-    (f"{SYSTEM}.netlink:Kernel.apply", True),
-    (f"{SYSTEM}.nft:end", True),
+    (f"{SYSTEM}.vif_records:Folder.save", False),
+    (f"{SYSTEM}.vif_records:Folder.save", True),
+    (f"{SYSTEM}.procfs_sysctl:write", True),
+    (f"{SYSTEM}.netlink.rtnl:Kernel.apply", False),
+    (f"{SYSTEM}.netlink.rtnl:Kernel.apply", True),
+    (f"{SYSTEM}.nft.program:end", True),
     (f"{SYSTEM}.conntrack:purge", False),
 ]
 UNMADE = [
-    (f"{SYSTEM}.vifs:Folder.remove", False),
-    (f"{SYSTEM}.vifs:Folder.remove", True),
-    (f"{SYSTEM}.netlink:Kernel.apply", True),
-    (f"{SYSTEM}.nft:end", True),
+    (f"{SYSTEM}.vif_records:Folder.remove", False),
+    (f"{SYSTEM}.vif_records:Folder.remove", True),
+    (f"{SYSTEM}.netlink.rtnl:Kernel.apply", True),
+    (f"{SYSTEM}.nft.program:end", True),
     (f"{SYSTEM}.conntrack:purge", True),
 ]
 

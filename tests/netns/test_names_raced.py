@@ -86,6 +86,31 @@ def test_a_client_that_has_truncated_the_file_writes_it_in_peace() -> None:
     assert guest.qube.read("/etc/resolv.conf") == "nameserver 10.8.0.1\n"
 
 
+# The file changes before each first attempt of a pass to write it: the attempt fails, and the pass plans again.
+CHANGING = """
+from qubes_guestnet.system import files
+publish = files.publish
+def published(path, data, *words, **named):
+    if path == "/etc/resolv.conf" and b"changed" not in open(path, "rb").read():
+        with open(path, "a") as file:
+            file.write("# changed\\n")
+    publish(path, data, *words, **named)
+files.publish = published
+"""
+
+
+@pytest.mark.behaviour("B124")
+def test_a_file_that_changes_before_it_is_written_counts_as_overwritten_once() -> None:
+    """Each of these counted twice, and the agent gave the file up as one that another program insists on."""
+    host = Hosting({**OF_A_PROVIDER, **OF_A_PROXY, "/qubes-mac": UPLINK_MAC}, servers=[DNS], agent=False)
+    host.qube.write("/run/lab/changing/sitecustomize.py", CHANGING)
+    host.qube.start_agent(env={"PYTHONPATH": ":".join(("/run/lab/changing", *sys.path))})
+    for number in range(RewriteBudget.LIMIT - 1):
+        host.resolv_conf(f"192.0.2.{number}")
+        eventually(lambda: DNS in host.qube.read("/etc/resolv.conf"), trouble=host.trouble)
+    assert "another program overwrote" not in host.trouble()
+
+
 @pytest.mark.behaviour("B123")
 def test_a_resolv_conf_that_another_program_keeps_overwriting_delays_no_names() -> None:
     """The pause of resolv.conf is up to a minute; a chain that leads nowhere is restored after a second."""

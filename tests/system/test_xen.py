@@ -264,7 +264,9 @@ def test_a_stolen_address_gets_nowhere(xen: Chain) -> None:
 @pytest.mark.behaviour("B49")
 def test_a_detached_interface_leaves_nothing(xen: Chain) -> None:
     vif = f"vif{xen.qube.domid}.0"
-    xen.dom0.run("xl", "network-detach", "qube", "0")
+    # libxl waits 10 s for the driver domain and then gives up waiting, which is short for an emulated one on a loaded
+    # machine. The driver domain goes on, and what it leaves is what counts.
+    xen.dom0.run("xl", "network-detach", "qube", "0", check=False)
     left = lambda: [elements(xen.netvm, family, name) for family in FAMILIES for name in SETS]  # noqa: E731
     eventually(lambda: left() == [[]] * 4, REACH_S, "the end of it", lambda: told(xen.netvm))
     assert xen.netvm.link(vif) is None
