@@ -7,10 +7,10 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 
-from .. import nft_listing
-from ..listings import taken_apart
 from ..namedtuple import NamedTuple
-from ..nftables import DNS_SET
+from ..nft import listing as nft_listing
+from ..nft.listing_blocks import taken_apart
+from ..nft.tables import DNS_SET
 from ..values import IPAddress
 from . import ruleset
 

@@ -15,7 +15,7 @@ from . import ruleset
 from .binding import Bound
 from .rules import Problem, Ruleset
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from typing import TypeAlias
 

@@ -34,7 +34,7 @@ from .rules import (
     Ruleset,
 )
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from typing import Any
 

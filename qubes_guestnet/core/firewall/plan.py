@@ -27,7 +27,7 @@ from .operations import (
     SetQubeRules,
 )
 
-TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/lean)
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from .operations import Operation
 

@@ -20,8 +20,8 @@ import binascii
 from collections.abc import Iterable, Mapping
 
 from ..namedtuple import NamedTuple
-from ..nftables import DNS_SET
-from ..nftables import FIREWALL_TABLE as TABLE
+from ..nft.tables import DNS_SET, FIREWALL_HOOKS
+from ..nft.tables import FIREWALL as TABLE
 from ..values import IPV4, IPV6, IPAddress
 from .binding import Bound, Line
 from .name_messages import problem_of
@@ -56,9 +56,9 @@ class Family(NamedTuple):
 FAMILIES = {IPV4: Family("ip", "ipv4_addr", "icmp"), IPV6: Family("ip6", "ipv6_addr", "icmpv6")}
 
 HOOKS = {
-    "forward": "type filter hook forward priority filter; policy drop;",
-    "prerouting": "type filter hook prerouting priority raw; policy accept;",
-    "postrouting": "type filter hook postrouting priority raw; policy accept;",
+    "forward": f"{FIREWALL_HOOKS['forward']}; policy drop;",
+    "prerouting": f"{FIREWALL_HOOKS['prerouting']}; policy accept;",
+    "postrouting": f"{FIREWALL_HOOKS['postrouting']}; policy accept;",
 }
 QUBES_FORWARD = "qubes-forward"
 CHAINS = (QUBES_FORWARD, *HOOKS)

@@ -63,6 +63,12 @@ LIMITS_HOOKS = {
     "forward": Hook("forward", 10),
     "input": Hook("input", 10),
 }
+# As the firewall's service of qubes-core-agent has them.
+FIREWALL_HOOKS = {
+    "forward": Hook("forward", 0),
+    "prerouting": Hook("prerouting", -300),
+    "postrouting": Hook("postrouting", -300),
+}
 GUARD_HOOKS = {
     "prerouting": Hook("prerouting", -400),
     "input": Hook("input", -400),

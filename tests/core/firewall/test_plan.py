@@ -26,7 +26,7 @@ from qubes_guestnet.core.firewall.operations import (
     transaction,
 )
 from qubes_guestnet.core.firewall.plan import Wanted, lost_rules, plan
-from qubes_guestnet.system.nft import Refused
+from qubes_guestnet.system.nft.program import Refused
 from tests.core.firewall import made, naive
 from tests.core.firewall.made import FOUR, SIX, A, bound
 from tests.core.ruleset import Ruleset
