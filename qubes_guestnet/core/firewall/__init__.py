@@ -7,8 +7,9 @@ In the order in which a pass uses them:
     commits     which of these sets are in force: the commit protocol of dom0
     parsing     one set → a `Ruleset` (`rules`), with every error
     binding     host names → addresses; the modules names… hold what name servers answered
+    lines       what is in force, as values and as rules for nft
     evaluator   the answer for one packet, and the entry that decides
-    ruleset     text for nft
+    ruleset     the texts for nft
     listing     what `nft list` says is loaded
     plan        the difference, as `operations`
     connections the conntrack entries that a change has turned to refused

@@ -12,12 +12,13 @@ What a name has is known when it was answered, also by "no address of this famil
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 from ..namedtuple import NamedTuple
-from ..values import IPNetwork
+from .lines import BLOCKED, POLICY, Line, last_rule, rule, signature
 from .name_cache import Known
 from .name_messages import MOST_ADDRESSES
-from .rules import INVALID_HOST, Ports, Rule, Ruleset
+from .rules import INVALID_HOST, Rule, Ruleset
 
 UNKNOWN = Known((), False)
 
@@ -25,31 +26,14 @@ UNKNOWN = Known((), False)
 Names = Mapping[tuple[int, str], Known]
 
 
-class Line(NamedTuple):
-    """A rule as it is in force: what becomes one line of the qube's chain.
-
-    Args:
-        number: of the entry.
-        accept: else a packet that matches is refused.
-        network: the destination is in it; None: any.
-        host: the destination is in the set of this name; None: any.
-        dns: the destination is one of the name servers.
-        protocols: that it matches; () for any.
-        ports: the destination port, of TCP and UDP; None: any.
-        icmp_type: None: any.
-    """
-
-    number: int
-    accept: bool
-    network: IPNetwork | None = None
-    host: str | None = None
-    dns: bool = False
-    protocols: tuple[str, ...] = ()
-    ports: Ports | None = None
-    icmp_type: int | None = None
+class _BoundFields(NamedTuple):
+    ruleset: Ruleset
+    known: Mapping[str, Known] = {}
+    refused: bool = False
+    warnings: tuple[str, ...] = ()
 
 
-class Bound(NamedTuple):
+class Bound(_BoundFields):
     """A list with what is known of its names.
 
     Args:
@@ -58,12 +42,9 @@ class Bound(NamedTuple):
         refused: everything is, whatever the rules say: an error of the list, or a name without an answer where that is
             to block the qube.
         warnings: names with too many addresses.
-    """
 
-    ruleset: Ruleset
-    known: Mapping[str, Known] = {}
-    refused: bool = False
-    warnings: tuple[str, ...] = ()
+    What follows from these is worked out once: a list of 1000 rules is looked at in every pass.
+    """
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -79,7 +60,7 @@ class Bound(NamedTuple):
         """What becomes of a packet that no line matches."""
         return self.ruleset.accept and not self.refused
 
-    @property
+    @cached_property
     def lines(self) -> tuple[Line, ...]:
         """What is in force, in order; nothing of it depends on what is not known."""
         if self.refused:
@@ -106,19 +87,36 @@ class Bound(NamedTuple):
             rule.icmp_type,
         )
 
+    @cached_property
+    def rules(self) -> tuple[str, ...]:
+        """The rules of its chain for nft; the last one is for every packet."""
+        version, last = self.ruleset.address.version, BLOCKED if self.refused else POLICY
+        return (*(rule(line, version) for line in self.lines), last_rule(self.accept, last, version))
+
+    @property
+    def comments(self) -> tuple[str, ...]:
+        """The comments of these rules."""
+        return (*(line.comment for line in self.lines), BLOCKED if self.refused else POLICY)
+
+    @cached_property
+    def signature(self) -> str:
+        """The checksum of these rules."""
+        return signature(self.rules)
+
     @property
     def hosts(self) -> tuple[str, ...]:
         """The names that its lines look up."""
         return tuple(dict.fromkeys(line.host for line in self.lines if line.host is not None))
 
 
-def bind(ruleset: Ruleset, names: Names, *, block_unresolved: bool = False) -> Bound:
+def bind(ruleset: Ruleset, names: Names, *, block_unresolved: bool = False, before: Bound | None = None) -> Bound:
     """Return a list with the addresses of its names.
 
     Args:
         ruleset: as parsed.
         names: what was answered; addresses of the other family are ignored.
         block_unresolved: refuse everything while an address of a name is not known.
+        before: the list of the last pass; it is returned where the result is equal.
     """
     known, warnings = {}, list[str]()
     version = ruleset.address.version
@@ -134,5 +132,6 @@ def bind(ruleset: Ruleset, names: Names, *, block_unresolved: bool = False) -> B
             kept = f"{host} has {len(addresses)} addresses; an accept is for the first {MOST_ADDRESSES}"
             warnings.append(f"{ruleset.address}: {kept}, a drop for every destination; use networks")
     bound = Bound(ruleset, known, ruleset.blocked, tuple(warnings))
-    unresolved = bool(bound.unknown) or any(rule.host == INVALID_HOST for rule in ruleset.rules)
-    return bound._replace(refused=ruleset.blocked or (block_unresolved and unresolved))
+    if block_unresolved and (bound.unknown or any(rule.host == INVALID_HOST for rule in ruleset.rules)):
+        bound = Bound(ruleset, known, True, tuple(warnings))
+    return before if before is not None and before == bound else bound

@@ -13,6 +13,7 @@ from ..nft.listing_blocks import taken_apart
 from ..nft.tables import DNS_SET
 from ..values import IPAddress
 from . import ruleset
+from .lines import host_of
 
 _COMMENT = re.compile(r' comment "([^"]*)"$')
 _TARGET = re.compile(r"\b(?:jump|goto) ([^\s,]+)")
@@ -70,7 +71,7 @@ def parse(text: str) -> Listed:
     dns, targets = None, set[str]()
     for head, block in blocks.items():
         kind, name = head.split()[:2]
-        host = ruleset.host_of(name)
+        host = host_of(name)
         if kind == "map" and name == ruleset.MAP:
             qubes = dict(_elements(block))
             continue

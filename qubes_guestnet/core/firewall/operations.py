@@ -13,6 +13,7 @@ from ..namedtuple import NamedTuple, distinct
 from ..values import IPAddress
 from . import ruleset
 from .binding import Bound
+from .lines import FAMILIES
 from .rules import Problem, Ruleset
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
@@ -39,7 +40,7 @@ class LoadFirewallTable(NamedTuple):
 
     def __str__(self) -> str:
         rules = f", our rules in {', '.join(self.fill)}" if self.fill else ""
-        return f"nft -f: table {ruleset.FAMILIES[self.version].table}{rules}"
+        return f"nft -f: table {FAMILIES[self.version].table}{rules}"
 
 
 @distinct
@@ -56,7 +57,7 @@ class SetDnsServers(NamedTuple):
 
     def __str__(self) -> str:
         servers = ", ".join(map(str, self.servers)) or "none"
-        return f"nft -f: name servers of {ruleset.FAMILIES[self.version].table}: {servers}"
+        return f"nft -f: name servers of {FAMILIES[self.version].table}: {servers}"
 
 
 @distinct
@@ -152,7 +153,7 @@ class RemoveQubeChain(NamedTuple):
 
     def __str__(self) -> str:
         done = "emptied, a rule of another program jumps to it" if self.keep else "removed"
-        return f"nft -f: chain {ruleset.FAMILIES[self.version].table} {self.chain}: {done}"
+        return f"nft -f: chain {FAMILIES[self.version].table} {self.chain}: {done}"
 
 
 @distinct

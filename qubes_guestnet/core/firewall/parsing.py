@@ -231,10 +231,10 @@ def _network(untrusted_value: bytes, version: int) -> IPNetwork:
         raise ValueError("no address")
     longest = 32 if version == IPV4 else 128
     length = _number(untrusted_length, longest) if slash else longest
-    text = untrusted_address.decode("ascii")
+    text, host_bits = untrusted_address.decode("ascii"), (1 << longest - length) - 1
     if version == IPV4:
-        return ipaddress.IPv4Network((ipaddress.IPv4Address(text), length), strict=False)
-    return ipaddress.IPv6Network((ipaddress.IPv6Address(text), length), strict=False)
+        return ipaddress.IPv4Network((int(ipaddress.IPv4Address(text)) & ~host_bits, length))
+    return ipaddress.IPv6Network((int(ipaddress.IPv6Address(text)) & ~host_bits, length))
 
 
 def _host(untrusted_value: bytes) -> str:

@@ -15,6 +15,7 @@ from ..values import IPAddress
 from . import ruleset
 from .binding import Bound
 from .commits import ordered
+from .lines import FAMILIES, set_of
 from .listing import Element, Listed
 from .operations import (
     ORDER,
@@ -53,11 +54,7 @@ def plan(listed: Mapping[int, Listed], wanted: Wanted) -> tuple[Operation, ...]:
         listed: by family; a family that is missing has no table.
         wanted: of both families.
     """
-    found = [
-        operation
-        for version in ruleset.FAMILIES
-        for operation in _family(version, listed.get(version, Listed()), wanted)
-    ]
+    found = [operation for version in FAMILIES for operation in _family(version, listed.get(version, Listed()), wanted)]
     return tuple(sorted(found, key=lambda operation: ORDER.index(type(operation))))
 
 
@@ -94,8 +91,8 @@ def _is_loaded(listed: Listed, bound: Bound) -> bool:
     """Whether the rules of a qube are in force. Others can delete a rule of a chain and leave the element."""
     address = bound.ruleset.address
     chain = ruleset.chain_of(address)
-    element = Element(ruleset.verdict(address), ruleset.signature(bound))
-    return listed.qubes.get(address) == element and listed.comments(chain) == ruleset.comments(bound)
+    element = Element(ruleset.verdict(address), bound.signature)
+    return listed.qubes.get(address) == element and listed.comments(chain) == bound.comments
 
 
 def _names(version: int, listed: Listed, lists: Mapping[IPAddress, Bound], kept: set[IPAddress]) -> Iterator[Operation]:
@@ -111,7 +108,7 @@ def _names(version: int, listed: Listed, lists: Mapping[IPAddress, Bound], kept:
             yield ChangeName(version, host, ordered(addresses - before), ordered(before - addresses))
     staying = {ruleset.chain_of(address) for address in kept}
     for host in sorted(set(listed.names) - set(used)):
-        word = f"@{ruleset.set_of(host)} "
+        word = f"@{set_of(host)} "
         foreign = (chain for chain in listed.rules if chain in staying or not ruleset.is_chain(chain))
         if not any(word in f"{rule} " for chain in foreign for rule in listed.rules[chain]):
             yield RemoveName(version, host)

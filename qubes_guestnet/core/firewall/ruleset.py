@@ -7,53 +7,27 @@ Names, hooks and priorities are those that users' scripts rely on: they jump to 
 and delete there the line that matches `vif.*accept` (behaviours B82, B90). So no text here flushes a chain but the
 `qbs-…` ones; rules of ours elsewhere carry a comment, and are added where none of them is.
 
-Both families come from one template. Protocols are matched by `meta l4proto`: behind extension headers and in fragments
-`ip6 nexthdr` is another one. The addresses of a name are a set of their own, which all qubes share, so a new answer
-changes elements and no rule. Of a qube without an element nothing passes, without an answer: that is the policy.
+Both families come from one template. The addresses of a name are a set of their own, which all qubes share, so a new
+answer changes elements and no rule. Of a qube without an element nothing passes, without an answer: that is the policy.
 
-A text is made of the values of `rules` and `binding`, and of addresses; none of them can hold a command.
+A text is made of the values of `rules` and `lines`, and of addresses; none of them can hold a command.
 """
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Iterable, Mapping
 
-from ..namedtuple import NamedTuple
 from ..nft.tables import DNS_SET, FIREWALL_HOOKS
-from ..nft.tables import FIREWALL as TABLE
-from ..values import IPV4, IPV6, IPAddress
-from .binding import Bound, Line
+from ..values import IPAddress
+from .binding import Bound
+from .lines import FAMILIES, set_of
 from .name_messages import problem_of
-from .rules import EVERY_PORT, ICMP
 
 MAP = "qubes"
 COMMENT = "qubes-guestnet"
-# Of the last rule of a chain.
-POLICY, BLOCKED = "policy", "blocked"
-_CHAIN, _NAME = "qbs-", "n-"
+_CHAIN = "qbs-"
 _ELEMENTS_A_LINE = 64
 
-
-class Family(NamedTuple):
-    """Words of one family."""
-
-    word: str
-    address: str
-    icmp: str
-
-    @property
-    def table(self) -> str:
-        """Family and name of the table."""
-        return f"{self.word} {TABLE}"
-
-    @property
-    def refuse(self) -> str:
-        """The statement for what is refused: the sender learns it at once (behaviour B85)."""
-        return f"reject with {self.icmp} admin-prohibited"
-
-
-FAMILIES = {IPV4: Family("ip", "ipv4_addr", "icmp"), IPV6: Family("ip6", "ipv6_addr", "icmpv6")}
 
 HOOKS = {
     "forward": f"{FIREWALL_HOOKS['forward']}; policy drop;",
@@ -117,52 +91,6 @@ def is_chain(name: str) -> bool:
     return name.startswith(_CHAIN)
 
 
-def chain_rules(bound: Bound) -> tuple[str, ...]:
-    """Return the rules of a qube's chain, each with its comment; the last one decides about all packets."""
-    version = bound.ruleset.address.version
-    last = BLOCKED if bound.refused else POLICY
-    every = (_rule("", bound.accept, last, version),)
-    return (
-        tuple(_rule(_condition(line, version), line.accept, f"{line.number:04}", version) for line in bound.lines)
-        + every
-    )
-
-
-def comments(bound: Bound) -> tuple[str, ...]:
-    """Return the comments of these rules, in order."""
-    return (*(f"{line.number:04}" for line in bound.lines), BLOCKED if bound.refused else POLICY)
-
-
-def _rule(condition: str, accept: bool, comment: str, version: int) -> str:
-    verdict = "accept" if accept else FAMILIES[version].refuse
-    return f'{condition}counter {verdict} comment "{comment}"'
-
-
-def _condition(line: Line, version: int) -> str:
-    word, words = FAMILIES[version].word, []
-    if line.network is not None and line.network.prefixlen:
-        words.append(f"{word} daddr {line.network}")
-    if line.host is not None:
-        words.append(f"{word} daddr @{set_of(line.host)}")
-    if line.dns:
-        words.append(f"{word} daddr @{DNS_SET}")
-    protocols = tuple(FAMILIES[version].icmp if each == ICMP else each for each in line.protocols)
-    if protocols:
-        one = len(protocols) == 1
-        words.append(f"meta l4proto {protocols[0] if one else '{ ' + ', '.join(protocols) + ' }'}")
-    if line.ports is not None and line.ports != EVERY_PORT:
-        words.append(f"th dport {line.ports}")
-    if line.icmp_type is not None:
-        words.append(f"{FAMILIES[version].icmp} type {line.icmp_type}")
-    return "".join(f"{each} " for each in words)
-
-
-def signature(bound: Bound) -> str:
-    """Return a checksum of a qube's rules, by which they are known again: nft prints them in other words."""
-    data = "\n".join(chain_rules(bound)).encode()
-    return f"{len(data):x}-{binascii.crc32(data):08x}{binascii.crc_hqx(data, 0):04x}"
-
-
 def verdict(address: IPAddress) -> str:
     """Return where a qube's element leads to."""
     # Not goto: a user's rules behind it see what no rule here decides.
@@ -181,12 +109,12 @@ def qube(bound: Bound, *, displaces: bool = False) -> str:
     address = bound.ruleset.address
     table, chain = FAMILIES[address.version].table, chain_of(address)
     element = f"element {table} {MAP} {{ {address}"
-    whole = f'{element} comment "{signature(bound)}" : {verdict(address)} }}'
+    whole = f'{element} comment "{bound.signature}" : {verdict(address)} }}'
     lines = (
         *[f"delete {element} }}"] * displaces,
         f"add chain {table} {chain}",
         f"flush chain {table} {chain}",
-        *(f"add rule {table} {chain} {rule}" for rule in chain_rules(bound)),
+        *(f"add rule {table} {chain} {rule}" for rule in bound.rules),
         # An element that is there keeps its comment. To delete a missing one is an error, to add a present one none.
         f"add {whole}",
         f"delete {element} }}",
@@ -220,16 +148,6 @@ def check_chain(name: str) -> None:
 
 
 # --- sets --------------------------------------------------------------------------------------------------------
-
-
-def set_of(host: str) -> str:
-    """Return the name of the set of a host name."""
-    return _NAME + host
-
-
-def host_of(name: str) -> str | None:
-    """Return the host name of a set; None for another set."""
-    return name.removeprefix(_NAME) if name.startswith(_NAME) else None
 
 
 def name(version: int, host: str, add: Iterable[IPAddress], remove: Iterable[IPAddress]) -> str:

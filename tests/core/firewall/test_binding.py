@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core.firewall.binding import UNKNOWN, Line, bind
+from qubes_guestnet.core.firewall.binding import UNKNOWN, bind
+from qubes_guestnet.core.firewall.lines import Line
 from qubes_guestnet.core.firewall.name_cache import Known
 from qubes_guestnet.core.firewall.name_messages import MOST_ADDRESSES
 from tests.core.firewall.made import SIX, A, answers, bound, ruleset
@@ -94,3 +95,11 @@ def test_a_list_with_an_error_is_refused_whatever_the_names_are() -> None:
 def test_a_rule_that_matches_nothing_has_no_line() -> None:
     assert bound("action=drop specialtarget=dns proto=icmp", "action=accept dsthost=a..b").lines == ()
     assert bound("action=drop dsthost=a..b").lines == (Line(0, False),)
+
+
+def test_an_equal_list_is_that_of_the_last_pass() -> None:
+    names = answers(4, {"example.org": ["192.0.2.1"]})
+    before = bind(ruleset(*BOTH), names)
+    assert bind(ruleset(*BOTH), names, before=before) is before
+    assert bind(ruleset(*BOTH), {}, before=before) is not before
+    assert bind(ruleset(*BOTH), {}, before=before, block_unresolved=True).refused

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from qubes_guestnet.core.firewall import listing, ruleset
 from qubes_guestnet.core.firewall.binding import Bound
+from qubes_guestnet.core.firewall.lines import FAMILIES
 from qubes_guestnet.core.firewall.listing import Listed
 from qubes_guestnet.core.firewall.operations import (
     ChangeName,
@@ -40,7 +41,7 @@ NAMED = "action=accept dsthost=a.org"
 
 
 def listed(kernel: Ruleset) -> dict[int, Listed]:
-    return {version: listing.parse(kernel.listing(family.word, TABLE)) for version, family in ruleset.FAMILIES.items()}
+    return {version: listing.parse(kernel.listing(family.word, TABLE)) for version, family in FAMILIES.items()}
 
 
 def wanted(*lists: Bound, dns: Mapping[int, Iterable[str]] | None = None, kept: Iterable[str] = ()) -> Wanted:
@@ -78,7 +79,7 @@ def test_from_nothing_to_all_in_one_transaction() -> None:
     assert kernel.elements("ip", TABLE, "n-a.org") == {"192.0.2.1"}
     assert kernel.elements("ip", TABLE, "qubes") == {FOUR}
     assert kernel.rules("ip", TABLE, "qubes-forward") == ('ip saddr vmap @qubes comment "qubes-guestnet"',)
-    assert kernel.rules("ip6", TABLE, "qbs-fd09-24ef-4179--a89-5") == ruleset.chain_rules(six)
+    assert kernel.rules("ip6", TABLE, "qbs-fd09-24ef-4179--a89-5") == six.rules
     assert {"forward", "prerouting", "postrouting"} <= set(kernel.tables["ip6", TABLE].chains)
     assert kernel.tables["ip6", TABLE].chains["forward"].policy == "drop"
 
@@ -259,7 +260,7 @@ def test_where_nft_refuses_one_qube_the_others_are_in_force() -> None:
         for each in lists:
             chain = ruleset.chain_of(each.ruleset.address)
             refused = ('counter reject with icmp admin-prohibited comment "blocked"',)
-            whole = refused if str(each.ruleset.address) == bad else ruleset.chain_rules(each)
+            whole = refused if str(each.ruleset.address) == bad else each.rules
             assert kernel.rules("ip", TABLE, chain) == whole
         assert kernel.elements("ip", TABLE, "qubes") == set(addresses)
 
@@ -335,5 +336,5 @@ def test_any_state_becomes_any_other_in_one_transaction(chance: Random) -> None:
             raise AssertionError(error) from error
         assert len(kernel.loads) <= before + 1
         for each in lists:
-            word = ruleset.FAMILIES[each.ruleset.address.version].word
-            assert kernel.rules(word, TABLE, ruleset.chain_of(each.ruleset.address)) == ruleset.chain_rules(each)
+            word = FAMILIES[each.ruleset.address.version].word
+            assert kernel.rules(word, TABLE, ruleset.chain_of(each.ruleset.address)) == each.rules

@@ -56,17 +56,17 @@ REJ, REJ6 = "counter reject with icmp admin-prohibited", "counter reject with ic
 )
 def test_an_entry_becomes_one_rule(address: str, entry: str, rule: str) -> None:
     refused = REJ if address == FOUR else REJ6
-    assert ruleset.chain_rules(bound(entry, address=address)) == (
+    assert bound(entry, address=address).rules == (
         f'{rule} comment "0000"',
         f'{refused} comment "policy"',
     )
 
 
 def test_the_last_rule_is_the_policy_or_the_refusal() -> None:
-    assert ruleset.chain_rules(bound(policy=b"accept")) == ('counter accept comment "policy"',)
-    assert ruleset.chain_rules(bound("foo", policy=b"accept")) == (f'{REJ} comment "blocked"',)
-    assert ruleset.comments(bound("action=accept", "action=accept specialtarget=dns proto=icmp")) == ("0000", "policy")
-    assert ruleset.comments(bound("foo")) == ("blocked",)
+    assert bound(policy=b"accept").rules == ('counter accept comment "policy"',)
+    assert bound("foo", policy=b"accept").rules == (f'{REJ} comment "blocked"',)
+    assert bound("action=accept", "action=accept specialtarget=dns proto=icmp").comments == ("0000", "policy")
+    assert bound("foo").comments == ("blocked",)
 
 
 @pytest.mark.behaviour("B82")
@@ -133,9 +133,9 @@ def test_a_signature_tells_lists_apart_but_for_addresses_of_names() -> None:
         bound("foo"),
         bound(),
     ]
-    assert len({ruleset.signature(each) for each in lists}) == len(lists)
+    assert len({each.signature for each in lists}) == len(lists)
     named = "action=accept dsthost=a.org"
-    assert ruleset.signature(bound(named)) == ruleset.signature(bound(named, a_org=["192.0.2.1"]))
+    assert bound(named).signature == bound(named, a_org=["192.0.2.1"]).signature
 
 
 WORDS = frozenset(
@@ -181,7 +181,7 @@ ENTRY = st.lists(
 def test_no_byte_of_qubesdb_reaches_nft_unparsed(entries: dict[str, bytes]) -> None:
     from qubes_guestnet.core.firewall.binding import bind
 
-    for rule in ruleset.chain_rules(bind(parse(A(FOUR), {"policy": b"drop", **entries}), {})):
+    for rule in bind(parse(A(FOUR), {"policy": b"drop", **entries}), {}).rules:
         for word in rule.split(" "):
             assert word in WORDS or VALUE.fullmatch(word), rule
 
@@ -189,4 +189,4 @@ def test_no_byte_of_qubesdb_reaches_nft_unparsed(entries: dict[str, bytes]) -> N
 @pytest.mark.parametrize("seed", range(10))
 def test_every_drawn_list_has_one_rule_a_line(seed: int) -> None:
     found = made.of(naive.drawn(Random(seed), 6, most=20))
-    assert len(ruleset.chain_rules(found)) == len(found.lines) + 1 == len(ruleset.comments(found))
+    assert len(found.rules) == len(found.lines) + 1 == len(found.comments)
