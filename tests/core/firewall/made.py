@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_address
 
 from qubes_guestnet.core.firewall.binding import Bound, bind
@@ -34,9 +34,11 @@ def bound(*entries: str | bytes, address: str = FOUR, policy: bytes = b"drop", *
     return bind(ruleset(*entries, address=address, policy=policy), answers(A(address).version, known))
 
 
-def of(found: Drawn) -> Bound:
-    """A drawn list."""
-    return bind(parse(A(naive.QUBE[found.version]), found.raw), answers(found.version, found.names))
+def of(found: Drawn, partly: Collection[str] = ()) -> Bound:
+    """A drawn list; of some of its names not all addresses are known."""
+    names = answers(found.version, found.names)
+    names |= {key: each._replace(whole=False) for key, each in names.items() if key[1] in partly}
+    return bind(parse(A(naive.QUBE[found.version]), found.raw), names)
 
 
 def packet(asked: Asked) -> Packet:
