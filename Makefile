@@ -4,8 +4,10 @@ PYTHON ?= python3
 STEPS ?= 10000
 SEED ?=
 VENV := .venv/bin
-# What talks to the kernel through pyroute2, and so is run with its oldest supported release as well.
-NETLINK_TESTS := tests/netns/test_uplink.py tests/netns/test_agent.py tests/netns/test_model.py
+# What talks to the kernel through pyroute2, and to name servers through dnspython, and so is run with their oldest
+# supported releases as well.
+NETLINK_TESTS := tests/netns/test_uplink.py tests/netns/test_agent.py tests/netns/test_model.py \
+	tests/netns/test_names.py
 # Each of these tests has namespaces of its own and waits more than it computes.
 ISOLATED := tests/contract tests/netns tests/lab
 # For `make quick`: what shows the main job in little time. The uplink operation by operation and as a whole; behind it a

@@ -285,6 +285,29 @@ def test_the_agent_never_imports_the_lab() -> None:
     )
 
 
+def test_the_name_look_up_is_apart() -> None:
+    """It reads what the network sends, and no other part loads it or its library; it knows the pure values only."""
+    own = "qubes_guestnet.names"
+    complain(
+        [
+            f"{entry}: the name look-up is a process of its own; ask it over its socket (system/names_client)"
+            for entry in ALL
+            if below(entry.module, own, "dns") and not below(name_of(entry.file), own)
+        ]
+    )
+    allowed = (own, "qubes_guestnet.core", "qubes_guestnet.errors")
+    complain(
+        [
+            f"{entry}: the name look-up can do nothing but ask and answer"
+            for entry in ALL
+            if below(name_of(entry.file), own)
+            and below(entry.module, "qubes_guestnet")
+            and entry.module != "qubes_guestnet"
+            if not below(entry.module, *allowed)
+        ]
+    )
+
+
 def test_the_resident_files_import_nothing_dear() -> None:
     found = resident()
     complain(
@@ -299,8 +322,8 @@ def test_the_resident_files_import_nothing_dear() -> None:
 
 
 def test_importing_the_package_costs_nothing() -> None:
-    for package in ("qubes_guestnet", "qubes_guestnet.core", "qubes_guestnet.system", "qubes_guestnet.lab"):
-        file = _file_of(package)
+    for package in ("", ".core", ".core.firewall", ".lab", ".names", ".system"):
+        file = _file_of(f"qubes_guestnet{package}")
         assert file is not None
         assert [entry for entry in imports(file) if entry.module != "__future__"] == []
 

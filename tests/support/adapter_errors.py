@@ -161,6 +161,7 @@ NOT_ASKED: Mapping[str, tuple[str, frozenset[str]]] = {
     "fake_address": (_HOTPLUG, frozenset({"cli.vif"})),
     "gateway6": (_CHECK, frozenset({"cli.diagnosis"})),
     "locks": ("before the loop runs, by the command that starts it", frozenset({"cli.vif", "system.agent_status"})),
+    "names_client": ("not yet: with the firewall's rules by name", frozenset()),
     "nameserver": (_CHECK, frozenset({"cli.diagnosis"})),
     "netlink.decode": (_PURE, frozenset({"system.netlink.rtnl", "system.netlink.encode"})),
     "netlink.encode": (_PURE, frozenset({"agent.arp_probe", "system.netlink.rtnl"})),
