@@ -38,9 +38,10 @@ install-files:
 	cd systemd && for script in setup-ip qubes-setup-dnat-to-ns vif-route-qubes; do \
 		install -m 0755 "$$script" "$(DESTDIR)$(LIBEXECDIR)" && \
 		sed -i 's|/usr/bin/qubes-guestnet|$(BINDIR)/qubes-guestnet|' "$(DESTDIR)$(LIBEXECDIR)/$$script" || exit; done
-	cd systemd && for unit in *.service *.service.d/*.conf; do \
+	cd systemd && for unit in *.service *.socket *.service.d/*.conf; do \
 		install -D -m 0644 "$$unit" "$(DESTDIR)$(SYSTEMDDIR)/system/$$unit" && \
-		sed -i 's|/usr/bin/qubes-guestnet|$(BINDIR)/qubes-guestnet|' "$(DESTDIR)$(SYSTEMDDIR)/system/$$unit" || exit; done
+		sed -i -e 's|/usr/bin/qubes-guestnet|$(BINDIR)/qubes-guestnet|' -e 's|=/usr/bin/python3|=$(SYSTEM_PYTHON)|' \
+			"$(DESTDIR)$(SYSTEMDDIR)/system/$$unit" || exit; done
 	install -d "$(DESTDIR)$(SYSTEMDDIR)/system/network-pre.target.requires"
 	ln -sf ../qubes-guestnet-rules.service "$(DESTDIR)$(SYSTEMDDIR)/system/network-pre.target.requires/"
 	install -D -m 0644 -t "$(DESTDIR)$(DATADIR)/units" systemd/alone/*.service

@@ -21,7 +21,9 @@ from pathlib import Path
 from tests.support.needs import needs
 
 SYSTEM = ("systemd", "systemd-sysv", "dbus", "udev", "iproute2", "kmod", "procps")
-DEPENDENCIES = ("nftables", "python3", "python3-pyroute2", "python3-tenacity", "xenstore-utils")
+DEPENDENCIES = (
+    "nftables", "python3", "python3-dnspython", "python3-pyroute2", "python3-tenacity", "xenstore-utils",
+)  # fmt: skip
 # Others that tests install beside ours; of netbase firewalld only knows the protocols.
 OTHERS = ("firewalld", "netbase", "network-manager", "dbus-broker", "systemd-resolved")
 CACHED = " ".join((*DEPENDENCIES, *OTHERS))
