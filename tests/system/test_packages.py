@@ -206,7 +206,7 @@ def _names(node: ast.AST) -> list[str]:
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom) and node.level == 0:
         return [node.module or ""]
-    loaders = ("submodule", "import_module", "lean.load")
+    loaders = ("submodule", "import_module", "deferred_imports.load")
     is_lean = isinstance(node, ast.Call) and ast.unparse(node.func).endswith(loaders)
     first = node.args[0] if isinstance(node, ast.Call) and is_lean and node.args else None
     return [first.value] if isinstance(first, ast.Constant) and isinstance(first.value, str) else []
