@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
+    from .core.firewall.consequences import CountHandled, ExportNames
+    from .core.firewall.operations import Operation as FirewallOperation
     from .core.provider.provider_operations import UnitJob
     from .core.provider.rules_operations import PurgeUntranslated
     from .core.provider.vif_operations import RemoveElements, SetElement
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from .system import vif_records
     from .system.nft import program as nft
     from .system.nft.guard import Guard
+    from .system.qubesdb.store import Store
     from .uplink.other_services import OtherServices
 
 
@@ -142,6 +145,49 @@ def of_rules(transactions: Transactions) -> Adapters:
         "LoadFlowtable": lambda op: transactions.run(flowtable.load(op.names, ipv6=op.ipv6)),
         "EndFlowtable": lambda _op: transactions.run(flowtable.END),
     }
+
+
+def of_firewall(transactions: Transactions, store: Callable[[], Store]) -> Adapters:
+    """For the firewall of single qubes.
+
+    Args:
+        transactions: of this process.
+        store: connects to QubesDB for writing.
+    """
+    from .core.firewall import operations as firewall
+    from .system import conntrack
+
+    def load(op: FirewallOperation) -> None:
+        transactions.run(op.text)
+
+    return {
+        **dict.fromkeys((each.__name__ for each in firewall.ORDER), load),
+        "EndConnections": lambda op: conntrack.end(op.entries),
+        "ExportNames": lambda op: _export_names(op, store),
+        "CountHandled": lambda op: _count_handled(op, store),
+        TRANSACTION: lambda ops: transactions.begin(firewall.transaction(ops)),
+    }
+
+
+def _export_names(op: ExportNames, connect: Callable[[], Store]) -> None:
+    store = connect()
+    try:
+        store.rm(op.export.folder)
+        for path, value in op.export.entries:
+            store.write(path, value)
+    finally:
+        store.close()
+
+
+def _count_handled(op: CountHandled, connect: Callable[[], Store]) -> None:
+    from .core.firewall.consequences import counted
+
+    store = connect()
+    try:
+        for path in op.paths:
+            store.write(path, counted(store.read(path)))
+    finally:
+        store.close()
 
 
 def of_vifs(

@@ -19,6 +19,7 @@ from .core.operations import (
     NEEDS_RECORD,
     TRANSACTION,
     VANISHES_ALONE,
+    WHOLE,
     Outcome,
     Planned,
     hinders,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from .core.operations import Operation
     from .core.owned_state import Record
+    from .errors import GuestnetError
 
     Adapters = Mapping[str, Callable[[Any], object]]
 
@@ -171,7 +173,7 @@ def carry_out(ops: Iterable[Operation], adapters: Adapters, before: tuple[Operat
         part = tuple(op for op in part if op not in left_out and _vif(op) not in gone)
         if not part:
             continue
-        if first in JOINED and TRANSACTION in adapters:
+        if first in JOINED | WHOLE and TRANSACTION in adapters:
             finish = _begin(part, adapters)
             continue
         try:
@@ -193,7 +195,8 @@ def _begin(ops: tuple[Operation, ...], adapters: Adapters) -> Callable[[], Outco
     """Begin one transaction of several operations.
 
     Returns:
-        What waits for its end. Of one that is refused each operation is then tried alone: the fault may be another's.
+        What waits for its end. Of one that is refused each operation is then tried alone, or those of half of the
+        qubes: the fault may be another's.
     """
     try:
         end = adapters[TRANSACTION](ops)
@@ -206,10 +209,33 @@ def _begin(ops: tuple[Operation, ...], adapters: Adapters) -> Callable[[], Outco
             end()  # type: ignore[operator]
         except Exception as error:
             known = as_error(error)
-            return _one_by_one(ops, adapters) if known.refused else Outcome(failed=ops, errors=(known,))
+            if not known.refused:
+                return Outcome(failed=ops, errors=(known,))
+            return _halved(ops, adapters, known) if kind(ops[0]) in WHOLE else _one_by_one(ops, adapters)
         return Outcome(done=ops)
 
     return finish
+
+
+def _halved(ops: tuple[Operation, ...], adapters: Adapters, error: GuestnetError) -> Outcome:
+    """Two transactions in place of a refused one, down to the qube that is the reason, of which all is refused then.
+
+    Returns:
+        What came of it. Operations that another one stood in for have failed, with the error: they are not in force.
+    """
+    from .core.firewall import operations as firewall
+
+    parts: Any = firewall.halves(ops)  # type: ignore[arg-type]
+    if parts is not None:
+        first, second = (_begin(part, adapters)() for part in parts)
+        came = first.and_then(second)
+        return came._replace(done=tuple(dict.fromkeys(came.done)))  # what qubes share is in both
+    others = tuple(instead(op) or op for op in ops)
+    if others == ops:
+        return Outcome(failed=ops, errors=(error,))
+    came = _begin(others, adapters)()
+    replaced = tuple(op for op in ops if op not in others)
+    return came._replace(failed=(*replaced, *came.failed), errors=(error, *came.errors))
 
 
 def _one_by_one(ops: Iterable[Operation], adapters: Adapters) -> Outcome:

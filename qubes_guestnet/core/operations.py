@@ -26,6 +26,8 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/defe
 if TYPE_CHECKING:
     from ..errors import GuestnetError
     from . import plan
+    from .firewall.consequences import Consequence
+    from .firewall.operations import Operation as FirewallOperation
     from .owned_state import Record
     from .provider.provider_operations import ProviderOperation
     from .provider.rules_operations import RulesOperation
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
 # Forwarding closes before anything else changes, and opens when all that protects others is in.
 # Of a vif, the link goes down before its elements go, and these are in, with its record, before it goes up. What is in
 # conntrack is forgotten in between, so that no connection of a former holder of its addresses is left.
+# What one qube may do is in force before the connections that it refuses now are cut, and both before dom0's programs
+# are told that it is.
 ORDER = (
     "EndFlowtable",
     "CloseForwarding",
@@ -63,6 +67,16 @@ ORDER = (
     "MarkVifClosed",
     "KeepVifRecord",
     "SetFirewallServers",
+    "LoadFirewallTable",
+    "SetDnsServers",
+    "ChangeName",
+    "SetQubeRules",
+    "RemoveQubeRules",
+    "RemoveQubeChain",
+    "RemoveName",
+    "EndConnections",
+    "ExportNames",
+    "CountHandled",
     "UnitJob",
     "ApplySysctl",
     "Op",  # among themselves by plan.ORDER
@@ -91,6 +105,18 @@ NEEDS_RECORD = frozenset({"StartHooks", "LoadRulesInParts"})
 # Those that follow each other are one transaction of nft, and how the adapters call it; what may be done meanwhile.
 JOINED = frozenset({"RemoveElements", "ChangeDownstream", "SetLimits", "SetElement"})
 TRANSACTION = "Transaction"
+# The same, but of any size: the firewall of all qubes changes at once. One that is refused is halved (`firewall`).
+WHOLE = frozenset(
+    {
+        "LoadFirewallTable",
+        "SetDnsServers",
+        "ChangeName",
+        "SetQubeRules",
+        "RemoveQubeRules",
+        "RemoveQubeChain",
+        "RemoveName",
+    }
+)
 # The limits of five vifs in both families. Those of ten are longer than the kernel accepts at once in a user namespace,
 # and a refusal, or a slow kernel, holds up no more than a few of 250.
 PIECE_LINES = 500
@@ -125,7 +151,16 @@ class ApplySysctl(NamedTuple):
 
 
 if TYPE_CHECKING:
-    Operation = plan.Op | ApplySysctl | ServiceOperation | ProviderOperation | VifOperation | RulesOperation
+    Operation = (
+        plan.Op
+        | ApplySysctl
+        | ServiceOperation
+        | ProviderOperation
+        | VifOperation
+        | RulesOperation
+        | FirewallOperation
+        | Consequence
+    )
 
 
 class Planned(NamedTuple):
@@ -174,9 +209,11 @@ def in_order(ops: Iterable[Operation]) -> tuple[Operation, ...]:
 
 def together(ops: Iterable[Operation]) -> Iterator[tuple[Operation, ...]]:
     """Operations one by one, but for those that are one transaction, of at most PIECE_LINES where there are several."""
-    for joined, part in groupby(ops, lambda op: kind(op) in JOINED):
-        if joined:
+    for joined, part in groupby(ops, lambda op: (kind(op) in JOINED, kind(op) in WHOLE)):
+        if joined == (True, False):
             yield from _pieces(part)
+        elif joined == (False, True):
+            yield tuple(part)
         else:
             yield from ((op,) for op in part)
 

@@ -11,19 +11,27 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterable
+from ipaddress import ip_address
 
 from ..core.values import IPAddress
 from ..errors import KernelError
 from . import procfs_sysctl
 from .netlink.wire import NLM_F_ACK, NLM_F_DUMP, Netfilter, attributes
 
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from ..core.firewall.connections import Connection
+
 # linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h
 NFNL_SUBSYS_CTNETLINK = 1
 IPCTNL_MSG_CT_GET, IPCTNL_MSG_CT_DELETE = 1, 2
 CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ID, CTA_ZONE = 1, 2, 12, 18
-CTA_TUPLE_IP = 1
+CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_IP_V4_SRC, CTA_IP_V6_SRC = 1, 3
+CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_ICMP_TYPE, CTA_PROTO_ICMPV6_TYPE = 1, 2, 5, 8
 
+_SOURCES = (CTA_IP_V4_SRC, CTA_IP_V6_SRC)
+_PROTOCOL = 1 << 16  # apart from the numbers of addresses
 _COUNT = ("netfilter", "nf_conntrack_count")
 _TRIES = 4
 _ATTRIBUTE_BYTES = 4
@@ -96,6 +104,52 @@ def _purge(addresses: Iterable[IPAddress], judged: Callable[[bytes], bool]) -> i
         raise KernelError("conntrack purge", error.errno or errno.EIO) from None
 
 
+def begun(sources: Iterable[IPAddress]) -> tuple[tuple[Connection, bytes], ...]:
+    """Return the connections that these addresses began, each with the entry as the kernel dumped it.
+
+    Args:
+        sources: of both families.
+
+    Raises:
+        KernelError: the kernel refuses.
+    """
+    wanted = frozenset(address.packed for address in sources)
+    if not wanted or procfs_sysctl.read(_COUNT) in (None, "0"):
+        return ()
+    try:
+        table = Netfilter(NFNL_SUBSYS_CTNETLINK)
+        try:
+            entries = _find(table, wanted)
+        finally:
+            table.close()
+    except OSError as error:
+        raise KernelError("conntrack dump", error.errno or errno.EIO) from None
+    found = ((_connection(entry), entry) for entry in entries if not wanted.isdisjoint(_sources(entry)))
+    return tuple((connection, entry) for connection, entry in found if connection is not None)
+
+
+def end(entries: Iterable[bytes]) -> int:
+    """Delete the entries of connections.
+
+    Args:
+        entries: as `begun` gave them.
+
+    Returns:
+        How many there still were.
+
+    Raises:
+        KernelError: the kernel refuses.
+    """
+    try:
+        table = Netfilter(NFNL_SUBSYS_CTNETLINK)
+        try:
+            return sum(_delete(table, entry) for entry in entries)
+        finally:
+            table.close()
+    except OSError as error:
+        raise KernelError("conntrack -D", error.errno or errno.EIO) from None
+
+
 def speaks(addresses: Iterable[IPAddress]) -> bool:
     """Return whether one of these addresses began a connection that the kernel still tracks.
 
@@ -139,8 +193,7 @@ def _addresses(entry: bytes) -> list[bytes]:
 
 def _sources(entry: bytes) -> list[bytes]:
     """Return the source addresses of the original direction."""
-    sources = (CTA_IP_V4_SRC, CTA_IP_V6_SRC)
-    return [address for direction, end, address in _ends(entry) if direction == CTA_TUPLE_ORIG and end in sources]
+    return [address for direction, end, address in _ends(entry) if direction == CTA_TUPLE_ORIG and end in _SOURCES]
 
 
 def _ends(entry: bytes) -> list[tuple[int, int, bytes]]:
@@ -153,6 +206,37 @@ def _ends(entry: bytes) -> list[tuple[int, int, bytes]]:
         if part == CTA_TUPLE_IP
         for end, begin, stop in attributes(entry, part_begin, part_end)
     ]
+
+
+def _connection(entry: bytes) -> Connection | None:
+    """Return an entry as rules see it; None for one without its addresses."""
+    number, ends = 0, dict[tuple[int, int], bytes]()
+    for kind, begin, end in attributes(entry, Netfilter.HEADER_BYTES, len(entry)):
+        if kind == CTA_ID:
+            number = int.from_bytes(entry[begin:end], "big")
+        elif kind in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY):
+            for part, part_begin, part_end in attributes(entry, begin, end):
+                base = _PROTOCOL if part == CTA_TUPLE_PROTO else 0
+                for what, first, last in attributes(entry, part_begin, part_end):
+                    ends[kind, base + what] = entry[first:last]
+    sources = [ends.get((tuple_, what)) for tuple_ in (CTA_TUPLE_ORIG, CTA_TUPLE_REPLY) for what in _SOURCES]
+    source, server = (next(filter(None, pair), None) for pair in (sources[:2], sources[2:]))
+    if source is None or server is None:
+        return None
+    protocol = ends.get((CTA_TUPLE_ORIG, _PROTOCOL + CTA_PROTO_NUM), b"\0")[0]
+    port = ends.get((CTA_TUPLE_REPLY, _PROTOCOL + CTA_PROTO_SRC_PORT))
+    kinds = (ends.get((CTA_TUPLE_ORIG, _PROTOCOL + what)) for what in (CTA_PROTO_ICMP_TYPE, CTA_PROTO_ICMPV6_TYPE))
+    icmp_type = next(filter(None, kinds), None)
+    from ..core.firewall.connections import Connection  # a provider's with a firewall
+
+    return Connection(
+        number,
+        ip_address(source),
+        ip_address(server),
+        protocol,
+        int.from_bytes(port, "big") if port is not None else None,
+        icmp_type[0] if icmp_type is not None else None,
+    )
 
 
 def _delete(table: Netfilter, entry: bytes) -> int:

@@ -17,6 +17,11 @@ from qubes_guestnet.core import operations
 from qubes_guestnet.core.dns.endpoint import Endpoint
 from qubes_guestnet.core.dns.resolv_conf import FileFacts
 from qubes_guestnet.core.dns.resolved import LinkNames
+from qubes_guestnet.core.firewall import consequences
+from qubes_guestnet.core.firewall import operations as firewall
+from qubes_guestnet.core.firewall.binding import Bound
+from qubes_guestnet.core.firewall.name_export import export
+from qubes_guestnet.core.firewall.rules import Ruleset
 from qubes_guestnet.core.operations import (
     BESIDE,
     ENDS_ROUND,
@@ -25,6 +30,7 @@ from qubes_guestnet.core.operations import (
     ORDER,
     TRANSACTION,
     VANISHES_ALONE,
+    WHOLE,
     ApplySysctl,
     Outcome,
     Planned,
@@ -66,8 +72,9 @@ from qubes_guestnet.core.uplink.service_operations import (
     StartHooks,
 )
 from qubes_guestnet.core.values import Tunable
-from qubes_guestnet.dispatch import of_base_rules, of_guard, of_rules, of_uplink, of_vifs
+from qubes_guestnet.dispatch import of_base_rules, of_firewall, of_guard, of_rules, of_uplink, of_vifs
 from qubes_guestnet.errors import GuestnetError, KernelError, Vanished
+from qubes_guestnet.system.nft.program import Refused
 from tests.core.memory import Memory
 
 Operation = Any  # the sum of all kinds is for the type checker
@@ -79,6 +86,7 @@ VIRTUAL = (ipaddress.IPv4Address("10.139.1.1"),)
 SERVERS = (Endpoint(ipaddress.ip_address("192.0.2.1")),)
 FOLDER = "/etc/NetworkManager/system-connections"
 VIF = Vif(parse_name("vif4.0"), "00:16:3e:5e:6c:04", "vif", (ADDRESS.ip,))
+RULES = firewall.SetQubeRules(Bound(Ruleset(ADDRESS.ip)))
 OF_VIFS: dict[str, Operation] = {
     "ip link set dev vif4.0 down": vif_operations.CloseVif(Op(Verb.LINK_DOWN, 4, "vif4.0")),
     "nft -f: elements and limits of vif4.0 removed": vif_operations.RemoveElements("vif4.0", ""),
@@ -128,6 +136,16 @@ WORDS: dict[str, Operation] = {
     "nft -f: tables ip qubes, ip6 qubes and arp qubes deleted": UnloadRules(("ip", "ip6", "arp")),
     "conntrack -D: untranslated entries of the qubes": PurgeUntranslated((ADDRESS.ip,)),
     "systemctl --no-block reload qubes-firewall.service": UnitJob("reload", "qubes-firewall.service"),
+    "nft -f: table ip qubes-firewall, our rules in forward": firewall.LoadFirewallTable(4, ("forward",)),
+    "nft -f: name servers of ip qubes-firewall: none": firewall.SetDnsServers(4, ()),
+    "nft -f: IPv4 addresses of example.org: +10.137.0.5": firewall.ChangeName(4, "example.org", (ADDRESS.ip,)),
+    "nft -f: firewall of 10.137.0.5: 0 rules": RULES,
+    "nft -f: firewall of 10.137.0.5: removed, everything is dropped": firewall.RemoveQubeRules(ADDRESS.ip),
+    "nft -f: chain ip qubes-firewall qbs-10-137-0-5: removed": firewall.RemoveQubeChain(4, "qbs-10-137-0-5"),
+    "nft -f: IPv4 addresses of example.org: no rule uses the name, removed": firewall.RemoveName(4, "example.org"),
+    "conntrack -D: 1 connection that the firewall refuses now": consequences.EndConnections((b"",)),
+    "qubesdb-write /dns/10.137.0.5/: 0 names": consequences.ExportNames(export(ADDRESS.ip, {})),
+    "qubesdb-write /qubes-firewall-handled/10.137.0.5: one more": consequences.CountHandled((ADDRESS.ip,)),
 }
 
 
@@ -138,6 +156,7 @@ def test_an_operation_reads_as_what_it_does(words: str, op: Operation) -> None:
 
 def test_every_kind_has_its_place_its_adapter_and_its_words() -> None:
     modules = (operations, service_operations, provider_operations, vif_operations, rules_operations)
+    modules += (firewall, consequences)
     made = (each for module in modules for each in vars(module).values() if isinstance(each, type))
     kinds = {each.__name__ for each in made if each.__module__ in {module.__name__ for module in modules}}
     kinds -= {"Planned", "Outcome"}
@@ -147,8 +166,11 @@ def test_every_kind_has_its_place_its_adapter_and_its_words() -> None:
     vifs = of_vifs(SimpleNamespace(), SimpleNamespace(), SimpleNamespace())  # type: ignore[arg-type]
     provider = {*of_rules(SimpleNamespace()), *of_base_rules(SimpleNamespace()), *vifs}  # type: ignore[arg-type]
     provider |= {*of_guard(SimpleNamespace(), SimpleNamespace())}  # type: ignore[arg-type]
+    provider |= {*of_firewall(SimpleNamespace(), SimpleNamespace)}  # type: ignore[arg-type]
     assert {*uplink, *provider} == {*ORDER, TRANSACTION}
-    assert set(ORDER) >= ENDS_ROUND | NEEDS_RECORD | JOINED | BESIDE | VANISHES_ALONE
+    assert set(ORDER) >= ENDS_ROUND | NEEDS_RECORD | JOINED | WHOLE | BESIDE | VANISHES_ALONE
+    assert {each.__name__ for each in firewall.ORDER} == WHOLE
+    assert not WHOLE & JOINED
 
 
 EVERYTHING: list[Operation] = [
@@ -398,3 +420,96 @@ def test_an_error_that_no_adapter_documents_fails_its_operation_alone() -> None:
     planned, outcome = flow.settle(blind, {}, Memory())
     assert (planned.ops, outcome) == ((), Outcome())
     assert "ValueError: no adapter says so" in str(planned.errors[0])
+
+
+# --- the firewall of single qubes: one transaction for all, and what is refused of it -------------------------------
+
+
+def of_qube(number: int) -> firewall.SetQubeRules:
+    return firewall.SetQubeRules(Bound(Ruleset(ipaddress.ip_address(f"10.137.0.{number}"), accept=True)))
+
+
+class Nft:
+    """What refuses each transaction with one of these words, and loads the others.
+
+    Attributes:
+        asked: operations of each transaction that was tried.
+    """
+
+    def __init__(self, *refused: str) -> None:
+        self._refused = refused
+        self.asked: list[tuple[Operation, ...]] = []
+
+    def carry_out(self, ops: tuple[Operation, ...]) -> Outcome:
+        return flow.carry_out(ops, {TRANSACTION: self._begin})
+
+    def _begin(self, ops: tuple[Operation, ...]) -> Any:
+        self.asked.append(ops)
+
+        def end() -> None:
+            if any(word in firewall.transaction(ops) for word in self._refused):
+                raise Refused("nft: refused")
+
+        return end
+
+
+TABLE = firewall.LoadFirewallTable(4, ())
+QUBES = tuple(map(of_qube, range(1, 9)))
+
+
+def test_the_firewall_of_all_qubes_is_one_transaction_of_any_size() -> None:
+    nft = Nft()
+    many_qubes = tuple(map(of_qube, range(256)))
+    assert nft.carry_out((TABLE, *many_qubes)).done == (TABLE, *many_qubes)
+    assert len(nft.asked) == 1
+
+
+@pytest.mark.behaviour("B66")
+@pytest.mark.parametrize("bad", range(8))
+def test_of_a_refused_transaction_the_offender_is_refused_alone(bad: int) -> None:
+    offender = QUBES[bad]
+    refused = firewall.transaction((offender,)).splitlines()[2]
+    nft = Nft(refused)
+    outcome = nft.carry_out((TABLE, *QUBES, firewall.RemoveName(4, "example.org")))
+    stands_in = instead(offender)
+    assert set(outcome.done) == {TABLE, *QUBES, stands_in} - {offender}
+    assert outcome.failed == (offender,)
+    assert [str(error) for error in outcome.errors] == ["nft: refused"]
+    assert len(outcome.done) == len(set(outcome.done))
+    assert len(nft.asked) <= 8
+
+
+@pytest.mark.behaviour("B66")
+def test_where_even_to_refuse_everything_is_refused_the_old_chain_stays_and_is_named() -> None:
+    outcome = Nft("10.137.0.3 ").carry_out(QUBES)
+    assert set(outcome.done) == {*QUBES} - {QUBES[2]}
+    assert outcome.failed == (QUBES[2], instead(QUBES[2]))
+    assert len(outcome.errors) == 2
+
+
+def test_a_table_that_is_refused_fails_all_and_a_program_that_cannot_start_is_no_refusal() -> None:
+    outcome = Nft("table ip qubes-firewall").carry_out((TABLE, QUBES[0], QUBES[1]))
+    assert (outcome.done, set(outcome.failed) >= {TABLE, *QUBES[:2]}) == ((), True)
+
+    def begin(_ops: tuple[Operation, ...]) -> Any:
+        raise GuestnetError("nft is not installed")
+
+    outcome = flow.carry_out(QUBES, {TRANSACTION: begin})
+    assert (outcome.failed, len(outcome.errors)) == (QUBES, 1)
+
+
+@pytest.mark.behaviour("B78")
+@pytest.mark.parametrize(
+    ("value", "expected"), [(None, b"1"), (b"7", b"8"), (b"", b"1"), (b"-3", b"1"), (b"9" * 19, b"1"), (b"x", b"1")]
+)
+def test_a_counter_that_is_no_number_starts_anew(value: bytes | None, expected: bytes) -> None:
+    assert consequences.counted(value) == expected
+
+
+def test_nothing_handled_is_nothing_to_count() -> None:
+    assert consequences.handled(()) == ()
+    assert consequences.handled([ADDRESS.ip]) == (consequences.CountHandled((ADDRESS.ip,)),)
+
+
+def test_more_connections_are_counted() -> None:
+    assert "2 connections that" in str(consequences.EndConnections((b"", b"")))

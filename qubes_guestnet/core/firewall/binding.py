@@ -46,6 +46,10 @@ class Bound(_BoundFields):
     What follows from these is worked out once: a list of 1000 rules is looked at in every pass.
     """
 
+    def __hash__(self) -> int:
+        """Return that of what can have one; operations are compared by it."""
+        return hash((self.ruleset, self.refused))
+
     @property
     def unknown(self) -> tuple[str, ...]:
         """Valid names whose addresses are not all known, in the order of the list."""

@@ -92,8 +92,15 @@ def _names(op: Any) -> _Words:
 
 
 def _downstream(op: Any) -> _Words:
-    words = [f"+{address}" for address in op.add] + [f"-{address}" for address in op.remove]
-    return "", " ".join(words), "dom0 lists these addresses as behind this qube"
+    return "", _difference(op), "dom0 lists these addresses as behind this qube"
+
+
+def _difference(op: Any) -> str:
+    return " ".join([*(f"+{address}" for address in op.add), *(f"-{address}" for address in op.remove)])
+
+
+def _addresses(op: Any) -> _Words:
+    return "", _difference(op) or "none", "name servers say so"
 
 
 def _of_vif(op: Any) -> _Words:
@@ -135,6 +142,20 @@ KINDS: dict[str, _Words | Callable[[Any], _Words]] = {
     "SetFirewallServers": lambda op: (
         "", " ".join(map(str, op.addresses)) or "none", "the firewall of the qubes allows DNS to these servers"
     ),
+    "LoadFirewallTable": ("missing or different", "in force", "the firewall of the qubes drops what no rule accepts"),
+    "SetDnsServers": lambda op: (
+        "", " ".join(map(str, op.servers)) or "none", "the firewall of the qubes allows DNS to these servers"
+    ),
+    "ChangeName": _addresses,
+    "SetQubeRules": lambda op: (
+        "missing or different", "in force", f"dom0 has committed rules for {op.bound.ruleset.address}"
+    ),
+    "RemoveQubeRules": ("in force", ABSENT, "no vif has this address, or dom0 has not committed since it came"),
+    "RemoveQubeChain": ("present", "empty or absent", "no qube uses it"),
+    "RemoveName": ("present", ABSENT, "no rule uses the name"),
+    "EndConnections": ("known to conntrack", "forgotten", "new rules refuse what former ones accepted"),
+    "ExportNames": ("", "written", "scripts read the addresses of names there"),
+    "CountHandled": ("", "one more", "programs of dom0 and scripts wait until rules are in force"),
     "UnitJob": lambda op: ("", f"{op.verb} queued", f"{op.unit} uses the name servers that changed"),
     "ApplySysctl": ("files of sysctl.d not applied", "applied", "they count before the link goes up"),
     "PublishFile": ("missing or different", "as dom0 asks", "programs of this qube find their name servers there"),

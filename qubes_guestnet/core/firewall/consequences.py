@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What follows from rules that have come into force: connections are cut, and QubesDB is written, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..namedtuple import NamedTuple, distinct
+from ..values import IPAddress
+from .name_export import Export
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+HANDLED = "/qubes-firewall-handled/"
+# dom0's programs compare it; a counter that was written by another program starts anew.
+_LONGEST_COUNTER = 18
+_DIGITS = frozenset(b"0123456789")
+
+
+@distinct
+class EndConnections(NamedTuple):
+    """Delete the conntrack entries of connections that were accepted and are refused.
+
+    Args:
+        entries: as the kernel dumped them, which names each of them by its id.
+    """
+
+    entries: tuple[bytes, ...]
+
+    def __str__(self) -> str:
+        count = len(self.entries)
+        return f"conntrack -D: {count} connection{'' if count == 1 else 's'} that the firewall refuses now"
+
+
+@distinct
+class ExportNames(NamedTuple):
+    """Write the addresses of a qube's names below /dns/ (behaviours B68, B78)."""
+
+    export: Export
+
+    def __str__(self) -> str:
+        return f"qubesdb-write {self.export.folder}: {len(self.export.entries)} names"
+
+
+@distinct
+class CountHandled(NamedTuple):
+    """Count a commit of each of these qubes as handled (behaviour B78), once its rules are in force."""
+
+    addresses: tuple[IPAddress, ...]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the counters."""
+        return tuple(f"{HANDLED}{address}" for address in self.addresses)
+
+    def __str__(self) -> str:
+        return f"qubesdb-write {' '.join(self.paths)}: one more"
+
+
+def counted(untrusted_value: bytes | None) -> bytes:
+    """Return the next value of a counter.
+
+    Args:
+        untrusted_value: the present one, None where there is none; what is no number counts as none.
+    """
+    value = untrusted_value or b""
+    number = int(value) if 0 < len(value) <= _LONGEST_COUNTER and _DIGITS.issuperset(value) else 0
+    return str(number + 1).encode("ascii")
+
+
+def handled(addresses: Iterable[IPAddress]) -> tuple[CountHandled, ...]:
+    """Return the operation that counts commits of these qubes; none for none."""
+    addresses = tuple(addresses)
+    return (CountHandled(addresses),) if addresses else ()
+
+
+if TYPE_CHECKING:
+    Consequence: TypeAlias = EndConnections | ExportNames | CountHandled
