@@ -157,6 +157,7 @@ REPLIES: dict[str, Callable[[Query], bytes]] = {
     "wrongtype": lambda query: reply(query._replace(kind=TXT), address(OWNER, "192.0.2.66")),
     "noreply": lambda query: query.wire,
     "opcode": lambda query: reply(query, address(OWNER, "192.0.2.66"), flags=0x2800),
+    "twoquestions": lambda query: reply(query)[:4] + b"\0\x02" + reply(query, address(OWNER, "192.0.2.66"))[6:],
     "half": lambda query: reply(query)[:7],
     "noquestion": lambda query: reply(query)[:4] + b"\0\0" + reply(query)[6:12],
     "servfail": lambda query: reply(query, flags=SERVFAIL),
@@ -212,7 +213,9 @@ SAYS: dict[str, Any] = {
     "missing0": ("nxdomain", 0),
     **dict.fromkeys(("beyond", "claims", "selfpointer", "forward", "badlabel", "noise", "noisy"), "garbage"),
     **dict.fromkeys(("servfail", "refused", "formerr"), "server"),
-    **dict.fromkeys(("wrongid", "wrongname", "wrongtype", "noreply", "opcode", "half", "noquestion"), NOT_THIS),
+    **dict.fromkeys(
+        ("wrongid", "wrongname", "wrongtype", "noreply", "opcode", "half", "noquestion", "twoquestions"), NOT_THIS
+    ),
     "records": ("part", 64),
     "hundred": ("part", 64),
     "sixtyfour": ("whole", 64),
@@ -269,6 +272,9 @@ class Server:
         elif label == "empty":
             send(b"")
             send(os.urandom(40))
+        elif label == "second":
+            if self.asked.count(query.name) > 1:
+                send(good)
         elif label != "silent":
             send(reply(query, flags=TRUNCATED))
 
