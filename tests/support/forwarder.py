@@ -29,7 +29,7 @@ WIRING = f"""
     ip addr add {OWN[4]}/32 dev {VIF}
     ip addr add {OWN[6]}/128 dev {VIF} nodad
     ip route add 10.137.0.0/16 dev {VIF}
-    ip -6 route add fd09:1::/32 dev {VIF}
+    ip -6 route add fd09::/16 dev {VIF}
     ip route add default dev {OUT}
     ip -6 route add default dev {OUT}
 """

@@ -40,7 +40,7 @@ def test_a_list_with_unknown_names_allows_what_it_allows_under_every_binding(cha
     found = naive.drawn(chance, version)
     which = made.of(found)
     unknown = [host for host in (*naive.HOSTS, *naive.NEVER_KNOWN) if host not in found.names]
-    for _ in range(30):
+    for _ in range(15):
         asked = naive.packet(chance, version)
         answer = made.verdict(which, asked).answer
         for choice in itertools.product((True, False), repeat=len(unknown)):

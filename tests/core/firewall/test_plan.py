@@ -35,7 +35,7 @@ from tests.core.ruleset import Ruleset
 if TYPE_CHECKING:
     from qubes_guestnet.core.firewall.operations import Operation
 
-many = settings(max_examples=120, deadline=None, derandomize=True)
+many = settings(max_examples=50, deadline=None, derandomize=True)
 TABLE = "qubes-firewall"
 NAMED = "action=accept dsthost=a.org"
 
@@ -181,29 +181,30 @@ def test_a_rule_that_a_kill_switch_deletes_stays_deleted_and_is_told() -> None:
     assert lost_rules(6, listed(kernel)[6]) == ()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "flush chain ip qubes-firewall qbs-10-137-0-5",
-        "delete element ip qubes-firewall qubes { 10.137.0.5 }",
-        "delete element ip qubes-firewall qubes { 10.137.0.5 }\n"
-        "add element ip qubes-firewall qubes { 10.137.0.5 : jump qubes-forward }",
-        "delete element ip qubes-firewall qubes { 10.137.0.5 }\n"
-        "add element ip qubes-firewall qubes { 10.137.0.5 : accept }",
-        "add element ip qubes-firewall qubes { 10.137.0.9 : accept }",
-        "flush set ip qubes-firewall n-a.org",
-        "flush set ip qubes-firewall dns-addr",
-        "flush chain ip qubes-firewall forward",
-        "flush chain ip qubes-firewall qubes-forward",
-        "delete chain ip qubes-firewall postrouting",
-        "delete set ip qubes-firewall dns-addr",
-        "delete table ip qubes-firewall",
-        "add chain ip qubes-firewall forward { type filter hook forward priority filter; policy accept; }",
-        "add rule ip qubes-firewall qbs-10-137-0-5 accept",
-        "add element ip qubes-firewall n-a.org { 203.0.113.1 }",
-        "add chain ip qubes-firewall qbs-10-9-9-9",
-    ],
+DAMAGE = (
+    "flush chain ip qubes-firewall qbs-10-137-0-5",
+    "delete element ip qubes-firewall qubes { 10.137.0.5 }",
+    "delete element ip qubes-firewall qubes { 10.137.0.5 }\n"
+    "add chain ip qubes-firewall mine\n"
+    "add element ip qubes-firewall qubes { 10.137.0.5 : jump mine }",
+    "delete element ip qubes-firewall qubes { 10.137.0.5 }\n"
+    "add element ip qubes-firewall qubes { 10.137.0.5 : accept }",
+    "add element ip qubes-firewall qubes { 10.137.0.9 : accept }",
+    "flush set ip qubes-firewall n-a.org",
+    "flush set ip qubes-firewall dns-addr",
+    "flush chain ip qubes-firewall forward",
+    "flush chain ip qubes-firewall qubes-forward",
+    "delete chain ip qubes-firewall postrouting",
+    "delete set ip qubes-firewall dns-addr",
+    "delete table ip qubes-firewall",
+    "add chain ip qubes-firewall forward { type filter hook forward priority filter; policy accept; }",
+    "add rule ip qubes-firewall qbs-10-137-0-5 accept",
+    "add element ip qubes-firewall n-a.org { 203.0.113.1 }",
+    "add chain ip qubes-firewall qbs-10-9-9-9",
 )
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.behaviour("B90")
 def test_what_another_program_does_to_ours_is_undone(damage: str) -> None:
     what = wanted(bound(NAMED, a_org=["192.0.2.1"]), dns={4: ["10.139.1.1"]})
