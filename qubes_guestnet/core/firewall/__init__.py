@@ -12,6 +12,7 @@ In the order in which a pass uses them:
     ruleset     the texts for nft
     listing     what `nft list` says is loaded
     plan        the difference, as `operations`
+    prediction  what will be listed once a plan is loaded
     connections the conntrack entries that a change has turned to refused
 
 A set that is not wholly understood refuses all traffic of its own address, and changes nothing for another one.

@@ -8,6 +8,7 @@ the commit. It spells an address in one way. Another spelling is no second sourc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 from ...errors import shown
 from .. import checks
@@ -74,6 +75,7 @@ def told_of(path: str) -> tuple[IPAddress | None, bool]:
     return address, address is not None and not slash
 
 
+@lru_cache(maxsize=512)  # a list of 1000 rules has as many paths, all with one address
 def _address(untrusted_name: str) -> IPAddress | None:
     """Return an address that is written as dom0 writes it; None for all else."""
     try:

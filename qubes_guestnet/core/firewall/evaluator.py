@@ -80,6 +80,27 @@ def judge(bound: Bound, packet: Packet, dns: Collection[IPAddress] = ()) -> Verd
     return Verdict(ACCEPT if accept else REFUSE, entry)
 
 
+def shadowed(bound: Bound, dns: Collection[IPAddress]) -> tuple[tuple[IPAddress, int], ...]:
+    """Return the name servers that a list allows as such, and that an entry before that refuses; and that entry.
+
+    "No LAN, but names" is such a list where the name server is in the LAN: the order decides, as written.
+
+    Args:
+        bound: the list.
+        dns: the name servers.
+    """
+    found = []
+    for server in sorted((each for each in dns if each.version == bound.ruleset.address.version), key=int):
+        for protocol in WITH_PORTS:
+            packet = Packet(server, number_of(protocol, server.version), DNS_PORT)
+            verdict = judge(bound, packet, dns)
+            allows = (rule for rule, _ in _matching(bound, packet, dns) if rule.dns and rule.accept)
+            if verdict.answer == REFUSE and verdict.entry >= 0 and any(rule.number > verdict.entry for rule in allows):
+                found.append((server, verdict.entry))
+                break
+    return tuple(found)
+
+
 def _matching(bound: Bound, packet: Packet, dns: Collection[IPAddress]) -> Iterator[tuple[Rule, bool]]:
     """Return the rules that match or may match, and whether they surely do."""
     for rule in bound.ruleset.rules:

@@ -94,3 +94,27 @@ def test_the_entry_that_decides(which: evaluator.Bound, asked: Asked, answer: st
 
 def test_a_packet_without_a_port_matches_no_ports() -> None:
     assert judge(bound("action=accept proto=tcp dstports=0-65535"), Packet(A("192.0.2.1"), 6)) == (REFUSE, POLICY)
+
+
+LAN = ("action=drop dst4=192.168.0.0/16", "action=accept specialtarget=dns", "action=accept proto=tcp")
+
+
+@pytest.mark.parametrize(
+    ("entries", "servers", "found"),
+    [
+        (LAN, ("192.168.1.1",), (("192.168.1.1", 0),)),
+        (LAN, ("192.168.1.2", "192.168.1.1", "9.9.9.9"), (("192.168.1.1", 0), ("192.168.1.2", 0))),
+        (LAN, ("9.9.9.9", "fd00::53"), ()),
+        ((LAN[1], LAN[0]), ("192.168.1.1",), ()),
+        (LAN[:1], ("192.168.1.1",), ()),
+        (("action=drop proto=udp", "action=accept specialtarget=dns proto=tcp"), ("9.9.9.9",), ()),
+        (("action=drop proto=tcp", "action=accept specialtarget=dns"), ("9.9.9.9",), (("9.9.9.9", 0),)),
+        (("foo", *LAN), ("192.168.1.1",), ()),
+        (("action=accept specialtarget=dns proto=icmp",), ("192.168.1.1",), ()),
+    ],
+)
+def test_name_servers_that_an_earlier_entry_refuses(
+    entries: tuple[str, ...], servers: tuple[str, ...], found: tuple[tuple[str, int], ...]
+) -> None:
+    wanted = tuple((A(server), entry) for server, entry in found)
+    assert evaluator.shadowed(bound(*entries), frozenset(map(A, servers))) == wanted

@@ -27,6 +27,7 @@ from qubes_guestnet.core.firewall.operations import (
     transaction,
 )
 from qubes_guestnet.core.firewall.plan import Wanted, lost_rules, plan
+from qubes_guestnet.core.firewall.prediction import after
 from qubes_guestnet.system.nft.program import Refused
 from tests.core.firewall import made, naive
 from tests.core.firewall.made import FOUR, SIX, A, bound
@@ -51,10 +52,17 @@ def wanted(*lists: Bound, dns: Mapping[int, Iterable[str]] | None = None, kept: 
 
 def applied(kernel: Ruleset, what: Wanted) -> tuple[Operation, ...]:
     """Load a plan as one transaction, and show that the next plan is empty."""
-    operations = plan(listed(kernel), what)
+    before = listed(kernel)
+    operations = plan(before, what)
     if operations:
         kernel.load(transaction(operations))
-    assert plan(listed(kernel), what) == ()
+    now, predicted = listed(kernel), after(before, operations)
+    assert plan(now, what) == ()
+    for version, each in now.items():
+        assert {chain: each.comments(chain) for chain in each.rules} == {
+            chain: predicted[version].comments(chain) for chain in predicted[version].rules
+        }
+        assert each._replace(rules={}) == predicted[version]._replace(rules={})
     return operations
 
 
