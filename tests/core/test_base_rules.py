@@ -217,6 +217,14 @@ def test_what_is_refused_together_is_loaded_apart_and_held_before() -> None:
     assert base_rules.missing(world.facts._replace(now=world.now)) == world.provided.lost
 
 
+def test_what_was_missing_before_is_still_named_beside_what_does_not_come_back() -> None:
+    provided = World(NOTHING).before._replace(lost=("table inet mine",))
+    world = lost(World(NOTHING, provided), SWITCH)
+    world.refused, world.lacking = {"LoadRules"}, {SWITCH}
+    world.settle()
+    assert world.provided.lost == ("table inet mine", "rules of ip qubes chain custom-forward")
+
+
 def test_all_parts_come_back_alone_and_nothing_stays_held() -> None:
     world = lost(World(NOTHING), SWITCH)
     world.refused = {"LoadRules"}

@@ -224,6 +224,7 @@ def test_what_a_killed_agent_loaded_is_never_taken_for_anothers(
 def settled(choice: Choice = CHOICES[0]) -> World:
     world = World()
     assert world.run(choice).done == (Asked(V, choice).load, PurgeConntrack(V))
+    assert world.verified == world.nft.generation, "the next pass needs no look"
     return world
 
 
@@ -272,6 +273,7 @@ def test_a_change_between_our_load_and_our_look_is_not_taken_for_ours() -> None:
     world = World()
     world.between = VPN
     world.run(CHOICES[0])
+    assert world.verified != world.nft.generation
     assert world.ledger.record.provided.names.seen == DOUBTED
     (op, *_) = world.run(CHOICES[0]).done
     assert isinstance(op, KeepForeignRedirection)
