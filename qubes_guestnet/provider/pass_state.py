@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ..core.nft.limits import Kept
 from ..core.operations import kind
 from ..core.owned_state import Provided
 from ..core.provider.settings import ProviderSettings
@@ -15,7 +14,7 @@ from ..errors import GuestnetError, as_error
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from ..core.dns.upstream_servers import Choice
-    from ..core.nft.limits import Limits
+    from ..core.nft.limits import Kept, Limits
     from ..core.operations import Operation, Outcome, Planned
     from ..core.owned_state import Record
     from ..core.provider.provider_report import ProviderReport
@@ -35,7 +34,7 @@ class PassState:
     Attributes:
         mtu: of the vifs, in bytes; 0 for leaving it as it is.
         limits: of each vif, as far as conntrack has room for them; None: the file is not valid, those in force stay.
-        kept: how long conntrack keeps connections.
+        kept: how long conntrack keeps connections; None: not read.
         untrusted_entries: what the settings are from.
         ruled: the base rules are in.
         reloaded: they were, or are to be, loaded anew: what else is in the tables is in doubt.
@@ -50,7 +49,7 @@ class PassState:
         self.mtu = 0
         self.stopped = frozenset[int]()
         self.limits: Limits | None = None
-        self.kept = Kept()
+        self.kept: Kept | None = None
         self.untrusted_entries: Mapping[str, bytes] = {}
         self.ruled = self.reloaded = self.unfiltered = False
         self.names: Choice | None = None

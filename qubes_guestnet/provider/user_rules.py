@@ -17,12 +17,11 @@ from collections.abc import Callable, Mapping
 from ..core.owned_state import FIREWALL, HELD
 from ..core.provider import user_rules
 from ..core.provider.base_rules import RULES, TABLE
-from ..core.provider.downstream import ordered
 from ..core.provider.rules_operations import LoadRulesInParts
 from ..core.provider.user_rules import Block, Kept
 from ..core.values import IPAddress
 from ..errors import ConfigError, GuestnetError
-from ..system import conntrack, files, services, vif_records
+from ..system import files, services
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.paths import Paths
@@ -132,6 +131,9 @@ def untranslated(work: PassState, run: str, listings: Mapping[str, str]) -> tupl
     """
     if not user_rules.passable(listings, ipv6=work.ipv6):
         return ()
+    from ..core.provider.downstream import ordered  # only in a provider
+    from ..system import conntrack, vif_records
+
     unread: list[GuestnetError] = []  # a sweep tells of them; the qubes of all others are purged all the same (B146)
     records = vif_records.Folder(run).all(unread)
     behind = {address for vif in records for address in vif.addresses} | set(work.settings.connected)

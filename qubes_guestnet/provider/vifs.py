@@ -93,7 +93,7 @@ class Vifs:
             arp = self._nft.arp
         except KernelError:  # an ordinary user plans; or nft will say what is wrong
             arp = True
-        return Common(work.settings, work.mtu, work.limits, work.kept, arp)
+        return Common(work.settings, work.mtu, work.limits, work.kept or limits.Kept(), arp)
 
     # --- one vif -------------------------------------------------------------------------------------------------
 
