@@ -16,6 +16,7 @@ from . import ruleset
 from .lines import host_of
 
 _COMMENT = re.compile(r' comment "([^"]*)"$')
+_COUNTER = re.compile(r'\bcounter packets (\d+) bytes \d+ .*comment "([^"]*)"$')
 _TARGET = re.compile(r"\b(?:jump|goto) ([^\s,]+)")
 _ELEMENT = re.compile(r'([0-9a-f.:]+)(?: comment "([^"]*)")? : (.+)')
 
@@ -87,6 +88,25 @@ def parse(text: str) -> Listed:
         and all(f"\t{hook}\n" in blocks[f"chain {chain} {{"] for chain, hook in ruleset.HOOKS.items())
     )
     return Listed(nft_listing.chains(text), qubes, names, dns, frozenset(targets), is_whole)
+
+
+def packets(text: str) -> dict[str, dict[str, int]]:
+    """Return how many packets each rule of a qube has judged: chain → comment → number.
+
+    Only the first packet of a connection is judged, and one that is refused again each time it is sent.
+
+    Args:
+        text: of `nft list table`, with its counters.
+
+    Raises:
+        ValueError: the listing is not whole.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for chain, rules in nft_listing.chains(text).items():
+        if ruleset.is_chain(chain):
+            counts = filter(None, map(_COUNTER.search, rules))
+            found[chain] = {match[2]: int(match[1]) for match in counts}
+    return found
 
 
 def _elements(block: str) -> Iterator[tuple[IPAddress, Element]]:

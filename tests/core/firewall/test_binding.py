@@ -103,3 +103,8 @@ def test_an_equal_list_is_that_of_the_last_pass() -> None:
     assert bind(ruleset(*BOTH), names, before=before) is before
     assert bind(ruleset(*BOTH), {}, before=before) is not before
     assert bind(ruleset(*BOTH), {}, before=before, block_unresolved=True).refused
+
+
+def test_equal_lists_have_one_hash() -> None:
+    assert hash(bound(*BOTH)) == hash(bound(*BOTH, example_org=["192.0.2.1"]))
+    assert hash(bound(*BOTH)) != hash(bound("foo"))

@@ -63,3 +63,28 @@ def test_a_listing_as_nft_prints_it() -> None:
     assert listing.parse("") == Listed()
     with pytest.raises(ValueError, match="incomplete"):
         listing.parse(REAL.removesuffix("}\n"))
+
+
+COUNTED = """\
+table ip qubes-firewall {
+\tchain qubes-forward {
+\t\tip saddr vmap @qubes comment "qubes-guestnet"
+\t}
+
+\tchain qbs-10-137-0-5 {
+\t\ttcp dport 443 counter packets 12 bytes 720 accept comment "0003"
+\t\taccept
+\t\tcounter packets 0 bytes 0 reject with icmp admin-prohibited comment "policy"
+\t}
+
+\tchain forward {
+\t\ttype filter hook forward priority filter; policy drop;
+\t\tcounter packets 7 bytes 420 comment "qubes-guestnet"
+\t}
+}
+"""
+
+
+def test_packets_that_each_rule_of_a_qube_has_judged() -> None:
+    assert listing.packets(COUNTED) == {"qbs-10-137-0-5": {"0003": 12, "policy": 0}}
+    assert listing.packets("") == {}
