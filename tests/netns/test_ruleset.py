@@ -17,8 +17,10 @@ import pytest
 
 from qubes_guestnet.core.dns import upstream_servers
 from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.firewall import ruleset as firewall_rules
 from qubes_guestnet.core.nft import limits, rules_text
 from qubes_guestnet.system.nft.program import Refused
+from tests.core.firewall import made
 from tests.core.ruleset import Ruleset
 
 ADDRESSES = tuple(map(ipaddress.ip_address, ("10.137.0.4", "10.137.0.5", "fd09::4")))
@@ -60,6 +62,29 @@ def texts() -> tuple[str, ...]:
         "add element ip qubes downstream { 10.9.0.9 }\nadd element ip qubes missing { 10.9.0.9 }\n",
         "add chain ip qubes dnat-dns { type filter hook forward priority 0; policy accept; }\n",
     )
+
+
+def firewall() -> list[str]:
+    """What is loaded of the firewall of single qubes, and what another program does to it."""
+    named = made.bound("action=accept dsthost=a.org proto=tcp", "action=drop proto=udp", a_org=["192.0.2.1"])
+    four, six = made.bound("action=accept"), made.bound("action=accept dsthost=a.org", address=made.SIX)
+    tables = "".join(firewall_rules.tables(version, firewall_rules.CHAINS) for version in (4, 6))
+    address = named.ruleset.address
+    return [
+        tables,
+        tables + firewall_rules.name(4, "a.org", named.of("a.org").addresses, ()) + firewall_rules.qube(named),
+        firewall_rules.qube(four),
+        firewall_rules.qube(named, displaces=True),
+        firewall_rules.name(6, "a.org", (), ()) + firewall_rules.qube(six),
+        firewall_rules.name(4, "a.org", (ADDRESSES[0],), (ADDRESSES[1],)),
+        firewall_rules.without_element(address),
+        firewall_rules.without_element(address) + firewall_rules.without_chain(4, "qbs-10-137-0-5", keep=False),
+        firewall_rules.without_chain(4, "qbs-10-137-0-5", keep=True),
+        firewall_rules.without_name(4, "a.org"),
+        firewall_rules.dns_servers(4, ADDRESSES[:2]),
+        "add rule ip qubes-firewall qubes-forward ip saddr 10.9.9.9 jump qbs-10-137-0-5\n",
+        "flush chain ip qubes-firewall forward\n",
+    ]
 
 
 def load(text: str) -> bool:
@@ -120,8 +145,18 @@ def told(items: Iterable[str]) -> str:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_model_takes_refuses_and_holds_what_the_kernel_does(seed: int) -> None:
+    compared(seed, rules_text.base(ipv6=True), texts())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_model_does_so_for_the_firewall_of_single_qubes(seed: int) -> None:
+    compared(seed, firewall()[0], tuple(firewall()))
+
+
+def compared(seed: int, first: str, others: tuple[str, ...]) -> None:
+    """Load random texts into both, one after the other."""
     chance, model, done = random.Random(seed), Ruleset(), list[str]()
-    for text in (rules_text.base(ipv6=True), *(chance.choice(texts()) for _ in range(25))):
+    for text in (first, *(chance.choice(others) for _ in range(25))):
         done.append(text)
         assert modelled(model, text) == load(text), told(done[-3:])
         assert of(model) == real(), told(done[-3:])
