@@ -32,7 +32,7 @@ _qubes_guestnet() {
 _qubes_guestnet_lab() {
     local word=${COMP_WORDS[COMP_CWORD]} verb=${COMP_WORDS[2]} words=
     if ((COMP_CWORD == 2)); then
-        words='demo run up exec set feature status diagram down store'
+        words='demo run up exec set feature firewall status diagram down store'
     else
         case $verb in
         demo) words='--json' ;;
@@ -42,6 +42,9 @@ _qubes_guestnet_lab() {
         exec) words="--name $(_qubes_guestnet_qubes)" ;;
         set) words="netvm none --name $(_qubes_guestnet_qubes)" ;;
         feature) words="ipv6 1 --unset --restart --name $(_qubes_guestnet_qubes)" ;;
+        firewall)
+            words="add del list reset --name --raw --reload --before --rule-no $(_qubes_guestnet_qubes)"
+            ;;
         status) words='--name --no-measure --json' ;;
         diagram) words='--name --output' ;;
         store)

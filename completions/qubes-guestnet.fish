@@ -34,7 +34,7 @@ complete -c qubes-guestnet -n '__fish_seen_subcommand_from dns' -a 'sync'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from rules' -a 'load unload'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from forwarding' -a 'on off hold release'
 
-set -l lab_verbs demo run up exec set feature status diagram down store
+set -l lab_verbs demo run up exec set feature firewall status diagram down store
 # True where the word behind `lab` is one of the arguments.
 function __qubes_guestnet_lab
     set -l words (commandline -opc)
@@ -43,7 +43,7 @@ end
 complete -c qubes-guestnet -n "__fish_seen_subcommand_from lab; and not __qubes_guestnet_lab $lab_verbs" -a "$lab_verbs"
 complete -c qubes-guestnet -n '__qubes_guestnet_lab demo run up status' -l json -d 'print JSON'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab run up' -l list -d 'only list them'
-complete -c qubes-guestnet -n '__qubes_guestnet_lab up exec set feature status diagram down' -l name -x -d 'name of the lab'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab up exec set feature firewall status diagram down' -l name -x -d 'name of the lab'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab up' -F -a 'default ipv6-feature ipv6-tunnel'
 # The first column of a table of ours, without its head.
 function __qubes_guestnet_first_column
@@ -56,11 +56,16 @@ function __qubes_guestnet_qubes
     __qubes_guestnet_first_column lab status --no-measure $chosen
 end
 complete -c qubes-guestnet -n '__qubes_guestnet_lab run' -a '(__qubes_guestnet_first_column lab run --list)'
-complete -c qubes-guestnet -n '__qubes_guestnet_lab exec set feature' -a '(__qubes_guestnet_qubes)'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab exec set feature firewall' -a '(__qubes_guestnet_qubes)'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab set' -a 'netvm none'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab feature' -a 'ipv6 1'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab feature' -l unset -d 'inherit it from the provider'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab feature' -l restart -d 'restart the qubes concerned'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab firewall' -a 'add del list reset'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab firewall' -l raw -d 'print rules as text'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab firewall' -s r -l reload -d 'write unchanged rules again'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab firewall' -l before -x -d 'add before this rule'
+complete -c qubes-guestnet -n '__qubes_guestnet_lab firewall' -l rule-no -x -d 'remove this rule'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab status' -l no-measure -d 'send no packets'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab diagram' -s o -l output -r -F -d 'output file'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab store' -a 'read write multiread list rm watch'

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ..errors import StoreError
@@ -54,22 +54,40 @@ class Databases:
 
     def write(self, vm: Vm, key: str, value: str | bytes) -> None:
         """Write one entry. While the qube's daemon is down dom0 stores the entry until the daemon's next start."""
-        raw = value.encode() if isinstance(value, str) else value
-        self.did(WRITE, vm, key, raw.decode(errors="replace"))
-        vm.database[key] = raw
-        self._change(vm, {key: raw}, ())
+        self.do_all(vm, [(WRITE, key, value)])
 
     def write_all(self, vm: Vm, entries: Mapping[str, str]) -> None:
         """Write several, one after the other."""
-        for key, value in entries.items():
-            self.write(vm, key, value)
+        self.do_all(vm, [(WRITE, key, value) for key, value in entries.items()])
 
     def remove(self, vm: Vm, key: str) -> None:
-        """Remove one entry, or with a slash at the end all below. dom0 does not do this to network entries."""
-        self.did(RM, vm, key)
-        for each in [each for each in vm.database if each == key or (key.endswith("/") and each.startswith(key))]:
-            del vm.database[each]
-        self._change(vm, {}, (key,))
+        """Remove one entry, or with a slash at the end all below. dom0 does the second to firewall rules alone."""
+        self.do_all(vm, [(RM, key, "")])
+
+    def do_all(self, vm: Vm, operations: Iterable[tuple[str, str, str | bytes]]) -> None:
+        """Carry out operations, one after the other, by one connection as dom0 does.
+
+        Args:
+            vm: whose QubesDB. While its daemon is down dom0 stores the entries until the daemon's next start.
+            operations: `WRITE` or `RM`, key, and value.
+        """
+        daemon = vm.running.store_daemon
+        store = self._connect(vm) if daemon is not None and daemon.running else None
+        try:
+            for verb, key, value in operations:
+                raw = value.encode() if isinstance(value, str) else value
+                self.did(verb, vm, key, raw.decode(errors="replace"))
+                if verb == WRITE:
+                    vm.database[key] = raw
+                else:
+                    _forget(vm.database, key)
+                if store is not None and verb == WRITE:
+                    store.write(key, raw)
+                elif store is not None:
+                    store.rm(key)
+        finally:
+            if store is not None:
+                store.close()
 
     def read_all(self, vm: Vm) -> dict[str, bytes]:
         """Return every entry its QubesDB daemon has now."""
@@ -85,15 +103,7 @@ class Databases:
         except StoreError as error:
             raise LabError(f"QubesDB of {vm.name}: {error}") from error
 
-    def _change(self, vm: Vm, written: Mapping[str, bytes], removed: tuple[str, ...]) -> None:
-        qube = vm.running
-        if qube.store_daemon is None or not qube.store_daemon.running:
-            return
-        store = self._connect(vm)
-        try:
-            for key, value in written.items():
-                store.write(key, value)
-            for key in removed:
-                store.rm(key)
-        finally:
-            store.close()
+
+def _forget(database: dict[str, bytes], key: str) -> None:
+    for each in [each for each in database if each == key or (key.endswith("/") and each.startswith(key))]:
+        del database[each]

@@ -66,6 +66,7 @@ class Node(NamedTuple):
         state: such as running.
         world: what it has outside itself, as (IPv4, IPv6).
         asked: what it reaches if everything is as dom0 asked, as (IPv4, IPv6).
+        limited: its firewall rules refuse something.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Node(NamedTuple):
     state: str = "running"
     world: Families | None = None
     asked: Families = _NONE
+    limited: bool = False
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Node:
@@ -83,7 +85,7 @@ class Node(NamedTuple):
         world = row["world"] and (bool(row["world"]["ipv4"]), bool(row["world"]["ipv6"]))
         return cls(
             row["name"], row["netvm"], tuple(row["addresses"]), bool(row["ipv4"]), bool(row["ipv6"]), row["state"],
-            world or None, (row["asked"]["ipv4"], row["asked"]["ipv6"]),
+            world or None, (row["asked"]["ipv4"], row["asked"]["ipv6"]), row["firewall"]["limited"],
         )  # fmt: skip
 
 
@@ -98,6 +100,7 @@ class _Box(NamedTuple):
     name: str
     lines: tuple[str, ...]
     says: str
+    limited: bool = False
 
     @property
     def bottom(self) -> float:
@@ -126,7 +129,8 @@ def draw(title: str, nodes: Sequence[Node]) -> str:
         nodes: all qubes; those of one provider stay in this order.
     """
     layout = _Layout(nodes)
-    width = max(layout.width, _LEGEND_WIDTH, len(title) * _NAME_WIDTH * 1.2) + 2 * _CARD
+    legend = _LEGEND_WIDTH + _LIMITED_WIDTH * any(node.limited for node in nodes)
+    width = max(layout.width, legend, len(title) * _NAME_WIDTH * 1.2) + 2 * _CARD
     height = _TITLE + layout.height + _LEGEND + _CARD
     told = ", ".join(f"{node.name}: {_kind(node)[1]}" for node in nodes)
     lines = [
@@ -142,7 +146,7 @@ def draw(title: str, nodes: Sequence[Node]) -> str:
         *(line for edge in layout.edges for line in _edge(edge)),
         *(line for box in layout.boxes for line in _box(box)),
         "</g>",
-        *_legend(_CARD, height - _CARD),
+        *_legend(_CARD, height - _CARD, any(node.limited for node in nodes)),
         "</svg>",
     ]
     return "\n".join(lines) + "\n"
@@ -215,7 +219,7 @@ class _Layout:
         is_root = node.netvm is None or node.netvm not in self._behind_names
         y = top + (self._world if is_root else 0.0)
         kind, says = _kind(node)
-        box = _Box(middle, y, self._column, _height(len(lines)), kind, node.name, lines, says)
+        box = _Box(middle, y, self._column, _height(len(lines)), kind, node.name, lines, says, node.limited)
         self.boxes.append(box)
         if node.world is not None:
             self._place_world(node, node.world, box, top)
@@ -260,7 +264,14 @@ def _width(node: Node) -> float:
 
 
 def _kind(node: Node) -> tuple[str, str]:
-    """Return the class of a qube, and what is said of it."""
+    """Return the class of a qube, and what is said of it: whether its firewall rules limit it too."""
+    if node.limited and node.state == "running" and (node.ipv4, node.ipv6) == node.asked == _NONE and node.netvm:
+        return "well", "limited: no ping, as asked"
+    kind, says = _health(node)
+    return kind, f"{says}, limited" if node.limited else says
+
+
+def _health(node: Node) -> tuple[str, str]:
     reached = (node.ipv4, node.ipv6)
     if node.state != "running":
         return "off", node.state
@@ -300,6 +311,8 @@ def _box(box: _Box) -> Iterator[str]:
         f'<rect x="{left:.1f}" y="{box.y:.1f}" width="{box.width:.1f}" height="{box.height:.1f}"'
         f' rx="{box.height / 2 if box.kind == "world" else 9:.0f}"/>'
     )
+    if box.limited:
+        yield _fence(left, box.y, box.width, box.height)
     yield f'<text class="name" x="{box.x:.1f}" y="{y:.1f}">{escape(box.name)}</text>'
     for line in box.lines:
         y += _LINE
@@ -308,12 +321,23 @@ def _box(box: _Box) -> Iterator[str]:
     yield "</g>"
 
 
+def _fence(left: float, top: float, width: float, height: float) -> str:
+    """Return the second, inner border of a qube that is limited."""
+    return (
+        f'<rect style="fill: none" x="{left + _FENCE:.1f}" y="{top + _FENCE:.1f}"'
+        f' width="{width - 2 * _FENCE:.1f}" height="{height - 2 * _FENCE:.1f}" rx="6"/>'
+    )
+
+
+_FENCE = 4.0
 _LEGEND_STEP = 26.0
-_LEGEND_WIDTH = 500.0
+_LEGEND_WIDTH, _LIMITED_WIDTH = 500.0, 230.0
 
 
-def _legend(x: float, y: float) -> Iterator[str]:
-    for kind, text in _LEGEND_WORDS.items():
-        yield f'<g class="{kind}"><rect x="{x:.0f}" y="{y - 11:.0f}" width="16" height="13" rx="3"/></g>'
+def _legend(x: float, y: float, limited: bool) -> Iterator[str]:
+    words = {**_LEGEND_WORDS, **({"well limited": "limited by its rules"} if limited else {})}
+    for kind, text in words.items():
+        inner = _fence(x, y - 11, 16, 13) if kind.endswith("limited") else ""
+        yield f'<g class="{kind}"><rect x="{x:.0f}" y="{y - 11:.0f}" width="16" height="13" rx="3"/>{inner}</g>'
         yield f'<text class="key" x="{x + 23:.0f}" y="{y:.0f}">{escape(text)}</text>'
         x += 23 + _LEGEND_STEP + len(text) * _MONO_WIDTH

@@ -11,7 +11,8 @@ its branch of 4.2 where that differs (behaviour B161). The agent has to cope wit
 * With a provider's own entries (its start, a change of its netvm) dom0 rewrites those about each running client.
 * The netvm of a paused qube: its entries change at once, its interface only after it runs again (4.2: at once too).
 
-The rules of the firewall are not written here.
+* Firewall rules are written for the provider: before its client's interface exists, and again after the client's start;
+  after the interface when the provider is changed; and at the provider's start before the interface, then no more.
 """
 
 from __future__ import annotations
@@ -142,6 +143,7 @@ class Dom0(Interfaces):
             self.connect(vm)
         if vm.agent:
             qube.start_agent()
+        self.reload_firewall(vm)
         self._attach_clients(vm)
         return qube
 
@@ -173,7 +175,7 @@ class Dom0(Interfaces):
             if vm.deferred_from is not None:
                 self._apply_deferred(vm)
             else:
-                self.attach(vm)
+                self.attach_only(vm)
 
     def _provide(self, vm: Vm) -> None:
         """Make a started qube a provider, with its cable to the outside."""
@@ -305,7 +307,9 @@ class Dom0(Interfaces):
                 self.refresh_connected(each)
         if vm.netvm is not None and vm.qube is not None:
             self.write_entries(vm)
-            if not self._waits(vm):
+            if self._waits(vm):
+                self.reload_firewall(vm)
+            else:
                 self.attach(vm)
 
     def set_feature(self, vm: Vm, feature: str, value: str | None) -> None:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator
 
 from . import iptables
-from .databases import Databases
+from .firewalls import Firewalls
 from .hotplug import addresses
 from .namespaces import LabError
 from .provider import Networking, Vif
@@ -16,17 +16,15 @@ from .vm import Vm
 INTERFACE = "eth0"
 
 
-class Interfaces(Databases):
-    """The qubes of a lab, their interfaces and entries.
+class Interfaces(Firewalls):
+    """The interfaces and entries of a lab's qubes.
 
     Attributes:
-        vms: by name.
         reuses_numbers: the number of an interface is used again once it was detached, as by libxl.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.vms: dict[str, Vm] = {}
         self.reuses_numbers = True
 
     def connected(self, netvm: Vm) -> tuple[Vm, ...]:
@@ -42,7 +40,17 @@ class Interfaces(Databases):
     # --- interfaces --------------------------------------------------------------------------------------------
 
     def attach(self, vm: Vm, interface: str = INTERFACE, late: bool = False) -> None:
-        """Attach a new interface.
+        """Attach a new interface, then write the firewall rules: the order of a change of the provider.
+
+        Args:
+            vm: a running qube, behind a running provider.
+            interface: see `attach_only`; late likewise.
+        """
+        self.attach_only(vm, interface, late)
+        self.reload_firewall(vm)
+
+    def attach_only(self, vm: Vm, interface: str = INTERFACE, late: bool = False) -> None:
+        """Attach a new interface and write no rules, as at the start of a provider, which has the rules already.
 
         Args:
             vm: a running qube, behind a running provider.
@@ -114,6 +122,7 @@ class Interfaces(Databases):
             for client in self.connected(vm):
                 if client.qube is not None:
                     self.tell_of_mapping(client, vm)
+                    self.reload_firewall(client)
         self.write(vm, "/qubes-vm-type", vm.kind)
         self.write(vm, "/qubes-iptables-error", "")
         self.write_iptables(vm)
@@ -123,9 +132,10 @@ class Interfaces(Databases):
         self.write_all(netvm, netvm.connected_entries(self.connected(netvm)))
 
     def tell_provider(self, vm: Vm, netvm: Vm) -> None:
-        """Write the client list of a starting qube's provider, and the addresses that the qube sees."""
+        """Write the client list of a starting qube's provider, the addresses that the qube sees, and its rules."""
         self.refresh_connected(netvm)
         self.tell_of_mapping(vm, netvm)
+        self.reload_firewall(vm)
 
     def tell_of_mapping(self, vm: Vm, netvm: Vm) -> None:
         """Write a client qube's fake addresses for its provider."""

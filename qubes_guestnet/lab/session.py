@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any
 
 from ..errors import GuestnetError, UsageError
-from . import reach, tree
+from . import firewall_edits, firewall_rules, reach, tree
 from .dom0 import Dom0, Vm
 from .execution import Execution
+from .firewall_rules import ACCEPT_ALL, Rules
 from .namespaces import LabError
 from .progress import Teller
 from .qube import eventually
@@ -28,6 +29,8 @@ from .wire import Channel, Message
 
 _IMPATIENCE = 5.0
 _SETTLED = 5.0
+# A rule counts up to the second in which it expires.
+_AFTER = 0.01
 _LOOPBACK = "lo"
 # What dom0 writes only where there is IPv6, and never removes.
 _IPV6_KEYS = ("/qubes-ip6", "/qubes-gateway6", "/qubes-netvm-gateway6")
@@ -57,7 +60,7 @@ def run(listener: socket.socket, grown: Tree, teller: Teller) -> int:
 
 
 class Session:
-    """One lab and what can be asked of it: each public method but `grow` is a verb.
+    """One lab and what can be asked of it: each public method with a step is a verb.
 
     Args:
         grown: its tree.
@@ -101,6 +104,27 @@ class Session:
             _settle(each)
         return {"unaware": [] if restart else [each.name for each in unaware]}
 
+    def firewall(
+        self, _step: Step, qube: str, action: str, words: list[str], before: int | None, number: int | None,
+        reload: bool,
+    ) -> Message:  # fmt: skip
+        """`qvm-firewall QUBE`: add, del or reset a rule, or list the rules."""
+        vm, now = self.vm(qube), self.dom0.time()
+        rules = firewall_edits.read_by_client(vm.firewall.rules, now)
+        if action == "add":
+            rules = firewall_edits.added(rules, firewall_rules.from_words(words, now), before)
+        elif action == "del":
+            rules = _without(rules, words, number, now)
+        elif action == "reset":
+            rules = ACCEPT_ALL
+        else:
+            if reload and vm.qube is not None:
+                self.dom0.reload_firewall(vm)
+            rows = [firewall_edits.row(at, rule, now) for at, rule in enumerate(rules)]
+            return {"raw": list(map(firewall_edits.raw, rules)), "rows": rows}
+        self.dom0.set_firewall(vm, rules)
+        return {}
+
     def status(self, _step: Step, measure: bool) -> Message:
         """Return the state of each qube; its reach is None if not measured."""
         running = {vm.name: vm.qube for vm in self._vms.values() if vm.qube is not None}
@@ -118,12 +142,18 @@ class Session:
             "vif": vm.vif,
             "features": dict(vm.features),
             "addresses": _addresses(vm),
+            "firewall": {"limited": vm.limited, "rules": firewall_rules.listed(vm.firewall.rules, self.dom0.time())},
             "agent": _agent(vm),
             "ipv4": reached and reached.ipv4,
             "ipv6": reached and reached.ipv6,
             "world": outside and {"ipv4": outside.ipv4, "ipv6": outside.ipv6},
             "asked": {"ipv4": vm.reaches4, "ipv6": vm.reaches6},
         }
+
+    def until_expiry(self) -> float | None:
+        """Return the seconds until a firewall rule expires, None if none does."""
+        moment = self.dom0.next_expiry()
+        return max(0.0, moment - self.dom0.time()) + _AFTER if moment is not None else None
 
     # --- qubes -------------------------------------------------------------------------------------------------
 
@@ -132,6 +162,16 @@ class Session:
         if name not in self._vms:
             raise UsageError(f"there is no qube {name}", f"the qubes are {', '.join(self._vms)}")
         return self._vms[name]
+
+
+def _without(rules: Rules, words: list[str], number: int | None, now: float) -> Rules:
+    if (number is None) == (not words):
+        raise UsageError(
+            "give exactly one of a rule and --rule-no", "`list` prints the numbers, `list --raw` the rules"
+        )
+    if number is not None:
+        return firewall_edits.without_number(rules, number)
+    return firewall_edits.without(rules, firewall_rules.from_words(words, now))
 
 
 def _state(vm: Vm) -> str:
@@ -193,7 +233,8 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._executions: dict[Channel, Execution] = {}
         self._verbs: dict[str, Callable[..., Message]] = {
-            "set": session.set_netvm, "feature": session.set_feature, "status": session.status,
+            "set": session.set_netvm, "feature": session.set_feature, "firewall": session.firewall,
+            "status": session.status,
         }  # fmt: skip
         self._ended = False
 
@@ -202,8 +243,9 @@ class Server:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         while not self._ended:
             # One at a time: what one does can take the next one's reason away.
-            (key, _), *_ = self._selector.select()
-            key.data()
+            for key, _ in self._selector.select(self._session.until_expiry())[:1]:
+                key.data()
+            self._session.dom0.expire_firewalls()
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line of an interactive lab: `up`, `exec`, `set`, `feature`, `status`, `diagram`, `down`."""
+"""The command line of an interactive lab: `up`, `exec`, `set`, `feature`, `firewall`, `status`, `diagram`, `down`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FileError, UsageError
+from . import firewall_cli
 from .caller import with_own_command
 from .place import DEFAULT, Place, named
 
@@ -60,6 +61,7 @@ def add_parsers(subparsers: argparse._SubParsersAction[Any]) -> None:
     feature.add_argument(
         "--restart", action="store_true", help="restart the qubes concerned, so that the change takes effect"
     )
+    firewall_cli.add_parser(subparsers, common)
     status = verb("status", _status, "print each qube's state, provider, reach and addresses")
     status.add_argument(
         "--no-measure", action="store_true", help="send no packets to measure which qubes reach the world"

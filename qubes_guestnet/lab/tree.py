@@ -3,13 +3,15 @@
 
 A table `[qube.NAME]` has the keys of `QubeSpec` but its name and `offer`; `[world.NAME]`, for a provider, those of
 `world.Offer`: what is outside. A provider without a provider has IPv4 outside, if nothing else is said. One behind
-another may have a world too, with `ipv4 = false`: that is the other end of its tunnel. `[dom0] release` is the release
-of Qubes OS whose dom0 is played: "4.3" unless it is said, "4.2", or "4.1". `trees/` has examples.
+another may have a world too, with `ipv4 = false`: that is the other end of its tunnel. `[[qube.NAME.firewall]]` is one
+of its firewall rules, each in the words of qvm-firewall. `[dom0] release` is the release of Qubes OS whose dom0 is
+played: "4.3" unless it is said, "4.2", or "4.1". `trees/` has examples.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,8 +19,9 @@ from typing import Any, NamedTuple
 
 from ..core import checks
 from ..errors import UsageError
-from . import world
+from . import firewall_rules, world
 from .dom0 import NEWEST, RELEASES, Dom0
+from .firewall_rules import ACCEPT_ALL, Rule, RuleError, Rules
 from .vm import FAKE_GATEWAY, FAKE_IP, FAKE_NETMASK, Vm
 from .world import Offer
 
@@ -40,6 +43,7 @@ class QubeSpec(NamedTuple):
         ip: its address, set by hand; ip6 and mac likewise.
         disposable: whether it is one.
         flags: service flags.
+        firewall: its firewall rules; without the key the list of a new qube, which accepts everything.
         offer: what is outside.
     """
 
@@ -55,6 +59,7 @@ class QubeSpec(NamedTuple):
     mac: str | None = None
     disposable: bool = False
     flags: tuple[str, ...] = ()
+    firewall: Rules = ACCEPT_ALL
     offer: Offer | None = None
 
 
@@ -105,6 +110,7 @@ def plant(tree: Tree, dom0: Dom0) -> dict[str, Vm]:
         vm.features |= {name: value for name, value in features.items() if value is not None}
         vm.custom_ip, vm.custom_ip6, vm.custom_mac = spec.ip, spec.ip6, spec.mac
         vm.flags |= set(spec.flags)
+        dom0.set_firewall(vm, spec.firewall)
         vm.agent = True
         made[spec.name] = vm
     return made
@@ -172,7 +178,9 @@ def _tables(source: str, kind: str, tables: Any) -> dict[str, dict[str, Any]]:
             limit = "a name consists of letters, digits, - and _, and begins with a letter"
             raise UsageError(f"{source}: [{kind}.{name}]: not the name of a qube", limit)
         if not isinstance(table, dict):
-            raise UsageError(f"{source}: [{kind}] {name} is not a table", f"write [{kind}.{name}]")
+            rules = isinstance(table, list) and name == "firewall"
+            advice = f"write [[{kind}.NAME.{name}]], with the name of the qube" if rules else f"write [{kind}.{name}]"
+            raise UsageError(f"{source}: [{kind}] {name} is not a table", advice)
     return dict(tables)
 
 
@@ -240,10 +248,42 @@ def _text(value: Any, wanted: str) -> str:
     return value
 
 
+def _firewall(value: Any) -> Rules:
+    if not isinstance(value, list):
+        raise ValueError("a list of rules, or tables [[qube.NAME.firewall]]")
+    now = time.time()
+    return tuple(_rule(number, rule, now) for number, rule in enumerate(value))
+
+
+def _rule(number: int, value: Any, now: float) -> Rule:
+    try:
+        if isinstance(value, str):
+            words, comment, text = value.partition("comment=")
+            return firewall_rules.from_words([*words.split(), *([comment + text] if comment else [])], now)
+        if isinstance(value, dict):
+            return firewall_rules.from_words([f"{key}={_plain(key, each)}" for key, each in value.items()], now)
+    except RuleError as error:
+        raise _RuleNotValid(f"rule {number}: {error.problem}", error.remedy) from None
+    raise _RuleNotValid(
+        f"rule {number}: {value!r} is no rule", 'give a table, or a text such as "accept a.example tcp"'
+    )
+
+
+def _plain(key: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise RuleError(f"{key}={value} is not valid", "give a text in quotes or a number")
+    return str(value)
+
+
+class _RuleNotValid(ValueError):
+    """A rule that is not valid: the problem, and the remedy."""
+
+
 _Check = Callable[[Any], Any]
 _QUBE: Mapping[str, _Check] = {
     "netvm": _word, "provides_network": _boolean, "ipv6": _feature, "fake_ip": _address, "fake_gateway": _address,
     "fake_netmask": _address, "ip": _address, "ip6": _address6, "mac": _mac, "disposable": _boolean, "flags": _words,
+    "firewall": _firewall,
 }  # fmt: skip
 _DOM0: Mapping[str, _Check] = {"release": _one_of_the_releases}
 _WORLD: Mapping[str, _Check] = {
@@ -258,6 +298,9 @@ def _checked(source: str, where: str, table: Mapping[str, Any], checks: Mapping[
     for key, value in table.items():
         try:
             found[key] = checks[key](value)
+        except _RuleNotValid as error:
+            problem, remedy = error.args
+            raise UsageError(f"{source}: {where}: {key} {problem}", remedy) from None
         except ValueError as error:
             raise UsageError(f"{source}: {where}: {key} = {value!r} is not valid, expected {error}") from None
     return found

@@ -7,9 +7,11 @@ tree, and the fake addresses that qube and provider are told.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
-from . import iptables
+from . import iptables, world
+from .firewall_rules import ACCEPT_ALL, Rules, allows_ping, limits
 from .namespaces import LabError
 from .provider import VIRTUAL_DNS, Networking, Vif
 from .qube import Qube
@@ -18,12 +20,34 @@ from .world import Offer, World
 FAKE_IP, FAKE_GATEWAY, FAKE_NETMASK = "net.fake-ip", "net.fake-gateway", "net.fake-netmask"
 IPV6 = "ipv6"
 PROVIDER_FLAG = "qubes-network"
+# Of a provider: the rules of the qubes behind it are in force.
+FIREWALL_FLAG = "qubes-firewall"
 _NETMASK = "255.255.255.255"
 _PREFIX6 = "fd09:24ef:4179:"
 _MAC = "00:16:3e:5e:6c:00"
 _LAST_NUMBER = 9999
 # Numbers from here on have neither .0 nor .255 as their last part: some systems take these for no host's.
 _PLAIN_NUMBERS = 255
+
+
+class Firewall:
+    """The rules of a qube in dom0.
+
+    Attributes:
+        rules: as dom0 has them in memory. An expired one is not written, and its number is not used for another.
+        saved: as they are in dom0's file, from which dom0 loads them when a rule expires.
+        timers: Unix times at which dom0 does that.
+    """
+
+    def __init__(self) -> None:
+        self.rules: Rules = ACCEPT_ALL
+        self.saved: Rules = ACCEPT_ALL
+        self.timers: set[int] = set()
+
+    def save(self, now: float) -> None:
+        """Save the rules without expired ones, and set the timer of the next one that expires."""
+        self.saved = tuple(rule for rule in self.rules if not rule.expired(now))
+        self.timers |= {min(moments)} if (moments := [rule.expire for rule in self.saved if rule.expire]) else set()
 
 
 class Vm:
@@ -58,6 +82,7 @@ class Vm:
         self.custom_ip: str | None = None
         self.custom_ip6: str | None = None
         self.custom_mac: str | None = None
+        self.firewall = Firewall()
         # Service flags, there from its start on.
         self.flags: set[str] = {PROVIDER_FLAG} if provides_network else set()
         self.netvm: Vm | None = None
@@ -139,20 +164,33 @@ class Vm:
 
     @property
     def reaches4(self) -> bool:
-        """Whether IPv4 leads all the way out: up to a world with IPv4, by providers that run."""
+        """Whether a ping over IPv4 gets all the way out: to a world with IPv4, by providers that let it pass."""
         outside = self.world.offer if self.world is not None else self.offer
         if outside is not None and outside.ipv4:
             return True
-        return self.netvm is not None and self.netvm.qube is not None and self.netvm.reaches4
+        if self.netvm is None or self.netvm.qube is None or not self._may_ping(world.HOST):
+            return False
+        return self.netvm.reaches4
 
     @property
     def reaches6(self) -> bool:
-        """Whether IPv6 leads all the way out: it has it, nothing is translated, and so up to a world with IPv6."""
+        """Whether a ping over IPv6 gets all the way out: it has it, nothing is translated, and so on up to a world."""
         outside = self.world.offer if self.world is not None else self.offer
         if outside is not None and outside.ipv6:
             return True
         has = self.has_ipv6 and not self.feature(FAKE_IP) if self.qube is None else self._attached6
+        has = has and self._may_ping(world.HOST6)
         return has and self.netvm is not None and self.netvm.serves6 and self.netvm.reaches6
+
+    @property
+    def limited(self) -> bool:
+        """Whether its firewall rules refuse anything."""
+        return limits(self.firewall.rules, time.time())
+
+    def _may_ping(self, host: str) -> bool:
+        """Return whether its provider lets a ping of it pass, as far as firewall rules are concerned."""
+        enforced = self.netvm is not None and FIREWALL_FLAG in self.netvm.flags
+        return not enforced or allows_ping(self.firewall.rules, host, world.ADDRESSES, time.time())
 
     @property
     def serves6(self) -> bool:

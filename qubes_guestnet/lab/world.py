@@ -20,6 +20,8 @@ HOST = "192.168.123.45"
 HOST6 = "2000:abcd::1"
 NAME = "test.example.com"
 NAME6 = "six.example.com"
+# What its DNS server knows.
+ADDRESSES = {NAME: (HOST, HOST6), NAME6: (HOST6,)}
 """Resolves to HOST6 only."""
 ECHO_PORTS = (1234, 4321)
 # The net between the world and its provider, as in the figure of the reference document.

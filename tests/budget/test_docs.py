@@ -22,7 +22,7 @@ from qubes_guestnet.core.nft import limits
 from qubes_guestnet.core.provider import settings as provider
 from qubes_guestnet.core.uplink import desired as uplink
 from qubes_guestnet.lab import cli as lab_cli
-from qubes_guestnet.lab import dom0, tree
+from qubes_guestnet.lab import dom0, firewall_rules, tree
 from qubes_guestnet.system import networkmanager, services
 from qubes_guestnet.system.qubesdb import store as qubesdb
 from tests.support import session
@@ -80,6 +80,7 @@ def test_the_page_about_trees_has_every_key_and_release() -> None:
     keys = {key for names, _ in rows for key in re.findall(r"`([\w-]+)`", names) if not key.startswith("S-")}
     assert keys == {*tree._QUBE, *tree._WORLD, *tree._DOM0}
     assert [release for release in dom0.RELEASES if f'"{release}"' not in text(TREES)] == []
+    assert [option for option in firewall_rules.OPTIONS if f"`{option}=`" not in text(TREES)] == []
 
 
 def _keys_of(toml: str) -> set[tuple[str, str]]:
@@ -273,7 +274,7 @@ def test_bash_is_offered_the_qubes_and_scenarios_there_are(tmp_path: Path, monke
     for name in ("lab", "other"):
         session.done("up", str(session.small(tmp_path)), "--name", name)
     try:
-        for verb in ("exec", "set", "feature"):
+        for verb in ("exec", "set", "feature", "firewall"):
             assert {"net", "other", "vm1"} <= completed("lab", verb, "", program=str(program))
             assert completed("lab", verb, "--name", "other", "v", program=str(program)) == {"vm1"}
             assert completed("lab", verb, "--name", "nix", "v", program=str(program)) == set()

@@ -182,10 +182,40 @@ def test_a_qube_that_does_not_run_says_so() -> None:
     assert [(box.kind, box.texts[-1]) for box in found.values()] == [("off", "halted"), ("off", "paused")]
 
 
+def test_a_limited_qube_has_a_second_border_and_a_word() -> None:
+    plain = diagram.draw("t", FIGURE)
+    limited = tuple(node._replace(limited=node.name in ("personal", "half", "vault")) for node in FIGURE)
+    found = boxes(parsed(limited))
+    assert {name: box.texts[-1] for name, box in found.items() if "limited" in box.texts[-1]} == {
+        "personal": "IPv4 only, limited", "half": "no IPv6, limited", "vault": "no network, as asked, limited",
+    }  # fmt: skip
+    inner = [
+        group for group in parsed(limited).iter(f"{SVG}g") if len(group.findall(f"{SVG}rect")) == 2
+    ]  # fmt: skip
+    assert [group.get("class") for group in inner] == ["well", "broken", "off", "well limited"]  # of the legend: last
+    for group in inner:
+        outer, border = ({key: float(rect.get(key, "")) for key in ("x", "y", "width", "height")}
+                         for rect in group.findall(f"{SVG}rect"))  # fmt: skip
+        assert outer["x"] < border["x"] < border["x"] + border["width"] < outer["x"] + outer["width"]
+        assert outer["y"] < border["y"] < border["y"] + border["height"] < outer["y"] + outer["height"]
+    assert ">limited by its rules</text>" in diagram.draw("t", limited)
+    assert "limited" not in plain
+    test_nothing_lies_on_something_else(limited)
+
+
+def test_a_qube_whose_rules_refuse_a_ping_is_calm_when_none_passes() -> None:
+    silent = Node("q", "net", ("10.137.0.2",), limited=True)
+    found = boxes(parsed((Node("net"), silent)))
+    assert (found["q"].kind, found["q"].texts[-1]) == ("well", "limited: no ping, as asked")
+    found = boxes(parsed((Node("net"), silent._replace(ipv4=True))))
+    assert (found["q"].kind, found["q"].texts[-1]) == ("broken", "IPv4, which is not asked, limited")
+
+
 def test_a_node_from_a_row_of_the_status() -> None:
     row = {
         "name": "n", "state": "running", "netvm": None, "addresses": ["192.168.0.2"], "ipv4": True, "ipv6": None,
         "world": {"ipv4": True, "ipv6": False}, "agent": "running", "asked": {"ipv4": True, "ipv6": True},
+        "firewall": {"limited": True, "rules": ["action=drop"]},
     }  # fmt: skip
-    assert Node.of(row) == Node("n", None, ("192.168.0.2",), True, False, "running", (True, False), (True, True))
+    assert Node.of(row) == Node("n", None, ("192.168.0.2",), True, False, "running", (True, False), (True, True), True)
     assert Node.of({**row, "world": None, "netvm": "m"}).world is None

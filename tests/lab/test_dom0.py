@@ -259,6 +259,7 @@ def test_a_device_can_be_there_before_anybody_serves_it() -> None:
     vm.netvm = stage.netvm1
     stage.dom0.write_entries(vm)
     networking = stage.dom0.plug(vm)
+    stage.dom0.reload_firewall(vm)
     assert vm.vif in links(stage.netvm1)
     assert links(vm) == []
     assert vm.plugged is not None

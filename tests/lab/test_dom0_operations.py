@@ -8,7 +8,7 @@ import pytest
 from qubes_guestnet.lab import hotplug, xenstore
 from qubes_guestnet.lab.dom0 import RELEASES, Dom0, Vm
 from qubes_guestnet.lab.stage import Stage
-from tests.support.dom0_words import ASK, MAC, as_recorded, attach, connected, detach, mapped, operations, own
+from tests.support.dom0_words import ASK, MAC, as_recorded, attach, connected, detach, firewall, mapped, operations, own
 from tests.support.needs import needs
 
 PREFIX6 = "fd09:24ef:4179::"
@@ -35,10 +35,12 @@ def test_a_start_tells_the_provider_then_attaches_then_tells_the_qube(release: s
     assert done == [
         *connected(netvm, vm, ip6=ip6),
         *mapped(netvm, vm),
+        *firewall(netvm, vm, ip6),  # before it exists
         "create vm",
         attach(netvm, vm, ip6=ip6),
         *own(vm, netvm.address, ip6=ip6, gateway6=gateway6),
         "resume vm",
+        *firewall(netvm, vm, ip6),
     ]
     as_recorded(dom0, netvm, vm)
     nodes = {name: xenstore.node(netvm.running, f"backend/vif/{vm.domid}/0/{name}") for name in ("mac", "ip", "type")}
@@ -57,9 +59,10 @@ def test_before_2024_06_the_interface_was_there_before_the_provider_was_told() -
         dom0.start(vm, agent=True)
     told = [*connected(netvm, vm), *mapped(netvm, vm, "192.168.1.5")]
     told[0] = told[0].replace(vm.address, "192.168.1.5")  # the list has what each qube sees
-    assert done[:6] == ["create vm", attach(netvm, vm), *told]
-    assert done[-1] == "resume vm"
-    assert done[6:-1] == [line.replace(f"= {vm.address}", "= 192.168.1.5") for line in own(vm, netvm.address)]
+    rules = firewall(netvm, vm)  # by the address that the provider sees
+    assert done[:10] == ["create vm", attach(netvm, vm), *told, *rules]
+    assert done[-5:] == ["resume vm", *rules]
+    assert done[10:-5] == [line.replace(f"= {vm.address}", "= 192.168.1.5") for line in own(vm, netvm.address)]
     stage.reaches(vm)
 
 
@@ -74,12 +77,15 @@ def test_starting_a_provider_tells_it_of_running_clients_and_attaches_them() -> 
     assert done == [
         *connected(netvm, proxy),
         *mapped(netvm, proxy),
+        *firewall(netvm, proxy),
         "create proxy",
         attach(netvm, proxy),
         *own(proxy, netvm.address, provides=True),
         *connected(proxy, vm, halted),
         *mapped(proxy, vm),  # of a running one; this is why the vif is attached after it
+        *firewall(proxy, vm),  # and not again when the vif is there
         "resume proxy",
+        *firewall(netvm, proxy),
         *mapped(proxy, vm),
         attach(proxy, vm),
     ]
@@ -106,8 +112,10 @@ def test_another_netvm_of_a_provider_rewrites_what_it_reads_of_each_running_clie
         f"write proxy /connected-ips = 192.168.1.5 {halted.address}",
         "write proxy /connected-ips6",
         *mapped(proxy, vm, "192.168.1.5"),
+        *firewall(proxy, vm),
         *mapped(netvm2, proxy),
         attach(netvm2, proxy),
+        *firewall(netvm2, proxy),
     ]
     as_recorded(dom0, netvm1, netvm2, proxy)
 
@@ -135,6 +143,7 @@ def test_features_write_nothing_and_stale_and_missing_keys_stay_so_until_a_start
         *own(vm, netvm.address, ip6=ip6, gateway6=f"{PREFIX6}a89:1"),
         *mapped(netvm, vm),
         attach(netvm, vm, ip6=ip6),
+        *firewall(netvm, vm, ip6),
     ]
     assert "/qubes-netvm-gateway6" not in dom0.read_all(netvm)
     dom0.set_feature(netvm, "ipv6", "")
@@ -181,7 +190,8 @@ def test_the_interface_of_a_paused_qube_is_exchanged_after_it_runs_again() -> No
     dom0, netvm1 = stage.dom0, stage.netvm1
     with operations(dom0) as done:
         dom0.set_netvm(vm, netvm2)
-    assert done == [*connected(netvm1), *connected(netvm2, vm), *own(vm, netvm2.address)]
+    rules = firewall(netvm2, vm)
+    assert done == [*connected(netvm1), *connected(netvm2, vm), *own(vm, netvm2.address), *rules]
     assert vm.vif in {link["ifname"] for link in netvm1.running.ip("link")}, "the old one stays"
     with operations(dom0) as done:
         dom0.unpause(vm)
@@ -193,6 +203,7 @@ def test_the_interface_of_a_paused_qube_is_exchanged_after_it_runs_again() -> No
         *own(vm, netvm2.address),
         *mapped(netvm2, vm),
         attach(netvm2, vm),
+        *rules,
         ASK,
     ]
     stage.works(vm)
@@ -211,6 +222,7 @@ def test_in_4_2_it_was_exchanged_during_the_pause() -> None:
         *own(vm, netvm2.address),
         *mapped(netvm2, vm),
         attach(netvm2, vm),
+        *firewall(netvm2, vm),
     ]
     with operations(dom0) as done:
         dom0.unpause(vm)
@@ -239,7 +251,8 @@ def test_the_netvm_of_a_paused_qube_ends_and_is_started_when_it_runs_again() -> 
         dom0.start(netvm1)
     at = done.index("resume netvm1")
     assert done[at + 1 :] == [
-        *connected(netvm1, vm) * 2, *own(vm, netvm1.address), *mapped(netvm1, vm), attach(netvm1, vm), ASK,
+        *connected(netvm1, vm) * 2, *own(vm, netvm1.address), *mapped(netvm1, vm), attach(netvm1, vm),
+        *firewall(netvm1, vm), ASK,
     ]  # fmt: skip
     stage.works(vm)
 
@@ -253,6 +266,7 @@ def test_the_netvm_of_a_paused_qube_restarts_and_does_not_attach_it() -> None:
     with operations(dom0) as done:
         dom0.unpause(vm)
     assert done == [
-        "resume vm", *connected(netvm1, vm) * 2, *own(vm, netvm1.address), *mapped(netvm1, vm), attach(netvm1, vm), ASK,
+        "resume vm", *connected(netvm1, vm) * 2, *own(vm, netvm1.address), *mapped(netvm1, vm), attach(netvm1, vm),
+        *firewall(netvm1, vm), ASK,
     ]  # fmt: skip
     stage.works(vm)

@@ -55,7 +55,7 @@ def test_a_tree_stands_and_is_gone_again(small: Path) -> None:
     assert {**found["vm1"], "vif": ""} == {
         "name": "vm1", "state": "running", "netvm": "net", "provides_network": False, "vif": "", "features": {},
         "addresses": ["10.137.0.3"], "agent": "running", "ipv4": True, "ipv6": False, "world": None,
-        "asked": {"ipv4": True, "ipv6": False},
+        "asked": {"ipv4": True, "ipv6": False}, "firewall": {"limited": False, "rules": ["action=accept"]},
     }  # fmt: skip
     assert found["net"]["world"] == {"ipv4": True, "ipv6": True}
     assert found["net"]["ipv6"] is True
@@ -66,7 +66,7 @@ def test_a_tree_stands_and_is_gone_again(small: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["status", "exec vm1 true", "set vm1 netvm none", "feature vm1 ipv6 1", "diagram", "down"]
+    "words", ["status", "exec vm1 true", "set vm1 netvm none", "feature vm1 ipv6 1", "firewall vm1", "diagram", "down"]
 )
 def test_without_a_lab_the_remedy_is_told(words: str) -> None:
     assert refused(1, *words.split()) == f"no lab is up; {HERE} up TREE"
@@ -263,6 +263,61 @@ def test_the_feature_comes_down_the_tree_when_qubes_restart(small: Path) -> None
     assert refused(2, "feature", "vm1", "ipv6", "1", "--unset").startswith("give exactly one of 1, '' and --unset")
 
 
+def test_firewall_rules_are_changed_as_by_qvm_firewall(small: Path) -> None:
+    done("up", str(small))
+    head = " no  action  host  protocol  port(s)  special target  icmp type  expire  comment\n"
+    row = " 0   accept  -     -         -        -               -          -       -\n"
+    assert done("firewall", "vm1") == head + row
+    base = "/qubes-firewall/10.137.0.3"
+    read = ("exec", "net", "--", *COMMAND, "store", "--dir", "/run/qubes", "multiread", f"{base}/")
+    for words in (
+        ("add", "drop", "comment=the rest"), ("add", "--before", "0", "accept", "test.example.com", "tcp", "1234"),
+        ("del", "--rule-no", "1"), ("add", "--before", "1", "specialtarget=dns", "action=accept"),
+    ):  # fmt: skip
+        assert done("firewall", "vm1", *words) == ""
+    assert done("firewall", "vm1", "list", "--raw").splitlines() == [
+        "action=accept proto=tcp dsthost=test.example.com dstports=1234-1234",
+        "action=accept specialtarget=dns",
+        "action=drop comment=the rest",
+    ]
+    for words in (("--raw", "vm1"), ("vm1", "--raw")):
+        assert done("firewall", *words) == done("firewall", "vm1", "list", "--raw")
+    assert done(*read).splitlines() == [
+        f"{base}/0000 = action=accept dsthost=test.example.com proto=tcp dstports=1234-1234",
+        f"{base}/0001 = action=accept specialtarget=dns",
+        f"{base}/0002 = action=drop",
+        f"{base}/policy = drop",
+    ]
+    assert rows("--no-measure")["vm1"]["firewall"]["limited"] is True
+    assert done("firewall", "vm1", "del", "drop", "comment=the rest") == ""
+    assert done("firewall", "--reload", "vm1") == done("firewall", "vm1")
+    assert ", limited<" in done("diagram")
+    assert done("firewall", "vm1", "reset") == ""
+    assert done("firewall", "vm1", "--raw") == "action=accept\n"
+    assert done(*read).splitlines() == [f"{base}/0000 = action=accept", f"{base}/policy = drop"]
+    for words, told in (
+        (("nix",), "there is no qube nix; the qubes are net, other, vm1"),
+        (("vm1", "add", "allow"), "action=allow is not valid; give accept or drop"),
+        (("vm1", "add", "--before", "-1", "drop"), "--before -1 is not valid; rules are numbered from 0"),
+        (("vm1", "del"), "give exactly one of a rule and --rule-no; `list` prints the numbers, `list --raw` the rules"),
+        (("vm1", "del", "--rule-no", "1"), "--rule-no 1: no such rule; the numbers are 0 to 0"),
+        (("vm1", "del", "drop"), "action=drop: no such rule; give a rule as `list --raw` prints it, or --rule-no"),
+    ):
+        assert refused(2, "firewall", *words) == told
+    assert lab("firewall", "vm1", "add").returncode == 2
+    assert done("firewall", "vm1", "--raw") == "action=accept\n"
+
+
+def test_a_rule_expires_while_the_lab_is_up(small: Path) -> None:
+    done("up", str(small))
+    done("firewall", "vm1", "add", "--before", "0", "drop", "expire=+2")
+    assert done("firewall", "vm1", "--raw").startswith("action=drop expire=")
+    read = ("exec", "net", "--", *COMMAND, "store", "--dir", "/run/qubes", "multiread", "/qubes-firewall/10.137.0.3/")
+    expected = "/qubes-firewall/10.137.0.3/0001 = action=accept\n/qubes-firewall/10.137.0.3/policy = drop\n"
+    eventually(lambda: done(*read) == expected, 10.0, "dom0 has written the list without the expired rule")
+    assert done("firewall", "vm1", "--raw") == "action=accept\n"
+
+
 def test_the_diagram_shows_what_was_measured(tmp_path: Path) -> None:
     file = tmp_path / "tree.svg"
     done("up", "ipv6-tunnel")
@@ -293,7 +348,10 @@ def colours(svg: str) -> dict[str, str]:
 
 # --- folders that cannot be used -------------------------------------------------------------------------------------
 
-VERBS = ("status", "exec vm1 true", "set vm1 netvm none", "feature vm1 ipv6 1", "diagram", "down", "up default")
+VERBS = (
+    "status", "exec vm1 true", "set vm1 netvm none", "feature vm1 ipv6 1", "firewall vm1 reset", "diagram", "down",
+    "up default",
+)  # fmt: skip
 
 
 @pytest.mark.behaviour("B143")

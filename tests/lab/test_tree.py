@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from qubes_guestnet.errors import UsageError
-from qubes_guestnet.lab import probes, tree, world
+from qubes_guestnet.lab import firewall_rules, probes, tree, world
 from qubes_guestnet.lab.dom0 import Dom0
 from qubes_guestnet.lab.stage import unreached
 from qubes_guestnet.lab.world import Offer
@@ -67,6 +68,74 @@ def test_the_release_of_its_dom0_and_a_mac_address() -> None:
     assert tree.plant(found, Dom0(release=found.release))["net"].mac == "02:00:00:00:00:07"
 
 
+def test_firewall_rules_in_the_words_of_qvm_firewall() -> None:
+    text = f"""{NET}
+[qube.tables]
+netvm = "net"
+[[qube.tables.firewall]]
+action = "accept"
+dsthost = "test.example.com"
+proto = "tcp"
+dstports = 443
+[[qube.tables.firewall]]
+action = "drop"
+proto = "icmp"
+icmptype = "8"
+comment = "no ping, please"
+[qube.texts]
+netvm = "net"
+firewall = ["accept 10.0.0.0/8 udp 1-2", "action=accept specialtarget=dns comment=all, of it", "accept expire=+60"]
+[qube.closed]
+firewall = []
+[qube.open]
+"""
+    vms = tree.plant(tree.parse(text, "x"), Dom0())
+    found = {name: [*firewall_rules.entries(vm.firewall.rules, 4, 0).values()][1:] for name, vm in vms.items()}
+    assert found == {
+        "net": ["action=accept"],
+        "tables": [
+            "action=accept dsthost=test.example.com proto=tcp dstports=443-443", "action=drop proto=icmp icmptype=8",
+        ],
+        "texts": [
+            "action=accept dst4=10.0.0.0/8 proto=udp dstports=1-2", "action=accept specialtarget=dns", "action=accept",
+        ],
+        "closed": [],
+        "open": ["action=accept"],
+    }  # fmt: skip
+    assert [rule.comment for name in ("tables", "texts") for rule in vms[name].firewall.rules] == [
+        "", "no ping, please", "", "all, of it", "",
+    ]  # fmt: skip
+    assert 50 < (vms["texts"].firewall.rules[2].expire or 0) - time.time() <= 60
+    assert {name for name, vm in vms.items() if vm.limited} == {"tables", "texts", "closed"}
+
+
+def test_where_rules_are_enforced_they_say_whether_a_ping_gets_out() -> None:
+    text = f"""{NET}ipv6 = "1"
+flags = ["qubes-firewall"]
+[world.net]
+ipv6 = true
+[qube.proxy]
+netvm = "net"
+provides_network = true
+firewall = ["accept test.example.com icmp 8"]
+[qube.behind]
+netvm = "proxy"
+[qube.beside]
+netvm = "net"
+firewall = ["accept six.example.com"]
+[qube.not-enforced]
+netvm = "proxy"
+firewall = []
+"""
+    dom0 = Dom0()
+    vms = tree.plant(tree.parse(text, "x"), dom0)
+    dom0.start_all()
+    assert {name: (vm.reaches4, vm.reaches6) for name, vm in vms.items()} == {
+        "net": (True, True), "proxy": (True, False), "behind": (True, False), "beside": (False, True),
+        "not-enforced": (True, False),
+    }  # fmt: skip
+
+
 def test_providers_come_before_those_behind_them() -> None:
     text = '[qube.a]\nnetvm = "b"\n[qube.b]\nnetvm = "net"\nprovides_network = true\n' + NET
     found = tree.parse(text, "x")
@@ -108,6 +177,30 @@ def test_providers_come_before_those_behind_them() -> None:
         ('[qube.a]\nip6 = "10.0.0.1"', "x.toml: [qube.a]: ip6 = '10.0.0.1' is not valid"),
         ('[qube.a]\nflags = "x"', "x.toml: [qube.a]: flags = 'x' is not valid, expected a list of names"),
         ('[qube.a]\nflags = ["../x"]', "x.toml: [qube.a]: flags = ['../x'] is not valid"),
+        (
+            '[qube.a]\nfirewall = "accept"',
+            "x.toml: [qube.a]: firewall = 'accept' is not valid, expected a list of rules, or",
+        ),
+        (
+            "[qube.a]\nfirewall = [3]",
+            'x.toml: [qube.a]: firewall rule 0: 3 is no rule; give a table, or a text such as "accept a.example tcp"',
+        ),
+        (
+            '[qube.a]\nfirewall = ["accept", "accept tcp=1"]',
+            "x.toml: [qube.a]: firewall rule 1: tcp=1: no such option; the options are action, dsthost",
+        ),
+        (
+            '[qube.a]\n[[qube.a.firewall]]\naction = "accept"\ndstports = 80',
+            "x.toml: [qube.a]: firewall rule 0: dstports=80: only with a protocol that has ports; add proto=tcp or udp",
+        ),
+        (
+            "[qube.a]\n[[qube.a.firewall]]\naction = true",
+            "x.toml: [qube.a]: firewall rule 0: action=True is not valid; give a text in quotes or a number",
+        ),
+        (
+            '[qube.a]\n[[qube.firewall]]\naction = "accept"',
+            "x.toml: [qube] firewall is not a table; write [[qube.NAME.firewall]], with the name of the qube",
+        ),
         ('[qube.a]\nnetvm = "b"', "x.toml: [qube.a]: netvm = 'b': no such qube with provides_network"),
         ('[qube.a]\nnetvm = "b"\n[qube.b]', "x.toml: [qube.a]: netvm = 'b': no such qube with provides_network"),
         (

@@ -60,6 +60,20 @@ def mapped(netvm: Vm, vm: Vm, ip: str = "", gateway: str = "") -> list[str]:
     return [f"{base}-ip = {ip or vm.address}", f"{base}-gateway = {gateway or netvm.address}"]
 
 
+def firewall(netvm: Vm, vm: Vm, ip6: str = "", rules: str = "action=accept") -> list[str]:
+    """What a provider is told of the rules of a qube; of a new one that is a single rule."""
+    found = []
+    for address in (vm.address, *([ip6] if ip6 else [])):
+        base = f"/qubes-firewall/{address}"
+        found += [
+            f"rm {netvm.name} {base}/",
+            f"write {netvm.name} {base}/policy = drop",
+            f"write {netvm.name} {base}/0000 = {rules}",
+            f"write {netvm.name} {base}",
+        ]
+    return found
+
+
 def attach(netvm: Vm, vm: Vm, number: int = 0, ip6: str = "") -> str:
     return f"attach {netvm.name} vif{vm.domid}.{number} = {MAC} {vm.address}" + (f" {ip6}" if ip6 else "")
 

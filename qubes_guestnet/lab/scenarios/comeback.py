@@ -50,6 +50,7 @@ def _plugged(stage: Stage, name: str) -> Vm:
     stage.dom0.refresh_connected(stage.netvm1)
     stage.dom0.write_entries(vm)
     stage.dom0.plug(vm)
+    stage.dom0.reload_firewall(vm)
     assert vm.vif is not None
     link = stage.netvm1.running.ip("link", "show", "dev", vm.vif)[0]
     if "UP" in link["flags"] or link["group"] != "default":
