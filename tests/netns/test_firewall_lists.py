@@ -90,7 +90,7 @@ def is_forwarded(asked: Asked) -> bool:
     return not never and target.packed[0] not in (0, 255) and int(target) not in (0, 1)
 
 
-@pytest.mark.behaviour("B91", "B88", "B89")
+@pytest.mark.behaviour("B91", "B88")
 @pytest.mark.parametrize("seed", range(3))
 def test_any_state_becomes_any_other_in_one_transaction(seed: int) -> None:
     chance = random.Random(seed)
