@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`plan` and `apply` agree in random states of a provider: several of its parts damaged at once, and keys changed.
 
-`make test` tries 25 states, `make soak STEPS=1000` that many. A failure prints its damage and its seed; `make soak
-SEED=N STEPS=25` repeats it.
+`make test` tries 30 states, `make soak STEPS=1000` that many. A failure prints its damage and its seed; `make soak
+SEED=N STEPS=10` repeats it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from tests.netns.test_plan_agrees import planned
 from tests.support.eventually import eventually
 from tests.support.hosting import ENTRIES6, Hosting
 
-STATES = int(os.environ.get("GUESTNET_SOAK_STEPS") or 25)
+STATES = int(os.environ.get("GUESTNET_SOAK_STEPS") or 30)
 SEED = int(os.environ["GUESTNET_SEED"])  # set by tests/conftest.py where the caller gave none
-STATES_A_TEST = 25
+STATES_A_TEST = 10
 SEEDS = [SEED + number for number in range(-(-STATES // STATES_A_TEST))]
 
 FAMILIES = ("ip", "ip6")
