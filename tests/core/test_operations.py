@@ -73,8 +73,7 @@ from qubes_guestnet.core.uplink.service_operations import (
 )
 from qubes_guestnet.core.values import Tunable
 from qubes_guestnet.dispatch import of_base_rules, of_firewall, of_guard, of_rules, of_uplink, of_vifs
-from qubes_guestnet.errors import GuestnetError, KernelError, Vanished
-from qubes_guestnet.system.nft.program import Refused
+from qubes_guestnet.errors import GuestnetError, Vanished
 from tests.core.memory import Memory
 
 Operation = Any  # the sum of all kinds is for the type checker
@@ -377,18 +376,6 @@ def test_the_record_is_on_disk_before_anything_is_done() -> None:
     assert len(outcome.done) == 1
 
 
-def test_an_operation_that_is_refused_and_what_stands_in_for_it_are_one_error() -> None:
-    def refuse(op: Operation) -> None:
-        raise KernelError(str(op), 16)
-
-    op = ReapplyProfile("a", "eth0", "1")
-    outcome = flow.carry_out([op], dict.fromkeys(ORDER, refuse))
-    assert outcome.failed == (op, ActivateProfile("a", "eth0", "1"))
-    assert [str(error) for error in outcome.errors] == [
-        'nmcli connection up "VM uplink eth0" ifname eth0: Device or resource busy (EBUSY)'
-    ]
-
-
 def test_the_ends_of_a_round_are_one_round_however_many_there_are() -> None:
     world = World([LoadProfile(f"a{number}") for number in range(2 * flow.ROUNDS)])
     assert world.settle()[1].errors == ()
@@ -399,117 +386,3 @@ def test_what_failed_in_a_former_round_stops_what_depends_on_it_still() -> None:
     table = dict.fromkeys(ORDER, world.carry_out)
     outcome = flow.carry_out(world.left, table, (LoadProfile("a"),))
     assert (outcome.failed, world.asked) == ((ActivateProfile("a", "eth0", "1"),), [])
-
-
-@pytest.mark.behaviour("B146")
-def test_an_error_that_no_adapter_documents_fails_its_operation_alone() -> None:
-    """It ended the pass: what came behind was not done, and a hook that was noted as run was never run."""
-
-    def broken(_op: Operation) -> None:
-        raise OSError("too many open files")
-
-    ops = [StartHooks(2, ("/hook",)), StartHooks(3, ("/hook",))]
-    done: list[Operation] = []
-    outcome = flow.carry_out(ops, {"StartHooks": lambda op: done.append(op) if op == ops[1] else broken(op)})
-    assert (outcome.failed, outcome.done, done) == ((ops[0],), (ops[1],), [ops[1]])
-    assert "OSError: too many open files" in str(outcome.errors[0])
-
-    def blind(_record: Record, _so_far: Outcome) -> Planned:
-        raise ValueError("no adapter says so")
-
-    planned, outcome = flow.settle(blind, {}, Memory())
-    assert (planned.ops, outcome) == ((), Outcome())
-    assert "ValueError: no adapter says so" in str(planned.errors[0])
-
-
-# --- the firewall of single qubes: one transaction for all, and what is refused of it -------------------------------
-
-
-def of_qube(number: int) -> firewall.SetQubeRules:
-    return firewall.SetQubeRules(Bound(Ruleset(ipaddress.ip_address(f"10.137.0.{number}"), accept=True)))
-
-
-class Nft:
-    """What refuses each transaction with one of these words, and loads the others.
-
-    Attributes:
-        asked: operations of each transaction that was tried.
-    """
-
-    def __init__(self, *refused: str) -> None:
-        self._refused = refused
-        self.asked: list[tuple[Operation, ...]] = []
-
-    def carry_out(self, ops: tuple[Operation, ...]) -> Outcome:
-        return flow.carry_out(ops, {TRANSACTION: self._begin})
-
-    def _begin(self, ops: tuple[Operation, ...]) -> Any:
-        self.asked.append(ops)
-
-        def end() -> None:
-            if any(word in firewall.transaction(ops) for word in self._refused):
-                raise Refused("nft: refused")
-
-        return end
-
-
-TABLE = firewall.LoadFirewallTable(4, ())
-QUBES = tuple(map(of_qube, range(1, 9)))
-
-
-def test_the_firewall_of_all_qubes_is_one_transaction_of_any_size() -> None:
-    nft = Nft()
-    many_qubes = tuple(map(of_qube, range(256)))
-    assert nft.carry_out((TABLE, *many_qubes)).done == (TABLE, *many_qubes)
-    assert len(nft.asked) == 1
-
-
-@pytest.mark.behaviour("B66")
-@pytest.mark.parametrize("bad", range(8))
-def test_of_a_refused_transaction_the_offender_is_refused_alone(bad: int) -> None:
-    offender = QUBES[bad]
-    refused = firewall.transaction((offender,)).splitlines()[2]
-    nft = Nft(refused)
-    outcome = nft.carry_out((TABLE, *QUBES, firewall.RemoveName(4, "example.org")))
-    stands_in = instead(offender)
-    assert set(outcome.done) == {TABLE, *QUBES, stands_in} - {offender}
-    assert outcome.failed == (offender,)
-    assert [str(error) for error in outcome.errors] == ["nft: refused"]
-    assert len(outcome.done) == len(set(outcome.done))
-    assert len(nft.asked) <= 8
-
-
-@pytest.mark.behaviour("B66")
-def test_where_even_to_refuse_everything_is_refused_the_old_chain_stays_and_is_named() -> None:
-    outcome = Nft("10.137.0.3 ").carry_out(QUBES)
-    assert set(outcome.done) == {*QUBES} - {QUBES[2]}
-    assert outcome.failed == (QUBES[2], instead(QUBES[2]))
-    assert len(outcome.errors) == 2
-
-
-def test_a_table_that_is_refused_fails_all_and_a_program_that_cannot_start_is_no_refusal() -> None:
-    outcome = Nft("table ip qubes-firewall").carry_out((TABLE, QUBES[0], QUBES[1]))
-    assert (outcome.done, set(outcome.failed) >= {TABLE, *QUBES[:2]}) == ((), True)
-
-    def begin(_ops: tuple[Operation, ...]) -> Any:
-        raise GuestnetError("nft is not installed")
-
-    outcome = flow.carry_out(QUBES, {TRANSACTION: begin})
-    assert (outcome.failed, len(outcome.errors)) == (QUBES, 1)
-
-
-@pytest.mark.behaviour("B78")
-@pytest.mark.parametrize(
-    ("value", "expected"), [(None, b"1"), (b"7", b"8"), (b"", b"1"), (b"-3", b"1"), (b"9" * 19, b"1"), (b"x", b"1")]
-)
-def test_a_counter_that_is_no_number_starts_anew(value: bytes | None, expected: bytes) -> None:
-    assert consequences.counted(value) == expected
-
-
-def test_nothing_handled_is_nothing_to_count() -> None:
-    assert consequences.handled(()) == ()
-    assert consequences.handled([ADDRESS.ip]) == (consequences.CountHandled((ADDRESS.ip,)),)
-
-
-def test_more_connections_are_counted() -> None:
-    assert "2 connections that" in str(consequences.EndConnections((b"", b"")))
