@@ -26,11 +26,13 @@ from .interfaces import INTERFACE, Interfaces
 from .namespaces import LabError
 from .provider import TUNNEL, UPLINK, Networking, Plain, Vif
 from .qube import Qube
-from .vm import Vm
+from .vm import FIREWALL_FLAG, Vm
 from .world import Offer, World
 
 __all__ = ["INTERFACE", "RELEASES", "Dom0", "Release", "Vm"]
 
+# What our qubes-firewall.service makes, which the lab has no systemd for: the agent is to enforce the rules.
+_OURS = "/run/qubes-guestnet/firewall"
 _GATEWAY6 = "/qubes-netvm-gateway6"
 _WAIT, _WAIT_SECONDS = "qubes.WaitForNetworkUplink", 10
 
@@ -154,6 +156,8 @@ class Dom0(Interfaces):
         qube = vm.qube = Qube(vm.name)
         for flag in vm.flags:
             qube.set_flag(flag)
+        if FIREWALL_FLAG in vm.flags and vm.provides_network:
+            qube.write(_OURS, "")
         self.did("create", vm)
         if vm.netvm is None:
             return qube

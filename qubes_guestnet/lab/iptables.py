@@ -30,7 +30,8 @@ def entries(clients: Iterable[tuple[int, str]]) -> dict[str, str]:
     """Return the entries of a qube, in dom0's order.
 
     Args:
-        clients: of those connected to it, domain number (0: halted) and IPv4 address; each has the firewall's default.
+        clients: of those connected to it, domain number (0: halted) and IPv4 address; each has the
+            default rules.
     """
     rules = {
         f"{RULES}{domid}": f"*filter\n-A FORWARD -s {address} -j ACCEPT\n-A FORWARD -s {address} -j DROP\nCOMMIT\n"

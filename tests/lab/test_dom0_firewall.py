@@ -12,6 +12,8 @@ from qubes_guestnet.lab.stage import Stage
 from tests.support.dom0_words import as_recorded, firewall, operations
 from tests.support.needs import needs
 
+pytestmark = pytest.mark.behaviour("B161")
+
 
 @pytest.fixture(autouse=True)
 def _tools() -> None:

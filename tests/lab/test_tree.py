@@ -12,6 +12,7 @@ from qubes_guestnet.errors import UsageError
 from qubes_guestnet.lab import firewall_rules, probes, tree, world
 from qubes_guestnet.lab.dom0 import Dom0
 from qubes_guestnet.lab.stage import unreached
+from qubes_guestnet.lab.vm import FIREWALL_FLAG
 from qubes_guestnet.lab.world import Offer
 from tests.support.eventually import eventually
 from tests.support.needs import needs
@@ -57,6 +58,7 @@ dns = ["172.16.0.1", "9.9.9.9"]
         "/qubes-gateway6": "fd09:24ef:4179::a89:1",
     }
     assert vms["fake"].flags == {"network-manager"}
+    assert vms["net"].flags == {"qubes-network"}
     assert vms["disp"].address == "10.138.0.1"
     assert vms["disp"].entries() == {}
 
@@ -107,11 +109,11 @@ firewall = []
     ]  # fmt: skip
     assert 50 < (vms["texts"].firewall.rules[2].expire or 0) - time.time() <= 60
     assert {name for name, vm in vms.items() if vm.limited} == {"tables", "texts", "closed"}
+    assert {name: vm.flags for name, vm in vms.items() if vm.flags} == {"net": {"qubes-network", "qubes-firewall"}}
 
 
 def test_where_rules_are_enforced_they_say_whether_a_ping_gets_out() -> None:
     text = f"""{NET}ipv6 = "1"
-flags = ["qubes-firewall"]
 [world.net]
 ipv6 = true
 [qube.proxy]
@@ -123,16 +125,18 @@ netvm = "proxy"
 [qube.beside]
 netvm = "net"
 firewall = ["accept six.example.com"]
-[qube.not-enforced]
+[qube.closed]
 netvm = "proxy"
 firewall = []
 """
     dom0 = Dom0()
     vms = tree.plant(tree.parse(text, "x"), dom0)
     dom0.start_all()
+    assert (vms["closed"].reaches4, vms["closed"].reaches6) == (False, False)
+    vms["proxy"].flags.discard(FIREWALL_FLAG)
     assert {name: (vm.reaches4, vm.reaches6) for name, vm in vms.items()} == {
         "net": (True, True), "proxy": (True, False), "behind": (True, False), "beside": (False, True),
-        "not-enforced": (True, False),
+        "closed": (True, False),
     }  # fmt: skip
 
 
