@@ -58,8 +58,9 @@ def present(work: PassState, transactions: Transactions) -> frozenset[str]:
     planned = (op.text for op in work.todo if isinstance(op, LoadRules | ChangeDownstream))  # and not carried out
     coming = vif_order.adding("".join(planned))
     families = transactions.families
-    wanted = tuple((family, name) for family in families for name in tables.SETS[family])
-    return vif_order.listed(chosen(transactions.tables(families), "set", wanted)).union(coming)
+    now = transactions.tables(families)
+    there = (chosen(now, "set", ((family, name),)) for family in families for name in tables.SETS[family])
+    return vif_order.listed("".join(there)).union(coming)
 
 
 def letting_send(run: str, settings: ProviderSettings, *, arp: bool) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.eventually import eventually
 from tests.support.guest import Guest
-from tests.support.hosting import ENTRIES6, Hosting
+from tests.support.hosting import ENTRIES6, HALTED, Hosting
 
 ELEMENT = 'element ip qubes allowed { "vif4.0" . 10.137.0.4 }'
 CHANGES = {
@@ -49,6 +49,17 @@ def test_what_is_planned_is_done_and_then_nothing_is_planned(change: str) -> Non
     assert done.returncode == 0, done.stderr
     assert set(done.stdout.splitlines()) == before
     eventually(lambda: planned(host) == set(), trouble=host.trouble)
+
+
+def test_an_address_that_goes_while_another_table_is_missing_is_planned() -> None:
+    """One set that was missing hid what all others held, and the plan lacked an operation (found by random states)."""
+    host = Hosting(ENTRIES6, agent=False)
+    host.qube.guestnet("apply", check=False)
+    host.nft("delete table arp qubes")
+    host.write("/connected-ips", "")
+    before = planned(host)
+    assert any(f"delete element ip qubes downstream {{ {HALTED} }}" in words for words in before)
+    assert set(host.qube.guestnet("apply", check=False).stdout.splitlines()) == before
 
 
 def test_an_interface_that_was_taken_down_is_planned_as_apply_configures_it() -> None:
