@@ -50,6 +50,7 @@ def test_as_data() -> None:
         },
         "offload": "not checked yet: the resident agent decides it",
         "offloading": False,
+        "firewall_changed": [],
         "vifs": [],
         "plan": ["x"],
     }
@@ -76,6 +77,7 @@ def test_vifs_as_data() -> None:
         "up": True,
         "configured": True,
         "duplicate_of": [],
+        "firewall": [],
         "plan": [],
     }
     assert (second["present"], second["up"], second["configured"]) == (False, False, False)

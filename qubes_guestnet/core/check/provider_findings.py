@@ -98,6 +98,7 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
     yield from _names(report)
     yield from _cut_off(ground, ipv6=report.ipv6)
     yield from _vifs(report, ground)
+    yield from _lists(report)
 
 
 def _firewall(state: str) -> Remark:
@@ -109,6 +110,27 @@ def _firewall(state: str) -> Remark:
     return Remark(
         "firewall-not-running", "error", problem, "systemctl restart qubes-firewall; otherwise see its journal"
     )
+
+
+def _lists(report: ProviderReport) -> Iterator[Remark]:
+    """The firewall of single qubes."""
+    if not report.conditions:
+        return
+    from ..firewall.condition import BLOCKED, WAITING  # where this program enforces it
+
+    for address, condition in report.conditions.items():
+        if condition.state == WAITING:
+            problem = f"{address} has no rules yet: dom0 has not committed any since its vif came, nothing of it passes"
+            yield Remark("firewall-not-committed", "warning", problem, "in dom0: qvm-firewall --reload QUBE")
+        elif condition.state == BLOCKED:
+            reasons = " | ".join(condition.problems) or "nft refuses its rules, see the journal of qubes-guestnet"
+            problem = f"everything from {address} is refused: {reasons}"
+            yield Remark("firewall-blocked", "error", problem, "correct its rules in dom0: qvm-firewall QUBE")
+    if report.firewall_changed:
+        chains = ", ".join(report.firewall_changed)
+        problem = f"another program has removed rules of qubes-guestnet from {chains}"
+        remedy = "nothing to do if that is intended; else `nft flush chain` it, and the agent writes them again"
+        yield Remark("firewall-table-changed", "warning", problem, remedy)
 
 
 def _forwarding(report: ProviderReport) -> Iterator[Remark]:

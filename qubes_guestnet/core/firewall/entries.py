@@ -7,7 +7,7 @@ the commit. It spells an address in one way. Another spelling is no second sourc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from ...errors import shown
@@ -73,6 +73,16 @@ def told_of(path: str) -> tuple[IPAddress | None, bool]:
     untrusted_name, slash, _ = path.removeprefix(FOLDER).partition("/")
     address = _address(untrusted_name)
     return address, address is not None and not slash
+
+
+def wakes(paths: Iterable[str]) -> bool:
+    """Whether a watch told of a commit, or of what is not the firewall's; entries before their commit mean nothing."""
+    return any(not path.startswith(FOLDER) or told_of(path)[1] for path in paths)
+
+
+def others(paths: Iterable[str]) -> tuple[str, ...]:
+    """Return the paths that are not the firewall's."""
+    return tuple(path for path in paths if not path.startswith(FOLDER))
 
 
 @lru_cache(maxsize=512)  # a list of 1000 rules has as many paths, all with one address

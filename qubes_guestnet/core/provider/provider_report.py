@@ -13,6 +13,10 @@ from ..values import IPAddress
 from .settings import ProviderSettings
 from .vif_order import VifReport
 
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from ..firewall.condition import Condition
+
 
 class Lines(NamedTuple):
     """One end of a pass: operations that are still to do, and what was done, in words."""
@@ -43,6 +47,9 @@ class ProviderReport(NamedTuple):
         unfiltered: qubes-firewall.service is not ready, and so nothing is forwarded.
         firewall: what is wrong with it, as `shadows.firewall` says; "" also where nothing has looked.
         apart: interfaces whose own forwarding is off, and the name of that setting; only looked at for a person.
+        look_again: when entries of the firewall are to be read again, in seconds of a monotonic clock; None: no need.
+        conditions: the firewall of each address behind this qube, where this program enforces it and a person asks.
+        firewall_changed: chains of the firewall that another program has taken rules of ours from.
         duplicates: addresses that more than one of the qubes has, by the names of their vifs.
     """
 
@@ -65,6 +72,9 @@ class ProviderReport(NamedTuple):
     firewall: str = ""
     apart: tuple[tuple[str, str], ...] = ()
     duplicates: Mapping[tuple[str, ...], tuple[IPAddress, ...]] = {}
+    look_again: float | None = None
+    conditions: Mapping[IPAddress, Condition] = {}
+    firewall_changed: tuple[str, ...] = ()
 
     @property
     def waits(self) -> bool:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 START, KEYS, RELOAD, STORE = "start", "keys", "reload", "store"
 LINK, ADDRESS, ROUTE, RULES, FILES, BUS = "link", "address", "route", "rules", "files", "bus"
-RETRY, SETTLE, PROBE, HOTPLUG, OWN = "retry", "settle", "probe", "hotplug", "own"
+RETRY, SETTLE, PROBE, HOTPLUG, OWN, FIREWALL = "retry", "settle", "probe", "hotplug", "own", "firewall"
 
 # The timers of the agent.
-TIMERS = {"retry": RETRY, "bus": BUS, "again": SETTLE}
+TIMERS = {"retry": RETRY, "bus": BUS, "again": SETTLE, "firewall": FIREWALL}
 
 # In the order in which they are said.
 _WORDS = {
@@ -37,6 +37,7 @@ _WORDS = {
     PROBE: "the ARP probe of the device route",
     SETTLE: "a timer (systemd-udevd has applied sysctl.d)",
     OWN: "the changes of the pass before",
+    FIREWALL: "a timer (dom0 has not written all rules of a qube yet)",
     RETRY: "a timer (something was still to do)",
 }
 # Other programs cause these; what is changed after them alone is a repair.

@@ -47,7 +47,8 @@ def as_data(report: ProviderReport | None, traffic: Mapping[str, Traffic]) -> di
         "dns": _names_data(report),
         "offload": _offload(report),
         "offloading": report.offload.startswith(OFFLOADED),
-        "vifs": [_vif_data(vif, _sharing(report, vif), traffic) for vif in report.vifs],
+        "firewall_changed": list(report.firewall_changed),
+        "vifs": [_vif_data(vif, report, traffic) for vif in report.vifs],
         "plan": list(report.todo),
     }
 
@@ -90,7 +91,27 @@ def as_text(report: ProviderReport | None) -> Iterator[Line]:
     for vif in report.vifs:
         others = _sharing(report, vif)
         shared = (bad(f"; DUPLICATE ADDRESS, as {_join(others)}"),) if others else ()
-        yield line(_vif_line(vif), *shared)
+        yield from _with_firewall(report, vif, line(_vif_line(vif), *shared))
+
+
+def _with_firewall(report: ProviderReport, vif: VifReport, told: Line) -> Iterator[Line]:
+    """Yield the line of a vif, with the firewall of its addresses where this program enforces it."""
+    if not report.conditions:
+        yield told
+        return
+    from . import firewall  # others need not load its parser
+
+    own = firewall.of(vif.vif.addresses, report.conditions)
+    yield line(told, *firewall.pieces(own))
+    yield from firewall.problems(own)
+
+
+def _firewall_data(report: ProviderReport, addresses: Iterable[IPAddress]) -> list[dict[str, Any]]:
+    if not report.conditions:
+        return []
+    from . import firewall
+
+    return firewall.as_data(firewall.of(addresses, report.conditions))
 
 
 def rows(report: ProviderReport | None) -> Iterator[tuple[str, Piece, Iterable[IPAddress]]]:
@@ -204,7 +225,7 @@ def _mapping(mapping: Mapped) -> str:
     return f" (it sees {mapping.visible}{gateway})"
 
 
-def _vif_data(report: VifReport, sharing: list[str], traffic: Mapping[str, Traffic]) -> dict[str, Any]:
+def _vif_data(report: VifReport, whole: ProviderReport, traffic: Mapping[str, Traffic]) -> dict[str, Any]:
     vif, link = report.vif, report.link
     return {
         "name": vif.name.text,
@@ -219,7 +240,8 @@ def _vif_data(report: VifReport, sharing: list[str], traffic: Mapping[str, Traff
         "present": link is not None,
         "up": link is not None and link.up,
         "configured": report.configured if report.seen or report.todo else None,
-        "duplicate_of": sharing,
+        "duplicate_of": _sharing(whole, report),
+        "firewall": _firewall_data(whole, vif.addresses),
         "plan": list(report.todo),
     }
 
