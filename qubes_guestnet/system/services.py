@@ -20,6 +20,8 @@ FLAGS_FOLDER = "/run/qubes-service"
 CONFIG_FILE = "/etc/qubes/guestnet.toml"
 PROVIDES = "qubes-network"
 FILTERS = "qubes-firewall"
+# In the run folder, made by our own qubes-firewall.service: this program enforces the lists, not core-agent's daemon.
+ENFORCES = "firewall"
 NO_OFFLOAD = "guestnet-no-offload"
 FIREWALL = "qubes-firewall"
 UPDATES_PROXY = "qubes-updates-proxy"
@@ -138,6 +140,16 @@ def provides(folder: str = FLAGS_FOLDER) -> bool:
 def filters(folder: str = FLAGS_FOLDER) -> bool:
     """Return whether the flag is set with which the qubes behind this one have a firewall."""
     return os.path.exists(os.path.join(folder, FILTERS))
+
+
+def enforces(folder: str, run: str) -> bool:
+    """Return whether this program enforces the lists of single qubes, and not the daemon of core-agent.
+
+    Args:
+        folder: of the flags.
+        run: /run/qubes-guestnet.
+    """
+    return filters(folder) and os.path.exists(os.path.join(run, ENFORCES))
 
 
 def may_offload(folder: str = FLAGS_FOLDER) -> bool:

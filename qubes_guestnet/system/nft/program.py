@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ...core.nft import listing_blocks
-from ...core.nft.tables import IP_FAMILIES, LIMITS, LIMITS_MAP, QUBES
+from ...core.nft.tables import FIREWALL, IP_FAMILIES, LIMITS, LIMITS_MAP, QUBES
 from .. import programs
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
@@ -194,6 +194,20 @@ def tables(families: tuple[str, ...] = IP_FAMILIES) -> dict[str, str]:
     program = _program()
     commands = [(program, "-s", "list", "table", family, QUBES) for family in families]
     return dict(zip(families, _outputs(commands), strict=True))
+
+
+def firewall(families: Iterable[str]) -> dict[str, str]:
+    """What nft says of the tables of the firewall, without counters; "" for one that is not there.
+
+    Args:
+        families: that are listed; for none nft is not run.
+
+    Raises:
+        NftError: nft does not run.
+    """
+    families = tuple(families)
+    commands = [(_program(), "-s", "list", "table", family, FIREWALL) for family in families]
+    return dict(zip(families, _outputs(commands) if commands else [], strict=True))
 
 
 def _outputs(commands: Iterable[tuple[str, ...]]) -> list[str]:

@@ -226,7 +226,7 @@ class BindingWatches:
 
     def __init__(self, module: ModuleType, directory: str, timeout: float, paths: Iterable[str]) -> None:
         self._handle = _Handle(module, directory, timeout, watches=True)
-        self.paths = frozenset[str]()
+        self.paths: tuple[str, ...] = ()
         try:
             for path in paths:
                 self.watch(path)
@@ -253,7 +253,7 @@ class BindingWatches:
         Waits up to the timeout if only a part of an event is there, which no known daemon sends.
         """
         woken, self._woken = self._woken, False
-        told = set[str]()
+        told = list[str]()
         for _ in range(_EVENTS_A_DRAIN):
             event = self._handle.whole(wire.HEADER_SIZE)
             if not event:
@@ -261,9 +261,9 @@ class BindingWatches:
             if len(event) < wire.HEADER_SIZE or event[0] != wire.RESP_WATCH:
                 raise self._handle.broken("sent an answer without a request")
             path = self._handle.call("read_watch")
-            told.add(path.decode("latin-1") if isinstance(path, bytes) else path)
+            told.append(path.decode("latin-1") if isinstance(path, bytes) else path)
             woken = True
-        self.paths = frozenset(told)
+        self.paths = wire.in_order(told)
         return woken
 
     def close(self) -> None:

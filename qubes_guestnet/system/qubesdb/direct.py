@@ -258,7 +258,7 @@ class DirectWatches:
 
     def __init__(self, directory: str, timeout: float, paths: Iterable[str]) -> None:
         self._link = _open(directory, timeout, (READ_ONLY, READ_WRITE))
-        self.paths = frozenset[str]()
+        self.paths: tuple[str, ...] = ()
         try:
             self._set(wire.CMD_WATCH, [checked_path(path) for path in paths])
         except StoreError:
@@ -280,7 +280,7 @@ class DirectWatches:
     def drain(self) -> bool:
         """See `Watches.drain`."""
         pending = self._link.pending()
-        self.paths = frozenset(path.decode("latin-1") for path in pending)
+        self.paths = wire.in_order(path.decode("latin-1") for path in pending)
         return bool(pending)
 
     def events(self) -> list[str]:

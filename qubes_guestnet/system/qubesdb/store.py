@@ -64,10 +64,12 @@ if TYPE_CHECKING:
         def unwatch(self, path: str) -> None:
             """Remove one watch of this path; a missing watch is ignored. Late events may still arrive."""
 
-        paths: frozenset[str]
+        paths: tuple[str, ...]
 
         def drain(self) -> bool:
-            """Consume all pending events without waiting; return whether there was one; `paths` then holds their paths.
+            """Consume all pending events without waiting; return whether there was one.
+
+            `paths` then holds their paths: each once, in the order of its last event.
 
             Raises:
                 StoreError: the daemon went away, or the watches were lost; connect anew and read everything.

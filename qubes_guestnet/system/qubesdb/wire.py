@@ -9,6 +9,7 @@ send there is zero.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 from ...core.namedtuple import NamedTuple
 
@@ -66,3 +67,12 @@ def valid_path(path: bytes) -> bool:
     The empty path is valid: MULTIREAD of it is the whole database.
     """
     return len(path) < PATH_SIZE and not path.startswith(b"-") and not path.translate(None, _PATH_BYTES)
+
+
+def in_order(paths: Iterable[str]) -> tuple[str, ...]:
+    """Return paths without repetition, each in the place of its last event."""
+    found: dict[str, None] = {}
+    for path in paths:
+        found.pop(path, None)
+        found[path] = None
+    return tuple(found)

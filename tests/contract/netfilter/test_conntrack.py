@@ -355,3 +355,25 @@ def test_who_has_begun_a_connection_has_spoken_and_who_was_only_asked_has_not(gr
     assert conntrack.speaks([QUBE6])
     conntrack.purge([QUBE])
     assert not conntrack.speaks([QUBE])
+
+
+@pytest.mark.behaviour("B69")
+@pytest.mark.behaviour("B70")
+def test_what_an_address_began_is_told_as_rules_see_it_and_ends_one_by_one(
+    ground: Oracle, opened: contextlib.ExitStack
+) -> None:
+    traffic(ground, opened)
+    before = table(ground)
+    found = conntrack.begun((QUBE, QUBE6))
+    told = {(each.source, each.server, each.protocol, each.port, each.icmp_type) for each, _ in found}
+    ports = {port for source, server, protocol, port, _ in told if (source, server, protocol) == (QUBE, SERVER, 17)}
+    assert ports == {5000, 5001, 5002}
+    assert {(QUBE, SERVER, 1, None, 8), (QUBE6, SERVER6, 58, None, 128)} <= told
+    assert {source for source, *_ in told} == {QUBE, QUBE6}
+    numbers = {str(each.number) for each, _ in found}
+    assert numbers <= {number for number, _ in before}
+    (one,) = [entry for each, entry in found if (each.protocol, each.source) == (6, QUBE)]
+    assert conntrack.end((one,)) == 1
+    assert conntrack.end((one,)) == 0
+    assert len(before - table(ground)) == 1
+    assert conntrack.begun(()) == ()
