@@ -9,6 +9,8 @@ from ..system import wakeups
 from ..system.qubesdb import store as qubesdb
 from ..system.systemd import INFO, WARNING, log
 
+_MOST_SEEN = 4096
+
 
 class Connection:
     """A pair of connections to QubesDB: one for watches, one for reads."""
@@ -19,6 +21,8 @@ class Connection:
         self._store: qubesdb.Store | None = None
         self.attempts = 0
         self.watched, self.prefixes = settings.WATCHED, settings.UPLINK_PREFIXES
+        self._seen: dict[str, None] = {}  # what watches told of since the firewall's entries were read
+        self._aside, self._fresh = False, True
 
     @property
     def up(self) -> bool:
@@ -33,6 +37,7 @@ class Connection:
         except OSError as error:  # out of file descriptors
             raise StoreError(f"QubesDB cannot be reached: {error.strerror or error}") from None
         self._signals.register(self._watches.fileno())
+        self._fresh = True
 
     def close(self) -> None:
         """Close both; do nothing if they are closed."""
@@ -50,12 +55,45 @@ class Connection:
 
     def drain(self) -> bool:
         """Consume pending watch events; return whether there were any. Raises StoreError."""
-        return self._watches is not None and self._watches.drain()
+        if self._watches is None or not self._watches.drain():
+            return False
+        for path in self._watches.paths:
+            self._seen.pop(path, None)
+            self._seen[path] = None
+        if len(self._seen) > _MOST_SEEN:  # where the entries of the firewall are not read
+            self._seen, self._fresh = {}, True
+        return True
 
     @property
-    def paths(self) -> frozenset[str]:
-        """Of what the watches told last, for people."""
-        return self._watches.paths if self._watches is not None else frozenset()
+    def paths(self) -> tuple[str, ...]:
+        """What the watches told of last."""
+        return self._watches.paths if self._watches is not None else ()
+
+    # --- for the firewall of single qubes ------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> bool:
+        """See `provider.firewall.Source`."""
+        return self._fresh or bool(self._seen)
+
+    def read(self) -> tuple[dict[str, bytes], tuple[str, ...], tuple[str, ...], bool]:
+        """See `provider.firewall.Source`. What else the watches tell of meanwhile is kept for `take_aside`."""
+        from ..core.firewall import entries  # few providers
+
+        if self._store is None:
+            raise StoreError("QubesDB is not connected")
+        fresh, seen = self._fresh, tuple(self._seen)
+        found = qubesdb.read_all(self._store, (entries.FOLDER,))
+        self._seen = {}
+        if self.drain():
+            self._aside = self._aside or not self.paths or bool(entries.others(self.paths))
+        meanwhile, self._seen, self._fresh = tuple(self._seen), {}, False
+        return found, seen, meanwhile, fresh
+
+    def take_aside(self) -> bool:
+        """Whether watches told of other entries while those of the firewall were read; asked once for each time."""
+        aside, self._aside = self._aside, False
+        return aside
 
     def entries(self) -> dict[str, bytes]:
         """Read all relevant entries; in a provider also those about its client qubes.

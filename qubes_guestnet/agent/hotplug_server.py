@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable
 
 from ..core import settings
+from ..core.firewall import entries as firewall_entries
 from ..core.provider import settings as provider
 from ..core.provider import vif as vif_rules
 from ..core.provider.vif import Vif
@@ -26,12 +27,13 @@ from ..system.systemd import ERROR, INFO, log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
+    from ..provider.firewall import Source
     from ..system.netlink.rtnl import Kernel
     from ..system.paths import Paths
     from ..uplink.other_services import OtherServices
 
 PREFIXES = provider.EVERYTHING
-WATCHED = (*settings.WATCHED, *provider.PROVIDER_WATCHED)
+WATCHED = (*settings.WATCHED, *provider.PROVIDER_WATCHED, firewall_entries.FOLDER)
 # The command itself waits this long for a device, for xenstore and for hooks, with room to spare.
 _COMMAND_SECONDS = 120.0
 
@@ -44,6 +46,7 @@ class Host:
         kernel: the adapter.
         others: the other services of the qube.
         entries: reads QubesDB afresh.
+        source: where the entries of the firewall come from.
 
     Attributes:
         rules: wakes the loop when rules change.
@@ -54,9 +57,10 @@ class Host:
     """
 
     def __init__(
-        self, paths: Paths, kernel: Kernel, others: OtherServices, entries: Callable[[], dict[str, bytes]]
-    ) -> None:
-        self.provider = Provider(paths, kernel, others, resident=True)
+        self, paths: Paths, kernel: Kernel, others: OtherServices, entries: Callable[[], dict[str, bytes]],
+        source: Source | None = None,
+    ) -> None:  # fmt: skip
+        self.provider = Provider(paths, kernel, others, resident=True, source=source)
         self._entries, self._known = entries, dict[str, bytes]()
         try:
             os.makedirs(paths.run, mode=0o755, exist_ok=True)
@@ -88,6 +92,16 @@ class Host:
     def gather(self, ready: Iterable[int]) -> bool:
         """Answer a question at once; True if a pass has to follow, because something is still to do."""
         return self._server.fileno() in ready and self._serve()
+
+    def told(self, paths: tuple[str, ...]) -> tuple[bool, bool]:
+        """Return whether what the watches told of asks for a pass, and whether it is about more than the firewall.
+
+        Args:
+            paths: that were written; none: not known.
+        """
+        if not paths or firewall_entries.others(paths):
+            return True, True
+        return self.provider.enforces and firewall_entries.wakes(paths), False
 
     def rules_changed(self) -> None:
         """Rules have changed."""

@@ -34,6 +34,7 @@ from .arp_probe import Prober
 from .base_rules_watch import Keeper
 from .connection import Connection
 from .journal import Journal
+from .timers import Timers
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Agent:
         self._bus_fd = -1
         self._keys_written = self._detached = self._rewriting = self._unfinished = False
         self._failures = 0
-        self._timers = {"connect": time.monotonic()}
+        self._timers = Timers(connect=time.monotonic())
         if self._journal.monitor is not None:
             self._signals.register(self._journal.monitor.fileno())
 
@@ -87,7 +88,7 @@ class Agent:
         """
         period = systemd.watchdog_seconds()
         while True:
-            if period is not None and self._expired("watchdog", default=True):
+            if period is not None and self._timers.expired("watchdog", default=True):
                 self._alive(period)
             ready, came = self._wait()
             if came & {signal.SIGTERM, signal.SIGINT}:
@@ -139,13 +140,8 @@ class Agent:
     def _met(self, error: Exception) -> None:
         self._journal.failed(as_error(error))
         self._failed_rounds += 1
-        self._retry(qubesdb.backoff(self._failed_rounds))
+        self._timers.within("retry", qubesdb.backoff(self._failed_rounds))
         self._signals.rest(_REST_SECONDS)  # what is ready may be what fails, and would wake us at once for ever
-
-    def _retry(self, seconds: float) -> None:
-        """Schedule a pass; an earlier one stays."""
-        due = time.monotonic() + seconds
-        self._timers["retry"] = min(due, self._timers.get("retry", due))
 
     def _patience(self) -> float | None:
         """Return how long poll may wait: until the first thing that is due."""
@@ -158,16 +154,6 @@ class Agent:
     def _pass_due(self) -> float | None:
         return self._pace.due() if self._connection.up else None
 
-    def _expired(self, name: str, *, default: bool = False) -> bool:
-        """Return whether a timer has expired, and remove it if so."""
-        due = self._timers.get(name)
-        if due is None:
-            return default
-        if due > time.monotonic():
-            return False
-        del self._timers[name]
-        return True
-
     def _gather(self, ready: Iterable[int], came: Collection[int]) -> None:
         woken = bool(came)
         self._journal.signalled(came)
@@ -178,9 +164,7 @@ class Agent:
                 woken |= self._drained(self._events)
                 self._journal.woken(*self._events.changed())
             if self._connection.fileno() in ready and self._connection.drain():
-                woken = self._keys_written = True
-                self._journal.woken(pass_log.KEYS, paths=self._connection.paths)
-                self._expect_again()
+                woken |= self._told(self._connection.paths)
         except StoreError as error:
             self._outage(error)
         if self._bus_fd in ready:
@@ -204,6 +188,16 @@ class Agent:
         self._journal.gathered()
         if woken:
             self._pace = self._pace.woken(time.monotonic())
+
+    def _told(self, paths: tuple[str, ...]) -> bool:
+        """Return whether what the watches told of asks for a pass."""
+        wakes, keys = self._host.told(paths) if self._host is not None else (True, True)
+        if wakes:
+            self._journal.woken(pass_log.KEYS, paths=paths)
+        if keys:
+            self._keys_written = True
+            self._expect_again()
+        return wakes
 
     def _drained(self, events: netlink.Events | nft_kernel.Events) -> bool:
         """Return whether there was an event. Replace a failed socket, and look for the events that it lost.
@@ -247,9 +241,9 @@ class Agent:
 
     def _work(self) -> None:
         """Do everything that is due now."""
-        if self._expired("connect"):
+        if self._timers.expired("connect"):
             self._connect()
-        expired = [cause for name, cause in pass_log.TIMERS.items() if self._expired(name)]
+        expired = [cause for name, cause in pass_log.TIMERS.items() if self._timers.expired(name)]
         if expired:
             self._journal.woken(*expired)
             self._pace = self._pace.woken(time.monotonic())
@@ -340,6 +334,9 @@ class Agent:
         self._journal.told(report)
         if host is not None:
             self._find(host, entries)
+        self._timers.replace("firewall", provided.look_again if provided is not None else None)
+        if self._connection.take_aside() and self._told(()):
+            self._pace = self._pace.woken(time.monotonic())
         self._prober.consider(report)
         self._schedule_retry(report)
 
@@ -362,7 +359,9 @@ class Agent:
             from . import hotplug_server
 
             try:
-                self._host = hotplug_server.Host(self._paths, self._kernel, self._others, self._connection.entries)
+                self._host = hotplug_server.Host(
+                    self._paths, self._kernel, self._others, self._connection.entries, self._connection
+                )
             except GuestnetError as error:
                 self._journal.failed(error)
                 self._unfinished = True
@@ -384,16 +383,16 @@ class Agent:
             self._timers["again"] = time.monotonic() + UDEV_SECONDS
         self._timers.pop("retry", None)
         if report.provided is not None and report.provided.waits:
-            self._retry(FIREWALL_SECONDS)
+            self._timers.within("retry", FIREWALL_SECONDS)
             return
         if report.provided is not None and report.provided.names.again:
-            self._retry(report.provided.names.again)
+            self._timers.within("retry", report.provided.names.again)
         undone = self._unfinished or not self._journal.ready or any(error.retryable for error in report.errors)
         if undone or (report.todo and not self._others.wakes):
             self._failures += 1
-            self._retry(qubesdb.backoff(self._failures))
+            self._timers.within("retry", qubesdb.backoff(self._failures))
             return
         self._failures = 0
         pause = self._budget.next_try(time.monotonic())
         if pause is not None and report.resolver is not None and report.resolver.pending:
-            self._retry(pause)
+            self._timers.within("retry", pause)

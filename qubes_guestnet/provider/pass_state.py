@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from ..core.operations import kind
 from ..core.owned_state import Provided
 from ..core.provider.settings import ProviderSettings
-from ..core.values import IPV4, IPV6
+from ..core.values import IPV4, IPV6, IPAddress
 from ..errors import GuestnetError, as_error
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from ..core.dns.upstream_servers import Choice
+    from ..core.firewall.condition import Condition
     from ..core.nft.limits import Kept, Limits
     from ..core.operations import Operation, Outcome, Planned
     from ..core.owned_state import Record
@@ -40,6 +41,9 @@ class PassState:
         reloaded: they were, or are to be, loaded anew: what else is in the tables is in doubt.
         stopped: families whose forwarding another program has switched off; that is obeyed.
         unfiltered: the firewall that this qube's flag asks for is not ready.
+        look_again: when entries of the firewall are to be read again, in seconds of a monotonic clock; None: no need.
+        conditions: the firewall of each address, where a person asks.
+        firewall_changed: chains of the firewall that another program has taken rules from.
         todo: operations that are planned and not carried out, in a pass that only plans.
         done: what was carried out, in words.
     """
@@ -53,6 +57,9 @@ class PassState:
         self.untrusted_entries: Mapping[str, bytes] = {}
         self.ruled = self.reloaded = self.unfiltered = False
         self.names: Choice | None = None
+        self.look_again: float | None = None
+        self.conditions: Mapping[IPAddress, Condition] = {}
+        self.firewall_changed: tuple[str, ...] = ()
         self.vifs: list[VifReport] = []
         self.todo: list[Operation] = []
         self.done: list[str] = []
@@ -125,5 +132,6 @@ class PassState:
             self.ruled, self.provided.closed, self.provided.offload,
             stopped=self.stopped, hold=self.provided.hold, lost=self.provided.lost,
             duplicates=duplicates(each.vif for each in self.vifs if each.link is not None),
-            unfiltered=self.unfiltered,
+            unfiltered=self.unfiltered, look_again=self.look_again, conditions=self.conditions,
+            firewall_changed=self.firewall_changed,
         )  # fmt: skip

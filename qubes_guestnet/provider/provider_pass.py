@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ..system.netlink.rtnl import Kernel
     from ..system.paths import Paths
     from ..uplink.other_services import OtherServices
+    from .firewall import Devices, Firewall, Source
     from .guard import Guarding
     from .offload import Offload
 
@@ -57,11 +58,13 @@ class Provider:
         others: the other services of the qube, for systemd-resolved's servers.
         resident: it is the agent's, which stays, and so may offload connections: it ends that when rules change.
         counted: the report counts what each qube has without an answer.
+        source: where the entries of the firewall come from; None in a command.
     """
 
     def __init__(
-        self, paths: Paths, kernel: Kernel, others: OtherServices, *, resident: bool = False, counted: bool = False
-    ) -> None:
+        self, paths: Paths, kernel: Kernel, others: OtherServices, *, resident: bool = False, counted: bool = False,
+        source: Source | None = None,
+    ) -> None:  # fmt: skip
         self._paths, self._kernel, self._others = paths, kernel, others
         self._nft, self._resident = Transactions(), resident
         self._rules = Rules(paths, self._nft)
@@ -70,6 +73,9 @@ class Provider:
         self._offload = _offload(paths, self._nft) if resident else None
         self._guard = _guard(self._nft) if resident else None
         self._swept: object = None  # what the vifs were last made for
+        self._source = source
+        self._firewall: Firewall | None = None  # made where this program enforces it
+        self._devices: tuple[object, Devices] = (self, {})  # which state of the records these are of
 
     # --- a pass ------------------------------------------------------------------------------------------------
 
@@ -86,6 +92,29 @@ class Provider:
         if self._guard is not None:
             work.attempt(partial(self._guard.bring, work))
         return work
+
+    def _enforcing(self) -> Firewall | None:
+        """The firewall of single qubes; None where this process does not enforce it."""
+        if self._source is None or not self.enforces:
+            return None
+        if self._firewall is None:
+            from .firewall import Firewall  # others have core-agent's, or none
+
+            self._firewall = Firewall(self._paths, self._kernel, self._nft, self._source)
+        return self._firewall
+
+    def _enforce(self, work: PassState) -> None:
+        """The lists of single qubes in force; in a pass for a person what is known of them."""
+        firewall = self._enforcing()
+        if firewall is not None:
+            state = self._vifs.changed()
+            if self._devices[0] != state:
+                self._devices = (state, self._vifs.devices())
+            firewall.bring(work, self._devices[1])
+        elif not work.run.applies and self.enforces:
+            from .firewall import Firewall
+
+            Firewall(self._paths, self._kernel, self._nft, None).tell(work, self._vifs.devices())
 
     def _limit(self, work: PassState) -> None:
         """What each qube may have; of conntrack as this kernel has it now."""
@@ -114,6 +143,7 @@ class Provider:
             work.attempt(partial(self._sweep, work))
             indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
             work.attempt(partial(self._dns.apply, work, own_servers, indexes, file=resolver))
+            work.attempt(partial(self._enforce, work))
             work.attempt(partial(self._rules.forward, work))
             if self._offload is not None:
                 work.attempt(partial(self._offload.bring, work))
@@ -160,6 +190,11 @@ class Provider:
 
     # --- for the resident agent ----------------------------------------------------------------------------------
 
+    @property
+    def enforces(self) -> bool:
+        """Whether this program enforces the lists of single qubes."""
+        return services.enforces(self._paths.flags, self._paths.run)
+
     def rules_changed(self) -> None:
         """Rules have changed: forwarding closes at once if ours are not all there. Raises GuestnetError."""
         self._rules.close_if_lost()
@@ -168,6 +203,8 @@ class Provider:
         """The next pass takes nothing for granted."""
         self._nft.doubt()
         self._swept = None
+        if self._firewall is not None:
+            self._firewall.forget()
 
     def strangers(self) -> tuple[str, ...]:
         """Names of vifs that hotplug has not told of: they were there before the agent ran (#1990)."""
@@ -225,6 +262,11 @@ class Provider:
                 self._limit(work)
             except GuestnetError:
                 work.limits = None  # the pass and `check` tell what is wrong with the file; the qube has its network
+            firewall = self._enforcing()
+            if firewall is not None and not self._vifs.knows(vif):
+                firewall.shut(work, vif.addresses)
+                work.raise_first()
+            self._devices = (self, {})
             self._vifs.online(vif, work, waiting)
             return tuple(work.done)
 
@@ -248,6 +290,10 @@ class Provider:
             if not wanted():
                 return ()
             work = PassState(provider.parse_provider(untrusted_entries), True, False, Applying(ledger))
+            firewall = self._enforcing()
+            if firewall is not None:
+                firewall.detached(self._vifs.addresses(vif))
+            self._devices = (self, {})
             self._vifs.drop(vif, work)
             if work.errors:
                 self._swept = None  # what is left to do is done by the next sweep

@@ -76,7 +76,9 @@ class Rules:
     def _find_firewall(self, work: PassState) -> None:
         """Whether the firewall of the qubes is missing, or not ready; if it was never ready it is not waited for."""
         record = work.provided
-        if services.filters(self._paths.flags):
+        if services.enforces(self._paths.flags, self._paths.run):
+            work.unfiltered = record.unfiltered or not nft_kernel.filtering()
+        elif services.filters(self._paths.flags):
             work.unfiltered = record.unfiltered or (record.filtered and not nft_kernel.filtering())
 
     def _possible(self, settings: ProviderSettings, run: Applying) -> ProviderSettings:

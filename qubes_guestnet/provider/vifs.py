@@ -20,7 +20,7 @@ from ..core.provider.vif import GONE, Device, Vif
 from ..core.provider.vif_operations import WriteVifRecord
 from ..core.provider.vif_order import VifReport
 from ..core.provider.vif_plan import Common, Facts
-from ..core.values import IPV4, IPInterface, State
+from ..core.values import IPV4, IPAddress, IPInterface, State
 from ..dispatch import of_vifs
 from ..errors import GuestnetError, KernelError
 from ..flow import carry_out
@@ -58,6 +58,24 @@ class Vifs:
     def all(self) -> tuple[Vif, ...]:
         """Every vif in service, as far as the records can be read; a sweep tells of the others."""
         return tuple(vif for vif in self._vifs.all([]) if vif.device != GONE)
+
+    def devices(self) -> Mapping[IPAddress, Device | None]:
+        """Each address of the vifs in service, and its interface."""
+        return {address: vif.device for vif in self.all() for address in vif.addresses}
+
+    def changed(self) -> object:
+        """Something that differs after each change of a record."""
+        return self._vifs.changed()
+
+    def addresses(self, vif: Vif) -> tuple[IPAddress, ...]:
+        """Those of a vif, by its record too."""
+        known = self._vifs.load(vif.name.text)
+        return tuple(dict.fromkeys((*vif.addresses, *(known.addresses if known is not None else ()))))
+
+    def knows(self, vif: Vif) -> bool:
+        """Whether a vif is in service with the interface that has its name now."""
+        known, link = self._vifs.load(vif.name.text), self._kernel.link_named(vif.name.text)
+        return known is not None and link is not None and known.device == vif_order.device(link)
 
     def strangers(self) -> tuple[str, ...]:
         """Names of vifs that have none."""

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The firewall of single qubes in the passes of a provider. `core.firewall.enforcement` decides.
+
+Only the resident agent enforces it, because a commit of dom0 is an event (`core.firewall.commits`); a command shows it.
+In a pass it comes behind the redirection, whose servers its rules for DNS accept, and before forwarding opens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from ipaddress import IPv4Address
+
+from ..core.firewall import condition, enforcement, entries, listing, plan
+from ..core.firewall.binding import Names
+from ..core.firewall.commits import Facts
+from ..core.firewall.connections import Rules
+from ..core.firewall.consequences import CountHandled, ExportNames
+from ..core.firewall.enforcement import Memory
+from ..core.firewall.lines import FAMILIES
+from ..core.firewall.listing import Listed
+from ..core.firewall.operations import RemoveQubeRules
+from ..core.operations import Outcome, Planned
+from ..core.owned_state import Record
+from ..core.values import IPAddress
+from ..dispatch import of_firewall
+from ..errors import GuestnetError
+from ..system import conntrack, services
+from ..system.nft import kernel as nft_kernel
+from ..system.nft import program as nft
+from ..system.qubesdb import store as qubesdb
+from ..system.systemd import WARNING
+from .pass_state import PassState
+from .ruleset_generation import Transactions
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from ..core.firewall.connections import Connection
+    from ..core.firewall.consequences import Consequence
+    from ..core.provider.vif import Device
+    from ..system.netlink.rtnl import Kernel
+    from ..system.paths import Paths
+
+    class Source(Protocol):
+        """Where the entries come from, together with what watches tell of them."""
+
+        @property
+        def pending(self) -> bool:
+            """Whether watches have told of anything since `read`, or were set anew since."""
+
+        def read(self) -> tuple[Mapping[str, bytes], tuple[str, ...], tuple[str, ...], bool]:
+            """Read.
+
+            Returns:
+                The entries, the paths told of before and while they were read, and whether the watches are new.
+
+            Raises:
+                StoreError: QubesDB does not answer.
+            """
+
+
+PART = "firewall of single qubes"
+_LOOPBACK = 1  # the interface index of lo, to which every address of this qube is routed
+
+Devices = Mapping[IPAddress, "Device | None"]
+
+
+class Firewall:
+    """The firewall of single qubes.
+
+    Args:
+        paths: where the qube's files are.
+        kernel: the adapter, which knows what addresses this qube has.
+        transactions: of this process.
+        source: where the entries come from; None in a command.
+        names: what name servers answered.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        kernel: Kernel,
+        transactions: Transactions,
+        source: Source | None,
+        names: Callable[[], Names] = dict,
+    ) -> None:
+        self._paths, self._kernel, self._nft, self._source, self._names = paths, kernel, transactions, source, names
+        self._memory = Memory()
+        self._listed: tuple[int, Mapping[int, Listed]] = (-1, {})
+        self._detached: set[IPAddress] = set()
+
+    @property
+    def enforces(self) -> bool:
+        """Whether this program, and not core-agent's daemon, enforces the lists."""
+        return services.enforces(self._paths.flags, self._paths.run)
+
+    def forget(self) -> None:
+        """The next pass takes nothing for granted."""
+        self._memory = self._memory._replace(wanted=None)
+        self._listed = (-1, {})
+
+    def detached(self, addresses: Iterable[IPAddress]) -> None:
+        """A vif with these addresses went out of service; it may be there again by the next pass."""
+        self._detached.update(addresses)
+
+    def bring(self, work: PassState, devices: Devices) -> None:
+        """Have the lists in force that dom0 has committed.
+
+        Args:
+            work: the pass; `unfiltered` is set where nothing may be forwarded.
+            devices: address of each qube → its interface.
+        """
+        self._advance(devices)
+        memory = self._memory
+        dns = self._servers(work)
+        wanted = enforcement.want(memory, self._names(), dns if dns is not None else {})
+        if not (memory.wanted == wanted and not memory.owed and self._nft.settled(PART)):
+            self._settle(work, wanted)
+        held = work.provided.unfiltered
+        work.unfiltered = held or (work.run.applies and not nft_kernel.filtering())
+        if work.run.applies and not work.unfiltered and not work.provided.filtered:
+            work.save(work.provided._replace(filtered=True))
+        work.look_again = self._memory.outcome.again
+
+    def _advance(self, devices: Devices) -> None:
+        source = self._source
+        if source is None or not (source.pending or self._detached or self._memory.is_due(devices)):
+            return
+        raw, seen, meanwhile, starts = source.read()
+        stored, detached = entries.by_address(raw), frozenset(self._detached)
+        facts = Facts(time.monotonic(), stored, seen, meanwhile, frozenset(), detached, starts)
+        self._memory = enforcement.advanced(self._memory, facts, devices)
+        self._detached.clear()
+
+    @staticmethod
+    def _servers(work: PassState) -> Mapping[int, frozenset[IPAddress]] | None:
+        """The name servers by family; None where they are not known, and stay as they are."""
+        if work.names is None:
+            return None
+        addresses = (each.address for each in work.names.servers)
+        return {4: frozenset(each for each in addresses if isinstance(each, IPv4Address)), 6: frozenset()}
+
+    def _settle(self, work: PassState, wanted: plan.Wanted) -> None:
+        turn = _Turn(self, self._memory, wanted)
+        outcome = work.settle(turn.plan, of_firewall(self._nft, partial(qubesdb.connect, writable=True)))
+        self._memory = enforcement.settled(self._memory, wanted, turn.rules, outcome)
+        for op in turn.exports:
+            for words in op.export.lines:
+                work.run.tell(WARNING, words)
+        for address in turn.counted:
+            ruleset = self._memory.outcome.lists.get(address)
+            for problem in ruleset.problems if ruleset is not None else ():
+                work.run.tell(WARNING, f"firewall: {problem}")
+
+    def look(self) -> tuple[Mapping[int, Listed], int]:
+        """What is loaded, and at which generation. Raises GuestnetError."""
+        generation = nft_kernel.generation()
+        if self._listed[0] != generation:
+            names = nft_kernel.table_names()
+            there = {version: family.word for version, family in FAMILIES.items() if family.table in names}
+            texts = nft.firewall(there.values())
+            try:
+                found = {version: listing.parse(texts[word]) for version, word in there.items() if texts[word]}
+            except ValueError as error:
+                raise nft.NftError(f"nft: unexpected output: {error}") from None
+            self._listed = (generation, found)
+        return self._listed[1], generation
+
+    def verified(self, generation: int) -> None:
+        """What is loaded was found to be as wanted."""
+        self._nft.found_right(PART, generation)
+
+    @staticmethod
+    def begun(addresses: Iterable[IPAddress]) -> tuple[tuple[Connection, bytes], ...]:
+        """The connections of these addresses. Raises KernelError."""
+        return conntrack.begun(addresses)
+
+    def is_own(self, address: IPAddress) -> bool:
+        """Whether an address is one of this qube. Raises KernelError."""
+        return self._kernel.way(address) == _LOOPBACK
+
+    # --- one vif -------------------------------------------------------------------------------------------------
+
+    def shut(self, work: PassState, addresses: Iterable[IPAddress]) -> None:
+        """Before a vif comes up whose addresses had another one: what that one was allowed is not in force any more.
+
+        Args:
+            work: of the vif.
+            addresses: of it.
+        """
+        if not self._memory.began:
+            return
+        left = frozenset(addresses) & {*self._memory.outcome.lists, *self._memory.outcome.kept}
+        if not left:
+            return
+        self.detached(left)
+        table = of_firewall(self._nft, partial(qubesdb.connect, writable=True))
+
+        def shutting(record: Record, so_far: Outcome) -> Planned:
+            listed, _ = self.look()
+            there = {address for each in listed.values() for address in each.qubes}
+            return Planned(tuple(RemoveQubeRules(each) for each in sorted(left & there, key=str)), record)
+
+        work.settle(shutting, table)
+        self._memory = self._memory._replace(wanted=None)
+
+    # --- for people ----------------------------------------------------------------------------------------------
+
+    def tell(self, work: PassState, addresses: Iterable[IPAddress]) -> None:
+        """What `status` and `check` say of it, into the pass."""
+        store = qubesdb.connect()
+        try:
+            stored = entries.by_address(qubesdb.read_all(store, (entries.FOLDER,)))
+        finally:
+            store.close()
+        listed: Mapping[int, Listed] | None = None
+        try:
+            listed = self.look()[0]
+            work.firewall_changed = condition.changed(listed)
+        except GuestnetError as error:
+            work.errors += [] if error.needs_root else [error]
+        work.conditions = condition.conditions(addresses, stored, listed)
+
+
+class _Turn:
+    """One pass from what is loaded to what is wanted.
+
+    Attributes:
+        rules: that are in force, by which connections were judged.
+        exports, counted: what was planned to be written.
+    """
+
+    def __init__(self, firewall: Firewall, memory: Memory, wanted: plan.Wanted) -> None:
+        self._firewall, self._memory, self._wanted = firewall, memory, wanted
+        self.rules = memory.judged
+        self.exports: tuple[ExportNames, ...] = ()
+        self.counted: tuple[IPAddress, ...] = ()
+        self._followed = False
+
+    def plan(self, record: Record, so_far: Outcome) -> Planned:
+        """Observe and plan: first what is loaded; and once it is in force, what follows from that."""
+        listed, generation = self._firewall.look()
+        ops = plan.plan(listed, self._wanted)
+        if any(op not in so_far.failed for op in ops):
+            return Planned(ops, record)
+        if not ops:
+            self._firewall.verified(generation)
+        if self._followed:
+            return Planned(ops, record)
+        self._followed = True
+        return Planned((*ops, *self._consequences(so_far)), record)
+
+    def _consequences(self, so_far: Outcome) -> tuple[Consequence, ...]:
+        lists = enforcement.in_force(self._memory, self._wanted, so_far)
+        dns = frozenset().union(*self._wanted.dns.values())
+        incomplete = self._memory.outcome.incomplete
+        self.rules = Rules({each: bound for each, bound in lists.items() if each not in incomplete}, dns)
+        judging = enforcement.to_judge(self._memory, lists, dns)
+        found = self._firewall.begun(judging) if judging else ()
+        cut = enforcement.ending(self._memory, self.rules, found, self._firewall.is_own)
+        written = enforcement.written(self._memory, self._wanted, enforcement.unloaded(so_far))
+        self.exports = tuple(op for op in written if isinstance(op, ExportNames))
+        self.counted = tuple(each for op in written if isinstance(op, CountHandled) for each in op.addresses)
+        return (*cut, *written)

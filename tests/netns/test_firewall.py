@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The firewall of single qubes in a provider whose agent enforces it: what dom0 commits is what passes."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.eventually import eventually, never
+from tests.support.firewall import BLOCKED, MARK, Enforcing
+
+CHAIN = "qbs-10-137-0-4"
+
+
+@pytest.mark.behaviour("B79")
+def test_a_list_counts_from_its_commit_on() -> None:
+    host = Enforcing()
+    behind = host.attach()
+    assert not host.passes(behind)
+    assert not host.mapped()
+    for version, address in ((4, behind.ip), (6, behind.ip6)):
+        host.prepare(address, "action=accept proto=udp dstports=9-9", "action=drop")
+        never(lambda: bool(host.mapped(4) - {behind.ip} or host.mapped(6)), 0.3)
+        assert not host.handled(address)
+        host.applied(address, "action=accept proto=udp dstports=9-9", "action=drop")
+        assert host.mapped(version) == {address}
+        assert host.passes(behind, 9, version), host.trouble()
+        assert not host.passes(behind, 10, version)
+
+
+@pytest.mark.behaviour("B91")
+def test_half_of_a_set_is_never_in_force() -> None:
+    """dom0 has begun the next list: what was in force stays, until the commit, or for as long as a set can take."""
+    host = Enforcing()
+    behind = host.attach()
+    host.applied(behind.ip, "action=accept")
+    before = host.chain(behind.ip)
+    with host.dom0() as store:
+        store.rm(f"/qubes-firewall/{behind.ip}/")
+        store.write(f"/qubes-firewall/{behind.ip}/policy", b"accept")
+    host.nft("add table ip another")  # a pass that has another reason
+    never(lambda: host.chain(behind.ip) != before, 0.5)
+    host.applied(behind.ip, "action=drop dst4=198.51.100.0/24", "action=accept", policy="drop")
+    assert not host.passes(behind)
+    with host.dom0() as store:
+        store.rm(f"/qubes-firewall/{behind.ip}/")
+        store.write(f"/qubes-firewall/{behind.ip}", b"")
+    eventually(lambda: host.chain(behind.ip)[-1:] == [BLOCKED], trouble=host.trouble)
+    host.applied(behind.ip, "action=accept")
+    assert host.passes(behind)
+
+
+@pytest.mark.behaviour("B79")
+def test_twenty_commits_in_a_second_end_with_the_last_one() -> None:
+    host = Enforcing()
+    behind, other = host.attach(), host.attach(5)
+    host.applied(other.ip, "action=accept")
+    for number in range(20):
+        host.commit(behind.ip, f"action=accept proto=udp dstports={number}-{number}")
+    eventually(lambda: " dport 19 " in "".join(host.chain(behind.ip)), trouble=host.trouble)
+    assert host.passes(behind, 19)
+    assert not host.passes(behind, 18)
+    assert host.passes(other)
+    assert 1 <= host.handled(behind.ip) <= 20
+
+
+@pytest.mark.behaviour("B66")
+@pytest.mark.behaviour("B78")
+def test_a_bad_list_blocks_its_qube_alone_and_all_errors_are_told() -> None:
+    host = Enforcing()
+    behind, other = host.attach(), host.attach(5)
+    host.applied(other.ip, "action=accept")
+    host.applied(behind.ip, "action=accept")
+    assert host.passes(behind)
+    host.applied(behind.ip, "action=accept foo=1", "action=accept  proto=tcp", "action=accept")
+    assert host.chain(behind.ip) == [BLOCKED]
+    assert not host.passes(behind)
+    assert host.passes(other)
+    told = host.trouble()
+    assert f"/qubes-firewall/{behind.ip}/0000" in told
+    assert f"/qubes-firewall/{behind.ip}/0002" in told
+    host.applied(other.ip, "action=accept proto=udp")
+    assert host.passes(other)
+    host.applied(behind.ip, "action=accept")
+    assert host.passes(behind)
+
+
+@pytest.mark.behaviour("B82")
+def test_rules_of_users_in_the_public_chains_stay() -> None:
+    host = Enforcing()
+    behind = host.attach()
+    for family in ("ip", "ip6"):
+        for chain in ("forward", "qubes-forward", "prerouting", "postrouting"):
+            host.nft(f'insert rule {family} qubes-firewall {chain} oifname "none" counter comment "mine"')
+    host.applied(behind.ip, "action=accept")
+    host.applied(behind.ip, "action=drop", policy="drop")
+    host.agent.kill()
+    host.qube.start_agent()
+    host.applied(behind.ip, "action=accept")
+    for family in ("ip", "ip6"):
+        listing = host.oracle.run("nft", "list", "table", family, "qubes-firewall").stdout
+        assert listing.count('comment "mine"') == 4
+        assert listing.count("jump qubes-forward") == 1
+    assert host.passes(behind)
+
+
+@pytest.mark.behaviour("B80")
+def test_the_rules_of_a_qube_go_with_its_vif_and_the_next_one_waits_for_a_commit() -> None:
+    host = Enforcing()
+    behind = host.attach()
+    host.applied(behind.ip, "action=accept")
+    host.offline(behind)
+    host.unplug(behind)
+    eventually(lambda: not host.mapped() and not host.chain(behind.ip), trouble=host.trouble)
+    again = host.attach(6, behind.ip, behind.ip6)
+    never(lambda: bool(host.mapped()), 0.3)
+    assert not host.passes(again)
+    host.applied(behind.ip, "action=accept")
+    assert host.passes(again)
+
+
+@pytest.mark.behaviour("B80")
+def test_of_a_vif_that_comes_back_at_once_nothing_of_the_former_one_is_in_force() -> None:
+    host = Enforcing()
+    behind = host.attach()
+    host.applied(behind.ip, "action=accept")
+    host.offline(behind)
+    host.online(behind)
+    assert not host.mapped()
+    assert not host.passes(behind)
+
+
+@pytest.mark.behaviour("B65")
+def test_a_restart_of_the_agent_opens_nothing_and_loses_nothing() -> None:
+    host = Enforcing()
+    behind, waiting = host.attach(), host.attach(5)
+    host.applied(behind.ip, "action=accept proto=udp dstports=9-9")
+    before = host.chain(behind.ip)
+    for kill in (True, False) * 2:
+        (host.agent.kill if kill else host.agent.stop)()
+        assert host.passes(behind)
+        assert not host.passes(behind, 10)
+        host.qube.start_agent()
+        for _ in range(10):
+            assert host.passes(behind), host.trouble()
+            assert not host.passes(waiting)
+        assert not host.passes(behind, 10)
+        assert host.chain(behind.ip) == before
+    host.agent.kill()
+    host.commit(behind.ip, "action=accept proto=udp dstports=10-10")
+    host.qube.start_agent()
+    eventually(lambda: host.passes(behind, 10), trouble=host.trouble)
+    assert not host.passes(behind)
+
+
+@pytest.mark.behaviour("B65")
+def test_nothing_is_forwarded_before_the_tables_are_in_and_after_they_went() -> None:
+    host = Enforcing(agent=False)
+    assert not host.forwards()
+    host.qube.start_agent()
+    eventually(lambda: host.forwards(), trouble=host.trouble)
+    for family in ("ip", "ip6"):
+        assert "policy drop" in host.oracle.run("nft", "list", "chain", family, "qubes-firewall", "forward").stdout
+    behind = host.attach()
+    host.applied(behind.ip, "action=accept")
+    for gone in ("delete table ip qubes-firewall", "delete table ip6 qubes-firewall", "flush ruleset"):
+        host.nft(gone)
+        eventually(lambda: host.mapped() == {behind.ip} and host.forwards(), trouble=host.trouble)
+        assert host.passes(behind)
+    host.nft(f"flush chain ip qubes-firewall {CHAIN}")
+    eventually(lambda: len(host.chain(behind.ip)) == 2, trouble=host.trouble)
+
+
+@pytest.mark.behaviour("B65")
+def test_without_the_fact_that_it_is_ours_the_lists_are_left_to_another_program() -> None:
+    host = Enforcing(agent=False)
+    host.qube.run("rm", MARK)
+    host.qube.start_agent()
+    behind = host.attach()
+    eventually(lambda: host.works(behind), trouble=host.trouble)
+    host.commit(behind.ip, "action=drop")
+    never(lambda: "qubes-firewall" in host.oracle.run("nft", "list", "tables").stdout, 0.5)
