@@ -41,10 +41,12 @@ def test_half_of_a_set_is_never_in_force() -> None:
     never(lambda: host.chain(behind.ip) != before, 0.5)
     host.applied(behind.ip, "action=drop dst4=198.51.100.0/24", "action=accept", policy="drop")
     assert not host.passes(behind)
+    counted = host.handled(behind.ip)
     with host.dom0() as store:
         store.rm(f"/qubes-firewall/{behind.ip}/")
         store.write(f"/qubes-firewall/{behind.ip}", b"")
     eventually(lambda: host.chain(behind.ip)[-1:] == [BLOCKED], trouble=host.trouble)
+    eventually(lambda: host.handled(behind.ip) > counted, trouble=host.trouble)
     host.applied(behind.ip, "action=accept")
     assert host.passes(behind)
 
