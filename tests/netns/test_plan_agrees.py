@@ -24,6 +24,9 @@ CHANGES = {
     "the base rules": "nft flush chain ip qubes antispoof",
     "everything": "nft flush ruleset",
     "the device of a vif": "ip link del vif4.0",
+    "a chain of the redirection, and servers": (
+        "nft flush chain ip qubes dns-reject; echo nameserver 192.0.2.54 >/etc/resolv.conf"
+    ),
     "several": f"nft 'delete {ELEMENT}'; ip route del 10.137.0.4 dev vif4.0; nft flush chain ip qubes dnat-dns",
 }
 

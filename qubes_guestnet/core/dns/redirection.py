@@ -176,7 +176,9 @@ class _Found:
         self.rules = foreign_redirection.rules(facts.listing)
         self.ours = rules_text.dnat_rules(upstream_servers.pairs(*asked.ways))
         former, announced = _rules(provided.servers, virtual), _rules(provided.pending or (), virtual)
-        self.same = self.rules == self.ours or (provided.pending is not None and self.rules == announced)
+        # Also of before: the servers may change while another program empties the other chain.
+        known = (self.ours, former) if provided.pending is None else (self.ours, former, announced)
+        self.same = self.rules in known
         kept = foreign_redirection.refreshed(self.rules, former, self.ours)
         self.fresh = foreign_redirection.refreshed(kept, announced, self.ours)
         self.judgement = foreign_redirection.judge(facts.listing, virtual)
