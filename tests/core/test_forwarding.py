@@ -207,3 +207,16 @@ def test_what_is_opened_again_while_it_is_closed_is_an_error_that_says_so() -> N
     (error,) = outcome.errors
     assert str(error).startswith("change did not persist: sysctl net/ipv4/ip_forward=0; ")
     assert 4 in world.provided.forwarding, "and is in the next plan"
+
+
+def test_a_family_that_is_closed_for_good_is_neither_ours_nor_shut() -> None:
+    both = frozenset({4, 6})
+    record = Record(provided=Provided(forwarding=both, shut=both))
+    planned = forwarding.plan_closing({4}, frozenset({6}), record)
+    assert (planned.ops, planned.record.provided.forwarding, planned.record.provided.shut) == ((), {6}, {6})
+
+
+def test_only_what_is_opened_is_shut_no_more() -> None:
+    record = Record(provided=Provided(shut=frozenset({4, 6})))
+    planned = forwarding.plan_opening({4}, frozenset({4, 6}), record, Outcome())
+    assert planned.record.provided.shut == {6}

@@ -300,3 +300,35 @@ def test_without_virtual_addresses_there_is_no_connection_to_forget() -> None:
     facts = Facts(1, nft.listing("ip", "qubes"))
     decision = redirection.plan(Asked((), CHOICES[0]), facts, Memory(), Record(), Outcome())
     assert decision.planned.ops == (LoadRedirection((), CHOICES[0].servers),)
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["after an agent that was killed", "by another program"])
+def test_our_rules_beside_an_emptied_chain_are_loaded_again_at_once_or_after_a_quiet_second(killed: bool) -> None:
+    world = settled()
+    world.nft.load("flush chain ip qubes dns-reject\n")
+    if killed:
+        names = world.ledger.record.provided.names._replace(seen=DOUBTED)
+        world.ledger.record = Record(provided=world.ledger.record.provided._replace(names=names))
+    done = world.run(CHOICES[0]).done
+    assert (bool(done), bool(world.choice.again)) == (killed, not killed)
+
+
+def test_our_rules_are_known_as_ours_beside_what_was_judged_of_others() -> None:
+    world = settled()
+    world.others(VPN)
+    world.run(CHOICES[0])
+    asked, memory = Asked(V, CHOICES[0]), world.memory
+    assert memory.foreign is not None
+    by_others = redirection.known(asked, memory, world.ledger.record)
+    assert by_others is not None
+    assert by_others.problem == upstream_servers.FOREIGN
+    assert redirection.known(asked, memory, settled().ledger.record) == CHOICES[0]
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["ours go on beside them", "theirs alone"])
+def test_queries_to_our_servers_pass_where_our_rules_go_on_beside_theirs(beside: bool) -> None:
+    world = settled(CHOICES[2])
+    world.others(VPN, *(world.rules if beside else ()))
+    (op, *_) = world.run(CHOICES[2]).done
+    assert isinstance(op, KeepForeignRedirection)
+    assert op.passing == (CHOICES[2].servers if beside else ())

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from qubes_guestnet.core.nft import limits, rules_text
 from qubes_guestnet.core.operations import Outcome
 from qubes_guestnet.core.plan import Verb
-from qubes_guestnet.core.provider import vif_plan
+from qubes_guestnet.core.provider import vif_order, vif_plan
 from qubes_guestnet.core.provider.provider_operations import PurgeConntrack
 from qubes_guestnet.core.provider.vif import GONE, Device, Vif, parse_name
 from qubes_guestnet.core.provider.vif_operations import (
@@ -244,3 +244,13 @@ def test_a_vif_that_shares_an_address_is_checked_by_the_routes_as_they_are_now()
     assert (op.name, str(op)) == ("vif5.0", "sysctl net/ipv4/conf/vif4.0/rp_filter=2")
     assert vif_plan.checks(second, (first,), (first, second), {path: "2"}) == ()
     assert vif_plan.checks(second, (first,), (first, second), {path: None}) == ()
+
+
+def test_addresses_that_a_vif_may_not_use_now_are_taken_out_of_the_sets() -> None:
+    """As when IPv6 goes from its provider."""
+    vif = Vif(parse_name("vif4.0"), MAC.format(4), "vif", ADDRESSES)
+    present = vif_order.adding("\n".join(vif_plan.allowed(vif, Common(ON))))
+    wrong = vif_plan.wrong_elements(vif, Common(OFF), present)
+    assert vif_plan.wrong_elements(vif, Common(ON), present) == ()
+    assert wrong
+    assert all(line.startswith("delete element ip6 qubes ") for line in wrong)

@@ -124,3 +124,8 @@ def test_check_names_every_error_of_a_list() -> None:
     assert "one | two" in found[1].problem
     assert "nft refuses its rules" in found[2].problem
     assert "ip qubes-firewall forward, ip6 qubes-firewall forward" in found[3].problem
+
+
+def test_check_says_nothing_of_a_firewall_that_is_in_force() -> None:
+    told = report({A: Condition(IN_FORCE, ("a note",)), A6: Condition(UNSEEN)})
+    assert [each for each in provider_findings.remarks(told, Ground()) if each.code.startswith("firewall-")] == []
