@@ -173,7 +173,7 @@ class Provider:
             work.raise_first()
             if work.active and work.provided.synced != work.provided.leading:
                 # The agent is often faster; the caller asks whether it has to follow (B135).
-                work.done = work.done or [f"the virtual DNS leads to {' '.join(work.provided.servers)} by now"]
+                work.done = work.done or [f"virtual DNS: redirected to {' '.join(work.provided.servers)}"]
                 work.save(work.provided._replace(synced=work.provided.leading))
             return tuple(work.done)
 
