@@ -243,10 +243,11 @@ class _End:
 
     def tick(self) -> None:
         """Send the next number; a datagram that cannot be sent is lost, as on any cable."""
+        self.sent += 1  # before: a test may ask while the number is on its way
         try:
-            self.socket.send((self.sent + 1).to_bytes(WIDTH))
-            self.sent += 1
+            self.socket.send(self.sent.to_bytes(WIDTH))
         except OSError as error:
+            self.sent -= 1
             if self._kind == TCP and not isinstance(error, BlockingIOError):
                 self.trouble = self.trouble or str(error)
         self.tried += 1
