@@ -113,7 +113,7 @@ class Firewall:
             work: the pass; `unfiltered` is set where nothing may be forwarded.
             devices: address of each qube → its interface.
         """
-        self._advance(devices)
+        self._advance(devices, boots=not work.provided.filtered)
         memory = self._memory
         dns = self._servers(work)
         wanted = enforcement.want(memory, self._names(), dns if dns is not None else {})
@@ -125,13 +125,13 @@ class Firewall:
             work.save(work.provided._replace(filtered=True))
         work.look_again = self._memory.outcome.again
 
-    def _advance(self, devices: Devices) -> None:
+    def _advance(self, devices: Devices, *, boots: bool) -> None:
         source = self._source
         if source is None or not (source.pending or self._detached or self._memory.is_due(devices)):
             return
         raw, seen, meanwhile, starts = source.read()
         stored, detached = entries.by_address(raw), frozenset(self._detached)
-        facts = Facts(time.monotonic(), stored, seen, meanwhile, frozenset(), detached, starts)
+        facts = Facts(time.monotonic(), stored, seen, meanwhile, frozenset(), detached, starts, boots)
         self._memory = enforcement.advanced(self._memory, facts, devices)
         self._detached.clear()
 

@@ -292,7 +292,7 @@ class Provider:
             work = PassState(provider.parse_provider(untrusted_entries), True, False, Applying(ledger))
             firewall = self._enforcing()
             if firewall is not None:
-                firewall.detached(self._vifs.addresses(vif))
+                firewall.detached(self._vifs.leaving(vif))
             self._devices = (self, {})
             self._vifs.drop(vif, work)
             if work.errors:

@@ -67,10 +67,11 @@ class Vifs:
         """Something that differs after each change of a record."""
         return self._vifs.changed()
 
-    def addresses(self, vif: Vif) -> tuple[IPAddress, ...]:
-        """Those of a vif, by its record too."""
+    def leaving(self, vif: Vif) -> frozenset[IPAddress]:
+        """The addresses that end with a vif, by its record too. After a crash another vif may have them by then."""
         known = self._vifs.load(vif.name.text)
-        return tuple(dict.fromkeys((*vif.addresses, *(known.addresses if known is not None else ()))))
+        others = (address for other in self.all() if other.name != vif.name for address in other.addresses)
+        return frozenset((*vif.addresses, *(known.addresses if known is not None else ()))).difference(others)
 
     def knows(self, vif: Vif) -> bool:
         """Whether a vif is in service with the interface that has its name now."""

@@ -131,6 +131,42 @@ def test_of_a_vif_that_comes_back_at_once_nothing_of_the_former_one_is_in_force(
     assert not host.passes(behind)
 
 
+@pytest.mark.behaviour("B80")
+@pytest.mark.parametrize("number", [3, 6], ids=["a lower number", "a higher number"])
+def test_the_late_end_of_a_former_vif_takes_nothing_from_the_one_that_has_its_address_now(number: int) -> None:
+    """After the crash of a qube Xen calls `vif offline` late: then dom0 has committed for the next vif already."""
+    host = Enforcing()
+    former = host.attach(4)
+    host.applied(former.ip, "action=accept")
+    host.unplug(former)
+    behind = host.attach(number, former.ip, former.ip6)
+    host.applied(behind.ip, "action=accept")
+    assert host.passes(behind)
+    host.offline(former)
+    never(lambda: not host.mapped(), 0.3)
+    assert host.passes(behind)
+
+
+@pytest.mark.behaviour("B80")
+def test_a_list_that_was_committed_before_the_provider_booted_counts_for_the_first_vif_alone() -> None:
+    """When a provider starts under running qubes dom0 writes their lists, attaches their vifs, and commits no more."""
+    host = Enforcing(agent=False)
+    host.commit("10.137.0.4", "action=accept")
+    host.qube.start_agent()
+    eventually(lambda: host.forwards(), trouble=host.trouble)
+    behind = host.attach()
+    eventually(lambda: bool(host.mapped()), trouble=host.trouble)
+    assert host.passes(behind)
+    host.offline(behind)
+    host.unplug(behind)
+    eventually(lambda: not host.mapped(), trouble=host.trouble)
+    host.agent.kill()
+    host.qube.start_agent()
+    again = host.attach(6, behind.ip, behind.ip6)
+    never(lambda: bool(host.mapped()), 0.3)
+    assert not host.passes(again)
+
+
 @pytest.mark.behaviour("B65")
 def test_a_restart_of_the_agent_opens_nothing_and_loses_nothing() -> None:
     host = Enforcing()

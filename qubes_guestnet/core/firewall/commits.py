@@ -11,6 +11,8 @@ so what is read may be half of a set: of a second one too, which dom0 began afte
    dom0 writes at once, a lost packet is sent again, and a refused one ends a program's start for good.
 4. What QubesDB has of an address without a vif has no effect; nothing removes it there (behaviour B80).
 5. When the agent starts, a committed set counts if its address has a vif: a restart changes nothing.
+6. When the provider boots, a committed set counts for the first vif of its address: dom0 has written the lists of all
+   running qubes by then, attaches their vifs, and commits no more.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class State(NamedTuple):
         lists: address → the list in force.
         due: address → when its commit was first seen, while no whole set was read since.
         writing: address → when its last event came, where that was no commit.
-        committed: addresses without a vif of which a commit was seen since they lost it.
+        committed: addresses without a vif of which a commit was seen since they lost it, or since the boot.
         attached: addresses that had a vif.
         kept: addresses of which a former agent's rules, if any, stay loaded until their set is whole.
     """
@@ -60,6 +62,7 @@ class Facts(NamedTuple):
         detached: addresses of which a vif was detached since the last pass, also when they have one again.
         starts: the agent has just started, or has connected to QubesDB again and may have missed commits. The watches
             were set before the entries were read (behaviour B77).
+        boots: nothing has been enforced since this qube booted.
     """
 
     now: float
@@ -69,6 +72,7 @@ class Facts(NamedTuple):
     attached: frozenset[IPAddress] = frozenset()
     detached: frozenset[IPAddress] = frozenset()
     starts: bool = False
+    boots: bool = False
 
 
 class Outcome(NamedTuple):
@@ -189,7 +193,8 @@ def _unattached(
     before: State, facts: Facts, commits: frozenset[IPAddress], lost: frozenset[IPAddress]
 ) -> frozenset[IPAddress]:
     """Return the addresses whose next vif needs no other commit; what QubesDB has no more is forgotten."""
-    return (((before.committed - lost) | commits) - facts.attached) & facts.stored.committed
+    known = facts.stored.committed if facts.boots else frozenset[IPAddress]()
+    return (((before.committed - lost) | commits | known) - facts.attached) & facts.stored.committed
 
 
 def ordered(addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:

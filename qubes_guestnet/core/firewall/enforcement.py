@@ -67,6 +67,7 @@ def advanced(memory: Memory, facts: Facts, devices: Mapping[IPAddress, Device | 
         attached=frozenset(devices),
         detached=facts.detached | replaced,
         starts=facts.starts or not memory.began,
+        boots=facts.boots and not memory.began,
     )
     outcome = commits.advance(memory.outcome.state, facts)
     owed = (memory.owed | outcome.handled) & facts.attached

@@ -201,6 +201,16 @@ def test_what_qubesdb_has_no_more_is_forgotten() -> None:
 # --- the agent starts --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("boots", [True, False])
+def test_a_list_of_before_the_boot_counts_for_the_first_vif_of_its_address(boots: bool) -> None:
+    """A provider that starts under running qubes; after a restart of the agent alone it is stale (F-05)."""
+    before = advance(State(), facts(0, OLD, attached=frozenset(), starts=True, boots=boots)).state
+    outcome = advance(before, facts(1, OLD))
+    assert (set(outcome.lists), outcome.waiting) == ((HERE, set()) if boots else (set(), HERE))
+    left = advance(outcome.state, facts(2, OLD, attached=frozenset()))
+    assert advance(left.state, facts(3, OLD)).waiting == HERE
+
+
 @pytest.mark.behaviour("B73")
 def test_at_a_start_a_committed_set_of_an_attached_vif_counts() -> None:
     outcome = advance(State(), facts(0, OLD, starts=True))
