@@ -46,7 +46,7 @@ class Hall:
     """A mount namespace for roots.
 
     Args:
-        folder: an empty folder; in there a tmpfs is mounted that nobody else sees.
+        folder: an empty folder; in there a tmpfs is mounted that no other process sees.
     """
 
     def __init__(self, folder: Path) -> None:

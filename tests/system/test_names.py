@@ -17,7 +17,7 @@ from tests.system.test_boot import ENTRIES, UNIT, configured
 SERVICE, SOCKET = "qubes-guestnet-names.service", "qubes-guestnet-names.socket"
 PATH = "/run/qubes-guestnet/names.sock"
 LIMIT = 1.2
-# Of the router's namespace, at the address of the virtual DNS: a server that answers, and serves a port to nobody else.
+# In the router's namespace, at the address of the virtual DNS: a server that answers queries.
 SERVE = """\
 import time
 from tests.support.name_server import Server

@@ -339,7 +339,7 @@ def test_network_manager_s_word_is_followed(qube: Machine) -> None:
         qube.run(script, "eth0", event)
     unchanged = qube.inside.run("/usr/lib/qubes/qubes-setup-dnat-to-ns", check=False)
     assert unchanged.returncode == 100, unchanged.stderr
-    # Where the agent does not run, nobody else follows a change.
+    # Where the agent does not run, no other program follows a change.
     qube.run("systemctl", "stop", UNIT)
     qube.run("sh", "-c", "cp /etc/resolv.conf /run/ours; echo nameserver 192.0.2.53 >/etc/resolv.conf")
     qube.run(script, "eth0", "hostname")

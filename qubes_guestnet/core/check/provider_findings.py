@@ -129,7 +129,7 @@ def _lists(report: ProviderReport) -> Iterator[Remark]:
     if report.firewall_changed:
         chains = ", ".join(report.firewall_changed)
         problem = f"another program has removed rules of qubes-guestnet from {chains}"
-        remedy = "nothing to do if that is intended; else `nft flush chain` it, and the agent writes them again"
+        remedy = "nothing to do if that is intended; else delete the rest of ours there, and the agent adds all again"
         yield Remark("firewall-table-changed", "warning", problem, remedy)
 
 
