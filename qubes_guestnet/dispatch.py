@@ -10,7 +10,6 @@ import errno
 import os
 import time
 
-from .core.dns import resolv_conf
 from .core.operations import TRANSACTION
 from .errors import FileError, Vanished
 from .system import files, procfs_sysctl
@@ -49,6 +48,8 @@ def of_uplink(kernel: Kernel, others: OtherServices | None) -> Adapters:
 
 def _publish(op: PublishFile) -> None:
     """Raises Vanished where the file is another one by now, which is to be judged like any other (behaviour B124)."""
+    from .core.dns import resolv_conf  # not at boot, nor for a vif
+
     if resolv_conf.may_be_truncated(op.over, op.data):
         _let_rest(op.path, resolv_conf.TRUNCATED_SECONDS)
     try:
@@ -64,7 +65,7 @@ def _let_rest(path: str, seconds: float) -> None:
     try:
         age = time.time() - os.stat(path).st_mtime
     except OSError:
-        return  # what is to be said of it is said where it is published
+        return  # `publish` reports the error
     time.sleep(min(max(seconds - age, 0.0), seconds))
 
 

@@ -116,12 +116,13 @@ def _pass(
     manager = asked.others.manager() if asked.others is not None else ManagerChoice()
     half = _UplinkPass(settings, flags, _Choices(configured, manager, mtus), kernel, asked)
     half.failed(errors)
-    names, provided = None, None
+    names, provided, blind = None, None, True
     try:
         with held as ledger:
             run = way(ledger)
             ruled = asked.provider.before(untrusted_entries, run) if asked.provider else None
             half.uplinks(run)
+            blind = False
             uplinks = frozenset(report.link.ifindex for report in half.interfaces if report.link is not None)
             if uplinks:
                 names = half.resolv_conf(Ground(settings, flags, manager, kernel, uplinks), paths, run)
@@ -134,7 +135,7 @@ def _pass(
         half.failed((as_error(error),))
     return Report(
         settings, half.interfaces, names, tuple(half.applied), tuple(half.errors), tuple(half.done), tuple(half.todo),
-        provided,
+        provided, blind=blind,
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class Prober:
         return tuple(self._repeats.values())
 
     def repeat(self) -> None:
-        """Re-send unanswered probes that are due: see `proxyarp.REPEAT_SECONDS`."""
+        """Re-send unanswered probes that are due: see `arp_probe.REPEAT_SECONDS`."""
         for question, due in list(self._repeats.items()):
             asking = self._asking.get(question)
             if asking is not None and not asking.answers and due > time.monotonic():

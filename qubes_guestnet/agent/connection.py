@@ -7,6 +7,7 @@ from ..core import settings
 from ..errors import StoreError
 from ..system import wakeups
 from ..system.qubesdb import store as qubesdb
+from ..system.qubesdb import wire
 from ..system.systemd import INFO, WARNING, log
 
 _MOST_SEEN = 4096
@@ -57,9 +58,7 @@ class Connection:
         """Consume pending watch events; return whether there were any. Raises StoreError."""
         if self._watches is None or not self._watches.drain():
             return False
-        for path in self._watches.paths:
-            self._seen.pop(path, None)
-            self._seen[path] = None
+        self._seen = dict.fromkeys(wire.in_order((*self._seen, *self._watches.paths)))
         if len(self._seen) > _MOST_SEEN:  # where the entries of the firewall are not read
             self._seen, self._fresh = {}, True
         return True

@@ -2,7 +2,7 @@
 """What the resident agent does for hotplug in a provider: it is asked by a socket, and finds other vifs itself.
 
 The agent sits in a sandbox without xenstore and without the right to make namespaces. So the command that Xen's hotplug
-calls (`hotplug`) finds out what the vif is, has it set up here, and runs the user's hooks. A vif that was there before
+calls (`cli.vif`) finds out what the vif is, has it set up here, and runs the user's hooks. A vif that was there before
 the agent ran, and one whose fake addresses came late, is handed to that same command, outside the sandbox.
 """
 

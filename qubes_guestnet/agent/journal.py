@@ -145,7 +145,7 @@ class Journal:
 
     def _tell_roles(self, report: Report) -> None:
         """Log the start line; later, a change of the roles."""
-        if self._roles and pass_log.is_blind(report):
+        if self._roles and report.blind:
             return
         roles = pass_log.roles(report)
         if not self._roles:

@@ -320,7 +320,7 @@ class Agent:
         try:
             report = reconcile(entries, self._kernel, self._paths, asked)
         except Exception as error:  # the kernel did not even let us look
-            report = Report(settings.Settings(), errors=(as_error(error),))
+            report = Report(settings.Settings(), errors=(as_error(error),), blind=True)
         report = report._replace(done=(*done, *report.done), errors=(*report.errors, *failed))
         self._follow_bus()
         if self._rewriting and not (report.resolver is not None and report.resolver.written):

@@ -10,7 +10,7 @@ import time
 from ..core.settings import PROVIDER_KEY, parse
 from ..errors import GuestnetError, StoreError, UsageError, shown
 from ..reconcile import Pass, plan_only, reconcile, take_down
-from ..system import services
+from ..system import devices, services
 from ..system.netlink import rtnl as netlink
 from ..system.paths import Paths
 from ..uplink.other_services import OtherServices
@@ -103,7 +103,7 @@ def uplink(options: Options) -> int:
         return 0
     report = settling(reading.patiently(reading.entries), options.interface)
     if not report.interfaces:
-        if options.interface not in (name for _, name in socket.if_nameindex()):
+        if options.interface not in devices.names().values():
             raise no_interface_of_ours(options.interface)
         kind = "the interface of a qube behind this one" if _is_vif(options.interface) else "not one that dom0 manages"
         say((f"{options.interface} is {kind}: nothing to do",))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a pass found and did. How it reads is in `rendering`, what it means for a person in `findings`."""
+"""What a pass found and did. How it reads is in `render.status`, what it means for a person in `check.findings`."""
 
 from __future__ import annotations
 
@@ -189,6 +189,7 @@ class Report(NamedTuple):
         provided: what it does for the qubes behind this one; None where that is not asked.
         rules_todo: pending operations for lost base rules, in a qube that is no provider.
         rules_done: what was done for them, in words.
+        blind: an error kept the pass from looking at the uplinks, so none of them counts as gone.
     """
 
     settings: Settings
@@ -201,6 +202,7 @@ class Report(NamedTuple):
     provided: ProviderReport | None = None
     rules_todo: tuple[object, ...] = ()
     rules_done: tuple[str, ...] = ()
+    blind: bool = False
 
     @property
     def plan(self) -> tuple[str, ...]:

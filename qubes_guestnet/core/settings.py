@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Parse QubesDB entries into settings of the uplink. `provider` and `mtu` parse untrusted values too.
+"""Parse QubesDB entries into settings of the uplink. `provider.settings` and `uplink.mtu` parse untrusted values too.
 
 Rules:
 

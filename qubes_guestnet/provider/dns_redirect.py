@@ -11,7 +11,6 @@ while the redirection went to a VPN's server, and restricted qubes had no names)
 
 from __future__ import annotations
 
-import socket
 import time
 from functools import partial
 from ipaddress import IPv4Address
@@ -160,7 +159,7 @@ class DnsRedirect:
         heard = self._others.hear_names(uplinks) if settings.servers is None else upstream_servers.NEVER_THERE
         last = work.provided.last
         looked = heard.links is not None or last is not None
-        up, names = (devices.up(), dict(socket.if_nameindex())) if looked else ({}, {})
+        up, names = (devices.up(), devices.names()) if looked else ({}, {})
         facts = NameFacts(
             own, bool(uplinks), settings.servers, heard, data, unreadable,
             file is not None and file.kept, last, up, names,

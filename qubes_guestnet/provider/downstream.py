@@ -6,7 +6,6 @@ It is separate from the vifs, because it is in force before the first vif, and i
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable
 
 from ..core.nft import tables
@@ -19,7 +18,7 @@ from ..core.provider.rules_operations import LoadRules
 from ..core.provider.vif import Vif
 from ..dispatch import of_rules
 from ..errors import GuestnetError
-from ..system import vif_records
+from ..system import devices, vif_records
 from .pass_state import PassState
 from .ruleset_generation import Transactions
 
@@ -54,7 +53,7 @@ def bring(
 
 
 def present(work: PassState, transactions: Transactions) -> frozenset[str]:
-    """What the sets hold, by `attachment.listed`, with what is planned to come. Raises GuestnetError."""
+    """What the sets hold, by `vif_order.listed`, with what is planned to come. Raises GuestnetError."""
     planned = (op.text for op in work.todo if isinstance(op, LoadRules | ChangeDownstream))  # and not carried out
     coming = vif_order.adding("".join(planned))
     families = transactions.families
@@ -76,7 +75,7 @@ def letting_send(run: str, settings: ProviderSettings, *, arp: bool) -> str:
     """
     unread: list[GuestnetError] = []  # a sweep tells of them
     records = vif_records.Folder(run).all(unread)
-    indexes = {name: index for index, name in socket.if_nameindex()}
+    indexes = {name: index for index, name in devices.names().items()}
     return vif_order.letting_send(vif_order.there(records, indexes), settings, arp=arp)
 
 

@@ -11,6 +11,7 @@ from ..core.owned_state import Record
 from ..core.provider import guard_plan
 from ..core.provider.provider_operations import StandGuard
 from ..dispatch import of_guard
+from ..errors import KernelError
 from ..system.nft import guard as nft_guard
 from ..system.systemd import INFO
 from .pass_state import PassState
@@ -42,8 +43,9 @@ class Guarding:
             return guard_plan.plan(record, active=work.active, ruled=work.ruled, stands=self._guard.stands)
 
         outcome = work.run.settle(plan, of_guard(self._guard, self._nft)).outcome
-        failure = outcome.errors[0] if StandGuard() in outcome.failed else None
-        if failure is not None and guard_plan.is_lacking(getattr(failure, "errno", 0)):
+        failures = (error for error in outcome.errors if isinstance(error, KernelError))
+        failure = next(failures, None) if StandGuard() in outcome.failed else None
+        if failure is not None and guard_plan.is_lacking(failure.errno):
             # An older kernel. Forwarding is closed as soon as the agent hears that the rules are gone, and no sooner.
             work.run.tell(INFO, f"no guard for moments without rules: {failure}")
             self._refused = True

@@ -24,7 +24,7 @@ from ..core.values import IPV4, IPAddress, IPInterface, State
 from ..dispatch import of_vifs
 from ..errors import GuestnetError, KernelError
 from ..flow import carry_out
-from ..system import conntrack, procfs_sysctl, vif_records
+from ..system import conntrack, devices, procfs_sysctl, vif_records
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.owned_state import Ledger
@@ -286,7 +286,7 @@ class Vifs:
         For every pass: it asks for the names of all interfaces in one question, and reads records only when some
         changed. What hotplug will ask for at the end of a vif, its addresses and mappings, stays in the record.
         """
-        there = {name: index for index, name in socket.if_nameindex()}
+        there = {name: index for index, name in devices.names().items()}
         changed = self._vifs.changed()
         if changed != self._devices_of:
             self._devices_of = changed

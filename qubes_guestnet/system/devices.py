@@ -30,6 +30,18 @@ def listed() -> tuple[tuple[int, str, int], ...]:
         raise KernelError("ip link show", error.errno or errno.EIO) from None
 
 
+def names() -> dict[int, str]:
+    """Map the index of each device to its name.
+
+    Raises:
+        KernelError: the kernel refuses, or there is no free descriptor.
+    """
+    try:
+        return dict(socket.if_nameindex())
+    except OSError as error:
+        raise KernelError("ip link show", error.errno or errno.EIO) from None
+
+
 def up() -> dict[int, bool]:
     """Map the index of each device to whether it is up (IFF_UP); omit one that disappears meanwhile.
 

@@ -20,7 +20,7 @@ FLAGS_FOLDER = "/run/qubes-service"
 CONFIG_FILE = "/etc/qubes/guestnet.toml"
 PROVIDES = "qubes-network"
 FILTERS = "qubes-firewall"
-# In the run folder, made by our own qubes-firewall.service: this program enforces the lists, not core-agent's daemon.
+# In the run folder: this program enforces the lists, not core-agent's daemon. Nothing but the lab makes it yet.
 ENFORCES = "firewall"
 NO_OFFLOAD = "guestnet-no-offload"
 FIREWALL = "qubes-firewall"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from ..core.dns.resolv_conf import TunnelFacts, Way
 from ..core.values import IPAddress
 from ..errors import KernelError
+from . import devices
 
 _ROUTES = "/proc/net/route"
 _SIOCGIFFLAGS, _SIOCGIFHWADDR = 0x8913, 0x8927  # linux/sockios.h
@@ -41,12 +42,10 @@ def look(way: Callable[[IPAddress], int], servers: Iterable[IPAddress], ours: fr
     Raises:
         KernelError: the kernel does not say.
     """
-    try:
-        devices = socket.if_nameindex()
-    except OSError as error:
-        raise KernelError("ip link show", error.errno or errno.EIO) from None
     foreign = {
-        index: name for index, name in devices if index not in ours and name != "lo" and not name.startswith("vif")
+        index: name
+        for index, name in devices.names().items()
+        if index not in ours and name != "lo" and not name.startswith("vif")
     }
     ways = tuple(Way(server, foreign.get(way(server), "")) for server in servers)
     up = links(foreign.values())

@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-import socket
-
 from ..core.operations import Outcome, Planned
 from ..core.owned_state import Record
 from ..core.report import Uplinks
 from ..core.uplink import networkmanager as nm
 from ..errors import GuestnetError
-from ..system import networkmanager
+from ..system import devices, networkmanager
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ def plan(uplinks: Uplinks, record: Record, so_far: Outcome, *, saved: bool) -> P
 
     facts, errors = _observed(uplinks, record, so_far, ours)
     if saved:
-        present = frozenset(name for _, name in socket.if_nameindex())
+        present = frozenset(devices.names().values())
         facts = facts._replace(saved=tuple(networkmanager.saved().items()), present=present)
     return profiles.plan(facts, record, so_far)._replace(errors=errors)
 

@@ -297,6 +297,14 @@ def test_all_servers_of_a_file_for_who_cannot_use_each() -> None:
 
 
 class TestRewriteBudget:
+    def test_news_that_is_planned_again_before_it_is_written_is_no_write_back(self) -> None:
+        budget = RewriteBudget()
+        for _ in range(2):
+            assert budget.allow(OURS, 0.0)
+            budget.failed()
+        assert budget.allow(OURS, 0.0)
+        assert [budget.allow(OURS, 1.0) for _ in range(6)] == [True] * 5 + [False]
+
     def test_five_write_backs_in_a_minute_and_no_more(self) -> None:
         budget = RewriteBudget()
         assert budget.allow(OURS, 0.0)

@@ -15,8 +15,8 @@ GONE = 'Vanished("thrown", errno.ENODEV)'
 FILE = 'FileError("/thrown", OSError(errno.EIO, "thrown"))'
 FULL = 'FileError("/thrown", OSError(errno.ENOSPC, "thrown: No space left on device"))'
 RAW = 'OSError(errno.EMFILE, "thrown: Too many open files")'
-SLOW = 'NftError("nft.program: thrown, no end within 10 s")'
-REFUSED = 'Refused("nft.program: thrown")'
+SLOW = 'NftError("nft: thrown, no end within 10 s")'
+REFUSED = 'Refused("nft: thrown")'
 PROGRAM = 'ProgramError("thrown: no end within 5 s")'
 STORE = 'StoreError("QubesDB: thrown")'
 BUG = 'ValueError("thrown, which no adapter should raise")'
@@ -136,6 +136,7 @@ UPSTREAM = rows((
     ("dbus.resolved:ask", (RAW, BUG)),
     ("dbus.resolved:ByBus.everything", (BUS, RAW, BUG)),
     ("devices:up", (KERNEL, RAW)),
+    ("devices:names", (KERNEL, RAW)),
 ))  # fmt: skip
 # What a provider asks when its uplink changes and there is a user's hook.
 HOOKS = rows((

@@ -41,7 +41,7 @@ class Ground(NamedTuple):
         shadows: chains of other programs that run before ours.
         drops: rules in `custom-forward` that drop or refuse.
         tunnel: the device of a VPN, "" for none.
-        firewall: problem of qubes-firewall, see `shadows.firewall`.
+        firewall: problem of qubes-firewall, see `foreign_chains.firewall`.
         arp: the kernel has nftables for ARP.
     """
 
@@ -170,7 +170,7 @@ def _ipv6(report: ProviderReport) -> Iterator[Remark]:
         yield Remark("ipv6-refused", "warning", problem, remedy)
 
 
-# Problems of the DNS redirection, by the code of `nameservers`: severity and remedy.
+# Problems of the DNS redirection, by the code of `upstream_servers`: severity and remedy.
 _SERVERS = "or name servers in [dns] of /etc/qubes/guestnet.toml"
 NAMES = {
     upstream_servers.HELD: ("warning", f"systemctl start systemd-resolved; {_SERVERS}"),

@@ -34,7 +34,7 @@ class Facts(NamedTuple):
     Args:
         servers: where names go, be it by rules of another program.
         chosen: where this qube would have them go.
-        held: what the firewall's set holds, in words of `attachment.listed`; None where it is not there, or is known to
+        held: what the firewall's set holds, in words of `vif_order.listed`; None where it is not there, or is known to
             be right.
         proxy: there is an updates proxy to tell.
         firewall: the firewall's service is active; asked for only where it is `behind`, None where that is not known.

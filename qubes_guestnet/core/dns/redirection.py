@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The redirection of the virtual DNS addresses, from what nft lists of it to operations.
 
-Rules of another program in the chain `dnat-dns` stay in place of ours if `foreign_names` keeps them (behaviour B123).
+Rules of another program in `dnat-dns` stay in place of ours if `foreign_redirection` keeps them (behaviour B123).
 They are told from ours by the sum of what nft listed after our last load. The record says beforehand where a
 redirection is about to lead: a killed agent would else take it for another program's (B148).
 """
@@ -176,7 +176,7 @@ class _Found:
         self.rules = foreign_redirection.rules(facts.listing)
         self.ours = rules_text.dnat_rules(upstream_servers.pairs(*asked.ways))
         former, announced = _rules(provided.servers, virtual), _rules(provided.pending or (), virtual)
-        # Also of before: the servers may change while another program empties the other chain.
+        # Our former rules too: servers may change while another program empties the other chain.
         known = (self.ours, former) if provided.pending is None else (self.ours, former, announced)
         self.same = self.rules in known
         kept = foreign_redirection.refreshed(self.rules, former, self.ours)

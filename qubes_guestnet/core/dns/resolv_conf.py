@@ -16,7 +16,7 @@ decides:
 5. hook: a user's hook wrote it, and it names servers other than dom0's (B124).
 6. tunnel: another program wrote it while a VPN is there, and it names servers other than dom0's. Written back, the
    names of this qube and of those behind it left outside of the tunnel (B124). It is ours again when the tunnel goes.
-   A device of a VPN that is set down has not gone: its file stays, and `nameservers` refuses the questions.
+   A device of a VPN that is set down has not gone: its file stays, and `upstream_servers` refuses the questions.
 7. else it is ours. A symbolic link is replaced by a file, wherever it leads: systemd leaves one that leads to nothing
    when its resolver is off (B19).
 """
@@ -344,7 +344,9 @@ class RewriteBudget:
         return True
 
     def failed(self) -> None:
-        """Refund the last permitted write, which failed."""
+        """Refund the last permitted write, which failed; news that was not written stays news."""
+        if not self._spent:
+            self._wanted = None
         del self._spent[-1:]
 
     def next_try(self, now: float) -> float | None:

@@ -89,7 +89,7 @@ class NameFacts(NamedTuple):
         heard: of systemd-resolved.
         resolv_conf: what is in /etc/resolv.conf, empty for nothing.
         unreadable: why it cannot be read, "" when it can.
-        kept: the file is taken to be a VPN's or a hook's, see `resolver.choose_owner`.
+        kept: the file is taken to be a VPN's or a hook's, see `resolv_conf.choose_owner`.
         last: the answer of systemd-resolved that is in force; None when it was never heard, or something else counts.
         up: interface index of each device there is, and whether it is up.
         names: interface index of each device there is, and its name.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Differences of the two families in the base rules of `nftables`."""
+"""Differences of the two families in the base rules of `rules_text`."""
 
 from __future__ import annotations
 

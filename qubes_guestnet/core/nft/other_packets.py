@@ -23,7 +23,7 @@ def alone(words: list[str]) -> bool:
     """Return whether a rule is for other packets alone.
 
     Args:
-        words: of the rule, as `nft_listing.words` has them.
+        words: of the rule, as `listing.words` has them.
     """
     for place, word in enumerate(words):
         if word in _END:

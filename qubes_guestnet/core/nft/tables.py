@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Each table of nftables that this program loads or knows: its name, its families, and the hooks of its chains.
+"""Each table of the qube that this program loads or knows: its name, its families, and the hooks of its chains.
 
 The kernel calls the chains of one hook in ascending order of priority. So the order of all our chains, and of those
-that the firewall's service makes, shows here and nowhere else. Names of tables are a public interface.
+that the firewall's service makes, shows here and nowhere else. The namespace of a fake address has a table of its own
+(`fake_address`). Names of tables are a public interface.
 """
 
 from __future__ import annotations

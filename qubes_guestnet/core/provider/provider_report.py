@@ -42,10 +42,10 @@ class ProviderReport(NamedTuple):
         closed: `forwarding off` was run, and `forwarding on` was not run since.
         offload: whether connections are offloaded, in words; "" if not checked yet.
         stopped: families whose forwarding another program switched off.
-        hold: why nothing is forwarded since the rules were lost, see `record.Provided`.
+        hold: why nothing is forwarded since the rules were lost, see `owned_state.Provided`.
         lost: what others lost together with our rules, in words.
         unfiltered: qubes-firewall.service is not ready, and so nothing is forwarded.
-        firewall: what is wrong with it, as `shadows.firewall` says; "" also where nothing has looked.
+        firewall: what is wrong with it, as `foreign_chains.firewall` says; "" also where nothing has looked.
         apart: interfaces whose own forwarding is off, and the name of that setting; only looked at for a person.
         look_again: when entries of the firewall are to be read again, in seconds of a monotonic clock; None: no need.
         conditions: the firewall of each address behind this qube, where this program enforces it and a person asks.

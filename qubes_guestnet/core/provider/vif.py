@@ -136,7 +136,7 @@ class Vif(_VifFields):
         addresses: what the qube may use, without repetition; none: it may send nothing.
         mappings: of those that it sees as others.
         gateways: addresses of ours that we put on the interface.
-        told: dom0 had said what the qube sees when the vif was set up, see `mappings`.
+        told: dom0 had said what the qube sees when the vif was set up, see `late_mappings`.
         device: the interface that this is about; None where that is not known: hotplug tells names only, and so did the
             records of former releases.
         hooked: addresses that the user's hooks were told of since this device is there; None: they did not run.

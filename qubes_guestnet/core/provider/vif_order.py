@@ -190,7 +190,7 @@ def up(link: Link, desired: State, observed: State, vif: Vif, held: frozenset[st
 
     Args:
         link: the interface.
-        desired: by `provider.desired`.
+        desired: by `settings.desired`.
         observed: what it has.
         vif: as recorded.
         held: settings that are not valid; what was made by them stays.

@@ -72,7 +72,7 @@ class Facts(NamedTuple):
         observed: what it has.
         values: of the settings that are wanted; None for what this kernel does not have.
         others: vifs in service that may have an address of it.
-        present: elements of the sets, by `attachment.listed`; None: not looked at.
+        present: elements of the sets, by `vif_order.listed`; None: not looked at.
         found: limits in force; None: not looked at.
     """
 
@@ -179,7 +179,7 @@ def refill(vif: Vif, common: Common, present: frozenset[str], found: InForce) ->
     Args:
         vif: as recorded.
         common: for every vif.
-        present: elements of the sets, by `attachment.listed`.
+        present: elements of the sets, by `vif_order.listed`.
         found: limits in force.
     """
     return _let_send(vif.name.text, limit(vif, common, found), wrong_elements(vif, common, present))

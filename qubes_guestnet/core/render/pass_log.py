@@ -126,11 +126,6 @@ def start_line(version: str, roles: str) -> str:
     return f"qubes-guestnet {version} started: {roles}"
 
 
-def is_blind(report: Report) -> bool:
-    """Return whether an error kept a pass from looking at the uplinks; then no uplink counts as gone."""
-    return bool(report.errors) and not report.interfaces
-
-
 def roles(report: Report) -> str:
     """Return the roles of this qube, in words."""
     uplink = bool(report.settings.uplinks) or report.settings.held
@@ -144,7 +139,7 @@ Interfaces = Mapping[str, tuple[str, int]]  # MAC → name, index; 0 while it is
 
 def interfaces(before: Interfaces, report: Report) -> dict[str, tuple[str, int]]:
     """Return the known uplinks after a pass, including the name of an uplink that is gone."""
-    if is_blind(report):
+    if report.blind:
         return dict(before)
     found = {}
     for interface in report.interfaces:

@@ -3,7 +3,7 @@
 
 Each function raises a GuestnetError, after which a retry may succeed; if the service is not running, it returns None or
 does nothing.
-The creator of a bus imports `dbus`: most qubes have no bus.
+The creator of a bus imports `bus`: most qubes have no bus.
 """
 
 from __future__ import annotations

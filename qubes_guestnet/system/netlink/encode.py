@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Messages of the routing netlink that change something: an operation as a message.
 
-The message classes are pyroute2's, loaded one by one (see `lean`).
+The message classes are pyroute2's, loaded one by one (see `deferred_imports`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """nftables by its program: load a transaction, list chains. It decides nothing.
 
 Loading and listing are the program's, because its text is what people read and write. What is asked more often, or in a
-hurry, is asked of the kernel itself (`nft_kernel`).
+hurry, is asked of the kernel itself (`kernel`).
 """
 
 from __future__ import annotations

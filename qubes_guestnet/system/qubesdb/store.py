@@ -5,8 +5,8 @@ Two connections, because a watch event may arrive between a request and its repl
 `Watches` for nothing but watches. Order of use: watches first, then the first read, or an update in between is lost
 (B77). An event says only "something changed": read everything afresh.
 
-The `qubesdb` binding is used where it is installed (`qubesdb_binding.py`), else the protocol is spoken directly
-(`qubesdb_direct.py`). A directory given, or named by QUBES_GUESTNET_QUBESDB_DIR, always means the direct client: the
+The `qubesdb` binding is used where it is installed (`binding.py`), else the protocol is spoken directly
+(`direct.py`). A directory given, or named by QUBES_GUESTNET_QUBESDB_DIR, always means the direct client: the
 binding has its socket compiled in.
 
 After a StoreError that is not a StoreRefused the state of the connection is unknown, so it answers every further call
