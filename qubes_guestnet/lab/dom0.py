@@ -244,14 +244,6 @@ class Dom0(Interfaces):
         self.shutdown(vm)
         return self.start(vm)
 
-    def crash_provider(self, netvm: Vm) -> None:
-        """Let a provider crash; the interfaces of the qubes behind it vanish."""
-        self.crash(netvm)
-
-    def restart_provider(self, netvm: Vm) -> None:
-        """Start a provider again after a crash; the qubes behind it are attached again."""
-        self.start(netvm)
-
     def pause(self, vm: Vm) -> None:
         """`qvm-pause`."""
         self.did("pause", vm)

@@ -223,6 +223,8 @@ class DnsRedirect:
         """
         errors: list[GuestnetError] = []
         facts = dependents.Facts(servers, chosen, proxy=services.has_updates_proxy(self._paths.flags))
+        if services.enforces(self._paths.flags, self._paths.run):
+            return dependents.plan(facts, record, so_far)  # `provider.firewall` has the set and the names
         generation, right = nft_kernel.generation(), self._told == servers and self._nft.settled(FIREWALL)
         try:
             listing = "" if right else nft.named_set("ip", tables.FIREWALL, tables.DNS_SET)

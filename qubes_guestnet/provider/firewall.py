@@ -26,7 +26,7 @@ from ..core.owned_state import Record
 from ..core.values import IPAddress
 from ..dispatch import of_firewall
 from ..errors import GuestnetError
-from ..system import conntrack, services
+from ..system import conntrack
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.qubesdb import store as qubesdb
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from ..core.firewall.connections import Connection
     from ..core.firewall.consequences import Consequence
+    from ..core.firewall.rules import Problem
     from ..core.provider.vif import Device
     from ..system.netlink.rtnl import Kernel
     from ..system.paths import Paths
@@ -91,11 +92,7 @@ class Firewall:
         self._memory = Memory()
         self._listed: tuple[int, Mapping[int, Listed]] = (-1, {})
         self._detached: set[IPAddress] = set()
-
-    @property
-    def enforces(self) -> bool:
-        """Whether this program, and not core-agent's daemon, enforces the lists."""
-        return services.enforces(self._paths.flags, self._paths.run)
+        self._problems: tuple[Problem, ...] = ()  # of the names of folders, as told
 
     def forget(self) -> None:
         """The next pass takes nothing for granted."""
@@ -113,7 +110,7 @@ class Firewall:
             work: the pass; `unfiltered` is set where nothing may be forwarded.
             devices: address of each qube → its interface.
         """
-        self._advance(devices, boots=not work.provided.filtered)
+        self._advance(work, devices)
         memory = self._memory
         dns = self._servers(work)
         wanted = enforcement.want(memory, self._names(), dns if dns is not None else {})
@@ -125,12 +122,16 @@ class Firewall:
             work.save(work.provided._replace(filtered=True))
         work.look_again = self._memory.outcome.again
 
-    def _advance(self, devices: Devices, *, boots: bool) -> None:
+    def _advance(self, work: PassState, devices: Devices) -> None:
         source = self._source
         if source is None or not (source.pending or self._detached or self._memory.is_due(devices)):
             return
         raw, seen, meanwhile, starts = source.read()
-        stored, detached = entries.by_address(raw), frozenset(self._detached)
+        stored, detached, boots = entries.by_address(raw), frozenset(self._detached), not work.provided.filtered
+        for problem in stored.problems:
+            if problem not in self._problems:
+                work.run.tell(WARNING, f"firewall: {problem}")
+        self._problems = stored.problems
         facts = Facts(time.monotonic(), stored, seen, meanwhile, frozenset(), detached, starts, boots)
         self._memory = enforcement.advanced(self._memory, facts, devices)
         self._detached.clear()
@@ -147,13 +148,13 @@ class Firewall:
         turn = _Turn(self, self._memory, wanted)
         outcome = work.settle(turn.plan, of_firewall(self._nft, partial(qubesdb.connect, writable=True)))
         self._memory = enforcement.settled(self._memory, wanted, turn.rules, outcome)
-        for op in turn.exports:
-            for words in op.export.lines:
-                work.run.tell(WARNING, words)
-        for address in turn.counted:
-            ruleset = self._memory.outcome.lists.get(address)
-            for problem in ruleset.problems if ruleset is not None else ():
-                work.run.tell(WARNING, f"firewall: {problem}")
+        # Of what was written alone: while QubesDB refuses it, each pass plans it again.
+        exported = (words for op in outcome.done if isinstance(op, ExportNames) for words in op.export.lines)
+        counted = (address for op in outcome.done if isinstance(op, CountHandled) for address in op.addresses)
+        bound = [wanted.lists[address] for address in counted if address in wanted.lists]
+        told = [words for each in bound for words in (*map(str, each.ruleset.problems), *each.warnings)]
+        for words in (*exported, *(f"firewall: {words}" for words in told)):
+            work.run.tell(WARNING, words)
 
     def look(self) -> tuple[Mapping[int, Listed], int]:
         """What is loaded, and at which generation. Raises GuestnetError."""
@@ -210,7 +211,7 @@ class Firewall:
     # --- for people ----------------------------------------------------------------------------------------------
 
     def tell(self, work: PassState, addresses: Iterable[IPAddress]) -> None:
-        """What `status` and `check` say of it, into the pass."""
+        """Put into the pass what `status` and `check` print."""
         store = qubesdb.connect()
         try:
             stored = entries.by_address(qubesdb.read_all(store, (entries.FOLDER,)))
@@ -230,14 +231,11 @@ class _Turn:
 
     Attributes:
         rules: that are in force, by which connections were judged.
-        exports, counted: what was planned to be written.
     """
 
     def __init__(self, firewall: Firewall, memory: Memory, wanted: plan.Wanted) -> None:
         self._firewall, self._memory, self._wanted = firewall, memory, wanted
         self.rules = memory.judged
-        self.exports: tuple[ExportNames, ...] = ()
-        self.counted: tuple[IPAddress, ...] = ()
         self._followed = False
 
     def plan(self, record: Record, so_far: Outcome) -> Planned:
@@ -262,6 +260,4 @@ class _Turn:
         found = self._firewall.begun(judging) if judging else ()
         cut = enforcement.ending(self._memory, self.rules, found, self._firewall.is_own)
         written = enforcement.written(self._memory, self._wanted, enforcement.unloaded(so_far))
-        self.exports = tuple(op for op in written if isinstance(op, ExportNames))
-        self.counted = tuple(each for op in written if isinstance(op, CountHandled) for each in op.addresses)
         return (*cut, *written)

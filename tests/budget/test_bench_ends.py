@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def test_a_signal_ends_all_benchmarks(number: int) -> None:
     bench = subprocess.Popen(
         [sys.executable, "-m", "bench", "event", "memory"],
         cwd=TREE, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),  # a job in the background has SIGINT ignored
     )  # fmt: skip
     eventually(lambda: [inside for child in children(bench.pid) for inside in children(child)], 60, "the first one")
     bench.send_signal(number)

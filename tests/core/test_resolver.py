@@ -318,6 +318,7 @@ class TestRewriteBudget:
 
     def test_what_could_not_be_written_does_not_count(self) -> None:
         budget = RewriteBudget()
+        assert budget.allow(OURS, 0.0), "news, and written"
         for now in range(20):
             assert budget.allow(OURS, float(now))
             budget.failed()

@@ -141,9 +141,9 @@ def test_a_provider_that_crashed_and_came_back_is_used_again() -> None:
     stage = Stage(ipv6=True)
     vm = stage.start("vm1", stage.netvm1)
     stage.reaches(vm)
-    stage.dom0.crash_provider(stage.netvm1)
+    stage.dom0.crash(stage.netvm1)
     stage.reaches_nothing(vm)
-    stage.dom0.restart_provider(stage.netvm1)
+    stage.dom0.start(stage.netvm1)
     stage.configured(vm)
     stage.reaches(vm)
 

@@ -168,7 +168,7 @@ NOT_ASKED: Mapping[str, tuple[str, frozenset[str]]] = {
     "netlink.encode": (_PURE, frozenset({"agent.arp_probe", "system.netlink.rtnl"})),
     "nft.quoted_address": (_HOTPLUG, frozenset({"system.fake_address"})),
     "other_programs": (_CHECK, frozenset({"cli.diagnosis", "cli.views"})),
-    "qubesdb.wire": (_PURE, frozenset({"system.qubesdb.binding", "system.qubesdb.direct"})),
+    "qubesdb.wire": (_PURE, frozenset({"agent.connection", "system.qubesdb.binding", "system.qubesdb.direct"})),
     "unit_jobs": ("by `uplink remove`", frozenset({"cli.verbs"})),
     "xenstore": (_HOTPLUG, frozenset({"cli.vif"})),
 }

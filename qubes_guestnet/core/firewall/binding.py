@@ -4,7 +4,7 @@
 While the addresses of a name are not all known, an `accept` matches those that are, and a `drop` matches every
 destination. So the list allows a part of what it would allow whatever the addresses are: stricter than to ignore the
 rule, which would let a `drop` through, and milder than to refuse everything, which is what users met (behaviours B66,
-B74, B75). The option `[firewall] unresolved = "block-qube"` asks for the latter.
+B74, B75).
 
 What a name has is known when it was answered, also by "no address of this family", which matches nothing.
 """

@@ -9,7 +9,7 @@ so what is read may be half of a set: of a second one too, which dom0 began afte
    commit. Until it is whole, what was in force before stays for 100 ms at most; then everything is refused.
 3. Between the attachment of a vif and the first commit since it was last detached nothing passes, without an answer:
    dom0 writes at once, a lost packet is sent again, and a refused one ends a program's start for good.
-4. What QubesDB has of an address without a vif has no effect; nothing removes it there (behaviour B80).
+4. Entries of an address without a vif have no effect, and stay in QubesDB (behaviour B80).
 5. When the agent starts, a committed set counts if its address has a vif: a restart changes nothing.
 6. When the provider boots, a committed set counts for the first vif of its address: dom0 has written the lists of all
    running qubes by then, attaches their vifs, and commits no more.

@@ -48,6 +48,16 @@ class Rules(NamedTuple):
     dns: Collection[IPAddress] = frozenset()
 
 
+def is_same_list(one: Bound | None, other: Bound | None) -> bool:
+    """Return whether two are one list of dom0's, whatever the addresses of its names are.
+
+    A name server's answer ends no connection, only a commit does: round-robin names would cut each download (F-24).
+    """
+    if one is None or other is None:
+        return one is other
+    return (one.ruleset, one.refused) == (other.ruleset, other.refused)
+
+
 def to_end(
     connections: Iterable[Connection], before: Rules, after: Rules, own: Collection[IPAddress] = ()
 ) -> tuple[int, ...]:
@@ -63,7 +73,7 @@ def to_end(
     verdicts: dict[tuple[IPAddress, Packet], bool] = {}
     for each in connections:
         now, then = after.lists.get(each.source), before.lists.get(each.source)
-        if now is None or each.server in own or (now == then and same_servers):
+        if now is None or each.server in own or (is_same_list(now, then) and same_servers):
             continue
         packet = Packet(each.server, each.protocol, each.port, each.icmp_type)
         ends = verdicts.get((each.source, packet))

@@ -14,7 +14,7 @@ from ..values import IPAddress
 from . import commits
 from .binding import Bound, Names, bind
 from .commits import Facts, Outcome, State, ordered
-from .connections import Connection, Rules, to_end
+from .connections import Connection, Rules, is_same_list, to_end
 from .consequences import CountHandled, EndConnections, ExportNames
 from .name_export import export
 from .operations import SetQubeRules
@@ -86,7 +86,7 @@ def want(memory: Memory, names: Names, dns: Mapping[int, frozenset[IPAddress]]) 
     """
     lists = {}
     for address, ruleset in memory.outcome.lists.items():
-        bound = bind(ruleset, names)
+        bound = bind(ruleset, names, before=memory.judged.lists.get(address))
         if memory.refused.get(address) == bound:
             bound = refusal(bound)
         lists[address] = bound
@@ -133,7 +133,7 @@ def to_judge(memory: Memory, lists: Mapping[IPAddress, Bound], dns: Collection[I
     return frozenset(
         each
         for each, bound in lists.items()
-        if each not in memory.outcome.incomplete and not (same and judged.get(each) == bound)
+        if each not in memory.outcome.incomplete and not (same and is_same_list(judged.get(each), bound))
     )
 
 

@@ -81,6 +81,13 @@ def test_the_name_servers_count_by_what_forward_sees() -> None:
     assert ended(only, only, dns=(["192.0.2.53"], ["192.0.2.54"])) == (3,)
 
 
+def test_an_answer_of_a_name_server_ends_no_connection() -> None:
+    """The name moved: its former address stays in the set for a while, and a download from there goes on (F-24)."""
+    then, now = (bound("action=accept dsthost=a.org", a_org=[address]) for address in ("192.0.2.1", "192.0.2.2"))
+    assert then != now
+    assert ended(then, now) == ()
+
+
 def test_what_ends_at_the_provider_or_comes_from_elsewhere_is_not_judged() -> None:
     assert ended(OPEN, SHUT, own=[SERVER]) == (3,)
     assert ended(OPEN, SHUT, [HTTPS._replace(source=A("10.137.0.9"))]) == ()
