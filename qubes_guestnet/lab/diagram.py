@@ -66,7 +66,7 @@ class Node(NamedTuple):
         state: such as running.
         world: what it has outside itself, as (IPv4, IPv6).
         asked: what it reaches if everything is as dom0 asked, as (IPv4, IPv6).
-        limited: its firewall rules refuse something.
+        limited: its first firewall rule is not to accept everything.
     """
 
     name: str

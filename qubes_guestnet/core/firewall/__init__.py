@@ -12,8 +12,11 @@ In the order in which a pass uses them:
     ruleset     the texts for nft
     listing     what `nft list` says is loaded
     plan        the difference, as `operations`
-    prediction  what will be listed once a plan is loaded
+    enforcement what a pass remembers and wants, with the `consequences` of a change
     connections the conntrack entries that a change has turned to refused
+    condition   what `status` and `check` say of it
+
+`prediction` says what will be listed once a plan is loaded. Only tests use it yet.
 
 A set that is not wholly understood refuses all traffic of its own address, and changes nothing for another one.
 """

@@ -22,7 +22,7 @@ DATA_LIMIT = 3072  # QDB_MAX_DATA; a value is shorter
 MAX_CLIENTS = 256
 
 _HEADER = struct.Struct("=B64s3xI")
-# `\Z` and not `$`: `$` would let a trailing newline in. Leading dash: refused since 4.3.3.
+# A leading dash is refused since 4.3.3.
 _PATH_BYTES = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.:/@-"
 
 
