@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bench.figures import Result, Spread, spread
 from bench.stage import ADDRESS, BASELINE, IPV4_ENTRIES, IPV6_ENTRIES, Failed
-from tests.support import image, packages
-from tests.support.machine import Hall, Machine
+from tests.support.machines import image, packages
+from tests.support.machines.machine import Hall, Machine
 
 ROUNDS = 7
 SUITE = "bookworm"

@@ -21,7 +21,7 @@ from qubes_guestnet.lab.daemons import Daemons
 from qubes_guestnet.lab.qube import Service
 from qubes_guestnet.system import hotplug_socket
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES, ROUTER, UPLINK, Hosting
+from tests.support.qubes.provider import ENTRIES, ROUTER, UPLINK, Hosting
 
 FOLLOWED_MS, ATTACKED_MS = 50.0, 100.0
 ROUNDS = 20
@@ -45,7 +45,9 @@ class _Provider:
         self._until(lambda: self._leads(ROUTER))
         self.other: Service | None = None
         if how:
-            self.other = self._host.qube.spawn(how, sys.executable, "-m", "tests.support.bus_peer", how, "agent")
+            self.other = self._host.qube.spawn(
+                how, sys.executable, "-m", "tests.support.programs.bus_peer", how, "agent"
+            )
             eventually(lambda: self.other is None or "to :1" in self.other.output())
 
     def _until(self, check: Callable[[], bool]) -> float:

@@ -38,8 +38,8 @@ _MEGABYTE = 1e6
 
 def measure() -> Result:
     """As root, and not inside `isolate()`."""
-    from tests.support.emulated import Died, Emulated
-    from tests.support.in_guest import BEGIN, END, TREE
+    from tests.support.machines.emulated import Died, Emulated
+    from tests.support.machines.in_emulated import BEGIN, END, TREE
 
     with tempfile.TemporaryDirectory(prefix="guestnet-offload-") as folder:
         program = Path(folder, "flow")

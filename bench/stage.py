@@ -22,7 +22,7 @@ from typing import NamedTuple
 from qubes_guestnet.lab.daemons import BUS, bus_config
 from qubes_guestnet.lab.namespaces import CLONE_NEWNET, LabError, mount, unshare
 from tests.support.eventually import eventually
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
 
 TREE = Path(__file__).resolve().parent.parent
 BASELINE = TREE / "bench" / "baseline"

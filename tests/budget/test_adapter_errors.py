@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import qubes_guestnet
-from tests.support.adapter_errors import ALL, NOT_ASKED, SYSTEM
+from tests.support.faults.adapter_errors import ALL, NOT_ASKED, SYSTEM
 
 pytestmark = pytest.mark.behaviour("B146")
 
@@ -22,7 +22,7 @@ def test_each_adapter_is_in_the_table_or_has_a_reason() -> None:
     system = PACKAGE / "system"
     files = (path.relative_to(system).with_suffix("") for path in system.rglob("*.py") if path.stem != "__init__")
     modules = {".".join(file.parts) for file in files} - {"paths"}  # which has constants only
-    assert sorted(modules - TRIED - NOT_ASKED.keys()) == [], "add rows to tests/support/adapter_errors.py"
+    assert sorted(modules - TRIED - NOT_ASKED.keys()) == [], "add rows to tests/support/faults/adapter_errors.py"
     assert sorted(NOT_ASKED.keys() - modules) == []
     assert sorted(TRIED & NOT_ASKED.keys()) == [], "a module that is in the table needs no reason"
 

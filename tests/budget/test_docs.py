@@ -25,8 +25,8 @@ from qubes_guestnet.lab import cli as lab_cli
 from qubes_guestnet.lab import dom0, firewall_rules, tree
 from qubes_guestnet.system import networkmanager, services
 from qubes_guestnet.system.qubesdb import store as qubesdb
-from tests.support import session
 from tests.support.needs import needs
+from tests.support.qubes import lab_session
 
 TREE = Path(__file__).resolve().parents[2]
 SETTINGS = TREE / "docs" / "settings.md"
@@ -272,7 +272,7 @@ def test_bash_is_offered_the_qubes_and_scenarios_there_are(tmp_path: Path, monke
     program.chmod(0o755)
     assert {"S-000", "S-000-6g", "S-404-6"} <= completed("lab", "run", "S-", program=str(program))
     for name in ("lab", "other"):
-        session.done("up", str(session.small(tmp_path)), "--name", name)
+        lab_session.done("up", str(lab_session.small(tmp_path)), "--name", name)
     try:
         for verb in ("exec", "set", "feature", "firewall"):
             assert {"net", "other", "vm1"} <= completed("lab", verb, "", program=str(program))
@@ -280,7 +280,7 @@ def test_bash_is_offered_the_qubes_and_scenarios_there_are(tmp_path: Path, monke
             assert completed("lab", verb, "--name", "nix", "v", program=str(program)) == set()
     finally:
         for name in ("lab", "other"):
-            session.done("down", "--name", name)
+            lab_session.done("down", "--name", name)
 
 
 def test_every_room_of_the_house_is_in_the_table() -> None:
@@ -321,11 +321,11 @@ def test_every_promised_row_has_a_test() -> None:
 def test_the_picture_in_the_readme_is_what_the_lab_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs("ip", "nsenter", "nft", "dnsmasq")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    session.done("up", PICTURE.stem)
+    lab_session.done("up", PICTURE.stem)
     try:
-        assert session.done("diagram") == text(PICTURE), f"lab diagram -o {PICTURE}, and look at it"
+        assert lab_session.done("diagram") == text(PICTURE), f"lab diagram -o {PICTURE}, and look at it"
     finally:
-        session.done("down")
+        lab_session.done("down")
 
 
 def test_links_between_documents_lead_somewhere() -> None:

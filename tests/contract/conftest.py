@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 import tests.support.unhurried  # noqa: F401
-from tests.support.qubesdb_faulty import Running
-from tests.support.qubesdb_kinds import KINDS, Kind, kind_of
+from tests.support.programs.qubesdb_clients import KINDS, Kind, kind_of
+from tests.support.programs.qubesdb_faulty import Running
 
 
 @pytest.fixture(params=KINDS)

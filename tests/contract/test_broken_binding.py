@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.qubesdb_faulty import Running
-from tests.support.releases import fresh
+from tests.support.programs.qubesdb_faulty import Running
+from tests.support.programs.releases import fresh
 
 READ = """
 from qubes_guestnet.system.qubesdb import store as qubesdb

@@ -20,9 +20,9 @@ from qubes_guestnet.system import programs
 from qubes_guestnet.system.dbus import bus as dbus
 from qubes_guestnet.system.dbus import resolved
 from qubes_guestnet.uplink.system_bus import BusHolder
-from tests.support import bus_frames as frames
 from tests.support.eventually import eventually
-from tests.support.odd_bus import OWNER, OddBus, text
+from tests.support.programs import bus_frames as frames
+from tests.support.programs.scripted_bus import OWNER, OddBus, text
 
 SERVICE, ATTACKER = "org.freedesktop.resolve1", ":1.66"
 

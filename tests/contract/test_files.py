@@ -16,10 +16,10 @@ import pytest
 from qubes_guestnet.errors import FileError
 from qubes_guestnet.system import files
 from qubes_guestnet.system.files import Published, publish
-from tests.support import publishing
+from tests.support.faults.refuse import refuse
+from tests.support.judge import publishing
+from tests.support.judge.publishing import LONG, SHORT, contract, make_socket, readers_see_no_hole, touched
 from tests.support.needs import needs
-from tests.support.publishing import LONG, SHORT, contract, make_socket, readers_see_no_hole, touched
-from tests.support.refuse import refuse
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ def test_in_a_real_mount(place: str, tmp_path: Path) -> None:
     needs("unshare", "mount")
     command = ["unshare", "--user", "--map-root-user", "--mount", "--propagation", "private", sys.executable]
     done = subprocess.run(
-        [*command, "-m", "tests.support.publishing", place, str(tmp_path / "etc")],
+        [*command, "-m", "tests.support.judge.publishing", place, str(tmp_path / "etc")],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

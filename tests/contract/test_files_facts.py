@@ -16,9 +16,9 @@ import pytest
 from qubes_guestnet.errors import FileError
 from qubes_guestnet.system import files
 from qubes_guestnet.system.files import publish
+from tests.support.faults.refuse import refuse
+from tests.support.judge.publishing import SHORT, make_socket, touched
 from tests.support.needs import needs
-from tests.support.publishing import SHORT, make_socket, touched
-from tests.support.refuse import refuse
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 
 from qubes_guestnet.system import files
 from qubes_guestnet.system.files import Published, publish
-from tests.support.publishing import SHORT
-from tests.support.refuse import refuse
+from tests.support.faults.refuse import refuse
+from tests.support.judge.publishing import SHORT
 
 
 @pytest.fixture

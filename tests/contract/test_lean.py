@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.releases import JEEPNEY, PYROUTE2, copy, fresh
+from tests.support.programs.releases import JEEPNEY, PYROUTE2, copy, fresh
 
 
 @pytest.mark.behaviour("B106")

@@ -14,8 +14,8 @@ from qubes_guestnet.core.firewall import name_messages
 from qubes_guestnet.core.firewall.name_messages import Answer, Question
 from qubes_guestnet.names import replies
 from qubes_guestnet.names.replies import Stranger, Truncated, Useless
-from tests.support import name_server
-from tests.support.name_server import LONG, NOT_THIS, ONE, REPLIES, SAYS, ZONE
+from tests.support.programs import name_server
+from tests.support.programs.name_server import LONG, NOT_THIS, ONE, REPLIES, SAYS, ZONE
 
 # Processor time of one reply; without a bound on pointers it was 7 s (dnspython 2.3).
 MOST_CPU_S = 2.0

@@ -21,7 +21,7 @@ from qubes_guestnet.core.values import Owned
 from qubes_guestnet.errors import ConfigError, FileError
 from qubes_guestnet.system import agent_status, owned_state, services
 from qubes_guestnet.system.owned_state import Ledger
-from tests.support.refuse import refuse
+from tests.support.faults.refuse import refuse
 
 MAC = "00:16:3e:5e:6c:00"
 TREE = Path(__file__).resolve().parents[2]

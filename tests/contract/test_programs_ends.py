@@ -23,7 +23,7 @@ from qubes_guestnet.system.nft import program as nft
 from qubes_guestnet.system.programs import ProgramError, run
 from tests.contract.test_programs import SH, children, script
 from tests.support.eventually import eventually
-from tests.support.signal_state import LISTED, UNALTERED, altered
+from tests.support.faults.signal_state import LISTED, UNALTERED, altered
 
 pytestmark = pytest.mark.behaviour("B119")
 

@@ -17,8 +17,8 @@ from qubes_guestnet.system.qubesdb.binding import BindingStore, BindingWatches
 from qubes_guestnet.system.qubesdb.direct import READ_ONLY, DirectStore, DirectWatches
 from tests.support.eventually import eventually
 from tests.support.needs import needs
-from tests.support.qubesdb_faulty import Running
-from tests.support.qubesdb_kinds import ENTRIES, LIBRARY, Kind
+from tests.support.programs.qubesdb_clients import ENTRIES, LIBRARY, Kind
+from tests.support.programs.qubesdb_faulty import Running
 
 
 def readable(watches: qubesdb.Watches) -> bool:

@@ -24,8 +24,8 @@ from qubes_guestnet.system.qubesdb import store as qubesdb
 from qubes_guestnet.system.qubesdb import wire
 from qubes_guestnet.system.qubesdb.direct import READ_ONLY, READ_WRITE, DirectStore, DirectWatches
 from tests.support.eventually import eventually
-from tests.support.qubesdb_faulty import Running
-from tests.support.qubesdb_kinds import ENTRIES, folder
+from tests.support.programs.qubesdb_clients import ENTRIES, folder
+from tests.support.programs.qubesdb_faulty import Running
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 30.0

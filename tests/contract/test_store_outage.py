@@ -26,10 +26,10 @@ from hypothesis import strategies as st
 from qubes_guestnet.errors import StoreError, StoreRefused
 from qubes_guestnet.system.qubesdb import store as qubesdb
 from qubes_guestnet.system.qubesdb.direct import READ_ONLY, READ_WRITE, DirectStore, DirectWatches
-from tests.support import qubesdb_standin
 from tests.support.eventually import eventually
-from tests.support.qubesdb_faulty import Running
-from tests.support.qubesdb_kinds import ENTRIES, Kind, folder
+from tests.support.programs import qubesdb_standin
+from tests.support.programs.qubesdb_clients import ENTRIES, Kind, folder
+from tests.support.programs.qubesdb_faulty import Running
 
 SHORT = 0.1
 BOUNDED_S = 20.0  # what "did not wait" means on a busy machine

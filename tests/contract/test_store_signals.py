@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from qubes_guestnet.errors import StoreError
-from tests.support.qubesdb_faulty import Running
-from tests.support.qubesdb_kinds import Kind
+from tests.support.programs.qubesdb_clients import Kind
+from tests.support.programs.qubesdb_faulty import Running
 
 
 @pytest.mark.behaviour("B72")

@@ -12,7 +12,7 @@ from qubes_guestnet.core.report import InterfaceReport, Report
 from qubes_guestnet.core.values import BACKEND_MAC, Link, Neighbour, Route, State
 from qubes_guestnet.reconcile import Pass, Paths, plan_only, reconcile
 from tests.core.model import Interface, Model
-from tests.support.hostile import GOOD, MAC
+from tests.support.faults.hostile import GOOD, MAC
 
 OTHER_MAC = "00:16:3e:5e:6c:01"
 FOREIGN = State(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qubes_guestnet.core import bus_messages
 from qubes_guestnet.core.bus_messages import BUS, Exchange, Malformed, Stream, TooLong, length, parse, texts
-from tests.support import bus_frames as frames
+from tests.support.programs import bus_frames as frames
 
 RESOLVED, NM = "org.freedesktop.resolve1", "org.freedesktop.NetworkManager"
 OWNER, ATTACKER, SERIAL = ":1.5", ":1.66", 0x5EED0001

@@ -7,7 +7,7 @@ import pytest
 
 from qubes_guestnet.core.nft import flowtable
 from qubes_guestnet.core.nft.foreign_chains import Chain
-from tests.support.nft_words import chain, hooked, shown, table
+from tests.support.judge.nft_words import chain, hooked, shown, table
 
 pytestmark = pytest.mark.behaviour("B62", "B134")
 

@@ -13,7 +13,7 @@ from qubes_guestnet.core.values import Link
 from qubes_guestnet.errors import GuestnetError
 from tests.core.test_provided import WELL as PROVIDED
 from tests.core.test_report import DONE, LINK, MISSING, WELL
-from tests.support.hostile import MAC
+from tests.support.faults.hostile import MAC
 
 NOTHING = Causes()
 

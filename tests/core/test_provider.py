@@ -25,7 +25,7 @@ from qubes_guestnet.core.provider.settings import (
 )
 from qubes_guestnet.core.provider.vif import Mapping, Vif, VifName
 from qubes_guestnet.core.values import IPAddress, Neighbour, Route, State
-from tests.support.hostile import HOSTILE
+from tests.support.faults.hostile import HOSTILE
 
 MAC = "00:16:3e:5e:6c:00"
 NAME = VifName("vif4.0", 4, 0)

@@ -12,7 +12,7 @@ from qubes_guestnet.core.settings import Settings, parse
 from qubes_guestnet.core.uplink.arp_probe import Question, fallback, question, standing
 from qubes_guestnet.core.uplink.desired import Style
 from qubes_guestnet.core.values import Link
-from tests.support.hostile import GOOD, MAC
+from tests.support.faults.hostile import GOOD, MAC
 
 LINK = Link(2, "eth0", MAC, up=True, running=True, driver="vif")
 GATEWAY, SERVER = ipaddress.ip_address("10.138.0.1"), ipaddress.IPv4Address("10.139.1.1")

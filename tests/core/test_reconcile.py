@@ -15,7 +15,7 @@ from qubes_guestnet.core.values import Owned, State
 from qubes_guestnet.reconcile import record_fallback, take_down
 from tests.core.model import Interface
 from tests.core.qube import FOREIGN, OTHER_MAC, Qube, eth0, only, with_foreign, words
-from tests.support.hostile import GOOD, MAC
+from tests.support.faults.hostile import GOOD, MAC
 
 IPV4 = {"10.137.0.5/32", "neighbour 10.138.0.1", "0.0.0.0/0 device"}
 IPV6_GATEWAY = "fe80::fcff:ffff:feff:ffff"

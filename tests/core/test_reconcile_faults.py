@@ -19,7 +19,7 @@ from qubes_guestnet.core.values import BACKEND_MAC, Link, Route, State
 from qubes_guestnet.errors import FileError, KernelError
 from qubes_guestnet.reconcile import take_down
 from tests.core.qube import FOREIGN, Qube, eth0, only, with_foreign, words
-from tests.support.refuse import refuse
+from tests.support.faults.refuse import refuse
 
 # A fresh interface takes eight operations; see the test that counts them.
 FRESH = range(8)

@@ -22,7 +22,7 @@ from qubes_guestnet.core.values import IPV4, IPV6, ROUTE_PROTOCOL, Neighbour, Ro
 from qubes_guestnet.reconcile import record_fallback, take_down
 from tests.core.model import KERNEL, Interface, taken
 from tests.core.qube import Qube, eth0, only
-from tests.support.hostile import GOOD, MAC
+from tests.support.faults.hostile import GOOD, MAC
 
 STEPS = 1000
 VALUES: dict[str, tuple[bytes, ...]] = {

@@ -19,7 +19,7 @@ from qubes_guestnet.core.uplink.desired import Flags, Style, StyleChoice, desire
 from qubes_guestnet.core.uplink.networkmanager import Manager, ManagerChoice
 from qubes_guestnet.core.values import Link, Route, State
 from qubes_guestnet.errors import ConfigError, GuestnetError, KernelError
-from tests.support.hostile import GOOD, MAC
+from tests.support.faults.hostile import GOOD, MAC
 
 SETTINGS = parse(GOOD)
 UPLINK = SETTINGS.uplinks[0]

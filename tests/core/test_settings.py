@@ -19,7 +19,7 @@ from qubes_guestnet.core.settings import (
     UplinkSettings,
     parse,
 )
-from tests.support.hostile import GOOD, HOSTILE, KEYS, MAC
+from tests.support.faults.hostile import GOOD, HOSTILE, KEYS, MAC
 
 OTHER = "00:16:3e:5e:6c:01"
 OWN = f"/net-config/{MAC}/"

@@ -9,9 +9,9 @@ from __future__ import annotations
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES6, Behind, Hosting
-from tests.support.in_guest import pytest_configure, pytest_runtest_protocol
-from tests.support.offload import Offload
+from tests.support.machines.in_emulated import pytest_configure, pytest_runtest_protocol
+from tests.support.packets.flows import Offload
+from tests.support.qubes.provider import ENTRIES6, Behind, Hosting
 
 __all__ = ["behind", "hosting", "offload", "pytest_configure", "pytest_runtest_protocol"]
 

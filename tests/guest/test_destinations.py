@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import pytest
 
 from qubes_guestnet.lab.qube import Qube
-from tests.support.hosting import GATEWAY, LAN, ROUTER, UPLINK, Behind, Hosting
-from tests.support.pings import addresses, pings
+from tests.support.packets.pings import addresses, pings
+from tests.support.qubes.provider import GATEWAY, LAN, ROUTER, UPLINK, Behind, Hosting
 
 pytestmark = pytest.mark.behaviour("B114")
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import DNS, LAN, OWN, ROUTER, UPLINK, VIF_MAC, WORLD, WORLD6, Behind, Hosting
-from tests.support.offload import ENOUGH, TCP, UDP, Offload, carry, flowing, visitor
-from tests.support.packets import Port
+from tests.support.packets.flows import ENOUGH, TCP, UDP, Offload, carry, flowing, visitor
+from tests.support.packets.ports import Port
+from tests.support.qubes.provider import DNS, LAN, OWN, ROUTER, UPLINK, VIF_MAC, WORLD, WORLD6, Behind, Hosting
 
 TARGETS = {4: WORLD, 6: WORLD6}
 SIZE = 3 << 20

@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import UPLINK, WORLD, WORLD6, Behind, Hosting
-from tests.support.offload import TCP, TICKS, UDP, Flow, Offload, flowing, part, visitor
+from tests.support.packets.flows import TCP, TICKS, UDP, Flow, Offload, flowing, part, visitor
+from tests.support.qubes.provider import UPLINK, WORLD, WORLD6, Behind, Hosting
 
 VPN = "wg0"
 VPN_GATEWAY, VPN_OWN = "10.8.0.1", "10.8.0.2"

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import GATEWAY6, WORLD, WORLD6, Behind, Hosting
-from tests.support.offload import TCP, UDP, Offload, flowing
+from tests.support.packets.flows import TCP, UDP, Offload, flowing
+from tests.support.qubes.provider import GATEWAY6, WORLD, WORLD6, Behind, Hosting
 
 NO_OFFLOAD = "guestnet-no-offload"
 

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import WORLD, Behind, Hosting
-from tests.support.offload import TABLE, TCP, Offload, flowing
+from tests.support.packets.flows import TABLE, TCP, Offload, flowing
+from tests.support.qubes.provider import WORLD, Behind, Hosting
 
 PAIRS = 130
 GROUP, BATCH = "77", "/run/lab/many"

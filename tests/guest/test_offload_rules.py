@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import WORLD, Behind, Hosting
-from tests.support.offload import TCP, UDP, Offload, flowing
+from tests.support.packets.flows import TCP, UDP, Offload, flowing
+from tests.support.qubes.provider import WORLD, Behind, Hosting
 
 FIREWALL = """
     table ip qubes-firewall {{

@@ -15,7 +15,7 @@ from qubes_guestnet.lab.probes import ping
 from qubes_guestnet.lab.qube import Qube
 from qubes_guestnet.lab.vm import FAKE_GATEWAY, FAKE_IP, Vm
 from tests.support.eventually import eventually
-from tests.support.offload import TCP, UDP, Offload, flowing
+from tests.support.packets.flows import TCP, UDP, Offload, flowing
 
 
 class Tree(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
 
 
 def test_its_kernel_has_flowtables() -> None:

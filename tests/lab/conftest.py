@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.installed import installed
-from tests.support.isolated import pytest_runtest_protocol
+from tests.support.programs.installed import installed
+from tests.support.qubes.isolated import pytest_runtest_protocol
 
 __all__ = ["pytest_runtest_protocol"]
 

@@ -10,9 +10,9 @@ import pytest
 from qubes_guestnet.lab.dom0 import RELEASES, Dom0, Vm
 from qubes_guestnet.lab.namespaces import LabError
 from qubes_guestnet.lab.stage import Stage
-from tests.support.dom0_words import MAC, attach, operations, own
 from tests.support.eventually import eventually
 from tests.support.needs import needs
+from tests.support.programs.dom0_words import MAC, attach, operations, own
 
 pytestmark = pytest.mark.behaviour("B161")
 

@@ -9,8 +9,8 @@ from qubes_guestnet.lab import firewall_rules
 from qubes_guestnet.lab.dom0 import Dom0, Vm
 from qubes_guestnet.lab.firewall_rules import Rules
 from qubes_guestnet.lab.stage import Stage
-from tests.support.dom0_words import as_recorded, firewall, operations
 from tests.support.needs import needs
+from tests.support.programs.dom0_words import as_recorded, firewall, operations
 
 pytestmark = pytest.mark.behaviour("B161")
 

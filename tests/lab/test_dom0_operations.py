@@ -8,8 +8,19 @@ import pytest
 from qubes_guestnet.lab import hotplug, xenstore
 from qubes_guestnet.lab.dom0 import RELEASES, Dom0, Vm
 from qubes_guestnet.lab.stage import Stage
-from tests.support.dom0_words import ASK, MAC, as_recorded, attach, connected, detach, firewall, mapped, operations, own
 from tests.support.needs import needs
+from tests.support.programs.dom0_words import (
+    ASK,
+    MAC,
+    as_recorded,
+    attach,
+    connected,
+    detach,
+    firewall,
+    mapped,
+    operations,
+    own,
+)
 
 PREFIX6 = "fd09:24ef:4179::"
 pytestmark = pytest.mark.behaviour("B161")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.needs import needs
-from tests.support.session import COMMAND, LONGEST
+from tests.support.qubes.lab_session import COMMAND, LONGEST
 
 VERBS = ("demo", "run S-000", "run S-000 --json", "up default")
 

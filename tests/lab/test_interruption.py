@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import session
 from tests.support.eventually import eventually
-from tests.support.session import COMMAND, LONGEST, base, done, processes
+from tests.support.qubes import lab_session
+from tests.support.qubes.lab_session import COMMAND, LONGEST, base, done, processes
 
 TREE = Path(__file__).resolve().parents[2]
 MOMENTS = 5
@@ -27,7 +27,7 @@ FIRST, LAST = 0.3, 2.5
 @pytest.fixture(autouse=True)
 def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder for the labs, and nothing left behind."""
-    yield from session.ground(tmp_path, monkeypatch)
+    yield from lab_session.ground(tmp_path, monkeypatch)
 
 
 def interrupted(command: tuple[str, ...], moment: float) -> tuple[int, list[str]]:
@@ -67,14 +67,14 @@ def test_one_line_says_it_and_nothing_is_left(words: tuple[str, ...], status: in
 
 @pytest.mark.behaviour("B143")
 def test_a_verb_that_asks_a_lab_is_interrupted_and_the_lab_stays(tmp_path: Path) -> None:
-    done("up", str(session.small(tmp_path)))
-    (middle,) = children(session.background())
+    done("up", str(lab_session.small(tmp_path)))
+    (middle,) = children(lab_session.background())
     (inside,) = children(middle)
     for words in ("status", "diagram", "set vm1 netvm other", "feature vm1 ipv6 1 --restart"):
         os.kill(inside, signal.SIGSTOP)  # so the answer does not come
         assert interrupted((*COMMAND, *words.split()), 1.0) == (130, ["interrupted"])
         os.kill(inside, signal.SIGCONT)
-        assert session.rows("--no-measure")["vm1"]["state"] == "running"
+        assert lab_session.rows("--no-measure")["vm1"]["state"] == "running"
 
 
 def children(pid: int) -> list[int]:

@@ -3,8 +3,8 @@
 
 `make test` tries 24 of them, which is what its time allows, and `make soak` 102.
 
-A verb is played once to its end, and what it does is counted (`tests.support.interrupting`). Then it is interrupted at
-moments that are spread evenly over that, from its first import on.
+A verb is played once to its end, and what it does is counted (`tests.support.faults.interrupting`). Then it is
+interrupted at moments that are spread evenly over that, from its first import on.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.support import session
 from tests.support.eventually import eventually
 from tests.support.needs import needs
-from tests.support.session import LONGEST, base, done
+from tests.support.qubes import lab_session
+from tests.support.qubes.lab_session import LONGEST, base, done
 
 TREE = Path(__file__).resolve().parents[2]
 VERBS = ("demo", "run S-110", "up ipv6-feature")
@@ -38,7 +38,7 @@ def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder for the labs, and nothing left behind."""
     needs("ip", "nsenter", "nft", "dnsmasq")
     monkeypatch.setenv(MARK, str(tmp_path))
-    yield from session.ground(tmp_path, monkeypatch)
+    yield from lab_session.ground(tmp_path, monkeypatch)
 
 
 def left() -> list[str]:
@@ -56,7 +56,7 @@ def left() -> list[str]:
 def play(verb: str, counter: Path, moment: int) -> tuple[int, str]:
     """Exit status of a verb, and what it says on both outputs."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.interrupting", str(counter), str(moment), "lab", *verb.split()],
+        [sys.executable, "-m", "tests.support.faults.interrupting", str(counter), str(moment), "lab", *verb.split()],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, cwd=TREE,
         start_new_session=True, timeout=LONGEST, check=False,
     )  # fmt: skip

@@ -16,8 +16,8 @@ from qubes_guestnet.lab import probes
 from qubes_guestnet.lab.namespaces import LabError, isolate, work_folder
 from qubes_guestnet.lab.qube import Qube
 from tests.support.eventually import eventually
+from tests.support.faults.signal_state import LISTED, UNALTERED, altered
 from tests.support.needs import needs
-from tests.support.signal_state import LISTED, UNALTERED, altered
 
 
 @pytest.fixture(autouse=True)

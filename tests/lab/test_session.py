@@ -21,9 +21,9 @@ from qubes_guestnet.lab import session_client, tree
 from qubes_guestnet.lab.dom0 import Dom0
 from qubes_guestnet.lab.namespaces import LabError
 from qubes_guestnet.lab.place import Place, base
-from tests.support import session
 from tests.support.eventually import eventually
-from tests.support.session import COMMAND, LONGEST, background, done, lab, processes, refused, rows
+from tests.support.qubes import lab_session
+from tests.support.qubes.lab_session import COMMAND, LONGEST, background, done, lab, processes, refused, rows
 
 # How the tests call it, and so what its hints say.
 HERE = shlex.join([os.path.relpath(sys.executable), "-m", "qubes_guestnet", "lab"])
@@ -32,13 +32,13 @@ HERE = shlex.join([os.path.relpath(sys.executable), "-m", "qubes_guestnet", "lab
 @pytest.fixture(autouse=True)
 def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder for the labs, and nothing left behind."""
-    yield from session.ground(tmp_path, monkeypatch)
+    yield from lab_session.ground(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """The file of a small tree."""
-    return session.small(tmp_path)
+    return lab_session.small(tmp_path)
 
 
 # --- up, status, down ------------------------------------------------------------------------------------------------

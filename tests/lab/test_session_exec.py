@@ -20,22 +20,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import session
 from tests.support.eventually import eventually
-from tests.support.session import COMMAND, LONGEST, background, done, lab, processes, refused
-from tests.support.signal_state import LISTED, UNALTERED, altered
+from tests.support.faults.signal_state import LISTED, UNALTERED, altered
+from tests.support.qubes import lab_session
+from tests.support.qubes.lab_session import COMMAND, LONGEST, background, done, lab, processes, refused
 
 
 @pytest.fixture(autouse=True)
 def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder for the labs, and nothing left behind."""
-    yield from session.ground(tmp_path, monkeypatch)
+    yield from lab_session.ground(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
     """The file of a small tree."""
-    return session.small(tmp_path)
+    return lab_session.small(tmp_path)
 
 
 def test_a_command_has_input_output_error_and_status_of_its_caller(small: Path, tmp_path: Path) -> None:

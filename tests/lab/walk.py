@@ -25,7 +25,7 @@ from tests.lab.walk_model import (
     Value,
     version_of,
 )
-from tests.support import hostile
+from tests.support.faults import hostile
 
 # Key below /qubes- or /net-config/MAC/ → what dom0 may write there. The pools are apart: no two keys contradict.
 GOOD: dict[str, tuple[str, ...]] = {

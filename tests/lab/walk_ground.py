@@ -16,8 +16,8 @@ from typing import Any
 from qubes_guestnet.lab.qube import Service
 from tests.lab.walk_model import MAC, File, Model, Object, Objects, version_of
 from tests.support.eventually import eventually
-from tests.support.guest import RESOLV_CONF, Guest
 from tests.support.needs import SBIN
+from tests.support.qubes.appvm import RESOLV_CONF, Guest
 
 PYTHON = sys.executable
 MARK = "@@"

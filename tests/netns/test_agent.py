@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.support.eventually import eventually, never
-from tests.support.guest import (
+from tests.support.qubes.appvm import (
     DNS,
     ENTRIES,
     ENTRIES6,

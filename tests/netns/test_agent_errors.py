@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.adapter_errors import EVERYWHERE, PROVIDER
 from tests.support.eventually import eventually
-from tests.support.guest import ENTRIES6, GATEWAY6, IP6, Guest
-from tests.support.hosting import ENTRIES6 as PROVIDER6
-from tests.support.hosting import Hosting
-from tests.support.thrown import armed, throw, thrown
+from tests.support.faults.adapter_errors import EVERYWHERE, PROVIDER
+from tests.support.faults.thrown import armed, throw, thrown
+from tests.support.qubes.appvm import ENTRIES6, GATEWAY6, IP6, Guest
+from tests.support.qubes.provider import ENTRIES6 as PROVIDER6
+from tests.support.qubes.provider import Hosting
 
 pytestmark = pytest.mark.behaviour("B146")
 

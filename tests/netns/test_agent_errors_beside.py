@@ -16,14 +16,14 @@ from qubes_guestnet.lab.qube import Service
 from tests.netns.test_agent_errors import survived
 from tests.netns.test_provider_resolved import leads
 from tests.netns.test_resolved import knows
-from tests.support import adapter_errors as table
-from tests.support import qubesdb_standin
 from tests.support.eventually import eventually
-from tests.support.guest import DNS, ENTRIES6, GATEWAY6, IP6, Guest
-from tests.support.hosting import ENTRIES6 as PROVIDER6
-from tests.support.hosting import ROUTER, UPLINK, Hosting
+from tests.support.faults import adapter_errors as table
+from tests.support.faults.thrown import armed, throw, thrown
 from tests.support.needs import needs
-from tests.support.thrown import armed, throw, thrown
+from tests.support.programs import qubesdb_standin
+from tests.support.qubes.appvm import DNS, ENTRIES6, GATEWAY6, IP6, Guest
+from tests.support.qubes.provider import ENTRIES6 as PROVIDER6
+from tests.support.qubes.provider import ROUTER, UPLINK, Hosting
 
 pytestmark = pytest.mark.behaviour("B146")
 

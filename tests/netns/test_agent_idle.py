@@ -12,7 +12,7 @@ import pytest
 
 from qubes_guestnet.lab.qube import Service
 from tests.support.eventually import eventually
-from tests.support.guest import ENTRIES6, RESOLV_CONF, VIF, Guest
+from tests.support.qubes.appvm import ENTRIES6, RESOLV_CONF, VIF, Guest
 
 WINDOW_S = 1.0
 

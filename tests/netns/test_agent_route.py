@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from tests.support.eventually import eventually, never
-from tests.support.guest import DNS, ENTRIES, GATEWAY_FLAG, VIF, ArpListener, Guest
+from tests.support.qubes.appvm import DNS, ENTRIES, GATEWAY_FLAG, VIF, ArpListener, Guest
 
 FALLING = "falling back to the gateway route"
 

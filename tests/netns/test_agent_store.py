@@ -9,7 +9,7 @@ import pytest
 
 from qubes_guestnet.lab.qube import Service
 from tests.support.eventually import eventually, never
-from tests.support.guest import ENTRIES, ENTRIES6, GATEWAY6, IP6, Guest
+from tests.support.qubes.appvm import ENTRIES, ENTRIES6, GATEWAY6, IP6, Guest
 
 WITH6 = {"ip6": f"{IP6}/128", "gateway6": GATEWAY6}
 ANSWERS = "QubesDB answers again"

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.arp import ASKS, Speaker
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES6, GATEWAY, VIF_MAC, WORLD, Behind, Hosting
-from tests.support.lacking_arp import lacking
-from tests.support.losses import every_packet_returns
+from tests.support.faults.lacking_arp import lacking
+from tests.support.packets.arp import ASKS, Speaker
+from tests.support.packets.losses import every_packet_returns
+from tests.support.qubes.provider import ENTRIES6, GATEWAY, VIF_MAC, WORLD, Behind, Hosting
 
 pytestmark = pytest.mark.behaviour("B114")
 

@@ -11,7 +11,7 @@ import pytest
 
 from qubes_guestnet.core.dns.endpoint import Endpoint
 from qubes_guestnet.core.nft import rules_text
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
 
 ORACLE = Oracle()
 OWN, OTHER = ipaddress.ip_address("10.137.0.5"), ipaddress.ip_address("10.137.0.6")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.guest import IP, Guest
-from tests.support.releases import PYROUTE2, TREE, copy
+from tests.support.programs.releases import PYROUTE2, TREE, copy
+from tests.support.qubes.appvm import IP, Guest
 
 
 @pytest.mark.behaviour("B149")

@@ -14,11 +14,11 @@ from qubes_guestnet.core import bus_messages
 from qubes_guestnet.lab.daemons import BUS, Daemons
 from qubes_guestnet.lab.qube import Qube, Service
 from qubes_guestnet.system.dbus import bus as dbus
-from tests.support.bus_peer import GOOD, SERVICE
 from tests.support.eventually import eventually
-from tests.support.guest import DNS, Guest
-from tests.support.hosting import ENTRIES, ROUTER, UPLINK, Hosting
 from tests.support.needs import needs
+from tests.support.programs.bus_peer import GOOD, SERVICE
+from tests.support.qubes.appvm import DNS, Guest
+from tests.support.qubes.provider import ENTRIES, ROUTER, UPLINK, Hosting
 
 BUSES = ("dbus-daemon", "dbus-broker")
 FORGED = 100_000
@@ -36,7 +36,7 @@ def _tools() -> None:
 
 def other(qube: Qube, *words: str) -> Service:
     """Another program on the bus, see bus_peer."""
-    return qube.spawn(words[0], sys.executable, "-m", "tests.support.bus_peer", *words)
+    return qube.spawn(words[0], sys.executable, "-m", "tests.support.programs.bus_peer", *words)
 
 
 class Judged:

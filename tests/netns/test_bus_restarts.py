@@ -16,8 +16,8 @@ from tests.netns.test_networkmanager import FLAG, IP, soon_managed
 from tests.netns.test_networkmanager import start as with_networkmanager
 from tests.netns.test_resolved import knows
 from tests.support.eventually import eventually, never
-from tests.support.guest import DNS, DNS2, ENTRIES, Guest
 from tests.support.needs import needs
+from tests.support.qubes.appvm import DNS, DNS2, ENTRIES, Guest
 
 BUSES = ("dbus-daemon", "dbus-broker")
 RELOAD = ("busctl", "call", "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "ReloadConfig")

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.guest import DNS, ENTRIES, GATEWAY, MAC, RESOLV_CONF, Guest
+from tests.support.qubes.appvm import DNS, ENTRIES, GATEWAY, MAC, RESOLV_CONF, Guest
 
 # Answers every query by itself, which is an answer.
 DNS_SERVER = f"""

@@ -13,7 +13,7 @@ import pytest
 
 from qubes_guestnet.cli import options
 from tests.support.eventually import eventually
-from tests.support.guest import (
+from tests.support.qubes.appvm import (
     DNS,
     DNS2,
     ENTRIES,

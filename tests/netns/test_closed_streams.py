@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.guest import Guest
+from tests.support.qubes.appvm import Guest
 
 PROGRAM = (sys.executable, "-m", "qubes_guestnet")
 

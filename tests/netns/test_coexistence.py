@@ -12,7 +12,7 @@ import pytest
 
 from qubes_guestnet.lab.daemons import Daemons
 from tests.support.eventually import eventually
-from tests.support.guest import DNS, DNS2, ENTRIES6, GATEWAY, GATEWAY6, GATEWAY_FLAG, IP, IP6, RESOLV_CONF, Guest
+from tests.support.qubes.appvm import DNS, DNS2, ENTRIES6, GATEWAY, GATEWAY6, GATEWAY_FLAG, IP, IP6, RESOLV_CONF, Guest
 
 WITH6 = {"ip6": f"{IP6}/128", "gateway6": GATEWAY6}
 VPN_SERVER = "198.51.100.77"

@@ -13,7 +13,8 @@ import pytest
 
 from qubes_guestnet.lab.probes import ping
 from tests.support.eventually import eventually
-from tests.support.faked import (
+from tests.support.packets.wire import faults
+from tests.support.qubes.fake_address import (
     BACKEND_MAC,
     FAKE_GATEWAY,
     FAR_MTU,
@@ -28,7 +29,6 @@ from tests.support.faked import (
     WORLD,
     Tree,
 )
-from tests.support.wire import faults
 
 
 def made(gateway: str | None = FAKE_GATEWAY) -> Tree:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.eventually import eventually, never
-from tests.support.firewall import BLOCKED, MARK, Enforcing
+from tests.support.qubes.firewall import BLOCKED, MARK, Enforcing
 
 CHAIN = "qbs-10-137-0-4"
 

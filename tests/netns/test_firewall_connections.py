@@ -9,8 +9,8 @@ import time
 import pytest
 
 from tests.support.eventually import eventually, never
-from tests.support.firewall import Enforcing
-from tests.support.hosting import DNS, ROUTER, WORLD, WORLD6, Behind
+from tests.support.qubes.firewall import Enforcing
+from tests.support.qubes.provider import DNS, ROUTER, WORLD, WORLD6, Behind
 
 PORTS = (150, 443, 1000, 9000)
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}

@@ -20,7 +20,7 @@ from tests.core.firewall import made, naive, test_dom0, test_golden_firewall
 from tests.core.firewall.naive import Asked
 from tests.core.firewall.test_plan import DAMAGE
 from tests.netns.test_firewall_verdicts import Sent, apply, blast, free, listed, load, nft
-from tests.support.forwarder import Peers
+from tests.support.qubes.forwarder import Peers
 
 
 def put(lists: dict[str, Bound], dns: frozenset[ipaddress.IPv4Address | ipaddress.IPv6Address]) -> None:

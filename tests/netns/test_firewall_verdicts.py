@@ -26,10 +26,10 @@ from qubes_guestnet.core.firewall.parsing import parse
 from qubes_guestnet.core.firewall.rules import number_of
 from tests.core.firewall import made, naive
 from tests.core.firewall.naive import Asked, Drawn
-from tests.support import icmp
 from tests.support.eventually import eventually
-from tests.support.forwarder import OWN, Peers, body
-from tests.support.packets import MARK, packet_of, udp
+from tests.support.packets import icmp
+from tests.support.packets.ports import MARK, packet_of, udp
+from tests.support.qubes.forwarder import OWN, Peers, body
 
 # As many rules as an unprivileged transaction has room for (net.core.wmem_max).
 QUBES, PACKETS, MANY = 25, 60, 850

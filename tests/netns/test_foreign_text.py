@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES6, Hosting
+from tests.support.qubes.provider import ENTRIES6, Hosting
 
 NAMED = "import ctypes, time\nctypes.CDLL(None).prctl(15, b'\\xff\\xfe\\x1b[31m', 0, 0, 0)\ntime.sleep(99)"
 CONFIG = "/etc/qubes/guestnet.toml"

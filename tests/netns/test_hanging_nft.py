@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES6, Hosting
+from tests.support.qubes.provider import ENTRIES6, Hosting
 
 WATCHDOG_S = 9
 

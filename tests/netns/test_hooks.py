@@ -11,8 +11,8 @@ import pytest
 from qubes_guestnet.core.hooks import HOOKS
 from qubes_guestnet.lab.daemons import without_host_link
 from tests.support.eventually import eventually, never
-from tests.support.guest import ENTRIES, ENTRIES6, GATEWAY6, IP, IP6, MAC, Guest
 from tests.support.needs import needs
+from tests.support.qubes.appvm import ENTRIES, ENTRIES6, GATEWAY6, IP, IP6, MAC, Guest
 
 HOOK, LEGACY = HOOKS
 LOG = "/rw/hook.log"

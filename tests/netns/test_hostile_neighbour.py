@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support import icmp
-from tests.support.arp import ANSWERS, ASKS, Speaker
 from tests.support.eventually import eventually
-from tests.support.hosting import (
+from tests.support.faults.lacking_arp import lacking
+from tests.support.packets import icmp
+from tests.support.packets.arp import ANSWERS, ASKS, Speaker
+from tests.support.qubes.provider import (
     ENTRIES6,
     GATEWAY,
     GATEWAY6,
@@ -27,7 +28,6 @@ from tests.support.hosting import (
     Behind,
     Hosting,
 )
-from tests.support.lacking_arp import lacking
 
 pytestmark = pytest.mark.behaviour("B114")
 

@@ -12,12 +12,13 @@ import pytest
 
 from qubes_guestnet.lab.daemons import without_host_link
 from qubes_guestnet.lab.qube import Qube
-from tests.support import icmp
 from tests.support.eventually import eventually
-from tests.support.guest import ENTRIES as ENTRIES_OF_A_GUEST
-from tests.support.guest import GATEWAY as GATEWAY_OF_A_GUEST
-from tests.support.guest import GATEWAY_FLAG, IP, MAC, VIF, Guest
-from tests.support.hosting import (
+from tests.support.packets import icmp
+from tests.support.packets.ports import MARK, UDP, Port, packet_of, udp
+from tests.support.qubes.appvm import ENTRIES as ENTRIES_OF_A_GUEST
+from tests.support.qubes.appvm import GATEWAY as GATEWAY_OF_A_GUEST
+from tests.support.qubes.appvm import GATEWAY_FLAG, IP, MAC, VIF, Guest
+from tests.support.qubes.provider import (
     DNS,
     ENTRIES6,
     OWN,
@@ -30,7 +31,6 @@ from tests.support.hosting import (
     WORLD,
     Hosting,
 )
-from tests.support.packets import MARK, UDP, Port, packet_of, udp
 
 LINK_LOCAL = "fe80::fcff:ffff:feff:ffff"
 TUNNEL_MAC = "02:00:00:00:00:77"

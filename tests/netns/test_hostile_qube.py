@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support import icmp
-from tests.support.hosting import (
+from tests.support.packets import icmp
+from tests.support.packets.ports import MARK, UDP, Packet, Port, packet_of, udp
+from tests.support.qubes.provider import (
     ENTRIES6,
     GATEWAY,
     GATEWAY6,
@@ -21,7 +22,6 @@ from tests.support.hosting import (
     Behind,
     Hosting,
 )
-from tests.support.packets import MARK, UDP, Packet, Port, packet_of, udp
 
 SERVER = 9  # where the world keeps silent
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}

@@ -7,9 +7,9 @@ import pytest
 
 from qubes_guestnet.lab.qube import Qube
 from tests.support.eventually import eventually
-from tests.support.guest import ENTRIES6, GATEWAY6, IP6, Guest
-from tests.support.hosting import ENTRIES6 as PROVIDER6
-from tests.support.hosting import Hosting
+from tests.support.qubes.appvm import ENTRIES6, GATEWAY6, IP6, Guest
+from tests.support.qubes.provider import ENTRIES6 as PROVIDER6
+from tests.support.qubes.provider import Hosting
 
 WITH6 = {"ip6": f"{IP6}/128", "gateway6": GATEWAY6}
 OFF = "IPv6 is off on eth0"

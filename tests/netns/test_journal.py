@@ -12,7 +12,7 @@ from qubes_guestnet import __version__
 from qubes_guestnet.lab.qube import Service
 from tests.netns.test_provider_status import Provider
 from tests.support.eventually import eventually
-from tests.support.guest import ENTRIES, IP, MAC, Guest
+from tests.support.qubes.appvm import ENTRIES, IP, MAC, Guest
 
 PROGRAM = (sys.executable, "-m", "qubes_guestnet")
 

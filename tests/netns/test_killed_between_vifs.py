@@ -10,9 +10,9 @@ import pytest
 from qubes_guestnet.lab.daemons import Daemons
 from tests.netns.test_networkmanager import FOLDER, PROFILE, UUID, soon_managed, start
 from tests.support.eventually import eventually
-from tests.support.guest import IP, Guest
-from tests.support.hosting import ENTRIES6, Behind, Hosting
-from tests.support.thrown import killing, throw, thrown
+from tests.support.faults.thrown import killing, throw, thrown
+from tests.support.qubes.appvm import IP, Guest
+from tests.support.qubes.provider import ENTRIES6, Behind, Hosting
 
 pytestmark = pytest.mark.behaviour("B148")
 

@@ -12,10 +12,10 @@ import time
 import pytest
 
 from qubes_guestnet.core.nft import limits, tables
-from tests.support import icmp
 from tests.support.eventually import eventually
-from tests.support.hosting import DNS, DNS2, ENTRIES6, GATEWAY, OWN, ROUTER, WORLD, Behind, Hosting
-from tests.support.packets import ICMP, MARK, UDP, Port, listening, packet_of, udp
+from tests.support.packets import icmp
+from tests.support.packets.ports import ICMP, MARK, UDP, Port, listening, packet_of, udp
+from tests.support.qubes.provider import DNS, DNS2, ENTRIES6, GATEWAY, OWN, ROUTER, WORLD, Behind, Hosting
 
 CONFIG = "/etc/qubes/guestnet.toml"
 NAMES, CONNECTIONS = limits.Limits()

@@ -17,11 +17,11 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.support import icmp
 from tests.support.eventually import eventually
-from tests.support.hosting import DNS, ENTRIES6, OWN, ROUTER, Behind, Hosting
-from tests.support.packets import ICMP, ICMP6, UDP, packet_of, udp
-from tests.support.wire import sum_of
+from tests.support.packets import icmp
+from tests.support.packets.ports import ICMP, ICMP6, UDP, packet_of, udp
+from tests.support.packets.wire import sum_of
+from tests.support.qubes.provider import DNS, ENTRIES6, OWN, ROUTER, Behind, Hosting
 
 CONFIG = "/etc/qubes/guestnet.toml"
 NAMES, CONNECTIONS = 50, 500

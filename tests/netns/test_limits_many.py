@@ -7,7 +7,7 @@ import pytest
 
 from qubes_guestnet.core.nft import limits, tables
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES6, REAL_NFT, Hosting
+from tests.support.qubes.provider import ENTRIES6, REAL_NFT, Hosting
 
 COUNTER, COUNTED = "/run/lab/counting-nft", "/run/lab/counted"
 VIFS = 12  # more than one transaction can be about in a user namespace

@@ -13,8 +13,8 @@ from qubes_guestnet.core.values import BACKEND_MAC, IPV4, IPV6, ROUTE_PROTOCOL, 
 from qubes_guestnet.errors import KernelError, Vanished
 from qubes_guestnet.system.netlink.rtnl import Kernel
 from tests.core.model import Interface, Model
+from tests.support.judge.oracle import Oracle
 from tests.support.needs import needs
-from tests.support.oracle import Oracle
 
 MAC = "00:16:3e:5e:6c:00"
 STEPS, LOOK_EVERY = 400, 25

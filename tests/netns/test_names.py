@@ -16,11 +16,11 @@ from qubes_guestnet.core.dns import endpoint
 from qubes_guestnet.core.dns.endpoint import Endpoint
 from qubes_guestnet.core.firewall import name_messages as messages
 from qubes_guestnet.core.firewall.name_messages import Answer, Question
-from tests.support import name_server
 from tests.support.eventually import eventually, never
-from tests.support.name_server import LONG, NOT_THIS, REPLIES, SAYS, ZONE, Server
-from tests.support.names_program import MOST_MEMORY_KIB, Program, answers, ready
 from tests.support.needs import needs
+from tests.support.programs import name_server
+from tests.support.programs.name_server import LONG, NOT_THIS, REPLIES, SAYS, ZONE, Server
+from tests.support.programs.names_program import MOST_MEMORY_KIB, Program, answers, ready
 
 FIRST, SECOND, THIRD = endpoint.of(tuple(map(ipaddress.ip_address, ("10.139.1.1", "10.139.1.2", "2001:db8::53"))))
 HOSTS = ("www.example.com,192.0.2.80,2001:db8::80", "v4.example.com,192.0.2.4")

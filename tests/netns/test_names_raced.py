@@ -10,9 +10,9 @@ import pytest
 from qubes_guestnet.core.dns.resolv_conf import RewriteBudget
 from tests.netns.test_provider_dns import OF_A_PROXY, leads
 from tests.support.eventually import eventually
-from tests.support.guest import ENTRIES, Guest
-from tests.support.hosting import DNS, DNS2, UPLINK_MAC, Hosting
-from tests.support.hosting import ENTRIES as OF_A_PROVIDER
+from tests.support.qubes.appvm import ENTRIES, Guest
+from tests.support.qubes.provider import DNS, DNS2, UPLINK_MAC, Hosting
+from tests.support.qubes.provider import ENTRIES as OF_A_PROVIDER
 
 VPN = """
     ip link add tun0 type veth peer name far; ip link set far up; ip link set tun0 up

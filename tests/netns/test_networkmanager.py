@@ -16,7 +16,7 @@ import pytest
 from qubes_guestnet.lab import probes
 from qubes_guestnet.lab.daemons import Daemons
 from tests.support.eventually import eventually, never
-from tests.support.guest import (
+from tests.support.qubes.appvm import (
     BACKEND_MAC,
     DNS,
     DNS2,

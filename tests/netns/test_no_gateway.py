@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.guest import ENTRIES, GATEWAY_FLAG, Guest, words_of
+from tests.support.qubes.appvm import ENTRIES, GATEWAY_FLAG, Guest, words_of
 
 WITHOUT = {key: value for key, value in ENTRIES.items() if key != "/qubes-gateway"}
 MISSING = "no gateway (/qubes-gateway)"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES6, Hosting
+from tests.support.qubes.provider import ENTRIES6, Hosting
 
 UNIT = Path(__file__).parents[2] / "systemd" / "qubes-guestnet.service"
 COUNTED, LOG = "/run/lab/counted", "/run/lab/nft.log"

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.guest import ENTRIES6, GATEWAY6, IP6, Guest
+from tests.support.qubes.appvm import ENTRIES6, GATEWAY6, IP6, Guest
 
 WITH6 = {"ip6": f"{IP6}/128", "gateway6": GATEWAY6}
 LOCK = "/run/qubes-guestnet/agent.lock"

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from tests.support.hosting import Hosting
 from tests.support.needs import needs
+from tests.support.qubes.provider import Hosting
 
 pytestmark = pytest.mark.behaviour("B140")
 

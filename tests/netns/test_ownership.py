@@ -9,7 +9,8 @@ import pytest
 
 from qubes_guestnet.core.owned_state import checksum
 from tests.support.eventually import eventually
-from tests.support.guest import (
+from tests.support.judge.oracle import Json
+from tests.support.qubes.appvm import (
     BACKEND_MAC,
     ENTRIES6,
     GATEWAY,
@@ -20,7 +21,6 @@ from tests.support.guest import (
     PROTOCOL,
     Guest,
 )
-from tests.support.oracle import Json
 
 RECORD = "/run/qubes-guestnet/owned"
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import Hosting
+from tests.support.qubes.provider import Hosting
 
 pytestmark = pytest.mark.behaviour("B140")
 

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.guest import Guest
-from tests.support.hosting import ENTRIES6, HALTED, Hosting
+from tests.support.qubes.appvm import Guest
+from tests.support.qubes.provider import ENTRIES6, HALTED, Hosting
 
 ELEMENT = 'element ip qubes allowed { "vif4.0" . 10.137.0.4 }'
 CHANGES = {

@@ -14,7 +14,7 @@ import pytest
 
 from tests.netns.test_plan_agrees import planned
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES6, Hosting
+from tests.support.qubes.provider import ENTRIES6, Hosting
 
 STATES = int(os.environ.get("GUESTNET_SOAK_STEPS") or 30)
 SEED = int(os.environ["GUESTNET_SEED"])  # set by tests/conftest.py where the caller gave none

@@ -9,7 +9,7 @@ import pytest
 
 from qubes_guestnet.lab.qube import Service
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES, ENTRIES6, Behind, Hosting
+from tests.support.qubes.provider import ENTRIES, ENTRIES6, Behind, Hosting
 
 # Another program changes rules right after each of the first N transactions of ours that have some words in them.
 DISTURBING = """

@@ -16,9 +16,9 @@ import time
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import DNS, DNS2, ENTRIES, OWN, ROUTER, UPLINK, VIF_MAC, WORLD, Behind, Hosting
-from tests.support.packets import Port, listening
-from tests.support.storm import shot, storm
+from tests.support.packets.ports import Port, listening
+from tests.support.packets.storm import shot, storm
+from tests.support.qubes.provider import DNS, DNS2, ENTRIES, OWN, ROUTER, UPLINK, VIF_MAC, WORLD, Behind, Hosting
 
 SECOND, THIRD = "198.51.100.52", "198.51.100.53"
 VIRTUAL = (DNS, DNS2)

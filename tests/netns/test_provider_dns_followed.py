@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.eventually import eventually, never
-from tests.support.hosting import REAL_NFT, ROUTER, Hosting
+from tests.support.qubes.provider import REAL_NFT, ROUTER, Hosting
 
 SECOND, THIRD = "198.51.100.52", "198.51.100.53"
 RELOAD = "--no-block reload qubes-firewall.service"

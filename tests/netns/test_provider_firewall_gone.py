@@ -11,7 +11,7 @@ import json
 import pytest
 
 from tests.support.eventually import eventually, never
-from tests.support.hosting import ENTRIES6, Hosting
+from tests.support.qubes.provider import ENTRIES6, Hosting
 
 FIREWALL = "; ".join(
     f"add table {family} qubes-firewall;"

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES6, UPLINK, Hosting
+from tests.support.qubes.provider import ENTRIES6, UPLINK, Hosting
 
 VIF = "vif4.0"
 CASES = [

@@ -10,7 +10,7 @@ import pytest
 
 from qubes_guestnet.lab.probes import ping
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES, ENTRIES6, HOTPLUG_LOG, ROUTER, WORLD, Hosting, several
+from tests.support.qubes.provider import ENTRIES, ENTRIES6, HOTPLUG_LOG, ROUTER, WORLD, Hosting, several
 
 TELL = 'echo "$0 $# $1 $2 $3 [$4]" >>/run/hooked'
 HOOK, OTHER = "/rw/config/network-hooks.d/hook", "/rw/config/network-hooks.d/other"

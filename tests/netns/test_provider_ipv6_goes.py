@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES6, GATEWAY6, Hosting
+from tests.support.qubes.provider import ENTRIES6, GATEWAY6, Hosting
 
 
 @pytest.mark.behaviour("B95")

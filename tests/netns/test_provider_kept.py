@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import DNS, HALTED, ROUTER, Hosting
+from tests.support.qubes.provider import DNS, HALTED, ROUTER, Hosting
 
 _FIREWALL = "add table ip qubes-firewall; add set ip qubes-firewall dns-addr { type ipv4_addr; }"
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from tests.support.eventually import eventually, never
-from tests.support.hosting import (
+from tests.support.packets.ports import Port
+from tests.support.qubes.provider import (
     DNS,
     ENTRIES,
     ENTRIES6,
@@ -21,7 +22,6 @@ from tests.support.hosting import (
     WORLD6,
     Hosting,
 )
-from tests.support.packets import Port
 
 OURS = ("prerouting", "antispoof", "egress", "postrouting", "input", "forward")
 USERS = """

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES6, OWN, OWN6, WORLD, WORLD6, Behind, Hosting
+from tests.support.qubes.provider import ENTRIES6, OWN, OWN6, WORLD, WORLD6, Behind, Hosting
 
 FLUSH = "flush ruleset"
 KILL_SWITCH = "add rule ip qubes custom-forward ip daddr 198.51.100.9 counter drop"

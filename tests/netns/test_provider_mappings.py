@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import GATEWAY, OWN, WORLD, Behind, Hosting
+from tests.support.qubes.provider import GATEWAY, OWN, WORLD, Behind, Hosting
 
 REAL, FAKE, OTHER = "10.137.0.4", "192.168.1.5", "192.168.1.6"
 FAKE_GATEWAY, OTHER_GATEWAY = "192.168.1.1", "192.168.1.2"

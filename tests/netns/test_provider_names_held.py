@@ -18,8 +18,8 @@ from qubes_guestnet.core import owned_state
 from qubes_guestnet.lab.daemons import Daemons
 from tests.netns.test_provider_resolved import PROXY, VPN, leads, start
 from tests.support.eventually import eventually
-from tests.support.hosting import DNS, DNS2, ENTRIES, ROUTER, UPLINK, WORLD, Hosting
 from tests.support.needs import needs
+from tests.support.qubes.provider import DNS, DNS2, ENTRIES, ROUTER, UPLINK, WORLD, Hosting
 
 OWNED = "/run/qubes-guestnet/owned"
 TUNNEL = """

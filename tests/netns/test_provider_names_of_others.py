@@ -11,7 +11,7 @@ import pytest
 
 from tests.netns.test_provider_dns import OF_A_PROXY, came_out, connected, leads, nothing_virtual
 from tests.support.eventually import eventually
-from tests.support.hosting import DNS, DNS2, ENTRIES, ROUTER, UPLINK_MAC, WORLD, Hosting
+from tests.support.qubes.provider import DNS, DNS2, ENTRIES, ROUTER, UPLINK_MAC, WORLD, Hosting
 
 PROXY = {**ENTRIES, **OF_A_PROXY, "/qubes-mac": UPLINK_MAC}
 VPN, SECOND = "10.64.0.1", "198.51.100.52"

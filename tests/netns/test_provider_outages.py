@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES6, HOTPLUG_LOG, WORLD, Hosting
+from tests.support.qubes.provider import ENTRIES6, HOTPLUG_LOG, WORLD, Hosting
 
 SOCKET = "/run/qubes-guestnet/vif.sock"
 resident_or_not = pytest.mark.parametrize("agent", [True, False], ids=["agent", "cold"])

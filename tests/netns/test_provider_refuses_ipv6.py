@@ -12,7 +12,7 @@ import pytest
 
 from qubes_guestnet.lab.qube import Qube
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES, ENTRIES6, GATEWAY6, WORLD, WORLD6, Behind, Hosting
+from tests.support.qubes.provider import ENTRIES, ENTRIES6, GATEWAY6, WORLD, WORLD6, Behind, Hosting
 
 OWN6 = "fd09:24ef:4179::a89:4"
 # dom0 lists the qube when it attaches it, and gives the provider its gateway only at that one's next start.

@@ -9,8 +9,8 @@ import pytest
 
 from qubes_guestnet.lab.daemons import Daemons
 from tests.support.eventually import eventually
-from tests.support.hosting import DNS, DNS2, ENTRIES, ROUTER, UPLINK, UPLINK_MAC, WORLD, Hosting
 from tests.support.needs import needs
+from tests.support.qubes.provider import DNS, DNS2, ENTRIES, ROUTER, UPLINK, UPLINK_MAC, WORLD, Hosting
 
 STUB, SECOND, VPN = "127.0.0.53", "198.51.100.52", "198.51.100.60"
 # The uplink is one of Qubes, whose servers are set by ourselves.

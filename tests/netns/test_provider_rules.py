@@ -11,7 +11,9 @@ from ipaddress import ip_address
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import (
+from tests.support.packets.ports import ICMP, ICMP6, MARK, UDP, Port, packet_of, udp
+from tests.support.packets.wire import sum_of
+from tests.support.qubes.provider import (
     ENTRIES,
     ENTRIES6,
     GATEWAY,
@@ -26,8 +28,6 @@ from tests.support.hosting import (
     WORLD6,
     Hosting,
 )
-from tests.support.packets import ICMP, ICMP6, MARK, UDP, Port, packet_of, udp
-from tests.support.wire import sum_of
 
 ANYBODY, ANYBODY6 = "10.137.0.77", "fd09:24ef:4179::dead"
 TCP = 6

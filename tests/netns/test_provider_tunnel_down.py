@@ -11,8 +11,8 @@ import pytest
 
 from tests.netns.test_provider_dns import OF_A_PROXY, VIRTUAL
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES, WORLD, Behind, Hosting
-from tests.support.packets import Port
+from tests.support.packets.ports import Port
+from tests.support.qubes.provider import ENTRIES, WORLD, Behind, Hosting
 
 SERVER = "10.64.0.1"
 UP = "ip link set wg0 up; ip route replace 10.64.0.0/16 dev wg0"

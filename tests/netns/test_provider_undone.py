@@ -12,7 +12,7 @@ import pytest
 from qubes_guestnet.core.provider import vif as rules
 from qubes_guestnet.system import hotplug_socket
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES, ENTRIES6, HOOKS, ROUTER, VIF_MAC, Hosting
+from tests.support.qubes.provider import ENTRIES, ENTRIES6, HOOKS, ROUTER, VIF_MAC, Hosting
 
 STANDIN_PATH = {"PATH": "/run/lab:/usr/sbin:/usr/bin:/sbin:/bin"}
 

@@ -11,7 +11,8 @@ import pytest
 
 from qubes_guestnet.lab.qube import Service
 from tests.support.eventually import eventually
-from tests.support.hosting import (
+from tests.support.packets.storm import shot, storm
+from tests.support.qubes.provider import (
     ENTRIES6,
     GROUP_VIF,
     HALTED,
@@ -24,7 +25,6 @@ from tests.support.hosting import (
     Hosting,
     several,
 )
-from tests.support.storm import shot, storm
 
 SPOOFED = "10.137.0.77"
 resident_or_not = pytest.mark.parametrize("agent", [True, False], ids=["agent", "cold"])

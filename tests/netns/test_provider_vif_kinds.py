@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES, ENTRIES6, GATEWAY, GATEWAY6, OWN, WORLD, Behind, Hosting, several
+from tests.support.qubes.provider import ENTRIES, ENTRIES6, GATEWAY, GATEWAY6, OWN, WORLD, Behind, Hosting, several
 
 LINK_LOCAL = "fe80::fcff:ffff:feff:ffff"
 # In place of a kernel without IPv6, or with it switched off: what programs see of it.

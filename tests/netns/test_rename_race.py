@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from qubes_guestnet.system.netlink import rtnl as netlink
+from tests.support.judge.oracle import Oracle
 from tests.support.needs import needs
-from tests.support.oracle import Oracle
 
 MAC = "00:16:3e:5e:6c:05"
 

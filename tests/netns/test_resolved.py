@@ -11,7 +11,7 @@ import pytest
 from qubes_guestnet.lab.daemons import Daemons
 from qubes_guestnet.lab.qube import Service
 from tests.support.eventually import eventually
-from tests.support.guest import DNS, DNS2, ENTRIES6, GATEWAY6, IP6, Guest
+from tests.support.qubes.appvm import DNS, DNS2, ENTRIES6, GATEWAY6, IP6, Guest
 
 WITH6 = {"ip6": f"{IP6}/128", "gateway6": GATEWAY6}
 

@@ -15,9 +15,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.netns.test_storm import CONNECTED, Judges, from_outside, from_qube
-from tests.support import icmp
 from tests.support.eventually import eventually
-from tests.support.hosting import (
+from tests.support.packets import icmp
+from tests.support.packets.ports import MARK, UDP, Port, listening, packet_of, udp
+from tests.support.packets.storm import Shot, shot, storm
+from tests.support.qubes.provider import (
     DNS,
     ENTRIES6,
     HALTED,
@@ -28,8 +30,6 @@ from tests.support.hosting import (
     WORLD6,
     Hosting,
 )
-from tests.support.packets import MARK, UDP, Port, listening, packet_of, udp
-from tests.support.storm import Shot, shot, storm
 
 CHAINS = ("prerouting", "antispoof", "egress", "postrouting", "input", "forward", "dnat-dns", "dns-reject")
 KILLED, KILLED6 = "198.51.100.9", "2000:abcd:1::9"

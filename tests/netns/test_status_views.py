@@ -15,7 +15,7 @@ import pytest
 
 from tests.netns.test_provider_status import Provider
 from tests.support.eventually import eventually
-from tests.support.guest import DNS, ENTRIES, ENTRIES6, GATEWAY, IP, IP6, MAC, Guest
+from tests.support.qubes.appvm import DNS, ENTRIES, ENTRIES6, GATEWAY, IP, IP6, MAC, Guest
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SCHEMA = json.loads((DOCS / "status.schema.json").read_text(encoding="utf-8"))

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.hosting import (
+from tests.support.packets.ports import UDP, Packet, Port, listening
+from tests.support.packets.storm import Shot, shot, storm
+from tests.support.qubes.provider import (
     DNS,
     ENTRIES6,
     GATEWAY,
@@ -29,8 +31,6 @@ from tests.support.hosting import (
     Behind,
     Hosting,
 )
-from tests.support.packets import UDP, Packet, Port, listening
-from tests.support.storm import Shot, shot, storm
 
 # dom0 names all that are connected, running or not.
 CONNECTED = {

@@ -12,8 +12,8 @@ import pytest
 
 from qubes_guestnet.lab.qube import Qube
 from tests.support.eventually import eventually
-from tests.support.hosting import DNS, DNS2, Hosting
 from tests.support.needs import needs
+from tests.support.qubes.provider import DNS, DNS2, Hosting
 
 pytestmark = pytest.mark.behaviour("B131")
 

@@ -8,7 +8,8 @@ import subprocess
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.guest import (
+from tests.support.judge.oracle import Json
+from tests.support.qubes.appvm import (
     DNS,
     ENTRIES,
     ENTRIES6,
@@ -22,7 +23,6 @@ from tests.support.guest import (
     VIF,
     Guest,
 )
-from tests.support.oracle import Json
 
 LOCK = "/run/qubes-guestnet/lock"
 

@@ -11,8 +11,8 @@ import pytest
 
 from qubes_guestnet.lab.qube import Service
 from tests.support.eventually import eventually
-from tests.support.guest import ENTRIES6, GATEWAY6, GATEWAY_FLAG, IP6, Guest
 from tests.support.needs import needs
+from tests.support.qubes.appvm import ENTRIES6, GATEWAY6, GATEWAY_FLAG, IP6, Guest
 
 LOCK = "/run/qubes-guestnet/lock"
 WITH6 = {"ip6": f"{IP6}/128", "gateway6": GATEWAY6}

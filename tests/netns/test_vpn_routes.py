@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.guest import ENTRIES6, GATEWAY6, Guest
+from tests.support.qubes.appvm import ENTRIES6, GATEWAY6, Guest
 
 VPN = """
     ip link add tun0 type veth peer name tun1; ip link set tun1 up; ip link set tun0 up

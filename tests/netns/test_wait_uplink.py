@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.guest import ENTRIES, ENTRIES6, GATEWAY, IP6, MAC, Guest
+from tests.support.qubes.appvm import ENTRIES, ENTRIES6, GATEWAY, IP6, MAC, Guest
 
 PROGRAM = (sys.executable, "-m", "qubes_guestnet")
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import image, packages
-from tests.support.cells import Cell
-from tests.support.machine import APT, Hall, Machine
-from tests.support.shared import once
+from tests.support.machines import image, packages
+from tests.support.machines.kinds import Cell
+from tests.support.machines.machine import APT, Hall, Machine
+from tests.support.machines.made_once import once
 
 SUITES = tuple(os.environ.get("GUESTNET_TEST_SUITES", "bookworm trixie").split())
 # veth plays the driver of Xen. Between the builtin that finds the driver out and the rules that ask for it.

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import packages
-from tests.support.behind import Behind
-from tests.support.cells import (
+from tests.support.eventually import eventually
+from tests.support.judge.oracle import Oracle
+from tests.support.machines import packages
+from tests.support.machines.client import Behind
+from tests.support.machines.core_agent import ENABLED, FIREWALL_NOTES, HARDENED, SCRIPTS
+from tests.support.machines.kinds import (
     BARRIER,
     OF_AN_UPLINK,
     OUTSIDE,
@@ -32,11 +35,8 @@ from tests.support.cells import (
     Qube,
     cells,
 )
-from tests.support.core_agent import ENABLED, FIREWALL_NOTES, HARDENED, SCRIPTS
-from tests.support.eventually import eventually
-from tests.support.losses import at_most_arrive, every_packet_returns
-from tests.support.machine import Hall
-from tests.support.oracle import Oracle
+from tests.support.machines.machine import Hall
+from tests.support.packets.losses import at_most_arrive, every_packet_returns
 from tests.system.conftest import SUITES
 
 FIREWALL, NETWORK = "qubes-firewall.service", "qubes-network.service"

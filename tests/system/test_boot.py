@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cells import ENTRIES
-from tests.support.core_agent import SCRIPTS
 from tests.support.eventually import eventually
-from tests.support.machine import APT, MAC, Hall, Machine
+from tests.support.machines.core_agent import SCRIPTS
+from tests.support.machines.kinds import ENTRIES
+from tests.support.machines.machine import APT, MAC, Hall, Machine
 
 UNIT = "qubes-guestnet.service"
 UPLINK = "qubes-network-uplink@eth0.service"

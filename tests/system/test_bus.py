@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.machine import APT, Hall, Machine
+from tests.support.machines.machine import APT, Hall, Machine
 from tests.system.test_boot import ENTRIES, UNIT, configured, pid
 
 NM, RESOLVED = "NetworkManager.service", "systemd-resolved.service"

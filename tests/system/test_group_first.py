@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.machine import Hall, Machine
+from tests.support.machines.machine import Hall, Machine
 from tests.system.test_boot import ENTRIES, UNIT, configured
 
 OURS = (UNIT, "qubes-network-uplink@eth0.service")  # what gives the group besides udev

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually, never
-from tests.support.machine import Hall, Machine
+from tests.support.machines.machine import Hall, Machine
 from tests.system.test_boot import ENTRIES, UNIT, configured
 from tests.system.test_provider import PROVIDER, RULES, forwards, told
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cells import Cell, Qube
 from tests.support.eventually import eventually
-from tests.support.machine import Hall
+from tests.support.machines.kinds import Cell, Qube
+from tests.support.machines.machine import Hall
 
 UPLINK, BARRIER = "qubes-network-uplink@eth0.service", "qubes-network-uplink.service"
 WAIT = "qubes-guestnet-wait-uplink.service"

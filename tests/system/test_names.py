@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.machine import Hall, Machine, end, line_of, spawn
-from tests.support.packages import TREE
+from tests.support.machines.machine import Hall, Machine, end, line_of, spawn
+from tests.support.machines.packages import TREE
 from tests.system.test_boot import ENTRIES, UNIT, configured
 
 SERVICE, SOCKET = "qubes-guestnet-names.service", "qubes-guestnet-names.socket"
@@ -20,7 +20,7 @@ LIMIT = 1.2
 # In the router's namespace, at the address of the virtual DNS: a server that answers queries.
 SERVE = """\
 import time
-from tests.support.name_server import Server
+from tests.support.programs.name_server import Server
 servers = [Server("10.139.1.1"), Server("10.139.1.2", says="good")]
 print("ready", flush=True)
 time.sleep(3600)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.machine import MAC, Hall, Machine
+from tests.support.machines.machine import MAC, Hall, Machine
 
 UNIT = "qubes-guestnet.service"
 ENTRIES = {

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from qubes_guestnet import __version__
-from tests.support import packages
+from tests.support.machines import packages
+from tests.support.machines.packages import TREE
 from tests.support.needs import needs
-from tests.support.packages import TREE
 
 BUILD_LIMIT_S = 300
 # Differences that are meant: where each distribution has its things.

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import behind
-from tests.support.behind import Behind
-from tests.support.core_agent import SCRIPTS
 from tests.support.eventually import eventually, never
-from tests.support.machine import Hall, Machine
+from tests.support.machines import client
+from tests.support.machines.client import Behind
+from tests.support.machines.core_agent import SCRIPTS
+from tests.support.machines.machine import Hall, Machine
 from tests.system.test_boot import ENTRIES, UNIT, configured, install, pid
 
 RULES = "qubes-guestnet-rules.service"
@@ -74,7 +74,7 @@ GROWTH_KB = 2048
 @pytest.fixture(scope="module")
 def qube(hall: Hall, base: Path, plain: Path, installed: Path, boot) -> Machine:
     root = hall.root(base, plain, installed)
-    behind.put_xenstore(hall, root)
+    client.put_xenstore(hall, root)
     units = f"{root}/tree/etc/systemd/system"
     hall.run(f"mkdir -p {units}/multi-user.target.wants; cat >{units}/witness.service <<'END'\n{WITNESS}END\n")
     hall.run(f"ln -s ../witness.service {units}/multi-user.target.wants/")
@@ -197,7 +197,7 @@ def test_another_address_than_its_own_gets_nowhere(qube: Machine, first: Behind)
 
 def test_the_tap_device_of_a_device_model_is_left_alone(qube: Machine, first: Behind) -> None:
     before = qube.run("nft", "-s", "list", "ruleset")
-    qube.run("sh", "-c", f"rm -f {behind.XENSTORE}/{first.folder}/hotplug-status")
+    qube.run("sh", "-c", f"rm -f {client.XENSTORE}/{first.folder}/hotplug-status")
     for command in ("add", "remove"):
         first.hotplug(command, device="tap")
     assert first.xenstore("hotplug-status") == ""
@@ -259,7 +259,7 @@ def test_many_at_once_cost_few_processes(
         another.plug(GATEWAY6)
     qube.run("udevadm", "settle")
     started, kilobytes = processes(qube), memory(qube)
-    behind.hotplug_all(many)
+    client.hotplug_all(many)
     each, growth = (processes(qube) - started) / AT_ONCE, memory(qube) - kilobytes
     with capsys.disabled():
         print(f"\n{AT_ONCE} vifs at once: {each:.1f} processes each, agent {kilobytes} kB and {growth} kB more")
@@ -311,7 +311,7 @@ def test_a_qube_with_a_fake_address_reaches_the_world(qube: Machine, close_qubes
     eventually(lambda: mapped.reaches(OUTSIDE), what="a packet through", trouble=lambda: told(qube))
     link = qube.inside.link(mapped.vif)
     assert link is not None
-    assert link["address"] == behind.VIF_MAC
+    assert link["address"] == client.VIF_MAC
     with mapped.every_packet_returns(OUTSIDE):
         qube.run("systemctl", "restart", UNIT)
     mapped.unplug()

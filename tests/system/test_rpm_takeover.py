@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.machine import Hall
+from tests.support.machines.machine import Hall
+from tests.support.machines.packages import TREE
 from tests.support.needs import needs
-from tests.support.packages import TREE
 from tests.system.test_packages import LAUNCHERS
 
 SCRIPTS = sorted(LAUNCHERS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.machine import APT, Hall, Machine
+from tests.support.machines.machine import APT, Hall, Machine
 from tests.system.test_boot import UNIT, configured
 from tests.system.test_provider import FORWARDING, PROVIDER, RULES, forwards, told
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.xen import Domain, Xen
+from tests.support.machines.xen import Domain, Xen
 
 SCRIPT, VIF_MAC = "vif-route-qubes", "fe:ff:ff:ff:ff:ff"
 WORLD, WORLD6 = "192.0.2.80", "2001:db8::80"

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.isolated import pytest_runtest_protocol
+from tests.support.judge.oracle import Oracle
 from tests.support.needs import needs
-from tests.support.oracle import Oracle
+from tests.support.qubes.isolated import pytest_runtest_protocol
 
 __all__ = ["pytest_runtest_protocol"]
 

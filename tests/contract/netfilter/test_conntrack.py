@@ -20,7 +20,7 @@ from qubes_guestnet.system.netlink import wire as netlink_wire
 from qubes_guestnet.system.nft import kernel as nft_kernel
 from qubes_guestnet.system.nft import program as nft
 from tests.support.eventually import eventually
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
 
 QUBE, OTHER, NEAR, FAR = (ipaddress.ip_address(f"10.137.0.{n}") for n in (4, 5, 40, 104))
 QUBE6, OTHER6 = ipaddress.ip_address("fd09:24ef:4179::a89:4"), ipaddress.ip_address("fd09:24ef:4179::a89:5")

@@ -18,7 +18,7 @@ from qubes_guestnet.system.netlink import wire as netlink_wire
 from qubes_guestnet.system.nft import kernel as nft_kernel
 from qubes_guestnet.system.nft import program as nft
 from tests.support.eventually import eventually
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
 
 CHAINS = (("ip", "forward"), ("ip", "antispoof"), ("ip6", "forward"))
 RULES = "".join(

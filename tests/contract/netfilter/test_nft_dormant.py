@@ -7,7 +7,7 @@ import pytest
 
 from qubes_guestnet.system.nft import kernel as nft_kernel
 from qubes_guestnet.system.nft import program as nft
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
 
 pytestmark = pytest.mark.behaviour("B155")
 

@@ -11,7 +11,7 @@ from qubes_guestnet.core.nft.tables import FAMILIES, QUBES
 from qubes_guestnet.errors import KernelError
 from qubes_guestnet.system.nft import families as nft_families
 from qubes_guestnet.system.nft import kernel as nft_kernel
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
 
 pytestmark = pytest.mark.behaviour("B114")
 

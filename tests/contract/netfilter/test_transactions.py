@@ -11,7 +11,7 @@ from qubes_guestnet.core.nft import limits, rules_text, tables
 from qubes_guestnet.core.nft.limits import Limits
 from qubes_guestnet.provider.ruleset_generation import MISSING, Transactions, seen
 from qubes_guestnet.system.nft import program as nft
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
 
 pytestmark = pytest.mark.behaviour("B125")
 

@@ -10,7 +10,7 @@ import pytest
 
 from qubes_guestnet.errors import FileError
 from qubes_guestnet.system import procfs_sysctl
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
 
 PROXY_ARP = ("ipv4", "conf", "vif4.0", "proxy_arp")
 

@@ -10,9 +10,9 @@ import pytest
 
 from qubes_guestnet.system.netlink import rtnl as netlink
 from tests.support.eventually import eventually
-from tests.support.isolated import pytest_runtest_protocol
+from tests.support.judge.oracle import Oracle
 from tests.support.needs import needs
-from tests.support.oracle import Oracle
+from tests.support.qubes.isolated import pytest_runtest_protocol
 
 __all__ = ["pytest_runtest_protocol"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qubes_guestnet.system.netlink import rtnl as netlink
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
 
 OTHER_MAC = "00:16:3e:5e:6c:06"
 

@@ -13,7 +13,7 @@ from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.values import Neighbour, Route, State
 from qubes_guestnet.system.netlink import rtnl as netlink
 from tests.support.eventually import eventually
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
 
 MAC, OTHER_MAC = "00:16:3e:5e:6c:05", "00:16:3e:5e:6c:06"
 GATEWAY = ipaddress.ip_address("10.137.0.1")

@@ -17,9 +17,9 @@ from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.values import BACKEND_MAC, Link, Neighbour, Route, State
 from qubes_guestnet.errors import KernelError, Vanished
 from qubes_guestnet.system.netlink import rtnl as netlink
-from tests.support.guest import PROTOCOL, words_of
+from tests.support.judge.oracle import Json, Oracle
 from tests.support.needs import needs
-from tests.support.oracle import Json, Oracle
+from tests.support.qubes.appvm import PROTOCOL, words_of
 
 MAC = "00:16:3e:5e:6c:05"
 ADDRESS, ADDRESS6 = ipaddress.ip_interface("10.137.0.5/32"), ipaddress.ip_interface("fd09:24ef:4179::a89:5/128")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from qubes_guestnet.system import tunnels
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
 
 TUNSETIFF, TUNSETLINK = 0x400454CA, 0x400454CD  # linux/if_tun.h
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000

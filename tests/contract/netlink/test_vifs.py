@@ -8,7 +8,7 @@ import pytest
 from qubes_guestnet.errors import KernelError
 from qubes_guestnet.system.netlink import decode as netlink_looking
 from qubes_guestnet.system.netlink import rtnl as netlink
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
 
 MAC = "00:16:3e:5e:6c:05"
 BACKEND_MAC = "fe:ff:ff:ff:ff:ff"

@@ -15,9 +15,9 @@ from qubes_guestnet.lab import xenstore
 from qubes_guestnet.lab.qube import QUBESDB_FOLDER, Qube, Service
 from qubes_guestnet.system.qubesdb import store as qubesdb
 from tests.support.eventually import eventually
+from tests.support.judge.oracle import Json, Oracle
 from tests.support.needs import needs
-from tests.support.oracle import Json, Oracle
-from tests.support.packets import Inside, Port
+from tests.support.packets.ports import Inside, Port
 
 VIF_MAC, WORLD_MAC, UPLINK_MAC = "fe:ff:ff:ff:ff:ff", "02:00:00:00:00:02", "02:00:00:00:00:01"
 GATEWAY, GATEWAY6 = "10.138.0.1", "fd09:24ef:4179::a8a:1"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from qubes_guestnet.lab.qube import QUBESDB_FOLDER
 from qubes_guestnet.system.qubesdb import store as qubesdb
 from tests.support.eventually import eventually
-from tests.support.hosting import ENTRIES6, WORLD, WORLD6, Behind, Hosting
+from tests.support.qubes.provider import ENTRIES6, WORLD, WORLD6, Behind, Hosting
 
 MARK = "/run/qubes-guestnet/firewall"
 # The one rule of a qube of which all is refused.

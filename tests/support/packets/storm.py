@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from qubes_guestnet.lab.namespaces import die_with_parent
-from tests.support.packets import MARK, UDP, Port, packet_of, udp
+from tests.support.packets.ports import MARK, UDP, Port, packet_of, udp
 
 PAUSE_S = 0.001
 LIMIT_S = 30.0

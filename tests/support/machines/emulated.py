@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A kernel of our own in qemu, for what the machine's kernel does not have: Debian's, emulated without KVM.
 
-The disk is a small Debian, made once and kept where tests/support/image.py keeps its images; it is never written to.
-A tar archive is the second disk: it is unpacked at /stage in the guest, and the script `init` in it is process 1.
-The console is a file; what the guest writes to its second serial port comes out line by line.
+The disk is a small Debian, made once and kept where tests/support/machines/image.py keeps its images; it is never
+written to. A tar archive is the second disk: it is unpacked at /stage in the guest, and the script `init` in it is
+process 1. The console is a file; what the guest writes to its second serial port comes out line by line.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tests.support import image
-from tests.support.machine import end, spawn
+from tests.support.machines import image
+from tests.support.machines.machine import end, spawn
 from tests.support.needs import needs
 
 SUITE = "bookworm"

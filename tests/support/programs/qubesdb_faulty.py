@@ -7,8 +7,8 @@
 - `drip N`: everything is sent in pieces of N bytes, however much that splits headers
 - `none`: none of these
 
-`python3 -m tests.support.qubesdb_faulty --dir DIR [--set KEY=VALUE …]` runs one, and a second one in its place may be
-started once it ended. For a daemon that hangs from outside, SIGSTOP the ordinary one.
+`python3 -m tests.support.programs.qubesdb_faulty --dir DIR [--set KEY=VALUE …]` runs one, and a second one in its
+place may be started once it ended. For a daemon that hangs from outside, SIGSTOP the ordinary one.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.losses import every_packet_returns
-from tests.support.machine import Hall, Machine, end, line_of, spawn
+from tests.support.judge.oracle import Oracle
+from tests.support.machines.machine import Hall, Machine, end, line_of, spawn
 from tests.support.needs import needs
-from tests.support.oracle import Oracle
+from tests.support.packets.losses import every_packet_returns
 
 SCRIPT = "/etc/xen/scripts/vif-route-qubes"
 VIF_MAC = "fe:ff:ff:ff:ff:ff"

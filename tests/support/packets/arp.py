@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 from qubes_guestnet.lab.patience import patient
 from qubes_guestnet.lab.qube import Qube
-from tests.support import icmp
+from tests.support.packets import icmp
 
 ASKS, ANSWERS = 1, 2
 BROADCAST = "ff:ff:ff:ff:ff:ff"

@@ -15,9 +15,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.support import xen_image
-from tests.support.emulated import QEMU, Died, Emulated
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
+from tests.support.machines import xen_image
+from tests.support.machines.emulated import QEMU, Died, Emulated
 
 HYPERVISOR_MB, DOM0_MB, DRIVER_DOMAIN_MB, DISKLESS_MB = 100, 420, 288, 96
 BOOT_LIMIT_S = 150.0

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.support.eventually import eventually
+from tests.support.judge.oracle import Oracle
+from tests.support.machines.packages import ENTRIES, STORE
 from tests.support.needs import needs
-from tests.support.oracle import Oracle
-from tests.support.packages import ENTRIES, STORE
 
 Process = subprocess.Popen[str]
 MAC = "00:16:3e:5e:6c:00"

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from qubes_guestnet.lab.qube import Qube
 from tests.support.eventually import eventually
-from tests.support.wire import sum_of
+from tests.support.packets.wire import sum_of
 
 # Of a word: to its end of the packet.
 MARK = b"GUESTNET "

@@ -22,8 +22,8 @@ from pathlib import Path
 from qubes_guestnet.lab.patience import patient
 from qubes_guestnet.lab.qube import Qube
 from tests.support.eventually import eventually
-from tests.support.hosting import Behind, Hosting
-from tests.support.oracle import Oracle
+from tests.support.judge.oracle import Oracle
+from tests.support.qubes.provider import Behind, Hosting
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 TABLE = ("inet", "qubes-offload")

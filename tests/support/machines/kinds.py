@@ -9,12 +9,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support import behind
-from tests.support.behind import Behind
-from tests.support.core_agent import HARDENING, USER_SCRIPT
 from tests.support.eventually import eventually
-from tests.support.losses import every_packet_returns
-from tests.support.machine import MAC, Hall, Machine
+from tests.support.machines import client
+from tests.support.machines.client import Behind
+from tests.support.machines.core_agent import HARDENING, USER_SCRIPT
+from tests.support.machines.machine import MAC, Hall, Machine
+from tests.support.packets.losses import every_packet_returns
 
 FORWARDING = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding")
 ENTRIES = {
@@ -144,7 +144,7 @@ class Cell(NamedTuple):
         """What belongs to this kind alone, into a root that is not running."""
         tree = f"{root}/tree"
         if self.provides:
-            behind.put_xenstore(hall, root)
+            client.put_xenstore(hall, root)
             script = f"{tree}{USER_SCRIPT}"
             hall.run(f"mkdir -p {Path(script).parent}; cat >{script} <<'END'\n{SCRIPT}END\nchmod +x {script}")
         if self.hardened:

@@ -7,10 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.support.core_agent import fill, put
+from tests.support.machines.core_agent import fill, put
 from tests.support.needs import needs
 
-TREE = Path(__file__).resolve().parents[2]
+TREE = Path(__file__).resolve().parents[3]
 BUILD_LIMIT_S = 300
 STORE = "/opt/qubes-db-stand-in"
 ENTRIES = "/etc/qubes-db-stand-in"
@@ -63,7 +63,7 @@ def binding(folder: Path) -> Path:
     root = folder / "python3-qubesdb"
     module = root / "usr/lib/python3/dist-packages/qubesdb.py"
     module.parent.mkdir(parents=True)
-    shutil.copy(TREE / "tests/support/qubesdb_standin.py", module)
+    shutil.copy(TREE / "tests/support/programs/qubesdb_standin.py", module)
     return _pack(root, "python3-qubesdb", "stand-in made by a test, not the binding of Qubes OS", "python3")
 
 

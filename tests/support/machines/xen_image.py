@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What Xen boots in qemu: the hypervisor, a kernel, an initrd and a disk, the same for dom0 and for driver domains.
 
-Made once and kept where tests/support/image.py keeps its images. A qube behind a provider, of which only the packets
-matter, has no disk: it stays in the initrd and answers on its console half a second after its kernel.
+Made once and kept where tests/support/machines/image.py keeps its images. A qube behind a provider, of which only the
+packets matter, has no disk: it stays in the initrd and answers on its console half a second after its kernel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.support import image
+from tests.support.machines import image
 from tests.support.needs import needs
 
 SUITE = "bookworm"

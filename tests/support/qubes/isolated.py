@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Run each test of a folder as process 1 of its own namespaces, without root; the kernel cleans up after it.
 
-A folder's conftest.py asks for it with `from tests.support.isolated import pytest_runtest_protocol`.
+A folder's conftest.py asks for it with `from tests.support.qubes.isolated import pytest_runtest_protocol`.
 """
 
 from __future__ import annotations

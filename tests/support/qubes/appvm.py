@@ -17,8 +17,8 @@ from typing import Any
 from qubes_guestnet.lab.qube import Qube, Service
 from qubes_guestnet.system.qubesdb import store as qubesdb
 from tests.support.eventually import eventually
+from tests.support.judge.oracle import Json, Oracle
 from tests.support.needs import needs
-from tests.support.oracle import Json, Oracle
 
 MAC = "00:16:3e:5e:6c:05"
 BACKEND_MAC = "fe:ff:ff:ff:ff:ff"

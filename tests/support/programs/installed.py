@@ -11,7 +11,7 @@ import sys
 import venv
 from pathlib import Path
 
-TREE = Path(__file__).resolve().parents[2]
+TREE = Path(__file__).resolve().parents[3]
 NEEDED = ("pyroute2", "tenacity", "jeepney")  # with the extra `dbus`
 LIMIT_S = 90
 

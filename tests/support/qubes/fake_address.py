@@ -9,7 +9,7 @@ import sys
 from qubes_guestnet.lab.probes import ping
 from qubes_guestnet.lab.qube import Qube
 from tests.support.needs import needs
-from tests.support.wire import Wire
+from tests.support.packets.wire import Wire
 
 MAC, BACKEND_MAC = "00:16:3e:5e:6c:04", "fe:ff:ff:ff:ff:ff"
 REAL, VISIBLE = "10.137.0.4", "192.168.1.128"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Run all tests of a folder in one emulated guest, see emulated.py, and report them here as if they had run here.
 
-A folder's conftest.py asks for it with `from tests.support.in_guest import pytest_runtest_protocol`. The guest runs
-Debian's own pytest, with the tree as it is now, as process 1 of a lab's namespaces. It is started by the first test;
-one that ends it, or after which nothing is heard for a while, fails, and the next one gets another guest.
+A folder's conftest.py asks for it with `from tests.support.machines.in_emulated import pytest_runtest_protocol`. The
+guest runs Debian's own pytest, with the tree as it is now, as process 1 of a lab's namespaces. It is started by the
+first test; one that ends it, or after which nothing is heard for a while, fails, and the next one gets another guest.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from qubes_guestnet.lab import patience
-from tests.support.emulated import SLOWNESS, Died, Emulated
-from tests.support.isolated import asked_for
+from tests.support.machines.emulated import SLOWNESS, Died, Emulated
+from tests.support.qubes.isolated import asked_for
 
-TREE = Path(__file__).resolve().parent.parent.parent
+TREE = Path(__file__).resolve().parents[3]
 SYSCTLS = "systemd/80-qubes-guestnet.conf"
 PARTS = ("qubes_guestnet", "pyproject.toml", "version", "tests/conftest.py", "tests/support", "tests/guest", SYSCTLS)
 MODULES = (

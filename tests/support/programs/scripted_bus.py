@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qubes_guestnet.core.bus_messages import BUS, Stream, parse
-from tests.support import bus_frames as frames
+from tests.support.programs import bus_frames as frames
 
 OWNER = ":1.5"
 SERVICE_UNKNOWN = "org.freedesktop.DBus.Error.ServiceUnknown"

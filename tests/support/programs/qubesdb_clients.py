@@ -16,8 +16,8 @@ import pytest
 
 from qubes_guestnet.system.qubesdb import store as qubesdb
 from qubes_guestnet.system.qubesdb.direct import READ_WRITE
-from tests.support import qubesdb_standin
-from tests.support.qubesdb_faulty import Running
+from tests.support.programs import qubesdb_standin
+from tests.support.programs.qubesdb_faulty import Running
 
 LIBRARY = "GUESTNET_TEST_REAL_QUBESDB"
 KINDS = ["library"] if LIBRARY in os.environ else ["direct", "binding"]

@@ -13,8 +13,8 @@ from ipaddress import IPv4Address
 
 from qubes_guestnet.lab.patience import patient
 from qubes_guestnet.lab.qube import Qube
-from tests.support.packets import ICMP
-from tests.support.wire import sum_of
+from tests.support.packets.ports import ICMP
+from tests.support.packets.wire import sum_of
 
 _ASKS, _ANSWERS, _MARK = 8, 0, 0x4711
 _AT_ONCE = 64

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Another program on a message bus: a service, or one that means no good.
 
-    python -m tests.support.bus_peer serve NAME SECONDS     answer each call with GOOD, after a pause
-    python -m tests.support.bus_peer forge TARGET COUNT SERIAL    forged messages of every type
-    python -m tests.support.bus_peer flood TARGET           small ones without a pause, until it is ended
-    python -m tests.support.bus_peer trickle TARGET         three small ones a second
-    python -m tests.support.bus_peer long TARGET BYTES      a long message to each new connection
+    python -m tests.support.programs.bus_peer serve NAME SECONDS     answer each call with GOOD, after a pause
+    python -m tests.support.programs.bus_peer forge TARGET COUNT SERIAL    forged messages of every type
+    python -m tests.support.programs.bus_peer flood TARGET           small ones without a pause, until it is ended
+    python -m tests.support.programs.bus_peer trickle TARGET         three small ones a second
+    python -m tests.support.programs.bus_peer long TARGET BYTES      a long message to each new connection
 
 TARGET is a name on the bus, or "agent": the connections of a process whose command line ends so.
 """
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 
 from qubes_guestnet.core.bus_messages import BUS, RETURN, Message, Stream, parse, texts
 from qubes_guestnet.system.dbus.bus import ADDRESS
-from tests.support import bus_frames as frames
+from tests.support.programs import bus_frames as frames
 
 SERVICE = "org.freedesktop.resolve1"
 PROPERTIES = "org.freedesktop.DBus.Properties"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The command line, with Ctrl-C at a moment that is counted and not timed.
 
-`python -m tests.support.interrupting COUNTER MOMENT WORD…` runs `qubes-guestnet WORD…`. What is counted are the audit
-events of the interpreter (PEP 578): each import, file, fork, socket, sleep and program. At the one with the number
-MOMENT the process group gets SIGINT, as from a terminal. Children that are forked count on, in the same file.
+`python -m tests.support.faults.interrupting COUNTER MOMENT WORD…` runs `qubes-guestnet WORD…`. What is counted are the
+audit events of the interpreter (PEP 578): each import, file, fork, socket, sleep and program. At the one with the
+number MOMENT the process group gets SIGINT, as from a terminal. Children that are forked count on, in the same file.
 """
 
 from __future__ import annotations

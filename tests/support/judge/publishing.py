@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What must hold of `files.publish` wherever the file lies: one body, run here and inside namespaces.
 
-Run as a program it is one such place: `python -m tests.support.publishing PLACE FOLDER`, as root of a mount namespace.
+Run as a program it is one such place: `python -m tests.support.judge.publishing PLACE FOLDER`, as root of a mount
+namespace.
 """
 
 from __future__ import annotations

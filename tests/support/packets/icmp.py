@@ -6,8 +6,8 @@ from __future__ import annotations
 import struct
 from ipaddress import ip_address
 
-from tests.support.packets import ICMP, ICMP6, packet_of
-from tests.support.wire import sum_of
+from tests.support.packets.ports import ICMP, ICMP6, packet_of
+from tests.support.packets.wire import sum_of
 
 # Type, code and the word behind the checksum, of all errors that quote a packet; 1300 bytes are a path MTU.
 ERRORS: dict[int, dict[str, tuple[int, int, int]]] = {

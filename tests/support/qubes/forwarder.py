@@ -14,8 +14,8 @@ from pathlib import Path
 
 from qubes_guestnet.lab.namespaces import die_with_parent, socket_in
 from tests.support.needs import needs
-from tests.support.packets import MARK, UDP, Port, udp
-from tests.support.wire import sum_of
+from tests.support.packets.ports import MARK, UDP, Port, udp
+from tests.support.packets.wire import sum_of
 
 TCP, SCTP, ICMP = 6, 132, {4: 1, 6: 58}
 VIF, VIF_MAC, OUT, OUT_MAC = "vif4.0", "fe:ff:ff:ff:ff:ff", "out0", "02:00:00:00:00:01"
