@@ -7,7 +7,7 @@ VENV := .venv/bin
 # What talks to the kernel through pyroute2, and to name servers through dnspython, and so is run with their oldest
 # supported releases as well.
 NETLINK_TESTS := tests/netns/test_uplink.py tests/netns/test_agent.py tests/netns/test_model.py \
-	tests/netns/test_names.py
+	tests/netns/test_name_lookup.py
 # Each of these tests has namespaces of its own and waits more than it computes.
 ISOLATED := tests/contract tests/netns tests/lab
 # For `make quick`: what shows the main job in little time. The uplink operation by operation and as a whole; behind it a

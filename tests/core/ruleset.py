@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """nftables without a kernel: takes the texts that we hand to nft, and refuses what the kernel refuses.
 
-A text is one transaction: all of it, or nothing. `tests/netns/test_ruleset.py` holds this model to the real one.
+A text is one transaction: all of it, or nothing. `tests/netns/test_ruleset_model.py` holds this model to the real one.
 Known are the commands that our texts have, and no others. What a rule says is not looked into, but for the chains that
 it leads to and the sets that it names.
 """

@@ -22,7 +22,7 @@ from qubes_guestnet.core.uplink.desired import Flags, Style, StyleChoice, desire
 from qubes_guestnet.core.uplink.desired import tunables as uplink_tunables
 from qubes_guestnet.core.values import GROUP_UPLINK, Neighbour, Route, State, Tunable
 from tests.core.test_operations import WORDS
-from tests.core.test_provided import WELL as PROVIDED
+from tests.core.test_provider_report import WELL as PROVIDED
 from tests.core.test_report import DONE, RESOLVER, STATE, UPLINK, WELL
 
 SAMPLES = tuple(each for each in WORDS.values() if not isinstance(each, Op))

@@ -11,7 +11,7 @@ from qubes_guestnet.core.report import InterfaceReport, Report
 from qubes_guestnet.core.settings import Settings
 from qubes_guestnet.core.values import Link
 from qubes_guestnet.errors import GuestnetError
-from tests.core.test_provided import WELL as PROVIDED
+from tests.core.test_provider_report import WELL as PROVIDED
 from tests.core.test_report import DONE, LINK, MISSING, WELL
 from tests.support.faults.hostile import MAC
 

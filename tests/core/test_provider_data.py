@@ -13,7 +13,7 @@ from qubes_guestnet.core.render.data import Beside, as_data
 from qubes_guestnet.core.render.traffic import Counter, Traffic
 from qubes_guestnet.core.report import Report
 from qubes_guestnet.core.settings import Settings
-from tests.core.test_provided import ADDRESS, LINK, MAC, SEEN, SEEN_GATEWAY, TODO, VIF, WELL
+from tests.core.test_provider_report import ADDRESS, LINK, MAC, SEEN, SEEN_GATEWAY, TODO, VIF, WELL
 
 
 def data_of(report: ProviderReport) -> Any:

@@ -11,7 +11,7 @@ from qubes_guestnet.cli.output import rendered
 from qubes_guestnet.core.render import styled
 from qubes_guestnet.core.render.status import brief
 from qubes_guestnet.core.render.styled import ALWAYS, AUTO, NEVER, Line, Piece, line
-from tests.core.test_provided import LINK, TODO, VIF, WELL
+from tests.core.test_provider_report import LINK, TODO, VIF, WELL
 from tests.core.test_report import DONE, HELD, MISSING, OP
 from tests.core.test_report import WELL as UPLINKS
 

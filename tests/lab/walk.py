@@ -11,7 +11,6 @@ import random
 import signal
 import time
 
-from tests.lab.walk_ground import FOREIGN, PYTHON, Ground
 from tests.lab.walk_model import (
     GATEWAY_ROUTE,
     GLOBAL,
@@ -25,6 +24,7 @@ from tests.lab.walk_model import (
     Value,
     version_of,
 )
+from tests.lab.walk_qube import FOREIGN, PYTHON, Ground
 from tests.support.faults import hostile
 
 # Key below /qubes- or /net-config/MAC/ → what dom0 may write there. The pools are apart: no two keys contradict.

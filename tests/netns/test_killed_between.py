@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from tests.netns.test_provider_dns import OF_A_PROXY, leads
+from tests.netns.test_provider_dns_of_others import UP, VETH, codes
 from tests.netns.test_provider_lost_rules import provider
-from tests.netns.test_provider_names_of_others import UP, VETH, codes
 from tests.support.eventually import eventually
 from tests.support.faults.thrown import killing, throw
 from tests.support.qubes.provider import DNS, DNS2, ENTRIES, ENTRIES6, ROUTER, UPLINK_MAC, Hosting

@@ -16,7 +16,7 @@ from qubes_guestnet.core.render.provider import as_data, as_text
 from qubes_guestnet.core.report import Report, Standing
 from qubes_guestnet.core.settings import Settings
 from qubes_guestnet.errors import KernelError
-from tests.core.test_provided import OFFLOAD, WELL
+from tests.core.test_provider_report import OFFLOAD, WELL
 
 (VIF,) = WELL.vifs
 pytestmark = pytest.mark.behaviour("B125", "B133", "B140")

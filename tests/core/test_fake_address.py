@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The texts of a fake address. That packets follow them is for tests/netns/test_fakeip.py."""
+"""The texts of a fake address. That packets follow them is for tests/netns/test_fake_address.py."""
 
 from __future__ import annotations
 

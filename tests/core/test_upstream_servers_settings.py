@@ -10,7 +10,7 @@ import pytest
 from qubes_guestnet.core.dns import upstream_servers
 from qubes_guestnet.core.dns.endpoint import Endpoint
 from qubes_guestnet.core.dns.upstream_servers import Choice, DnsSettings, Heard, NameFacts, choose
-from tests.core.test_nameservers import OURS, OWN, OWN_ENDPOINTS, STUB, UPLINK, VPN, at, link
+from tests.core.test_upstream_servers import OURS, OWN, OWN_ENDPOINTS, STUB, UPLINK, VPN, at, link
 
 
 @pytest.mark.behaviour("B123")

@@ -2,7 +2,7 @@
 """Names of the qubes behind while systemd-resolved is away, and servers that are to be asked in another way.
 
 With the real systemd-resolved. How long the last answer holds is set to seconds here; the time itself is tested in
-tests/core/test_nameservers.py.
+tests/core/test_upstream_servers.py.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qubes_guestnet.core.dns.resolv_conf import HEADER, MAX_NAMESERVERS, parse, render
-from tests.core.test_resolver import FIRST, SECOND
+from tests.core.test_resolv_conf import FIRST, SECOND
 
 
 def test_render() -> None:
