@@ -80,7 +80,7 @@ def test_what_tests_share_has_its_row() -> None:
     page = (TREE / "tests/support/README.md").read_text(encoding="utf-8")
     rows = [row for row in re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE) if row != "module"]
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    assert sorted(named) == sorted(path.stem for path in (TREE / "tests/support").glob("*.py"))
+    assert sorted(named) == sorted(path.stem for path in (TREE / "tests/support").rglob("*.py"))
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/release.md", "tests/support/README.md"])
