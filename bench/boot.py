@@ -15,7 +15,7 @@ from pathlib import Path
 from bench.figures import Result, Spread, spread
 from bench.stage import ADDRESS, BASELINE, IPV4_ENTRIES, IPV6_ENTRIES, Failed
 from tests.support.machines import image, packages
-from tests.support.machines.machine import Hall, Machine
+from tests.support.machines.machine import Machine, Mounts
 
 ROUNDS = 7
 SUITE = "bookworm"
@@ -45,18 +45,18 @@ def measure(rounds: int = ROUNDS) -> Result:
     # Below a folder that systemd-nspawn may look into, and removed with everything in it.
     with tempfile.TemporaryDirectory(prefix="guestnet-boot-") as folder, ExitStack() as stack:
         work = Path(folder)
-        (work / "hall").mkdir()
-        hall = Hall(work / "hall")
-        stack.callback(hall.close)
+        (work / "mounts").mkdir()
+        mounts = Mounts(work / "mounts")
+        stack.callback(mounts.close)
         base = image.base(SUITE)
-        roots = {OURS: _with_package(hall, base, work), SHELL: _with_shell(hall, base, work)}
+        roots = {OURS: _with_package(mounts, base, work), SHELL: _with_shell(mounts, base, work)}
         rules: list[float] = []
         took: dict[str, list[float]] = {unit: [] for unit in roots}
         alone: dict[str, list[float]] = {unit: [] for unit in roots}
         chains: dict[str, str] = {}
         for number in range(rounds + 1):
             for unit, changes in roots.items():
-                boot = Machine(hall, hall.root(base, changes), f"bench{number}", ENTRIES)
+                boot = Machine(mounts, mounts.root(base, changes), f"bench{number}", ENTRIES)
                 with closing(boot):
                     since_store, started = _times(boot, unit)
                     if number and unit == OURS:
@@ -86,13 +86,13 @@ def _moment(machine: Machine, unit: str, what: str) -> float:
     return int(machine.property(unit, f"{what}TimestampMonotonic")) / 1e3
 
 
-def _with_package(hall: Hall, base: Path, work: Path) -> Path:
-    return _prepared(hall, base, work / "ours", lambda _root: [packages.ours(work / "build")])
+def _with_package(mounts: Mounts, base: Path, work: Path) -> Path:
+    return _prepared(mounts, base, work / "ours", lambda _root: [packages.ours(work / "build")])
 
 
-def _with_shell(hall: Hall, base: Path, work: Path) -> Path:
+def _with_shell(mounts: Mounts, base: Path, work: Path) -> Path:
     def put(root: Path) -> list[Path]:
-        hall.run(
+        mounts.run(
             f"cd {root}/tree/etc/systemd/system && mkdir -p multi-user.target.wants && "
             f"ln -s ../{SHELL} multi-user.target.wants/ && cat >{SHELL} <<'END'\n{SHELL_UNIT}END\n"
             f"cc -O2 -static -o {root}/tree/usr/local/bin/qdb-read {BASELINE / 'qdb-read.c'}\n"
@@ -100,13 +100,13 @@ def _with_shell(hall: Hall, base: Path, work: Path) -> Path:
         )
         return []
 
-    return _prepared(hall, base, work / "shell", put)
+    return _prepared(mounts, base, work / "shell", put)
 
 
-def _prepared(hall: Hall, base: Path, folder: Path, put: Callable[[Path], list[Path]]) -> Path:
+def _prepared(mounts: Mounts, base: Path, folder: Path, put: Callable[[Path], list[Path]]) -> Path:
     folder.mkdir()
-    root = hall.root(base)
-    hall.install(root, [packages.binding(folder), packages.store(folder), *put(root)])
+    root = mounts.root(base)
+    mounts.install(root, [packages.binding(folder), packages.store(folder), *put(root)])
     return root / "changes"
 
 

@@ -21,7 +21,7 @@ from qubes_guestnet.lab.daemons import Daemons
 from qubes_guestnet.lab.qube import Service
 from qubes_guestnet.system import hotplug_socket
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES, ROUTER, UPLINK, Hosting
+from tests.support.qubes.provider import ENTRIES, ROUTER, UPLINK, Provider
 
 FOLLOWED_MS, ATTACKED_MS = 50.0, 100.0
 ROUNDS = 20
@@ -35,7 +35,7 @@ _TRIES_SECONDS = 25.0
 
 class _Provider:
     def __init__(self, bus: str, how: str) -> None:
-        self._host = Hosting(ENTRIES, agent=False, servers=["127.0.0.53"])
+        self._host = Provider(ENTRIES, agent=False, servers=["127.0.0.53"])
         self._daemons = Daemons(self._host.qube)
         self._daemons.dbus(bus)
         self._daemons.resolved()

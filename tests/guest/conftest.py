@@ -11,26 +11,26 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.machines.in_emulated import pytest_configure, pytest_runtest_protocol
 from tests.support.packets.flows import Offload
-from tests.support.qubes.provider import ENTRIES6, Behind, Hosting
+from tests.support.qubes.provider import ENTRIES6, Client, Provider
 
-__all__ = ["behind", "hosting", "offload", "pytest_configure", "pytest_runtest_protocol"]
+__all__ = ["behind", "host", "offload", "pytest_configure", "pytest_runtest_protocol"]
 
 
 @pytest.fixture(scope="session")
-def hosting() -> Hosting:
+def host() -> Provider:
     """A provider with IPv6."""
-    return Hosting(ENTRIES6)
+    return Provider(ENTRIES6)
 
 
 @pytest.fixture(scope="session")
-def behind(hosting: Hosting) -> Behind:
+def behind(host: Provider) -> Client:
     """A qube behind it."""
-    return hosting.attach(4)
+    return host.attach(4)
 
 
 @pytest.fixture
-def offload(hosting: Hosting, behind: Behind) -> Offload:
+def offload(host: Provider, behind: Client) -> Offload:
     """What there is of offload in it; it is on for all there is when a test begins."""
-    offload = Offload(hosting.qube)
-    eventually(offload.complete, 20, "offload is on", lambda: f"{offload.devices()}\n{hosting.trouble()}")
+    offload = Offload(host.qube)
+    eventually(offload.complete, 20, "offload is on", lambda: f"{offload.devices()}\n{host.trouble()}")
     return offload

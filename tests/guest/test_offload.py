@@ -12,7 +12,7 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.packets.flows import ENOUGH, TCP, UDP, Offload, carry, flowing, visitor
 from tests.support.packets.ports import Port
-from tests.support.qubes.provider import DNS, LAN, OWN, ROUTER, UPLINK, VIF_MAC, WORLD, WORLD6, Behind, Hosting
+from tests.support.qubes.provider import DNS, LAN, OWN, ROUTER, UPLINK, VIF_MAC, WORLD, WORLD6, Client, Provider
 
 TARGETS = {4: WORLD, 6: WORLD6}
 SIZE = 3 << 20
@@ -25,18 +25,18 @@ SMALLER, TOO_BIG = 1300, 1400
 @pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_connection_is_offloaded(
-    hosting: Hosting, behind: Behind, offload: Offload, version: int, kind: socket.SocketKind
+    host: Provider, behind: Client, offload: Offload, version: int, kind: socket.SocketKind
 ) -> None:
-    with flowing(behind.qube, hosting.world, TARGETS[version], kind) as flow:
+    with flowing(behind.qube, host.world, TARGETS[version], kind) as flow:
         offload.takes(flow)
         assert flow.trouble == ""
 
 
 @pytest.mark.behaviour("B62")
 @pytest.mark.parametrize("version", [4, 6])
-def test_what_arrives_is_what_was_sent(hosting: Hosting, behind: Behind, offload: Offload, version: int) -> None:
+def test_what_arrives_is_what_was_sent(host: Provider, behind: Client, offload: Offload, version: int) -> None:
     before = offload.slow(version)
-    carry(behind.qube, hosting.world, TARGETS[version], SIZE)
+    carry(behind.qube, host.world, TARGETS[version], SIZE)
     assert offload.slow(version) - before < PIECES, "IP has forwarded it itself"
 
 
@@ -44,18 +44,18 @@ def test_what_arrives_is_what_was_sent(hosting: Hosting, behind: Behind, offload
 @pytest.mark.parametrize("kind", [TCP, UDP], ids=["tcp", "udp"])
 @pytest.mark.parametrize(("target", "at"), [(WORLD, WORLD), (DNS, ROUTER)], ids=["direct", "virtual"])
 def test_questions_for_names_never_are(
-    hosting: Hosting, behind: Behind, offload: Offload, target: str, at: str, kind: socket.SocketKind
+    host: Provider, behind: Client, offload: Offload, target: str, at: str, kind: socket.SocketKind
 ) -> None:
-    with flowing(behind.qube, hosting.world, target, kind, 53, at) as flow:
+    with flowing(behind.qube, host.world, target, kind, 53, at) as flow:
         offload.leaves(flow)
         assert offload.entries(flow) != []
         assert not offload.marked(flow)
 
 
 @contextlib.contextmanager
-def smaller_mtu(hosting: Hosting) -> Iterator[None]:
+def smaller_mtu(host: Provider) -> Iterator[None]:
     """The way to the world takes less than the vifs do, while the block lasts."""
-    ends = ((hosting.world, LAN), (hosting.qube, UPLINK))
+    ends = ((host.world, LAN), (host.qube, UPLINK))
     for qube, name in ends:
         qube.wire(f"ip link set {name} mtu {SMALLER}")
     try:
@@ -67,35 +67,35 @@ def smaller_mtu(hosting: Hosting) -> Iterator[None]:
 
 @pytest.mark.behaviour("B62")
 @pytest.mark.parametrize("version", [4, 6])
-def test_what_does_not_fit_is_not_lost(hosting: Hosting, behind: Behind, offload: Offload, version: int) -> None:
-    with smaller_mtu(hosting):
-        carry(behind.qube, hosting.world, TARGETS[version], SIZE >> 3)
+def test_what_does_not_fit_is_not_lost(host: Provider, behind: Client, offload: Offload, version: int) -> None:
+    with smaller_mtu(host):
+        carry(behind.qube, host.world, TARGETS[version], SIZE >> 3)
 
 
 @pytest.mark.behaviour("B62")
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_smaller_mtu_is_told_in_mid_connection(
-    hosting: Hosting, behind: Behind, offload: Offload, version: int
+    host: Provider, behind: Client, offload: Offload, version: int
 ) -> None:
     """A single datagram, that no offload of the machine's could cut up unasked."""
-    with flowing(behind.qube, hosting.world, TARGETS[version], UDP) as flow:
+    with flowing(behind.qube, host.world, TARGETS[version], UDP) as flow:
         offload.takes(flow)
-        with smaller_mtu(hosting):
+        with smaller_mtu(host):
 
             def arrives() -> bool:
                 with contextlib.suppress(OSError):  # told of the MTU
                     flow.near.socket.send(bytes(TOO_BIG))
                 return bytes(TOO_BIG) in flow.far.others
 
-            eventually(arrives, 20, "in pieces", lambda: f"{flow}\n{hosting.trouble()}")
+            eventually(arrives, 20, "in pieces", lambda: f"{flow}\n{host.trouble()}")
 
 
 @pytest.mark.behaviour("B62", "B63")
 def test_another_qube_with_all_its_numbers_gets_nothing_through(
-    hosting: Hosting, behind: Behind, offload: Offload
+    host: Provider, behind: Client, offload: Offload
 ) -> None:
-    with visitor(hosting, 5) as thief, flowing(behind.qube, hosting.world, WORLD, UDP) as flow:
-        outside = hosting.outside()
+    with visitor(host, 5) as thief, flowing(behind.qube, host.world, WORLD, UDP) as flow:
+        outside = host.outside()
         eventually(offload.complete, 20, "offload is on")
         offload.takes(flow)
         thief.port.send(behind.ip, WORLD, "stolen", sport=flow.near_port, dport=flow.port, times=5)
@@ -108,12 +108,10 @@ def test_another_qube_with_all_its_numbers_gets_nothing_through(
 
 
 @pytest.mark.behaviour("B62", "B63")
-def test_from_outside_only_what_is_for_the_translated_address(
-    hosting: Hosting, behind: Behind, offload: Offload
-) -> None:
-    outside = hosting.outside()
+def test_from_outside_only_what_is_for_the_translated_address(host: Provider, behind: Client, offload: Offload) -> None:
+    outside = host.outside()
     port = Port(behind.qube, "eth0", VIF_MAC)
-    with flowing(behind.qube, hosting.world, WORLD, UDP) as flow:
+    with flowing(behind.qube, host.world, WORLD, UDP) as flow:
         offload.takes(flow)
         outside.send(WORLD, behind.ip, "direct", sport=flow.port, dport=flow.near_port, times=5)
         outside.send("198.51.100.8", OWN, "another", sport=flow.port, dport=flow.near_port, times=5)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.eventually import eventually
 from tests.support.packets.flows import TCP, UDP, Offload, flowing
-from tests.support.qubes.provider import WORLD, Behind, Hosting
+from tests.support.qubes.provider import WORLD, Client, Provider
 
 FIREWALL = """
     table ip qubes-firewall {{
@@ -30,33 +30,33 @@ FIREWALL = """
 
 
 @contextmanager
-def foreign(hosting: Hosting, add: str, remove: str) -> Iterator[None]:
+def foreign(host: Provider, add: str, remove: str) -> Iterator[None]:
     """Rules of somebody else, there while the block lasts."""
-    hosting.nft(add)
+    host.nft(add)
     try:
         yield
     finally:
-        hosting.nft(remove)
+        host.nft(remove)
 
 
-def handle(hosting: Hosting, chain: str) -> int:
+def handle(host: Provider, chain: str) -> int:
     """The only rule in a chain."""
-    listed = json.loads(hosting.oracle.run("nft", "-j", "-a", "list", "chain", "ip", "qubes", chain).stdout)
+    listed = json.loads(host.oracle.run("nft", "-j", "-a", "list", "chain", "ip", "qubes", chain).stdout)
     (found,) = (entry["rule"]["handle"] for entry in listed["nftables"] if "rule" in entry)
     return int(found)
 
 
 @pytest.mark.behaviour("B62", "B63")
-def test_a_rule_in_custom_forward_cuts_what_is_offloaded(hosting: Hosting, behind: Behind, offload: Offload) -> None:
+def test_a_rule_in_custom_forward_cuts_what_is_offloaded(host: Provider, behind: Client, offload: Offload) -> None:
     """One that only the answers meet, which never come by any chain while they are offloaded."""
-    with flowing(behind.qube, hosting.world, WORLD, TCP) as flow:
+    with flowing(behind.qube, host.world, WORLD, TCP) as flow:
         offload.takes(flow)
-        hosting.nft(f"add rule ip qubes custom-forward ip daddr {behind.ip} drop")
+        host.nft(f"add rule ip qubes custom-forward ip daddr {behind.ip} drop")
         try:
             flow.cut(flow.near)
             assert offload.gone()
         finally:
-            hosting.nft(f"delete rule ip qubes custom-forward handle {handle(hosting, 'custom-forward')}")
+            host.nft(f"delete rule ip qubes custom-forward handle {handle(host, 'custom-forward')}")
         eventually(offload.complete, 20, "offload is on again")
         flow.goes_on()
         offload.takes(flow)
@@ -65,12 +65,12 @@ def test_a_rule_in_custom_forward_cuts_what_is_offloaded(hosting: Hosting, behin
 @pytest.mark.behaviour("B62", "B63")
 @pytest.mark.parametrize("hook", ["forward", "postrouting", "prerouting"])
 def test_a_chain_of_somebody_else_cuts_what_is_offloaded(
-    hosting: Hosting, behind: Behind, offload: Offload, hook: str
+    host: Provider, behind: Client, offload: Offload, hook: str
 ) -> None:
     chain = f"add table inet other; add chain inet other judge {{ type filter hook {hook} priority 10; }}"
-    with flowing(behind.qube, hosting.world, WORLD, UDP) as flow:
+    with flowing(behind.qube, host.world, WORLD, UDP) as flow:
         offload.takes(flow)
-        with foreign(hosting, f"{chain}; add rule inet other judge ip saddr {WORLD} drop", "delete table inet other"):
+        with foreign(host, f"{chain}; add rule inet other judge ip saddr {WORLD} drop", "delete table inet other"):
             flow.cut(flow.near)
             assert offload.gone()
         eventually(offload.complete, 20, "offload is on again")
@@ -79,33 +79,33 @@ def test_a_chain_of_somebody_else_cuts_what_is_offloaded(
 
 @pytest.mark.behaviour("B62", "B63")
 def test_a_firewall_that_lets_known_connections_pass_first_leaves_it_on(
-    hosting: Hosting, behind: Behind, offload: Offload
+    host: Provider, behind: Client, offload: Offload
 ) -> None:
     """And a change of its policy, with which the connection is forgotten, ends what is offloaded at once."""
     name = behind.ip.replace(".", "-")
     qube_chain = f"ip qubes-firewall qbs-{name}"
     load = FIREWALL.format(source=behind.ip, name=name)
     with (
-        foreign(hosting, load, "delete table ip qubes-firewall"),
-        flowing(behind.qube, hosting.world, WORLD, TCP) as stream,
-        flowing(behind.qube, hosting.world, WORLD, UDP) as datagrams,
+        foreign(host, load, "delete table ip qubes-firewall"),
+        flowing(behind.qube, host.world, WORLD, TCP) as stream,
+        flowing(behind.qube, host.world, WORLD, UDP) as datagrams,
     ):
         eventually(offload.complete, 20, "offload is on")
         for flow in (stream, datagrams):
             offload.takes(flow)
-        hosting.nft(f"flush chain {qube_chain}; add rule {qube_chain} drop")
-        hosting.oracle.run("conntrack", "-D", "-s", behind.ip)
+        host.nft(f"flush chain {qube_chain}; add rule {qube_chain} drop")
+        host.oracle.run("conntrack", "-D", "-s", behind.ip)
         for flow in (stream, datagrams):
             flow.stands()
             assert not offload.marked(flow)
 
 
 @pytest.mark.behaviour("B62")
-def test_an_empty_chain_judges_nobody(hosting: Hosting, behind: Behind, offload: Offload) -> None:
+def test_an_empty_chain_judges_nobody(host: Provider, behind: Client, offload: Offload) -> None:
     chain = "add table inet other; add chain inet other judge { type filter hook forward priority 10; }"
     with (
-        foreign(hosting, chain, "delete table inet other"),
-        flowing(behind.qube, hosting.world, WORLD, TCP) as flow,
+        foreign(host, chain, "delete table inet other"),
+        flowing(behind.qube, host.world, WORLD, TCP) as flow,
     ):
         eventually(offload.complete, 20, "offload is on")
         offload.takes(flow)
@@ -140,15 +140,13 @@ WG_QUICK = """
 
 @pytest.mark.behaviour("B134")
 @pytest.mark.parametrize("rule", HARMLESS.values(), ids=HARMLESS.keys())
-def test_a_rule_that_refuses_nothing_leaves_it_on(
-    hosting: Hosting, behind: Behind, offload: Offload, rule: str
-) -> None:
+def test_a_rule_that_refuses_nothing_leaves_it_on(host: Provider, behind: Client, offload: Offload, rule: str) -> None:
     """And a connection that is offloaded beside it carries what either end sends."""
     with (
-        foreign(hosting, f"add rule {CUSTOM} {rule}", f"flush chain {CUSTOM}"),
-        flowing(behind.qube, hosting.world, WORLD, TCP) as flow,
+        foreign(host, f"add rule {CUSTOM} {rule}", f"flush chain {CUSTOM}"),
+        flowing(behind.qube, host.world, WORLD, TCP) as flow,
     ):
-        eventually(offload.complete, 20, "offload is on", hosting.trouble)
+        eventually(offload.complete, 20, "offload is on", host.trouble)
         offload.takes(flow)
         flow.goes_on()
 
@@ -170,23 +168,23 @@ COUNTED = """
 
 
 @pytest.mark.behaviour("B134")
-def test_a_table_that_jumps_counts_and_logs_leaves_it_on(hosting: Hosting, behind: Behind, offload: Offload) -> None:
+def test_a_table_that_jumps_counts_and_logs_leaves_it_on(host: Provider, behind: Client, offload: Offload) -> None:
     with (
-        foreign(hosting, COUNTED, "delete table inet theirs"),
-        flowing(behind.qube, hosting.world, WORLD, TCP) as flow,
+        foreign(host, COUNTED, "delete table inet theirs"),
+        flowing(behind.qube, host.world, WORLD, TCP) as flow,
     ):
-        eventually(offload.complete, 20, "offload is on", hosting.trouble)
+        eventually(offload.complete, 20, "offload is on", host.trouble)
         offload.takes(flow)
         flow.goes_on()
 
 
 @pytest.mark.behaviour("B134")
-def test_a_limit_in_front_of_a_refusal_ends_it(hosting: Hosting, behind: Behind, offload: Offload) -> None:
+def test_a_limit_in_front_of_a_refusal_ends_it(host: Provider, behind: Client, offload: Offload) -> None:
     """What the limit accepted at first is refused later, and that has to be seen."""
     rules = f"limit rate 1/hour burst 20 packets accept; add rule {CUSTOM} iifgroup 2 drop"
-    with flowing(behind.qube, hosting.world, WORLD, UDP) as flow:
+    with flowing(behind.qube, host.world, WORLD, UDP) as flow:
         offload.takes(flow)
-        with foreign(hosting, f"add rule {CUSTOM} {rules}", f"flush chain {CUSTOM}"):
+        with foreign(host, f"add rule {CUSTOM} {rules}", f"flush chain {CUSTOM}"):
             flow.cut(flow.far)
             assert offload.gone()
         eventually(offload.complete, 20, "offload is on again")
@@ -195,12 +193,12 @@ def test_a_limit_in_front_of_a_refusal_ends_it(hosting: Hosting, behind: Behind,
 @pytest.mark.behaviour("B134")
 @pytest.mark.parametrize("kind", [TCP, UDP])
 def test_the_table_of_wg_quick_leaves_it_on(
-    hosting: Hosting, behind: Behind, offload: Offload, kind: socket.SocketKind
+    host: Provider, behind: Client, offload: Offload, kind: socket.SocketKind
 ) -> None:
     with (
-        foreign(hosting, WG_QUICK, "delete table ip wg-quick-wg0"),
-        flowing(behind.qube, hosting.world, WORLD, kind) as flow,
+        foreign(host, WG_QUICK, "delete table ip wg-quick-wg0"),
+        flowing(behind.qube, host.world, WORLD, kind) as flow,
     ):
-        eventually(offload.complete, 20, "offload is on", hosting.trouble)
+        eventually(offload.complete, 20, "offload is on", host.trouble)
         offload.takes(flow)
         flow.goes_on()

@@ -119,8 +119,8 @@ def test_whatever_happens_the_last_keys_win(seed: int, style: str) -> None:
         walk.heal()
         walk.plug()
         settled.check()
-        assert walk.guest.qube.guestnet("plan").stdout == ""
-        assert not walk.guest.qube.path(LINK_TARGET).exists()
+        assert walk.appvm.qube.guestnet("plan").stdout == ""
+        assert not walk.appvm.qube.path(LINK_TARGET).exists()
     except BaseException:
         lines = "\n".join(walk.trail)
         print(f"seed {seed}, step {steps - left} of {steps}; the last steps:\n{lines}", file=sys.stderr)

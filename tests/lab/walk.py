@@ -24,7 +24,7 @@ from tests.lab.walk_model import (
     Value,
     version_of,
 )
-from tests.lab.walk_qube import FOREIGN, PYTHON, Ground
+from tests.lab.walk_qube import FOREIGN, PYTHON, WalkQube
 from tests.support.faults import hostile
 
 # Key below /qubes- or /net-config/MAC/ → what dom0 may write there. The pools are apart: no two keys contradict.
@@ -57,7 +57,7 @@ def hostile_values(leaf: str) -> list[bytes]:
     return [value for value in values if b"\0" not in value and len(value) < 3072]
 
 
-class Walk(Ground):
+class Walk(WalkQube):
     """One qube, and everything that can happen to it.
 
     Args:
@@ -87,7 +87,7 @@ class Walk(Ground):
         self.tell(f"{key}={value[:40]!r}")
         self.model.keys[key] = Value(value, good)
         if self.model.served:
-            self.guest.write(key, value)
+            self.appvm.write(key, value)
         self.model.changed(key[: key.index("-", 1) + 1] if key.startswith(GLOBAL) else "/net-config/")
 
     def remove(self, key: str) -> None:
@@ -96,7 +96,7 @@ class Walk(Ground):
         for each in [each for each in self.model.keys if each == key or (key.endswith("/") and each.startswith(key))]:
             del self.model.keys[each]
         if self.model.served:
-            self.guest.remove(key)
+            self.appvm.remove(key)
         self.model.changed(GLOBAL if key.startswith(GLOBAL) else "/net-config/")
 
     def some_key(self) -> tuple[str, str]:
@@ -175,7 +175,7 @@ class Walk(Ground):
     def unplug(self) -> None:
         if self.model.plugged:
             self.tell(f"detach {self.vif}")
-            self.guest.unplug(self.vif)
+            self.appvm.unplug(self.vif)
             self.model.unplug()
 
     def change_provider(self) -> None:
@@ -189,17 +189,17 @@ class Walk(Ground):
 
     def lose_carrier(self) -> None:
         if self.model.plugged:
-            self.guest.provider.wire(f"ip link set {self.vif} down")
+            self.appvm.provider.wire(f"ip link set {self.vif} down")
             self.nap(0.05)
             self.carrier_back()
 
     def pause(self) -> None:
         """`qvm-pause`, and dom0 goes on meanwhile."""
-        self.guest.qube.pause()
+        self.appvm.qube.pause()
         try:
             self.chance.choice((self.write_good, self.change_provider, self.unplug))()
         finally:
-            self.guest.qube.unpause()
+            self.appvm.qube.unpause()
 
     # --- the user ----------------------------------------------------------------------------------------------
 
@@ -258,7 +258,7 @@ class Walk(Ground):
         flag = flag or self.chance.choice((NO_DEFAULT, NO_DNS, GATEWAY_ROUTE))
         self.tell(flag)
         self.model.flags ^= {flag}
-        self.guest.qube.set_flag(flag, flag in self.model.flags)
+        self.appvm.qube.set_flag(flag, flag in self.model.flags)
         self.model.changed("flags")
         self.hang_up()
 
@@ -267,7 +267,7 @@ class Walk(Ground):
     def stop_store(self) -> None:
         if self.model.served:
             self.model.served = False
-            daemon = self.guest.qube.store_daemon
+            daemon = self.appvm.qube.store_daemon
             assert daemon is not None
             (daemon.kill if self.chance.random() < 0.5 else daemon.stop)()
 
@@ -277,7 +277,7 @@ class Walk(Ground):
 
     def store_hangs(self) -> None:
         if self.model.served:
-            daemon = self.guest.qube.store_daemon
+            daemon = self.appvm.qube.store_daemon
             assert daemon is not None
             daemon.signal(signal.SIGSTOP)
             try:
@@ -324,7 +324,7 @@ class Walk(Ground):
         if self.model.served and not self.model.removed and len(self.commands) < 2:
             self.tell(" ".join(words))
             self.called += 1
-            service = self.guest.qube.spawn(f"command-{self.called}", PYTHON, "-m", "qubes_guestnet", *words)
+            service = self.appvm.qube.spawn(f"command-{self.called}", PYTHON, "-m", "qubes_guestnet", *words)
             self.commands.append(service)
             if self.chance.random() < 0.5:  # it takes a while to start, and then to be in the middle of something
                 for _ in range(3):
@@ -337,8 +337,8 @@ class Walk(Ground):
         model = self.model
         if model.plugged and model.served and not model.removed and model.wanted().known:
             # It takes down only what was configured, and whether the agent has come to that is a matter of time.
-            self.guest.qube.guestnet("uplink", "add", self.interface, check=False)
-            done = self.guest.qube.guestnet("uplink", "remove", self.interface)
+            self.appvm.qube.guestnet("uplink", "add", self.interface, check=False)
+            done = self.appvm.qube.guestnet("uplink", "remove", self.interface)
             assert "down" in done.stdout, done
             model.downed()
             model.removed = True
@@ -347,7 +347,7 @@ class Walk(Ground):
         """Someone asks for it again."""
         if self.model.removed and self.model.served:
             words = self.chance.choice((("apply",), ("uplink", "add", self.interface)))
-            self.guest.qube.guestnet(*words, check=False)
+            self.appvm.qube.guestnet(*words, check=False)
             self.model.removed = False
             self.model.changed()
 

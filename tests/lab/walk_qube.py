@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ground of the random walk: the real qube, how it is changed by hand, and how it is looked at."""
+"""The real qube of the random walk: how it is changed by hand, and how it is observed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qubes_guestnet.lab.qube import Service
 from tests.lab.walk_model import MAC, File, Model, Object, Objects, version_of
 from tests.support.eventually import eventually
 from tests.support.needs import SBIN
-from tests.support.qubes.appvm import RESOLV_CONF, Guest
+from tests.support.qubes.appvm import RESOLV_CONF, AppVm
 
 PYTHON = sys.executable
 MARK = "@@"
@@ -126,7 +126,7 @@ def _route(version: str, each: dict[str, Any]) -> Object:
     return ("route", version, each["dst"], each.get("gateway", ""), scope, flags, metric, protocol)
 
 
-class Ground:
+class WalkQube:
     """One qube behind a provider that answers ARP for everybody.
 
     Args:
@@ -141,8 +141,8 @@ class Ground:
         self.commands: list[Service] = []
         self.needs_hup = self.ready = False
         self.reuses_numbers = False  # of vifs, as libxl does
-        self.guest = Guest({key: value.data.decode() for key, value in model.keys.items()}, plugged=False)
-        self.hand = Hand(self.guest.qube.pid)
+        self.appvm = AppVm({key: value.data.decode() for key, value in model.keys.items()}, plugged=False)
+        self.hand = Hand(self.appvm.qube.pid)
         status, said = self.hand.run(AROUND)
         assert status == 0, said
         self.others = self.look_at().others
@@ -160,7 +160,7 @@ class Ground:
 
     def file(self) -> File:
         """resolv.conf."""
-        path = self.guest.qube.path(RESOLV_CONF)
+        path = self.appvm.qube.path(RESOLV_CONF)
         if path.is_symlink():
             return ("link", os.readlink(path))
         text = path.read_text()
@@ -176,14 +176,14 @@ class Ground:
     @property
     def agent(self) -> Service:
         """The agent."""
-        assert self.guest.qube.agent is not None
-        return self.guest.qube.agent
+        assert self.appvm.qube.agent is not None
+        return self.appvm.qube.agent
 
     def start_agent(self, wait: bool = True) -> None:
         """Start it; it is ready only after a pass, and has none without QubesDB."""
         self.ready = False
-        self._said = len(self.guest.qube.notifications())
-        self.guest.qube.start_agent(wait=False)
+        self._said = len(self.appvm.qube.notifications())
+        self.appvm.qube.start_agent(wait=False)
         if wait and self.model.served:
             self.await_ready()
 
@@ -191,18 +191,18 @@ class Ground:
         """Wait until it has said READY=1."""
         if not self.model.served:
             self.start_store()
-        eventually(lambda: self.ready or self._is_ready(), 30.0, "READY=1", self.guest.log)
+        eventually(lambda: self.ready or self._is_ready(), 30.0, "READY=1", self.appvm.log)
         self.ready = True
 
     def _is_ready(self) -> bool:
-        assert self.agent.running, self.guest.log()
-        return any("READY=1" in said for _, said in self.guest.qube.notifications()[self._said :])
+        assert self.agent.running, self.appvm.log()
+        return any("READY=1" in said for _, said in self.appvm.qube.notifications()[self._said :])
 
     def start_store(self) -> None:
         """Start QubesDB again, with all that dom0 has for this qube."""
         if not self.model.served:
             # A value can hold every byte but NUL, and so can an argument.
-            self.guest.qube.start_store({key: os.fsdecode(value.data) for key, value in self.model.keys.items()})
+            self.appvm.qube.start_store({key: os.fsdecode(value.data) for key, value in self.model.keys.items()})
             self.model.served = True
             self.model.changed()
 
@@ -225,19 +225,19 @@ class Ground:
         self.plugs += 1
         self.vif, self.interface = f"vif5.{0 if self.reuses_numbers else self.plugs}", interface
         self.tell(f"attach {self.vif} as {interface}")
-        self.guest.plug(interface, vif=self.vif, up=up)
+        self.appvm.plug(interface, vif=self.vif, up=up)
         if up:
             self._route_back()
         self.model.plug()
 
     def carrier_back(self) -> None:
         """The provider's end is up."""
-        self.guest.provider.wire(f"ip link set {self.vif} up")
+        self.appvm.provider.wire(f"ip link set {self.vif} up")
         self._route_back()
 
     def _route_back(self) -> None:
         # Linux proxies no ARP answer to an address that it cannot reach.
-        self.guest.provider.wire(f"ip route replace 10.137.0.0/24 dev {self.vif}")
+        self.appvm.provider.wire(f"ip route replace 10.137.0.0/24 dev {self.vif}")
 
     def rename_to(self, name: str, down: bool) -> None:
         """Another name. Older kernels rename only what is down, and the agent sets it up again: until it works."""
@@ -279,7 +279,7 @@ class Ground:
 
     def replace_resolv_conf(self, content: str, *, link: bool) -> None:
         """Another program puts a file, or a link to nowhere, in the place of resolv.conf."""
-        path = self.guest.qube.path(RESOLV_CONF)
+        path = self.appvm.qube.path(RESOLV_CONF)
         new = Path(f"{path}.new")
         if link:
             new.symlink_to(content)

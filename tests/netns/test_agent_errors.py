@@ -11,9 +11,9 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.faults.adapter_errors import EVERYWHERE, PROVIDER
 from tests.support.faults.thrown import armed, throw, thrown
-from tests.support.qubes.appvm import ENTRIES6, GATEWAY6, IP6, Guest
+from tests.support.qubes.appvm import ENTRIES6, GATEWAY6, IP6, AppVm
 from tests.support.qubes.provider import ENTRIES6 as PROVIDER6
-from tests.support.qubes.provider import Hosting
+from tests.support.qubes.provider import Provider
 
 pytestmark = pytest.mark.behaviour("B146")
 
@@ -32,7 +32,7 @@ def survived(pid: int, running: Callable[[], bool], log: Callable[[], str]) -> N
 
 @pytest.mark.parametrize(("place", "error"), PROVIDER)
 def test_an_error_of_what_a_provider_asks(place: str, error: str) -> None:
-    host = Hosting(PROVIDER6, agent=False)
+    host = Provider(PROVIDER6, agent=False)
     host.qube.start_agent(env=armed(host.qube, place, error))
     host.attach(4)
     eventually(host.forwards, trouble=host.trouble)
@@ -68,22 +68,22 @@ def test_an_error_of_what_a_provider_asks(place: str, error: str) -> None:
 
 @pytest.mark.parametrize(("place", "error"), EVERYWHERE)
 def test_an_error_of_what_every_pass_asks(place: str, error: str) -> None:
-    guest = Guest(ENTRIES6)
-    agent = guest.qube.start_agent(env=armed(guest.qube, place, error))
-    guest.soon_configured(ip6=f"{IP6}/128", gateway6=GATEWAY6)
+    appvm = AppVm(ENTRIES6)
+    agent = appvm.qube.start_agent(env=armed(appvm.qube, place, error))
+    appvm.soon_configured(ip6=f"{IP6}/128", gateway6=GATEWAY6)
     pid = agent.pid
-    throw(guest.qube)
-    guest.qube.write("/etc/resolv.conf", "nameserver 192.0.2.53\n")  # another program's, which has no tunnel
-    guest.write("/qubes-primary-dns", "10.139.1.9")
-    guest.write("/qubes-ip", "10.137.0.6")
-    guest.qube.wire("ip link set eth0 down")
-    if not thrown(guest.qube, 2):
-        guest.unplug()
-        guest.plug()
-        guest.qube.store_daemon.kill()
-        guest.qube.start_store({**ENTRIES6, "/qubes-ip": "10.137.0.6", "/qubes-primary-dns": "10.139.1.9"})
-    assert thrown(guest.qube, 20), "the adapter was not asked"
-    guest.soon_configured(ip="10.137.0.6/32", ip6=f"{IP6}/128", gateway6=GATEWAY6, servers=None)
-    eventually(lambda: "error \n" in guest.qube.read("/run/qubes-guestnet/status"), 30, trouble=guest.log)
-    eventually(lambda: "10.139.1.9" in guest.qube.read("/etc/resolv.conf"), trouble=guest.log)
-    survived(pid, lambda: agent.running and agent.pid == pid, guest.log)
+    throw(appvm.qube)
+    appvm.qube.write("/etc/resolv.conf", "nameserver 192.0.2.53\n")  # another program's, which has no tunnel
+    appvm.write("/qubes-primary-dns", "10.139.1.9")
+    appvm.write("/qubes-ip", "10.137.0.6")
+    appvm.qube.wire("ip link set eth0 down")
+    if not thrown(appvm.qube, 2):
+        appvm.unplug()
+        appvm.plug()
+        appvm.qube.store_daemon.kill()
+        appvm.qube.start_store({**ENTRIES6, "/qubes-ip": "10.137.0.6", "/qubes-primary-dns": "10.139.1.9"})
+    assert thrown(appvm.qube, 20), "the adapter was not asked"
+    appvm.soon_configured(ip="10.137.0.6/32", ip6=f"{IP6}/128", gateway6=GATEWAY6, servers=None)
+    eventually(lambda: "error \n" in appvm.qube.read("/run/qubes-guestnet/status"), 30, trouble=appvm.log)
+    eventually(lambda: "10.139.1.9" in appvm.qube.read("/etc/resolv.conf"), trouble=appvm.log)
+    survived(pid, lambda: agent.running and agent.pid == pid, appvm.log)

@@ -21,9 +21,9 @@ from tests.support.faults import adapter_errors as table
 from tests.support.faults.thrown import armed, throw, thrown
 from tests.support.needs import needs
 from tests.support.programs import qubesdb_standin
-from tests.support.qubes.appvm import DNS, ENTRIES6, GATEWAY6, IP6, Guest
+from tests.support.qubes.appvm import DNS, ENTRIES6, GATEWAY6, IP6, AppVm
 from tests.support.qubes.provider import ENTRIES6 as PROVIDER6
-from tests.support.qubes.provider import ROUTER, UPLINK, Hosting
+from tests.support.qubes.provider import ROUTER, UPLINK, Provider
 
 pytestmark = pytest.mark.behaviour("B146")
 
@@ -39,18 +39,18 @@ def healthy(agent: Service, pid: int, status: Callable[[], str], log: Callable[[
     survived(pid, lambda: agent.running and agent.pid == pid, log)
 
 
-def guest_healthy(guest: Guest, agent: Service, pid: int) -> None:
-    healthy(agent, pid, lambda: guest.qube.read("/run/qubes-guestnet/status"), guest.log)
+def guest_healthy(appvm: AppVm, agent: Service, pid: int) -> None:
+    healthy(agent, pid, lambda: appvm.qube.read("/run/qubes-guestnet/status"), appvm.log)
 
 
-def host_healthy(host: Hosting, pid: int) -> None:
+def host_healthy(host: Provider, pid: int) -> None:
     healthy(host.agent, pid, lambda: host.qube.read("/run/qubes-guestnet/status"), host.agent.output)
 
 
-def also(guest: Guest, environment: Mapping[str, str], text: str) -> None:
+def also(appvm: AppVm, environment: Mapping[str, str], text: str) -> None:
     """Run this before the agent begins."""
     path = f"{environment['PYTHONPATH'].partition(':')[0]}/sitecustomize.py"
-    guest.qube.write(path, guest.qube.read(path) + text)
+    appvm.qube.write(path, appvm.qube.read(path) + text)
 
 
 def asked(happened: bool, trouble: Callable[[], str]) -> None:
@@ -62,7 +62,7 @@ def asked(happened: bool, trouble: Callable[[], str]) -> None:
 
 @thrown_at(("place", "error"), table.FIRST)
 def test_an_error_in_the_first_passes_of_a_provider(place: str, error: str) -> None:
-    host = Hosting(PROVIDER6, agent=False)
+    host = Provider(PROVIDER6, agent=False)
     environment = armed(host.qube, place, error)
     host.nft("add table ip others; add chain ip others f { type filter hook forward priority 5; }")
     throw(host.qube)
@@ -81,7 +81,7 @@ def test_an_error_in_the_first_passes_of_a_provider(place: str, error: str) -> N
 
 @thrown_at(("place", "error"), table.AGAIN)
 def test_an_error_while_the_role_of_a_provider_goes_and_comes(place: str, error: str) -> None:
-    host = Hosting(PROVIDER6, agent=False)
+    host = Provider(PROVIDER6, agent=False)
     host.qube.start_agent(env=armed(host.qube, place, error))
     pid = host.agent.pid
     host.attach(4)
@@ -100,7 +100,7 @@ def test_an_error_while_the_role_of_a_provider_goes_and_comes(place: str, error:
     host_healthy(host, pid)
 
 
-def guard(host: Hosting) -> bool:
+def guard(host: Provider) -> bool:
     done = host.oracle.run("nft", "list", "tables", check=False)
     return "qubes-guard" in done.stdout
 
@@ -108,7 +108,7 @@ def guard(host: Hosting) -> bool:
 @thrown_at(("place", "error"), table.UPSTREAM)
 def test_an_error_of_what_follows_the_servers_of_resolved(place: str, error: str) -> None:
     needs("dbus-daemon", "/lib/systemd/systemd-resolved")
-    host = Hosting(agent=False, servers=["127.0.0.53"])
+    host = Provider(agent=False, servers=["127.0.0.53"])
     daemons = Daemons(host.qube)
     daemons.dbus()
     daemons.resolved()
@@ -128,19 +128,19 @@ def test_an_error_of_what_follows_the_servers_of_resolved(place: str, error: str
 
 @thrown_at(("place", "error"), table.HOOKS)
 def test_an_error_of_what_starts_a_users_hook(place: str, error: str) -> None:
-    guest = Guest({**ENTRIES6, "/qubes-netvm-network": "10.137.0.0"})
-    guest.qube.write(HOOK_PATHS[0], "#!/bin/sh\nip -o -4 address show dev eth0 >> /rw/hook.log\n")
-    guest.qube.path(HOOK_PATHS[0]).chmod(0o755)
-    agent = guest.agent(env=armed(guest.qube, place, error))
+    appvm = AppVm({**ENTRIES6, "/qubes-netvm-network": "10.137.0.0"})
+    appvm.qube.write(HOOK_PATHS[0], "#!/bin/sh\nip -o -4 address show dev eth0 >> /rw/hook.log\n")
+    appvm.qube.path(HOOK_PATHS[0]).chmod(0o755)
+    agent = appvm.agent(env=armed(appvm.qube, place, error))
     pid = agent.pid
-    eventually(lambda: "10.137.0.5/32" in guest.qube.read("/rw/hook.log"), trouble=guest.log)
-    throw(guest.qube)
-    guest.write("/qubes-ip", "10.137.0.6")
-    asked(thrown(guest.qube, 10), guest.log)
-    eventually(lambda: "10.137.0.6/32" in guest.qube.read("/rw/hook.log"), 30, trouble=guest.log)
-    guest.soon_configured(ip="10.137.0.6/32", **WITH6)
-    guest_healthy(guest, agent, pid)
-    assert guest.qube.read("/rw/hook.log").count("10.137.0.6/32") == 1
+    eventually(lambda: "10.137.0.5/32" in appvm.qube.read("/rw/hook.log"), trouble=appvm.log)
+    throw(appvm.qube)
+    appvm.write("/qubes-ip", "10.137.0.6")
+    asked(thrown(appvm.qube, 10), appvm.log)
+    eventually(lambda: "10.137.0.6/32" in appvm.qube.read("/rw/hook.log"), 30, trouble=appvm.log)
+    appvm.soon_configured(ip="10.137.0.6/32", **WITH6)
+    guest_healthy(appvm, agent, pid)
+    assert appvm.qube.read("/rw/hook.log").count("10.137.0.6/32") == 1
 
 
 # --- any qube --------------------------------------------------------------------------------------------------------
@@ -152,101 +152,101 @@ def test_an_error_of_what_starts_a_users_hook(place: str, error: str) -> None:
 )
 def test_an_error_of_what_tells_resolved_the_servers(place: str, error: str, library: bool) -> None:
     needs("dbus-daemon", "/lib/systemd/systemd-resolved")
-    guest = Guest(ENTRIES6)
-    daemons = Daemons(guest.qube)
+    appvm = AppVm(ENTRIES6)
+    daemons = Daemons(appvm.qube)
     daemons.dbus()
     daemons.resolved()
-    environment = armed(guest.qube, place, error)
+    environment = armed(appvm.qube, place, error)
     if not library:
-        also(guest, environment, "import sys\nsys.modules['jeepney'] = None\n")
-    agent = guest.agent(env=environment)
+        also(appvm, environment, "import sys\nsys.modules['jeepney'] = None\n")
+    agent = appvm.agent(env=environment)
     pid = agent.pid
-    knows(guest, daemons)
-    throw(guest.qube)
-    guest.write("/qubes-secondary-dns", "10.139.1.3")
-    asked(thrown(guest.qube, 10), guest.log)
-    eventually(lambda: "10.139.1.3" in daemons.resolvectl("dns", "eth0"), 30, trouble=guest.log)
-    knows(guest, daemons, (DNS, "10.139.1.3"))
-    guest.soon_configured(servers=(DNS, "10.139.1.3"), **WITH6)
-    guest_healthy(guest, agent, pid)
+    knows(appvm, daemons)
+    throw(appvm.qube)
+    appvm.write("/qubes-secondary-dns", "10.139.1.3")
+    asked(thrown(appvm.qube, 10), appvm.log)
+    eventually(lambda: "10.139.1.3" in daemons.resolvectl("dns", "eth0"), 30, trouble=appvm.log)
+    knows(appvm, daemons, (DNS, "10.139.1.3"))
+    appvm.soon_configured(servers=(DNS, "10.139.1.3"), **WITH6)
+    guest_healthy(appvm, agent, pid)
 
 
 @thrown_at(("place", "error"), table.FIRST_PLAIN)
 def test_an_error_at_the_start_in_a_qube_that_provides_nothing(place: str, error: str) -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.guestnet("rules", "load")
-    environment = armed(guest.qube, place, error)
-    throw(guest.qube)
-    agent = guest.agent(env=environment)
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.guestnet("rules", "load")
+    environment = armed(appvm.qube, place, error)
+    throw(appvm.qube)
+    agent = appvm.agent(env=environment)
     pid = agent.pid
-    asked(thrown(guest.qube, 10), guest.log)
-    guest.soon_configured(**WITH6)
-    guest.write("/qubes-ip", "10.137.0.6")
-    guest.soon_configured(ip="10.137.0.6/32", **WITH6)
-    guest.qube.run("nft", "flush", "ruleset")  # by another program
-    tables = lambda: guest.oracle.run("nft", "list", "tables").stdout  # noqa: E731
-    eventually(lambda: "table ip qubes" in tables(), trouble=guest.log)
-    guest.qube.write("/etc/resolv.conf", "nameserver 192.0.2.53\n")
-    guest.soon_configured(ip="10.137.0.6/32", **WITH6)
-    guest_healthy(guest, agent, pid)
+    asked(thrown(appvm.qube, 10), appvm.log)
+    appvm.soon_configured(**WITH6)
+    appvm.write("/qubes-ip", "10.137.0.6")
+    appvm.soon_configured(ip="10.137.0.6/32", **WITH6)
+    appvm.qube.run("nft", "flush", "ruleset")  # by another program
+    tables = lambda: appvm.oracle.run("nft", "list", "tables").stdout  # noqa: E731
+    eventually(lambda: "table ip qubes" in tables(), trouble=appvm.log)
+    appvm.qube.write("/etc/resolv.conf", "nameserver 192.0.2.53\n")
+    appvm.soon_configured(ip="10.137.0.6/32", **WITH6)
+    guest_healthy(appvm, agent, pid)
 
 
 @thrown_at(("place", "error"), table.BINDING)
 def test_an_error_of_the_binding_of_qubesdb(place: str, error: str) -> None:
-    guest = Guest(ENTRIES6)
-    environment = armed(guest.qube, place, error)
+    appvm = AppVm(ENTRIES6)
+    environment = armed(appvm.qube, place, error)
     folder = environment["PYTHONPATH"].partition(":")[0]
-    shutil.copy(Path(qubesdb_standin.__file__), guest.qube.path(f"{folder}/qubesdb.py"))
-    agent = guest.agent(env=environment)
+    shutil.copy(Path(qubesdb_standin.__file__), appvm.qube.path(f"{folder}/qubesdb.py"))
+    agent = appvm.agent(env=environment)
     pid = agent.pid
-    guest.soon_configured(**WITH6)
-    throw(guest.qube)
-    guest.write("/qubes-ip", "10.137.0.6")
-    asked(thrown(guest.qube, 10), guest.log)
-    guest.soon_configured(ip="10.137.0.6/32", **WITH6)
-    guest.write("/qubes-ip", "10.137.0.7")
-    guest.soon_configured(ip="10.137.0.7/32", **WITH6)
-    guest_healthy(guest, agent, pid)
+    appvm.soon_configured(**WITH6)
+    throw(appvm.qube)
+    appvm.write("/qubes-ip", "10.137.0.6")
+    asked(thrown(appvm.qube, 10), appvm.log)
+    appvm.soon_configured(ip="10.137.0.6/32", **WITH6)
+    appvm.write("/qubes-ip", "10.137.0.7")
+    appvm.soon_configured(ip="10.137.0.7/32", **WITH6)
+    guest_healthy(appvm, agent, pid)
 
 
 @thrown_at(("place", "error"), table.MONITOR)
 def test_an_error_of_what_serves_a_follower_of_the_journal(place: str, error: str) -> None:
-    guest = Guest(ENTRIES6)
-    agent = guest.agent(env=armed(guest.qube, place, error))
+    appvm = AppVm(ENTRIES6)
+    agent = appvm.agent(env=armed(appvm.qube, place, error))
     pid = agent.pid
-    guest.soon_configured(**WITH6)
-    following = guest.qube.spawn("monitor", *guest.program("monitor"))
-    eventually(lambda: "following" in following.output(), 20, trouble=guest.log)
-    throw(guest.qube)
-    guest.qube.spawn("another", *guest.program("monitor"))
-    guest.write("/qubes-ip", "10.137.0.6")
-    asked(thrown(guest.qube, 10), guest.log)
-    guest.soon_configured(ip="10.137.0.6/32", **WITH6)
-    guest.write("/qubes-ip", "10.137.0.7")
-    eventually(lambda: "10.137.0.7/32" in following.output(), trouble=guest.log)
-    guest_healthy(guest, agent, pid)
+    appvm.soon_configured(**WITH6)
+    following = appvm.qube.spawn("monitor", *appvm.program("monitor"))
+    eventually(lambda: "following" in following.output(), 20, trouble=appvm.log)
+    throw(appvm.qube)
+    appvm.qube.spawn("another", *appvm.program("monitor"))
+    appvm.write("/qubes-ip", "10.137.0.6")
+    asked(thrown(appvm.qube, 10), appvm.log)
+    appvm.soon_configured(ip="10.137.0.6/32", **WITH6)
+    appvm.write("/qubes-ip", "10.137.0.7")
+    eventually(lambda: "10.137.0.7/32" in following.output(), trouble=appvm.log)
+    guest_healthy(appvm, agent, pid)
 
 
 @thrown_at(("place", "error"), table.HANGING)
 def test_an_error_while_a_program_that_hangs_is_ended(place: str, error: str) -> None:
-    guest = Guest(ENTRIES6)
+    appvm = AppVm(ENTRIES6)
     needs(SYSCTL)
-    agent = guest.agent(env=armed(guest.qube, place, error))
+    agent = appvm.agent(env=armed(appvm.qube, place, error))
     pid = agent.pid
-    guest.soon_configured(**WITH6)
-    guest.qube.write("/run/lab/hangs", "#!/bin/sh\necho $$ > /run/lab/hung\nexec sleep 600\n")
-    guest.qube.path("/run/lab/hangs").chmod(0o755)
-    guest.qube.run("mount", "--bind", "/run/lab/hangs", SYSCTL)
-    throw(guest.qube)
-    guest.qube.wire("ip link set eth0 down")
-    asked(thrown(guest.qube, 20), guest.log)
-    guest.qube.run("umount", "--lazy", SYSCTL)
-    guest.soon_configured(**WITH6)
-    guest_healthy(guest, agent, pid)
-    eventually(lambda: not running_in(guest, "sleep\0600"), trouble=guest.log)
+    appvm.soon_configured(**WITH6)
+    appvm.qube.write("/run/lab/hangs", "#!/bin/sh\necho $$ > /run/lab/hung\nexec sleep 600\n")
+    appvm.qube.path("/run/lab/hangs").chmod(0o755)
+    appvm.qube.run("mount", "--bind", "/run/lab/hangs", SYSCTL)
+    throw(appvm.qube)
+    appvm.qube.wire("ip link set eth0 down")
+    asked(thrown(appvm.qube, 20), appvm.log)
+    appvm.qube.run("umount", "--lazy", SYSCTL)
+    appvm.soon_configured(**WITH6)
+    guest_healthy(appvm, agent, pid)
+    eventually(lambda: not running_in(appvm, "sleep\0600"), trouble=appvm.log)
 
 
-def running_in(guest: Guest, words: str) -> list[str]:
+def running_in(appvm: AppVm, words: str) -> list[str]:
     """Processes of the qube with these words on their command line, stopped ones too."""
-    listed = guest.qube.run("sh", "-c", "grep -alF 'sleep' /proc/[0-9]*/cmdline || :").stdout.split()
-    return [path for path in listed if guest.qube.run("cat", path, check=False).stdout.startswith(words)]
+    listed = appvm.qube.run("sh", "-c", "grep -alF 'sleep' /proc/[0-9]*/cmdline || :").stdout.split()
+    return [path for path in listed if appvm.qube.run("cat", path, check=False).stdout.startswith(words)]

@@ -8,141 +8,141 @@ import signal
 import pytest
 
 from tests.support.eventually import eventually, never
-from tests.support.qubes.appvm import DNS, ENTRIES, GATEWAY_FLAG, VIF, ArpListener, Guest
+from tests.support.qubes.appvm import DNS, ENTRIES, GATEWAY_FLAG, VIF, AppVm, ArpListener
 
 FALLING = "falling back to the gateway route"
 
 
-def probed(guest: Guest, address: str = DNS) -> bool:
+def probed(appvm: AppVm, address: str = DNS) -> bool:
     """The provider has answered the probe."""
-    return address in guest.oracle.neighbours("eth0", permanent=False)
+    return address in appvm.oracle.neighbours("eth0", permanent=False)
 
 
 def test_a_prompt_provider_keeps_the_device_route() -> None:
-    guest = Guest()
-    guest.agent()
-    eventually(lambda: probed(guest), trouble=guest.log)
-    never(lambda: guest.said(FALLING), 0.5)
-    guest.check()
-    assert guest.status()["interfaces"][0]["style_reason"] == "default"
+    appvm = AppVm()
+    appvm.agent()
+    eventually(lambda: probed(appvm), trouble=appvm.log)
+    never(lambda: appvm.said(FALLING), 0.5)
+    appvm.check()
+    assert appvm.status()["interfaces"][0]["style_reason"] == "default"
 
 
 def test_a_first_answer_that_got_lost_is_asked_for_again_before_anybody_else() -> None:
     """A new link drops what comes in its first moment, and the kernel alone would wait for a second."""
-    guest = Guest(plugged=False)
-    guest.plug(arp="own")
-    with ArpListener(guest) as provider:
-        guest.agent(wait=False)
+    appvm = AppVm(plugged=False)
+    appvm.plug(arp="own")
+    with ArpListener(appvm) as provider:
+        appvm.agent(wait=False)
         provider.request_for(DNS)
         asked, again = provider.request()
         assert asked == DNS
         provider.answer(again)
-        eventually(lambda: probed(guest), trouble=guest.log)
+        eventually(lambda: probed(appvm), trouble=appvm.log)
 
 
 @pytest.mark.behaviour("B10")
 @pytest.mark.parametrize("arp", ["own", "off"])
 def test_a_provider_that_does_not_answer(arp: str) -> None:
     """A Whonix gateway answers for itself only; one with anti-spoofing perhaps not at all."""
-    guest = Guest(plugged=False)
-    guest.plug(arp=arp)
-    agent = guest.agent()
-    guest.soon_configured(style="gateway")
+    appvm = AppVm(plugged=False)
+    appvm.plug(arp=arp)
+    agent = appvm.agent()
+    appvm.soon_configured(style="gateway")
     for _ in range(3):
         agent.signal(signal.SIGHUP)
-        guest.qube.guestnet("apply")
-    guest.check(style="gateway")
-    assert guest.said(FALLING) == 1
-    (interface,) = guest.status()["interfaces"]
+        appvm.qube.guestnet("apply")
+    appvm.check(style="gateway")
+    assert appvm.said(FALLING) == 1
+    (interface,) = appvm.status()["interfaces"]
     assert (interface["style"], interface["style_reason"][:28]) == ("gateway", "fall-back: no ARP answer for")
-    text = guest.qube.guestnet("status", check=False).stdout
+    text = appvm.qube.guestnet("status", check=False).stdout
     assert "default route: gateway route (fall-back: no ARP answer for 10.139.1.1 and 10.139.1.2 within 100 ms" in text
 
 
 def test_a_provider_that_answers_late() -> None:
-    guest = Guest(plugged=False)
-    guest.plug(arp="own")
-    with ArpListener(guest) as provider:
-        guest.agent(wait=False)
+    appvm = AppVm(plugged=False)
+    appvm.plug(arp="own")
+    with ArpListener(appvm) as provider:
+        appvm.agent(wait=False)
         request = provider.request_for(DNS)
-        guest.soon_configured(style="gateway")
+        appvm.soon_configured(style="gateway")
         provider.answer(request)
-        eventually(lambda: probed(guest))
-        never(lambda: len(guest.oracle.default_routes(4)) != 1, 0.3)
-    guest.check(style="gateway")
-    assert guest.said(FALLING) == 1
+        eventually(lambda: probed(appvm))
+        never(lambda: len(appvm.oracle.default_routes(4)) != 1, 0.3)
+    appvm.check(style="gateway")
+    assert appvm.said(FALLING) == 1
 
 
 def test_the_fall_back_outlives_the_agent() -> None:
-    guest = Guest(plugged=False)
-    guest.plug(arp="own")
-    agent = guest.agent()
-    guest.soon_configured(style="gateway")
+    appvm = AppVm(plugged=False)
+    appvm.plug(arp="own")
+    agent = appvm.agent()
+    appvm.soon_configured(style="gateway")
     agent.kill()
-    guest.agent()
-    guest.check(style="gateway")
-    assert guest.said(FALLING) == 1
+    appvm.agent()
+    appvm.check(style="gateway")
+    assert appvm.said(FALLING) == 1
 
 
 def test_a_new_interface_starts_with_the_device_route_again() -> None:
-    guest = Guest(plugged=False)
-    guest.plug(arp="own")
-    guest.agent()
-    guest.soon_configured(style="gateway")
-    guest.unplug()
-    guest.plug(arp="proxy")
-    eventually(lambda: probed(guest), trouble=guest.log)
-    guest.soon_configured()
-    never(lambda: guest.said(FALLING) > 1, 0.3)
+    appvm = AppVm(plugged=False)
+    appvm.plug(arp="own")
+    appvm.agent()
+    appvm.soon_configured(style="gateway")
+    appvm.unplug()
+    appvm.plug(arp="proxy")
+    eventually(lambda: probed(appvm), trouble=appvm.log)
+    appvm.soon_configured()
+    never(lambda: appvm.said(FALLING) > 1, 0.3)
 
 
 def test_another_gateway_is_tried_anew() -> None:
-    guest = Guest(plugged=False)
-    guest.plug(arp="own")
-    guest.agent()
-    guest.soon_configured(style="gateway")
-    guest.provider.wire(f"echo 1 > /proc/sys/net/ipv4/conf/{VIF}/proxy_arp")
-    guest.ip("neighbour", "flush", "dev", "eth0")  # the kernel asks for it once a second, and so still does
-    guest.write("/qubes-gateway", "10.139.1.7")
-    guest.soon_configured(gateway="10.139.1.7")
-    never(lambda: guest.said(FALLING) > 1, 0.5)
-    guest.check(gateway="10.139.1.7")
+    appvm = AppVm(plugged=False)
+    appvm.plug(arp="own")
+    appvm.agent()
+    appvm.soon_configured(style="gateway")
+    appvm.provider.wire(f"echo 1 > /proc/sys/net/ipv4/conf/{VIF}/proxy_arp")
+    appvm.ip("neighbour", "flush", "dev", "eth0")  # the kernel asks for it once a second, and so still does
+    appvm.write("/qubes-gateway", "10.139.1.7")
+    appvm.soon_configured(gateway="10.139.1.7")
+    never(lambda: appvm.said(FALLING) > 1, 0.5)
+    appvm.check(gateway="10.139.1.7")
 
 
 def test_without_carrier_nobody_is_asked() -> None:
     """On Xen the interface is there before the provider's end is: its silence says nothing."""
-    guest = Guest(plugged=False)
-    guest.plug(up=False)
-    guest.agent()
-    never(lambda: guest.said(FALLING), 0.5)
-    guest.check()
-    guest.provider.wire(f"ip link set {VIF} up; ip route add 10.137.0.5/32 dev {VIF}")
-    eventually(lambda: probed(guest), trouble=guest.log)
-    guest.check()
-    assert guest.said(FALLING) == 0
+    appvm = AppVm(plugged=False)
+    appvm.plug(up=False)
+    appvm.agent()
+    never(lambda: appvm.said(FALLING), 0.5)
+    appvm.check()
+    appvm.provider.wire(f"ip link set {VIF} up; ip route add 10.137.0.5/32 dev {VIF}")
+    eventually(lambda: probed(appvm), trouble=appvm.log)
+    appvm.check()
+    assert appvm.said(FALLING) == 0
 
 
 def test_the_link_goes_down_and_up_while_it_is_probed() -> None:
-    guest = Guest()
-    guest.agent()
-    eventually(lambda: probed(guest), trouble=guest.log)
+    appvm = AppVm()
+    appvm.agent()
+    eventually(lambda: probed(appvm), trouble=appvm.log)
     for _ in range(10):
-        guest.provider.wire(f"ip link set {VIF} down; ip link set {VIF} up; ip route append 10.137.0.5/32 dev {VIF}")
-        guest.ip("link", "set", "eth0", "down")
-        guest.soon_configured()
-    assert guest.said(FALLING) == 0
+        appvm.provider.wire(f"ip link set {VIF} down; ip link set {VIF} up; ip route append 10.137.0.5/32 dev {VIF}")
+        appvm.ip("link", "set", "eth0", "down")
+        appvm.soon_configured()
+    assert appvm.said(FALLING) == 0
 
 
 @pytest.mark.parametrize("entries", [{k: v for k, v in ENTRIES.items() if "dns" not in k}, ENTRIES])
 def test_nobody_is_asked_in_vain(entries: dict[str, str]) -> None:
     """Without a virtual DNS address, or when the gateway is used anyhow, no question is on the wire."""
-    guest = Guest(entries, plugged=False)
-    guest.plug(arp="own")
-    guest.qube.set_flag(GATEWAY_FLAG, entries is ENTRIES)
-    guest.agent()
-    never(lambda: guest.said(FALLING), 0.4)
+    appvm = AppVm(entries, plugged=False)
+    appvm.plug(arp="own")
+    appvm.qube.set_flag(GATEWAY_FLAG, entries is ENTRIES)
+    appvm.agent()
+    never(lambda: appvm.said(FALLING), 0.4)
     if entries is ENTRIES:
-        guest.check(style="gateway")
+        appvm.check(style="gateway")
     else:
-        guest.check(servers=("10.137.0.1",))
-    assert "10.139.1.1" not in str(guest.oracle.ip("neighbour", "show", "dev", "eth0"))
+        appvm.check(servers=("10.137.0.1",))
+    assert "10.139.1.1" not in str(appvm.oracle.ip("neighbour", "show", "dev", "eth0"))

@@ -13,7 +13,7 @@ from tests.support.eventually import eventually
 from tests.support.faults.lacking_arp import lacking
 from tests.support.packets.arp import ASKS, Speaker
 from tests.support.packets.losses import every_packet_returns
-from tests.support.qubes.provider import ENTRIES6, GATEWAY, VIF_MAC, WORLD, Behind, Hosting
+from tests.support.qubes.provider import ENTRIES6, GATEWAY, VIF_MAC, WORLD, Client, Provider
 
 pytestmark = pytest.mark.behaviour("B114")
 
@@ -22,7 +22,7 @@ ASKED_EVERY_S = 0.002
 
 
 @contextlib.contextmanager
-def asking(behind: Behind) -> Iterator[None]:
+def asking(behind: Client) -> Iterator[None]:
     """Ask by ARP all the time, as a qube with a device route does for each new destination."""
     speaker, ended = Speaker(behind.qube, "eth0", VIF_MAC), threading.Event()
 
@@ -39,16 +39,16 @@ def asking(behind: Behind) -> Iterator[None]:
         thread.join()
 
 
-def is_heard(host: Hosting, behind: Behind) -> None:
+def is_heard(host: Provider, behind: Client) -> None:
     """All it asked since the table was made was heard, and it still is."""
     Speaker(behind.qube, "eth0", VIF_MAC).must_be_answered(behind.ip, behind.mac, GATEWAY)
     assert host.elements("allowed", "arp") == {f"{behind.vif} {behind.ip} {behind.mac}"}
     assert host.drops("input", "arp") == 0
 
 
-def upgraded(*, release_without_arp: bool) -> tuple[Hosting, Behind]:
+def upgraded(*, release_without_arp: bool) -> tuple[Provider, Client]:
     """A provider whose agent was stopped for an upgrade, with a qube that goes on."""
-    host = Hosting(ENTRIES6, rules=False, agent=False)
+    host = Provider(ENTRIES6, rules=False, agent=False)
     environment = lacking(host.qube)  # loads just what a former release loaded
     if not release_without_arp:
         host.qube.run("umount", "/usr/sbin/nft")
@@ -92,7 +92,7 @@ def test_it_was_deleted_while_no_agent_ran() -> None:
 
 @pytest.mark.parametrize("store", [True, False], ids=["with QubesDB", "without QubesDB"])
 def test_it_is_deleted_while_the_agent_runs(store: bool) -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind = host.attach(4)
     if not store:
         host.qube.stop_store()

@@ -8,23 +8,23 @@ from pathlib import Path
 import pytest
 
 from tests.support.programs.releases import PYROUTE2, TREE, copy
-from tests.support.qubes.appvm import IP, Guest
+from tests.support.qubes.appvm import IP, AppVm
 
 
 @pytest.mark.behaviour("B149")
 @pytest.mark.parametrize("broken", PYROUTE2)
 def test_the_agent_configures_its_interface_all_the_same(broken: str, tmp_path: Path) -> None:
-    guest = Guest(plugged=False)
+    appvm = AppVm(plugged=False)
     # Below /run, because a qube does not see the folder of a test.
-    folder = guest.qube.path("/run/releases")
+    folder = appvm.qube.path("/run/releases")
     folder.mkdir()
     PYROUTE2[broken](copy("pyroute2", folder))
-    agent = guest.qube.start_agent(env={"PYTHONPATH": f"/run/releases:{TREE}"}, deadline=30)
-    guest.plug()
-    guest.soon_configured()
-    assert f"{IP}/32" in guest.oracle.addresses("eth0")
+    agent = appvm.qube.start_agent(env={"PYTHONPATH": f"/run/releases:{TREE}"}, deadline=30)
+    appvm.plug()
+    appvm.soon_configured()
+    assert f"{IP}/32" in appvm.oracle.addresses("eth0")
     assert agent.output().count("importing all of pyroute2") == 1
-    guest.qube.guestnet("uplink", "remove", "eth0", env={"PYTHONPATH": f"/run/releases:{TREE}"})
-    link = guest.oracle.link("eth0")
+    appvm.qube.guestnet("uplink", "remove", "eth0", env={"PYTHONPATH": f"/run/releases:{TREE}"})
+    link = appvm.oracle.link("eth0")
     assert link is not None
     assert "UP" not in link["flags"]

@@ -17,8 +17,8 @@ from qubes_guestnet.system.dbus import bus as dbus
 from tests.support.eventually import eventually
 from tests.support.needs import needs
 from tests.support.programs.bus_peer import GOOD, SERVICE
-from tests.support.qubes.appvm import DNS, Guest
-from tests.support.qubes.provider import ENTRIES, ROUTER, UPLINK, Hosting
+from tests.support.qubes.appvm import DNS, AppVm
+from tests.support.qubes.provider import ENTRIES, ROUTER, UPLINK, Provider
 
 BUSES = ("dbus-daemon", "dbus-broker")
 FORGED = 100_000
@@ -62,7 +62,7 @@ def test_a_hundred_thousand_forged_messages_of_every_type_change_nothing(
     bus: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """On a bus without any policy, and with a serial that the other program knows: it is the sender that counts."""
-    qube = Qube("guest")
+    qube = Qube("appvm")
     Daemons(qube).dbus(bus, policy=False)
     service = other(qube, "serve", SERVICE, "0.005")
     eventually(lambda: "ready" in service.output(), trouble=service.output)
@@ -105,7 +105,7 @@ def held_kb(pid: int) -> int:
         return int(re.findall(r"VmHWM:\s+(\d+)", status.read())[0])
 
 
-def led_to(host: Hosting) -> set[str]:
+def led_to(host: Provider) -> set[str]:
     """Where the virtual DNS leads."""
     return {rule.split()[-1] for rule in host.rules("ip", "dnat-dns")}
 
@@ -115,7 +115,7 @@ def led_to(host: Hosting) -> set[str]:
 @pytest.mark.parametrize("how", ["flood", "trickle"])
 @both
 def test_a_provider_goes_on_as_if_there_were_none(bus: str, how: str) -> None:
-    host = Hosting(ENTRIES, agent=False, servers=["127.0.0.53"])
+    host = Provider(ENTRIES, agent=False, servers=["127.0.0.53"])
     daemons = Daemons(host.qube)
     daemons.dbus(bus)
     daemons.resolved()
@@ -138,39 +138,39 @@ def test_a_provider_goes_on_as_if_there_were_none(bus: str, how: str) -> None:
 @pytest.mark.behaviour("B111")
 @both
 def test_a_key_of_dom0_is_followed_whatever_comes(bus: str) -> None:
-    guest = Guest()
-    Daemons(guest.qube).dbus(bus)
-    guest.agent()
-    guest.soon_configured()
-    others = [other(guest.qube, how, "agent") for how in ("flood", "trickle")]
+    appvm = AppVm()
+    Daemons(appvm.qube).dbus(bus)
+    appvm.agent()
+    appvm.soon_configured()
+    others = [other(appvm.qube, how, "agent") for how in ("flood", "trickle")]
     eventually(lambda: all("to :1" in one.output() for one in others))
     for number in range(20):
-        guest.write("/qubes-ip", f"10.137.0.{100 + number}")
-        guest.soon_configured(ip=f"10.137.0.{100 + number}/32")
+        appvm.write("/qubes-ip", f"10.137.0.{100 + number}")
+        appvm.soon_configured(ip=f"10.137.0.{100 + number}/32")
     assert all(one.running for one in others)
 
 
 @pytest.mark.behaviour("B111")
 @both
 def test_messages_that_are_too_long_are_told_once_and_names_are_right_all_the_time(bus: str) -> None:
-    guest = Guest()
-    daemons = Daemons(guest.qube)
+    appvm = AppVm()
+    daemons = Daemons(appvm.qube)
     daemons.dbus(bus)
     daemons.resolved()
-    agent = guest.agent()
-    guest.soon_configured()
+    agent = appvm.agent()
+    appvm.soon_configured()
     before = held_kb(agent.pid)
-    hitting = other(guest.qube, "long", "agent", "70000")
+    hitting = other(appvm.qube, "long", "agent", "70000")
     hits = lambda: hitting.output().count("hit")  # noqa: E731
     for wanted, server in ((1, "10.139.1.7"), (3, "10.139.1.8"), (4, "10.139.1.9")):
         eventually(lambda wanted=wanted: hits() >= wanted, 20, trouble=hitting.output)  # type: ignore[misc]
-        guest.write("/qubes-secondary-dns", server)
+        appvm.write("/qubes-secondary-dns", server)
         eventually(  # type: ignore[misc]
-            lambda server=server: daemons.resolvectl("dns", "eth0").split() == [DNS, server], BUSY_S, trouble=guest.log
+            lambda server=server: daemons.resolvectl("dns", "eth0").split() == [DNS, server], BUSY_S, trouble=appvm.log
         )
     assert hits() < 12, "it is not there again at once"
-    assert guest.said("70") == 1, guest.log()
+    assert appvm.said("70") == 1, appvm.log()
     assert held_kb(agent.pid) < before + HELD_KB
     hitting.kill()
-    guest.write("/qubes-ip", "10.137.0.66")
-    guest.soon_configured(ip="10.137.0.66/32", servers=(DNS, "10.139.1.9"))
+    appvm.write("/qubes-ip", "10.137.0.66")
+    appvm.soon_configured(ip="10.137.0.66/32", servers=(DNS, "10.139.1.9"))

@@ -17,7 +17,7 @@ from tests.netns.test_networkmanager import start as with_networkmanager
 from tests.netns.test_resolved import knows
 from tests.support.eventually import eventually, never
 from tests.support.needs import needs
-from tests.support.qubes.appvm import DNS, DNS2, ENTRIES, Guest
+from tests.support.qubes.appvm import DNS, DNS2, ENTRIES, AppVm
 
 BUSES = ("dbus-daemon", "dbus-broker")
 RELOAD = ("busctl", "call", "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "ReloadConfig")
@@ -30,9 +30,9 @@ def _tools() -> None:
     needs("dbus-daemon", "dbus-broker-launch", "busctl", "/lib/systemd/systemd-resolved")
 
 
-def agent(guest: Guest) -> Service:
-    assert guest.qube.agent is not None
-    return guest.qube.agent
+def agent(appvm: AppVm) -> Service:
+    assert appvm.qube.agent is not None
+    return appvm.qube.agent
 
 
 def bus_ends(qube: Qube, daemons: Daemons, how: str) -> None:
@@ -48,45 +48,45 @@ def bus_ends(qube: Qube, daemons: Daemons, how: str) -> None:
 @pytest.mark.parametrize("how", ["stop", "kill"])
 @pytest.mark.parametrize(("first", "second"), WAYS)
 def test_resolved_is_taken_up_again(first: str, second: str, how: str) -> None:
-    guest = Guest(ENTRIES)
-    daemons = Daemons(guest.qube)
+    appvm = AppVm(ENTRIES)
+    daemons = Daemons(appvm.qube)
     daemons.dbus(first)
     daemons.resolved()
-    guest.agent()
-    knows(guest, daemons)
-    guest.qube.run(*RELOAD)
-    guest.write("/qubes-secondary-dns", "10.139.1.3")
-    knows(guest, daemons, (DNS, "10.139.1.3"))
-    bus_ends(guest.qube, daemons, how)
-    guest.write("/qubes-secondary-dns", "10.139.1.4")
-    eventually(lambda: guest.servers() == [DNS, "10.139.1.4"], what="resolv.conf without a bus", trouble=guest.log)
+    appvm.agent()
+    knows(appvm, daemons)
+    appvm.qube.run(*RELOAD)
+    appvm.write("/qubes-secondary-dns", "10.139.1.3")
+    knows(appvm, daemons, (DNS, "10.139.1.3"))
+    bus_ends(appvm.qube, daemons, how)
+    appvm.write("/qubes-secondary-dns", "10.139.1.4")
+    eventually(lambda: appvm.servers() == [DNS, "10.139.1.4"], what="resolv.conf without a bus", trouble=appvm.log)
     daemons.stop("resolved")
     daemons.dbus(second)
     daemons.resolved()
-    knows(guest, daemons, (DNS, "10.139.1.4"))
-    guest.write("/qubes-secondary-dns", DNS2)
-    knows(guest, daemons, (DNS, DNS2))
-    assert agent(guest).running
+    knows(appvm, daemons, (DNS, "10.139.1.4"))
+    appvm.write("/qubes-secondary-dns", DNS2)
+    knows(appvm, daemons, (DNS, DNS2))
+    assert agent(appvm).running
 
 
 @pytest.mark.behaviour("B25")
 @pytest.mark.parametrize("bus", BUSES)
 def test_networkmanager_is_taken_up_again(bus: str) -> None:
-    guest, daemons = with_networkmanager(ENTRIES)
+    appvm, daemons = with_networkmanager(ENTRIES)
     daemons.stop("dbus")
     daemons.dbus(bus)
-    assert guest.qube.path(f"/run/qubes-service/{FLAG}").exists()
+    assert appvm.qube.path(f"/run/qubes-service/{FLAG}").exists()
     daemons.networkmanager()
-    guest.agent()
-    soon_managed(guest, daemons, ipv6=False)
-    guest.qube.run(*RELOAD)
-    guest.write("/qubes-ip", "10.137.0.77")
-    soon_managed(guest, daemons, ip="10.137.0.77", ipv6=False)
+    appvm.agent()
+    soon_managed(appvm, daemons, ipv6=False)
+    appvm.qube.run(*RELOAD)
+    appvm.write("/qubes-ip", "10.137.0.77")
+    soon_managed(appvm, daemons, ip="10.137.0.77", ipv6=False)
     daemons.stop("networkmanager")
-    bus_ends(guest.qube, daemons, "kill")
-    guest.write("/qubes-ip", IP)
-    never(lambda: not agent(guest).running, 1.0)
+    bus_ends(appvm.qube, daemons, "kill")
+    appvm.write("/qubes-ip", IP)
+    never(lambda: not agent(appvm).running, 1.0)
     daemons.dbus(bus)
     daemons.networkmanager()
-    soon_managed(guest, daemons, ipv6=False)
-    assert agent(guest).running
+    soon_managed(appvm, daemons, ipv6=False)
+    assert agent(appvm).running

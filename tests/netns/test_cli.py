@@ -23,7 +23,7 @@ from tests.support.qubes.appvm import (
     IP,
     IP6,
     MAC,
-    Guest,
+    AppVm,
 )
 
 PROGRAM = (sys.executable, "-m", "qubes_guestnet")
@@ -122,15 +122,15 @@ def test_wrong_words_are_shown_escaped_and_lead_to_the_help(words: str) -> None:
 
 def test_what_is_not_there_to_be_taken_down_is_said() -> None:
     """A mistyped name is not passed over without a word; a name that is gone is no failure (B18)."""
-    guest = Guest()
-    guest.plug("eth1", "00:16:3e:5e:6c:99", "vif5.1")
+    appvm = AppVm()
+    appvm.plug("eth1", "00:16:3e:5e:6c:99", "vif5.1")
     for name, why in (("eth7", "is not there"), ("eth1", "was not configured by qubes-guestnet")):
-        assert guest.qube.guestnet("uplink", "remove", name).stdout == f"{name} {why}: nothing to do\n"
+        assert appvm.qube.guestnet("uplink", "remove", name).stdout == f"{name} {why}: nothing to do\n"
 
 
 @pytest.mark.parametrize("verb", ["apply", "plan"])
 def test_the_interface_of_a_qube_behind_is_no_uplink(verb: str) -> None:
-    failed = Guest().qube.guestnet(verb, "vif4.0", check=False)
+    failed = AppVm().qube.guestnet(verb, "vif4.0", check=False)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr == (
         "qubes-guestnet: vif4.0 is the interface of a qube behind this one, and no uplink; "
@@ -158,13 +158,13 @@ def test_without_qubesdb_one_line_says_what_to_do() -> None:
 
 
 def test_what_plan_prints_is_what_apply_does() -> None:
-    guest = Guest()
-    planned = guest.qube.guestnet("plan")
+    appvm = AppVm()
+    planned = appvm.qube.guestnet("plan")
     assert ([line.partition("  # ")[0] for line in planned.stdout.splitlines()], planned.stderr) == (
         [*PLAN, PUBLISH],
         "",
     )
-    data = json.loads(guest.qube.guestnet("plan", "--json").stdout)
+    data = json.loads(appvm.qube.guestnet("plan", "--json").stdout)
     assert [each["operation"] for each in data] == [*PLAN, PUBLISH]
     assert f"{PLAN[8]}  # down → up: the interface is ready" in planned.stdout.splitlines()
     assert data[6] == {
@@ -174,38 +174,38 @@ def test_what_plan_prints_is_what_apply_does() -> None:
         "will_be": f"{IP}/32",
         "reason": "dom0 gives this address",
     }
-    dry = guest.qube.guestnet("apply", "--dry-run")
+    dry = appvm.qube.guestnet("apply", "--dry-run")
     assert dry.stdout == planned.stdout
-    assert guest.oracle.addresses("eth0") == set()
-    assert guest.servers() == []
-    assert not guest.qube.path("/run/qubes-guestnet").exists()
-    applied = guest.qube.guestnet("apply")
+    assert appvm.oracle.addresses("eth0") == set()
+    assert appvm.servers() == []
+    assert not appvm.qube.path("/run/qubes-guestnet").exists()
+    applied = appvm.qube.guestnet("apply")
     assert applied.stdout.splitlines() == [*PLAN, "/etc/resolv.conf written"]
     for verb in ("apply", "plan"):
-        again = guest.qube.guestnet(verb)
+        again = appvm.qube.guestnet(verb)
         assert (again.stdout, again.stderr) == ("", "")
-    assert json.loads(guest.qube.guestnet("plan", "--json").stdout) == []
+    assert json.loads(appvm.qube.guestnet("plan", "--json").stdout) == []
 
 
 def test_the_words_of_a_plan_are_commands_that_work() -> None:
     """What it prints can be pasted into a shell, and gives the same network."""
-    guest = Guest(ENTRIES6)
-    lines = guest.qube.guestnet("plan").stdout.splitlines()
-    guest.oracle.run("sh", "-ec", "\n".join(line for line in lines if line.startswith(("ip ", "sysctl "))))
-    guest.check(servers=None, **WITH6)
-    (left,) = guest.qube.guestnet("plan").stdout.splitlines()
+    appvm = AppVm(ENTRIES6)
+    lines = appvm.qube.guestnet("plan").stdout.splitlines()
+    appvm.oracle.run("sh", "-ec", "\n".join(line for line in lines if line.startswith(("ip ", "sysctl "))))
+    appvm.check(servers=None, **WITH6)
+    (left,) = appvm.qube.guestnet("plan").stdout.splitlines()
     assert left.startswith(f"{PUBLISH}  # no nameserver → {DNS} {DNS2}: ")
 
 
 @pytest.mark.parametrize("name", ["eth0", "eth1"])
 def test_one_interface_only(name: str) -> None:
-    guest = Guest()
+    appvm = AppVm()
     other = "00:16:3e:5e:6c:99"
-    guest.write(f"/net-config/{other}/ip", "192.168.7.5")
-    guest.plug("eth1", other, "vif5.1")
-    guest.qube.guestnet("apply", name)
-    assert guest.oracle.addresses("eth0") == ({f"{IP}/32"} if name == "eth0" else set())
-    assert guest.oracle.addresses("eth1") == ({"192.168.7.5/32"} if name == "eth1" else set())
+    appvm.write(f"/net-config/{other}/ip", "192.168.7.5")
+    appvm.plug("eth1", other, "vif5.1")
+    appvm.qube.guestnet("apply", name)
+    assert appvm.oracle.addresses("eth0") == ({f"{IP}/32"} if name == "eth0" else set())
+    assert appvm.oracle.addresses("eth1") == ({"192.168.7.5/32"} if name == "eth1" else set())
 
 
 @pytest.mark.behaviour("B141")
@@ -214,76 +214,76 @@ def test_one_interface_only(name: str) -> None:
               "uplink add {}"]
 )  # fmt: skip
 def test_a_mistyped_interface_is_wrong_usage_and_the_real_ones_are_named(words: str) -> None:
-    guest = Guest()
-    guest.plug("eth1", "00:16:3e:5e:6c:99", "vif5.1")
+    appvm = AppVm()
+    appvm.plug("eth1", "00:16:3e:5e:6c:99", "vif5.1")
     for name in ("eth2", "eth", "eth0 ", "\x1b[31m", "x" * 100):
-        failed = guest.qube.guestnet(*(word.format(name) for word in words.split()), check=False)
+        failed = appvm.qube.guestnet(*(word.format(name) for word in words.split()), check=False)
         assert (failed.returncode, failed.stdout) == (2, ""), name
         (line,) = failed.stderr.splitlines()
         assert line.endswith(" is no interface that dom0 manages; it manages eth0"), line
         assert "\x1b" not in line
-    assert guest.oracle.addresses("eth0") == set()
+    assert appvm.oracle.addresses("eth0") == set()
     for name in ("eth1", "lo"):  # these are there, and dom0 manages another one: udev calls for each card
-        done = guest.qube.guestnet(*(word.format(name) for word in words.split()), check=False)
+        done = appvm.qube.guestnet(*(word.format(name) for word in words.split()), check=False)
         assert done.returncode == (0 if words.startswith("uplink") else 2), name
         assert ("nothing to do" in done.stdout) == words.startswith("uplink")
 
 
 @pytest.mark.behaviour("B141")
 def test_the_real_names_where_there_is_no_interface() -> None:
-    guest = Guest(plugged=False)
-    failed = guest.qube.guestnet("status", "eth0", check=False)
+    appvm = AppVm(plugged=False)
+    failed = appvm.qube.guestnet("status", "eth0", check=False)
     assert failed.returncode == 2
     assert failed.stderr.endswith(f"; the interface with the address {MAC} is not there\n")
-    guest.qube.guestnet("uplink", "remove", "eth0")  # it went before its unit was stopped
-    guest = Guest({})
-    failed = guest.qube.guestnet("status", "eth0", check=False)
+    appvm.qube.guestnet("uplink", "remove", "eth0")  # it went before its unit was stopped
+    appvm = AppVm({})
+    failed = appvm.qube.guestnet("status", "eth0", check=False)
     assert failed.returncode == 2
     assert failed.stderr.endswith("; it manages no interface of this qube\n")
 
 
 def test_apply_with_an_error_does_the_rest_and_says_so() -> None:
-    guest = Guest({**ENTRIES, "/qubes-ip6": "fe80::1", "/qubes-secondary-dns": "10.139.1.2"})
-    failed = guest.qube.guestnet("apply", check=False)
+    appvm = AppVm({**ENTRIES, "/qubes-ip6": "fe80::1", "/qubes-secondary-dns": "10.139.1.2"})
+    failed = appvm.qube.guestnet("apply", check=False)
     assert failed.returncode == 1
     assert failed.stdout.splitlines()[: len(PLAN)] == PLAN
     assert failed.stderr.startswith("qubes-guestnet: /qubes-ip6: 'fe80::1' is not valid, expected ")
     assert len(failed.stderr.splitlines()) == 1
-    guest.check()
+    appvm.check()
 
 
 def test_plan_with_an_invalid_value() -> None:
-    guest = Guest({**ENTRIES, "/qubes-ip": "here; rm -rf /\n\x1b[31m"})
-    failed = guest.qube.guestnet("plan", check=False)
+    appvm = AppVm({**ENTRIES, "/qubes-ip": "here; rm -rf /\n\x1b[31m"})
+    failed = appvm.qube.guestnet("plan", check=False)
     assert failed.returncode == 1
     assert "\x1b" not in failed.stderr
     assert "address add" not in failed.stdout
 
 
 def test_what_is_called_without_the_right_to_change_says_so() -> None:
-    guest = Guest()
-    done = guest.qube.run("unshare", "--user", *PROGRAM, "apply", check=False)
+    appvm = AppVm()
+    done = appvm.qube.run("unshare", "--user", *PROGRAM, "apply", check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert guest.oracle.addresses("eth0") == set()
+    assert appvm.oracle.addresses("eth0") == set()
 
 
 # --- uplink --------------------------------------------------------------------------------------------------------
 
 
 def test_uplink_add_waits_for_a_qubesdb_that_comes_late() -> None:
-    guest = Guest(None)
-    adding = guest.qube.spawn("add", *PROGRAM, "uplink", "add", "eth0")
+    appvm = AppVm(None)
+    adding = appvm.qube.spawn("add", *PROGRAM, "uplink", "add", "eth0")
     eventually(lambda: "/usr" in adding.output() or adding.running)
-    guest.qube.start_store(ENTRIES)
+    appvm.qube.start_store(ENTRIES)
     assert adding.wait(15) == 0, adding.tail()
-    guest.check()
+    appvm.check()
 
 
 def test_uplink_add_gives_up_on_a_qubesdb_that_never_comes() -> None:
-    guest = Guest(None)
+    appvm = AppVm(None)
     sooner = "from qubes_guestnet.cli import main, reading; reading.STORE_SECONDS = 0.5; raise SystemExit(main.main())"
-    failed = guest.qube.run(sys.executable, "-c", sooner, "uplink", "add", "eth0", check=False)
+    failed = appvm.qube.run(sys.executable, "-c", sooner, "uplink", "add", "eth0", check=False)
     assert failed.returncode == 1
     assert "qubes-db.service running?" in failed.stderr
     assert len(failed.stderr.splitlines()) == 1
@@ -293,9 +293,9 @@ def test_uplink_add_gives_up_on_a_qubesdb_that_never_comes() -> None:
 
 
 def test_status_for_people() -> None:
-    guest = Guest(ENTRIES6)
-    guest.agent()
-    text = guest.qube.guestnet("status", check=False).stdout
+    appvm = AppVm(ENTRIES6)
+    appvm.agent()
+    text = appvm.qube.guestnet("status", check=False).stdout
     for line in (
         f"eth0 ({MAC}, veth): configured, up, carrier",
         f"  addresses: {IP}/32 {IP6}/128",
@@ -308,16 +308,16 @@ def test_status_for_people() -> None:
 
 
 def test_status_for_programs() -> None:
-    guest = Guest(ENTRIES6)
-    guest.agent()
-    found = guest.status()
+    appvm = AppVm(ENTRIES6)
+    appvm.agent()
+    found = appvm.status()
     former = {"interfaces", "resolver", "dns", "provider", "settled", "plan", "errors", "agent", "others", "wrong"}
     assert set(found) == former | {"schema", "version", "operations", "findings"}
     assert found["provider"] is None
     (interface,) = found["interfaces"]
     assert interface["name"] == "eth0"
     assert interface["mac"] == MAC
-    assert interface["index"] == guest.oracle.link("eth0")["ifindex"]  # type: ignore[index]
+    assert interface["index"] == appvm.oracle.link("eth0")["ifindex"]  # type: ignore[index]
     assert (interface["present"], interface["expected"], interface["configured"]) == (True, True, True)
     assert interface["desired"]["addresses"] == interface["observed"]["addresses"] == [f"{IP}/32", f"{IP6}/128"]
     assert interface["plan"] == found["plan"] == found["errors"] == interface["held"] == []
@@ -330,61 +330,61 @@ def test_status_for_programs() -> None:
 
 @pytest.mark.behaviour("B141")
 def test_status_changes_nothing_and_its_exit_status_says_that_something_is_wrong() -> None:
-    guest = Guest({**ENTRIES, "/qubes-ip6": "rubbish"})
-    done = guest.qube.guestnet("status", check=False)
+    appvm = AppVm({**ENTRIES, "/qubes-ip6": "rubbish"})
+    done = appvm.qube.guestnet("status", check=False)
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.splitlines()[-1] == "something is wrong: `qubes-guestnet check` says what to do"
-    assert json.loads(guest.qube.guestnet("status", "--json", check=False).stdout)["wrong"] is True
+    assert json.loads(appvm.qube.guestnet("status", "--json", check=False).stdout)["wrong"] is True
     assert "eth0 (00:16:3e:5e:6c:05, veth): NOT configured, down, no carrier" in done.stdout
     assert "  IPv6: settings invalid, what was configured stays" in done.stdout
     assert "error: /qubes-ip6: 'rubbish' is not valid" in done.stdout
     assert "agent: not running" in done.stdout
-    assert not guest.oracle.is_up("eth0")
-    assert not guest.qube.path("/run/qubes-guestnet").exists()
+    assert not appvm.oracle.is_up("eth0")
+    assert not appvm.qube.path("/run/qubes-guestnet").exists()
 
 
 @pytest.mark.behaviour("B141")
 def test_the_exit_status_of_status_follows_what_is_there() -> None:
-    guest = Guest()
-    assert guest.qube.guestnet("status", check=False).returncode == 1  # nothing is configured
-    guest.qube.guestnet("rules", "load")
-    guest.qube.guestnet("apply")
+    appvm = AppVm()
+    assert appvm.qube.guestnet("status", check=False).returncode == 1  # nothing is configured
+    appvm.qube.guestnet("rules", "load")
+    appvm.qube.guestnet("apply")
     for words in ("status", "status eth0", "status --json"):
-        assert guest.qube.guestnet(*words.split(), check=False).returncode == 0, words
+        assert appvm.qube.guestnet(*words.split(), check=False).returncode == 0, words
     for change, back in (
         (("ip", "route", "del", "default"), ("apply",)),
         (("ip", "link", "set", "eth0", "down"), ("apply",)),
         (("nft", "delete", "table", "ip", "qubes"), ("rules", "load")),
     ):
-        guest.qube.run(*change)
-        assert guest.qube.guestnet("status", check=False).returncode == 1, change
-        guest.qube.guestnet(*back)
-        assert guest.qube.guestnet("status", check=False).returncode == 0, back
-    guest.unplug()
-    assert guest.qube.guestnet("status", check=False).returncode == 1  # promised, and not there
+        appvm.qube.run(*change)
+        assert appvm.qube.guestnet("status", check=False).returncode == 1, change
+        appvm.qube.guestnet(*back)
+        assert appvm.qube.guestnet("status", check=False).returncode == 0, back
+    appvm.unplug()
+    assert appvm.qube.guestnet("status", check=False).returncode == 1  # promised, and not there
 
 
 def test_status_of_an_ordinary_user() -> None:
-    guest = Guest()
-    guest.agent()
-    done = guest.qube.run("unshare", "--user", *PROGRAM, "status")
+    appvm = AppVm()
+    appvm.agent()
+    done = appvm.qube.run("unshare", "--user", *PROGRAM, "status")
     assert (done.returncode, done.stderr) == (0, "")
     assert "configured, up, carrier" in done.stdout
     if os.path.exists("/usr/bin/setpriv") and Path("/proc/self/uid_map").read_text().split()[2] != "1":
         command = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *PROGRAM, "status", "--json")
-        done = guest.qube.run(*command, check=False)
+        done = appvm.qube.run(*command, check=False)
         assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("words", ["status", "status --json", "plan", "--help"])
 @pytest.mark.parametrize("where", ["closed-pipe", "full-disk"])
 def test_output_that_nobody_takes(words: str, where: str) -> None:
-    guest = Guest()
+    appvm = AppVm()
     reader, writer = os.pipe()
     os.close(reader)
     if where == "full-disk":
         os.dup2(os.open("/dev/full", os.O_WRONLY), writer)
-    command = ["nsenter", "-t", str(guest.qube.pid), "-n", "-m", "-p", *PROGRAM, *words.split()]
+    command = ["nsenter", "-t", str(appvm.qube.pid), "-n", "-m", "-p", *PROGRAM, *words.split()]
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(
         command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment, timeout=30, check=False

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.eventually import eventually, never
 from tests.support.qubes.firewall import Enforcing
-from tests.support.qubes.provider import DNS, ROUTER, WORLD, WORLD6, Behind
+from tests.support.qubes.provider import DNS, ROUTER, WORLD, WORLD6, Client
 
 PORTS = (150, 443, 1000, 9000)
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
@@ -26,7 +26,7 @@ class Talk:
         version: 4 or 6.
     """
 
-    def __init__(self, host: Enforcing, behind: Behind, port: int, version: int = 4) -> None:
+    def __init__(self, host: Enforcing, behind: Client, port: int, version: int = 4) -> None:
         target = WORLD if version == 4 else WORLD6
         server = host.world.socket(FAMILIES[version], socket.SOCK_STREAM)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -11,20 +11,20 @@ import sys
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES6, Hosting
+from tests.support.qubes.provider import ENTRIES6, Provider
 
 NAMED = "import ctypes, time\nctypes.CDLL(None).prctl(15, b'\\xff\\xfe\\x1b[31m', 0, 0, 0)\ntime.sleep(99)"
 CONFIG = "/etc/qubes/guestnet.toml"
 
 
-def output(host: Hosting, *verb: str) -> subprocess.CompletedProcess[bytes]:
+def output(host: Provider, *verb: str) -> subprocess.CompletedProcess[bytes]:
     command = host.qube._command([sys.executable, "-m", "qubes_guestnet", *verb])
     return subprocess.run(command, env=host.qube._environment(None), capture_output=True, timeout=60, check=False)
 
 
 @pytest.mark.behaviour("B120")
 def test_a_process_with_a_hostile_name_harms_no_verb() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     host.qube.spawn("evil", sys.executable, "-c", NAMED)
     eventually(lambda: any(b"\xff\xfe" in name for name in names(host)))
     for verb in (("status",), ("status", "--json"), ("check",), ("check", "--json"), ("plan",), ("apply",)):
@@ -37,7 +37,7 @@ def test_a_process_with_a_hostile_name_harms_no_verb() -> None:
     host.attach(4)
 
 
-def names(host: Hosting) -> list[bytes]:
+def names(host: Provider) -> list[bytes]:
     found = []
     for pid in os.listdir("/proc"):
         try:
@@ -51,7 +51,7 @@ def names(host: Hosting) -> list[bytes]:
 @pytest.mark.behaviour("B122")
 @pytest.mark.parametrize("kind", ["deep", "huge", "bytes", "folder", "fifo", "escapes"])
 def test_a_hostile_guestnet_toml_is_one_error(kind: str) -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     path = host.qube.path(CONFIG)
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "folder":
@@ -99,7 +99,7 @@ SHOWN = {
 @pytest.mark.behaviour("B120")
 @pytest.mark.parametrize(("made", "verbs"), SHOWN.values(), ids=SHOWN.keys())
 def test_foreign_names_and_comments_are_escaped(made: str, verbs: tuple[tuple[str, ...], ...]) -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     host.qube.run("sh", "-ec", made)
     for verb in verbs:
         done = output(host, *verb)
@@ -126,7 +126,7 @@ with wire.opened(wire.NETLINK_NETFILTER) as asking:
 @pytest.mark.behaviour("B120")
 def test_a_table_with_a_name_that_nft_would_refuse_is_escaped() -> None:
     """By netlink a name may hold any byte; nft prints it as it is."""
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     host.qube.run(sys.executable, "-c", RAW_TABLE)
     assert "x\x1b[31m" in host.oracle.run("nft", "list", "tables").stdout
     for verb in (("check",), ("check", "--json"), ("status",), ("status", "--json"), ("plan",), ("apply",)):

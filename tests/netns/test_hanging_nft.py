@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES6, Hosting
+from tests.support.qubes.provider import ENTRIES6, Provider
 
 WATCHDOG_S = 9
 
@@ -16,7 +16,7 @@ WATCHDOG_S = 9
 @pytest.mark.behaviour("B119")
 def test_nft_that_hangs_does_not_have_the_watchdog_end_the_agent() -> None:
     """Each run of it has its ten seconds, and a pass runs many: together they take less than the watchdog allows."""
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     behind = host.attach()
     host.qube.start_agent(env={"WATCHDOG_USEC": f"{WATCHDOG_S}000000"})
     eventually(lambda: host.works(behind), trouble=host.trouble)

@@ -25,8 +25,8 @@ from tests.support.qubes.provider import (
     VIF_MAC,
     WORLD,
     WORLD6,
-    Behind,
-    Hosting,
+    Client,
+    Provider,
 )
 
 pytestmark = pytest.mark.behaviour("B114")
@@ -39,9 +39,9 @@ STRICT = ("0", "1", "2")
 class Stage(NamedTuple):
     """A hostile qube, its neighbour, and their provider."""
 
-    host: Hosting
-    evil: Behind
-    other: Behind
+    host: Provider
+    evil: Client
+    other: Client
     speaker: Speaker
 
 
@@ -51,13 +51,13 @@ def staged(check: str = "1") -> Stage:
     Args:
         check: rp_filter of all.
     """
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     host.oracle.run("sysctl", "-qw", f"net.ipv4.conf.all.rp_filter={check}")
     evil, other = host.attach(4), host.attach(5)
     return Stage(host, evil, other, Speaker(evil.qube, "eth0", VIF_MAC))
 
 
-def known(host: Hosting, *vifs: str) -> dict[tuple[str, str], str]:
+def known(host: Provider, *vifs: str) -> dict[tuple[str, str], str]:
     """Each address that the provider has an entry for, by interface: its MAC address, and whether that is permanent."""
     return {
         (entry["dev"], entry["dst"]): f"{entry.get('lladdr')} {'PERMANENT' in entry['state']}"
@@ -67,7 +67,7 @@ def known(host: Hosting, *vifs: str) -> dict[tuple[str, str], str]:
     }
 
 
-def entries_of_others(host: Hosting, vif: str) -> None:
+def entries_of_others(host: Provider, vif: str) -> None:
     """What an owner could have made on a vif, and what would take any answer."""
     for address in (ROUTER, ELSEWHERE, ROUTER6, ELSEWHERE6):
         host.qube.wire(f"ip neighbour replace {address} lladdr {OTHER_MAC} nud stale dev {vif}")
@@ -123,7 +123,7 @@ def test_a_probe_for_a_duplicate_is_answered_as_the_kernel_does(check: str) -> N
 @pytest.mark.parametrize("check", STRICT)
 def test_an_hvm_and_its_stub_domain(check: str) -> None:
     """The kernel checks the one that it has no way by not as strictly; what it may say by ARP is the same."""
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     host.oracle.run("sysctl", "-qw", f"net.ipv4.conf.all.rp_filter={check}")
     own, emulated, other = host.plug(4), host.plug(5, "10.137.0.4", "fd09:24ef:4179::a89:4"), host.attach(6)
     for behind in (own, emulated):
@@ -140,7 +140,7 @@ def test_an_hvm_and_its_stub_domain(check: str) -> None:
 
 
 def test_a_vif_without_its_group_and_one_without_addresses_say_nothing() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     early, other = host.plug(4), host.attach(5)
     host.qube.wire(f"ip link set {early.vif} up; echo 1 > /proc/sys/net/ipv4/conf/{early.vif}/proxy_arp")
     # Whatever else would let it speak.
@@ -234,7 +234,7 @@ def test_what_is_lost_of_it_comes_back_and_closes_forwarding_meanwhile() -> None
 
 
 def test_a_kernel_without_nftables_for_arp_has_all_the_rest() -> None:
-    host = Hosting(ENTRIES6, rules=False, agent=False)
+    host = Provider(ENTRIES6, rules=False, agent=False)
     environment = lacking(host.qube)
     host.qube.guestnet("rules", "load", env=environment)
     agent = host.qube.start_agent(env=environment)
@@ -261,7 +261,7 @@ def test_a_kernel_without_nftables_for_arp_has_all_the_rest() -> None:
 
 def test_rules_of_a_former_release_are_no_rules_that_were_lost() -> None:
     """An upgrade: there was no table for ARP, and nothing is closed, held or told because of that."""
-    host = Hosting(ENTRIES6, rules=False, agent=False)
+    host = Provider(ENTRIES6, rules=False, agent=False)
     environment = lacking(host.qube)  # loads just what a former release loaded
     host.qube.guestnet("rules", "load", env=environment)
     host.qube.start_agent(env=environment)

@@ -17,7 +17,7 @@ from tests.support.packets import icmp
 from tests.support.packets.ports import MARK, UDP, Port, packet_of, udp
 from tests.support.qubes.appvm import ENTRIES as ENTRIES_OF_A_GUEST
 from tests.support.qubes.appvm import GATEWAY as GATEWAY_OF_A_GUEST
-from tests.support.qubes.appvm import GATEWAY_FLAG, IP, MAC, VIF, Guest
+from tests.support.qubes.appvm import GATEWAY_FLAG, IP, MAC, VIF, AppVm
 from tests.support.qubes.provider import (
     DNS,
     ENTRIES6,
@@ -29,7 +29,7 @@ from tests.support.qubes.provider import (
     UPLINK_MAC,
     VIF_MAC,
     WORLD,
-    Hosting,
+    Provider,
 )
 
 LINK_LOCAL = "fe80::fcff:ffff:feff:ffff"
@@ -49,9 +49,9 @@ WORDS = {4: "ip", 6: "ip6"}
 
 
 @contextmanager
-def proxy(device: str = "tun0") -> Iterator[tuple[Hosting, Port, str]]:
+def proxy(device: str = "tun0") -> Iterator[tuple[Provider, Port, str]]:
     """A provider behind another one, which has one more way out of no group: a tunnel, or a bridge of containers."""
-    host, far = Hosting(PROXY), Qube("far")
+    host, far = Provider(PROXY), Qube("far")
     host.qube.wire(f"""
         ip link add {device} type veth peer name far0 address {TUNNEL_MAC} netns {far.pid}; ip link set {device} up
         ip address add {INSIDE}/24 dev {device}; ip -6 address add {INSIDE6}/64 dev {device} nodad
@@ -121,63 +121,63 @@ def test_containers_go_out_and_come_in_where_their_owner_lets_them(version: int)
 @pytest.mark.parametrize("loaded", [True, False])
 def test_an_uplink_takes_nothing_that_it_did_not_ask_for(loaded: bool) -> None:
     """By the rules, and where there are none yet by the settings of the interface."""
-    guest = Guest(ENTRIES_OF_A_GUEST)
+    appvm = AppVm(ENTRIES_OF_A_GUEST)
     if loaded:
-        guest.qube.guestnet("rules", "load")
-    guest.qube.set_flag(GATEWAY_FLAG, True)
-    guest.agent()
-    guest.soon_configured(style="gateway")
+        appvm.qube.guestnet("rules", "load")
+    appvm.qube.set_flag(GATEWAY_FLAG, True)
+    appvm.agent()
+    appvm.soon_configured(style="gateway")
     if loaded:
         # Whoever changes the settings afterwards: the rules hold.
         for setting in ("accept_ra", "accept_redirects"):
-            guest.oracle.run("sysctl", "-qw", f"net.ipv6.conf.eth0.{setting}=1")
-        guest.oracle.run("sysctl", "-qw", "net.ipv6.conf.eth0.drop_unsolicited_na=0")
-    port = Port(guest.provider, VIF, MAC)
-    eventually(lambda: "tentative" not in str(guest.oracle.ip("address")), what="duplicate detection is over")
-    guest.oracle.run(
+            appvm.oracle.run("sysctl", "-qw", f"net.ipv6.conf.eth0.{setting}=1")
+        appvm.oracle.run("sysctl", "-qw", "net.ipv6.conf.eth0.drop_unsolicited_na=0")
+    port = Port(appvm.provider, VIF, MAC)
+    eventually(lambda: "tentative" not in str(appvm.oracle.ip("address")), what="duplicate detection is over")
+    appvm.oracle.run(
         "ip", "neighbour", "replace", "fe80::9", "lladdr", "02:00:00:00:00:09", "nud", "stale", "dev", "eth0"
     )
     port.send_packet(icmp.advertised_router(LINK_LOCAL, VIF_MAC, "2001:db8:bad::"))
     port.send_packet(icmp.advertised_neighbour("fe80::9", icmp.ALL_NODES, "fe80::9", TUNNEL_MAC, solicited=False))
     # A redirect is about a packet of the qube's own, and comes from the gateway that it has.
     about = packet_of(IP, WORLD, udp(IP, WORLD, 700, 9, MARK + b"sent"), UDP)
-    with guest.qube.socket(socket.AF_INET, socket.SOCK_DGRAM) as speaker:
+    with appvm.qube.socket(socket.AF_INET, socket.SOCK_DGRAM) as speaker:
         speaker.bind((IP, 700))
         speaker.sendto(MARK + b"sent", (WORLD, 9))
     assert port.hears(lambda packet: packet.word == "sent")
     new = int.from_bytes(bytes(map(int, ["10", "137", "0", "77"])))
     port.send_packet(icmp.error(GATEWAY_OF_A_GUEST, IP, (5, 1, new), about))
     # What was asked for is answered: a ping, behind all of these.
-    assert guest.oracle.reaches(GATEWAY_OF_A_GUEST)
+    assert appvm.oracle.reaches(GATEWAY_OF_A_GUEST)
     time.sleep(0.2)  # the kernel makes addresses of an advertisement after it has taken it
-    assert guest.oracle.addresses("eth0") == {f"{IP}/32"}
-    assert guest.oracle.default_routes(6) == []
-    assert guest.oracle.neighbours("eth0", permanent=False)["fe80::9"] == "02:00:00:00:00:09"
-    assert "via 10.137.0.77" not in guest.oracle.run("ip", "route", "get", WORLD).stdout
+    assert appvm.oracle.addresses("eth0") == {f"{IP}/32"}
+    assert appvm.oracle.default_routes(6) == []
+    assert appvm.oracle.neighbours("eth0", permanent=False)["fe80::9"] == "02:00:00:00:00:09"
+    assert "via 10.137.0.77" not in appvm.oracle.run("ip", "route", "get", WORLD).stdout
 
 
 @pytest.mark.behaviour("B116")
 @pytest.mark.behaviour("B17")
 def test_no_file_of_a_user_for_every_interface_lets_a_provider_in() -> None:
-    guest = Guest(ENTRIES_OF_A_GUEST, plugged=False)
-    without_host_link(guest.qube, "/etc/sysctl.d")
+    appvm = AppVm(ENTRIES_OF_A_GUEST, plugged=False)
+    without_host_link(appvm.qube, "/etc/sysctl.d")
     text = "".join(f"net.ipv6.conf.{which}.accept_ra=2\n" for which in ("default", "*", "eth0"))
     text += "net.ipv6.conf.*.accept_redirects=1\nnet.ipv6.conf.*.drop_unsolicited_na=0\n"
     text += "net.ipv4.conf.*.accept_redirects=1\nnet.ipv4.conf.eth0.arp_announce=2\n"
-    guest.qube.write("/etc/sysctl.d/99-user.conf", text)
-    guest.plug()
-    guest.oracle.run("sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=0")  # right at the first look
+    appvm.qube.write("/etc/sysctl.d/99-user.conf", text)
+    appvm.plug()
+    appvm.oracle.run("sysctl", "-qw", "net.ipv6.conf.eth0.accept_ra=0")  # right at the first look
     # As udev may run systemd-sysctl for a new interface: after the link is up.
     late = "until ip link show eth0 up | grep -q eth0; do sleep 0.01; done; sysctl -qw net.ipv6.conf.eth0.accept_ra=2"
-    udev = guest.qube.spawn("udev", "sh", "-c", f"{late}; echo written", own_processes=False)
-    guest.agent()
-    guest.soon_configured()
-    assert guest.qube.guestnet("wait-uplink", "--timeout", "20").returncode == 0
+    udev = appvm.qube.spawn("udev", "sh", "-c", f"{late}; echo written", own_processes=False)
+    appvm.agent()
+    appvm.soon_configured()
+    assert appvm.qube.guestnet("wait-uplink", "--timeout", "20").returncode == 0
     eventually(lambda: "written" in udev.output(), 10.0, trouble=udev.output)
 
     def settings() -> list[str]:
         names = ("accept_ra", "accept_redirects", "drop_unsolicited_na")
-        return [guest.oracle.run("cat", f"/proc/sys/net/ipv6/conf/eth0/{name}").stdout.strip() for name in names]
+        return [appvm.oracle.run("cat", f"/proc/sys/net/ipv6/conf/eth0/{name}").stdout.strip() for name in names]
 
-    eventually(lambda: settings() == ["0", "0", "1"], 10.0, trouble=guest.log)
-    assert guest.oracle.run("cat", "/proc/sys/net/ipv4/conf/eth0/arp_announce").stdout.strip() == "2", "the user's own"
+    eventually(lambda: settings() == ["0", "0", "1"], 10.0, trouble=appvm.log)
+    assert appvm.oracle.run("cat", "/proc/sys/net/ipv4/conf/eth0/arp_announce").stdout.strip() == "2", "the user's own"

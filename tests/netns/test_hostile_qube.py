@@ -19,8 +19,8 @@ from tests.support.qubes.provider import (
     VIF_MAC,
     WORLD,
     WORLD6,
-    Behind,
-    Hosting,
+    Client,
+    Provider,
 )
 
 SERVER = 9  # where the world keeps silent
@@ -31,9 +31,9 @@ WORDS = {4: "ip", 6: "ip6"}
 class Stage(NamedTuple):
     """A hostile qube, its neighbour, and the world; each has a connection to the same server."""
 
-    host: Hosting
-    evil: Behind
-    other: Behind
+    host: Provider
+    evil: Client
+    other: Client
     outside: Port
     version: int
 
@@ -47,7 +47,7 @@ class Stage(NamedTuple):
         """The server's."""
         return WORLD if self.version == 4 else WORLD6
 
-    def of(self, behind: Behind) -> str:
+    def of(self, behind: Client) -> str:
         """A qube's."""
         return behind.ip if self.version == 4 else behind.ip6
 
@@ -66,7 +66,7 @@ class Stage(NamedTuple):
 
 def staged(version: int) -> Stage:
     """Connections from port 5000 (the neighbour) and 5001 (the hostile qube), both answered."""
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     stage = Stage(host, host.attach(4), host.attach(5), host.outside(), version)
     for behind, port in ((stage.other, 5000), (stage.evil, 5001)):
         behind.port.send(stage.of(behind), stage.world, f"flow {port}", sport=port, dport=SERVER)
@@ -150,7 +150,7 @@ def test_no_qube_ends_or_slows_a_connection_of_the_provider_itself(version: int)
 @pytest.mark.behaviour("B121")
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_vif_without_its_group_is_no_part_of_the_outside(version: int) -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     early, other, outside, word = host.plug(4), host.attach(5), host.outside(), WORDS[version]
     source, target, provider, world = (
         (early.ip, other.ip, GATEWAY, WORLD) if version == 4 else (early.ip6, other.ip6, GATEWAY6, WORLD6)
@@ -181,7 +181,7 @@ def test_a_vif_without_its_group_is_no_part_of_the_outside(version: int) -> None
 
 @pytest.mark.behaviour("B114")
 def test_what_a_qube_says_in_foreign_names_makes_no_neighbour_entry() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     evil, other = host.attach(4), host.attach(5)
     before = host.oracle.neighbours(evil.vif, permanent=False)
 

@@ -7,9 +7,9 @@ import pytest
 
 from qubes_guestnet.lab.qube import Qube
 from tests.support.eventually import eventually
-from tests.support.qubes.appvm import ENTRIES6, GATEWAY6, IP6, Guest
+from tests.support.qubes.appvm import ENTRIES6, GATEWAY6, IP6, AppVm
 from tests.support.qubes.provider import ENTRIES6 as PROVIDER6
-from tests.support.qubes.provider import Hosting
+from tests.support.qubes.provider import Provider
 
 WITH6 = {"ip6": f"{IP6}/128", "gateway6": GATEWAY6}
 OFF = "IPv6 is off on eth0"
@@ -24,68 +24,68 @@ def switch_off(qube: Qube) -> None:
     qube.wire(EVERYWHERE)
 
 
-def configured(guest: Guest) -> None:
+def configured(appvm: AppVm) -> None:
     """Every verb that waits, or says whether it is so, finds that all is done."""
     for words in (["apply"], ["uplink", "add", "eth0"], ["wait-uplink", "--timeout", "5"]):
-        done = guest.qube.guestnet(*words, check=False)
+        done = appvm.qube.guestnet(*words, check=False)
         assert (done.returncode, done.stderr) == (0, ""), words
-    assert guest.qube.guestnet("plan").stdout == ""
+    assert appvm.qube.guestnet("plan").stdout == ""
 
 
 @pytest.mark.behaviour("B129")
 @pytest.mark.parametrize("resident", [True, False])
 def test_switched_off_everywhere(resident: bool) -> None:
-    guest = Guest(ENTRIES6)
-    switch_off(guest.qube)
+    appvm = AppVm(ENTRIES6)
+    switch_off(appvm.qube)
     if resident:
-        guest.agent()
-        guest.soon_configured()
-        assert guest.said(OFF) == 1
-    configured(guest)
-    guest.check()
-    codes = guest.codes()
+        appvm.agent()
+        appvm.soon_configured()
+        assert appvm.said(OFF) == 1
+    configured(appvm)
+    appvm.check()
+    codes = appvm.codes()
     assert "ipv6-off" in codes
     assert not {"pass-failed", "agent-error", "plan-not-empty"} & set(codes)
 
 
 @pytest.mark.behaviour("B129")
 def test_a_kernel_without_it() -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.run("mount", "-t", "tmpfs", "none", "/proc/sys/net/ipv6")
-    guest.agent()
-    guest.soon_configured()
-    configured(guest)
-    assert guest.said("the kernel does not support it") == 1
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.run("mount", "-t", "tmpfs", "none", "/proc/sys/net/ipv6")
+    appvm.agent()
+    appvm.soon_configured()
+    configured(appvm)
+    assert appvm.said("the kernel does not support it") == 1
 
 
 @pytest.mark.behaviour("B129")
 def test_switched_off_and_on_under_the_agent() -> None:
-    guest = Guest(ENTRIES6)
-    guest.agent()
-    guest.soon_configured(**WITH6)
-    guest.disable_ipv6(True)
-    eventually(lambda: guest.said(OFF) == 1, trouble=guest.log)
-    guest.soon_configured()
-    configured(guest)
-    guest.disable_ipv6(False)
-    guest.soon_configured(**WITH6)
-    guest.disable_ipv6(True)
-    eventually(lambda: guest.said(OFF) == 2, trouble=guest.log)
+    appvm = AppVm(ENTRIES6)
+    appvm.agent()
+    appvm.soon_configured(**WITH6)
+    appvm.disable_ipv6(True)
+    eventually(lambda: appvm.said(OFF) == 1, trouble=appvm.log)
+    appvm.soon_configured()
+    configured(appvm)
+    appvm.disable_ipv6(False)
+    appvm.soon_configured(**WITH6)
+    appvm.disable_ipv6(True)
+    eventually(lambda: appvm.said(OFF) == 2, trouble=appvm.log)
 
 
 @pytest.mark.behaviour("B129")
 def test_an_mtu_that_is_too_small_for_it() -> None:
-    guest = Guest(ENTRIES6)
-    guest.ip("link", "set", "eth0", "mtu", "1200")
-    guest.agent()
-    guest.soon_configured()
-    configured(guest)
-    assert guest.said("MTU") == 1
+    appvm = AppVm(ENTRIES6)
+    appvm.ip("link", "set", "eth0", "mtu", "1200")
+    appvm.agent()
+    appvm.soon_configured()
+    configured(appvm)
+    assert appvm.said("MTU") == 1
 
 
 @pytest.mark.behaviour("B129")
 def test_a_provider_without_it_gives_its_qubes_ipv4() -> None:
-    host = Hosting(PROVIDER6, agent=False)
+    host = Provider(PROVIDER6, agent=False)
     switch_off(host.qube)
     host.qube.start_agent()
     behind = host.attach(4, "10.137.0.4", "fd09:24ef:4179::a89:4")

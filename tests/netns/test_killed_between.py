@@ -10,14 +10,14 @@ from tests.netns.test_provider_dns_of_others import UP, VETH, codes
 from tests.netns.test_provider_lost_rules import provider
 from tests.support.eventually import eventually
 from tests.support.faults.thrown import killing, throw
-from tests.support.qubes.provider import DNS, DNS2, ENTRIES, ENTRIES6, ROUTER, UPLINK_MAC, Hosting
+from tests.support.qubes.provider import DNS, DNS2, ENTRIES, ENTRIES6, ROUTER, UPLINK_MAC, Provider
 
 pytestmark = pytest.mark.behaviour("B148")
 
 FORMER, SECOND, THIRD = ROUTER, "198.51.100.52", "198.51.100.53"
 
 
-def killed(host: Hosting) -> None:
+def killed(host: Provider) -> None:
     eventually(lambda: not host.agent.running, trouble=host.trouble)
 
 
@@ -32,7 +32,7 @@ def killed(host: Hosting) -> None:
     ids=["before the load", "after the load", "before the record"],
 )
 def test_a_redirection_is_ours_whenever_its_agent_was_killed(place: str, after: bool, later: str) -> None:
-    host = Hosting(ENTRIES, agent=False)
+    host = Provider(ENTRIES, agent=False)
     host.qube.start_agent(env=killing(host.qube, place, after=after))
     leads(host, FORMER)
     throw(host.qube)
@@ -62,7 +62,7 @@ def test_a_redirection_is_ours_whenever_its_agent_was_killed(place: str, after: 
     ],
 )
 def test_rules_that_come_back_are_ours_whenever_their_agent_was_killed(place: str, after: bool) -> None:
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     behind = host.attach()
     host.qube.start_agent(env=killing(host.qube, place, after=after))
     eventually(lambda: host.works(behind), trouble=host.trouble)
@@ -87,7 +87,7 @@ def test_rules_that_come_back_are_ours_whenever_their_agent_was_killed(place: st
     ids=["after the file", "before the record that says so"],
 )
 def test_a_resolv_conf_is_ours_whenever_its_agent_was_killed(place: str, after: bool) -> None:
-    host = Hosting({**ENTRIES, **OF_A_PROXY, "/qubes-mac": UPLINK_MAC}, agent=False)
+    host = Provider({**ENTRIES, **OF_A_PROXY, "/qubes-mac": UPLINK_MAC}, agent=False)
     host.qube.start_agent(env=killing(host.qube, place, after=after))
     eventually(lambda: f"nameserver {DNS}\n" in host.qube.read("/etc/resolv.conf"), trouble=host.trouble)
     leads(host, DNS, DNS2)

@@ -11,8 +11,8 @@ from qubes_guestnet.lab.daemons import Daemons
 from tests.netns.test_networkmanager import FOLDER, PROFILE, UUID, soon_managed, start
 from tests.support.eventually import eventually
 from tests.support.faults.thrown import killing, throw, thrown
-from tests.support.qubes.appvm import IP, Guest
-from tests.support.qubes.provider import ENTRIES6, Behind, Hosting
+from tests.support.qubes.appvm import IP, AppVm
+from tests.support.qubes.provider import ENTRIES6, Client, Provider
 
 pytestmark = pytest.mark.behaviour("B148")
 
@@ -39,7 +39,7 @@ def ids(cases: list[tuple[str, bool]]) -> list[str]:
     return [f"{'after' if after else 'before'} {place.rpartition(':')[2]}" for place, after in cases]
 
 
-def agent(host: Hosting, place: str, after: bool) -> Behind:
+def agent(host: Provider, place: str, after: bool) -> Client:
     """An agent that can be killed, and a qube behind it that has nothing to do with it."""
     host.hook('echo "$@" >>/run/lab/hooks')
     host.qube.start_agent(env=killing(host.qube, place, after=after))
@@ -48,13 +48,13 @@ def agent(host: Hosting, place: str, after: bool) -> Behind:
     return other
 
 
-def restarted(host: Hosting) -> None:
+def restarted(host: Provider) -> None:
     assert thrown(host.qube, 10.0), "it does not come by this place"
     eventually(lambda: not host.agent.running, trouble=host.trouble)
     host.qube.start_agent()
 
 
-def traces(host: Hosting, behind: Behind) -> list[str]:
+def traces(host: Provider, behind: Client) -> list[str]:
     """Where a vif is still known."""
     sets = [(name, family) for family in ("ip", "ip6") for name in ("allowed", "downstream")]
     found = [f"{family} {name}" for name, family in sets if any(
@@ -65,7 +65,7 @@ def traces(host: Hosting, behind: Behind) -> list[str]:
     return found + (["routes"] if behind.vif in routes else [])
 
 
-def hooked(host: Hosting, action: str, behind: Behind) -> int:
+def hooked(host: Provider, action: str, behind: Client) -> int:
     """How often the user's hook was called for its first address."""
     lines = host.qube.read("/run/lab/hooks").splitlines()
     return sum(line.startswith(f"{action} {behind.vif} ") and line.endswith(f" {behind.ip}") for line in lines)
@@ -73,7 +73,7 @@ def hooked(host: Hosting, action: str, behind: Behind) -> int:
 
 @pytest.mark.parametrize(("place", "after"), MADE, ids=ids(MADE))
 def test_a_vif_is_made_whole_whenever_its_agent_was_killed(place: str, after: bool) -> None:
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     other = agent(host, place, after)
     behind = host.plug(5)
     throw(host.qube)
@@ -92,7 +92,7 @@ def test_a_vif_is_made_whole_whenever_its_agent_was_killed(place: str, after: bo
 
 @pytest.mark.parametrize(("place", "after"), UNMADE, ids=ids(UNMADE))
 def test_nothing_of_a_vif_is_left_whenever_its_agent_was_killed(place: str, after: bool) -> None:
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     other = agent(host, place, after)
     behind = host.attach(5)
     eventually(lambda: host.works(behind), trouble=host.trouble)
@@ -116,14 +116,14 @@ def test_nothing_of_a_vif_is_left_whenever_its_agent_was_killed(place: str, afte
     ],
 )
 def test_a_first_profile_is_in_force_once_whenever_its_agent_was_killed(place: str, after: bool) -> None:
-    guest, daemons = start()
+    appvm, daemons = start()
     daemons.networkmanager()
-    throw(guest.qube)
-    running = guest.qube.start_agent(wait=False, env=killing(guest.qube, place, after=after))
-    assert thrown(guest.qube, 10.0), running.output()
+    throw(appvm.qube)
+    running = appvm.qube.start_agent(wait=False, env=killing(appvm.qube, place, after=after))
+    assert thrown(appvm.qube, 10.0), running.output()
     eventually(lambda: not running.running)
-    guest.agent()
-    in_force_once(guest, daemons, IP)
+    appvm.agent()
+    in_force_once(appvm, daemons, IP)
 
 
 @pytest.mark.parametrize(
@@ -137,22 +137,22 @@ def test_a_first_profile_is_in_force_once_whenever_its_agent_was_killed(place: s
     ],
 )
 def test_a_changed_profile_is_in_force_whenever_its_agent_was_killed(place: str, after: bool) -> None:
-    guest, daemons = start()
+    appvm, daemons = start()
     daemons.networkmanager()
-    running = guest.qube.start_agent(env=killing(guest.qube, place, after=after))
-    soon_managed(guest, daemons)
-    throw(guest.qube)
-    guest.write("/qubes-ip", "10.137.0.88")
-    assert thrown(guest.qube, 10.0), running.output()
+    running = appvm.qube.start_agent(env=killing(appvm.qube, place, after=after))
+    soon_managed(appvm, daemons)
+    throw(appvm.qube)
+    appvm.write("/qubes-ip", "10.137.0.88")
+    assert thrown(appvm.qube, 10.0), running.output()
     eventually(lambda: not running.running)
-    guest.agent()
-    in_force_once(guest, daemons, "10.137.0.88")
+    appvm.agent()
+    in_force_once(appvm, daemons, "10.137.0.88")
 
 
-def in_force_once(guest: Guest, daemons: Daemons, ip: str) -> None:
+def in_force_once(appvm: AppVm, daemons: Daemons, ip: str) -> None:
     """There is one profile of ours, and the uplink is what it says."""
-    soon_managed(guest, daemons, ip=ip)
-    listed = guest.qube.run("ls", FOLDER).stdout.split()
+    soon_managed(appvm, daemons, ip=ip)
+    listed = appvm.qube.run("ls", FOLDER).stdout.split()
     assert listed == [PROFILE.rpartition("/")[2]]
     active = daemons.nmcli("-g", "UUID,DEVICE", "connection", "show", "--active").splitlines()
     assert [line for line in active if line.endswith(":eth0")] == [f"{UUID}:eth0"]

@@ -15,38 +15,38 @@ from qubes_guestnet.core.nft import limits, tables
 from tests.support.eventually import eventually
 from tests.support.packets import icmp
 from tests.support.packets.ports import ICMP, MARK, UDP, Port, listening, packet_of, udp
-from tests.support.qubes.provider import DNS, DNS2, ENTRIES6, GATEWAY, OWN, ROUTER, WORLD, Behind, Hosting
+from tests.support.qubes.provider import DNS, DNS2, ENTRIES6, GATEWAY, OWN, ROUTER, WORLD, Client, Provider
 
 CONFIG = "/etc/qubes/guestnet.toml"
 NAMES, CONNECTIONS = limits.Limits()
 NOBODY, NOBODY6 = "198.51.100.99", "2000:abcd:1::99"
 
 
-def entries(host: Hosting, of: str) -> int:
+def entries(host: Provider, of: str) -> int:
     """How many connections of one address conntrack has."""
     return sum(f" src={of} " in line for line in host.connections().splitlines())
 
 
-def kept_for_long(host: Hosting) -> None:
+def kept_for_long(host: Provider) -> None:
     """Have conntrack forget nothing; before the first vif comes."""
     host.qube.wire("for file in /proc/sys/net/netfilter/nf_conntrack_*timeout*; do echo 3600 > $file; done")
 
 
-def counted(host: Hosting, behind: Behind) -> dict[str, dict[str, int]]:
+def counted(host: Provider, behind: Client) -> dict[str, dict[str, int]]:
     """What `status` says of a vif; None while its limits are missing."""
     said = json.loads(host.qube.guestnet("status", "--json", check=False).stdout)["provider"]
     (found,) = [vif["unanswered"] for vif in said["vifs"] if vif["name"] == behind.vif]
     return found  # type: ignore[no-any-return]
 
 
-def flood(behind: Behind, target: str, ports: range, dport: int = 53) -> None:
+def flood(behind: Client, target: str, ports: range, dport: int = 53) -> None:
     """One datagram from each port, as fast as they go."""
     source = behind.ip if "." in target else behind.ip6
     for port in ports:
         behind.port.shoot(behind.port.frame(packet_of(source, target, udp(source, target, port, dport, b"flood"), UDP)))
 
 
-def asks(behind: Behind, outside: Port, count: int, first: int = 40000) -> int:
+def asks(behind: Client, outside: Port, count: int, first: int = 40000) -> int:
     """How many questions of a qube get out."""
     for number in range(count):
         behind.port.send(behind.ip, (DNS, DNS2)[number & 1], f"asks {number}", sport=first + number, dport=53)
@@ -57,7 +57,7 @@ def asks(behind: Behind, outside: Port, count: int, first: int = 40000) -> int:
 
 @pytest.mark.behaviour("B112")
 def test_the_others_have_names_while_one_asks_from_every_port() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     kept_for_long(host)
     evil, other, outside = host.attach(4), host.attach(5), host.outside()
     flood(evil, DNS, range(1, 65536, 2))
@@ -77,7 +77,7 @@ def test_the_others_have_names_while_one_asks_from_every_port() -> None:
 @pytest.mark.parametrize("version", [4, 6])
 def test_conntrack_keeps_the_most_of_its_room_for_others(version: int) -> None:
     """By one port to many, by many to one, by ping, and by a protocol that there is not."""
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     kept_for_long(host)
     evil, other, outside = host.attach(4), host.attach(5), host.outside()
     source, nobody = (evil.ip, NOBODY) if version == 4 else (evil.ip6, NOBODY6)
@@ -101,7 +101,7 @@ def test_conntrack_keeps_the_most_of_its_room_for_others(version: int) -> None:
 @pytest.mark.behaviour("B112")
 def test_who_is_answered_is_never_limited() -> None:
     """A browser with 500 open connections, a torrent client with 3,000, and 50 names each tenth of a second."""
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     kept_for_long(host)
     heavy, outside = host.attach(4), host.outside()
     for number in range(3500):
@@ -134,7 +134,7 @@ def test_who_is_answered_is_never_limited() -> None:
 
 @pytest.mark.behaviour("B112")
 def test_an_answer_frees_the_place_of_its_question() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     kept_for_long(host)
     host.qube.write(CONFIG, "[provider]\nunanswered_names = 50\nunanswered_connections = 500\n")
     behind, outside = host.attach(4), host.outside()
@@ -154,7 +154,7 @@ def test_an_answer_frees_the_place_of_its_question() -> None:
 
 @pytest.mark.behaviour("B112")
 def test_an_error_frees_no_place_for_conntrack_keeps_the_connection() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     kept_for_long(host)
     behind, outside = host.attach(4), host.outside()
     flood(behind, WORLD, range(3000, 3100), 9)
@@ -173,7 +173,7 @@ def test_an_error_frees_no_place_for_conntrack_keeps_the_connection() -> None:
 @pytest.mark.behaviour("B112")
 def test_many_answers_of_a_connection_take_no_places() -> None:
     """An expired element counts until the kernel clears the set; each answer in between made one more of it."""
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     kept_for_long(host)
     host.qube.write(CONFIG, "[provider]\nunanswered_connections = 500\n")
     behind, outside = host.attach(4), host.outside()
@@ -190,7 +190,7 @@ def test_many_answers_of_a_connection_take_no_places() -> None:
 
 @pytest.mark.behaviour("B112")
 def test_the_limits_are_the_owners_to_set() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind = host.attach(4)
     assert counted(host, behind)["names"]["limit"] == NAMES
 
@@ -216,7 +216,7 @@ def test_the_limits_are_the_owners_to_set() -> None:
 @pytest.mark.behaviour("B112")
 @pytest.mark.behaviour("B90")
 def test_limits_go_with_their_vif_and_come_back_after_a_flush() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     first, second = host.attach(4), host.attach(5)
 
     def listed() -> str:
@@ -249,7 +249,7 @@ def test_limits_go_with_their_vif_and_come_back_after_a_flush() -> None:
     ],
 )  # fmt: skip
 def test_limits_that_lost_rules_are_loaded_again(text: str) -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind = host.attach(4)
     assert host.works(behind)
 
@@ -272,7 +272,7 @@ def test_limits_that_lost_rules_are_loaded_again(text: str) -> None:
 
 @pytest.mark.behaviour("B112")
 def test_pings_to_the_provider_count_too() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     host.qube.write(CONFIG, "[provider]\nunanswered_connections = 500\n")
     evil, other = host.attach(4), host.attach(5)
     for number in range(3000):

@@ -21,7 +21,7 @@ from tests.support.eventually import eventually
 from tests.support.packets import icmp
 from tests.support.packets.ports import ICMP, ICMP6, UDP, packet_of, udp
 from tests.support.packets.wire import sum_of
-from tests.support.qubes.provider import DNS, ENTRIES6, OWN, ROUTER, Behind, Hosting
+from tests.support.qubes.provider import DNS, ENTRIES6, OWN, ROUTER, Client, Provider
 
 CONFIG = "/etc/qubes/guestnet.toml"
 NAMES, CONNECTIONS = 50, 500
@@ -32,7 +32,7 @@ TIMEOUT_S = 2
 FIRST, MORE = CONNECTIONS + 20, 60
 
 
-def conntrack_keeps(host: Hosting, seconds: int, but: dict[str, int] | None = None) -> None:
+def conntrack_keeps(host: Provider, seconds: int, but: dict[str, int] | None = None) -> None:
     """Set all of conntrack's timeouts before the first vif comes, some of them to something else."""
     text = f"for file in /proc/sys/net/netfilter/nf_conntrack_*timeout*; do echo {seconds} > $file; done\n"
     for name, other in (but or {}).items():
@@ -106,7 +106,7 @@ def made(kind: str, source: str, version: int, number: int, hops: int) -> bytes:
 class Hostile(NamedTuple):
     """A qube that sends one kind of packets by one family."""
 
-    behind: Behind
+    behind: Client
     kind: str
     version: int
 
@@ -126,7 +126,7 @@ class Hostile(NamedTuple):
             self.behind.port.shoot(self.behind.port.frame(made(self.kind, self.source, self.version, number, hops)))
 
 
-def unanswered(host: Hosting, source: str) -> int:
+def unanswered(host: Provider, source: str) -> int:
     """How many connections of an address conntrack has."""
     return sum(f" src={source} " in line and "[UNREPLIED]" in line for line in host.connections().splitlines())
 
@@ -168,7 +168,7 @@ def test_keeping_old_connections_alive_makes_no_room_for_new_ones(
     order: Callable[[Hostile, range, range, int], None],
 ) -> None:
     """Each kind by a qube of its own, both families; a packet of TTL 1 keeps its connection and is not forwarded."""
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     conntrack_keeps(host, TIMEOUT_S)
     host.qube.write(CONFIG, f"[provider]\nunanswered_names = {NAMES}\nunanswered_connections = {CONNECTIONS}\n")
     behinds = [host.attach(10 + number) for number in range(len(KINDS))]
@@ -189,7 +189,7 @@ def test_keeping_old_connections_alive_makes_no_room_for_new_ones(
 @pytest.mark.behaviour("B112")
 def test_names_that_are_answered_keep_their_place_as_long_as_conntrack_has_them() -> None:
     """After two seconds an answered name is kept for longer (nf_conntrack_udp_timeout_stream), and so is its place."""
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     conntrack_keeps(host, TIMEOUT_S, {"udp_timeout_stream": 3600})
     host.qube.write(CONFIG, f"[provider]\nunanswered_connections = {CONNECTIONS}\n")
     behind, outside = host.attach(4), host.outside()
@@ -211,7 +211,7 @@ def test_names_that_are_answered_keep_their_place_as_long_as_conntrack_has_them(
     eventually(lambda: names(host, behind)["unanswered"] == 0)
 
 
-def names(host: Hosting, behind: Behind) -> dict[str, int]:
+def names(host: Provider, behind: Client) -> dict[str, int]:
     """What `status` says of the names of a vif."""
     said = json.loads(host.qube.guestnet("status", "--json", check=False).stdout)["provider"]
     (found,) = [vif["unanswered"]["names"] for vif in said["vifs"] if vif["name"] == behind.vif]

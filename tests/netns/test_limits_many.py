@@ -7,7 +7,7 @@ import pytest
 
 from qubes_guestnet.core.nft import limits, tables
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES6, REAL_NFT, Hosting
+from tests.support.qubes.provider import ENTRIES6, REAL_NFT, Provider
 
 COUNTER, COUNTED = "/run/lab/counting-nft", "/run/lab/counted"
 VIFS = 12  # more than one transaction can be about in a user namespace
@@ -16,7 +16,7 @@ VIFS = 12  # more than one transaction can be about in a user namespace
 @pytest.mark.behaviour("B112")
 @pytest.mark.behaviour("B125")
 def test_limits_of_many_come_back_in_few_transactions() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behinds = [host.plug_bare(10 + number) for number in range(VIFS)]
     for behind in behinds:
         host.online(behind)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES6, Hosting
+from tests.support.qubes.provider import ENTRIES6, Provider
 
 UNIT = Path(__file__).parents[2] / "systemd" / "qubes-guestnet.service"
 COUNTED, LOG = "/run/lab/counted", "/run/lab/nft.log"
@@ -215,88 +215,88 @@ CASES = {
 }
 
 
-def said(hosting: Hosting) -> str:
+def said(host: Provider) -> str:
     """What `status` says of offload."""
-    data = json.loads(hosting.qube.guestnet("status", "--json", check=False).stdout)
+    data = json.loads(host.qube.guestnet("status", "--json", check=False).stdout)
     return str(data["provider"]["offload"])
 
 
-def logged(hosting: Hosting) -> list[str]:
+def logged(host: Provider) -> list[str]:
     """What the agent has said of it."""
-    return [line for line in hosting.agent.output().splitlines() if "offload" in line]
+    return [line for line in host.agent.output().splitlines() if "offload" in line]
 
 
-def start_counted(hosting: Hosting) -> None:
+def start_counted(host: Provider) -> None:
     """Start the agent, whose calls of nft are noted from then on."""
-    hosting.qube.write(f"{COUNTED}/nft", f'#!/bin/sh\necho "$@" >>{LOG}\nexec /usr/sbin/nft "$@"\n')
-    hosting.qube.path(f"{COUNTED}/nft").chmod(0o755)
-    hosting.qube.start_agent(env={"PATH": f"{COUNTED}:/usr/sbin:/usr/bin:/sbin:/bin"})
+    host.qube.write(f"{COUNTED}/nft", f'#!/bin/sh\necho "$@" >>{LOG}\nexec /usr/sbin/nft "$@"\n')
+    host.qube.path(f"{COUNTED}/nft").chmod(0o755)
+    host.qube.start_agent(env={"PATH": f"{COUNTED}:/usr/sbin:/usr/bin:/sbin:/bin"})
 
 
-def looks(hosting: Hosting) -> int:
+def looks(host: Provider) -> int:
     """How often the agent has looked at the chains of others."""
-    return hosting.qube.read(LOG).splitlines().count("list chains")
+    return host.qube.read(LOG).splitlines().count("list chains")
 
 
 @pytest.mark.behaviour("B62")
 def test_a_kernel_without_flowtables_breaks_nothing() -> None:
-    hosting = Hosting(ENTRIES6, agent=False)
-    start_counted(hosting)
-    behind = hosting.attach(4)
-    assert hosting.works(behind)
-    assert hosting.works(behind, version=6)
-    eventually(lambda: said(hosting).startswith(REFUSED), what="status says why", trouble=lambda: said(hosting))
-    assert f"offload: {said(hosting)}\n" in hosting.qube.guestnet("status", check=False).stdout
-    assert len(logged(hosting)) == 1
-    assert hosting.qube.guestnet("plan").stdout == ""
+    host = Provider(ENTRIES6, agent=False)
+    start_counted(host)
+    behind = host.attach(4)
+    assert host.works(behind)
+    assert host.works(behind, version=6)
+    eventually(lambda: said(host).startswith(REFUSED), what="status says why", trouble=lambda: said(host))
+    assert f"offload: {said(host)}\n" in host.qube.guestnet("status", check=False).stdout
+    assert len(logged(host)) == 1
+    assert host.qube.guestnet("plan").stdout == ""
 
-    assert looks(hosting) == 1
-    before = len(hosting.qube.read(LOG).splitlines())
+    assert looks(host) == 1
+    before = len(host.qube.read(LOG).splitlines())
     for number in range(5):  # each is a reason for a pass, and none to ask anew
-        hosting.qube.wire(f"ip link add tun{number} type veth peer name far{number}")
-    hosting.write("/qubes-netvm-secondary-dns", "10.139.1.3")  # what is to do once all that is over
-    eventually(lambda: "10.139.1.3->" in hosting.agent.output(), what="a pass", trouble=hosting.trouble)
-    assert len(logged(hosting)) == 1
-    assert looks(hosting) == 1
-    asked = hosting.qube.read(LOG).splitlines()[before:]
+        host.qube.wire(f"ip link add tun{number} type veth peer name far{number}")
+    host.write("/qubes-netvm-secondary-dns", "10.139.1.3")  # what is to do once all that is over
+    eventually(lambda: "10.139.1.3->" in host.agent.output(), what="a pass", trouble=host.trouble)
+    assert len(logged(host)) == 1
+    assert looks(host) == 1
+    asked = host.qube.read(LOG).splitlines()[before:]
     assert len(asked) <= 3, asked  # the redirection was loaded, and its chains listed
-    assert hosting.works(behind)
+    assert host.works(behind)
 
-    hosting.agent.stop()
-    hosting.qube.start_agent()
-    assert hosting.works(behind)
-    assert len(logged(hosting)) == 2  # one for each life
+    host.agent.stop()
+    host.qube.start_agent()
+    assert host.works(behind)
+    assert len(logged(host)) == 2  # one for each life
 
 
 @pytest.mark.behaviour("B62")
 def test_what_others_rules_have_against_it() -> None:
-    hosting = Hosting(ENTRIES6, agent=False)
-    hosting.nft(JUDGE.format(number=0))
-    start_counted(hosting)
+    host = Provider(ENTRIES6, agent=False)
+    host.nft(JUDGE.format(number=0))
+    start_counted(host)
 
     def judged_by(chain: str) -> None:
         expected = f"off: chain {chain} may refuse established connections: its "
-        eventually(lambda: said(hosting).startswith(expected), what=chain, trouble=lambda: said(hosting))
+        eventually(lambda: said(host).startswith(expected), what=chain, trouble=lambda: said(host))
 
     judged_by("inet judge late0")
     for number, (add, remove, judge) in enumerate(CASES.values(), start=1):
-        hosting.nft(add + JUDGE.format(number=number))
+        host.nft(add + JUDGE.format(number=number))
         judged_by(judge or f"inet judge late{number}")
-        hosting.nft(remove + JUDGE.format(number=f"{number}-over"))
+        host.nft(remove + JUDGE.format(number=f"{number}-over"))
         judged_by(f"inet judge late{number}-over")
-        hosting.qube.wire(f"ip link add tun{number} type veth peer name far{number}")  # a pass, and no reason to look
-    assert looks(hosting) <= 1 + 2 * len(CASES)
-    hosting.nft("delete table inet judge")
-    eventually(lambda: said(hosting).startswith(REFUSED), what="it is tried", trouble=lambda: said(hosting))
+        host.qube.wire(f"ip link add tun{number} type veth peer name far{number}")  # a pass, and no reason to look
+    assert looks(host) <= 1 + 2 * len(CASES)
+    host.nft("delete table inet judge")
+    eventually(lambda: said(host).startswith(REFUSED), what="it is tried", trouble=lambda: said(host))
 
 
 @pytest.mark.behaviour("B62")
 def test_what_the_unit_says_at_its_end_is_understood() -> None:
     (line,) = [line for line in UNIT.read_text().splitlines() if line.startswith("ExecStopPost=")]
     command = shlex.split(line.partition("=")[2].removeprefix("-"))
-    hosting = Hosting(agent=False)
-    before = hosting.oracle.run("nft", "list", "ruleset").stdout
+    host = Provider(agent=False)
+    before = host.oracle.run("nft", "list", "ruleset").stdout
     for there in ("", "add table inet qubes-offload"):
-        hosting.nft(there)
-        assert hosting.qube.run(*command).stderr == ""
-        assert hosting.oracle.run("nft", "list", "ruleset").stdout == before
+        host.nft(there)
+        assert host.qube.run(*command).stderr == ""
+        assert host.oracle.run("nft", "list", "ruleset").stdout == before

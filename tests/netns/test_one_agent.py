@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.qubes.appvm import ENTRIES6, GATEWAY6, IP6, Guest
+from tests.support.qubes.appvm import ENTRIES6, GATEWAY6, IP6, AppVm
 
 WITH6 = {"ip6": f"{IP6}/128", "gateway6": GATEWAY6}
 LOCK = "/run/qubes-guestnet/agent.lock"
@@ -26,12 +26,12 @@ time.sleep(99)
 @pytest.mark.behaviour("B144")
 @pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
 def test_a_second_agent_is_refused_and_the_first_named(stopped: bool) -> None:
-    guest = Guest(ENTRIES6)
-    first = guest.agent()
-    own = guest.qube.read("/run/qubes-guestnet/status").split()[1]
+    appvm = AppVm(ENTRIES6)
+    first = appvm.agent()
+    own = appvm.qube.read("/run/qubes-guestnet/status").split()[1]
     if stopped:
         first.signal(signal.SIGSTOP)
-    done = guest.qube.run(*guest.program("agent"), check=False)
+    done = appvm.qube.run(*appvm.program("agent"), check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
         f"qubes-guestnet: an agent is already running: process {own}; systemctl restart qubes-guestnet replaces it\n"
@@ -39,50 +39,50 @@ def test_a_second_agent_is_refused_and_the_first_named(stopped: bool) -> None:
     if stopped:
         first.signal(signal.SIGCONT)
     assert first.running
-    guest.write("/qubes-ip", "10.137.0.6")
-    guest.soon_configured(ip="10.137.0.6/32", **WITH6)
-    assert guest.qube.read("/run/qubes-guestnet/status").split()[1] == own
+    appvm.write("/qubes-ip", "10.137.0.6")
+    appvm.soon_configured(ip="10.137.0.6/32", **WITH6)
+    assert appvm.qube.read("/run/qubes-guestnet/status").split()[1] == own
 
 
 @pytest.mark.behaviour("B144")
 @pytest.mark.parametrize("end", ["kill", "stop"])
 def test_one_that_ended_refuses_none(end: str) -> None:
-    guest = Guest(ENTRIES6)
+    appvm = AppVm(ENTRIES6)
     for _ in range(3):
-        agent = guest.agent()
+        agent = appvm.agent()
         getattr(agent, end)()
-    assert guest.qube.path(LOCK).exists()
-    guest.agent()
-    guest.check(**WITH6)
+    assert appvm.qube.path(LOCK).exists()
+    appvm.agent()
+    appvm.check(**WITH6)
 
 
 @pytest.mark.behaviour("B144")
 def test_one_that_is_about_to_end_is_waited_for() -> None:
-    guest = Guest(ENTRIES6)
-    first = guest.agent()
+    appvm = AppVm(ENTRIES6)
+    first = appvm.agent()
     first.signal(signal.SIGSTOP)
-    second = guest.agent(wait=False)
+    second = appvm.agent(wait=False)
     first.signal(signal.SIGTERM)
     first.signal(signal.SIGCONT)
     assert first.wait() == 0
-    eventually(lambda: sum("READY=1" in said for _, said in guest.qube.notifications()) == 2, trouble=guest.log)
+    eventually(lambda: sum("READY=1" in said for _, said in appvm.qube.notifications()) == 2, trouble=appvm.log)
     assert second.running
-    guest.check(**WITH6)
+    appvm.check(**WITH6)
 
 
 @pytest.mark.behaviour("B144")
 def test_the_agent_of_another_folder_is_not_in_the_way() -> None:
-    guest = Guest(ENTRIES6)
-    guest.agent()
-    other = guest.qube.spawn("other", sys.executable, "-c", ELSEWHERE)
+    appvm = AppVm(ENTRIES6)
+    appvm.agent()
+    other = appvm.qube.spawn("other", sys.executable, "-c", ELSEWHERE)
     eventually(lambda: "claimed" in other.output(), trouble=other.output)
 
 
 @pytest.mark.behaviour("B144")
 @pytest.mark.behaviour("B146")
 def test_where_no_lock_can_be_had_the_qube_has_its_network_all_the_same() -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.path(LOCK).mkdir(parents=True)
-    agent = guest.agent()
-    guest.check(**WITH6)
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.path(LOCK).mkdir(parents=True)
+    agent = appvm.agent()
+    appvm.check(**WITH6)
     assert agent.output().count("cannot exclude a second agent: /run/qubes-guestnet/agent.lock") == 1

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.support.needs import needs
-from tests.support.qubes.provider import Hosting
+from tests.support.qubes.provider import Provider
 
 pytestmark = pytest.mark.behaviour("B140")
 
@@ -18,7 +18,7 @@ PROGRAM = (sys.executable, "-m", "qubes_guestnet")
 UNSEEN = "only root can read the base rules and the rules of client qubes: they were not checked"
 
 
-def ask(host: Hosting, *words: str) -> subprocess.CompletedProcess[str]:
+def ask(host: Provider, *words: str) -> subprocess.CompletedProcess[str]:
     """The program, by a user that may change nothing."""
     needs("unshare")
     return host.qube.run("unshare", "--user", *PROGRAM, *words, check=False)
@@ -27,7 +27,7 @@ def ask(host: Hosting, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("there", [True, False], ids=["rules", "no rules"])
 @pytest.mark.parametrize("agent", [True, False], ids=["agent", "no agent"])
 def test_status_and_check_name_what_they_did_not_see(there: bool, agent: bool) -> None:
-    host = Hosting()
+    host = Provider()
     host.attach()
     if not agent or not there:
         host.agent.kill()
@@ -59,7 +59,7 @@ def test_status_and_check_name_what_they_did_not_see(there: bool, agent: bool) -
 
 
 def test_what_is_wrong_and_can_be_seen_is_told_as_well() -> None:
-    host = Hosting()
+    host = Provider()
     behind = host.attach()
     host.agent.kill()
     host.qube.run("ip", "link", "set", behind.vif, "down")
@@ -73,7 +73,7 @@ def test_what_is_wrong_and_can_be_seen_is_told_as_well() -> None:
     "words", ["plan", "plan --json", "rules load", "forwarding off", "forwarding on", "dns sync", "apply"]
 )
 def test_every_verb_that_looks_or_changes_says_once_what_to_do(words: str) -> None:
-    host = Hosting()
+    host = Provider()
     done = ask(host, *words.split())
     assert done.returncode == 1
     lines = done.stderr.splitlines()
@@ -84,7 +84,7 @@ def test_every_verb_that_looks_or_changes_says_once_what_to_do(words: str) -> No
 
 @pytest.mark.parametrize("lost", [True, False], ids=["without base rules", "with base rules"])
 def test_the_remedies_of_check_work_without_an_agent(lost: bool) -> None:
-    host = Hosting()
+    host = Provider()
     behind = host.attach()
     host.agent.kill()
     host.nft("flush ruleset" if lost else "insert rule ip qubes forward accept")

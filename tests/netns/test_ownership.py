@@ -19,7 +19,7 @@ from tests.support.qubes.appvm import (
     IP,
     IP6,
     PROTOCOL,
-    Guest,
+    AppVm,
 )
 
 RECORD = "/run/qubes-guestnet/owned"
@@ -47,9 +47,9 @@ FOREIGN = f"""
 """
 
 
-def foreign(guest: Guest) -> tuple[list[str], list[Json]]:
+def foreign(appvm: AppVm) -> tuple[list[str], list[Json]]:
     """All of it, as `ip -json` shows it, without what is ours."""
-    show = guest.oracle.ip
+    show = appvm.oracle.ip
     addresses = [
         (link["ifname"], entry["local"], entry["prefixlen"])
         for link in show("address")
@@ -71,143 +71,143 @@ def foreign(guest: Guest) -> tuple[list[str], list[Json]]:
     return sorted([*map(str, addresses), *map(str, routes), *map(str, neighbours)]), show("rule")
 
 
-def with_foreign_things(entries: dict[str, str]) -> tuple[Guest, tuple[list[str], list[Json]]]:
-    guest = Guest(entries)
-    guest.ip("link", "set", "eth0", "up")
-    guest.oracle.run("sh", "-ec", FOREIGN)
-    eventually(lambda: "tentative" not in str(guest.oracle.ip("address")))
-    before = foreign(guest)
+def with_foreign_things(entries: dict[str, str]) -> tuple[AppVm, tuple[list[str], list[Json]]]:
+    appvm = AppVm(entries)
+    appvm.ip("link", "set", "eth0", "up")
+    appvm.oracle.run("sh", "-ec", FOREIGN)
+    eventually(lambda: "tentative" not in str(appvm.oracle.ip("address")))
+    before = foreign(appvm)
     assert len(before[0]) > 12, "there is something to lose"
-    return guest, before
+    return appvm, before
 
 
 @pytest.mark.behaviour("B9")
 @pytest.mark.parametrize("style", ["device", "gateway"])
 def test_foreign_things_outlive_everything(style: str) -> None:
-    guest, before = with_foreign_things(ENTRIES6)
-    guest.qube.set_flag(GATEWAY_FLAG, style == "gateway")
+    appvm, before = with_foreign_things(ENTRIES6)
+    appvm.qube.set_flag(GATEWAY_FLAG, style == "gateway")
     steps = (
-        lambda: guest.qube.guestnet("apply"),
-        lambda: guest.qube.guestnet("uplink", "add", "eth0"),
-        lambda: guest.write("/qubes-ip", "10.137.0.6"),
-        lambda: guest.write("/qubes-ip6", f"{IP6}6"),
-        lambda: guest.write("/qubes-gateway", "10.137.0.2"),
-        lambda: guest.qube.set_flag("disable-default-route"),
-        lambda: guest.qube.set_flag(GATEWAY_FLAG, style == "device"),
-        lambda: guest.qube.set_flag("disable-default-route", False),
-        lambda: guest.remove("/qubes-ip6"),
-        lambda: guest.remove("/qubes-gateway"),
-        lambda: guest.remove("/qubes-ip"),
-        lambda: guest.write("/qubes-mac", "00:16:3e:00:00:99"),
+        lambda: appvm.qube.guestnet("apply"),
+        lambda: appvm.qube.guestnet("uplink", "add", "eth0"),
+        lambda: appvm.write("/qubes-ip", "10.137.0.6"),
+        lambda: appvm.write("/qubes-ip6", f"{IP6}6"),
+        lambda: appvm.write("/qubes-gateway", "10.137.0.2"),
+        lambda: appvm.qube.set_flag("disable-default-route"),
+        lambda: appvm.qube.set_flag(GATEWAY_FLAG, style == "device"),
+        lambda: appvm.qube.set_flag("disable-default-route", False),
+        lambda: appvm.remove("/qubes-ip6"),
+        lambda: appvm.remove("/qubes-gateway"),
+        lambda: appvm.remove("/qubes-ip"),
+        lambda: appvm.write("/qubes-mac", "00:16:3e:00:00:99"),
     )
     for step in steps:
         step()
-        guest.qube.guestnet("apply")
-        assert foreign(guest) == before
-    ours = [route for family in (4, 6) for route in guest.oracle.routes(family) if route["protocol"] in PROTOCOL]
+        appvm.qube.guestnet("apply")
+        assert foreign(appvm) == before
+    ours = [route for family in (4, 6) for route in appvm.oracle.routes(family) if route["protocol"] in PROTOCOL]
     assert ours == [], "and nothing of ours is left"
-    assert not {f"{IP}/32", "10.137.0.6/32", f"{IP6}/128"} & guest.oracle.addresses("eth0")
+    assert not {f"{IP}/32", "10.137.0.6/32", f"{IP6}/128"} & appvm.oracle.addresses("eth0")
 
 
 def test_foreign_things_outlive_the_agent() -> None:
-    guest, before = with_foreign_things(ENTRIES6)
-    agent = guest.agent()
-    assert foreign(guest) == before
+    appvm, before = with_foreign_things(ENTRIES6)
+    agent = appvm.agent()
+    assert foreign(appvm) == before
     for number in (6, 5, 6):
-        guest.write("/qubes-ip", f"10.137.0.{number}")
-        eventually(lambda: f"10.137.0.{number}/32" in guest.oracle.addresses("eth0"), trouble=guest.log)  # noqa: B023
-        assert foreign(guest) == before
+        appvm.write("/qubes-ip", f"10.137.0.{number}")
+        eventually(lambda: f"10.137.0.{number}/32" in appvm.oracle.addresses("eth0"), trouble=appvm.log)  # noqa: B023
+        assert foreign(appvm) == before
         agent.kill()
-        agent = guest.agent()
-        assert foreign(guest) == before
+        agent = appvm.agent()
+        assert foreign(appvm) == before
     assert agent.stop() == 0
-    assert foreign(guest) == before
-    assert f"{IP}/32" not in guest.oracle.addresses("eth0")
+    assert foreign(appvm) == before
+    assert f"{IP}/32" not in appvm.oracle.addresses("eth0")
 
 
 @pytest.mark.scenario("S-403")
 @pytest.mark.parametrize("style", ["device", "gateway"])
 def test_a_vpn_that_replaces_the_default_route(style: str) -> None:
     """`ip route replace` takes our route; ours comes back behind the VPN's, and the VPN's still counts."""
-    guest = Guest()
-    guest.qube.set_flag(GATEWAY_FLAG, style == "gateway")
-    guest.agent()
-    guest.oracle.run("sh", "-ec", "ip link add tun0 type veth peer name tun1; ip link set tun1 up; ip link set tun0 up")
-    guest.ip("route", "replace", "default", "dev", "tun0")
-    guest.soon_configured(style=style)
-    assert [route["dev"] for route in guest.oracle.default_routes(4)] == ["tun0", "eth0"]
-    assert guest.oracle.ip("route", "get", "192.0.2.1")[0]["dev"] == "tun0"
-    guest.ip("route", "del", "default", "dev", "tun0")
-    guest.check(style=style)
+    appvm = AppVm()
+    appvm.qube.set_flag(GATEWAY_FLAG, style == "gateway")
+    appvm.agent()
+    appvm.oracle.run("sh", "-ec", "ip link add tun0 type veth peer name tun1; ip link set tun1 up; ip link set tun0 up")
+    appvm.ip("route", "replace", "default", "dev", "tun0")
+    appvm.soon_configured(style=style)
+    assert [route["dev"] for route in appvm.oracle.default_routes(4)] == ["tun0", "eth0"]
+    assert appvm.oracle.ip("route", "get", "192.0.2.1")[0]["dev"] == "tun0"
+    appvm.ip("route", "del", "default", "dev", "tun0")
+    appvm.check(style=style)
 
 
 def test_the_same_thing_made_by_somebody_else_is_theirs() -> None:
     """It serves us, so nothing is done; and when we do not need it any more it stays."""
-    guest = Guest(ENTRIES6)
-    guest.oracle.run("sh", "-ec", f"""
+    appvm = AppVm(ENTRIES6)
+    appvm.oracle.run("sh", "-ec", f"""
         ip link set eth0 up; ip address add {IP}/32 dev eth0; ip address add {IP6}/128 dev eth0 nodad
         ip route add default dev eth0 scope link proto static
         ip neighbour add {GATEWAY} lladdr {BACKEND_MAC} nud permanent dev eth0
     """)  # fmt: skip
-    guest.qube.guestnet("apply")
-    assert len(guest.oracle.default_routes(4)) == 1
-    guest.write("/qubes-ip", "10.137.0.6")
-    guest.write("/qubes-gateway", "10.137.0.2")
-    guest.qube.set_flag("disable-default-route")
-    guest.qube.guestnet("apply")
-    assert guest.oracle.addresses("eth0", 4) == {f"{IP}/32", "10.137.0.6/32"}
-    assert [route["protocol"] for route in guest.oracle.default_routes(4)] == ["static"]
-    assert guest.oracle.neighbours("eth0") == {GATEWAY: BACKEND_MAC, "10.137.0.2": BACKEND_MAC, GATEWAY6: BACKEND_MAC}
+    appvm.qube.guestnet("apply")
+    assert len(appvm.oracle.default_routes(4)) == 1
+    appvm.write("/qubes-ip", "10.137.0.6")
+    appvm.write("/qubes-gateway", "10.137.0.2")
+    appvm.qube.set_flag("disable-default-route")
+    appvm.qube.guestnet("apply")
+    assert appvm.oracle.addresses("eth0", 4) == {f"{IP}/32", "10.137.0.6/32"}
+    assert [route["protocol"] for route in appvm.oracle.default_routes(4)] == ["static"]
+    assert appvm.oracle.neighbours("eth0") == {GATEWAY: BACKEND_MAC, "10.137.0.2": BACKEND_MAC, GATEWAY6: BACKEND_MAC}
 
 
 # --- the record ----------------------------------------------------------------------------------------------------
 
 
 def test_the_record_says_what_is_ours() -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.guestnet("apply")
-    lines = guest.qube.read(RECORD).splitlines()[1:]
-    index = guest.oracle.link("eth0")["ifindex"]  # type: ignore[index]
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.guestnet("apply")
+    lines = appvm.qube.read(RECORD).splitlines()[1:]
+    index = appvm.oracle.link("eth0")["ifindex"]  # type: ignore[index]
     assert lines == [
         f"interface {index} 00:16:3e:5e:6c:05",
         f"address {IP}/32",
         f"address {IP6}/128",
         f"neighbour {GATEWAY}",
         f"neighbour {GATEWAY6}",
-        f"published {checksum(guest.qube.path('/etc/resolv.conf').read_bytes())}",
+        f"published {checksum(appvm.qube.path('/etc/resolv.conf').read_bytes())}",
     ]
-    assert guest.qube.path(RECORD).stat().st_mode & 0o777 == 0o644
+    assert appvm.qube.path(RECORD).stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.parametrize("damage", ["", "rubbish\n\xff\n", "interface 1\naddress", "interface x y\naddress 10.0.0.1\n"])
 def test_a_lost_record_costs_an_address_and_no_more(damage: str) -> None:
-    guest = Guest()
-    guest.qube.guestnet("apply")
-    guest.qube.write(RECORD, damage)
-    guest.write("/qubes-ip", "10.137.0.6")
-    guest.qube.guestnet("apply")
-    assert guest.oracle.addresses("eth0") == {f"{IP}/32", "10.137.0.6/32"}
-    assert len(guest.routes(4)) == 1
+    appvm = AppVm()
+    appvm.qube.guestnet("apply")
+    appvm.qube.write(RECORD, damage)
+    appvm.write("/qubes-ip", "10.137.0.6")
+    appvm.qube.guestnet("apply")
+    assert appvm.oracle.addresses("eth0") == {f"{IP}/32", "10.137.0.6/32"}
+    assert len(appvm.routes(4)) == 1
 
 
 def test_a_record_of_another_interface_of_the_same_number_is_not_believed() -> None:
-    guest = Guest()
-    index = guest.oracle.link("eth0")["ifindex"]  # type: ignore[index]
-    guest.ip("address", "add", "192.0.2.5/24", "dev", "eth0")
-    guest.qube.write(RECORD, f"interface {index} 00:16:3e:00:00:01\naddress 192.0.2.5/24\n")
-    guest.qube.guestnet("apply")
-    assert "192.0.2.5/24" in guest.oracle.addresses("eth0")
+    appvm = AppVm()
+    index = appvm.oracle.link("eth0")["ifindex"]  # type: ignore[index]
+    appvm.ip("address", "add", "192.0.2.5/24", "dev", "eth0")
+    appvm.qube.write(RECORD, f"interface {index} 00:16:3e:00:00:01\naddress 192.0.2.5/24\n")
+    appvm.qube.guestnet("apply")
+    assert "192.0.2.5/24" in appvm.oracle.addresses("eth0")
 
 
 def test_a_record_that_cannot_be_written_does_not_cost_the_network() -> None:
-    guest = Guest()
-    guest.qube.run("mkdir", "-p", "/run/qubes-guestnet")
-    guest.qube.run("mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=2", "tmpfs", "/run/qubes-guestnet")
-    failed = guest.qube.guestnet("apply", check=False)
+    appvm = AppVm()
+    appvm.qube.run("mkdir", "-p", "/run/qubes-guestnet")
+    appvm.qube.run("mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=2", "tmpfs", "/run/qubes-guestnet")
+    failed = appvm.qube.guestnet("apply", check=False)
     assert failed.returncode == 1
     assert "/run/qubes-guestnet" in failed.stderr
     assert "Traceback" not in failed.stderr
-    guest.check()
+    appvm.check()
 
 
 # --- nothing is sent that is not needed ----------------------------------------------------------------------------
@@ -232,10 +232,10 @@ QUESTIONS = {"18", "22", "26", "30"}  # RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE, 
 @pytest.mark.behaviour("B2")
 @pytest.mark.parametrize("style", ["device", "gateway"])
 def test_a_second_pass_sends_no_change_to_the_kernel(style: str) -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.set_flag(GATEWAY_FLAG, style == "gateway")
-    first = guest.qube.run(sys.executable, "-c", COUNTING).stdout.splitlines()[-1].split()
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.set_flag(GATEWAY_FLAG, style == "gateway")
+    first = appvm.qube.run(sys.executable, "-c", COUNTING).stdout.splitlines()[-1].split()
     assert set(first) > QUESTIONS, "the first one changes something"
-    second = guest.qube.run(sys.executable, "-c", COUNTING).stdout.splitlines()
+    second = appvm.qube.run(sys.executable, "-c", COUNTING).stdout.splitlines()
     assert len(second) == 1, "and says that it did nothing"
     assert set(second[0].split()) == QUESTIONS

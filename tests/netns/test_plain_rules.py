@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import Hosting
+from tests.support.qubes.provider import Provider
 
 pytestmark = pytest.mark.behaviour("B140")
 
@@ -19,14 +19,14 @@ AWAY = (
 )
 
 
-def rules(host: Hosting) -> list[object]:
+def rules(host: Provider) -> list[object]:
     listing = (("nft", "-s", "list", "table", family, "qubes") for family in ("ip", "ip6", "arp"))
     return [host.settled(), *["dormant" in host.oracle.run(*words, check=False).stdout for words in listing]]
 
 
 @pytest.mark.parametrize("removed", AWAY)
 def test_base_rules_that_are_removed_come_back(removed: str) -> None:
-    host = Hosting({}, flag=False)
+    host = Provider({}, flag=False)
     whole = rules(host)
     host.nft("add rule ip qubes custom-input tcp dport 22 accept")
     eventually(lambda: "dport 22" in host.qube.read("/run/qubes-guestnet/users-rules"), trouble=host.trouble)
@@ -37,7 +37,7 @@ def test_base_rules_that_are_removed_come_back(removed: str) -> None:
 
 
 def test_they_come_back_after_a_time_without_an_agent_and_without_qubesdb() -> None:
-    host = Hosting({}, flag=False)
+    host = Provider({}, flag=False)
     whole = rules(host)
     host.agent.kill()
     host.nft("flush ruleset")
@@ -50,7 +50,7 @@ def test_they_come_back_after_a_time_without_an_agent_and_without_qubesdb() -> N
 
 
 def test_why_they_do_not_come_back_is_told() -> None:
-    host = Hosting({}, flag=False)
+    host = Provider({}, flag=False)
     whole = rules(host)
     host.replace_nft("/bin/false")
     host.real_nft("flush ruleset")
@@ -62,7 +62,7 @@ def test_why_they_do_not_come_back_is_told() -> None:
 
 @pytest.mark.parametrize("removed", AWAY)
 def test_without_an_agent_plan_and_status_list_them_and_apply_loads_them(removed: str) -> None:
-    host = Hosting({}, flag=False, agent=False)
+    host = Provider({}, flag=False, agent=False)
     whole, line = rules(host), "nft -f: base rules of the tables ip qubes, ip6 qubes and arp qubes"
     assert host.qube.guestnet("plan").stdout == ""
     host.nft(removed)
@@ -78,7 +78,7 @@ def test_without_an_agent_plan_and_status_list_them_and_apply_loads_them(removed
 
 
 def test_forwarding_on_says_that_there_is_nothing_to_forward() -> None:
-    host = Hosting({}, flag=False, agent=False)
+    host = Provider({}, flag=False, agent=False)
     done = host.qube.guestnet("forwarding", "on")
     assert (done.returncode, done.stdout) == (
         0,

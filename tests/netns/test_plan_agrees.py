@@ -8,8 +8,8 @@ import json
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.qubes.appvm import Guest
-from tests.support.qubes.provider import ENTRIES6, HALTED, Hosting
+from tests.support.qubes.appvm import AppVm
+from tests.support.qubes.provider import ENTRIES6, HALTED, Provider
 
 ELEMENT = 'element ip qubes allowed { "vif4.0" . 10.137.0.4 }'
 CHANGES = {
@@ -31,7 +31,7 @@ CHANGES = {
 }
 
 
-def planned(host: Hosting | Guest) -> set[str]:
+def planned(host: Provider | AppVm) -> set[str]:
     """The operations of `plan`."""
     done = host.qube.guestnet("plan", "--json", check=False)
     assert done.returncode == 0, done.stderr
@@ -40,7 +40,7 @@ def planned(host: Hosting | Guest) -> set[str]:
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_what_is_planned_is_done_and_then_nothing_is_planned(change: str) -> None:
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     host.qube.guestnet("apply", check=False)
     host.attach()
     host.qube.guestnet("apply", check=False)
@@ -56,7 +56,7 @@ def test_what_is_planned_is_done_and_then_nothing_is_planned(change: str) -> Non
 
 def test_an_address_that_goes_while_another_table_is_missing_is_planned() -> None:
     """One set that was missing hid what all others held, and the plan lacked an operation (found by random states)."""
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     host.qube.guestnet("apply", check=False)
     host.nft("delete table arp qubes")
     host.write("/connected-ips", "")
@@ -66,11 +66,11 @@ def test_an_address_that_goes_while_another_table_is_missing_is_planned() -> Non
 
 
 def test_an_interface_that_was_taken_down_is_planned_as_apply_configures_it() -> None:
-    guest = Guest()
-    guest.qube.guestnet("apply")
-    guest.qube.guestnet("uplink", "remove", "eth0")
-    before = planned(guest)
+    appvm = AppVm()
+    appvm.qube.guestnet("apply")
+    appvm.qube.guestnet("uplink", "remove", "eth0")
+    before = planned(appvm)
     assert "ip link set dev eth0 up" in before
-    assert planned(guest) == before, "to plan changes nothing"
-    assert set(guest.qube.guestnet("apply").stdout.splitlines()) == before
-    assert planned(guest) == set()
+    assert planned(appvm) == before, "to plan changes nothing"
+    assert set(appvm.qube.guestnet("apply").stdout.splitlines()) == before
+    assert planned(appvm) == set()

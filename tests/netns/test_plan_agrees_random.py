@@ -14,7 +14,7 @@ import pytest
 
 from tests.netns.test_plan_agrees import planned
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES6, Hosting
+from tests.support.qubes.provider import ENTRIES6, Provider
 
 STATES = int(os.environ.get("GUESTNET_SOAK_STEPS") or 30)
 SEED = int(os.environ["GUESTNET_SEED"])  # set by tests/conftest.py where the caller gave none
@@ -64,7 +64,7 @@ KEYS = {
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", SEEDS)
 def test_what_is_planned_in_a_random_state_is_done_and_then_nothing_is_planned(seed: int) -> None:
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     host.qube.guestnet("apply", check=False)
     for number in range(4, 7):
         host.attach(number)

@@ -9,7 +9,7 @@ import pytest
 
 from qubes_guestnet.lab.qube import Service
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES, ENTRIES6, Behind, Hosting
+from tests.support.qubes.provider import ENTRIES, ENTRIES6, Client, Provider
 
 # Another program changes rules right after each of the first N transactions of ours that have some words in them.
 DISTURBING = """
@@ -37,17 +37,17 @@ FOREIGN = {
 }
 
 
-def disturbed(host: Hosting, words: str, rule: str, times: int = 1) -> dict[str, str]:
+def disturbed(host: Provider, words: str, rule: str, times: int = 1) -> dict[str, str]:
     """The environment of a program that another one disturbs."""
     host.qube.write("/run/lab/disturbed/sitecustomize.py", DISTURBING.format(times=times, words=words, rule=rule))
     return {"PYTHONPATH": ":".join(("/run/lab/disturbed", *sys.path))}
 
 
-def base(host: Hosting) -> list[list[str]]:
+def base(host: Provider) -> list[list[str]]:
     return [host.rules("ip", chain) for chain in ("prerouting", "antispoof", "postrouting", "input", "forward")]
 
 
-def forget(host: Hosting) -> None:
+def forget(host: Provider) -> None:
     """Everything as at boot."""
     host.nft("flush ruleset")
     host.qube.run("rm", "-f", "/run/qubes-guestnet/owned", "/run/qubes-guestnet/users-rules")
@@ -57,7 +57,7 @@ def forget(host: Hosting) -> None:
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("foreign", FOREIGN)
 def test_a_change_right_after_the_base_rules_is_not_taken_for_ours(foreign: str, times: int) -> None:
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     good = base(host)
     assert all(good)
     forget(host)
@@ -71,7 +71,7 @@ def test_a_change_right_after_the_base_rules_is_not_taken_for_ours(foreign: str,
 @pytest.mark.behaviour("B125")
 @pytest.mark.behaviour("B148")
 def test_a_change_between_the_parts_that_are_put_back_alone_is_not_taken_for_ours() -> None:
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     host.qube.start_agent(env=disturbed(host, BASE, FOREIGN["ours, weakened"]))
     eventually(host.forwards, trouble=host.trouble)
     good = base(host)
@@ -89,7 +89,7 @@ def test_a_change_between_the_parts_that_are_put_back_alone_is_not_taken_for_our
 
 @pytest.mark.behaviour("B148")
 def test_rules_that_are_changed_all_the_time_are_told_and_not_taken_for_good() -> None:
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     good = base(host)
     forget(host)
     foreign = disturbed(host, BASE, FOREIGN["ours, weakened"], 99)
@@ -103,7 +103,7 @@ def test_rules_that_are_changed_all_the_time_are_told_and_not_taken_for_good() -
 @pytest.mark.behaviour("B148")
 @pytest.mark.parametrize("rule", ["insert rule ip qubes dnat-dns accept", "flush chain ip qubes dnat-dns"])
 def test_a_change_right_after_the_redirection_of_names_is_not_taken_for_ours(rule: str) -> None:
-    host = Hosting(ENTRIES)
+    host = Provider(ENTRIES)
     eventually(lambda: host.rules("ip", "dnat-dns"), trouble=host.trouble)
     good = host.rules("ip", "dnat-dns")
     host.agent.stop()
@@ -115,7 +115,7 @@ def test_a_change_right_after_the_redirection_of_names_is_not_taken_for_ours(rul
 @pytest.mark.behaviour("B148")
 @pytest.mark.behaviour("B123")
 def test_a_redirection_of_others_right_after_ours_is_judged_as_any_other() -> None:
-    host = Hosting(ENTRIES)
+    host = Provider(ENTRIES)
     eventually(lambda: host.rules("ip", "dnat-dns"), trouble=host.trouble)
     host.agent.stop()
     host.nft("flush chain ip qubes dnat-dns")
@@ -141,7 +141,7 @@ hotplug._hand_over = late
 """
 
 
-def under_way(host: Hosting, behind: Behind) -> Service:
+def under_way(host: Provider, behind: Client) -> Service:
     """Xen's call, which has found out what the vif is, and has set nothing up yet."""
     host.qube.write("/run/lab/slow/sitecustomize.py", SLOW)
     environment = {**host.environment(behind), "PYTHONPATH": ":".join(("/run/lab/slow", *sys.path))}
@@ -150,14 +150,14 @@ def under_way(host: Hosting, behind: Behind) -> Service:
     return called
 
 
-def hooked(host: Hosting) -> list[str]:
+def hooked(host: Provider) -> list[str]:
     return host.qube.read("/run/hooked").splitlines()
 
 
 @pytest.mark.behaviour("B148")
 @pytest.mark.parametrize("first", ["the agent's own", "both at once"])
 def test_hooks_run_once_when_the_agent_starts_during_a_call_of_xens(first: str) -> None:
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     host.hook(TELL)
     behind = host.plug()
     called = under_way(host, behind)
@@ -177,7 +177,7 @@ def test_hooks_run_once_when_the_agent_starts_during_a_call_of_xens(first: str) 
 @pytest.mark.behaviour("B59")
 @pytest.mark.parametrize("agent", [True, False], ids=["agent", "cold"])
 def test_hooks_run_again_for_another_device_and_for_another_address(agent: bool) -> None:
-    host = Hosting(ENTRIES6, agent=agent)
+    host = Provider(ENTRIES6, agent=agent)
     host.hook(TELL)
     behind = host.attach()
     host.online(behind)
@@ -210,7 +210,7 @@ files.publish = published
 @pytest.mark.behaviour("B148")
 @pytest.mark.parametrize("provider", [True, False], ids=["provider", "a plain qube"])
 def test_a_change_right_after_the_look_is_found_with_the_next_event(provider: bool) -> None:
-    host = Hosting(ENTRIES6 if provider else {}, flag=provider, agent=False)
+    host = Provider(ENTRIES6 if provider else {}, flag=provider, agent=False)
     good = base(host)
     text = AFTER_A_LOOK.format(rule="flush chain ip qubes input")
     host.qube.write("/run/lab/disturbed/sitecustomize.py", text)

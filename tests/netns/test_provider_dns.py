@@ -18,7 +18,7 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.packets.ports import Port, listening
 from tests.support.packets.storm import shot, storm
-from tests.support.qubes.provider import DNS, DNS2, ENTRIES, OWN, ROUTER, UPLINK, VIF_MAC, WORLD, Behind, Hosting
+from tests.support.qubes.provider import DNS, DNS2, ENTRIES, OWN, ROUTER, UPLINK, VIF_MAC, WORLD, Client, Provider
 
 SECOND, THIRD = "198.51.100.52", "198.51.100.53"
 VIRTUAL = (DNS, DNS2)
@@ -34,7 +34,7 @@ OF_A_PROXY = {
 _ports = itertools.count(20000)
 
 
-def pairs(host: Hosting) -> dict[str, str]:
+def pairs(host: Provider) -> dict[str, str]:
     """Virtual address → server, of redirections that are whole: udp and tcp alike, once each."""
     rules = [rule.rpartition(" dnat to ")[::2] for rule in host.rules("ip", "dnat-dns")]
     assert [head for head, _ in rules] == (RULES if rules else [])
@@ -43,13 +43,13 @@ def pairs(host: Hosting) -> dict[str, str]:
     return found
 
 
-def leads(host: Hosting, *servers: str) -> None:
+def leads(host: Provider, *servers: str) -> None:
     """Wait until both virtual addresses lead there."""
     wanted = dict(zip(VIRTUAL, itertools.cycle(servers), strict=False)) if servers else {}
     eventually(lambda: pairs(host) == wanted, trouble=host.trouble)
 
 
-def came_out(behind: Behind, outside: Port, address: str, port: int = 53) -> str:
+def came_out(behind: Client, outside: Port, address: str, port: int = 53) -> str:
     """Where a question comes out, asked from a port of its own; "" when it does not."""
     word = f"question {next(_ports)}"
     behind.port.send(behind.ip, address, word, sport=next(_ports), dport=port)
@@ -67,7 +67,7 @@ def nothing_virtual(outside: Port) -> None:
     assert [packet for packet in outside.packets if packet[16:20] in octets] == []
 
 
-def connected(behind: Behind, address: str) -> int:
+def connected(behind: Client, address: str) -> int:
     """The error number of a TCP connection to port 53."""
     with behind.qube.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
         client.settimeout(5.0)
@@ -78,7 +78,7 @@ def connected(behind: Behind, address: str) -> int:
 @pytest.mark.behaviour("B41")
 @pytest.mark.behaviour("B43")
 def test_every_question_comes_out_at_a_real_server_and_nothing_else_comes_out() -> None:
-    host = Hosting()
+    host = Provider()
     behind, outside = host.attach(), host.outside()
     leads(host, ROUTER)
     assert [came_out(behind, outside, address) for address in VIRTUAL] == [ROUTER, ROUTER]
@@ -107,7 +107,7 @@ def test_every_question_comes_out_at_a_real_server_and_nothing_else_comes_out() 
 @pytest.mark.behaviour("B15")
 def test_a_provider_that_sets_no_name_server_of_its_own_still_redirects() -> None:
     """The flag is about this qube's own names."""
-    host = Hosting({**ENTRIES, **OF_A_PROXY}, agent=False, servers=[])
+    host = Provider({**ENTRIES, **OF_A_PROXY}, agent=False, servers=[])
     host.qube.set_flag("disable-dns-server")
     host.qube.start_agent()
     behind, outside = host.attach(), host.outside()
@@ -122,7 +122,7 @@ def test_a_provider_that_sets_no_name_server_of_its_own_still_redirects() -> Non
 @pytest.mark.behaviour("B40")
 @pytest.mark.parametrize("server", ["", "127.0.0.53", "2000:abcd::53"], ids=["none", "a stub", "IPv6"])
 def test_without_a_server_questions_are_refused_at_once_until_there_is_one(server: str) -> None:
-    host = Hosting(servers=[server] if server else [])
+    host = Provider(servers=[server] if server else [])
     behind, outside = host.attach(), host.outside()
     eventually(lambda: host.forwards(), trouble=host.trouble)
     assert pairs(host) == {}
@@ -151,7 +151,7 @@ def test_without_a_server_questions_are_refused_at_once_until_there_is_one(serve
 @pytest.mark.parametrize("agent", [True, False], ids=["agent", "cold"])
 def test_however_many_run_at_once_there_is_one_set_and_never_an_empty_one(agent: bool) -> None:
     """Ten `dns sync` at the same time, while questions from several ports go on and the servers change."""
-    host = Hosting(agent=agent)
+    host = Provider(agent=agent)
     if not agent:
         host.qube.guestnet("forwarding", "on")
     behind, outside = host.attach(), host.outside()
@@ -173,7 +173,7 @@ def test_however_many_run_at_once_there_is_one_set_and_never_an_empty_one(agent:
 @pytest.mark.behaviour("B36")
 @pytest.mark.behaviour("B44")
 def test_whoever_changes_the_file_and_however() -> None:
-    host = Hosting()
+    host = Provider()
     leads(host, ROUTER)
     host.qube.write("/etc/resolv.conf", f"# by hand\nnameserver {SECOND}\nnameserver {THIRD}\n")
     leads(host, SECOND, THIRD)
@@ -192,7 +192,7 @@ def test_whoever_changes_the_file_and_however() -> None:
 
 @pytest.mark.behaviour("B42")
 def test_the_updates_proxy_is_restarted_when_the_servers_differ_and_only_then() -> None:
-    host = Hosting(agent=False)
+    host = Provider(agent=False)
     host.qube.write("/run/lab/systemctl", '#!/bin/sh\necho "$@" >>/run/lab/asked\n')
     host.qube.path("/run/lab/systemctl").chmod(0o755)
     host.qube.set_flag("qubes-updates-proxy")
@@ -232,7 +232,7 @@ def test_the_updates_proxy_is_restarted_when_the_servers_differ_and_only_then() 
 
 
 def test_a_restart_that_fails_is_told_and_takes_nothing_away() -> None:
-    host = Hosting(agent=False)
+    host = Provider(agent=False)
     host.qube.write("/run/lab/systemctl", "#!/bin/sh\necho no such thing >&2; exit 5\n")
     host.qube.path("/run/lab/systemctl").chmod(0o755)
     host.qube.set_flag("qubes-updates-proxy")
@@ -244,7 +244,7 @@ def test_a_restart_that_fails_is_told_and_takes_nothing_away() -> None:
 
 @pytest.mark.behaviour("B39")
 def test_questions_of_a_proxy_leave_translated_and_for_nothing_but_names() -> None:
-    host = Hosting({**ENTRIES, **OF_A_PROXY}, servers=VIRTUAL)
+    host = Provider({**ENTRIES, **OF_A_PROXY}, servers=VIRTUAL)
     behind, outside = host.attach(), host.outside()
     leads(host, *VIRTUAL)
     eventually(lambda: host.forwards(), trouble=host.trouble)
@@ -261,7 +261,7 @@ def test_questions_of_a_proxy_leave_translated_and_for_nothing_but_names() -> No
 @pytest.mark.behaviour("B39")
 @pytest.mark.behaviour("B40")
 def test_questions_of_a_proxy_without_a_provider_are_refused_and_leave_by_no_other_way() -> None:
-    host = Hosting({**ENTRIES, **OF_A_PROXY}, servers=VIRTUAL, uplink=False)
+    host = Provider({**ENTRIES, **OF_A_PROXY}, servers=VIRTUAL, uplink=False)
     host.qube.wire(f"ip link add other type veth peer name far netns {host.world.pid}")
     host.world.wire("ip link set far up")
     behind, elsewhere = host.attach(), Port(host.world, "far", VIF_MAC)
@@ -298,7 +298,7 @@ def test_questions_of_a_proxy_without_a_provider_are_refused_and_leave_by_no_oth
 
 @pytest.mark.behaviour("B45")
 def test_the_record_the_status_and_the_redirection_are_one_list() -> None:
-    host = Hosting(servers=[SECOND, THIRD])
+    host = Provider(servers=[SECOND, THIRD])
     leads(host, SECOND, THIRD)
     status = json.loads(host.qube.guestnet("status", "--json", check=False).stdout)["provider"]
     assert (status["dns"]["virtual"], status["dns"]["servers"]) == ([DNS, DNS2], [SECOND, THIRD])

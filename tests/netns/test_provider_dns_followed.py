@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.eventually import eventually, never
-from tests.support.qubes.provider import REAL_NFT, ROUTER, Hosting
+from tests.support.qubes.provider import REAL_NFT, ROUTER, Provider
 
 SECOND, THIRD = "198.51.100.52", "198.51.100.53"
 RELOAD = "--no-block reload qubes-firewall.service"
@@ -29,17 +29,17 @@ esac
 """
 
 
-def leads(host: Hosting, server: str) -> None:
+def leads(host: Provider, server: str) -> None:
     eventually(lambda: server in " ".join(host.rules("ip", "dnat-dns")), trouble=host.trouble)
 
 
-def sync(host: Hosting) -> int:
+def sync(host: Provider) -> int:
     return int(host.qube.guestnet("dns", "sync", check=False).returncode)
 
 
 @pytest.mark.behaviour("B135")
 def test_a_change_that_the_agent_followed_is_a_change_for_who_asks() -> None:
-    host = Hosting()
+    host = Provider()
     leads(host, ROUTER)
     assert [sync(host) for _ in range(3)] == [0, 100, 100]
     host.resolv_conf(SECOND)
@@ -60,7 +60,7 @@ def test_a_change_that_the_agent_followed_is_a_change_for_who_asks() -> None:
 @pytest.mark.behaviour("B37")
 @pytest.mark.scenario("S-410")
 def test_a_server_that_is_named_while_the_one_before_is_loaded_is_in_force_in_the_same_pass() -> None:
-    host = Hosting()
+    host = Provider()
     leads(host, ROUTER)
     host.agent.stop()
     host.qube.write("/run/lab/racing", RACING_NFT)
@@ -77,7 +77,7 @@ def test_a_server_that_is_named_while_the_one_before_is_loaded_is_in_force_in_th
 
 @pytest.mark.behaviour("B136")
 def test_core_agents_firewall_is_reloaded_on_a_real_change_and_a_failed_reload_is_tried_again() -> None:
-    host = Hosting(agent=False)
+    host = Provider(agent=False)
     host.qube.write("/run/lab/systemctl", SYSTEMCTL)
     host.qube.path("/run/lab/systemctl").chmod(0o755)
     host.qube.set_flag("qubes-firewall")

@@ -19,7 +19,7 @@ from qubes_guestnet.lab.daemons import Daemons
 from tests.netns.test_provider_resolved import PROXY, VPN, leads, start
 from tests.support.eventually import eventually
 from tests.support.needs import needs
-from tests.support.qubes.provider import DNS, DNS2, ENTRIES, ROUTER, UPLINK, WORLD, Hosting
+from tests.support.qubes.provider import DNS, DNS2, ENTRIES, ROUTER, UPLINK, WORLD, Provider
 
 OWNED = "/run/qubes-guestnet/owned"
 TUNNEL = """
@@ -32,7 +32,7 @@ def _tools() -> None:
     needs("dbus-daemon", "/lib/systemd/systemd-resolved")
 
 
-def with_tunnel(hold: int) -> tuple[Hosting, Daemons]:
+def with_tunnel(hold: int) -> tuple[Provider, Daemons]:
     """A VPN qube whose names go into the tunnel."""
     host, daemons = start(PROXY)
     host.qube.write("/etc/qubes/guestnet.toml", f"[dns]\nhold = {hold}\n")
@@ -45,11 +45,11 @@ def with_tunnel(hold: int) -> tuple[Hosting, Daemons]:
     return host, daemons
 
 
-def codes(host: Hosting) -> set[str]:
+def codes(host: Provider) -> set[str]:
     return {finding["code"] for finding in json.loads(host.qube.guestnet("check", "--json", check=False).stdout)}
 
 
-def lost(host: Hosting) -> int:
+def lost(host: Provider) -> int:
     """Since when the agent has not heard systemd-resolved, by its record, in seconds of the monotonic clock."""
     last = owned_state.parse(host.qube.path(OWNED).read_bytes()).provided.last
     assert last is not None
@@ -200,7 +200,7 @@ def test_a_port_is_kept_and_what_is_for_tls_only_is_not_asked_in_clear() -> None
 @pytest.mark.behaviour("B123")
 @pytest.mark.behaviour("B127")
 def test_the_owners_servers_count_and_a_bad_file_changes_nothing() -> None:
-    host = Hosting(ENTRIES, agent=False)
+    host = Provider(ENTRIES, agent=False)
     host.qube.write("/etc/qubes/guestnet.toml", '[dns]\nservers = ["10.0.0.9:5353", "10.0.0.10"]\n')
     host.qube.start_agent()
     leads(host, "10.0.0.9:5353", "10.0.0.10")

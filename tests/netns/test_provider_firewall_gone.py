@@ -11,7 +11,7 @@ import json
 import pytest
 
 from tests.support.eventually import eventually, never
-from tests.support.qubes.provider import ENTRIES6, Hosting
+from tests.support.qubes.provider import ENTRIES6, Provider
 
 FIREWALL = "; ".join(
     f"add table {family} qubes-firewall;"
@@ -28,19 +28,19 @@ GONE = (
 )
 
 
-def codes(host: Hosting) -> set[str]:
+def codes(host: Provider) -> set[str]:
     found = json.loads(host.qube.guestnet("check", "--json", check=False).stdout)
     return {finding["code"] for finding in found}
 
 
-def first_line(host: Hosting) -> str:
+def first_line(host: Provider) -> str:
     lines = host.qube.guestnet("status", check=False).stdout.splitlines()
     return next(line for line in lines if line.startswith("provider: "))
 
 
-def filtered(*, flag: bool = True) -> Hosting:
+def filtered(*, flag: bool = True) -> Provider:
     """A provider whose firewall said that it is ready."""
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     if flag:
         host.qube.set_flag("qubes-firewall")
     host.qube.guestnet("forwarding", "hold")

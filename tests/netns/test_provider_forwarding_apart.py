@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES6, UPLINK, Hosting
+from tests.support.qubes.provider import ENTRIES6, UPLINK, Provider
 
 VIF = "vif4.0"
 CASES = [
@@ -19,7 +19,7 @@ CASES = [
 ]
 
 
-def checked(host: Hosting) -> list[str]:
+def checked(host: Provider) -> list[str]:
     """Problems of `check` about forwarding."""
     found = json.loads(host.qube.guestnet("check", "--json", check=False).stdout)
     return [finding["problem"] for finding in found if finding["code"] == "forwarding-off"]
@@ -30,7 +30,7 @@ def checked(host: Hosting) -> list[str]:
 def test_a_single_interface_that_does_not_forward_is_named_and_left_until_forwarding_on(
     name: str, family: str, path: str
 ) -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind = host.attach()
     eventually(lambda: host.works(behind), trouble=host.trouble)
     assert checked(host) == []

@@ -10,13 +10,13 @@ import pytest
 
 from qubes_guestnet.lab.probes import ping
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES, ENTRIES6, HOTPLUG_LOG, ROUTER, WORLD, Hosting, several
+from tests.support.qubes.provider import ENTRIES, ENTRIES6, HOTPLUG_LOG, ROUTER, WORLD, Provider, several
 
 TELL = 'echo "$0 $# $1 $2 $3 [$4]" >>/run/hooked'
 HOOK, OTHER = "/rw/config/network-hooks.d/hook", "/rw/config/network-hooks.d/other"
 
 
-def told(host: Hosting) -> list[str]:
+def told(host: Provider) -> list[str]:
     """What hooks have said since the last look."""
     lines = host.qube.read("/run/hooked").splitlines()
     host.qube.path("/run/hooked").unlink(missing_ok=True)
@@ -26,7 +26,7 @@ def told(host: Hosting) -> list[str]:
 @pytest.mark.behaviour("B59")
 @pytest.mark.parametrize("agent", [True, False], ids=["agent", "cold"])
 def test_every_executable_is_told_of_every_address(agent: bool) -> None:
-    host = Hosting(ENTRIES6, agent=agent)
+    host = Provider(ENTRIES6, agent=agent)
     host.hook(TELL)
     host.hook(TELL, "other")
     host.hook(TELL, "switched-off")
@@ -48,7 +48,7 @@ def test_every_executable_is_told_of_every_address(agent: bool) -> None:
 
 @pytest.mark.behaviour("B59")
 def test_without_an_address_once_with_an_empty_one() -> None:
-    host = Hosting()
+    host = Provider()
     host.hook(TELL)
     behind = host.plug()
     behind.addresses = ()
@@ -70,7 +70,7 @@ BREAKING = {
 @pytest.mark.behaviour("B59")
 @pytest.mark.parametrize("kind", BREAKING)
 def test_a_hook_that_goes_wrong_breaks_nothing(kind: str) -> None:
-    host = Hosting()
+    host = Provider()
     host.qube.write(
         "/run/lab/hasty/sitecustomize.py", "from qubes_guestnet.core import hooks\nhooks.NETWORK_LIMIT_SECONDS = 0.3\n"
     )
@@ -89,7 +89,7 @@ def test_a_hook_that_goes_wrong_breaks_nothing(kind: str) -> None:
 
 
 def test_a_script_that_cannot_be_run() -> None:
-    host = Hosting(agent=False)
+    host = Provider(agent=False)
     host.hook("", "broken")
     host.qube.write("/rw/config/network-hooks.d/broken", "#!/nowhere\n")
     host.hook(TELL, "second")
@@ -101,7 +101,7 @@ def test_a_script_that_cannot_be_run() -> None:
 
 @pytest.mark.behaviour("B61")
 def test_fake_addresses_that_come_after_the_hotplug_script() -> None:
-    host = Hosting(ENTRIES)
+    host = Provider(ENTRIES)
     # A qube that has spoken by its real address keeps it, see test_provider_mappings.
     behind = host.attach()
     host.write(f"/mapped-ip/{behind.ip}/visible-gateway", "192.168.1.1")
@@ -118,7 +118,7 @@ def test_fake_addresses_that_come_after_the_hotplug_script() -> None:
 
 @pytest.mark.parametrize("agent", [True, False], ids=["agent", "cold"])
 def test_twenty_at_once(agent: bool) -> None:
-    host = Hosting(ENTRIES6, agent=agent)
+    host = Provider(ENTRIES6, agent=agent)
     # One qube at the other end is enough to be asked; the others only have to be there.
     first = host.plug(4)
     others = [host.plug_bare(number) for number in range(5, 24)]

@@ -20,7 +20,7 @@ from tests.support.qubes.provider import (
     UPLINK,
     WORLD,
     WORLD6,
-    Hosting,
+    Provider,
 )
 
 OURS = ("prerouting", "antispoof", "egress", "postrouting", "input", "forward")
@@ -43,7 +43,7 @@ add rule ip qubes-firewall forward jump qubes-forward
 """
 
 
-def theirs(host: Hosting) -> dict[str, object]:
+def theirs(host: Provider) -> dict[str, object]:
     """All that is not ours."""
     tables = ("inet theirs", "ip qubes-firewall")
     listed = {name: host.oracle.run("nft", "-s", "list", "table", *name.split()).stdout for name in tables}
@@ -58,7 +58,7 @@ CHAINS = ("custom-input", "custom-forward", "mine", "custom-nat")
 
 @pytest.mark.behaviour("B90")
 def test_what_users_made_survives_everything_but_the_end() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     eventually(lambda: host.forwards(6), trouble=host.trouble)
     host.qube.run("sh", "-ec", f"nft -f - <<'END'\n{USERS}END")
     before = theirs(host)
@@ -87,7 +87,7 @@ def test_what_users_made_survives_everything_but_the_end() -> None:
 
 @pytest.mark.behaviour("B92")
 def test_ipv6_off_is_off_for_the_qubes_and_only_for_them() -> None:
-    host = Hosting(ENTRIES)
+    host = Provider(ENTRIES)
     host.ipv6 = True
     behind, outside, inside = host.attach(4), host.outside(), host.inside(6)
     host.nft("add rule ip6 qubes custom-input accept; add rule ip6 qubes custom-forward accept")  # may be named
@@ -110,7 +110,7 @@ def test_ipv6_off_is_off_for_the_qubes_and_only_for_them() -> None:
 @pytest.mark.behaviour("B93")
 @pytest.mark.parametrize("entries", [ENTRIES, ENTRIES6], ids=["IPv6 off", "IPv6 on"])
 def test_a_dhcpv6_server_answers_and_nobody_else_does(entries: dict[str, str]) -> None:
-    host = Hosting(entries)
+    host = Provider(entries)
     behind, outside, inside = host.attach(), host.outside(), host.inside(6)
     (own,) = [
         each["local"]
@@ -129,7 +129,7 @@ def test_a_dhcpv6_server_answers_and_nobody_else_does(entries: dict[str, str]) -
 
 @pytest.mark.behaviour("B65")
 def test_forwarding_comes_after_the_rules_and_goes_before_them() -> None:
-    host = Hosting(ENTRIES6, rules=False, agent=False)
+    host = Provider(ENTRIES6, rules=False, agent=False)
     assert not host.forwards()
     # Rules alone forward nothing.
     host.qube.guestnet("rules", "load")
@@ -156,7 +156,7 @@ def test_forwarding_comes_after_the_rules_and_goes_before_them() -> None:
 
 def test_no_rules_no_forwarding() -> None:
     """Nobody can load them: then nothing is forwarded, and what was is not any more."""
-    host = Hosting(rules=False, agent=False)
+    host = Provider(rules=False, agent=False)
     host.qube.write("/run/lab/nft", "#!/bin/sh\necho 'Error: out of order' >&2; exit 1\n")
     host.qube.path("/run/lab/nft").chmod(0o755)
     broken = {"PATH": "/run/lab:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -179,7 +179,7 @@ def test_no_rules_no_forwarding() -> None:
 @pytest.mark.parametrize("kind", ["a template", "a plain qube"])
 def test_who_is_no_provider_forwards_nothing_whatever_it_is_asked(kind: str) -> None:
     entries = ENTRIES if kind == "a template" else {"/qubes-mac": "02:00:00:00:00:01"}
-    host = Hosting(entries, flag=kind == "a plain qube")
+    host = Provider(entries, flag=kind == "a plain qube")
     for verb in (("rules", "load"), ("forwarding", "on"), ("dns", "sync")):
         host.qube.guestnet(*verb, check=False)
         assert (host.forwards(), host.forwards(6)) == (False, False)
@@ -194,7 +194,7 @@ def test_who_is_no_provider_forwards_nothing_whatever_it_is_asked(kind: str) -> 
 
 def test_what_concerns_no_qube_is_forwarded_as_ever() -> None:
     """Containers in a provider, and a hotspot."""
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind, outside = host.attach(), host.outside()
     host.world.wire("ip link add docker0 type veth peer name inside; ip link set docker0 up")
     host.qube.wire("""
@@ -218,7 +218,7 @@ def test_what_concerns_no_qube_is_forwarded_as_ever() -> None:
 
 
 def test_flushed_rules_come_back_with_everything_in_them() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind = host.attach()
     wanted = {(family, chain): host.rules(family, chain) for family in ("ip", "ip6") for chain in (*OURS, "dnat-dns")}
     before = host.state(behind.vif)

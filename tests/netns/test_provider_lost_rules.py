@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES6, OWN, OWN6, WORLD, WORLD6, Behind, Hosting
+from tests.support.qubes.provider import ENTRIES6, OWN, OWN6, WORLD, WORLD6, Client, Provider
 
 FLUSH = "flush ruleset"
 KILL_SWITCH = "add rule ip qubes custom-forward ip daddr 198.51.100.9 counter drop"
@@ -17,34 +17,34 @@ HOLD = "[provider]\nhold_after_flush = true\n"
 MINE = "add table inet mine; add chain inet mine lan { type filter hook forward priority filter - 5; }"
 
 
-def checked(host: Hosting) -> dict[str, str]:
+def checked(host: Provider) -> dict[str, str]:
     """What `check` finds: code and problem."""
     found = json.loads(host.qube.guestnet("check", "--json", check=False).stdout)
     return {finding["code"]: finding["problem"] for finding in found}
 
 
-def provider(host: Hosting) -> dict[str, object]:
+def provider(host: Provider) -> dict[str, object]:
     """The provider's half of `status --json`."""
     found = json.loads(host.qube.guestnet("status", "--json", check=False).stdout)["provider"]
     assert isinstance(found, dict)
     return found
 
 
-def well(entries: dict[str, str] = ENTRIES6) -> tuple[Hosting, Behind]:
+def well(entries: dict[str, str] = ENTRIES6) -> tuple[Provider, Client]:
     """A provider with a qube, all of it settled."""
-    host = Hosting(entries)
+    host = Provider(entries)
     behind = host.attach()
     eventually(lambda: host.works(behind), trouble=host.trouble)
     host.guarded()
     return host, behind
 
 
-def remembered(host: Hosting, words: str) -> None:
+def remembered(host: Provider, words: str) -> None:
     """Wait until the agent has seen what was added."""
     eventually(lambda: words in host.qube.read("/run/qubes-guestnet/users-rules"), trouble=host.trouble)
 
 
-def put_back(host: Hosting, whole: tuple[object, ...]) -> None:
+def put_back(host: Provider, whole: tuple[object, ...]) -> None:
     eventually(lambda: host.settled() == whole, trouble=host.trouble)
 
 
@@ -341,7 +341,7 @@ case "$*" in *show*) cat /run/lab/state; esac
 @pytest.mark.behaviour("B125")
 def test_the_firewall_of_the_qubes_is_started_anew_and_waited_for() -> None:
     """tests/system has the real unit; here is each answer that systemd can give."""
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     behind = host.attach()
     host.qube.write("/run/lab/state", "ActiveState=active\nJob=\n")
     host.qube.write("/run/lab/systemctl", SYSTEMCTL)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import GATEWAY, OWN, WORLD, Behind, Hosting
+from tests.support.qubes.provider import GATEWAY, OWN, WORLD, Client, Provider
 
 REAL, FAKE, OTHER = "10.137.0.4", "192.168.1.5", "192.168.1.6"
 FAKE_GATEWAY, OTHER_GATEWAY = "192.168.1.1", "192.168.1.2"
@@ -43,13 +43,13 @@ CHANGES = {
 }
 
 
-def kill_the_agent(host: Hosting) -> None:
+def kill_the_agent(host: Provider) -> None:
     host.agent.kill()
     host.qube.start_agent()
 
 
 # What happens besides: the qube has spoken or not, dom0 writes, and the agent is or is not the same.
-STATES: dict[str, tuple[bool, bool, Callable[[Hosting], object]]] = {
+STATES: dict[str, tuple[bool, bool, Callable[[Provider], object]]] = {
     "attached": (True, False, lambda host: None),
     "silent": (False, False, lambda host: None),
     "paused": (False, True, lambda host: None),
@@ -58,7 +58,7 @@ STATES: dict[str, tuple[bool, bool, Callable[[Hosting], object]]] = {
 }
 
 
-def say(host: Hosting, said: Said) -> None:
+def say(host: Provider, said: Said) -> None:
     """As dom0, one entry at a time."""
     for leaf, value in (("ip", said.ip), ("gateway", said.gateway)):
         if value is None:
@@ -67,13 +67,13 @@ def say(host: Hosting, said: Said) -> None:
             host.write(BASE + leaf, value)
 
 
-def provider(said: Said) -> Hosting:
-    host = Hosting()
+def provider(said: Said) -> Provider:
+    host = Provider()
     say(host, said)
     return host
 
 
-def works(host: Hosting, behind: Behind, source: str) -> bool:
+def works(host: Provider, behind: Client, source: str) -> bool:
     """Whether what it sends from an address comes out at the world's end."""
     outside = host.outside()
     try:
@@ -85,24 +85,24 @@ def works(host: Hosting, behind: Behind, source: str) -> bool:
     return outside.hears(lambda packet: packet.word == "works" and packet.source == OWN)
 
 
-def namespaces(host: Hosting) -> str:
+def namespaces(host: Provider) -> str:
     return host.qube.run("ls", "/run/netns", check=False).stdout.strip()
 
 
-def findings(host: Hosting) -> dict[str, str]:
+def findings(host: Provider) -> dict[str, str]:
     found = json.loads(host.qube.guestnet("check", "--json", check=False).stdout)
     return {finding["code"]: finding["remedy"] for finding in found}
 
 
-def vif_line(host: Hosting) -> str:
+def vif_line(host: Provider) -> str:
     return next(line for line in host.qube.guestnet("status").stdout.splitlines() if line.startswith("vif4.0"))
 
 
-def attached_again(host: Hosting, behind: Behind) -> Behind:
+def attached_again(host: Provider, behind: Client) -> Client:
     """What dom0 does at a change of provider: detach, and attach."""
     behind.qube.wire("ip link delete eth0")
     host.offline(behind)
-    again = Behind(5, behind.addresses)
+    again = Client(5, behind.addresses)
     host.describe(again)
     host.wire(again)
     host.online(again)

@@ -6,16 +6,16 @@ from __future__ import annotations
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES, Hosting
+from tests.support.qubes.provider import ENTRIES, Provider
 
 
 @pytest.mark.behaviour("B109")
 def test_vifs_get_the_mtu_of_dom0_and_follow_it() -> None:
-    hosting = Hosting({**ENTRIES, "/vm-config/net-mtu": "1420"})
-    behind = hosting.attach()
-    assert hosting.link(behind.vif)["mtu"] == 1420
-    hosting.write("/vm-config/net-mtu", "1400")
-    eventually(lambda: hosting.link(behind.vif)["mtu"] == 1400, what="the vif has the other MTU")
-    hosting.write("/vm-config/net-mtu", "12")
-    eventually(lambda: "/vm-config/net-mtu" in hosting.agent.output(), what="the error is told")
-    assert hosting.link(behind.vif)["mtu"] == 1400
+    host = Provider({**ENTRIES, "/vm-config/net-mtu": "1420"})
+    behind = host.attach()
+    assert host.link(behind.vif)["mtu"] == 1420
+    host.write("/vm-config/net-mtu", "1400")
+    eventually(lambda: host.link(behind.vif)["mtu"] == 1400, what="the vif has the other MTU")
+    host.write("/vm-config/net-mtu", "12")
+    eventually(lambda: "/vm-config/net-mtu" in host.agent.output(), what="the error is told")
+    assert host.link(behind.vif)["mtu"] == 1400

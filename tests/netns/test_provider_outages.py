@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES6, HOTPLUG_LOG, WORLD, Hosting
+from tests.support.qubes.provider import ENTRIES6, HOTPLUG_LOG, WORLD, Provider
 
 SOCKET = "/run/qubes-guestnet/vif.sock"
 resident_or_not = pytest.mark.parametrize("agent", [True, False], ids=["agent", "cold"])
@@ -18,7 +18,7 @@ resident_or_not = pytest.mark.parametrize("agent", [True, False], ids=["agent", 
 @pytest.mark.behaviour("B49")
 @resident_or_not
 def test_a_vif_goes_without_qubesdb_and_without_xenstore(agent: bool) -> None:
-    host = Hosting(ENTRIES6, agent=agent)
+    host = Provider(ENTRIES6, agent=agent)
     first, second = host.attach(4), host.attach(5)
     host.qube.stop_store()
     done = host.call("offline", first)
@@ -32,7 +32,7 @@ def test_a_vif_goes_without_qubesdb_and_without_xenstore(agent: bool) -> None:
 
 
 def test_a_vif_comes_while_the_agent_has_no_qubesdb() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     first, second = host.attach(4), host.plug(5)
     host.qube.stop_store()
     eventually(lambda: "waiting for QubesDB" in str(host.qube.notifications()), trouble=host.trouble)
@@ -64,7 +64,7 @@ MESSAGES = {
 
 
 def test_what_is_no_message_is_answered_and_does_nothing() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind = host.attach(5)
     before = host.state(behind.vif)
     for name, data in MESSAGES.items():
@@ -80,7 +80,7 @@ def test_what_is_no_message_is_answered_and_does_nothing() -> None:
 
 
 def test_somebody_who_says_nothing_holds_nobody_up_for_long() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     silent = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
     for each in silent:
         each.connect(str(host.qube.path(SOCKET)))
@@ -91,7 +91,7 @@ def test_somebody_who_says_nothing_holds_nobody_up_for_long() -> None:
 
 
 def test_more_addresses_than_any_qube_has() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind = host.plug()
     done = host.call("online", behind, ip=" ".join(f"10.137.{n >> 8}.{n & 255}" for n in range(1, 1000)))
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
@@ -102,7 +102,7 @@ def test_more_addresses_than_any_qube_has() -> None:
 
 
 def test_a_damaged_record_of_a_vif_is_made_anew() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind = host.attach()
     before = host.state(behind.vif)
     host.agent.stop()

@@ -12,7 +12,7 @@ import pytest
 
 from qubes_guestnet.lab.qube import Qube
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES, ENTRIES6, GATEWAY6, WORLD, WORLD6, Behind, Hosting
+from tests.support.qubes.provider import ENTRIES, ENTRIES6, GATEWAY6, WORLD, WORLD6, Client, Provider
 
 OWN6 = "fd09:24ef:4179::a89:4"
 # dom0 lists the qube when it attaches it, and gives the provider its gateway only at that one's next start.
@@ -36,7 +36,7 @@ def refused(qube: Qube, kind: int, target: str = WORLD6, port: int = 9) -> int:
     return 0
 
 
-def told(behind: Behind) -> tuple[int, int]:
+def told(behind: Client) -> tuple[int, int]:
     """What TCP and UDP are told."""
     return refused(behind.qube, socket.SOCK_STREAM), refused(behind.qube, socket.SOCK_DGRAM)
 
@@ -44,7 +44,7 @@ def told(behind: Behind) -> tuple[int, int]:
 REFUSED = (errno.ECONNREFUSED, errno.EACCES)
 
 
-def attach(host: Hosting) -> Behind:
+def attach(host: Provider) -> Client:
     """A qube that was told of IPv6."""
     host.ipv6 = True
     return host.attach()
@@ -53,7 +53,7 @@ def attach(host: Hosting) -> Behind:
 @pytest.mark.behaviour("B160")
 @pytest.mark.parametrize("agent", [True, False], ids=["agent", "cold"])
 def test_tcp_and_udp_are_refused_at_once_and_ipv4_works(agent: bool) -> None:
-    host = Hosting(SWITCHED_ON, agent=agent)
+    host = Provider(SWITCHED_ON, agent=agent)
     behind = attach(host)
     started = time.monotonic()
     assert told(behind) == REFUSED, host.trouble()
@@ -70,7 +70,7 @@ def test_tcp_and_udp_are_refused_at_once_and_ipv4_works(agent: bool) -> None:
 @pytest.mark.behaviour("B160")
 @pytest.mark.behaviour("B51")
 def test_only_the_qubes_own_address_is_answered() -> None:
-    host = Hosting(SWITCHED_ON)
+    host = Provider(SWITCHED_ON)
     behind, victim = attach(host), host.attach(5)
     assert told(behind) == REFUSED
     for port in (behind.port, victim.port):
@@ -94,7 +94,7 @@ def test_only_the_qubes_own_address_is_answered() -> None:
 @pytest.mark.behaviour("B160")
 @pytest.mark.behaviour("B95")
 def test_it_follows_what_dom0_writes_while_the_qube_is_attached() -> None:
-    host = Hosting({**ENTRIES, "/connected-ips": "10.137.0.4"})
+    host = Provider({**ENTRIES, "/connected-ips": "10.137.0.4"})
     behind = attach(host)
     assert told(behind) == (0, 0), "no list of dom0 says that it has IPv6"
     host.write("/connected-ips6", OWN6)
@@ -114,7 +114,7 @@ def test_it_follows_what_dom0_writes_while_the_qube_is_attached() -> None:
     assert host.works(behind)
 
 
-def codes(host: Hosting) -> dict[str, str]:
+def codes(host: Provider) -> dict[str, str]:
     """What check says in the provider: remedy of each code."""
     found = json.loads(host.qube.guestnet("check", "--json", check=False).stdout)
     return {finding["code"]: finding["remedy"] for finding in found}
@@ -122,7 +122,7 @@ def codes(host: Hosting) -> dict[str, str]:
 
 @pytest.mark.behaviour("B160")
 def test_check_and_status_say_it_in_the_provider() -> None:
-    host = Hosting(SWITCHED_ON)
+    host = Provider(SWITCHED_ON)
     attach(host)
     assert "restart this qube" in codes(host)["ipv6-refused"]
     assert json.loads(host.qube.guestnet("status", "--json").stdout)["provider"]["ipv6_refused"] is True
@@ -134,7 +134,7 @@ def test_check_and_status_say_it_in_the_provider() -> None:
 @pytest.mark.behaviour("B160")
 @pytest.mark.parametrize("entries", [SWITCHED_ON, ENTRIES6], ids=["refusing", "giving"])
 def test_check_says_it_in_the_qube(entries: dict[str, str]) -> None:
-    host = Hosting(entries)
+    host = Provider(entries)
     behind = attach(host)
     keys = {
         "/qubes-mac": behind.mac, "/qubes-ip": behind.ip, "/qubes-gateway": "10.138.0.1",

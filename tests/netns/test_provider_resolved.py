@@ -10,7 +10,7 @@ import pytest
 from qubes_guestnet.lab.daemons import Daemons
 from tests.support.eventually import eventually
 from tests.support.needs import needs
-from tests.support.qubes.provider import DNS, DNS2, ENTRIES, ROUTER, UPLINK, UPLINK_MAC, WORLD, Hosting
+from tests.support.qubes.provider import DNS, DNS2, ENTRIES, ROUTER, UPLINK, UPLINK_MAC, WORLD, Provider
 
 STUB, SECOND, VPN = "127.0.0.53", "198.51.100.52", "198.51.100.60"
 # The uplink is one of Qubes, whose servers are set by ourselves.
@@ -29,16 +29,16 @@ def _tools() -> None:
     needs("dbus-daemon", "/lib/systemd/systemd-resolved")
 
 
-def start(entries: dict[str, str] = ENTRIES) -> tuple[Hosting, Daemons]:
+def start(entries: dict[str, str] = ENTRIES) -> tuple[Provider, Daemons]:
     """A provider with the service, before its agent; resolv.conf names the stub."""
-    host = Hosting(entries, agent=False, servers=[STUB])
+    host = Provider(entries, agent=False, servers=[STUB])
     daemons = Daemons(host.qube)
     daemons.dbus()
     daemons.resolved()
     return host, daemons
 
 
-def leads(host: Hosting, *servers: str) -> None:
+def leads(host: Provider, *servers: str) -> None:
     """Wait until the two virtual addresses lead there; to nothing when there are none."""
     wanted = [f"{DNS} {servers[0]}", f"{DNS2} {servers[-1]}"] if servers else []
 
@@ -103,7 +103,7 @@ def test_a_vpn_in_a_proxy_has_the_names_and_no_address_leads_to_itself_then() ->
 @pytest.mark.behaviour("B35")
 @pytest.mark.parametrize("failure", ["killed", "stopped", "hanging", "no bus", "never there"])
 def test_when_it_is_not_to_be_had_the_file_counts_and_all_else_goes_on(failure: str) -> None:
-    host = Hosting(agent=False, servers=[STUB])
+    host = Provider(agent=False, servers=[STUB])
     daemons = Daemons(host.qube)
     if failure != "never there":
         daemons.dbus()

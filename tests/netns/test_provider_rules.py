@@ -26,7 +26,7 @@ from tests.support.qubes.provider import (
     ROUTER6,
     WORLD,
     WORLD6,
-    Hosting,
+    Provider,
 )
 
 ANYBODY, ANYBODY6 = "10.137.0.77", "fd09:24ef:4179::dead"
@@ -40,7 +40,7 @@ COUNT = "".join(
 )
 
 
-def counted(host: Hosting) -> dict[str, int]:
+def counted(host: Provider) -> dict[str, int]:
     """Packets that each users' chain has counted."""
     found = {}
     for family in ("ip", "ip6"):
@@ -58,7 +58,7 @@ def order(port: Port, source: str, target: str, until: Port, word: str = "last")
 
 @pytest.mark.behaviour("B51")
 def test_a_spoofed_packet_never_gets_as_far_as_users_rules() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     first, second = host.attach(4), host.attach(5)
     outside = host.outside()
     assert (host.link(first.vif)["group"], host.elements("allowed")) == (
@@ -88,7 +88,7 @@ def test_a_spoofed_packet_never_gets_as_far_as_users_rules() -> None:
 
 @pytest.mark.behaviour("B51")
 def test_a_vif_without_an_ipv6_address_and_one_without_any() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     without6, without = host.attach(4, "10.137.0.4"), host.plug(5)
     without.addresses = ()
     host.describe(without)
@@ -106,7 +106,7 @@ def test_a_vif_without_an_ipv6_address_and_one_without_any() -> None:
     assert counted(host)["ip6 custom-forward"] == counted(host)["ip6 custom-input"] == 0
 
 
-def spoken(host: Hosting, family: int, word: str, source: str | None, target: str) -> bool:
+def spoken(host: Provider, family: int, word: str, source: str | None, target: str) -> bool:
     """Whether the provider's own kernel lets it say something from an address."""
     with host.qube.socket(family, socket.SOCK_DGRAM) as speaker:
         if source is not None:
@@ -122,7 +122,7 @@ def spoken(host: Hosting, family: int, word: str, source: str | None, target: st
 @pytest.mark.parametrize("version", [4, 6])
 def test_nobody_outside_speaks_as_a_qube_or_to_one(version: int) -> None:
     """QSB-056, for a qube that runs and for one that is halted, in and out."""
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind, outside, inside = host.attach(), host.outside(), host.inside(version)
     own, halted, provider, world, family = (
         (behind.ip, HALTED, OWN, WORLD, "ip") if version == 4 else (behind.ip6, HALTED6, OWN6, WORLD6, "ip6")
@@ -152,7 +152,7 @@ def test_nobody_outside_speaks_as_a_qube_or_to_one(version: int) -> None:
 
 @pytest.mark.behaviour("B52")
 def test_the_list_of_connected_qubes_follows_in_one_transaction_whatever_it_is() -> None:
-    host = Hosting({key: value for key, value in ENTRIES.items() if key != "/connected-ips"})
+    host = Provider({key: value for key, value in ENTRIES.items() if key != "/connected-ips"})
     assert host.elements("downstream") == set()
     monitor = host.qube.spawn("monitor", "nft", "monitor", own_processes=False)
 
@@ -194,7 +194,7 @@ def tcp(source: str, target: str, flags: int) -> bytes:
 @pytest.mark.behaviour("B86")
 @pytest.mark.parametrize("version", [4, 6])
 def test_an_invalid_packet_is_not_forwarded_untranslated(version: int) -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind, outside = host.attach(), host.outside()
     own, world = (behind.ip, WORLD) if version == 4 else (behind.ip6, WORLD6)
     family = "ip" if version == 4 else "ip6"
@@ -209,7 +209,7 @@ def test_an_invalid_packet_is_not_forwarded_untranslated(version: int) -> None:
 
 @pytest.mark.behaviour("B52")
 def test_connected_qubes_are_protected_before_any_agent_and_any_vif() -> None:
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     assert (host.elements("downstream"), host.elements("downstream", "ip6")) == ({HALTED}, {HALTED6})
     for version, source, target in ((4, HALTED, OWN), (6, HALTED6, OWN6)):
         host.outside().send(source, target, "as a halted qube")
@@ -240,7 +240,7 @@ def too_big(source: str, target: str, about: bytes) -> bytes:
 @pytest.mark.behaviour("B84")
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_router_says_that_a_packet_is_too_big_and_the_qube_hears_it(version: int) -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind, outside = host.attach(), host.outside()
     qube, provider, router, world = (
         (behind.ip, OWN, ROUTER, WORLD) if version == 4 else (behind.ip6, OWN6, ROUTER6, WORLD6)
@@ -259,7 +259,7 @@ def test_a_router_says_that_a_packet_is_too_big_and_the_qube_hears_it(version: i
 
 
 def test_a_qube_has_no_port_of_the_provider_and_is_told_so_at_once() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind = host.attach()
     for version, target, refusal in ((4, GATEWAY, (3, 13)), (6, GATEWAY6, (1, 1))):
         inside = host.inside(version)

@@ -12,7 +12,7 @@ import pytest
 from tests.netns.test_provider_dns import OF_A_PROXY, VIRTUAL
 from tests.support.eventually import eventually
 from tests.support.packets.ports import Port
-from tests.support.qubes.provider import ENTRIES, WORLD, Behind, Hosting
+from tests.support.qubes.provider import ENTRIES, WORLD, Client, Provider
 
 SERVER = "10.64.0.1"
 UP = "ip link set wg0 up; ip route replace 10.64.0.0/16 dev wg0"
@@ -26,11 +26,11 @@ time.sleep(600)
 """
 
 
-def servers(host: Hosting) -> set[str]:
+def servers(host: Provider) -> set[str]:
     return {rule.rpartition(" dnat to ")[2] for rule in host.rules("ip", "dnat-dns")}
 
 
-def asked(behind: Behind, outside: Port) -> list[str]:
+def asked(behind: Client, outside: Port) -> list[str]:
     """Where questions come out on the uplink, each from a port that was not in use."""
     port = time.monotonic_ns() % 20000 + 20000
     for number, address in enumerate(VIRTUAL):
@@ -46,7 +46,7 @@ def asked(behind: Behind, outside: Port) -> list[str]:
 @pytest.mark.behaviour("B124", "B127")
 @pytest.mark.scenario("S-410")
 def test_questions_are_refused_while_the_device_of_the_tunnel_is_set_down() -> None:
-    host = Hosting({**ENTRIES, **OF_A_PROXY}, servers=VIRTUAL)
+    host = Provider({**ENTRIES, **OF_A_PROXY}, servers=VIRTUAL)
     behind, outside = host.attach(), host.outside()
     eventually(lambda: servers(host) == set(VIRTUAL), trouble=host.trouble)
     eventually(lambda: host.forwards(), trouble=host.trouble)

@@ -12,17 +12,17 @@ import pytest
 from qubes_guestnet.core.provider import vif as rules
 from qubes_guestnet.system import hotplug_socket
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES, ENTRIES6, HOOKS, ROUTER, VIF_MAC, Hosting
+from tests.support.qubes.provider import ENTRIES, ENTRIES6, HOOKS, ROUTER, VIF_MAC, Provider
 
 STANDIN_PATH = {"PATH": "/run/lab:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-def program(host: Hosting, name: str, text: str) -> None:
+def program(host: Provider, name: str, text: str) -> None:
     host.qube.write(f"/run/lab/{name}", f"#!/bin/sh\n{text}\n")
     host.qube.path(f"/run/lab/{name}").chmod(0o755)
 
 
-def leads(host: Hosting, server: str) -> bool:
+def leads(host: Provider, server: str) -> bool:
     found = host.rules("ip", "dnat-dns")
     return bool(found) and all(server in rule for rule in found)
 
@@ -33,7 +33,7 @@ def leads(host: Hosting, server: str) -> bool:
 @pytest.mark.behaviour("B147")
 @pytest.mark.parametrize("failing", ["exit 1", "exec sleep 1000", "kill -9 $$"])
 def test_a_failed_restart_of_the_updates_proxy_is_tried_again(failing: str) -> None:
-    host = Hosting(agent=False)
+    host = Provider(agent=False)
     program(host, "systemctl", f'echo "$@" >>/run/lab/asked\n[ -e /run/lab/up ] || {failing}')
     host.qube.set_flag("qubes-updates-proxy")
     host.qube.start_agent(env=STANDIN_PATH, deadline=30)
@@ -55,7 +55,7 @@ def test_a_failed_restart_of_the_updates_proxy_is_tried_again(failing: str) -> N
 
 @pytest.mark.behaviour("B147")
 def test_a_hotplug_command_that_cannot_be_started_is_tried_again() -> None:
-    host = Hosting(agent=False)
+    host = Provider(agent=False)
     host.qube.run("mkdir", "-p", "/run/systemd/system")
     text = 'echo >>/run/lab/asked; [ -e /run/lab/up ] || exit 1\nwhile [ "$1" != -- ]; do case $1 in --setenv=*)'
     text += ' export "${1#--setenv=}";; esac; shift; done; shift; "$@" >/run/lab/said 2>&1 &'
@@ -72,12 +72,12 @@ def test_a_hotplug_command_that_cannot_be_started_is_tried_again() -> None:
 # --- a device and its name -----------------------------------------------------------------------------------------
 
 
-def replace(host: Hosting, mac: str = VIF_MAC) -> None:
+def replace(host: Provider, mac: str = VIF_MAC) -> None:
     """Another device under the name, and hotplug does not know yet."""
     host.qube.wire(f"ip link delete vif4.0; ip link add vif4.0 address {mac} type veth peer name farb")
 
 
-def closed(host: Hosting) -> bool:
+def closed(host: Provider) -> bool:
     nobody = not any(
         entry.startswith("vif4.0 ") for entry in host.elements("allowed") | host.elements("allowed", "ip6")
     )
@@ -87,7 +87,7 @@ def closed(host: Hosting) -> bool:
 @pytest.mark.behaviour("B117")
 @pytest.mark.parametrize("agent", ["started afterwards", "running"])
 def test_a_new_device_of_a_known_name_is_a_stranger(agent: str) -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind = host.plug_bare(4)
     host.online(behind)
     if agent == "running":
@@ -113,7 +113,7 @@ def test_a_new_device_of_a_known_name_is_a_stranger(agent: str) -> None:
 
 @pytest.mark.behaviour("B117")
 def test_the_connections_of_a_device_that_went_are_forgotten() -> None:
-    host = Hosting()
+    host = Provider()
     behind = host.attach(4)
     assert host.works(behind)
     assert behind.ip in host.connections()
@@ -124,7 +124,7 @@ def test_the_connections_of_a_device_that_went_are_forgotten() -> None:
 
 @pytest.mark.behaviour("B117")
 def test_the_record_of_a_former_release_is_taken_for_the_device_there_is() -> None:
-    host = Hosting()
+    host = Provider()
     behind = host.attach(4)
     host.agent.kill()
     record = "/run/qubes-guestnet/vifs/vif4.0"
@@ -140,7 +140,7 @@ def test_the_record_of_a_former_release_is_taken_for_the_device_there_is() -> No
 
 @pytest.mark.behaviour("B146")
 def test_a_record_that_cannot_be_read_keeps_nothing_from_the_others() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind = host.attach(4)
     host.qube.run("mkdir", "-p", "/run/qubes-guestnet/vifs/vif9.0")
     host.nft("flush ruleset")
@@ -161,7 +161,7 @@ def test_a_record_that_cannot_be_read_keeps_nothing_from_the_others() -> None:
 
 @pytest.mark.behaviour("B118")
 def test_a_question_is_carried_out_only_while_its_asker_is_there() -> None:
-    host = Hosting(ENTRIES)
+    host = Provider(ENTRIES)
     behind = host.plug_bare(4)
     host.online(behind)
     path = str(host.qube.path("/run/qubes-guestnet/vif.sock"))
@@ -178,7 +178,7 @@ def test_a_question_is_carried_out_only_while_its_asker_is_there() -> None:
 
 @pytest.mark.behaviour("B119")
 def test_a_daemon_that_a_hook_leaves_lives_and_is_not_waited_for() -> None:
-    host = Hosting()
+    host = Provider()
     host.qube.write(
         f"{HOOKS}/10-own",
         "(while :; do echo on; date +%s%N >/run/own.new; mv /run/own.new /run/own; sleep 0.05; done) &\n",

@@ -21,8 +21,8 @@ from tests.support.qubes.provider import (
     UPLINK,
     VIF_MAC,
     WORLD,
-    Behind,
-    Hosting,
+    Client,
+    Provider,
     several,
 )
 
@@ -54,13 +54,13 @@ netlink_wire.Netfilter.request = refusing
 """
 
 
-def changed(host: Hosting, text: str) -> str:
+def changed(host: Provider, text: str) -> str:
     """A PYTHONPATH with which a program runs this first."""
     host.qube.write("/run/lab/changed/sitecustomize.py", text)
     return ":".join(("/run/lab/changed", *sys.path))
 
 
-def begin(host: Hosting, behind: Behind) -> Service:
+def begin(host: Provider, behind: Client) -> Service:
     """Call `vif online`; it waits for the device."""
     command = (sys.executable, "-m", "qubes_guestnet", "vif", "online")
     environment = {**host.environment(behind), "PYTHONPATH": changed(host, TELLING)}
@@ -69,7 +69,7 @@ def begin(host: Hosting, behind: Behind) -> Service:
     return called
 
 
-def gone(host: Hosting, behind: Behind) -> None:
+def gone(host: Provider, behind: Client) -> None:
     """Nothing is left of a vif."""
     assert host.elements("allowed") == host.elements("allowed", "ip6") == set()
     assert behind.ip not in host.elements("downstream")
@@ -81,7 +81,7 @@ def gone(host: Hosting, behind: Behind) -> None:
 @pytest.mark.behaviour("B47")
 @resident_or_not
 def test_online_again_and_twice_at_once_leaves_one_identical_set(agent: bool) -> None:
-    host = Hosting(ENTRIES6, agent=agent)
+    host = Provider(ENTRIES6, agent=agent)
     behind = host.attach()
     before = host.state(behind.vif)
     host.online(behind)
@@ -94,7 +94,7 @@ def test_online_again_and_twice_at_once_leaves_one_identical_set(agent: bool) ->
 
 @pytest.mark.behaviour("B47")
 def test_a_vif_that_was_there_before_anybody_listened() -> None:
-    host = Hosting(ENTRIES6, agent=False)
+    host = Provider(ENTRIES6, agent=False)
     early, other = host.plug(4), host.plug(5)
     host.qube.start_agent()
     for behind in (early, other):
@@ -109,8 +109,8 @@ def test_a_vif_that_was_there_before_anybody_listened() -> None:
 @pytest.mark.behaviour("B48")
 @resident_or_not
 def test_the_device_comes_later(agent: bool) -> None:
-    host = Hosting(agent=agent)
-    behind = Behind(4, ["10.137.0.4"])
+    host = Provider(agent=agent)
+    behind = Client(4, ["10.137.0.4"])
     host.describe(behind)
     called = begin(host, behind)
     assert called.running
@@ -123,8 +123,8 @@ def test_the_device_comes_later(agent: bool) -> None:
 @pytest.mark.behaviour("B48")
 @resident_or_not
 def test_the_device_never_comes(agent: bool) -> None:
-    host = Hosting(agent=agent)
-    behind = Behind(4, ["10.137.0.4"])
+    host = Provider(agent=agent)
+    behind = Client(4, ["10.137.0.4"])
     host.describe(behind)
     done = host.call("online", behind, PYTHONPATH=changed(host, IMPATIENT))
     assert done.returncode == 1
@@ -140,7 +140,7 @@ def test_the_device_never_comes(agent: bool) -> None:
 @resident_or_not
 @pytest.mark.parametrize("ipv6", [True, False])
 def test_offline_when_the_device_is_gone(agent: bool, ipv6: bool) -> None:
-    host = Hosting(ENTRIES6, agent=agent) if ipv6 else Hosting(agent=agent)
+    host = Provider(ENTRIES6, agent=agent) if ipv6 else Provider(agent=agent)
     behind = host.attach()
     if agent:
         assert host.works(behind)
@@ -155,7 +155,7 @@ def test_offline_when_the_device_is_gone(agent: bool, ipv6: bool) -> None:
 @pytest.mark.behaviour("B49")
 @resident_or_not
 def test_offline_while_the_device_is_there(agent: bool) -> None:
-    host = Hosting(ENTRIES6, agent=agent)
+    host = Provider(ENTRIES6, agent=agent)
     behind = host.attach()
     host.offline(behind)
     gone(host, behind)
@@ -168,7 +168,7 @@ def test_offline_while_the_device_is_there(agent: bool) -> None:
 @pytest.mark.behaviour("B49")
 @resident_or_not
 def test_offline_cleans_up_whatever_somebody_else_has_taken_away(agent: bool) -> None:
-    host = Hosting(ENTRIES6, agent=agent)
+    host = Provider(ENTRIES6, agent=agent)
     behind = host.attach()
     host.nft('delete element ip qubes allowed { "vif4.0" . 10.137.0.4 }')
     host.qube.wire(f"ip route flush dev {behind.vif}; ip neighbour flush dev {behind.vif} nud all")
@@ -182,7 +182,7 @@ def test_offline_cleans_up_whatever_somebody_else_has_taken_away(agent: bool) ->
 @pytest.mark.behaviour("B49")
 @resident_or_not
 def test_offline_takes_the_namespace_of_a_fake_address_along(agent: bool) -> None:
-    host = Hosting({**ENTRIES6, "/mapped-ip/10.137.0.4/visible-ip": "192.168.1.128"}, agent=agent)
+    host = Provider({**ENTRIES6, "/mapped-ip/10.137.0.4/visible-ip": "192.168.1.128"}, agent=agent)
     behind = host.attach()
     assert host.qube.path("/run/netns/vif4-nat").exists()
     assert host.elements("allowed", "ip6") == set()
@@ -198,7 +198,7 @@ def test_offline_takes_the_namespace_of_a_fake_address_along(agent: bool) -> Non
 @pytest.mark.parametrize("version", [4, 6])
 def test_nothing_passes_before_its_element_exists(agent: bool, version: int) -> None:
     """A qube sends all the time. Had the link come first, antispoof would have dropped packets that are allowed."""
-    host = Hosting(ENTRIES6, agent=agent)
+    host = Provider(ENTRIES6, agent=agent)
     behind, outside, inside = host.plug(), host.outside(), host.inside(version)
     source, spoofed, target = (
         (behind.ip, SPOOFED, WORLD) if version == 4 else (behind.ip6, "fd09:24ef:4179::dead", "2000:abcd:1::7")
@@ -216,7 +216,7 @@ def test_nothing_passes_before_its_element_exists(agent: bool, version: int) -> 
 
 def test_the_measure_of_the_order_can_fail() -> None:
     """The order that users suffered from, by hand: link up, then the element."""
-    host = Hosting()
+    host = Provider()
     behind = host.plug()
     with storm([shot(behind.port, behind.ip, WORLD, "own")]) as rounds:
         host.qube.wire(f"ip link set {behind.vif} group 2; ip link set {behind.vif} up")
@@ -228,7 +228,7 @@ def test_the_measure_of_the_order_can_fail() -> None:
 @pytest.mark.behaviour("B50")
 @resident_or_not
 def test_no_allowed_packet_is_dropped_on_the_way_up(agent: bool) -> None:
-    host = Hosting(agent=agent)
+    host = Provider(agent=agent)
     behind = host.plug()
     with storm([shot(behind.port, behind.ip, WORLD, "own")]):
         host.online(behind)
@@ -238,7 +238,7 @@ def test_no_allowed_packet_is_dropped_on_the_way_up(agent: bool) -> None:
 @pytest.mark.behaviour("B53")
 @resident_or_not
 def test_a_new_holder_of_an_address_hears_nothing_of_the_connections_of_the_former(agent: bool) -> None:
-    host = Hosting()
+    host = Provider()
     former, outside = host.attach(4), host.outside()
     assert host.works(former, outside)
     outside.send(WORLD, OWN, "answer", sport=9, dport=1024)
@@ -267,7 +267,7 @@ FAILURES = {
 @resident_or_not
 @pytest.mark.parametrize("failure", FAILURES)
 def test_no_purge_no_attachment(agent: bool, failure: str) -> None:
-    host = Hosting(agent=False)
+    host = Provider(agent=False)
     script, patch = FAILURES[failure]
     path = changed(host, patch)
     if agent:
@@ -286,7 +286,7 @@ def test_no_purge_no_attachment(agent: bool, failure: str) -> None:
 
 @pytest.mark.behaviour("B53")
 def test_a_failing_purge_does_not_stop_a_detachment_half_way() -> None:
-    host = Hosting(agent=False)
+    host = Provider(agent=False)
     behind = host.attach()
     host.qube.run("mount", "--bind", "/proc/1/mem", "/proc/sys/net/netfilter/nf_conntrack_count")
     done = host.call("offline", behind)
@@ -306,7 +306,7 @@ def test_a_failing_purge_does_not_stop_a_detachment_half_way() -> None:
 
 def test_a_stopped_agent_does_not_hold_an_attachment_up_for_ever() -> None:
     """One that does not answer is as good as none; when it goes on, it finds all done."""
-    host = Hosting()
+    host = Provider()
     behind = host.plug()
     host.agent.signal(signal.SIGSTOP)
     done = host.call("online", behind, PYTHONPATH=changed(host, IMPATIENT))
@@ -322,7 +322,7 @@ def test_a_stopped_agent_does_not_hold_an_attachment_up_for_ever() -> None:
 @pytest.mark.parametrize("action", ["online", "offline"])
 def test_programs_that_hang_end_before_xen_gives_up(action: str) -> None:
     """Xen's libxl waits 40 s for a script (LIBXL_HOTPLUG_TIMEOUT); then it reports its timeout and not the cause."""
-    host = Hosting()
+    host = Provider()
     behind = host.attach() if action == "offline" else host.plug()
     host.agent.kill()
     host.qube.write("/run/lab/hanging", "#!/bin/sh\nexec sleep 1000\n")

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES, ENTRIES6, GATEWAY, GATEWAY6, OWN, WORLD, Behind, Hosting, several
+from tests.support.qubes.provider import ENTRIES, ENTRIES6, GATEWAY, GATEWAY6, OWN, WORLD, Client, Provider, several
 
 LINK_LOCAL = "fe80::fcff:ffff:feff:ffff"
 # In place of a kernel without IPv6, or with it switched off: what programs see of it.
@@ -23,7 +23,7 @@ KERNELS = {
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("asked", [ENTRIES, ENTRIES6], ids=["IPv4 asked for", "both asked for"])
 def test_a_provider_whose_kernel_has_no_ipv6(kernel: str, asked: dict[str, str]) -> None:
-    host = Hosting(asked, agent=False)
+    host = Provider(asked, agent=False)
     host.qube.run("sh", "-ec", KERNELS[kernel])
     host.qube.start_agent()
     behind = host.plug()
@@ -42,7 +42,7 @@ def test_a_provider_whose_kernel_has_no_ipv6(kernel: str, asked: dict[str, str])
 
 @pytest.mark.behaviour("B112")
 def test_no_rule_needs_the_names_of_protocols_of_netbase() -> None:
-    host = Hosting(ENTRIES6, rules=False, agent=False)
+    host = Provider(ENTRIES6, rules=False, agent=False)
     host.qube.run("mount", "--bind", "/dev/null", "/etc/protocols")
     host.qube.guestnet("rules", "load")
     host.qube.start_agent()
@@ -54,7 +54,7 @@ def test_no_rule_needs_the_names_of_protocols_of_netbase() -> None:
 @pytest.mark.behaviour("B55")
 @pytest.mark.behaviour("B56")
 def test_what_ipv6_on_a_vif_is() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind = host.attach()
     assert host.oracle.addresses(behind.vif) == {f"{GATEWAY}/32", f"{GATEWAY6}/128"}
     assert host.oracle.neighbours(behind.vif) == {behind.ip: behind.mac, behind.ip6: behind.mac}
@@ -70,7 +70,7 @@ def test_what_ipv6_on_a_vif_is() -> None:
 
 @pytest.mark.behaviour("B55")
 def test_a_link_local_gateway_is_the_kernels_own_and_not_put_there_again() -> None:
-    host = Hosting({**ENTRIES, "/qubes-netvm-gateway6": LINK_LOCAL})
+    host = Provider({**ENTRIES, "/qubes-netvm-gateway6": LINK_LOCAL})
     host.ipv6 = True
     behind = host.attach()
     found = host.oracle.ip("-6", "address", "show", "dev", behind.vif)
@@ -82,7 +82,7 @@ def test_a_link_local_gateway_is_the_kernels_own_and_not_put_there_again() -> No
 @pytest.mark.behaviour("B57")
 @pytest.mark.parametrize("agent", [True, False], ids=["agent", "cold"])
 def test_whoever_asks_by_arp_is_answered_at_once_from_the_first_moment(agent: bool) -> None:
-    host = Hosting(agent=agent)
+    host = Provider(agent=agent)
     behind = host.plug()
     ignoring = host.tunable(f"ipv4/conf/{behind.vif}/arp_ignore")
     host.online(behind)
@@ -105,7 +105,7 @@ def test_whoever_asks_by_arp_is_answered_at_once_from_the_first_moment(agent: bo
 @pytest.mark.parametrize("agent", [True, False], ids=["agent", "cold"])
 def test_two_vifs_with_one_address(agent: bool) -> None:
     """An HVM, and its stub domain with the emulated card."""
-    host = Hosting(agent=agent)
+    host = Provider(agent=agent)
     emulated, own = host.plug(5, "10.137.0.4"), host.plug(4, "10.137.0.4")
     assert [status for status, _ in several(host, "online", (emulated, own))] == [0, 0], host.trouble()
     assert host.elements("allowed") == {"vif4.0 10.137.0.4", "vif5.0 10.137.0.4"}
@@ -130,7 +130,7 @@ def test_two_vifs_with_one_address(agent: bool) -> None:
 @pytest.mark.behaviour("B114")
 @pytest.mark.parametrize("order", [(4, 5), (5, 4)], ids=["own first", "emulated first"])
 def test_only_the_one_that_the_kernel_has_no_way_by_is_checked_by_the_rules_alone(order: tuple[int, int]) -> None:
-    host = Hosting()
+    host = Provider()
     vifs = {number: host.attach(number, "10.137.0.4") for number in order}
     host.attach(6)
 
@@ -161,7 +161,7 @@ def test_only_the_one_that_the_kernel_has_no_way_by_is_checked_by_the_rules_alon
 @pytest.mark.behaviour("B144")
 @pytest.mark.parametrize("kind", ["two qubes", "an HVM"])
 def test_two_qubes_with_one_address_are_named(kind: str) -> None:
-    host = Hosting(ENTRIES)
+    host = Provider(ENTRIES)
     first, second = host.plug(4), host.plug(5, "10.137.0.4")
     if kind == "an HVM":
         for behind in (first, second):
@@ -181,7 +181,7 @@ def test_two_qubes_with_one_address_are_named(kind: str) -> None:
     assert status_and_findings(host) == ([[]], [])
 
 
-def status_and_findings(host: Hosting) -> tuple[list[list[str]], list[str]]:
+def status_and_findings(host: Provider) -> tuple[list[list[str]], list[str]]:
     """What `status` says of each vif, and what `check` finds of it."""
     vifs = json.loads(host.qube.guestnet("status", "--json", check=False).stdout)["provider"]["vifs"]
     done = host.qube.guestnet("check", "--json", check=False)
@@ -193,7 +193,7 @@ def status_and_findings(host: Hosting) -> tuple[list[list[str]], list[str]]:
 @pytest.mark.behaviour("B58")
 @pytest.mark.behaviour("B108")
 def test_dom0_and_the_last_domain_are_qubes_like_others_and_no_uplink_is_needed() -> None:
-    host = Hosting(uplink=False)
+    host = Provider(uplink=False)
     for number, metric in ((0, 32752), (32751, 1), (32752, 0)):
         behind = host.plug(number, "10.137.0.9")
         host.online(behind)
@@ -212,7 +212,7 @@ NAMES = (
 @pytest.mark.behaviour("B58")
 def test_no_other_name_is_a_vif() -> None:
     """As many as there are in one process: each is refused before anything is looked at or written."""
-    host = Hosting(agent=False)
+    host = Provider(agent=False)
     program = """
 import os, sys
 from qubes_guestnet.cli import main as cli
@@ -252,7 +252,7 @@ XENSTORE = {
 
 @pytest.mark.behaviour("B56")
 def test_a_value_that_is_none_is_refused_and_everybody_is_told() -> None:
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     behind, other = host.plug(4, "10.137.0.4"), host.attach(5)
     before = host.state(other.vif)
     calls = [(name, {}, changed) for name, changed in HOSTILE.items()]
@@ -276,7 +276,7 @@ def test_a_value_that_is_none_is_refused_and_everybody_is_told() -> None:
 @pytest.mark.parametrize("agent", [True, False], ids=["agent", "no agent"])
 def test_what_was_refused_goes_without_a_word(agent: bool) -> None:
     """Xen calls us for it all the same, and its values are what they were."""
-    host = Hosting(ENTRIES6, agent=agent)
+    host = Provider(ENTRIES6, agent=agent)
     behind, other = host.plug(4, "10.137.0.4"), host.attach(5)
     before = host.state(other.vif)
     for nodes, changed in (({}, HOSTILE["network"]), (XENSTORE["no MAC"], {}), (XENSTORE["bad type"], {})):
@@ -289,7 +289,7 @@ def test_what_was_refused_goes_without_a_word(agent: bool) -> None:
 
 def test_what_the_former_holder_of_a_name_was_allowed_the_next_one_is_not() -> None:
     """Nobody has said that vif4.0 went: the toolstack was killed, and the name came again."""
-    host = Hosting(ENTRIES6)
+    host = Provider(ENTRIES6)
     former, outside = host.attach(4), host.outside()
     host.unplug(former)
     new = host.plug(4, "10.137.0.44", "fd09:24ef:4179::a89:2c")
@@ -303,9 +303,9 @@ def test_what_the_former_holder_of_a_name_was_allowed_the_next_one_is_not() -> N
 
 
 def test_another_address_for_a_vif_that_is_there() -> None:
-    host = Hosting(ENTRIES)
+    host = Provider(ENTRIES)
     behind = host.attach(4)
-    changed = Behind.__new__(Behind)
+    changed = Client.__new__(Client)
     changed.__dict__.update(behind.__dict__)
     changed.addresses = ("10.137.0.44",)
     host.describe(changed)

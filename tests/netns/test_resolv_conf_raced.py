@@ -10,8 +10,8 @@ import pytest
 from qubes_guestnet.core.dns.resolv_conf import RewriteBudget
 from tests.netns.test_provider_dns import OF_A_PROXY, leads
 from tests.support.eventually import eventually
-from tests.support.qubes.appvm import ENTRIES, Guest
-from tests.support.qubes.provider import DNS, DNS2, UPLINK_MAC, Hosting
+from tests.support.qubes.appvm import ENTRIES, AppVm
+from tests.support.qubes.provider import DNS, DNS2, UPLINK_MAC, Provider
 from tests.support.qubes.provider import ENTRIES as OF_A_PROVIDER
 
 VPN = """
@@ -43,21 +43,21 @@ CLIENTS = {
 @pytest.mark.scenario("S-410")
 @pytest.mark.parametrize("client", CLIENTS)
 def test_what_a_client_writes_between_the_look_and_the_writing_stays(client: str) -> None:
-    guest = Guest(ENTRIES)
-    guest.qube.write("/etc/resolv.conf", "nameserver 10.9.0.1\n")  # of a tunnel that is gone
-    done = guest.qube.run(sys.executable, "-c", RACED, VPN + CLIENTS[client], check=False)
+    appvm = AppVm(ENTRIES)
+    appvm.qube.write("/etc/resolv.conf", "nameserver 10.9.0.1\n")  # of a tunnel that is gone
+    done = appvm.qube.run(sys.executable, "-c", RACED, VPN + CLIENTS[client], check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "nameserver 10.8.0.1" in guest.qube.run("cat", "/etc/resolv.conf").stdout
-    assert not [name for name in guest.qube.run("ls", "-a", "/etc").stdout.split() if "guestnet-" in name]
+    assert "nameserver 10.8.0.1" in appvm.qube.run("cat", "/etc/resolv.conf").stdout
+    assert not [name for name in appvm.qube.run("ls", "-a", "/etc").stdout.split() if "guestnet-" in name]
 
 
 def test_without_a_tunnel_they_are_written_over_all_the_same() -> None:
-    guest = Guest(ENTRIES)
-    guest.qube.write("/etc/resolv.conf", "nameserver 10.9.0.1\n")
-    done = guest.qube.run(sys.executable, "-c", RACED, CLIENTS["renamed"], check=False)
+    appvm = AppVm(ENTRIES)
+    appvm.qube.write("/etc/resolv.conf", "nameserver 10.9.0.1\n")
+    done = appvm.qube.run(sys.executable, "-c", RACED, CLIENTS["renamed"], check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "10.8.0.1" not in guest.qube.read("/etc/resolv.conf")
-    assert "10.139.1.1" in guest.qube.read("/etc/resolv.conf")
+    assert "10.8.0.1" not in appvm.qube.read("/etc/resolv.conf")
+    assert "10.139.1.1" in appvm.qube.read("/etc/resolv.conf")
 
 
 # `apply` while a client has truncated the file; it writes while the agent waits.
@@ -79,11 +79,11 @@ sys.exit(main(["apply"]))
 @pytest.mark.behaviour("B124")
 def test_a_client_that_has_truncated_the_file_writes_it_in_peace() -> None:
     """What it writes went into a file that had been replaced, and names left outside of the tunnel."""
-    guest = Guest(ENTRIES)
-    guest.qube.run("sh", "-ec", VPN)
-    done = guest.qube.run(sys.executable, "-c", TRUNCATED, check=False)
+    appvm = AppVm(ENTRIES)
+    appvm.qube.run("sh", "-ec", VPN)
+    done = appvm.qube.run(sys.executable, "-c", TRUNCATED, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert guest.qube.read("/etc/resolv.conf") == "nameserver 10.8.0.1\n"
+    assert appvm.qube.read("/etc/resolv.conf") == "nameserver 10.8.0.1\n"
 
 
 # The file changes before each first attempt of a pass to write it: the attempt fails, and the pass plans again.
@@ -102,7 +102,7 @@ files.publish = published
 @pytest.mark.behaviour("B124")
 def test_a_file_that_changes_before_it_is_written_counts_as_overwritten_once() -> None:
     """Each of these counted twice, and the agent gave the file up as one that another program insists on."""
-    host = Hosting({**OF_A_PROVIDER, **OF_A_PROXY, "/qubes-mac": UPLINK_MAC}, servers=[DNS], agent=False)
+    host = Provider({**OF_A_PROVIDER, **OF_A_PROXY, "/qubes-mac": UPLINK_MAC}, servers=[DNS], agent=False)
     host.qube.write("/run/lab/changing/sitecustomize.py", CHANGING)
     host.qube.start_agent(env={"PYTHONPATH": ":".join(("/run/lab/changing", *sys.path))})
     for number in range(RewriteBudget.LIMIT - 1):
@@ -114,7 +114,7 @@ def test_a_file_that_changes_before_it_is_written_counts_as_overwritten_once() -
 @pytest.mark.behaviour("B123")
 def test_a_resolv_conf_that_another_program_keeps_overwriting_delays_no_names() -> None:
     """The pause of resolv.conf is up to a minute; a chain that leads nowhere is restored after a second."""
-    host = Hosting({**OF_A_PROVIDER, **OF_A_PROXY, "/qubes-mac": UPLINK_MAC}, servers=[DNS])
+    host = Provider({**OF_A_PROVIDER, **OF_A_PROXY, "/qubes-mac": UPLINK_MAC}, servers=[DNS])
     leads(host, DNS, DNS2)
     for number in range(RewriteBudget.LIMIT):
         host.resolv_conf(f"192.0.2.{number}")

@@ -28,7 +28,7 @@ from tests.support.qubes.provider import (
     OWN6,
     WORLD,
     WORLD6,
-    Hosting,
+    Provider,
 )
 
 CHAINS = ("prerouting", "antispoof", "egress", "postrouting", "input", "forward", "dnat-dns", "dns-reject")
@@ -43,7 +43,7 @@ class Stage:
     """A provider with two qubes and the vif of a third that nobody has set up; users' rules in both custom chains."""
 
     def __init__(self) -> None:
-        self.host = Hosting({**ENTRIES6, **CONNECTED})
+        self.host = Provider({**ENTRIES6, **CONNECTED})
         self.first, self.second, self.stray = (self.host.plug(number) for number in (4, 5, 6))
         self.host.online(self.first)
         self.host.online(self.second)
@@ -107,7 +107,7 @@ def leaks(judges: Judges, second: Port) -> set[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def stopped(host: Hosting) -> Iterator[None]:
+def stopped(host: Provider) -> Iterator[None]:
     """The agent stands still; its guard does not."""
     host.agent.signal(signal.SIGSTOP)
     try:
@@ -116,13 +116,13 @@ def stopped(host: Hosting) -> Iterator[None]:
         host.agent.signal(signal.SIGCONT)
 
 
-def handles(host: Hosting, family: str, chain: str) -> list[int]:
+def handles(host: Provider, family: str, chain: str) -> list[int]:
     """The number of each rule."""
     found = json.loads(host.oracle.run("nft", "-j", "list", "table", family, "qubes").stdout)["nftables"]
     return [entry["rule"]["handle"] for entry in found if entry.get("rule", {}).get("chain") == chain]
 
 
-def put_back(host: Hosting, family: str, listing: str) -> None:
+def put_back(host: Provider, family: str, listing: str) -> None:
     """All rules of a table, in one transaction."""
     host.qube.write("/run/lab/table", f"flush table {family} qubes\n{listing}")
     host.qube.run("nft", "-f", "/run/lab/table")

@@ -15,7 +15,7 @@ import pytest
 
 from tests.netns.test_provider_status import Provider
 from tests.support.eventually import eventually
-from tests.support.qubes.appvm import DNS, ENTRIES, ENTRIES6, GATEWAY, IP, IP6, MAC, Guest
+from tests.support.qubes.appvm import DNS, ENTRIES, ENTRIES6, GATEWAY, IP, IP6, MAC, AppVm
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SCHEMA = json.loads((DOCS / "status.schema.json").read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ def valid(qube: Any) -> Any:
 
 def test_the_schema_is_one_and_refuses_what_it_does_not_know() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    data = valid(Guest().qube)
+    data = valid(AppVm().qube)
     for wrong in ({**data, "more": 1}, {key: data[key] for key in data if key != "plan"}, {**data, "schema": 2}):
         with pytest.raises(jsonschema.ValidationError):
             VALID.validate(wrong)
@@ -66,14 +66,14 @@ def test_every_key_is_described() -> None:
 
 
 def test_a_fresh_qube_and_then_a_configured_one() -> None:
-    guest = Guest(ENTRIES6)
-    (fresh,) = valid(guest.qube)["interfaces"]
+    appvm = AppVm(ENTRIES6)
+    (fresh,) = valid(appvm.qube)["interfaces"]
     (address, address6) = fresh["addresses"]
     assert address == {"family": 4, "address": IP, "prefix": 32, "desired": True, "present": False}
     assert (address6["address"], address6["present"]) == (IP6, False)
     assert fresh["traffic"]["sent"]["packets"] == 0
-    guest.agent()
-    data = valid(guest.qube)
+    appvm.agent()
+    data = valid(appvm.qube)
     (interface,) = data["interfaces"]
     assert all(each["present"] and each["desired"] for each in interface["addresses"])
     (default,) = (route for route in interface["routes"] if route["destination"] == "0.0.0.0/0")
@@ -83,14 +83,14 @@ def test_a_fresh_qube_and_then_a_configured_one() -> None:
             "present": True} in interface["neighbours"]  # fmt: skip
     assert data["operations"] == []
     assert data["resolver"]["wanted"] == data["resolver"]["servers"]
-    guest.oracle.run("ip", "address", "add", "192.0.2.9/24", "dev", "eth0")
-    (interface,) = valid(guest.qube)["interfaces"]
+    appvm.oracle.run("ip", "address", "add", "192.0.2.9/24", "dev", "eth0")
+    (interface,) = valid(appvm.qube)["interfaces"]
     assert [each["desired"] for each in interface["addresses"] if each["address"] == "192.0.2.9"] == [False]
 
 
 def test_errors_have_a_code() -> None:
-    guest = Guest({**ENTRIES, "/qubes-ip6": "rubbish"})
-    data = valid(guest.qube)
+    appvm = AppVm({**ENTRIES, "/qubes-ip6": "rubbish"})
+    data = valid(appvm.qube)
     (error,) = (each for each in data["findings"] if each["code"] == "settings-invalid")
     assert error["severity"] == "error"
     assert data["errors"] == [f"{error['problem']}; {error['remedy']}"]
@@ -99,17 +99,17 @@ def test_errors_have_a_code() -> None:
 
 @pytest.mark.parametrize("entries", [{}, {"/qubes-mac": "x"}, ENTRIES], ids=["none", "bad mac", "no interface"])
 def test_states_without_an_interface(entries: dict[str, str]) -> None:
-    valid(Guest(entries, plugged=False).qube)
+    valid(AppVm(entries, plugged=False).qube)
 
 
 def test_detached_taken_down_and_a_file_of_others() -> None:
-    guest = Guest()
-    guest.qube.guestnet("apply")
-    guest.qube.guestnet("uplink", "remove", "eth0")
-    assert valid(guest.qube)["interfaces"][0]["removed"] is True
-    guest.unplug()
-    guest.qube.guestnet("apply")
-    assert valid(guest.qube)["interfaces"][0]["traffic"] is None
+    appvm = AppVm()
+    appvm.qube.guestnet("apply")
+    appvm.qube.guestnet("uplink", "remove", "eth0")
+    assert valid(appvm.qube)["interfaces"][0]["removed"] is True
+    appvm.unplug()
+    appvm.qube.guestnet("apply")
+    assert valid(appvm.qube)["interfaces"][0]["traffic"] is None
 
 
 def test_a_provider_with_vifs_and_without_rules() -> None:
@@ -135,54 +135,54 @@ def test_a_provider_with_vifs_and_without_rules() -> None:
 
 
 def test_colour_is_for_a_terminal_or_for_who_asks() -> None:
-    guest = Guest()
-    plain = guest.qube.guestnet("status", check=False).stdout
+    appvm = AppVm()
+    plain = appvm.qube.guestnet("status", check=False).stdout
     assert "\x1b" not in plain
     for verb in ("status", "plan", "check"):
-        coloured = guest.qube.guestnet(verb, "--color=always", check=False).stdout
+        coloured = appvm.qube.guestnet(verb, "--color=always", check=False).stdout
         assert "\x1b[" in coloured, verb
-        without = guest.qube.guestnet(verb, "--color", "never", check=False).stdout
+        without = appvm.qube.guestnet(verb, "--color", "never", check=False).stdout
         assert "\x1b" not in without, verb
-    assert on_a_terminal(guest, {"TERM": "xterm"}, "status").count("\x1b[1m") >= 2
-    assert "\x1b" not in on_a_terminal(guest, {"TERM": "xterm", "NO_COLOR": "1"}, "status")
-    assert "\x1b" not in on_a_terminal(guest, {"TERM": "dumb"}, "status")
-    failed = guest.qube.guestnet("status", "--color=sometimes", check=False)
+    assert on_a_terminal(appvm, {"TERM": "xterm"}, "status").count("\x1b[1m") >= 2
+    assert "\x1b" not in on_a_terminal(appvm, {"TERM": "xterm", "NO_COLOR": "1"}, "status")
+    assert "\x1b" not in on_a_terminal(appvm, {"TERM": "dumb"}, "status")
+    failed = appvm.qube.guestnet("status", "--color=sometimes", check=False)
     assert (failed.returncode, failed.stdout) == (2, "")
 
 
-def on_a_terminal(guest: Guest, environment: dict[str, str], *words: str) -> str:
+def on_a_terminal(appvm: AppVm, environment: dict[str, str], *words: str) -> str:
     """What it prints where standard output is a terminal."""
     code = f"import pty, sys; sys.exit(pty.spawn({[*PROGRAM, *words]!r}) >> 8)"
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
-    done = guest.qube.run(
+    done = appvm.qube.run(
         sys.executable, "-c", code, check=False, env={**kept, "PYTHONPATH": os.getcwd(), **environment}
     )
     return done.stdout
 
 
 def test_brief_is_a_line_an_interface() -> None:
-    guest = Guest(ENTRIES6)
-    (line,) = guest.qube.guestnet("status", "-b", check=False).stdout.splitlines()
+    appvm = AppVm(ENTRIES6)
+    (line,) = appvm.qube.guestnet("status", "-b", check=False).stdout.splitlines()
     assert line.split() == ["eth0", "NOT", "configured"]
-    guest.qube.guestnet("apply")
-    (line,) = guest.qube.guestnet("status", "--brief", check=False).stdout.splitlines()
+    appvm.qube.guestnet("apply")
+    (line,) = appvm.qube.guestnet("status", "--brief", check=False).stdout.splitlines()
     assert line.split() == ["eth0", "configured", f"{IP}/32", f"{IP6}/128"]
-    guest.unplug()
-    (line,) = guest.qube.guestnet("status", "--brief", check=False).stdout.splitlines()
+    appvm.unplug()
+    (line,) = appvm.qube.guestnet("status", "--brief", check=False).stdout.splitlines()
     assert line.split()[0] == MAC
     provider = Provider()
     provider.attach()
     assert [line.split() for line in provider.lines("status", "-b")] == [["vif4.0", "configured", "10.137.0.5"]]
-    failed = guest.qube.guestnet("status", "-b", "-j", check=False)
+    failed = appvm.qube.guestnet("status", "-b", "-j", check=False)
     assert failed.returncode == 2
     assert "give one of them" in failed.stderr
 
 
 def test_watched_it_prints_again_what_changes() -> None:
-    guest = Guest()
-    watching = guest.qube.spawn("watch", *PROGRAM, "status", "--brief", "--watch")
+    appvm = AppVm()
+    watching = appvm.qube.spawn("watch", *PROGRAM, "status", "--brief", "--watch")
     eventually(lambda: "NOT configured" in watching.output())
-    guest.qube.guestnet("apply")
+    appvm.qube.guestnet("apply")
     eventually(lambda: f" configured {IP}/32" in " ".join(watching.output().split()), trouble=watching.output)
     assert "\x1b" not in watching.output()
     os.kill(watching.pid, signal.SIGINT)
@@ -191,11 +191,11 @@ def test_watched_it_prints_again_what_changes() -> None:
 
 
 def test_watched_as_json_it_is_a_document_a_line() -> None:
-    guest = Guest()
-    guest.qube.guestnet("apply")
-    watching = guest.qube.spawn("watch", *PROGRAM, "status", "-j", "-w")
+    appvm = AppVm()
+    appvm.qube.guestnet("apply")
+    watching = appvm.qube.spawn("watch", *PROGRAM, "status", "-j", "-w")
     eventually(lambda: watching.output().count("\n") == 1)
-    guest.write("/qubes-primary-dns", "10.139.1.9")
+    appvm.write("/qubes-primary-dns", "10.139.1.9")
     eventually(lambda: watching.output().count("\n") > 1, trouble=watching.output)
     os.kill(watching.pid, signal.SIGINT)
     assert watching.wait(10) == 0, watching.tail()

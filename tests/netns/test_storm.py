@@ -28,8 +28,8 @@ from tests.support.qubes.provider import (
     ROUTER,
     WORLD,
     WORLD6,
-    Behind,
-    Hosting,
+    Client,
+    Provider,
 )
 
 # dom0 names all that are connected, running or not.
@@ -78,7 +78,7 @@ def proper(packet: Packet) -> bool:
     return not is_data(packet) and packet.source in (OWN, OWN6)
 
 
-def from_qube(behind: Behind, other: str, other6: str) -> list[Shot]:
+def from_qube(behind: Client, other: str, other6: str) -> list[Shot]:
     """Everything a qube may and may not send."""
     port, own, own6 = behind.port, behind.ip, behind.ip6
     tries = [
@@ -91,7 +91,7 @@ def from_qube(behind: Behind, other: str, other6: str) -> list[Shot]:
     return [shot(port, *words) for words in tries] + [shot(port, own, DNS, "name", dport=53)]
 
 
-def from_outside(port: Port, behind: Behind) -> list[Shot]:
+def from_outside(port: Port, behind: Client) -> list[Shot]:
     """What the world's network may try."""
     own, own6 = behind.ip, behind.ip6
     tries = [
@@ -103,15 +103,15 @@ def from_outside(port: Port, behind: Behind) -> list[Shot]:
     return [shot(port, *words) for words in tries]
 
 
-def arena(*, agent: bool = True) -> tuple[Hosting, Behind, Behind]:
+def arena(*, agent: bool = True) -> tuple[Provider, Client, Client]:
     """A provider with rules, and two qubes whose vifs nobody has been told of."""
-    host = Hosting({**ENTRIES6, **CONNECTED}, agent=agent)
+    host = Provider({**ENTRIES6, **CONNECTED}, agent=agent)
     return host, host.plug(4), host.plug(5)
 
 
 @contextlib.contextmanager
 def blowing(
-    host: Hosting, sender: Behind, other: Behind, *, inside: bool = True
+    host: Provider, sender: Client, other: Client, *, inside: bool = True
 ) -> Iterator[tuple[Judges, Callable[[int], None]]]:
     """The storm from both sides, and who listens."""
     outside = host.outside()
@@ -126,7 +126,7 @@ def blowing(
         yield Judges(outside, closed), rounds
 
 
-def ready(host: Hosting, *, forwards6: bool = True) -> bool:
+def ready(host: Provider, *, forwards6: bool = True) -> bool:
     return host.forwards(4) and host.forwards(6) == forwards6
 
 

@@ -13,7 +13,7 @@ import pytest
 from qubes_guestnet.lab.qube import Qube
 from tests.support.eventually import eventually
 from tests.support.needs import needs
-from tests.support.qubes.provider import DNS, DNS2, Hosting
+from tests.support.qubes.provider import DNS, DNS2, Provider
 
 pytestmark = pytest.mark.behaviour("B131")
 
@@ -23,9 +23,9 @@ LIBRARIES = {"LD_LIBRARY_PATH": "/usr/lib/x86_64-linux-gnu/blas:/usr/lib/aarch64
 both = pytest.mark.parametrize("gateway", [False, True], ids=["device", "gateway"])
 
 
-def asking(gateway: bool) -> tuple[Hosting, Qube]:
+def asking(gateway: bool) -> tuple[Provider, Qube]:
     """A provider, and a qube behind it with a resident agent and one of the two styles of route."""
-    host = Hosting()
+    host = Provider()
     behind = host.attach()
     qube = behind.qube
     qube.wire("ip route flush dev eth0; ip address flush dev eth0")

@@ -21,7 +21,7 @@ from tests.support.qubes.appvm import (
     MAC,
     RESOLV_CONF,
     VIF,
-    Guest,
+    AppVm,
 )
 
 LOCK = "/run/qubes-guestnet/lock"
@@ -29,9 +29,9 @@ LOCK = "/run/qubes-guestnet/lock"
 WITH6 = {"ip6": f"{IP6}/128", "gateway6": GATEWAY6}
 
 
-def snapshot(guest: Guest) -> list[Json]:
+def snapshot(appvm: AppVm) -> list[Json]:
     """All that a pass could change, with the numbers that would tell a replaced object from a kept one."""
-    show = guest.oracle.ip
+    show = appvm.oracle.ip
     return [
         *show("address", "show", "dev", "eth0"),
         *show("-4", "route", "show", "table", "all"),
@@ -40,11 +40,11 @@ def snapshot(guest: Guest) -> list[Json]:
     ]
 
 
-def wait_for_link_local(guest: Guest, device: str) -> None:
+def wait_for_link_local(appvm: AppVm, device: str) -> None:
     """The kernel adds this address by itself some time after the link is up, and a second later it is not tentative."""
 
     def is_there() -> bool:
-        addresses = str(guest.oracle.ip("address", "show", "dev", device))
+        addresses = str(appvm.oracle.ip("address", "show", "dev", device))
         return "fe80::" in addresses and "tentative" not in addresses
 
     eventually(is_there, what=f"duplicate detection on {device} is over")
@@ -53,126 +53,126 @@ def wait_for_link_local(guest: Guest, device: str) -> None:
 @pytest.mark.parametrize("style", ["device", "gateway"])
 @pytest.mark.parametrize(("entries", "wanted"), [(ENTRIES, {}), (ENTRIES6, WITH6)], ids=["ipv4", "ipv6"])
 def test_the_table_of_the_design(entries: dict[str, str], wanted: dict[str, str], style: str) -> None:
-    guest = Guest(entries)
-    guest.qube.set_flag(GATEWAY_FLAG, style == "gateway")
-    guest.qube.guestnet("uplink", "add", "eth0")
-    guest.check(style=style, **wanted)
+    appvm = AppVm(entries)
+    appvm.qube.set_flag(GATEWAY_FLAG, style == "gateway")
+    appvm.qube.guestnet("uplink", "add", "eth0")
+    appvm.check(style=style, **wanted)
 
 
 def test_the_style_from_the_configuration_file() -> None:
-    guest = Guest()
-    guest.qube.write("/etc/qubes/guestnet.toml", '[uplink]\ndefault-route = "gateway"\n')
-    guest.qube.guestnet("apply")
-    guest.check(style="gateway")
-    guest.qube.write("/etc/qubes/guestnet.toml", '[uplink]\ndefault-route = "device"\n')
-    guest.qube.guestnet("apply")
-    guest.check(style="device")
+    appvm = AppVm()
+    appvm.qube.write("/etc/qubes/guestnet.toml", '[uplink]\ndefault-route = "gateway"\n')
+    appvm.qube.guestnet("apply")
+    appvm.check(style="gateway")
+    appvm.qube.write("/etc/qubes/guestnet.toml", '[uplink]\ndefault-route = "device"\n')
+    appvm.qube.guestnet("apply")
+    appvm.check(style="device")
 
 
 @pytest.mark.behaviour("B2")
 def test_add_twice_changes_nothing_the_second_time() -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.guestnet("uplink", "add", "eth0")
-    wait_for_link_local(guest, "eth0")
-    before, file = snapshot(guest), guest.identity()
-    again = guest.qube.guestnet("uplink", "add", "eth0")
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.guestnet("uplink", "add", "eth0")
+    wait_for_link_local(appvm, "eth0")
+    before, file = snapshot(appvm), appvm.identity()
+    again = appvm.qube.guestnet("uplink", "add", "eth0")
     assert again.stdout == ""
-    assert snapshot(guest) == before
-    assert guest.identity() == file
+    assert snapshot(appvm) == before
+    assert appvm.identity() == file
 
 
 @pytest.mark.behaviour("B5")
 def test_another_provider() -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.guestnet("uplink", "add", "eth0")
-    guest.unplug()
-    guest.write("/qubes-gateway", "10.138.0.9")
-    guest.write("/qubes-gateway6", "fd09:24ef:4179::a8a:9")
-    guest.plug()
-    guest.qube.guestnet("uplink", "add", "eth0")
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.guestnet("uplink", "add", "eth0")
+    appvm.unplug()
+    appvm.write("/qubes-gateway", "10.138.0.9")
+    appvm.write("/qubes-gateway6", "fd09:24ef:4179::a8a:9")
+    appvm.plug()
+    appvm.qube.guestnet("uplink", "add", "eth0")
     new = {"gateway": "10.138.0.9", "ip6": f"{IP6}/128", "gateway6": "fd09:24ef:4179::a8a:9"}
-    guest.check(**new)
-    guest.qube.set_flag(GATEWAY_FLAG)
-    guest.qube.guestnet("uplink", "add", "eth0")
-    guest.check(style="gateway", **new)
+    appvm.check(**new)
+    appvm.qube.set_flag(GATEWAY_FLAG)
+    appvm.qube.guestnet("uplink", "add", "eth0")
+    appvm.check(style="gateway", **new)
 
 
 @pytest.mark.behaviour("B5")
 @pytest.mark.parametrize("style", ["device", "gateway"])
 def test_another_gateway_and_address_of_the_same_interface(style: str) -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.set_flag(GATEWAY_FLAG, style == "gateway")
-    guest.qube.guestnet("apply")
-    guest.write("/qubes-ip", "10.137.0.77")
-    guest.write("/qubes-netmask", "255.255.255.0")
-    guest.write("/qubes-gateway", "10.137.0.99")
-    guest.write("/qubes-ip6", "fd09:24ef:4179::a89:77")
-    guest.write("/qubes-gateway6", "fd09:24ef:4179::a89:99")
-    guest.qube.guestnet("apply")
-    guest.check(ip="10.137.0.77/24", gateway="10.137.0.99", style=style,
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.set_flag(GATEWAY_FLAG, style == "gateway")
+    appvm.qube.guestnet("apply")
+    appvm.write("/qubes-ip", "10.137.0.77")
+    appvm.write("/qubes-netmask", "255.255.255.0")
+    appvm.write("/qubes-gateway", "10.137.0.99")
+    appvm.write("/qubes-ip6", "fd09:24ef:4179::a89:77")
+    appvm.write("/qubes-gateway6", "fd09:24ef:4179::a89:99")
+    appvm.qube.guestnet("apply")
+    appvm.check(ip="10.137.0.77/24", gateway="10.137.0.99", style=style,
                 ip6="fd09:24ef:4179::a89:77/128", gateway6="fd09:24ef:4179::a89:99")  # fmt: skip
 
 
 def test_another_length_of_the_same_ipv6_address() -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.guestnet("apply")
-    guest.write("/qubes-netmask6", "64")
-    guest.qube.guestnet("apply")
-    guest.check(ip6=f"{IP6}/64", gateway6=GATEWAY6)
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.guestnet("apply")
+    appvm.write("/qubes-netmask6", "64")
+    appvm.qube.guestnet("apply")
+    appvm.check(ip6=f"{IP6}/64", gateway6=GATEWAY6)
 
 
 @pytest.mark.behaviour("B7")
 def test_keys_without_an_interface_configure_nothing() -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.guestnet("apply")
-    guest.unplug()
-    done = guest.qube.guestnet("apply")
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.guestnet("apply")
+    appvm.unplug()
+    done = appvm.qube.guestnet("apply")
     assert done.stderr == ""
-    assert [link["ifname"] for link in guest.oracle.ip("link")] == ["lo"]
-    assert guest.oracle.routes(4) == guest.oracle.routes(6) == []
+    assert [link["ifname"] for link in appvm.oracle.ip("link")] == ["lo"]
+    assert appvm.oracle.routes(4) == appvm.oracle.routes(6) == []
 
 
 @pytest.mark.behaviour("B7")
 def test_stale_ipv6_keys_do_not_hurt_ipv4() -> None:
     """The former provider had IPv6, and dom0 leaves its keys behind."""
-    guest = Guest(ENTRIES6)
-    guest.unplug()
-    guest.write("/qubes-gateway", "10.137.0.2")
-    guest.plug()
-    guest.oracle.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")
-    done = guest.qube.guestnet("uplink", "add", "eth0")  # IPv6 that is off is a note and no error (B129)
-    guest.check(gateway="10.137.0.2")
+    appvm = AppVm(ENTRIES6)
+    appvm.unplug()
+    appvm.write("/qubes-gateway", "10.137.0.2")
+    appvm.plug()
+    appvm.oracle.run("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")
+    done = appvm.qube.guestnet("uplink", "add", "eth0")  # IPv6 that is off is a note and no error (B129)
+    appvm.check(gateway="10.137.0.2")
     assert "ip -6" not in done.stdout
 
 
 @pytest.mark.behaviour("B8")
 @pytest.mark.parametrize("name", ["eth0", "enX0", "a-name-as-long1"])
 def test_any_name(name: str) -> None:
-    guest = Guest(plugged=False)
-    guest.plug(name)
-    guest.qube.guestnet("uplink", "add", name)
-    guest.check(name)
+    appvm = AppVm(plugged=False)
+    appvm.plug(name)
+    appvm.qube.guestnet("uplink", "add", name)
+    appvm.check(name)
 
 
 @pytest.mark.behaviour("B8")
 def test_renamed_after_it_was_configured() -> None:
-    guest = Guest()
-    guest.qube.guestnet("uplink", "add", "eth0")
-    guest.ip("link", "set", "eth0", "down")
-    guest.ip("link", "set", "eth0", "name", "enX0")
-    guest.qube.guestnet("uplink", "add", "enX0")
-    guest.check("enX0")
+    appvm = AppVm()
+    appvm.qube.guestnet("uplink", "add", "eth0")
+    appvm.ip("link", "set", "eth0", "down")
+    appvm.ip("link", "set", "eth0", "name", "enX0")
+    appvm.qube.guestnet("uplink", "add", "enX0")
+    appvm.check("enX0")
 
 
 @pytest.mark.behaviour("B8")
 def test_the_name_of_an_interface_that_is_not_ours() -> None:
-    guest = Guest()
-    guest.ip("link", "add", "br0", "type", "bridge")
-    done = guest.qube.guestnet("uplink", "add", "br0")
+    appvm = AppVm()
+    appvm.ip("link", "add", "br0", "type", "bridge")
+    done = appvm.qube.guestnet("uplink", "add", "br0")
     assert "br0 is not one that dom0 manages" in done.stdout
-    assert guest.oracle.addresses("eth0") == guest.oracle.addresses("br0") == set()
-    assert not guest.oracle.is_up("br0")
-    assert guest.servers() == []
+    assert appvm.oracle.addresses("eth0") == appvm.oracle.addresses("br0") == set()
+    assert not appvm.oracle.is_up("br0")
+    assert appvm.servers() == []
 
 
 # Interfaces that have, or were given, the very address of /qubes-mac.
@@ -187,112 +187,112 @@ IMPOSTORS = f"""
 @pytest.mark.behaviour("B9")
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "beside-eth0"])
 def test_an_interface_with_the_same_address_that_dom0_cannot_mean(alone: bool) -> None:
-    guest = Guest()
-    guest.oracle.run("sh", "-ec", IMPOSTORS)
+    appvm = AppVm()
+    appvm.oracle.run("sh", "-ec", IMPOSTORS)
     if alone:
-        guest.ip("link", "set", "eth0", "address", "00:16:3e:00:00:01")
-    guest.qube.guestnet("apply")
+        appvm.ip("link", "set", "eth0", "address", "00:16:3e:00:00:01")
+    appvm.qube.guestnet("apply")
     for name in ("bridge", "macvlan", "vxlan", "tap"):
-        (link,) = guest.oracle.ip("link", "show", "dev", name)
+        (link,) = appvm.oracle.ip("link", "show", "dev", name)
         assert (link["address"], link["group"], "UP" in link["flags"]) == (MAC, "default", False), name
-        assert guest.oracle.addresses(name) == set(), name
+        assert appvm.oracle.addresses(name) == set(), name
     if alone:
-        assert guest.oracle.addresses("eth0") == set()
+        assert appvm.oracle.addresses("eth0") == set()
     else:
-        guest.check()
+        appvm.check()
 
 
 @pytest.mark.behaviour("B10")
 @pytest.mark.parametrize("style", ["device", "gateway"])
 def test_a_route_of_a_vpn_by_our_gateway_is_accepted(style: str) -> None:
     """Without `onlink`: the kernel takes it only if it finds the gateway on the link."""
-    guest = Guest(ENTRIES6, plugged=False)
-    guest.plug(arp="own")
-    guest.qube.set_flag(GATEWAY_FLAG, style == "gateway")
-    guest.qube.guestnet("uplink", "add", "eth0")
-    guest.ip("route", "add", "198.51.100.7/32", "via", GATEWAY)
-    guest.ip("-6", "route", "add", "2001:db8::7/128", "via", GATEWAY6)
-    routes = [route for family in (4, 6) for route in guest.oracle.routes(family, "eth0")]
+    appvm = AppVm(ENTRIES6, plugged=False)
+    appvm.plug(arp="own")
+    appvm.qube.set_flag(GATEWAY_FLAG, style == "gateway")
+    appvm.qube.guestnet("uplink", "add", "eth0")
+    appvm.ip("route", "add", "198.51.100.7/32", "via", GATEWAY)
+    appvm.ip("-6", "route", "add", "2001:db8::7/128", "via", GATEWAY6)
+    routes = [route for family in (4, 6) for route in appvm.oracle.routes(family, "eth0")]
     assert {"198.51.100.7", "2001:db8::7"} <= {route["dst"] for route in routes}
-    guest.qube.guestnet("apply")
-    assert [route for family in (4, 6) for route in guest.oracle.routes(family, "eth0")] == routes
+    appvm.qube.guestnet("apply")
+    assert [route for family in (4, 6) for route in appvm.oracle.routes(family, "eth0")] == routes
 
 
 @pytest.mark.behaviour("B10")
 @pytest.mark.parametrize("flag", [True, False])
 def test_without_a_default_route_a_vpn_still_finds_the_gateway(flag: bool) -> None:
-    guest = Guest()
-    guest.qube.set_flag("disable-default-route", flag)
-    guest.qube.guestnet("apply")
-    guest.ip("route", "add", "198.51.100.7/32", "via", GATEWAY)
+    appvm = AppVm()
+    appvm.qube.set_flag("disable-default-route", flag)
+    appvm.qube.guestnet("apply")
+    appvm.ip("route", "add", "198.51.100.7/32", "via", GATEWAY)
 
 
 @pytest.mark.behaviour("B11")
 def test_a_permanent_neighbour_unless_the_peer_is_no_qubes_provider() -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.guestnet("apply")
-    guest.check(**WITH6)
-    guest.write(f"/net-config/{MAC}/custom", "")
-    guest.qube.guestnet("apply")
-    guest.check(neighbours=False, **WITH6)
-    guest.remove(f"/net-config/{MAC}/custom")
-    guest.qube.guestnet("apply")
-    guest.check(**WITH6)
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.guestnet("apply")
+    appvm.check(**WITH6)
+    appvm.write(f"/net-config/{MAC}/custom", "")
+    appvm.qube.guestnet("apply")
+    appvm.check(neighbours=False, **WITH6)
+    appvm.remove(f"/net-config/{MAC}/custom")
+    appvm.qube.guestnet("apply")
+    appvm.check(**WITH6)
 
 
 @pytest.mark.behaviour("B11")
 def test_packets_flow_without_arp_and_ndp() -> None:
     """A provider that drops both, as anti-spoofing does with NDP: the permanent entries are all there is."""
-    guest = Guest(ENTRIES6, plugged=False)
-    guest.plug(arp="off")
-    guest.provider.wire(f"""
+    appvm = AppVm(ENTRIES6, plugged=False)
+    appvm.plug(arp="off")
+    appvm.provider.wire(f"""
         ip address add {GATEWAY6}/128 dev {VIF} nodad
         ip route add {IP6}/128 dev {VIF}
         ip neighbour add {IP} lladdr {MAC} dev {VIF}
         ip neighbour add {IP6} lladdr {MAC} dev {VIF}
     """)
-    guest.qube.set_flag(GATEWAY_FLAG)
-    guest.qube.guestnet("apply")
-    assert guest.oracle.reaches(GATEWAY)
-    assert guest.oracle.reaches(GATEWAY6)
+    appvm.qube.set_flag(GATEWAY_FLAG)
+    appvm.qube.guestnet("apply")
+    assert appvm.oracle.reaches(GATEWAY)
+    assert appvm.oracle.reaches(GATEWAY6)
 
 
 @pytest.mark.behaviour("B12")
 def test_the_interfaces_own_settings_win_as_a_whole() -> None:
-    guest = Guest(ENTRIES6)
+    appvm = AppVm(ENTRIES6)
     own = {"ip": "192.168.7.5", "netmask": "24", "gateway": "192.168.7.1"}
     for leaf, value in own.items():
-        guest.write(f"/net-config/{MAC}/{leaf}", value)
-    guest.qube.guestnet("apply")
-    guest.check(ip="192.168.7.5/24", gateway="192.168.7.1")
+        appvm.write(f"/net-config/{MAC}/{leaf}", value)
+    appvm.qube.guestnet("apply")
+    appvm.check(ip="192.168.7.5/24", gateway="192.168.7.1")
 
 
 @pytest.mark.behaviour("B12")
 def test_a_second_interface_by_its_own_settings() -> None:
-    guest = Guest()
+    appvm = AppVm()
     other = "00:16:3e:5e:6c:99"
     for leaf, value in {"ip": "192.168.7.5", "gateway": "192.168.7.1"}.items():
-        guest.write(f"/net-config/{other}/{leaf}", value)
-    guest.plug("eth1", other, "vif5.1")
-    guest.qube.guestnet("apply")
-    guest.check()
-    assert guest.oracle.addresses("eth1") == {"192.168.7.5/32"}
-    (first, second) = guest.oracle.default_routes(4)
+        appvm.write(f"/net-config/{other}/{leaf}", value)
+    appvm.plug("eth1", other, "vif5.1")
+    appvm.qube.guestnet("apply")
+    appvm.check()
+    assert appvm.oracle.addresses("eth1") == {"192.168.7.5/32"}
+    (first, second) = appvm.oracle.default_routes(4)
     assert (first["dev"], second["dev"]) == ("eth0", "eth1")
     assert second["metric"] > first.get("metric", 0)
 
 
 @pytest.mark.behaviour("B13")
 def test_ipv6_without_a_gateway() -> None:
-    guest = Guest({**ENTRIES, "/qubes-ip6": IP6})
-    guest.qube.guestnet("uplink", "add", "eth0")
-    guest.check(ip6=f"{IP6}/128")
+    appvm = AppVm({**ENTRIES, "/qubes-ip6": IP6})
+    appvm.qube.guestnet("uplink", "add", "eth0")
+    appvm.check(ip6=f"{IP6}/128")
 
 
 def test_ipv6_by_a_link_local_gateway() -> None:
-    guest = Guest({**ENTRIES, "/qubes-ip6": IP6, "/qubes-gateway6": "fe80::fcff:ffff:feff:ffff"})
-    guest.qube.guestnet("uplink", "add", "eth0")
-    (route,) = guest.oracle.default_routes(6)
+    appvm = AppVm({**ENTRIES, "/qubes-ip6": IP6, "/qubes-gateway6": "fe80::fcff:ffff:feff:ffff"})
+    appvm.qube.guestnet("uplink", "add", "eth0")
+    (route,) = appvm.oracle.default_routes(6)
     assert route["gateway"] == "fe80::fcff:ffff:feff:ffff"
     assert "onlink" in route["flags"]
 
@@ -300,17 +300,17 @@ def test_ipv6_by_a_link_local_gateway() -> None:
 @pytest.mark.behaviour("B15")
 @pytest.mark.parametrize("style", ["device", "gateway"])
 def test_without_default_route(style: str) -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.set_flag(GATEWAY_FLAG, style == "gateway")
-    guest.qube.set_flag("disable-default-route")
-    guest.qube.guestnet("apply")
-    guest.check(default=False, **WITH6)
-    guest.qube.set_flag("disable-default-route", False)
-    guest.qube.guestnet("apply")
-    guest.check(style=style, **WITH6)
-    guest.qube.set_flag("disable-default-route")
-    guest.qube.guestnet("apply")
-    guest.check(default=False, **WITH6)
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.set_flag(GATEWAY_FLAG, style == "gateway")
+    appvm.qube.set_flag("disable-default-route")
+    appvm.qube.guestnet("apply")
+    appvm.check(default=False, **WITH6)
+    appvm.qube.set_flag("disable-default-route", False)
+    appvm.qube.guestnet("apply")
+    appvm.check(style=style, **WITH6)
+    appvm.qube.set_flag("disable-default-route")
+    appvm.qube.guestnet("apply")
+    appvm.check(default=False, **WITH6)
 
 
 NAME_SERVERS = (
@@ -325,68 +325,68 @@ NAME_SERVERS = (
 
 @pytest.mark.behaviour("B22")
 def test_name_servers_are_those_of_dom0() -> None:
-    guest = Guest()
+    appvm = AppVm()
     for primary, secondary, wanted in NAME_SERVERS:
         for key, value in (("/qubes-primary-dns", primary), ("/qubes-secondary-dns", secondary)):
-            guest.remove(key)
+            appvm.remove(key)
             if value is not None:
-                guest.write(key, value)
-        guest.qube.guestnet("apply")
-        guest.check(servers=wanted)
-        lines = guest.qube.read(RESOLV_CONF).splitlines()
+                appvm.write(key, value)
+        appvm.qube.guestnet("apply")
+        appvm.check(servers=wanted)
+        lines = appvm.qube.read(RESOLV_CONF).splitlines()
         assert [line for line in lines if not line.startswith("#")] == [f"nameserver {server}" for server in wanted]
 
 
 @pytest.mark.behaviour("B15")
 def test_without_name_server() -> None:
-    guest = Guest()
-    guest.qube.set_flag("disable-dns-server")
-    guest.qube.write(RESOLV_CONF, "nameserver 192.0.2.1\n")
-    guest.qube.guestnet("apply")
-    guest.check(servers=("192.0.2.1",))
-    guest.qube.set_flag("disable-dns-server", False)
-    guest.qube.guestnet("apply")
-    guest.check()
-    guest.qube.set_flag("disable-dns-server")
-    guest.qube.guestnet("apply")
-    assert guest.qube.path(RESOLV_CONF).read_bytes() == b""
+    appvm = AppVm()
+    appvm.qube.set_flag("disable-dns-server")
+    appvm.qube.write(RESOLV_CONF, "nameserver 192.0.2.1\n")
+    appvm.qube.guestnet("apply")
+    appvm.check(servers=("192.0.2.1",))
+    appvm.qube.set_flag("disable-dns-server", False)
+    appvm.qube.guestnet("apply")
+    appvm.check()
+    appvm.qube.set_flag("disable-dns-server")
+    appvm.qube.guestnet("apply")
+    assert appvm.qube.path(RESOLV_CONF).read_bytes() == b""
 
 
 @pytest.mark.behaviour("B9")
 def test_another_interface_is_not_touched() -> None:
-    guest = Guest(ENTRIES6)
-    guest.plug("ens6", "52:54:00:00:00:01", "vif5.1")
-    guest.oracle.run("sh", "-ec", "ip address add 192.0.2.5/24 dev ens6; ip link set ens6 up")
-    wait_for_link_local(guest, "ens6")
-    before = guest.oracle.ip("address", "show", "dev", "ens6"), guest.oracle.routes(4)
-    guest.qube.guestnet("uplink", "add", "eth0")
-    guest.qube.guestnet("uplink", "remove", "eth0")
-    assert (guest.oracle.ip("address", "show", "dev", "ens6"), guest.oracle.routes(4)) == before
+    appvm = AppVm(ENTRIES6)
+    appvm.plug("ens6", "52:54:00:00:00:01", "vif5.1")
+    appvm.oracle.run("sh", "-ec", "ip address add 192.0.2.5/24 dev ens6; ip link set ens6 up")
+    wait_for_link_local(appvm, "ens6")
+    before = appvm.oracle.ip("address", "show", "dev", "ens6"), appvm.oracle.routes(4)
+    appvm.qube.guestnet("uplink", "add", "eth0")
+    appvm.qube.guestnet("uplink", "remove", "eth0")
+    assert (appvm.oracle.ip("address", "show", "dev", "ens6"), appvm.oracle.routes(4)) == before
 
 
 def test_an_invalid_value_keeps_its_family_and_nothing_else() -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.guestnet("apply")
-    guest.write("/qubes-gateway6", "not an address")
-    guest.write("/qubes-ip", "10.137.0.6")
-    failed = guest.qube.guestnet("apply", check=False)
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.guestnet("apply")
+    appvm.write("/qubes-gateway6", "not an address")
+    appvm.write("/qubes-ip", "10.137.0.6")
+    failed = appvm.qube.guestnet("apply", check=False)
     assert failed.returncode == 1
     assert failed.stderr.startswith("qubes-guestnet: /qubes-gateway6: 'not an address' is not valid")
-    guest.check(ip="10.137.0.6/32", **WITH6)
+    appvm.check(ip="10.137.0.6/32", **WITH6)
 
 
 def test_the_dns_server_is_there_after_the_interface() -> None:
-    guest = Guest(plugged=False)
-    guest.qube.guestnet("apply")
-    assert guest.servers() == []
-    guest.plug()
-    guest.qube.guestnet("apply")
-    assert guest.servers()[0] == DNS
+    appvm = AppVm(plugged=False)
+    appvm.qube.guestnet("apply")
+    assert appvm.servers() == []
+    appvm.plug()
+    appvm.qube.guestnet("apply")
+    assert appvm.servers()[0] == DNS
 
 
 def test_the_tools_that_judge_are_not_ours() -> None:
     """The judge sees a difference: without a pass nothing of the table is there."""
-    guest = Guest()
+    appvm = AppVm()
     with pytest.raises(AssertionError, match="not up"):
-        guest.check()
+        appvm.check()
     assert subprocess.run(["ip", "-V"], capture_output=True, check=True).stdout

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.qubes.appvm import ENTRIES, ENTRIES6, GATEWAY, IP6, MAC, Guest
+from tests.support.qubes.appvm import ENTRIES, ENTRIES6, GATEWAY, IP6, MAC, AppVm
 
 PROGRAM = (sys.executable, "-m", "qubes_guestnet")
 
@@ -18,19 +18,19 @@ PROGRAM = (sys.executable, "-m", "qubes_guestnet")
 @pytest.mark.behaviour("B4")
 @pytest.mark.parametrize("entries", [{}, {"/qubes-mac": MAC}], ids=["nothing", "no-address"])
 def test_wait_uplink_is_done_at_once_when_none_is_expected(entries: dict[str, str]) -> None:
-    guest = Guest(entries, plugged=False)
-    done = guest.qube.guestnet("wait-uplink", "--timeout", "0")
+    appvm = AppVm(entries, plugged=False)
+    done = appvm.qube.guestnet("wait-uplink", "--timeout", "0")
     assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.mark.behaviour("B3")
 def test_wait_uplink_gives_up_with_a_reason() -> None:
-    guest = Guest(plugged=False)
-    failed = guest.qube.guestnet("wait-uplink", "--timeout", "0.2", check=False)
+    appvm = AppVm(plugged=False)
+    failed = appvm.qube.guestnet("wait-uplink", "--timeout", "0.2", check=False)
     assert failed.returncode == 1
     assert failed.stderr == ("qubes-guestnet: not configured after 0.2 s: interface missing; qubes-guestnet check\n")
-    guest.plug()
-    failed = guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False)
+    appvm.plug()
+    failed = appvm.qube.guestnet("wait-uplink", "--timeout", "0", check=False)
     assert failed.returncode == 1
     assert failed.stderr.startswith("qubes-guestnet: not configured after 0 s: sysctl net/ipv4/conf/eth0/")
     assert "; ip link set dev eth0 group 1; " in failed.stderr
@@ -39,59 +39,59 @@ def test_wait_uplink_gives_up_with_a_reason() -> None:
 @pytest.mark.behaviour("B3")
 @pytest.mark.parametrize("what", ["address", "link", "route", "neighbour"])
 def test_wait_uplink_is_not_content_with_less(what: str) -> None:
-    guest = Guest(ENTRIES6)
-    guest.qube.guestnet("apply")
-    assert guest.qube.guestnet("wait-uplink", "--timeout", "0").returncode == 0
+    appvm = AppVm(ENTRIES6)
+    appvm.qube.guestnet("apply")
+    assert appvm.qube.guestnet("wait-uplink", "--timeout", "0").returncode == 0
     harm = {
         "address": f"address del {IP6}/128 dev eth0",
         "link": "link set eth0 down",
         "route": "-6 route del default dev eth0",
         "neighbour": f"neighbour del {GATEWAY} dev eth0",
     }
-    guest.ip(*harm[what].split())
-    assert guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 1
+    appvm.ip(*harm[what].split())
+    assert appvm.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 1
 
 
 @pytest.mark.behaviour("B3")
 def test_wait_uplink_waits_for_the_interface_that_is_there_now() -> None:
     """The configured one goes while it is waited for another state; the new one counts."""
-    guest = Guest(plugged=False)
-    waiting = guest.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "20")
-    guest.plug("eth7")
-    guest.unplug()
-    guest.agent()
+    appvm = AppVm(plugged=False)
+    waiting = appvm.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "20")
+    appvm.plug("eth7")
+    appvm.unplug()
+    appvm.agent()
     assert waiting.running
-    guest.plug("enX0")
+    appvm.plug("enX0")
     assert waiting.wait(25) == 0, waiting.tail()
-    guest.check("enX0")
+    appvm.check("enX0")
 
 
 @pytest.mark.behaviour("B4")
 def test_wait_uplink_of_a_detached_interface() -> None:
     """dom0 took the provider away and left the keys: nothing is expected, until it writes again."""
-    guest = Guest()
-    guest.agent()
-    guest.unplug()
-    eventually(lambda: guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 0)
-    assert f"interface {MAC}: detached" in guest.qube.guestnet("status", check=False).stdout
-    guest.write("/qubes-gateway", "10.137.0.9")
-    eventually(lambda: guest.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 1)
-    guest.plug()
-    guest.qube.guestnet("wait-uplink")
-    guest.check(gateway="10.137.0.9")
+    appvm = AppVm()
+    appvm.agent()
+    appvm.unplug()
+    eventually(lambda: appvm.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 0)
+    assert f"interface {MAC}: detached" in appvm.qube.guestnet("status", check=False).stdout
+    appvm.write("/qubes-gateway", "10.137.0.9")
+    eventually(lambda: appvm.qube.guestnet("wait-uplink", "--timeout", "0", check=False).returncode == 1)
+    appvm.plug()
+    appvm.qube.guestnet("wait-uplink")
+    appvm.check(gateway="10.137.0.9")
 
 
 def test_wait_uplink_outlives_a_restart_of_qubesdb() -> None:
-    guest = Guest(None)
-    waiting = guest.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "20")
-    guest.qube.start_store(ENTRIES)
-    guest.qube.guestnet("apply")
+    appvm = AppVm(None)
+    waiting = appvm.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "20")
+    appvm.qube.start_store(ENTRIES)
+    appvm.qube.guestnet("apply")
     assert waiting.wait(25) == 0, waiting.tail()
 
 
 def test_interrupted() -> None:
-    guest = Guest(plugged=False)
-    waiting = guest.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "30")
+    appvm = AppVm(plugged=False)
+    waiting = appvm.qube.spawn("wait", *PROGRAM, "wait-uplink", "--timeout", "30")
     # It sleeps between two looks: the program is loaded, and what handles the signal is in place.
     eventually(lambda: "sleep" in Path(f"/proc/{waiting.pid}/wchan").read_text())
     waiting.signal(signal.SIGINT)
@@ -99,12 +99,12 @@ def test_interrupted() -> None:
 
 
 def test_the_stop_of_the_unit_is_for_systemd() -> None:
-    guest = Guest()
-    guest.qube.guestnet("apply")
-    failed = guest.qube.guestnet("uplink", "stop", "eth0", check=False)
+    appvm = AppVm()
+    appvm.qube.guestnet("apply")
+    failed = appvm.qube.guestnet("uplink", "stop", "eth0", check=False)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr == (
         "qubes-guestnet: `uplink stop` is for systemd's unit, and systemd does not run here; "
         "to take the interface down, call `qubes-guestnet uplink remove eth0`\n"
     )
-    guest.check()
+    appvm.check()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.machines import image, packages
-from tests.support.machines.kinds import Cell
-from tests.support.machines.machine import APT, Hall, Machine
+from tests.support.machines.kinds import Kind
+from tests.support.machines.machine import APT, Machine, Mounts
 from tests.support.machines.made_once import once
 
 SUITES = tuple(os.environ.get("GUESTNET_TEST_SUITES", "bookworm trixie").split())
@@ -61,35 +61,35 @@ def core_agent(tmp_path_factory: pytest.TempPathFactory, _root: None) -> Path:
 
 
 @pytest.fixture(scope="session")
-def hall(tmp_path_factory: pytest.TempPathFactory, _root: None) -> Iterator[Hall]:
-    hall = Hall(tmp_path_factory.mktemp("hall"))
+def mounts(tmp_path_factory: pytest.TempPathFactory, _root: None) -> Iterator[Mounts]:
+    mounts = Mounts(tmp_path_factory.mktemp("mounts"))
     try:
-        yield hall
+        yield mounts
     finally:
-        hall.close()
+        mounts.close()
 
 
 @pytest.fixture(scope="session")
-def plain(hall: Hall, base: Path, stand_ins: list[Path]) -> Path:
+def plain(mounts: Mounts, base: Path, stand_ins: list[Path]) -> Path:
     """A root with everything but our package, as `changes` over the base."""
-    root = hall.root(base)
-    hall.install(root, stand_ins)
-    hall.run(f"echo '{DRIVER_RULE}' >{root}/tree/etc/udev/rules.d/80-zz-driver.rules")
+    root = mounts.root(base)
+    mounts.install(root, stand_ins)
+    mounts.run(f"echo '{DRIVER_RULE}' >{root}/tree/etc/udev/rules.d/80-zz-driver.rules")
     return root / "changes"
 
 
 @pytest.fixture(scope="session")
-def installed(hall: Hall, base: Path, plain: Path, built: Path) -> Path:
+def installed(mounts: Mounts, base: Path, plain: Path, built: Path) -> Path:
     """The same with our package, installed by apt together with what it depends on."""
-    root = hall.root(base, plain)
-    hall.install(root, [built])
+    root = mounts.root(base, plain)
+    mounts.install(root, [built])
     return root / "changes"
 
 
 @pytest.fixture(scope="session")
 def disks(
-    hall: Hall, base: Path, plain: Path, installed: Path, built: Path, core_agent: Path
-) -> Callable[[Cell], Path]:
+    mounts: Mounts, base: Path, plain: Path, installed: Path, built: Path, core_agent: Path
+) -> Callable[[Kind], Path]:
     """New roots with both packages, by the order in which they were installed, and with NetworkManager or not."""
     layers: dict[tuple[bool, bool], tuple[Path, ...]] = {}
 
@@ -98,29 +98,29 @@ def disks(
             below: tuple[Path, ...]
             if networkmanager:
                 below = layer(ours_first, False)
-                root = hall.root(base, *below)
+                root = mounts.root(base, *below)
                 command = f"chroot {root}/tree apt-get {' '.join(APT)} install network-manager"
-                hall.run(f"export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8; {command}")
+                mounts.run(f"export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8; {command}")
             else:
                 below = (plain, installed) if ours_first else (plain,)
-                root = hall.root(base, *below)
+                root = mounts.root(base, *below)
                 for package in (core_agent,) if ours_first else (core_agent, built):
-                    hall.install(root, [package])
+                    mounts.install(root, [package])
             layers[ours_first, networkmanager] = (*below, root / "changes")
         return layers[ours_first, networkmanager]
 
-    return lambda cell: hall.root(base, *layer(cell.ours_first, cell.networkmanager))
+    return lambda kind: mounts.root(base, *layer(kind.ours_first, kind.networkmanager))
 
 
 @pytest.fixture(scope="module")
-def boot(hall: Hall, base: Path) -> Iterator[Boot]:
+def boot(mounts: Mounts, base: Path) -> Iterator[Boot]:
     """Boot roots; they end with the module, and before another release has its turn."""
     with ExitStack() as stack:
 
         def start(
             root: Path, name: str, entries: dict[str, str], *, plugged: bool = True, flags: Sequence[str] = ()
         ) -> Machine:
-            machine = Machine(hall, root, name, entries, plugged=plugged, flags=flags)
+            machine = Machine(mounts, root, name, entries, plugged=plugged, flags=flags)
             stack.callback(machine.close)
             return machine
 

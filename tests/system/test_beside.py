@@ -16,7 +16,7 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.judge.oracle import Oracle
 from tests.support.machines import packages
-from tests.support.machines.client import Behind
+from tests.support.machines.client import Client
 from tests.support.machines.core_agent import ENABLED, FIREWALL_NOTES, HARDENED, SCRIPTS
 from tests.support.machines.kinds import (
     BARRIER,
@@ -31,11 +31,11 @@ from tests.support.machines.kinds import (
     UPLINK,
     USERS_CHOICE,
     WAIT,
-    Cell,
+    Kind,
     Qube,
     cells,
 )
-from tests.support.machines.machine import Hall
+from tests.support.machines.machine import Mounts
 from tests.support.packets.losses import at_most_arrive, every_packet_returns
 from tests.system.conftest import SUITES
 
@@ -45,15 +45,15 @@ CELLS = cells(flipped=False)
 
 
 @pytest.fixture(
-    scope="module", params=CELLS, ids=lambda cell: f"{cell.kind}-{'nm' if cell.networkmanager else 'plain'}"
+    scope="module", params=CELLS, ids=lambda kind: f"{kind.role}-{'nm' if kind.networkmanager else 'plain'}"
 )
-def qube(request: pytest.FixtureRequest, hall: Hall, base: Path, disks: Callable[[Cell], Path]) -> Iterator[Qube]:
-    cell: Cell = request.param
+def qube(request: pytest.FixtureRequest, mounts: Mounts, base: Path, disks: Callable[[Kind], Path]) -> Iterator[Qube]:
+    kind: Kind = request.param
     if SUITES.index(base.name.partition("-")[0]) % 2:
-        cell = cell._replace(ours_first=not cell.ours_first)
-    root = disks(cell)
-    cell.prepare(hall, root)
-    qube = Qube(hall, root, cell)
+        kind = kind._replace(ours_first=not kind.ours_first)
+    root = disks(kind)
+    kind.prepare(mounts, root)
+    qube = Qube(mounts, root, kind)
     try:
         yield qube
     finally:
@@ -61,12 +61,12 @@ def qube(request: pytest.FixtureRequest, hall: Hall, base: Path, disks: Callable
 
 
 @pytest.mark.behaviour("B158")
-def test_both_orders_of_installation_give_the_same_files(hall: Hall, disks: Callable[[Cell], Path]) -> None:
+def test_both_orders_of_installation_give_the_same_files(mounts: Mounts, disks: Callable[[Kind], Path]) -> None:
     def files(ours_first: bool) -> set[str]:
-        tree = f"{disks(Cell('AppVM', False, ours_first))}/tree"
+        tree = f"{disks(Kind('AppVM', False, ours_first))}/tree"
         kept = "-path ./var/lib/dpkg -o -path ./var/log -o -path ./var/tmp -o -path ./var/cache -o -path ./proc"
         script = f"cd {tree}; find . '(' {kept} -o -name __pycache__ ')' -prune -o -printf '%y %m %p %l\\n'"
-        return set(hall.run(script).stdout.splitlines())
+        return set(mounts.run(script).stdout.splitlines())
 
     assert files(True) ^ files(False) == set()
 
@@ -79,7 +79,7 @@ def test_it_boots_with_its_network_and_nothing_failed(qube: Qube) -> None:
     assert machine.run("systemctl", "--failed", "--no-legend", "--plain") == "", qube.told()
     qube.wire()
     eventually(qube.configured, LONG, "the network", qube.told)
-    if qube.cell.networkmanager:
+    if qube.kind.networkmanager:
         assert machine.property("NetworkManager.service", "ActiveState") == "active"
         # NetworkManager comes after it; so a wait for what only that can do would be in vain, and a failure.
         ready = int(machine.property(BARRIER, "ActiveEnterTimestampMonotonic"))
@@ -93,20 +93,20 @@ def test_its_public_units_are_active_and_ours(qube: Qube) -> None:
     for unit in ENABLED:
         assert machine.run("systemctl", "is-enabled", unit) == "enabled"
     expected = ["qubes-antispoof.service", "qubes-iptables.service", BARRIER]
-    expected += [UPLINK] if qube.cell.uplink else []
-    expected += [FIREWALL, NETWORK] if qube.cell.provides else []
+    expected += [UPLINK] if qube.kind.uplink else []
+    expected += [FIREWALL, NETWORK] if qube.kind.provides else []
     for unit in expected:
         eventually(lambda unit=unit: machine.property(unit, "ActiveState") == "active", LONG, unit, qube.told)
         assert "/usr/bin/qubes-guestnet" in machine.property(unit, "ExecStart") or unit == FIREWALL
     noted = machine.run("sh", "-c", "ls /run/core-agent-* 2>/dev/null || :").split()
-    assert noted == ([FIREWALL_NOTES] if qube.cell.provides else [])
+    assert noted == ([FIREWALL_NOTES] if qube.kind.provides else [])
 
 
 @pytest.mark.behaviour("B153")
 @pytest.mark.behaviour("B99")
 @pytest.mark.behaviour("B65")
 def test_nothing_is_forwarded_before_the_user_s_firewall_script_has_ended(qube: Qube) -> None:
-    if not qube.cell.provides:
+    if not qube.kind.provides:
         assert qube.forwards() == ["0", "0"]
         return
     machine = qube.machine
@@ -123,7 +123,7 @@ def test_nothing_is_forwarded_before_the_user_s_firewall_script_has_ended(qube: 
 def test_whatever_is_restarted_or_stopped_nothing_is_lost(qube: Qube) -> None:
     rules = qube.machine.run("nft", "-s", "list", "table", "ip", "qubes")
     lost = []
-    for commands in (*TREATMENTS, *(OF_AN_UPLINK if qube.cell.uplink else ())):
+    for commands in (*TREATMENTS, *(OF_AN_UPLINK if qube.kind.uplink else ())):
         try:
             with qube.nothing_is_lost(", ".join(commands)):
                 for words in commands:
@@ -132,13 +132,13 @@ def test_whatever_is_restarted_or_stopped_nothing_is_lost(qube: Qube) -> None:
             lost.append(str(error).splitlines()[0])
         # Units that went with what was stopped.
         qube.systemctl("reset-failed")
-        qube.systemctl(f"start {UNIT} {' '.join(ENABLED)} {UPLINK if qube.cell.uplink else ''}")
+        qube.systemctl(f"start {UNIT} {' '.join(ENABLED)} {UPLINK if qube.kind.uplink else ''}")
         if not qube.configured():
             lost.append(f"{commands}: the interface is down")
             qube.systemctl(f"restart {UPLINK}")
     assert lost == []
     assert qube.machine.run("nft", "-s", "list", "table", "ip", "qubes") == rules
-    assert qube.forwards()[0] == ("1" if qube.cell.provides else "0")
+    assert qube.forwards()[0] == ("1" if qube.kind.provides else "0")
     assert qube.machine.run("systemctl", "--failed", "--no-legend", "--plain") == "", qube.told()
 
 
@@ -147,8 +147,8 @@ def test_whatever_is_restarted_or_stopped_nothing_is_lost(qube: Qube) -> None:
 def test_no_unit_complains_and_no_cycle(qube: Qube) -> None:
     """NetworkManager's real unit among them, ordered after the uplink as Qubes OS orders it (#7952)."""
     units = [UNIT, RULES, WAIT, *ENABLED, "multi-user.target"]
-    units += [UPLINK] if qube.cell.uplink else []
-    units += ["NetworkManager.service"] if qube.cell.networkmanager else []
+    units += [UPLINK] if qube.kind.uplink else []
+    units += ["NetworkManager.service"] if qube.kind.networkmanager else []
     told = qube.machine.run("systemd-analyze", "verify", "--man=no", *units, check=False)
     assert "cycle" not in told.lower(), told
     # What systemd 252 does not know of the real unit either.
@@ -165,7 +165,7 @@ def test_its_scripts_are_ours(qube: Qube) -> None:
 
 def test_the_uplink_goes_down_when_its_own_unit_is_stopped(qube: Qube) -> None:
     """By systemctl, and by the script, whose arguments are the same."""
-    if not qube.cell.uplink:
+    if not qube.kind.uplink:
         return
     for down, up in (
         (("systemctl", "stop", UPLINK), ("systemctl", "start", UPLINK)),
@@ -194,14 +194,14 @@ def test_interfaces_of_qubes_are_hardened_if_the_flag_is_set(qube: Qube) -> None
         name = f"/proc/sys/{key.replace('.', '/')}"
         found = {device: qube.machine.run("cat", name.replace("*", device)) for device in ("all", qube.behind.vif)}
         expected = "1" if key == USERS_CHOICE.replace("\\", "") else value
-        if qube.cell.hardened:
+        if qube.kind.hardened:
             assert found == dict.fromkeys(found, expected), key
         elif key.endswith(("send_redirects", "drop_unicast_in_l2_multicast")):
             assert expected not in found.values(), key
-    if not qube.cell.hardened:
+    if not qube.kind.hardened:
         # dom0 switches it on for a qube that runs: it counts from the next interface on.
         qube.machine.write("/qubes-service/harden-network-interfaces", "1")
-        another = Behind(qube.machine, 5)
+        another = Client(qube.machine, 5)
         qube.stack.callback(another.close)
         another.plug()
         another.hotplug()
@@ -211,7 +211,7 @@ def test_interfaces_of_qubes_are_hardened_if_the_flag_is_set(qube: Qube) -> None
 
 @pytest.mark.behaviour("B101")
 def test_forwarding_follows_its_unit(qube: Qube) -> None:
-    if not qube.cell.provides:
+    if not qube.kind.provides:
         return
     qube.systemctl(f"stop {NETWORK}")
     assert qube.forwards() == ["0", "0"]
@@ -224,7 +224,7 @@ def test_forwarding_follows_its_unit(qube: Qube) -> None:
 
 @pytest.mark.behaviour("B153")
 def test_the_firewall_is_reloaded_and_not_restarted(qube: Qube) -> None:
-    if not qube.cell.provides:
+    if not qube.kind.provides:
         return
     qube.machine.run("rm", FIREWALL_NOTES)
     assert qube.behind is not None
@@ -236,7 +236,7 @@ def test_the_firewall_is_reloaded_and_not_restarted(qube: Qube) -> None:
 
 @pytest.mark.behaviour("B155")
 def test_without_the_firewall_nothing_is_forwarded(qube: Qube) -> None:
-    if not qube.cell.provides:
+    if not qube.kind.provides:
         return
     assert qube.behind is not None
     qube.systemctl(f"stop {FIREWALL}")
@@ -306,7 +306,7 @@ def test_an_upgrade_loses_nothing(qube: Qube, following: Path) -> None:
         said = qube.dpkg("--install", target)
     assert "Version: 9.0" in qube.machine.run("dpkg", "--status", "qubes-guestnet"), said
     assert qube.configured()
-    assert qube.forwards()[0] == ("1" if qube.cell.provides else "0")
+    assert qube.forwards()[0] == ("1" if qube.kind.provides else "0")
 
 
 def test_an_upgrade_of_core_agent_changes_nothing(qube: Qube, tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_core_agent_s_package_is_purged_and_returns(qube: Qube, core_agent: Path
     with qube.nothing_is_lost("core-agent returns", forwarded=False):
         qube.dpkg("--install", target)
     assert qube.configured()
-    eventually(lambda: qube.forwards()[0] == ("1" if qube.cell.provides else "0"), LONG, "forwarding", qube.told)
+    eventually(lambda: qube.forwards()[0] == ("1" if qube.kind.provides else "0"), LONG, "forwarding", qube.told)
     assert qube.machine.run("systemctl", "--failed", "--no-legend", "--plain") == "", qube.told()
 
 
@@ -350,7 +350,7 @@ def test_removal_loses_nothing_and_leaves_nothing_dangling(qube: Qube) -> None:
     for unit in [*ENABLED, UPLINK]:
         assert "guestnet" not in qube.machine.property(unit, "DropInPaths"), unit
         assert "guestnet" not in qube.machine.property(unit, "ExecStart"), unit
-    if qube.cell.provides:
+    if qube.kind.provides:
         assert qube.forwards() == ["0", "0"]
         assert "chain antispoof" in qube.machine.run("nft", "list", "table", "ip", "qubes")
     dangling = qube.machine.run("sh", "-c", "find /etc /usr/lib /lib/systemd -xtype l -name '*qubes*'")
@@ -365,7 +365,7 @@ def test_after_removal_it_boots_with_core_agent_alone(qube: Qube) -> None:
     assert machine.run("systemctl", "--failed", "--no-legend", "--plain") == "", qube.told()
     qube.wire()
     eventually(qube.configured, LONG, "the network", qube.told)
-    if qube.cell.uplink:
+    if qube.kind.uplink:
         assert machine.property("network-pre.target", "ActiveState") == "active"
         assert "add eth0" in machine.run("cat", "/run/core-agent-setup-ip").splitlines()
         eventually(lambda: Oracle(machine.network).reaches(SERVER), LONG, "a packet", qube.told)
@@ -380,14 +380,14 @@ def test_installed_into_a_running_qube_and_purged_with_the_other_one_first(qube:
     with every_packet_returns(machine.network, qube.target, "install"):
         said = qube.dpkg("--install", target)
     assert qube.configured(), said
-    if qube.cell.uplink and not qube.cell.networkmanager:
+    if qube.kind.uplink and not qube.kind.networkmanager:
         told = machine.run("qubes-guestnet", "check", check=False)
         assert "note: second-default-route: eth0" in told
         machine.run(*told.partition("second-default-route")[2].partition("if unwanted: ")[2].splitlines()[0].split())
         assert [route.get("gateway") for route in machine.inside.default_routes()] == [None]
     with every_packet_returns(machine.network, qube.target, "removal of the other one"):
         said = qube.dpkg("--remove", "qubes-core-agent-networking")
-    if qube.cell.uplink:  # links in /etc that it leaves have network-pre.target require its units still
+    if qube.kind.uplink:  # links in /etc that it leaves have network-pre.target require its units still
         machine.run("systemctl", "restart", UPLINK)
         assert machine.property(UPLINK, "FragmentPath").startswith("/run/")
         assert qube.configured()

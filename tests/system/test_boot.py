@@ -14,7 +14,7 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.machines.core_agent import SCRIPTS
 from tests.support.machines.kinds import ENTRIES
-from tests.support.machines.machine import APT, MAC, Hall, Machine
+from tests.support.machines.machine import APT, MAC, Machine, Mounts
 
 UNIT = "qubes-guestnet.service"
 UPLINK = "qubes-network-uplink@eth0.service"
@@ -34,11 +34,11 @@ ExecStart=/bin/sh -c '{ ip -oneline address; ip route; cat /etc/resolv.conf; } >
 
 
 @pytest.fixture(scope="module")
-def qube(hall: Hall, base: Path, plain: Path, installed: Path, boot) -> Machine:
-    root = hall.root(base, plain, installed)
+def qube(mounts: Mounts, base: Path, plain: Path, installed: Path, boot) -> Machine:
+    root = mounts.root(base, plain, installed)
     units = f"{root}/tree/etc/systemd/system"
-    hall.run(f"cat >{units}/first-user.service <<'END'\n{FIRST_USER}END\nmkdir -p {units}/multi-user.target.wants")
-    hall.run(f"ln -s ../first-user.service {units}/multi-user.target.wants/")
+    mounts.run(f"cat >{units}/first-user.service <<'END'\n{FIRST_USER}END\nmkdir -p {units}/multi-user.target.wants")
+    mounts.run(f"ln -s ../first-user.service {units}/multi-user.target.wants/")
     return boot(root, "qube", ENTRIES)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.machines.machine import APT, Hall, Machine
+from tests.support.machines.machine import APT, Machine, Mounts
 from tests.system.test_boot import ENTRIES, UNIT, configured, pid
 
 NM, RESOLVED = "NetworkManager.service", "systemd-resolved.service"
@@ -17,12 +17,12 @@ LONG = 60
 
 
 @pytest.fixture(scope="module", params=["dbus-daemon", "dbus-broker"])
-def qube(request: pytest.FixtureRequest, hall: Hall, base: Path, plain: Path, installed: Path) -> Iterator[Machine]:
-    root = hall.root(base, plain, installed)
+def qube(request: pytest.FixtureRequest, mounts: Mounts, base: Path, plain: Path, installed: Path) -> Iterator[Machine]:
+    root = mounts.root(base, plain, installed)
     others = f"network-manager systemd-resolved {'dbus-broker' if request.param == 'dbus-broker' else ''}"
     command = f"chroot {root}/tree apt-get {' '.join(APT)} install {others}"
-    hall.run(f"export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8; {command}")
-    machine = Machine(hall, root, request.param, ENTRIES, flags=("network-manager",))
+    mounts.run(f"export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8; {command}")
+    machine = Machine(mounts, root, request.param, ENTRIES, flags=("network-manager",))
     try:
         eventually(lambda: configured(machine), LONG, "the network", machine.jobs)
         unit = {"dbus-daemon": "dbus.service", "dbus-broker": "dbus-broker.service"}[request.param]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.machines.machine import Hall, Machine
+from tests.support.machines.machine import Machine, Mounts
 from tests.system.test_boot import ENTRIES, UNIT, configured
 
 OURS = (UNIT, "qubes-network-uplink@eth0.service")  # what gives the group besides udev
@@ -19,10 +19,10 @@ RULE = 'ACTION=="add", SUBSYSTEM=="net", RUN+="/bin/sh -c \'ip link set %k up; i
 
 
 @pytest.fixture(scope="module")
-def qube(hall: Hall, base: Path, plain: Path, installed: Path) -> Iterator[Machine]:
-    root = hall.root(base, plain, installed)
-    hall.run(f"""cat >{root}/tree/etc/udev/rules.d/10-user.rules <<'END'\n{RULE}\nEND""")
-    machine = Machine(hall, root, "group-first", ENTRIES, plugged=False)
+def qube(mounts: Mounts, base: Path, plain: Path, installed: Path) -> Iterator[Machine]:
+    root = mounts.root(base, plain, installed)
+    mounts.run(f"""cat >{root}/tree/etc/udev/rules.d/10-user.rules <<'END'\n{RULE}\nEND""")
+    machine = Machine(mounts, root, "group-first", ENTRIES, plugged=False)
     try:
         yield machine
     finally:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.machines.kinds import Cell, Qube
-from tests.support.machines.machine import Hall
+from tests.support.machines.kinds import Kind, Qube
+from tests.support.machines.machine import Mounts
 
 UPLINK, BARRIER = "qubes-network-uplink@eth0.service", "qubes-network-uplink.service"
 WAIT = "qubes-guestnet-wait-uplink.service"
@@ -18,9 +18,9 @@ LONG = 60
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "nm"])
-def qube(request: pytest.FixtureRequest, hall: Hall, disks: Callable[[Cell], Path]) -> Iterator[Qube]:
-    cell = Cell("AppVM", request.param, ours_first=True)
-    qube = Qube(hall, disks(cell), cell, plugged=False)
+def qube(request: pytest.FixtureRequest, mounts: Mounts, disks: Callable[[Kind], Path]) -> Iterator[Qube]:
+    kind = Kind("AppVM", request.param, ours_first=True)
+    qube = Qube(mounts, disks(kind), kind, plugged=False)
     try:
         yield qube
     finally:
@@ -40,7 +40,7 @@ def test_without_an_interface_the_boot_neither_waits_nor_fails(qube: Qube) -> No
 @pytest.mark.behaviour("B156")
 def test_a_barrier_that_waits_in_vain_is_no_failure(qube: Qube) -> None:
     """Its minute is a second here."""
-    if qube.cell.networkmanager:
+    if qube.kind.networkmanager:
         return
     machine = qube.machine
     command = "/usr/bin/qubes-guestnet wait-uplink"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.machines.machine import Hall, Machine, end, line_of, spawn
+from tests.support.machines.machine import Machine, Mounts, end, line_of, spawn
 from tests.support.machines.packages import TREE
 from tests.system.test_boot import ENTRIES, UNIT, configured
 
@@ -46,8 +46,8 @@ except GuestnetError as error:
 
 
 @pytest.fixture(scope="module")
-def qube(hall: Hall, base: Path, plain: Path, installed: Path) -> Iterator[Machine]:
-    machine = Machine(hall, hall.root(base, plain, installed), "names", ENTRIES)
+def qube(mounts: Mounts, base: Path, plain: Path, installed: Path) -> Iterator[Machine]:
+    machine = Machine(mounts, mounts.root(base, plain, installed), "names", ENTRIES)
     command = [*machine.router.prefix, "env", f"PYTHONPATH={TREE}", sys.executable, "-c", SERVE]
     server = spawn(*command)
     try:

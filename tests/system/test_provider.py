@@ -13,9 +13,9 @@ import pytest
 
 from tests.support.eventually import eventually, never
 from tests.support.machines import client
-from tests.support.machines.client import Behind
+from tests.support.machines.client import Client
 from tests.support.machines.core_agent import SCRIPTS
-from tests.support.machines.machine import Hall, Machine
+from tests.support.machines.machine import Machine, Mounts
 from tests.system.test_boot import ENTRIES, UNIT, configured, install, pid
 
 RULES = "qubes-guestnet-rules.service"
@@ -72,13 +72,13 @@ GROWTH_KB = 2048
 
 
 @pytest.fixture(scope="module")
-def qube(hall: Hall, base: Path, plain: Path, installed: Path, boot) -> Machine:
-    root = hall.root(base, plain, installed)
-    client.put_xenstore(hall, root)
+def qube(mounts: Mounts, base: Path, plain: Path, installed: Path, boot) -> Machine:
+    root = mounts.root(base, plain, installed)
+    client.put_xenstore(mounts, root)
     units = f"{root}/tree/etc/systemd/system"
-    hall.run(f"mkdir -p {units}/multi-user.target.wants; cat >{units}/witness.service <<'END'\n{WITNESS}END\n")
-    hall.run(f"ln -s ../witness.service {units}/multi-user.target.wants/")
-    hall.run(f"cat >{units}/{PROXY}.service <<'END'\n{PROXY_UNIT}END\n")
+    mounts.run(f"mkdir -p {units}/multi-user.target.wants; cat >{units}/witness.service <<'END'\n{WITNESS}END\n")
+    mounts.run(f"ln -s ../witness.service {units}/multi-user.target.wants/")
+    mounts.run(f"cat >{units}/{PROXY}.service <<'END'\n{PROXY_UNIT}END\n")
     machine = boot(root, "provider", PROVIDER, flags=("qubes-network", PROXY))
     outside(machine)
     return machine
@@ -102,13 +102,13 @@ def close_qubes() -> Iterator[ExitStack]:
 
 
 @pytest.fixture(scope="module")
-def first(qube: Machine, close_qubes: ExitStack) -> Behind:
+def first(qube: Machine, close_qubes: ExitStack) -> Client:
     """The qube that is behind this one all the time."""
     return attached(qube, close_qubes, 4)
 
 
-def attached(qube: Machine, stack: ExitStack, domid: int) -> Behind:
-    another = Behind(qube, domid)
+def attached(qube: Machine, stack: ExitStack, domid: int) -> Client:
+    another = Client(qube, domid)
     stack.callback(another.close)
     another.plug(GATEWAY6)
     another.hotplug()
@@ -164,7 +164,7 @@ def test_it_forwards_after_the_boot(qube: Machine) -> None:
 
 
 @pytest.mark.scenario("S-001a")
-def test_a_qube_is_attached_and_reaches_the_world(qube: Machine, first: Behind) -> None:
+def test_a_qube_is_attached_and_reaches_the_world(qube: Machine, first: Client) -> None:
     assert first.xenstore("hotplug-status") == "connected", told(qube)
     assert first.xenstore("hotplug-error") == ""
     assert qube.inside.is_up(first.vif)
@@ -172,7 +172,7 @@ def test_a_qube_is_attached_and_reaches_the_world(qube: Machine, first: Behind) 
     eventually(lambda: first.reaches(OUTSIDE6), what="an IPv6 packet through", trouble=lambda: told(qube))
 
 
-def test_its_names_are_resolved_by_the_provider_s_servers(qube: Machine, first: Behind) -> None:
+def test_its_names_are_resolved_by_the_provider_s_servers(qube: Machine, first: Client) -> None:
     answerer = subprocess.Popen([*qube.router.prefix, "python3", "-c", ANSWERER], stdout=subprocess.PIPE, text=True)
     try:
         assert answerer.stdout is not None
@@ -185,7 +185,7 @@ def test_its_names_are_resolved_by_the_provider_s_servers(qube: Machine, first: 
 
 
 @pytest.mark.behaviour("B99")
-def test_another_address_than_its_own_gets_nowhere(qube: Machine, first: Behind) -> None:
+def test_another_address_than_its_own_gets_nowhere(qube: Machine, first: Client) -> None:
     first.inside.run("ip", "address", "add", "10.137.0.99/32", "dev", "lo")
     spoofed = first.inside.run(
         "ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", "-I", "10.137.0.99", OUTSIDE, check=False
@@ -195,7 +195,7 @@ def test_another_address_than_its_own_gets_nowhere(qube: Machine, first: Behind)
     assert first.reaches(OUTSIDE)
 
 
-def test_the_tap_device_of_a_device_model_is_left_alone(qube: Machine, first: Behind) -> None:
+def test_the_tap_device_of_a_device_model_is_left_alone(qube: Machine, first: Client) -> None:
     before = qube.run("nft", "-s", "list", "ruleset")
     qube.run("sh", "-c", f"rm -f {client.XENSTORE}/{first.folder}/hotplug-status")
     for command in ("add", "remove"):
@@ -206,7 +206,7 @@ def test_the_tap_device_of_a_device_model_is_left_alone(qube: Machine, first: Be
 
 
 @pytest.mark.parametrize("way", ["restart", "reload", "kill"])
-def test_no_packet_is_lost_when_the_agent_is_another_one(qube: Machine, first: Behind, way: str) -> None:
+def test_no_packet_is_lost_when_the_agent_is_another_one(qube: Machine, first: Client, way: str) -> None:
     before = pid(qube)
     with first.every_packet_returns(OUTSIDE):
         if way == "kill":
@@ -218,7 +218,7 @@ def test_no_packet_is_lost_when_the_agent_is_another_one(qube: Machine, first: B
     assert forwards(qube) == ["1", "1"]
 
 
-def test_the_rules_outlive_their_unit_and_a_restart_of_it_forwards_again(qube: Machine, first: Behind) -> None:
+def test_the_rules_outlive_their_unit_and_a_restart_of_it_forwards_again(qube: Machine, first: Client) -> None:
     """What a shutdown, and a person, do with it: there is no moment without the rules."""
     rules = qube.run("nft", "-s", "list", "chain", "ip", "qubes", "antispoof")
     qube.run("systemctl", "stop", RULES)
@@ -228,7 +228,7 @@ def test_the_rules_outlive_their_unit_and_a_restart_of_it_forwards_again(qube: M
     eventually(lambda: first.reaches(OUTSIDE), what="a packet through", trouble=lambda: told(qube))
 
 
-def test_forwarding_that_was_ended_stays_off_until_somebody_says_on(qube: Machine, first: Behind) -> None:
+def test_forwarding_that_was_ended_stays_off_until_somebody_says_on(qube: Machine, first: Client) -> None:
     qube.run("qubes-guestnet", "forwarding", "off")
     assert forwards(qube) == ["0", "0"]
     assert not first.inside.reaches(OUTSIDE, within_s=1)
@@ -251,9 +251,9 @@ def memory(qube: Machine) -> int:
 
 @pytest.mark.behaviour("B104")
 def test_many_at_once_cost_few_processes(
-    qube: Machine, first: Behind, close_qubes: ExitStack, record_property, capsys: pytest.CaptureFixture[str]
+    qube: Machine, first: Client, close_qubes: ExitStack, record_property, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    many = [Behind(qube, domid) for domid in range(10, 10 + AT_ONCE)]
+    many = [Client(qube, domid) for domid in range(10, 10 + AT_ONCE)]
     for another in many:
         close_qubes.callback(another.close)
         another.plug(GATEWAY6)
@@ -285,7 +285,7 @@ def test_a_vif_that_nobody_told_of_is_set_up_outside_the_sandbox(qube: Machine, 
     qube.run("sh", "-c", f"mkdir -p {Path(hook).parent}; printf '#!/bin/sh\\necho \"$@\" >>/usr/noted\\n' >{hook}")
     qube.run("chmod", "+x", hook)
     qube.run("systemctl", "stop", UNIT)
-    late = Behind(qube, 30)
+    late = Client(qube, 30)
     close_qubes.callback(late.close)
     late.plug()
     assert forwards(qube) == ["1", "1"]
@@ -301,7 +301,7 @@ def test_a_vif_that_nobody_told_of_is_set_up_outside_the_sandbox(qube: Machine, 
 
 def test_a_qube_with_a_fake_address_reaches_the_world(qube: Machine, close_qubes: ExitStack) -> None:
     """Its namespace is made by what Xen calls, and survives the agent."""
-    mapped, visible = Behind(qube, 31), "10.137.0.250"
+    mapped, visible = Client(qube, 31), "10.137.0.250"
     close_qubes.callback(mapped.close)
     folder = f"/mapped-ip/{mapped.address}"
     qube.write(f"{folder}/visible-ip", visible, f"{folder}/visible-gateway", "10.137.0.251")
@@ -371,7 +371,7 @@ def test_the_updates_proxy_is_restarted_when_the_servers_change_and_only_then(qu
     never(lambda: run() != before, 0.5, "a restart for nothing")
 
 
-def test_an_upgrade_loses_no_packet(qube: Machine, first: Behind, following: Path) -> None:
+def test_an_upgrade_loses_no_packet(qube: Machine, first: Client, following: Path) -> None:
     target = "/var/tmp/following.deb"
     with following.open("rb") as package:
         subprocess.run([*qube.inside.prefix, "sh", "-c", f"cat >{target}"], stdin=package, check=True)
@@ -385,7 +385,7 @@ def test_an_upgrade_loses_no_packet(qube: Machine, first: Behind, following: Pat
     eventually(lambda: first.reaches(OUTSIDE), what="a packet through", trouble=lambda: told(qube))
 
 
-def test_after_removal_nothing_is_forwarded(qube: Machine, first: Behind) -> None:
+def test_after_removal_nothing_is_forwarded(qube: Machine, first: Client) -> None:
     install(qube, "remove", "qubes-guestnet")
     assert forwards(qube) == ["0", "0"]
     assert not first.inside.reaches(OUTSIDE, within_s=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.machines.machine import Hall
+from tests.support.machines.machine import Mounts
 from tests.support.machines.packages import TREE
 from tests.support.needs import needs
 from tests.system.test_packages import LAUNCHERS
@@ -58,8 +58,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 class Root:
     """An image with an empty rpm database, and the scripts in it."""
 
-    def __init__(self, hall: Hall, base: Path) -> None:
-        self._hall, self._tree = hall, hall.root(base) / "tree"
+    def __init__(self, mounts: Mounts, base: Path) -> None:
+        self._hall, self._tree = mounts, mounts.root(base) / "tree"
 
     def rpm(self, *arguments: object) -> None:
         words = " ".join(map(str, arguments))
@@ -85,8 +85,8 @@ class Root:
 OURS = {script: f"/usr/libexec/qubes-guestnet/{Path(script).name}" for script in SCRIPTS}
 
 
-def test_beside_and_gone_again(hall: Hall, base: Path, packages: dict[str, Path]) -> None:
-    root = Root(hall, base)
+def test_beside_and_gone_again(mounts: Mounts, base: Path, packages: dict[str, Path]) -> None:
+    root = Root(mounts, base)
     root.rpm("--install", packages["1"])
     root.rpm("--install", packages["ours"])
     assert root.found() == OURS
@@ -97,8 +97,8 @@ def test_beside_and_gone_again(hall: Hall, base: Path, packages: dict[str, Path]
     assert root.left() == SCRIPTS
 
 
-def test_installed_before_it_and_left_behind_by_it(hall: Hall, base: Path, packages: dict[str, Path]) -> None:
-    root = Root(hall, base)
+def test_installed_before_it_and_left_behind_by_it(mounts: Mounts, base: Path, packages: dict[str, Path]) -> None:
+    root = Root(mounts, base)
     root.rpm("--install", packages["ours"])
     assert root.found() == OURS
     root.rpm("--install", packages["1"])

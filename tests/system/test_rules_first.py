@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.machines.machine import APT, Hall, Machine
+from tests.support.machines.machine import APT, Machine, Mounts
 from tests.system.test_boot import UNIT, configured
 from tests.system.test_provider import FORWARDING, PROVIDER, RULES, forwards, told
 
@@ -16,10 +16,10 @@ FIREWALLD = "firewalld.service"
 
 
 @pytest.fixture(scope="module")
-def broken(hall: Hall, base: Path, plain: Path, installed: Path, boot) -> Machine:
+def broken(mounts: Mounts, base: Path, plain: Path, installed: Path, boot) -> Machine:
     """A provider on whose disk nft is damaged."""
-    root = hall.root(base, plain, installed)
-    hall.run(f"cd {root}/tree/usr/sbin; mv nft nft.good; printf '#!/bin/sh\\nexit 1\\n' >nft; chmod +x nft")
+    root = mounts.root(base, plain, installed)
+    mounts.run(f"cd {root}/tree/usr/sbin; mv nft nft.good; printf '#!/bin/sh\\nexit 1\\n' >nft; chmod +x nft")
     return boot(root, "broken", PROVIDER, flags=("qubes-network",))
 
 
@@ -44,10 +44,10 @@ def test_and_comes_up_once_they_can_be_loaded(broken: Machine) -> None:
 
 
 @pytest.fixture(scope="module")
-def beside_firewalld(hall: Hall, base: Path, plain: Path, installed: Path, boot) -> Machine:
-    root = hall.root(base, plain, installed)
+def beside_firewalld(mounts: Mounts, base: Path, plain: Path, installed: Path, boot) -> Machine:
+    root = mounts.root(base, plain, installed)
     command = f"chroot {root}/tree apt-get {' '.join(APT)} install firewalld netbase"
-    hall.run(f"export DEBIAN_FRONTEND=noninteractive; {command}")
+    mounts.run(f"export DEBIAN_FRONTEND=noninteractive; {command}")
     return boot(root, "firewalld", PROVIDER, flags=("qubes-network",))
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually, never
-from tests.support.machines.machine import Hall, Machine
+from tests.support.machines.machine import Machine, Mounts
 from tests.system.test_boot import ENTRIES, UNIT, configured
 from tests.system.test_provider import PROVIDER, RULES, forwards, told
 
 
 @pytest.fixture(scope="module")
-def template(hall: Hall, base: Path, plain: Path, installed: Path, boot) -> Machine:
-    return boot(hall.root(base, plain, installed), "template", {"/name": "debian-12"}, plugged=False)
+def template(mounts: Mounts, base: Path, plain: Path, installed: Path, boot) -> Machine:
+    return boot(mounts.root(base, plain, installed), "template", {"/name": "debian-12"}, plugged=False)
 
 
 @pytest.mark.behaviour("B97")

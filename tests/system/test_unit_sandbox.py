@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.machines.machine import MAC, Hall, Machine
+from tests.support.machines.machine import MAC, Machine, Mounts
 
 UNIT = "qubes-guestnet.service"
 ENTRIES = {
@@ -27,8 +27,8 @@ VPN = "192.0.2.53"
 
 
 @pytest.fixture(scope="module")
-def qube(hall: Hall, base: Path, plain: Path, installed: Path, boot) -> Machine:
-    return boot(hall.root(base, plain, installed), "others", ENTRIES)
+def qube(mounts: Mounts, base: Path, plain: Path, installed: Path, boot) -> Machine:
+    return boot(mounts.root(base, plain, installed), "others", ENTRIES)
 
 
 @pytest.mark.behaviour("B14")

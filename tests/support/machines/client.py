@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.judge.oracle import Oracle
-from tests.support.machines.machine import Hall, Machine, end, line_of, spawn
+from tests.support.machines.machine import Machine, Mounts, end, line_of, spawn
 from tests.support.needs import needs
 from tests.support.packets.losses import every_packet_returns
 
@@ -40,15 +40,15 @@ done
 """
 
 
-def put_xenstore(hall: Hall, root: Path) -> None:
+def put_xenstore(mounts: Mounts, root: Path) -> None:
     """The stand-ins for Xen's programs, into a root that is not running."""
     for name, text in (("xenstore-read", READ), ("xenstore-write", WRITE)):
         path = f"{root}/tree/usr/bin/{name}"
         # The real ones are links to one program.
-        hall.run(f"rm -f {path}; cat >{path} <<'END'\n{text}END\nchmod +x {path}")
+        mounts.run(f"rm -f {path}; cat >{path} <<'END'\n{text}END\nchmod +x {path}")
 
 
-class Behind:
+class Client:
     """One qube.
 
     Args:
@@ -122,7 +122,7 @@ class Behind:
         end(self._holder)
 
 
-def hotplug_all(qubes: Iterable[Behind]) -> None:
+def hotplug_all(qubes: Iterable[Client]) -> None:
     """What Xen does when many qubes come at once, as after a restart of their provider: no call waits for another."""
     qubes = list(qubes)
     calls = "".join(f"{' '.join(qube.call('online'))} & " for qube in qubes)

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from tests.support.eventually import eventually
 from tests.support.machines import client
-from tests.support.machines.client import Behind
+from tests.support.machines.client import Client
 from tests.support.machines.core_agent import HARDENING, USER_SCRIPT
-from tests.support.machines.machine import MAC, Hall, Machine
+from tests.support.machines.machine import MAC, Machine, Mounts
 from tests.support.packets.losses import every_packet_returns
 
 FORWARDING = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding")
@@ -95,33 +95,33 @@ nft insert rule ip qubes-firewall forward ip daddr {REFUSED} counter drop
 USERS_CHOICE = r"net.ipv4.conf.\*.secure_redirects"
 
 
-class Cell(NamedTuple):
+class Kind(NamedTuple):
     """One kind of qube.
 
     Args:
-        kind: AppVM, ProxyVM or NetVM.
+        role: AppVM, ProxyVM or NetVM.
         networkmanager: it is installed, and its service is on.
         ours_first: our package was installed before core-agent's.
     """
 
-    kind: str
+    role: str
     networkmanager: bool
     ours_first: bool
 
     @property
     def name(self) -> str:
         """For the test's own name."""
-        return f"{self.kind}-{'nm' if self.networkmanager else 'plain'}-{'ours' if self.ours_first else 'theirs'}-first"
+        return f"{self.role}-{'nm' if self.networkmanager else 'plain'}-{'ours' if self.ours_first else 'theirs'}-first"
 
     @property
     def provides(self) -> bool:
         """It gives network to others."""
-        return self.kind != "AppVM"
+        return self.role != "AppVM"
 
     @property
     def uplink(self) -> bool:
         """It gets its network from another qube."""
-        return self.kind != "NetVM"
+        return self.role != "NetVM"
 
     @property
     def entries(self) -> dict[str, str]:
@@ -138,32 +138,32 @@ class Cell(NamedTuple):
     @property
     def hardened(self) -> bool:
         """The service harden-network-interfaces is on."""
-        return self.kind == "ProxyVM"
+        return self.role == "ProxyVM"
 
-    def prepare(self, hall: Hall, root: Path) -> None:
+    def prepare(self, mounts: Mounts, root: Path) -> None:
         """What belongs to this kind alone, into a root that is not running."""
         tree = f"{root}/tree"
         if self.provides:
-            client.put_xenstore(hall, root)
+            client.put_xenstore(mounts, root)
             script = f"{tree}{USER_SCRIPT}"
-            hall.run(f"mkdir -p {Path(script).parent}; cat >{script} <<'END'\n{SCRIPT}END\nchmod +x {script}")
+            mounts.run(f"mkdir -p {Path(script).parent}; cat >{script} <<'END'\n{SCRIPT}END\nchmod +x {script}")
         if self.hardened:
-            hall.run(f"sed -i 's/^{USERS_CHOICE} .*/{USERS_CHOICE} = 1/' {tree}{HARDENING}")
+            mounts.run(f"sed -i 's/^{USERS_CHOICE} .*/{USERS_CHOICE} = 1/' {tree}{HARDENING}")
         if self.networkmanager and not self.uplink:
             profile = f"{tree}/etc/NetworkManager/system-connections/card.nmconnection"
-            hall.run(f"cat >{profile} <<'END'\n{CARD_PROFILE}END\nchmod 600 {profile}")
+            mounts.run(f"cat >{profile} <<'END'\n{CARD_PROFILE}END\nchmod 600 {profile}")
 
-    def boot(self, hall: Hall, root: Path, *, plugged: bool = True) -> Machine:
+    def boot(self, mounts: Mounts, root: Path, *, plugged: bool = True) -> Machine:
         """Boot it, with its interface or without."""
         wire = ("eth0", MAC) if self.uplink else (CARD, CARD_MAC)
-        return Machine(hall, root, self.kind.lower(), self.entries, flags=self.flags, plugged=plugged, wire=wire)
+        return Machine(mounts, root, self.role.lower(), self.entries, flags=self.flags, plugged=plugged, wire=wire)
 
 
-def cells(*, flipped: bool) -> tuple[Cell, ...]:
+def cells(*, flipped: bool) -> tuple[Kind, ...]:
     """All six, each in one order of installation; flipped, in the other one."""
     orders = {"AppVM": True, "ProxyVM": False, "NetVM": True}
     return tuple(
-        Cell(kind, networkmanager, first ^ networkmanager ^ flipped)
+        Kind(kind, networkmanager, first ^ networkmanager ^ flipped)
         for kind, first in orders.items()
         for networkmanager in (False, True)
     )
@@ -172,16 +172,16 @@ def cells(*, flipped: bool) -> tuple[Cell, ...]:
 class Qube:
     """One kind of qube, running, and what belongs to it."""
 
-    def __init__(self, hall: Hall, root: Path, cell: Cell, *, plugged: bool = True) -> None:
-        self.hall, self.root, self.cell = hall, root, cell
-        self.machine = cell.boot(hall, root, plugged=plugged)
+    def __init__(self, mounts: Mounts, root: Path, kind: Kind, *, plugged: bool = True) -> None:
+        self.mounts, self.root, self.kind = mounts, root, kind
+        self.machine = kind.boot(mounts, root, plugged=plugged)
         self.stack = ExitStack()
-        self.behind: Behind | None = None
+        self.behind: Client | None = None
 
     def reboot(self) -> None:
         """The same disk, from the start."""
         self.close()
-        self.machine = self.cell.boot(self.hall, self.root)
+        self.machine = self.kind.boot(self.mounts, self.root)
 
     def close(self) -> None:
         """Nothing of it is left but its disk."""
@@ -192,11 +192,11 @@ class Qube:
     @property
     def target(self) -> str:
         """What answers its own packets."""
-        return SERVER if self.cell.uplink else OUTSIDE
+        return SERVER if self.kind.uplink else OUTSIDE
 
     def configured(self) -> bool:
         """The interface that it has, be it dom0's or a card of its own."""
-        name, address = ("eth0", "10.137.0.7/32") if self.cell.uplink else (CARD, f"{CARD_ADDRESS}/32")
+        name, address = ("eth0", "10.137.0.7/32") if self.kind.uplink else (CARD, f"{CARD_ADDRESS}/32")
         found = self.machine.inside.addresses(name)
         return address in found and self.machine.inside.is_up(name)
 
@@ -244,15 +244,15 @@ class Qube:
     def wire(self) -> None:
         """What is beyond: the world, and for a provider a qube behind it."""
         router = self.machine.router
-        source = ENTRIES["/qubes-ip"] if self.cell.uplink else CARD_ADDRESS
+        source = ENTRIES["/qubes-ip"] if self.kind.uplink else CARD_ADDRESS
         for address in (OUTSIDE, REFUSED, ENTRIES["/qubes-gateway"]):
             router.run("ip", "address", "replace", f"{address}/32", "dev", "lo")
         router.run("ip", "route", "replace", f"{source}/32", "dev", "vif4.0")
-        if not self.cell.uplink and not self.cell.networkmanager:
+        if not self.kind.uplink and not self.kind.networkmanager:
             for words in ("link set {0} up", "address replace {1}/32 dev {0}", "route replace default dev {0}"):
                 self.machine.inside.run("ip", *words.format(CARD, CARD_ADDRESS).split())
-        if self.cell.provides and self.behind is None:
-            self.behind = Behind(self.machine, 4)
+        if self.kind.provides and self.behind is None:
+            self.behind = Client(self.machine, 4)
             self.stack.callback(self.behind.close)
             self.behind.plug()
             self.behind.hotplug()

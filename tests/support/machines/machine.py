@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A whole system under systemd-nspawn, in network and mount namespaces of its own; all of it goes with its processes.
 
-A `Hall` is a mount namespace with a file system in memory; roots are layers in it over a base image. A `Machine` boots
+`Mounts` is a mount namespace with a file system in memory; roots are layers in it over a base image. A `Machine` boots
 one of them. Its eth0 is there before process 1, as in a qube; the other end, vif4.0, is in a namespace that plays the
 provider: it answers ARP for everything and the virtual DNS addresses are its own.
 """
@@ -42,7 +42,7 @@ NSPAWN = (
 )
 
 
-class Hall:
+class Mounts:
     """A mount namespace for roots.
 
     Args:
@@ -52,7 +52,7 @@ class Hall:
     def __init__(self, folder: Path) -> None:
         needs("unshare", "nsenter", "mount")
         self.folder = folder
-        script = f"mount -t tmpfs -o mode=0755 hall {folder} && echo ready && exec sleep infinity"
+        script = f"mount -t tmpfs -o mode=0755 mounts {folder} && echo ready && exec sleep infinity"
         self._holder = spawn("unshare", "--mount", "--propagation", "private", "sh", "-c", script)
         assert line_of(self._holder) == "ready"
         self._count = 0
@@ -93,7 +93,7 @@ class Machine:
     """A booted root.
 
     Args:
-        hall: where the root is.
+        mounts: where the root is.
         root: what to boot.
         name: the beginning of its host name.
         entries: of QubesDB, at boot.
@@ -104,7 +104,7 @@ class Machine:
 
     def __init__(
         self,
-        hall: Hall,
+        mounts: Mounts,
         root: Path,
         name: str,
         entries: Mapping[str, str],
@@ -116,16 +116,16 @@ class Machine:
         needs("systemd-nspawn", "ip", "sysctl")
         self.name = f"{name}-{root.name}-{os.getpid()}"
         text = "".join(f"{path} = {value}\n" for path, value in entries.items())
-        hall.run(f"cat >{root}/tree{ENTRIES} <<'END'\n{text}END\n")
+        mounts.run(f"cat >{root}/tree{ENTRIES} <<'END'\n{text}END\n")
         lines = "".join(f"f /run/qubes-service/{flag}\n" for flag in flags)
-        hall.run(f"printf 'd /run/qubes-service\n{lines}' >{root}/tree/etc/tmpfiles.d/qubes-service-stand-in.conf")
+        mounts.run(f"printf 'd /run/qubes-service\n{lines}' >{root}/tree/etc/tmpfiles.d/qubes-service-stand-in.conf")
         self._router = spawn("unshare", "--net", "sh", "-c", f"{PROVIDER}echo ready; exec sleep infinity")
         assert line_of(self._router) == "ready"
         self.router = Oracle(["nsenter", "-t", str(self._router.pid), "--net"])
         self._join_cgroup()
         boot = [*NSPAWN, f"--machine={self.name}", f"--directory={root}/tree", "/usr/local/sbin/early-init"]
         script = 'echo ready; read _; export SYSTEMD_NSPAWN_API_VFS_WRITABLE=1; exec "$@"'
-        command = [*hall.prefix, "unshare", "--net", "sh", "-c", script, "boot", *boot]
+        command = [*mounts.prefix, "unshare", "--net", "sh", "-c", script, "boot", *boot]
         # Killed, nspawn would leave the machine running.
         self._nspawn = spawn(*command, prepare=self._enter_cgroup, death=signal.SIGTERM)
         assert line_of(self._nspawn) == "ready"

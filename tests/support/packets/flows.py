@@ -23,7 +23,7 @@ from qubes_guestnet.lab.patience import patient
 from qubes_guestnet.lab.qube import Qube
 from tests.support.eventually import eventually
 from tests.support.judge.oracle import Oracle
-from tests.support.qubes.provider import Behind, Hosting
+from tests.support.qubes.provider import Client, Provider
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 TABLE = ("inet", "qubes-offload")
@@ -291,20 +291,20 @@ def flowing(
 
 
 @contextlib.contextmanager
-def visitor(hosting: Hosting, number: int, *addresses: str) -> Iterator[Behind]:
+def visitor(host: Provider, number: int, *addresses: str) -> Iterator[Client]:
     """A qube that is connected while the block lasts, or until it leaves by `part`."""
-    behind = hosting.attach(number, *addresses)
+    behind = host.attach(number, *addresses)
     try:
         yield behind
     finally:
-        part(hosting, behind)
+        part(host, behind)
 
 
-def part(hosting: Hosting, behind: Behind) -> None:
+def part(host: Provider, behind: Client) -> None:
     """Disconnect a qube and end it, if it has not gone already."""
-    if hosting.oracle.link(behind.vif) is not None:
-        hosting.unplug(behind)
-        hosting.offline(behind)
+    if host.oracle.link(behind.vif) is not None:
+        host.unplug(behind)
+        host.offline(behind)
         behind.qube.kill()
 
 

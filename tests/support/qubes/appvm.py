@@ -44,10 +44,10 @@ PROTOCOL = ("81", "qubes")  # with or without our rt_protos.d file
 ETH_P_ARP = 0x0806
 
 # A test is a process of its own, whose end is the end of its guests: nobody has to stop their services one by one.
-_alive: list[Guest] = []
+_alive: list[AppVm] = []
 
 
-class Guest:
+class AppVm:
     """A started qube.
 
     Args:
@@ -58,7 +58,7 @@ class Guest:
     def __init__(self, entries: Mapping[str, str] | None = ENTRIES, *, plugged: bool = True) -> None:
         needs("ip", "nsenter")
         _alive.append(self)
-        self.qube = Qube("guest")
+        self.qube = Qube("appvm")
         self.provider = self._new_provider("provider")
         self.oracle = Oracle(("nsenter", "-t", str(self.qube.pid), "-n"))
         if entries is not None:
@@ -282,12 +282,12 @@ class ArpListener:
     """Hears ARP requests at the provider's end, and answers when it is told to.
 
     Args:
-        guest: whose provider.
+        appvm: whose provider.
         vif: the provider's end.
     """
 
-    def __init__(self, guest: Guest, vif: str = VIF) -> None:
-        self._socket = guest.provider.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ARP))
+    def __init__(self, appvm: AppVm, vif: str = VIF) -> None:
+        self._socket = appvm.provider.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ARP))
         self._socket.bind((vif, ETH_P_ARP))
         self._socket.settimeout(10)
 

@@ -44,7 +44,7 @@ class Tree:
         needs("ip", "nft", "nsenter", "ethtool")
         self.gateway = gateway
         self.shown = gateway or GATEWAY
-        self.qube, self.provider, self.world = Qube("guest"), Qube("provider"), Qube("world")
+        self.qube, self.provider, self.world = Qube("appvm"), Qube("provider"), Qube("world")
         self.provider.wire(f"""
             ip link add out type veth peer name eth0 netns {self.world.pid}
             ip link set lo up; ip link set out up mtu {FAR_MTU}

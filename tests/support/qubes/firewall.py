@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from qubes_guestnet.lab.qube import QUBESDB_FOLDER
 from qubes_guestnet.system.qubesdb import store as qubesdb
 from tests.support.eventually import eventually
-from tests.support.qubes.provider import ENTRIES6, WORLD, WORLD6, Behind, Hosting
+from tests.support.qubes.provider import ENTRIES6, WORLD, WORLD6, Client, Provider
 
 MARK = "/run/qubes-guestnet/firewall"
 # The one rule of a qube of which all is refused.
@@ -18,7 +18,7 @@ BLOCKED = 'counter reject with icmp admin-prohibited comment "blocked"'
 FAMILY = {4: "ip", 6: "ip6"}
 
 
-class Enforcing(Hosting):
+class Enforcing(Provider):
     """A provider with the flag `qubes-firewall`, whose firewall is ours and not core-agent's daemon.
 
     Args:
@@ -84,7 +84,7 @@ class Enforcing(Hosting):
         keys = [key for entry in found for key, _ in entry.get("map", {}).get("elem", ())]
         return {key["elem"]["val"] if isinstance(key, dict) else key for key in keys}
 
-    def passes(self, behind: Behind, dport: int = 9, version: int = 4) -> bool:
+    def passes(self, behind: Client, dport: int = 9, version: int = 4) -> bool:
         """Whether a datagram of the qube comes out at the world's end, within the time that it takes."""
         outside, word = self.outside(), f"p{dport}"
         source, target = (behind.ip, WORLD) if version == 4 else (behind.ip6, WORLD6)

@@ -42,7 +42,7 @@ GROUP_VIF = ("2", "vif")
 FORWARDING = {4: "ipv4/ip_forward", 6: "ipv6/conf/all/forwarding"}
 
 
-class Behind:
+class Client:
     """A qube behind the provider.
 
     Args:
@@ -72,7 +72,7 @@ class Behind:
         return self.addresses[1]
 
 
-class Hosting:
+class Provider:
     """The provider.
 
     Args:
@@ -149,27 +149,27 @@ class Hosting:
         self.qube.write("/etc/resolv.conf.new", "".join(f"nameserver {server}\n" for server in servers))
         self.qube.path("/etc/resolv.conf.new").replace(self.qube.path("/etc/resolv.conf"))
 
-    def plug(self, number: int = 4, *addresses: str, device: int = 0) -> Behind:
+    def plug(self, number: int = 4, *addresses: str, device: int = 0) -> Client:
         """A qube starts: its interface, both ends, and what xenstore says of it. Nobody is called."""
         usual = (f"10.137.0.{number}", *((f"fd09:24ef:4179::a89:{number:x}",) if self.ipv6 else ()))
-        behind = Behind(number, addresses or usual, device)
+        behind = Client(number, addresses or usual, device)
         self.describe(behind)
         self.wire(behind)
         return behind
 
-    def plug_bare(self, number: int) -> Behind:
+    def plug_bare(self, number: int) -> Client:
         """The same, at the cost of a device: nobody is at its other end."""
-        behind = Behind(number, [f"10.137.0.{number}", *([f"fd09:24ef:4179::a89:{number:x}"] * self.ipv6)], bare=True)
+        behind = Client(number, [f"10.137.0.{number}", *([f"fd09:24ef:4179::a89:{number:x}"] * self.ipv6)], bare=True)
         self.describe(behind)
         self.qube.wire(f"ip link add {behind.vif} address {VIF_MAC} type veth peer name far{number}")
         return behind
 
-    def describe(self, behind: Behind, **nodes: str) -> None:
+    def describe(self, behind: Client, **nodes: str) -> None:
         """Xenstore's nodes of a vif."""
         said = {"mac": behind.mac, "type": "vif", "ip": " ".join(behind.addresses), **nodes}
         xenstore.fill(self.qube, behind.folder, said)
 
-    def wire(self, behind: Behind) -> None:
+    def wire(self, behind: Client) -> None:
         """The device comes; the qube's end is up and configured from the first moment, and waits for a carrier."""
         self.qube.wire(
             f"ip link add {behind.vif} address {VIF_MAC} type veth peer name eth0 address {behind.mac} "
@@ -186,39 +186,39 @@ class Hosting:
         """)
         behind.port = Port(behind.qube, "eth0", VIF_MAC)
 
-    def unplug(self, behind: Behind) -> None:
+    def unplug(self, behind: Client) -> None:
         """Its device goes."""
         self.qube.wire(f"ip link delete {behind.vif}")
 
     @staticmethod
-    def environment(behind: Behind) -> dict[str, str]:
+    def environment(behind: Client) -> dict[str, str]:
         """What Xen's hotplug gives to its script."""
         return {"vif": behind.vif, "ip": " ".join(behind.addresses), "XENBUS_PATH": behind.folder}
 
-    def call(self, action: str, behind: Behind, **changed: str) -> subprocess.CompletedProcess[str]:
+    def call(self, action: str, behind: Client, **changed: str) -> subprocess.CompletedProcess[str]:
         """`vif ACTION`, whatever becomes of it."""
         environment = {**self.environment(behind), **changed}
         return self.qube.guestnet("vif", action, check=False, env=environment, timeout=25.0)
 
-    def online(self, behind: Behind, **changed: str) -> None:
+    def online(self, behind: Client, **changed: str) -> None:
         """`vif online`, which must succeed and tell Xen so; what is said of a user's hook is no trouble of ours."""
         done = self.call("online", behind, **changed)
         complaints = [line for line in done.stderr.splitlines() if not line.startswith("hook ")]
         assert (done.returncode, complaints) == (0, []), self.trouble()
         assert self.node(behind, "hotplug-status") == "connected"
 
-    def offline(self, behind: Behind) -> None:
+    def offline(self, behind: Client) -> None:
         """`vif offline`, which must succeed and say nothing of an error."""
         done = self.call("offline", behind)
         assert (done.returncode, done.stderr) == (0, "")
 
-    def attach(self, number: int = 4, *addresses: str, device: int = 0) -> Behind:
+    def attach(self, number: int = 4, *addresses: str, device: int = 0) -> Client:
         """A qube starts and is connected."""
         behind = self.plug(number, *addresses, device=device)
         self.online(behind)
         return behind
 
-    def node(self, behind: Behind, name: str) -> str:
+    def node(self, behind: Client, name: str) -> str:
         """What xenstore has of a vif."""
         return xenstore.node(self.qube, f"{behind.folder}/{name}")
 
@@ -343,7 +343,7 @@ class Hosting:
         """What passes the provider's own input rules from now on."""
         return Inside(self.qube, version)
 
-    def works(self, behind: Behind, port: Port | None = None, version: int = 4) -> bool:
+    def works(self, behind: Client, port: Port | None = None, version: int = 4) -> bool:
         """Whether a packet of the qube comes out at the world's end, translated."""
         outside = port or self.outside()
         source, target, own = (behind.ip, WORLD, OWN) if version == 4 else (behind.ip6, WORLD6, OWN6)
@@ -351,11 +351,11 @@ class Hosting:
         return outside.hears(lambda packet: packet.word == "works" and packet.source == own)
 
 
-def several(hosting: Hosting, action: str, behinds: Iterable[Behind]) -> list[tuple[int, str]]:
+def several(host: Provider, action: str, behinds: Iterable[Client]) -> list[tuple[int, str]]:
     """`vif ACTION` for all of them at the same time: exit status and complaints of each."""
     started = [
-        hosting.qube.spawn(f"vif-{behind.vif}", sys.executable, "-m", "qubes_guestnet", "vif", action,
-                           env=hosting.environment(behind))
+        host.qube.spawn(f"vif-{behind.vif}", sys.executable, "-m", "qubes_guestnet", "vif", action,
+                           env=host.environment(behind))
         for behind in behinds
     ]  # fmt: skip
     return [(service.wait(30.0), service.output()) for service in started]
