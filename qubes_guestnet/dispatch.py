@@ -173,9 +173,10 @@ def of_firewall(transactions: Transactions, store: Callable[[], Store]) -> Adapt
 def _export_names(op: ExportNames, connect: Callable[[], Store]) -> None:
     store = connect()
     try:
-        store.rm(op.export.folder)
-        for path, value in op.export.entries:
-            store.write(path, value)
+        for export in op.exports:
+            store.rm(export.folder)
+            for path, value in export.entries:
+                store.write(path, value)
     finally:
         store.close()
 

@@ -40,6 +40,15 @@ class Connection:
         self._signals.register(self._watches.fileno())
         self._fresh = True
 
+    def watch(self, watched: tuple[str, ...], prefixes: tuple[str, ...]) -> bool:
+        """Watch and read these from now on; return whether that is something else than before. Raises StoreError."""
+        if (self.watched, self.prefixes) == (watched, prefixes):
+            return False
+        self.close()
+        self.watched, self.prefixes = watched, prefixes
+        self.open()
+        return True
+
     def close(self) -> None:
         """Close both; do nothing if they are closed."""
         if self._watches is not None:

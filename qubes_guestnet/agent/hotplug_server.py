@@ -28,12 +28,12 @@ from ..system.systemd import ERROR, INFO, log
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from ..provider.firewall import Source
+    from ..provider.firewall_names import FirewallNames
     from ..system.netlink.rtnl import Kernel
     from ..system.paths import Paths
     from ..uplink.other_services import OtherServices
 
-PREFIXES = provider.EVERYTHING
-WATCHED = (*settings.WATCHED, *provider.PROVIDER_WATCHED, firewall_entries.FOLDER)
+WATCHED = (*settings.WATCHED, *provider.PROVIDER_WATCHED)
 # The command itself waits this long for a device, for xenstore and for hooks, with room to spare.
 _COMMAND_SECONDS = 120.0
 
@@ -50,6 +50,7 @@ class Host:
 
     Attributes:
         rules: wakes the loop when rules change.
+        prefixes: what is read of QubesDB.
 
     Raises:
         FileError: the socket cannot be made.
@@ -60,6 +61,7 @@ class Host:
         self, paths: Paths, kernel: Kernel, others: OtherServices, entries: Callable[[], dict[str, bytes]],
         source: Source | None = None,
     ) -> None:  # fmt: skip
+        self.prefixes = provider.EVERYTHING
         self.provider = Provider(paths, kernel, others, resident=True, source=source)
         self._entries, self._known = entries, dict[str, bytes]()
         try:
@@ -82,6 +84,16 @@ class Host:
     def filenos(self) -> tuple[int, ...]:
         """For poll."""
         return self._server.fileno(), self.rules.fileno()
+
+    @property
+    def watched(self) -> tuple[str, ...]:
+        """What is watched in QubesDB: the lists of single qubes only where this program enforces them."""
+        return (*WATCHED, firewall_entries.FOLDER) if self.provider.enforces else WATCHED
+
+    @property
+    def names(self) -> FirewallNames | None:
+        """The names in firewall rules; None where there are none."""
+        return self.provider.firewall_names
 
     def look_at_everything(self) -> None:
         """The next pass takes nothing for granted."""

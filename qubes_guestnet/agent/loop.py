@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from ..core import debounce, settings
 from ..core.dns.resolv_conf import RewriteBudget
@@ -33,7 +33,9 @@ from ..uplink.other_services import OtherServices
 from .arp_probe import Prober
 from .base_rules_watch import Keeper
 from .connection import Connection
+from .descriptors import Descriptors
 from .journal import Journal
+from .name_look_ups import NameLookUps
 from .timers import Timers
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
@@ -73,7 +75,7 @@ class Agent:
         self._others = OtherServices(paths.flags, resident=True)
         self._host: Host | None = None
         self._keeper = self._keep_rules()  # until there is a host, which keeps the rules itself
-        self._bus_fd = -1
+        self._bus, self._names = Descriptors(self._signals), NameLookUps(self._signals)
         self._keys_written = self._detached = self._rewriting = self._unfinished = False
         self._failures = 0
         self._timers = Timers(connect=time.monotonic())
@@ -128,7 +130,7 @@ class Agent:
         self._signals.register(keeper.rules.fileno())
         return keeper
 
-    def _round(self, ready: Iterable[int], came: Collection[int]) -> None:
+    def _round(self, ready: Collection[int], came: Collection[int]) -> None:
         """Handle the wake-ups, then everything that is due. Raise nothing, whatever an adapter does."""
         try:
             self._gather(ready, came)
@@ -148,13 +150,14 @@ class Agent:
         due = self._pass_due()
         if due is None:
             due = self._prober.due()
-        dues = [*self._timers.values(), *self._prober.repeats(), *([] if due is None else [due])]
-        return min(dues) - time.monotonic() if dues else None
+        dues = [*self._timers.values(), *self._prober.repeats(), due, self._names.due()]
+        known = [due for due in dues if due is not None]
+        return min(known) - time.monotonic() if known else None
 
     def _pass_due(self) -> float | None:
         return self._pace.due() if self._connection.up else None
 
-    def _gather(self, ready: Iterable[int], came: Collection[int]) -> None:
+    def _gather(self, ready: Collection[int], came: Collection[int]) -> None:
         woken = bool(came)
         self._journal.signalled(came)
         if self._journal.monitor is not None and self._journal.monitor.fileno() in ready:
@@ -167,7 +170,7 @@ class Agent:
                 woken |= self._told(self._connection.paths)
         except StoreError as error:
             self._outage(error)
-        if self._bus_fd in ready:
+        if self._bus.are_ready(ready):
             if self._others.drain():
                 woken = True
                 self._journal.woken(pass_log.BUS)
@@ -185,6 +188,9 @@ class Agent:
             self._journal.woken(pass_log.RULES)
             if not self._connection.up:
                 self._journal.kept(self._keeper.keep(None))
+        if self._names.changed(ready):
+            woken = True
+            self._journal.woken(pass_log.NAMES)
         self._journal.gathered()
         if woken:
             self._pace = self._pace.woken(time.monotonic())
@@ -230,13 +236,7 @@ class Agent:
 
     def _follow_bus(self) -> None:
         """Wait for the present connection to the bus too."""
-        fd = self._others.fileno()
-        if fd != self._bus_fd:
-            if self._bus_fd >= 0:
-                self._signals.unregister(self._bus_fd)
-            if fd >= 0:
-                self._signals.register(fd)
-            self._bus_fd = fd
+        self._bus.follow((self._others.fileno(),))
         self._timers.update(self._others.timers())
 
     def _work(self) -> None:
@@ -323,6 +323,7 @@ class Agent:
             report = Report(settings.Settings(), errors=(as_error(error),), blind=True)
         report = report._replace(done=(*done, *report.done), errors=(*report.errors, *failed))
         self._follow_bus()
+        self._names.follow(host.names if host is not None else None)
         if self._rewriting and not (report.resolver is not None and report.resolver.written):
             self._budget.failed()
         self._rewriting = False
@@ -372,9 +373,7 @@ class Agent:
                 self._signals.unregister(self._keeper.rules.fileno())
                 self._keeper.close()
                 self._keeper = None
-            self._connection.close()
-            self._connection.watched, self._connection.prefixes = hotplug_server.WATCHED, hotplug_server.PREFIXES
-            self._connection.open()
+        if self._host is not None and self._connection.watch(self._host.watched, self._host.prefixes):
             entries = self._connection.entries()
         return self._host, entries
 

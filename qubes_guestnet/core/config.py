@@ -16,6 +16,7 @@ KNOWN: Mapping[str, frozenset[str]] = {
     "uplink": frozenset({"default-route"}),
     "provider": frozenset({"hold_after_flush", "unanswered_names", "unanswered_connections"}),
     "dns": frozenset({"servers", "hold"}),
+    "firewall": frozenset({"unresolved", "least_ttl"}),
 }
 
 

@@ -8,25 +8,26 @@ In a pass it comes behind the redirection, whose servers its rules for DNS accep
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from ipaddress import IPv4Address
 
-from ..core.firewall import condition, enforcement, entries, listing, plan
-from ..core.firewall.binding import Names
+from ..core.firewall import condition, enforcement, entries, listing, name_cache, plan, prediction
 from ..core.firewall.commits import Facts
 from ..core.firewall.connections import Rules
 from ..core.firewall.consequences import CountHandled, ExportNames
 from ..core.firewall.enforcement import Memory
 from ..core.firewall.lines import FAMILIES
 from ..core.firewall.listing import Listed
+from ..core.firewall.name_cache import Share
+from ..core.firewall.name_settings import NameSettings
 from ..core.firewall.operations import RemoveQubeRules
 from ..core.operations import Outcome, Planned
 from ..core.owned_state import Record
 from ..core.values import IPAddress
 from ..dispatch import of_firewall
 from ..errors import GuestnetError
-from ..system import conntrack
+from ..system import conntrack, services
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.qubesdb import store as qubesdb
@@ -40,10 +41,13 @@ if TYPE_CHECKING:
 
     from ..core.firewall.connections import Connection
     from ..core.firewall.consequences import Consequence
+    from ..core.firewall.operations import Operation
     from ..core.firewall.rules import Problem
     from ..core.provider.vif import Device
     from ..system.netlink.rtnl import Kernel
     from ..system.paths import Paths
+    from .firewall_names import FirewallNames
+    from .ruleset_generation import Mark
 
     class Source(Protocol):
         """Where the entries come from, together with what watches tell of them."""
@@ -77,43 +81,53 @@ class Firewall:
         kernel: the adapter, which knows what addresses this qube has.
         transactions: of this process.
         source: where the entries come from; None in a command.
-        names: what name servers answered.
+
+    Attributes:
+        names: that rules have, from the first such rule on.
     """
 
-    def __init__(
-        self,
-        paths: Paths,
-        kernel: Kernel,
-        transactions: Transactions,
-        source: Source | None,
-        names: Callable[[], Names] = dict,
-    ) -> None:
-        self._paths, self._kernel, self._nft, self._source, self._names = paths, kernel, transactions, source, names
-        self._memory = Memory()
-        self._listed: tuple[int, Mapping[int, Listed]] = (-1, {})
+    def __init__(self, paths: Paths, kernel: Kernel, transactions: Transactions, source: Source | None) -> None:
+        self._paths, self._kernel, self._nft, self._source = paths, kernel, transactions, source
+        self.names: FirewallNames | None = None
+        self._memory, self._settings = Memory(), NameSettings()
+        self._asked: tuple[object, Share] = (None, Share(frozenset(), {}))  # for which lists
+        self._listed: tuple[Mark, Mapping[int, Listed]] | None = None  # since when nothing else was loaded
         self._detached: set[IPAddress] = set()
         self._problems: tuple[Problem, ...] = ()  # of the names of folders, as told
 
     def forget(self) -> None:
-        """The next pass takes nothing for granted."""
-        self._memory = self._memory._replace(wanted=None)
-        self._listed = (-1, {})
+        """The next pass takes nothing for granted, and tries again what nft refused."""
+        self._memory = self._memory._replace(wanted=None, refused={})
+        self._listed = None
+        if self.names is not None:
+            self.names.ask_anew()
+
+    def close(self) -> None:
+        """Another program has it from now on."""
+        if self.names is not None:
+            self.names.close()
 
     def detached(self, addresses: Iterable[IPAddress]) -> None:
         """A vif with these addresses went out of service; it may be there again by the next pass."""
         self._detached.update(addresses)
 
-    def bring(self, work: PassState, devices: Devices) -> None:
+    def bring(self, work: PassState, devices: Devices, uplinks: frozenset[int]) -> None:
         """Have the lists in force that dom0 has committed.
 
         Args:
             work: the pass; `unfiltered` is set where nothing may be forwarded.
             devices: address of each qube → its interface.
+            uplinks: interface indexes, of those on which name servers are asked.
         """
         self._advance(work, devices)
-        memory = self._memory
-        dns = self._servers(work)
-        wanted = enforcement.want(memory, self._names(), dns if dns is not None else {})
+        self._configure(work)
+        self._follow_names(work, uplinks)
+        self._try_again()
+        memory, dns = self._memory, self._servers(work)
+        names = self.names.known if self.names is not None else {}
+        blocks = self._settings.blocks_qube
+        wanted = enforcement.want(memory, names, dns if dns is not None else {}, block_unresolved=blocks)
+        work.wanted = wanted
         if not (memory.wanted == wanted and not memory.owed and self._nft.settled(PART)):
             self._settle(work, wanted)
         held = work.provided.unfiltered
@@ -136,6 +150,35 @@ class Firewall:
         self._memory = enforcement.advanced(self._memory, facts, devices)
         self._detached.clear()
 
+    def _configure(self, work: PassState) -> None:
+        """Read what the owner chose; while that is not valid, what was in force stays."""
+        try:
+            self._settings = services.configured_names(self._paths.config)
+        except GuestnetError as error:
+            work.errors.append(error)
+
+    def _follow_names(self, work: PassState, uplinks: frozenset[int]) -> None:
+        """Have the names of all lists asked for, in this very pass; no answer is waited for."""
+        outcome = self._memory.outcome
+        if self._asked[0] is not outcome:
+            self._asked = (outcome, name_cache.share(enforcement.questions(outcome.lists)))
+        share = self._asked[1]
+        if self.names is None:
+            if not share.questions:
+                return
+            from .firewall_names import FirewallNames  # of a provider with a rule by name
+
+            self.names = FirewallNames(self._paths)
+        if outcome.kept:  # rules that a former agent loaded: their names are known by the next list at the latest
+            share = share._replace(questions=share.questions | self.names.questions)
+        servers = work.names.servers if work.names is not None else None
+        self.names.follow(share, servers, uplinks, self._settings.least_ttl)
+
+    def _try_again(self) -> None:
+        """Try a list again that nft refused, where the table it was for has gone meanwhile."""
+        if self._memory.refused and not self._nft.settled(PART) and plan.is_missing(self.look()[0]):
+            self._memory = self._memory._replace(refused={})
+
     @staticmethod
     def _servers(work: PassState) -> Mapping[int, frozenset[IPAddress]] | None:
         """The name servers by family; None where they are not known, and stay as they are."""
@@ -149,7 +192,8 @@ class Firewall:
         outcome = work.settle(turn.plan, of_firewall(self._nft, partial(qubesdb.connect, writable=True)))
         self._memory = enforcement.settled(self._memory, wanted, turn.rules, outcome)
         # Of what was written alone: while QubesDB refuses it, each pass plans it again.
-        exported = (words for op in outcome.done if isinstance(op, ExportNames) for words in op.export.lines)
+        written = (export for op in outcome.done if isinstance(op, ExportNames) for export in op.exports)
+        exported = (words for export in written for words in export.lines)
         counted = (address for op in outcome.done if isinstance(op, CountHandled) for address in op.addresses)
         bound = [wanted.lists[address] for address in counted if address in wanted.lists]
         told = [words for each in bound for words in (*map(str, each.ruleset.problems), *each.warnings)]
@@ -157,9 +201,12 @@ class Firewall:
             work.run.tell(WARNING, words)
 
     def look(self) -> tuple[Mapping[int, Listed], int]:
-        """What is loaded, and at which generation. Raises GuestnetError."""
-        generation = nft_kernel.generation()
-        if self._listed[0] != generation:
+        """What is loaded, and at which generation. Raises GuestnetError.
+
+        It is listed again only where another program has loaded something: our own transactions are known.
+        """
+        mark = self._nft.mark()
+        if self._listed is None or not self._nft.undisturbed(self._listed[0]):
             names = nft_kernel.table_names()
             there = {version: family.word for version, family in FAMILIES.items() if family.table in names}
             texts = nft.firewall(there.values())
@@ -167,8 +214,19 @@ class Firewall:
                 found = {version: listing.parse(texts[word]) for version, word in there.items() if texts[word]}
             except ValueError as error:
                 raise nft.NftError(f"nft: unexpected output: {error}") from None
-            self._listed = (generation, found)
-        return self._listed[1], generation
+            self._listed = (mark, found)
+        return self._listed[1], mark[0]
+
+    def loaded(self, listed: Mapping[int, Listed], ops: tuple[Operation, ...], outcome: Outcome) -> None:
+        """Operations of ours were carried out; `look` tells what is there now, without asking nft.
+
+        Args:
+            listed: what was there before.
+            ops: of one plan.
+            outcome: what came of them; where one failed, nft is asked again.
+        """
+        done = self._listed is not None and all(op in outcome.done for op in ops)
+        self._listed = (self._listed[0], prediction.after(listed, ops)) if done and self._listed is not None else None
 
     def verified(self, generation: int) -> None:
         """What is loaded was found to be as wanted."""
@@ -206,6 +264,7 @@ class Firewall:
             return Planned(tuple(RemoveQubeRules(each) for each in sorted(left & there, key=str)), record)
 
         work.settle(shutting, table)
+        self._listed = None
         self._memory = self._memory._replace(wanted=None)
 
     # --- for people ----------------------------------------------------------------------------------------------
@@ -237,11 +296,15 @@ class _Turn:
         self._firewall, self._memory, self._wanted = firewall, memory, wanted
         self.rules = memory.judged
         self._followed = False
+        self._planned: tuple[Mapping[int, Listed], tuple[Operation, ...]] | None = None
 
     def plan(self, record: Record, so_far: Outcome) -> Planned:
         """Observe and plan: first what is loaded; and once it is in force, what follows from that."""
+        if self._planned is not None:
+            self._firewall.loaded(*self._planned, so_far)
         listed, generation = self._firewall.look()
         ops = plan.plan(listed, self._wanted)
+        self._planned = (listed, ops) if ops else None
         if any(op not in so_far.failed for op in ops):
             return Planned(ops, record)
         if not ops:

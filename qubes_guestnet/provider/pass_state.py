@@ -42,6 +42,7 @@ class PassState:
         stopped: families whose forwarding another program has switched off; that is obeyed.
         unfiltered: the firewall that this qube's flag asks for is not ready.
         look_again: when entries of the firewall are to be read again, in seconds of a monotonic clock; None: no need.
+        wanted: what the firewall of single qubes is to hold; None where this process does not enforce it.
         conditions: the firewall of each address, where a person asks.
         firewall_changed: chains of the firewall that another program has taken rules from.
         todo: operations that are planned and not carried out, in a pass that only plans.
@@ -58,6 +59,7 @@ class PassState:
         self.ruled = self.reloaded = self.unfiltered = False
         self.names: Choice | None = None
         self.look_again: float | None = None
+        self.wanted: object = None
         self.conditions: Mapping[IPAddress, Condition] = {}
         self.firewall_changed: tuple[str, ...] = ()
         self.vifs: list[VifReport] = []
@@ -132,6 +134,6 @@ class PassState:
             self.ruled, self.provided.closed, self.provided.offload,
             stopped=self.stopped, hold=self.provided.hold, lost=self.provided.lost,
             duplicates=duplicates(each.vif for each in self.vifs if each.link is not None),
-            unfiltered=self.unfiltered, look_again=self.look_again, conditions=self.conditions,
+            unfiltered=self.unfiltered, look_again=self.look_again, wanted=self.wanted, conditions=self.conditions,
             firewall_changed=self.firewall_changed,
         )  # fmt: skip

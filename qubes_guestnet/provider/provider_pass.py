@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ..system.paths import Paths
     from ..uplink.other_services import OtherServices
     from .firewall import Devices, Firewall, Source
+    from .firewall_names import FirewallNames
     from .guard import Guarding
     from .offload import Offload
 
@@ -103,14 +104,17 @@ class Provider:
             self._firewall = Firewall(self._paths, self._kernel, self._nft, self._source)
         return self._firewall
 
-    def _enforce(self, work: PassState) -> None:
+    def _enforce(self, work: PassState, uplinks: frozenset[int]) -> None:
         """The lists of single qubes in force; in a pass for a person what is known of them."""
         firewall = self._enforcing()
+        if firewall is None and self._firewall is not None:
+            self._firewall.close()
+            self._firewall = None
         if firewall is not None:
             state = self._vifs.changed()
             if self._devices[0] != state:
                 self._devices = (state, self._vifs.devices())
-            firewall.bring(work, self._devices[1])
+            firewall.bring(work, self._devices[1], uplinks)
         elif not work.run.applies and self.enforces:
             from .firewall import Firewall
 
@@ -143,7 +147,7 @@ class Provider:
             work.attempt(partial(self._sweep, work))
             indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
             work.attempt(partial(self._dns.apply, work, own_servers, indexes, file=resolver))
-            work.attempt(partial(self._enforce, work))
+            work.attempt(partial(self._enforce, work, indexes))
             work.attempt(partial(self._rules.forward, work))
             if self._offload is not None:
                 work.attempt(partial(self._offload.bring, work))
@@ -194,6 +198,11 @@ class Provider:
     def enforces(self) -> bool:
         """Whether this program enforces the lists of single qubes."""
         return services.enforces(self._paths.flags, self._paths.run)
+
+    @property
+    def firewall_names(self) -> FirewallNames | None:
+        """The names in firewall rules; None where there are none."""
+        return self._firewall.names if self._firewall is not None else None
 
     def rules_changed(self) -> None:
         """Rules have changed: forwarding closes at once if ours are not all there. Raises GuestnetError."""

@@ -12,6 +12,7 @@ from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 
 MISSING = owned_state.MISSING
+Mark = tuple[int, int]  # a generation, and how many transactions this process had made
 
 
 class Transactions:
@@ -66,11 +67,11 @@ class Transactions:
             self._listed = (generation, listed)
         return {family: listed[family] for family in families}
 
-    def mark(self) -> tuple[int, int]:
+    def mark(self) -> Mark:
         """A point in time, for `undisturbed`. Raises KernelError."""
         return nft_kernel.generation(), self._made
 
-    def undisturbed(self, since: tuple[int, int] | None = None) -> bool:
+    def undisturbed(self, since: Mark | None = None) -> bool:
         """Whether no other program has changed anything since a mark, or since just before our last transaction.
 
         Asked after a look at the rules: only then is what was seen what we have loaded (behaviour B148).

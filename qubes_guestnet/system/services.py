@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..core.dns.upstream_servers import DnsSettings
+    from ..core.firewall.name_settings import NameSettings
     from ..core.nft.limits import Limits
 
 FLAGS_FOLDER = "/run/qubes-service"
@@ -95,6 +96,22 @@ def configured_dns(path: str = CONFIG_FILE) -> DnsSettings:
         return parse_settings(_table(path, "dns", "the DNS redirection stays until it is fixed"))
     except ValueError as error:
         raise ConfigError(f"{path}: {error}", "the DNS redirection stays until it is fixed") from None
+
+
+def configured_names(path: str = CONFIG_FILE) -> NameSettings:
+    """Return the file's `[firewall]` table.
+
+    Raises:
+        ConfigError: the file is not TOML, or has something in that table that is not valid.
+        FileError: it cannot be read.
+    """
+    from ..core.firewall import name_settings  # of a provider that enforces the lists of single qubes
+
+    remedy = "the settings of [firewall] in force stay until it is fixed"
+    try:
+        return name_settings.parse(_table(path, "firewall", remedy))
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}", remedy) from None
 
 
 def _table(path: str, name: str, remedy: str) -> Any:

@@ -18,6 +18,7 @@ from qubes_guestnet.cli import options as command_line
 from qubes_guestnet.cli import verbs as commands
 from qubes_guestnet.core import hooks, settings
 from qubes_guestnet.core.check import provider_findings
+from qubes_guestnet.core.firewall import name_settings
 from qubes_guestnet.core.nft import limits
 from qubes_guestnet.core.provider import settings as provider
 from qubes_guestnet.core.uplink import desired as uplink
@@ -71,6 +72,7 @@ def test_no_key_of_the_program_is_missing_from_the_list_here() -> None:
 def test_every_flag_file_and_variable_is_documented(document: Path) -> None:
     names = [*services._NAMES, services.PROVIDES, networkmanager.FLAG, *hooks.HOOKS, hooks.NETWORK_HOOKS, "XENBUS_PATH"]
     names += ["guestnet.toml", "default-route", "[dns]", "servers", "hold", "[provider]", *limits.KEYS]
+    names += ["[firewall]", *name_settings.KEYS]
     names += [qubesdb.DIRECTORY_VARIABLE]
     assert [name for name in names if name not in text(document)] == []
 
@@ -100,12 +102,14 @@ def test_the_sample_of_guestnet_toml_has_every_key(tmp_path: Path) -> None:
         text(TREE / "qubes_guestnet" / name) for name in ("system/services.py", "core/dns/upstream_servers.py")
     )
     assert {name for name, _ in _keys_of(block)} == set(re.findall(r'_table\(path, "([\w-]+)"', source))
-    assert {key for _, key in _keys_of(block)} == {*re.findall(r'table\.get\("([\w-]+)"', source), *limits.KEYS}
+    read = re.findall(r'table\.get\("([\w-]+)"', source)
+    assert {key for _, key in _keys_of(block)} == {*read, *limits.KEYS, *name_settings.KEYS}
     (tmp_path / "all.toml").write_text(_uncommented(sample), encoding="utf-8")
     assert services.configured_style(str(tmp_path / "all.toml")) is uplink.Style.DEVICE
     assert services.holds_after_flush(str(tmp_path / "all.toml")) is False
     assert services.configured_dns(str(tmp_path / "all.toml")).servers
     assert services.configured_limits(str(tmp_path / "all.toml")) == limits.Limits()
+    assert services.configured_names(str(tmp_path / "all.toml")) == name_settings.NameSettings()
 
 
 @pytest.mark.parametrize("document", [MAN_PAGE, *COMPLETIONS], ids=lambda path: path.name)

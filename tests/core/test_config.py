@@ -47,11 +47,11 @@ def test_what_there_is(text: str) -> None:
             '[uplink]\ndefault_route = "device"',
             "[uplink] 'default_route' is not a known key; the keys are default-route",
         ),
-        ("[DNS]\nservers = []", "'DNS' is not a known table; the tables are dns, provider, uplink"),
+        ("[DNS]\nservers = []", "'DNS' is not a known table; the tables are dns, firewall, provider, uplink"),
         ("servers = []", "'servers' is not a known table; meant: [dns] servers"),
         (".".join(["a"] * 20_000) + " = 1", "line 1 has 40003 characters; the limit is 1024; split it"),
         ("hold_after_flush = true", "'hold_after_flush' is not a known table; meant: [provider] hold_after_flush"),
-        ('["\\u001b[31m"]', "'\\x1b[31m' is not a known table; the tables are dns, provider, uplink"),
+        ('["\\u001b[31m"]', "'\\x1b[31m' is not a known table; the tables are dns, firewall, provider, uplink"),
     ],
 )
 def test_a_mistake_is_named_with_what_is_right(text: str, said: str) -> None:

@@ -143,7 +143,7 @@ WORDS: dict[str, Operation] = {
     "nft -f: chain ip qubes-firewall qbs-10-137-0-5: removed": firewall.RemoveQubeChain(4, "qbs-10-137-0-5"),
     "nft -f: IPv4 addresses of example.org: no rule uses the name, removed": firewall.RemoveName(4, "example.org"),
     "conntrack -D: 1 connection that the firewall refuses now": consequences.EndConnections((b"",)),
-    "qubesdb-write /dns/10.137.0.5/: 0 names": consequences.ExportNames(export(ADDRESS.ip, {})),
+    "qubesdb-write /dns/10.137.0.5/: 0 names": consequences.ExportNames((export(ADDRESS.ip, {}),)),
     "qubesdb-write /qubes-firewall-handled/10.137.0.5: one more": consequences.CountHandled((ADDRESS.ip,)),
 }
 

@@ -80,22 +80,31 @@ class Outcome(NamedTuple):
 
     Args:
         state: for the next pass.
-        lists: address → its list, of all that have a vif and a set in force.
-        waiting: addresses that have a vif and no set: nothing of them passes.
         incomplete: addresses in `lists` that are refused only until their set is whole. Their connections stay; what
             the next list ends is judged as if there had been none before (`connections.to_end`).
-        kept: addresses of which what is loaded stays as it is.
         handled: addresses whose commit was handled now, well or not, for /qubes-firewall-handled/.
         again: when to read again without another event, in seconds of `now`; None: no need.
     """
 
-    state: State
-    lists: Mapping[IPAddress, Ruleset]
-    waiting: frozenset[IPAddress]
-    incomplete: frozenset[IPAddress]
-    kept: frozenset[IPAddress]
-    handled: frozenset[IPAddress]
-    again: float | None
+    state: State = State()
+    incomplete: frozenset[IPAddress] = frozenset()
+    handled: frozenset[IPAddress] = frozenset()
+    again: float | None = None
+
+    @property
+    def lists(self) -> Mapping[IPAddress, Ruleset]:
+        """Address → its list, of all that have a vif and a set in force."""
+        return self.state.lists
+
+    @property
+    def kept(self) -> frozenset[IPAddress]:
+        """Addresses of which what is loaded stays as it is."""
+        return self.state.kept
+
+    @property
+    def waiting(self) -> frozenset[IPAddress]:
+        """Addresses that have a vif and no set: nothing of them passes."""
+        return self.state.attached - set(self.lists) - self.kept
 
 
 def advance(before: State, facts: Facts) -> Outcome:
@@ -126,10 +135,7 @@ def advance(before: State, facts: Facts) -> Outcome:
     committed = _unattached(before, facts, commits, lost)
     return Outcome(
         State(lists, left, writing, committed, facts.attached, kept),
-        lists,
-        waiting=facts.attached - set(lists) - kept,
         incomplete=frozenset(late),
-        kept=kept,
         handled=frozenset(handled),
         again=read.again(left, late),
     )

@@ -36,12 +36,18 @@ class EndConnections(NamedTuple):
 
 @distinct
 class ExportNames(NamedTuple):
-    """Write the addresses of a qube's names below /dns/ (behaviours B68, B78)."""
+    """Write the addresses of the names of qubes below /dns/ (behaviours B68, B78), all by one connection.
 
-    export: Export
+    Args:
+        exports: of each qube whose list was committed, or whose names have other addresses.
+    """
+
+    exports: tuple[Export, ...]
 
     def __str__(self) -> str:
-        return f"qubesdb-write {self.export.folder}: {len(self.export.entries)} names"
+        folders = " ".join(each.folder for each in self.exports)
+        count = sum(len(each.entries) for each in self.exports)
+        return f"qubesdb-write {folders}: {count} name{'' if count == 1 else 's'}"
 
 
 @distinct

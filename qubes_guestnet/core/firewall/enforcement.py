@@ -13,10 +13,11 @@ from ..namedtuple import NamedTuple
 from ..values import IPAddress
 from . import commits
 from .binding import Bound, Names, bind
-from .commits import Facts, Outcome, State, ordered
+from .commits import Facts, Outcome, ordered
 from .connections import Connection, Rules, is_same_list, to_end
-from .consequences import CountHandled, EndConnections, ExportNames
-from .name_export import export
+from .consequences import CountHandled, EndConnections, ExportNames, handled
+from .name_export import export, folder_of
+from .name_messages import Question
 from .operations import SetQubeRules
 from .plan import Wanted
 
@@ -24,8 +25,7 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/defe
 if TYPE_CHECKING:
     from ..operations import Outcome as Came
     from ..provider.vif import Device
-
-_NOTHING = Outcome(State(), {}, frozenset(), frozenset(), frozenset(), frozenset(), None)
+    from .rules import Ruleset
 
 
 class Memory(NamedTuple):
@@ -37,15 +37,17 @@ class Memory(NamedTuple):
         refused: address → a list that nft refused; all of the address is refused as long as it has no other.
         judged: the lists by which connections were last judged.
         owed: addresses whose commit was handled and is not counted yet.
+        exported: address → the list whose names were last written below /dns/.
         wanted: what was last found to be in force; None: not known.
         began: a pass went by.
     """
 
-    outcome: Outcome = _NOTHING
+    outcome: Outcome = Outcome()
     devices: Mapping[IPAddress, Device | None] = {}
     refused: Mapping[IPAddress, Bound] = {}
     judged: Rules = Rules()
     owed: frozenset[IPAddress] = frozenset()
+    exported: Mapping[IPAddress, Bound] = {}
     wanted: Wanted | None = None
     began: bool = False
 
@@ -76,17 +78,34 @@ def advanced(memory: Memory, facts: Facts, devices: Mapping[IPAddress, Device | 
     return memory._replace(outcome=outcome, devices=dict(devices), owed=owed, refused=refused, began=True)
 
 
-def want(memory: Memory, names: Names, dns: Mapping[int, frozenset[IPAddress]]) -> Wanted:
+def questions(lists: Mapping[IPAddress, Ruleset]) -> Mapping[str, tuple[Question, ...]]:
+    """Return what name servers are asked for, by qube; nothing of a list without names.
+
+    Args:
+        lists: in force.
+    """
+    return {
+        str(address): tuple(Question(address.version, host) for host in hosts)
+        for address, ruleset in lists.items()
+        if (hosts := ruleset.hosts)
+    }
+
+
+def want(
+    memory: Memory, names: Names, dns: Mapping[int, frozenset[IPAddress]], *, block_unresolved: bool = False
+) -> Wanted:
     """Return what is to be in force.
 
     Args:
         memory: of this pass.
         names: what name servers answered.
         dns: the name servers by family; one that is missing is left as it is.
+        block_unresolved: everything of a qube is refused while an address of one of its names is not known.
     """
     lists = {}
     for address, ruleset in memory.outcome.lists.items():
-        bound = bind(ruleset, names, before=memory.judged.lists.get(address))
+        former = memory.judged.lists.get(address)
+        bound = bind(ruleset, names, block_unresolved=block_unresolved, before=former)
         if memory.refused.get(address) == bound:
             bound = refusal(bound)
         lists[address] = bound
@@ -165,22 +184,31 @@ def ending(
 
 
 def written(memory: Memory, wanted: Wanted, later: frozenset[IPAddress]) -> tuple[ExportNames | CountHandled, ...]:
-    """Return what is written to QubesDB for each commit that was handled.
+    """Return what is written to QubesDB for each commit that was handled, and for names that have other addresses.
 
     Args:
         memory: of this pass.
         wanted: what is in force.
         later: addresses whose rules are not in force yet.
     """
-    now = ordered(memory.owed - later)
-    if not now:
-        return ()
+    counted = ordered(memory.owed - later)
+    refreshed = {
+        address for address, bound in wanted.lists.items() if _names_differ(memory.exported.get(address), bound)
+    }
     exports = []
-    for address in now:
+    for address in ordered((refreshed - later).union(counted)):
         bound = wanted.lists.get(address)
         hosts = {} if bound is None else {host: bound.of(host).addresses for host in bound.ruleset.hosts}
-        exports.append(ExportNames(export(address, hosts)))
-    return (*exports, CountHandled(now))
+        exports.append(export(address, hosts))
+    return (*((ExportNames(tuple(exports)),) if exports else ()), *handled(counted))
+
+
+def _names_differ(before: Bound | None, bound: Bound) -> bool:
+    """Whether what scripts read of a list's names below /dns/ is another now."""
+    if before is None:
+        return bool(bound.ruleset.hosts)
+    hosts = bound.ruleset.hosts if before is not bound else ()
+    return any(before.of(host) != bound.of(host) for host in hosts) or before.ruleset.hosts != bound.ruleset.hosts
 
 
 def settled(memory: Memory, wanted: Wanted, rules: Rules, came: Came) -> Memory:
@@ -198,9 +226,14 @@ def settled(memory: Memory, wanted: Wanted, rules: Rules, came: Came) -> Memory:
     for op in came.failed:
         if isinstance(op, SetQubeRules) and op.instead in {*came.done, *came.failed}:
             refused[op.bound.ruleset.address] = op.bound
+    exported = {each: bound for each, bound in memory.exported.items() if each in wanted.lists}
+    folders = {each.folder for op in came.done if isinstance(op, ExportNames) for each in op.exports}
+    if folders:
+        exported |= {each: bound for each, bound in wanted.lists.items() if folder_of(each) in folders}
     return memory._replace(
         refused=refused,
         judged=memory.judged if uncut else rules,
         owed=memory.owed - counted,
+        exported=exported,
         wanted=None if came.failed else wanted,
     )

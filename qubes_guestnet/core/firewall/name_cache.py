@@ -122,12 +122,21 @@ def share(lists: Mapping[str, Iterable[Question]]) -> Share:
     return Share(frozenset(questions), left_out)
 
 
-def follow(cache: Cache, questions: Iterable[Question], servers: tuple[Endpoint, ...], now: int) -> Cache:
+def follow(
+    cache: Cache, questions: Iterable[Question], servers: tuple[Endpoint, ...], now: int, *, anew: bool = False
+) -> Cache:
     """Return the cache for what rules and the redirection say now.
 
     New servers are asked for everything at once (F-20, F-43); what is in flight to the former ones does not count.
+
+    Args:
+        cache: before.
+        questions: of all rules.
+        servers: that are asked from now on.
+        now: the time.
+        anew: ask for everything at once also where the servers are the same: they are in another network.
     """
-    changed = servers != cache.servers
+    changed = anew or servers != cache.servers
     entries = {}
     for question in questions:
         entry = cache.entries.get(question) or _new(question, now)
@@ -185,17 +194,17 @@ def answered(cache: Cache, answers: Iterable[Answer], now: int, jitter: float, s
     return _with(cache, changed)
 
 
-def lost(cache: Cache, reason: str, now: int, jitter: float) -> Cache:
-    """Return the cache when no more answers come to what is in flight.
+def lost(cache: Cache, questions: Iterable[Question], reason: str, now: int, jitter: float) -> Cache:
+    """Return the cache when no more answers come to some of what is in flight.
 
     Args:
         cache: before.
+        questions: without an answer.
         reason: one of `name_messages.REASONS`.
         now: the time.
         jitter: as of `answered`.
     """
-    flying = [question for question, entry in cache.entries.items() if entry.asked]
-    return answered(cache, [Answer(question, FAILED, reason=reason) for question in flying], now, jitter)
+    return answered(cache, [Answer(question, FAILED, reason=reason) for question in questions], now, jitter)
 
 
 def expire(cache: Cache, now: int) -> Cache:

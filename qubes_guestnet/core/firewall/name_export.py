@@ -32,6 +32,11 @@ class Export(NamedTuple):
     lines: tuple[str, ...]
 
 
+def folder_of(source: IPAddress) -> str:
+    """Return the folder with the names of one qube."""
+    return f"/dns/{source}/"
+
+
 def export(source: IPAddress, hosts: Mapping[str, Sequence[IPAddress]]) -> Export:
     """Return the entries of one qube.
 
@@ -39,7 +44,7 @@ def export(source: IPAddress, hosts: Mapping[str, Sequence[IPAddress]]) -> Expor
         source: the qube's address, as dom0 has it in the firewall's keys.
         hosts: the names as dom0 wrote them, and the addresses of each; without any it has no entry.
     """
-    folder = f"/dns/{source}/"
+    folder = folder_of(source)
     entries, skipped, cut = [], [], []
     for host, addresses in sorted(hosts.items()):
         path = f"{folder}{host}"

@@ -58,6 +58,11 @@ def plan(listed: Mapping[int, Listed], wanted: Wanted) -> tuple[Operation, ...]:
     return tuple(sorted(found, key=lambda operation: ORDER.index(type(operation))))
 
 
+def is_missing(listed: Mapping[int, Listed]) -> bool:
+    """Whether a table, or something of it that each qube needs, is missing or not as it was made."""
+    return any(True for version in FAMILIES for _ in _table(version, listed.get(version, Listed())))
+
+
 def lost_rules(version: int, listed: Listed) -> tuple[str, ...]:
     """Return the chains whose rules of ours are not all there: another program deleted some, which `check` tells."""
     rules = ruleset.own_rules(version)

@@ -48,6 +48,7 @@ class ProviderReport(NamedTuple):
         firewall: what is wrong with it, as `foreign_chains.firewall` says; "" also where nothing has looked.
         apart: interfaces whose own forwarding is off, and the name of that setting; only looked at for a person.
         look_again: when entries of the firewall are to be read again, in seconds of a monotonic clock; None: no need.
+        wanted: what the firewall of single qubes is to hold; None where this process does not enforce it.
         conditions: the firewall of each address behind this qube, where this program enforces it and a person asks.
         firewall_changed: chains of the firewall that another program has taken rules of ours from.
         duplicates: addresses that more than one of the qubes has, by the names of their vifs.
@@ -73,6 +74,7 @@ class ProviderReport(NamedTuple):
     apart: tuple[tuple[str, str], ...] = ()
     duplicates: Mapping[tuple[str, ...], tuple[IPAddress, ...]] = {}
     look_again: float | None = None
+    wanted: object = None
     conditions: Mapping[IPAddress, Condition] = {}
     firewall_changed: tuple[str, ...] = ()
 
@@ -83,8 +85,8 @@ class ProviderReport(NamedTuple):
 
     @property
     def followed(self) -> tuple[object, ...]:
-        """What the pass had to follow besides dom0: name servers, and the devices that are offloaded."""
-        return self.names.servers, self.offload
+        """What the pass had to follow: name servers, offloaded devices, and the firewall of single qubes."""
+        return self.names.servers, self.offload, self.wanted
 
     @property
     def todo(self) -> tuple[str, ...]:

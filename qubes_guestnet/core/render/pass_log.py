@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 START, KEYS, RELOAD, STORE = "start", "keys", "reload", "store"
 LINK, ADDRESS, ROUTE, RULES, FILES, BUS = "link", "address", "route", "rules", "files", "bus"
-RETRY, SETTLE, PROBE, HOTPLUG, OWN, FIREWALL = "retry", "settle", "probe", "hotplug", "own", "firewall"
+RETRY, SETTLE, PROBE, HOTPLUG, OWN, FIREWALL, NAMES = "retry", "settle", "probe", "hotplug", "own", "firewall", "names"
 
 # The timers of the agent.
 TIMERS = {"retry": RETRY, "bus": BUS, "again": SETTLE, "firewall": FIREWALL}
@@ -38,6 +38,7 @@ _WORDS = {
     SETTLE: "a timer (systemd-udevd has applied sysctl.d)",
     OWN: "the changes of the pass before",
     FIREWALL: "a timer (dom0 has not written all rules of a qube yet)",
+    NAMES: "the name look-up (a name in firewall rules has other addresses)",
     RETRY: "a timer (something was still to do)",
 }
 # Other programs cause these; what is changed after them alone is a repair.

@@ -14,6 +14,8 @@ from qubes_guestnet.core.firewall.connections import Connection, Rules
 from qubes_guestnet.core.firewall.consequences import CountHandled, EndConnections, ExportNames
 from qubes_guestnet.core.firewall.enforcement import Memory
 from qubes_guestnet.core.firewall.entries import by_address
+from qubes_guestnet.core.firewall.name_cache import Known
+from qubes_guestnet.core.firewall.name_messages import Question
 from qubes_guestnet.core.firewall.operations import SetQubeRules
 from qubes_guestnet.core.operations import Outcome
 from qubes_guestnet.core.provider.vif import Device
@@ -93,12 +95,67 @@ def test_a_commit_is_counted_once_and_what_failed_is_counted_later() -> None:
     assert (memory.owed, memory.wanted, memory.judged.lists) == ({A}, None, {})
 
 
+BY_NAME = "action=accept dsthost=a.example"
+
+
+def known(*addresses: ipaddress.IPv4Address) -> dict[tuple[int, str], Known]:
+    return {(4, "a.example"): Known(addresses, True)}
+
+
+def refreshed(memory: Memory, names: dict[tuple[int, str], Known], came: Outcome = NOTHING) -> tuple[Memory, list[Any]]:
+    """A pass with these names: the memory after it, and what it wrote."""
+    wanted = enforcement.want(memory, names, DNS)
+    written = enforcement.written(memory, wanted, enforcement.unloaded(came))
+    came = came._replace(done=(*came.done, *(op for op in written if op not in came.failed)))
+    return enforcement.settled(memory, wanted, Rules(wanted.lists, DNS[4]), came), list(written)
+
+
+@pytest.mark.behaviour("B78")
+def test_names_are_written_again_when_they_have_other_addresses_and_are_not_counted() -> None:
+    memory, written = refreshed(begun(x4=BY_NAME, x5=OPEN), {})
+    assert [type(op) for op in written] == [ExportNames, CountHandled]
+    assert [each.entries for each in written[0].exports] == [(), ()], "one operation for all qubes"
+    assert refreshed(memory, {})[1] == []
+    memory, written = refreshed(memory, known(SERVER))
+    (export,) = written[0].exports
+    assert (len(written), export.entries) == (1, (("/dns/10.137.0.4/a.example", b"{'198.51.100.1/32'}"),))
+    assert refreshed(memory, known(SERVER))[1] == []
+    # QubesDB refused it: the next pass writes it.
+    (again,) = refreshed(memory, known(OTHER))[1]
+    failed, _ = refreshed(memory, known(OTHER), Outcome(failed=(again,)))
+    assert refreshed(failed, known(OTHER))[1] == [again]
+    assert refreshed(refreshed(failed, known(OTHER))[0], known(OTHER))[1] == []
+
+
+def test_names_that_left_a_list_are_written_with_its_commit() -> None:
+    memory, _ = refreshed(begun(x4=BY_NAME), known(SERVER))
+    memory = enforcement.advanced(memory, facts(2, committed(A), x4=OPEN), DEVICES)
+    memory, written = refreshed(memory, {})
+    assert [type(op) for op in written] == [ExportNames, CountHandled]
+    assert written[0].exports[0].entries == ()
+    assert set(memory.exported) == {A}
+    gone = enforcement.advanced(memory, facts(3), {})
+    assert refreshed(gone, {})[0].exported == {}
+
+
+def test_what_is_asked_is_by_qube_and_nothing_of_lists_without_names() -> None:
+    lists = begun(x4=BY_NAME, x5=OPEN).outcome.lists
+    assert enforcement.questions(lists) == {"10.137.0.4": (Question(4, "a.example"),)}
+
+
+def test_an_unknown_name_blocks_its_qube_where_the_owner_wants_that() -> None:
+    memory = begun(x4=BY_NAME, x5=OPEN)
+    for names, refused in (({}, True), (known(SERVER), False)):
+        lists = enforcement.want(memory, names, DNS, block_unresolved=True).lists
+        assert (lists[A].refused, lists[B].refused) == (refused, False)
+
+
 def test_a_list_that_is_refused_altogether_has_no_names_to_write() -> None:
     memory = begun(x4=OPEN)
     wanted = enforcement.want(memory, {}, DNS)._replace(lists={})
     (export, _count) = enforcement.written(memory, wanted, frozenset())
     assert isinstance(export, ExportNames)
-    assert export.export.entries == ()
+    assert [each.entries for each in export.exports] == [()]
 
 
 @pytest.mark.behaviour("B66")

@@ -337,12 +337,29 @@ def test_one_request_has_as_many_questions_as_fit_those_that_failed_last() -> No
     names = [Question(4, f"a{number:03}") for number in range(200)]
     cache = name_cache.follow(Cache(), names, FIRST, START)
     failed = names[:50]
-    cache = name_cache.lost(name_cache.asked(cache, failed, START), name_messages.TIMEOUT, START, 0)
+    cache = name_cache.lost(name_cache.asked(cache, failed, START), failed, name_messages.TIMEOUT, START, 0)
     assert {entry.reason for entry in cache.entries.values()} == {"", name_messages.TIMEOUT}
     batch = name_cache.due(cache, START + 300)
     assert list(batch) == names[50 : 50 + name_messages.MOST_QUESTIONS]
     rest = name_cache.due(name_cache.asked(cache, batch, START + 300), START + 300)
     assert list(rest) == names[50 + name_messages.MOST_QUESTIONS :] + failed
+
+
+@pytest.mark.behaviour("B76")
+def test_the_same_servers_in_another_network_are_asked_at_once() -> None:
+    steps = Steps(answer(1))
+    assert name_cache.follow(steps.cache, [Q], steps.cache.servers, steps.now).entries[Q].due > steps.now
+    moved = name_cache.follow(steps.cache, [Q], steps.cache.servers, steps.now, anew=True)
+    assert name_cache.due(moved, steps.now) == (Q,)
+    assert name_cache.known(moved, Q) == name_cache.known(steps.cache, Q)
+
+
+def test_of_what_is_in_flight_only_what_was_lost_failed() -> None:
+    names = [Question(4, f"a{number}") for number in range(3)]
+    cache = name_cache.asked(name_cache.follow(Cache(), names, FIRST, START), names, START)
+    cache = name_cache.lost(cache, names[:1], name_messages.PROGRAM, START, 0)
+    assert [cache.entries[name].asked for name in names] == [0, START, START]
+    assert cache.entries[names[0]].reason == name_messages.PROGRAM
 
 
 def test_the_next_time_is_that_of_the_first_look_up() -> None:

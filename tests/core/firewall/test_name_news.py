@@ -48,12 +48,12 @@ def test_each_failing_name_is_told_once() -> None:
     questions = [Question(family, name) for family in (4, 6) for name in ("a.org", "b.org", "c.org")]
     new = name_cache.follow(Cache(), questions, SERVERS, 900)
     assert name_news.news(Cache(), new) == ()
-    failed = name_cache.lost(name_cache.asked(new, questions, 900), "timeout", 900, 0)
+    failed = name_cache.lost(name_cache.asked(new, questions, 900), questions, "timeout", 900, 0)
     (line,) = name_news.news(new, failed)
     assert line.startswith(
         "firewall: a.org (IPv4), b.org (IPv4), c.org (IPv4), a.org (IPv6), b.org (IPv6) and 1 more: not known yet"
     )
-    again = name_cache.lost(name_cache.asked(failed, questions, 905), "server", 905, 0)
+    again = name_cache.lost(name_cache.asked(failed, questions, 905), questions, "server", 905, 0)
     assert name_news.news(failed, again) == ()
 
 

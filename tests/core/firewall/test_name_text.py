@@ -177,7 +177,8 @@ class Life:
         elif kind == "ask":
             self.cache = name_cache.asked(self.cache, name_cache.due(self.cache, self.now), self.now)
         elif kind == "lost":
-            self.cache = name_cache.lost(self.cache, name_messages.TIMEOUT, self.now, 0.3)
+            flying = [question for question, entry in self.cache.entries.items() if entry.asked]
+            self.cache = name_cache.lost(self.cache, flying, name_messages.TIMEOUT, self.now, 0.3)
         elif kind == "restart":
             self.cache, line = name_text.restore(name_text.render(self.cache), PATH, self.now)
             assert line == ""

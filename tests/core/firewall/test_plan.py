@@ -26,7 +26,7 @@ from qubes_guestnet.core.firewall.operations import (
     halves,
     transaction,
 )
-from qubes_guestnet.core.firewall.plan import Wanted, lost_rules, plan
+from qubes_guestnet.core.firewall.plan import Wanted, is_missing, lost_rules, plan
 from qubes_guestnet.core.firewall.prediction import after
 from qubes_guestnet.system.nft.program import Refused
 from tests.core.firewall import made, naive
@@ -187,6 +187,14 @@ def test_a_rule_that_a_kill_switch_deletes_stays_deleted_and_is_told() -> None:
     assert plan(listed(kernel), wanted()) == ()
     assert lost_rules(4, listed(kernel)[4]) == ("forward",)
     assert lost_rules(6, listed(kernel)[6]) == ()
+
+
+def test_a_table_that_went_or_was_changed_is_missing() -> None:
+    kernel = loaded()
+    assert not is_missing(listed(kernel))
+    assert is_missing({4: listed(kernel)[4]})
+    kernel.tables["ip", TABLE].chains["forward"].rules.clear()
+    assert is_missing(listed(kernel))
 
 
 DAMAGE = (

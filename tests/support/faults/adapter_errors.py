@@ -22,6 +22,7 @@ STORE = 'StoreError("QubesDB: thrown")'
 BUG = 'ValueError("thrown, which no adapter should raise")'
 BUS = 'BusError("thrown: no answer within 0.5 s")'
 CROWDED = 'Crowded("thrown: no answer within 0.5 s")'
+LOOK_UP = 'GuestnetError("thrown: the name look-up is not there")'
 LIBRARY = 'ImportError("thrown: another release of a library")'
 
 Row = tuple[str, str]
@@ -151,9 +152,16 @@ MONITOR = rows((
 # What ends a program that hangs.
 HANGING = rows((("program_tree:_found", (RAW,)),))
 
+# What a provider whose rules have names asks of the look-up.
+NAMES = rows((
+    ("names_client:LookUp.__init__", (LOOK_UP, RAW)),
+    ("names_client:LookUp.read", (LOOK_UP, RAW, BUG)),
+    ("services:configured_names", ('ConfigError("/thrown: bad")',)),
+))  # fmt: skip
+
 ALL = (
     PROVIDER, FIRST, FIRST_PLAIN, AGAIN, EVERYWHERE, BINDING, LINK_NAMES, LINK_NAMES_BY_COMMAND, UPSTREAM, HOOKS,
-    MONITOR, HANGING,
+    MONITOR, HANGING, NAMES,
 )  # fmt: skip
 
 _CHECK, _HOTPLUG, _PURE = "for `check` and `status`", "by the hotplug command, a process of its own", "pure"
@@ -162,7 +170,6 @@ NOT_ASKED: Mapping[str, tuple[str, frozenset[str]]] = {
     "fake_address": (_HOTPLUG, frozenset({"cli.vif"})),
     "gateway6": (_CHECK, frozenset({"cli.diagnosis"})),
     "locks": ("before the loop runs, by the command that starts it", frozenset({"cli.vif", "system.agent_status"})),
-    "names_client": ("not yet: with the firewall's rules by name", frozenset()),
     "nameserver": (_CHECK, frozenset({"cli.diagnosis"})),
     "netlink.decode": (_PURE, frozenset({"system.netlink.rtnl", "system.netlink.encode"})),
     "netlink.encode": (_PURE, frozenset({"agent.arp_probe", "system.netlink.rtnl"})),

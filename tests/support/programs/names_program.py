@@ -13,11 +13,11 @@ from pathlib import Path
 
 from qubes_guestnet.core.dns.endpoint import Endpoint
 from qubes_guestnet.core.firewall.name_messages import Answer, Question, Request
+from qubes_guestnet.lab.name_socket import PROGRAM
 from qubes_guestnet.system.names_client import LookUp
 from tests.support.eventually import eventually
 from tests.support.needs import needs
 
-MODULE = ("-I", "-m", "qubes_guestnet.names")
 ADDRESS_SPACE_KIB = 256 * 1024
 # Of the unit it is 64 MiB.
 MOST_MEMORY_KIB = 48 * 1024
@@ -33,7 +33,7 @@ class Program:
         arguments: of Python, in place of its module.
     """
 
-    def __init__(self, folder: Path, idle: float = 600, arguments: Sequence[str] = MODULE) -> None:
+    def __init__(self, folder: Path, idle: float = 600, arguments: Sequence[str] = PROGRAM) -> None:
         self.path = str(folder / "names.sock")
         self._log = folder / "names.log"
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening, self._log.open("w") as log:

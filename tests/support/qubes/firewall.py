@@ -84,6 +84,13 @@ class Enforcing(Provider):
         keys = [key for entry in found for key, _ in entry.get("map", {}).get("elem", ())]
         return {key["elem"]["val"] if isinstance(key, dict) else key for key in keys}
 
+    def named(self, name: str, version: int = 4) -> set[str]:
+        """The addresses in the set of a name."""
+        words = ("nft", "-j", "list", "set", FAMILY[version], "qubes-firewall", f"n-{name}")
+        done = self.oracle.run(*words, check=False)
+        found = json.loads(done.stdout)["nftables"] if not done.returncode else []
+        return {element for entry in found for element in entry.get("set", {}).get("elem", ())}
+
     def passes(self, behind: Client, dport: int = 9, version: int = 4) -> bool:
         """Whether a datagram of the qube comes out at the world's end, within the time that it takes."""
         outside, word = self.outside(), f"p{dport}"

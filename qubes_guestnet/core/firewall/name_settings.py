@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The table `[firewall]` of guestnet.toml: what becomes of names that are not known, and how often names are asked."""
+
+from __future__ import annotations
+
+from ..namedtuple import NamedTuple
+from .name_cache import SHORTEST
+
+BLOCK_ENTRY, BLOCK_QUBE = "block-entry", "block-qube"
+LEAST, MOST = 30, 1800  # seconds
+KEYS = ("unresolved", "least_ttl")
+
+
+class _NameSettingsFields(NamedTuple):
+    unresolved: str = BLOCK_ENTRY
+    least_ttl: int = SHORTEST
+
+
+class NameSettings(_NameSettingsFields):
+    """What the owner of the provider chose for names in firewall rules.
+
+    Args:
+        unresolved: BLOCK_ENTRY: while a name is not known, an accept entry with it matches nothing, and a drop entry
+            every destination; BLOCK_QUBE: everything of the qube is refused, as by the daemon of core-agent.
+        least_ttl: the least time between two look-ups of a name, 30 to 1800 s, whatever its time to live.
+
+    Raises:
+        ValueError: a value is not valid; the message names the key.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, unresolved: object = BLOCK_ENTRY, least_ttl: object = SHORTEST) -> NameSettings:
+        """Check the fields."""
+        if unresolved not in (BLOCK_ENTRY, BLOCK_QUBE):
+            raise ValueError(
+                f'[firewall] unresolved: {str(unresolved)[:40]!r} is neither "{BLOCK_ENTRY}" nor "{BLOCK_QUBE}"'
+            )
+        if type(least_ttl) is not int or not LEAST <= least_ttl <= MOST:
+            shown = f"{str(least_ttl)[:40]!r}"
+            raise ValueError(f"[firewall] least_ttl: {shown} is not a whole number from {LEAST} to {MOST}")
+        return super().__new__(cls, str(unresolved), least_ttl)
+
+    @property
+    def blocks_qube(self) -> bool:
+        """Whether a name that is not known has everything of its qube refused."""
+        return self.unresolved == BLOCK_QUBE
+
+
+def parse(table: object) -> NameSettings:
+    """Return what the table `[firewall]` asks for.
+
+    Raises:
+        ValueError: it is no table, or has something that is not valid; the message names the key.
+    """
+    if not isinstance(table, dict):
+        raise ValueError(f"firewall is {str(table)[:40]!r} and not a table: [firewall]")
+    for key in table:
+        if key not in KEYS:
+            raise ValueError(f"[firewall] {str(key)[:40]!r} is not known; its keys are {', '.join(KEYS)}")
+    return NameSettings(**table)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The names in firewall rules of the resident agent: what is known of them, and the look-ups in flight.
+
+`core.firewall.name_cache` decides what is asked and when; here are the clock, the sockets, and the file in /run by
+which a restarted agent knows what it knew. No call waits: the loop polls the descriptors, and calls `turn` when one of
+them is readable or something is due. Only a provider with a rule by name loads this.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+
+from ..core.firewall import name_cache, name_messages, name_news, name_text
+from ..core.firewall.name_cache import Cache, Known, Share
+from ..core.firewall.name_messages import PROGRAM, Question, Request
+from ..errors import GuestnetError, as_error
+from ..system import files, names_client
+from ..system.names_client import LookUp
+from ..system.systemd import ERROR, INFO, WARNING, log
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from ..core.dns.endpoint import Endpoint
+    from ..core.firewall.binding import Names
+    from ..core.firewall.name_messages import Answer
+    from ..system.paths import Paths
+
+FILE = "names"  # in our folder below /run
+# Root alone: it says which names the owner's qubes may reach.
+_MODE = 0o600
+# Names that are new are asked for while others wait for a server that does not answer. The service takes four clients.
+_LOOK_UPS = 3
+
+
+class FirewallNames:
+    """What is known of the names in firewall rules.
+
+    Args:
+        paths: where the qube's files are.
+    """
+
+    def __init__(self, paths: Paths) -> None:
+        self._path, self._socket = os.path.join(paths.run, FILE), os.path.join(paths.run, names_client.NAME)
+        self._flying: dict[LookUp, set[Question]] = {}  # and what of it has no answer yet
+        self._uplinks: frozenset[int] | None = None
+        self._share, self._shortest = Share(frozenset(), {}), name_cache.SHORTEST
+        self._anew = False
+        self._troubles: dict[str, None] = {}  # of look-ups, as told, until one is answered
+        self._unsaved = ""  # why the file could not be written, as told
+        self._cache, self._saved = self._restored()
+        self._known = _known(self._cache)
+
+    def _restored(self) -> tuple[Cache, bytes]:
+        data, problem = None, ""
+        try:
+            data = files.read(self._path, name_text.LONGEST)
+        except Exception as error:
+            problem = f"{as_error(error)}; the names in firewall rules are looked up again"
+        cache, damaged = name_text.restore(data, self._path, _now())
+        if problem or damaged:
+            log(WARNING, problem or damaged)
+        return cache, data or b""
+
+    # --- in a pass -----------------------------------------------------------------------------------------------
+
+    @property
+    def known(self) -> Names:
+        """What is known: (family, name) → addresses."""
+        return self._known
+
+    @property
+    def questions(self) -> frozenset[Question]:
+        """All that anything is known of, or asked."""
+        return frozenset(self._cache.entries)
+
+    def follow(
+        self, share: Share, servers: tuple[Endpoint, ...] | None, uplinks: frozenset[int], shortest: int
+    ) -> None:
+        """Ask for what rules have now, where the qubes are led to now.
+
+        Other servers, and another uplink, are asked for everything at once.
+
+        Args:
+            share: the names of all rules.
+            servers: of the redirection; None where they are not known, and stay as they were.
+            uplinks: interface indexes.
+            shortest: the least time between two look-ups of one name, in seconds.
+        """
+        before, now = self._cache, _now()
+        servers = before.servers if servers is None else tuple(dict.fromkeys(servers))[: name_messages.MOST_SERVERS]
+        anew = self._anew or self._uplinks not in (None, uplinks)
+        if anew or servers != before.servers:
+            self.close()
+        self._uplinks, self._shortest, self._anew = uplinks, shortest, False
+        if anew or servers != before.servers or share.questions != before.entries.keys():
+            self._cache = name_cache.follow(before, share.questions, servers, now, anew=anew)
+        if share.left_out != self._share.left_out:
+            for words in name_news.left_out(share):
+                log(WARNING, words)
+        self._share = share
+        self._ask(now)
+        self._settle(before)
+
+    def ask_anew(self) -> None:
+        """The next pass asks for everything: the owner wants it, or what is known is in doubt."""
+        self._anew = True
+
+    # --- in the loop ---------------------------------------------------------------------------------------------
+
+    def filenos(self) -> tuple[int, ...]:
+        """For poll; other ones after each call."""
+        return tuple(look_up.fileno() for look_up in self._flying)
+
+    def due(self) -> float | None:
+        """Return when to call `turn` without another event, by the monotonic clock; None for never."""
+        found = [look_up.seconds_left() for look_up in self._flying]
+        at = name_cache.next_time(self._cache)
+        if at and len(self._flying) < _LOOK_UPS:
+            found.append(at - time.clock_gettime(time.CLOCK_BOOTTIME))  # which counts suspended time
+        return time.monotonic() + max(min(found), 0.0) if found else None
+
+    def turn(self) -> bool:
+        """Take what answers are there, and ask for what is due.
+
+        Returns:
+            Whether something else is known now: then a pass follows.
+        """
+        before, now, known = self._cache, _now(), self._known
+        for look_up in tuple(self._flying):
+            self._read(look_up, now)
+        self._cache = name_cache.expire(self._cache, now)
+        self._ask(now)
+        self._settle(before)
+        return self._known != known
+
+    def close(self) -> None:
+        """Give up what is in flight."""
+        for look_up in self._flying:
+            look_up.close()
+        self._flying.clear()
+
+    def _ask(self, now: int) -> None:
+        while len(self._flying) < _LOOK_UPS and (questions := name_cache.due(self._cache, now)):
+            self._cache = name_cache.asked(self._cache, questions, now)
+            try:
+                look_up = LookUp(self._socket, Request(self._cache.servers, questions))
+            except Exception as error:
+                self._failed(questions, as_error(error), now)
+                return
+            self._flying[look_up] = set(questions)
+
+    def _read(self, look_up: LookUp, now: int) -> None:
+        try:
+            answers = look_up.read()
+        except Exception as error:
+            look_up.close()
+            self._failed(self._flying.pop(look_up), as_error(error), now)
+            return
+        self._take(answers, now)
+        self._flying[look_up].difference_update(answer.question for answer in answers)
+        if look_up.ended:
+            look_up.close()
+            del self._flying[look_up]
+
+    def _take(self, answers: Iterable[Answer], now: int) -> None:
+        self._cache = name_cache.answered(self._cache, answers, now, _jitter(), self._shortest)
+        if self._troubles and any(answer.reason != PROGRAM for answer in answers):
+            self._troubles.clear()
+            log(INFO, "the name look-up answers again")
+
+    def _failed(self, questions: Iterable[Question], error: GuestnetError, now: int) -> None:
+        """Have these asked again later; what is known of them stays."""
+        self._cache = name_cache.lost(self._cache, questions, PROGRAM, now, _jitter())
+        if str(error) not in self._troubles:
+            log(ERROR, f"names in firewall rules: {error}")
+        self._troubles[str(error)] = None
+
+    def _settle(self, before: Cache) -> None:
+        """What follows from a change of the cache."""
+        if self._cache is before:
+            return
+        for words in name_news.news(before, self._cache):
+            log(WARNING, words)
+        known = _known(self._cache)
+        if known != self._known:
+            self._known = known
+        self._save()
+
+    def _save(self) -> None:
+        data = name_text.render(self._cache)
+        if data == self._saved:
+            return
+        try:
+            files.publish(self._path, data, _MODE, sync=False)
+        except Exception as error:
+            text = str(as_error(error))
+            if text != self._unsaved:
+                log(ERROR, f"{text}; after a restart of the agent the names in firewall rules are looked up again")
+            self._unsaved = text
+            return
+        self._saved, self._unsaved = data, ""
+
+
+def read(run: str) -> Cache:
+    """Return what the agent knows, for the command line.
+
+    Args:
+        run: /run/qubes-guestnet.
+
+    Raises:
+        GuestnetError: its file cannot be read, or is damaged.
+    """
+    path = os.path.join(run, FILE)
+    cache, damaged = name_text.restore(files.read(path, name_text.LONGEST), path, _now())
+    if damaged:
+        raise GuestnetError(damaged)
+    return cache
+
+
+def _known(cache: Cache) -> dict[tuple[int, str], Known]:
+    found = ((question, name_cache.known(cache, question)) for question in cache.entries)
+    return {(question.family, question.name): known for question, known in found if known is not None}
+
+
+def _now() -> int:
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME))
+
+
+def _jitter() -> float:
+    return int.from_bytes(os.urandom(2), "big") / 65536  # `random` costs 1 MB
