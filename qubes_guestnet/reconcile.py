@@ -10,7 +10,7 @@ operation (`flow.settle`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from .core import plan
 from .core.namedtuple import NamedTuple
@@ -65,6 +65,9 @@ class Pass(NamedTuple):
     Args:
         only: name of the one interface to handle, "" for all.
         keys_written: dom0 wrote keys since the last pass.
+        present: indices of the interfaces that were there before the entries were read. An uplink that is not among
+            them waits for the next pass: dom0 may have written its keys after the reading, and the settings of the
+            former provider would be in use on it (behaviour B4). None where the entries are newer than every interface.
         revive: configure an interface that `uplink remove` took down.
         may_rewrite: called with the content before another program's change of resolv.conf is reverted.
         others: the other services of the qube; None leaves them alone.
@@ -73,6 +76,7 @@ class Pass(NamedTuple):
 
     only: str = ""
     keys_written: bool = False
+    present: Collection[int] | None = None
     revive: bool = False
     may_rewrite: Callable[[bytes], bool] = lambda _content: True
     others: OtherServices | None = None
@@ -122,20 +126,20 @@ def _pass(
             run = way(ledger)
             ruled = asked.provider.before(untrusted_entries, run) if asked.provider else None
             half.uplinks(run)
-            blind = False
+            blind = half.late
             uplinks = frozenset(report.link.ifindex for report in half.interfaces if report.link is not None)
             if uplinks:
                 names = half.resolv_conf(Ground(settings, flags, manager, kernel, uplinks), paths, run)
-            if asked.others is not None:
+            if asked.others is not None and not blind:
                 half.others(asked.others, run)
-            if asked.provider is not None and ruled is not None:
+            if asked.provider is not None and ruled is not None and not blind:
                 provided = asked.provider.after(ruled, settings.dns.servers, half.interfaces, names)
                 half.failed(provided.errors)
     except Exception as error:
         half.failed((as_error(error),))
     return Report(
         settings, half.interfaces, names, tuple(half.applied), tuple(half.errors), tuple(half.done), tuple(half.todo),
-        provided, blind=blind,
+        provided, blind=blind, late=half.late,
     )  # fmt: skip
 
 
@@ -221,12 +225,14 @@ class _UplinkPass:
         done: operations carried out on the other services, in words.
         todo: those that are still to be carried out, and what has to come first.
         errors: everything that went wrong, each once.
+        late: an uplink came after the entries were read (`Pass.present`).
     """
 
     def __init__(self, settings: Settings, flags: uplink.Flags, choices: _Choices, kernel: Kernel, asked: Pass) -> None:
         self._settings, self._flags, self._choices, self._kernel, self._asked = settings, flags, choices, kernel, asked
         self._adapters = of_uplink(kernel, asked.others)
         self._notes = False  # what came and went is recorded
+        self.late = False
         self.interfaces: tuple[InterfaceReport, ...] = ()
         self.applied: list[plan.Op] = []
         self.done: list[str] = []
@@ -258,6 +264,10 @@ class _UplinkPass:
         """Observe and plan."""
         uplinks = self._uplinks(record)
         links = self._kernel.links(frozenset(settings.mac for settings in uplinks)) if uplinks else ()
+        self.late = self._asked.present is not None and any(link.ifindex not in self._asked.present for link in links)
+        if self.late:
+            self.interfaces = ()
+            return Planned((), record)
         found = [(settings, uplink.choose_link(links, settings.mac)) for settings in uplinks]
         present = [link for _, link in found if link is not None]
         if self._notes:

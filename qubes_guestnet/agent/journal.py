@@ -140,7 +140,7 @@ class Journal:
         self._errors = errors
         self._failures = dict.fromkeys(standing_failures, False)
         self._tell("; ".join(_status(report)), "; ".join((*errors, *standing_failures)))
-        if not self.ready:
+        if not self.ready and not report.late:
             self.ready = systemd.notify("READY=1")
 
     def _tell_roles(self, report: Report) -> None:

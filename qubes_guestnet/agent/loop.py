@@ -25,7 +25,7 @@ from ..core.render import pass_log
 from ..core.report import Report
 from ..errors import GuestnetError, KernelError, StoreError, as_error
 from ..reconcile import Pass, reconcile, record_written
-from ..system import programs, systemd, wakeups
+from ..system import devices, programs, systemd, wakeups
 from ..system.netlink import rtnl as netlink
 from ..system.paths import Paths
 from ..system.qubesdb import store as qubesdb
@@ -294,13 +294,14 @@ class Agent:
 
     def _pass(self) -> None:
         self._unfinished = False
+        present = frozenset(devices.names())  # before the entries, which then are newer than each of these
         try:
             host, entries = self._hosting(self._connection.entries())
         except StoreError as error:
             self._outage(error)
             return
         self._connection.answered()
-        self._reconcile(host, entries)
+        self._reconcile(host, entries, present)
 
     def _pass_without_store(self, host: Host) -> None:
         """Restore changed rules while QubesDB does not answer, with its last entries (behaviour B125)."""
@@ -308,13 +309,13 @@ class Agent:
         self._reconcile(host, host.known)
         self._end_offload()
 
-    def _reconcile(self, host: Host | None, entries: dict[str, bytes]) -> None:
+    def _reconcile(self, host: Host | None, entries: dict[str, bytes], present: frozenset[int] | None = None) -> None:
         self._folders.watch((os.path.dirname(self._paths.resolv_conf),))  # each time, because it may fail
         if host is None and self._keeper is None:
             self._keeper = self._keep_rules()
         done, failed = self._keeper.keep(entries) if self._keeper is not None else ((), ())
         asked = Pass(
-            keys_written=self._keys_written, may_rewrite=self._may_rewrite, others=self._others,
+            keys_written=self._keys_written, present=present, may_rewrite=self._may_rewrite, others=self._others,
             provider=host.provider if host is not None else None,
         )  # fmt: skip
         try:
@@ -330,13 +331,13 @@ class Agent:
         self._detached = any(interface.detached for interface in report.interfaces)
         provided = report.provided
         changed = bool(report.applied or (provided is not None and provided.done)) and not self._keys_written
-        self._keys_written = False
+        self._keys_written &= report.late
         self._pace = self._pace.done(time.monotonic(), changed, provided.followed if provided is not None else None)
         self._journal.told(report)
         if host is not None:
             self._find(host, entries)
         self._timers.replace("firewall", provided.look_again if provided is not None else None)
-        if self._connection.take_aside() and self._told(()):
+        if (self._connection.take_aside() and self._told(())) or report.late:
             self._pace = self._pace.woken(time.monotonic())
         self._prober.consider(report)
         self._schedule_retry(report)

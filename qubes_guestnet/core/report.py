@@ -189,7 +189,8 @@ class Report(NamedTuple):
         provided: what it does for the qubes behind this one; None where that is not asked.
         rules_todo: pending operations for lost base rules, in a qube that is no provider.
         rules_done: what was done for them, in words.
-        blind: an error kept the pass from looking at the uplinks, so none of them counts as gone.
+        blind: the pass did not look at the uplinks, because of an error or of `late`, so none of them counts as gone.
+        late: an uplink came after the entries were read; the next pass, with newer entries, handles the uplinks.
     """
 
     settings: Settings
@@ -203,6 +204,7 @@ class Report(NamedTuple):
     rules_todo: tuple[object, ...] = ()
     rules_done: tuple[str, ...] = ()
     blind: bool = False
+    late: bool = False
 
     @property
     def plan(self) -> tuple[str, ...]:

@@ -70,6 +70,19 @@ def test_a_dry_run_changes_nothing_and_says_what_a_pass_would_do(qube: Qube) -> 
     assert wet.plan == ()
 
 
+@pytest.mark.behaviour("B4")
+def test_an_interface_that_came_after_the_keys_were_read_waits_for_newer_keys(qube: Qube) -> None:
+    """On a loaded machine dom0 wrote keys and plugged eth0 in within a pass, which had read the former keys."""
+    report = qube.run(present=frozenset({1}))
+    assert (report.late, report.blind, report.errors, report.applied) == (True, True, (), ())
+    assert (qube.shown(), qube.state().up, qube.resolv_conf.exists()) == (set(), False, False)
+    report = qube.run(present=frozenset({1, 2}))
+    assert (report.late, report.settled) == (False, True)
+    assert qube.shown() == IPV4 | IPV6
+    qube.kernel.interfaces[3] = Interface(qube.kernel.interfaces.pop(2).link._replace(ifindex=3))
+    assert qube.run(present=frozenset({1, 2})).late
+
+
 def test_a_dry_run_makes_no_folder(qube: Qube) -> None:
     assert qube.run(dry_run=True).errors == ()
     assert not Path(qube.paths.run).exists()
