@@ -7,7 +7,7 @@ _qubes_guestnet() {
     if [[ $verb != lab && ${COMP_WORDS[COMP_CWORD - 1]} == --color ]]; then
         words='auto always never'
     elif ((COMP_CWORD == 1)); then
-        words='agent apply plan status monitor check uplink wait-uplink vif dns rules forwarding lab --help --version'
+        words='agent apply plan status monitor check uplink wait-uplink vif dns rules forwarding firewall-unit lab --help --version'
     else
         case $verb in
         apply) words="--dry-run --help $(_qubes_guestnet_interfaces)" ;;
@@ -22,6 +22,7 @@ _qubes_guestnet() {
         dns) if ((COMP_CWORD == 2)); then words='sync --help'; fi ;;
         rules) if ((COMP_CWORD == 2)); then words='load unload --help'; fi ;;
         forwarding) if ((COMP_CWORD == 2)); then words='on off hold release --help'; fi ;;
+        firewall-unit) if ((COMP_CWORD == 2)); then words='start stop reload --help'; fi ;;
         agent) words='--verbose --help' ;;
         lab) _qubes_guestnet_lab; return ;;
         esac

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # fish completion of qubes-guestnet(8)
 
-set -l verbs agent apply plan status monitor check uplink wait-uplink vif dns rules forwarding lab
+set -l verbs agent apply plan status monitor check uplink wait-uplink vif dns rules forwarding firewall-unit lab
 
 complete -c qubes-guestnet -f
 complete -c qubes-guestnet -l help -d 'show help'
@@ -19,6 +19,7 @@ complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a vif -d
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a dns -d 'redirect the virtual DNS addresses'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a rules -d 'anti-spoofing and the base rules'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a forwarding -d 'open or close forwarding for client qubes'
+complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a firewall-unit -d 'for qubes-firewall.service'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a lab -d 'qubes in namespaces'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from apply' -s n -l dry-run -d 'change nothing'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from plan status check; and not __fish_seen_subcommand_from lab' -s j -l json -d 'print JSON'
@@ -33,6 +34,7 @@ complete -c qubes-guestnet -n '__fish_seen_subcommand_from vif' -a 'online offli
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from dns' -a 'sync'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from rules' -a 'load unload'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from forwarding' -a 'on off hold release'
+complete -c qubes-guestnet -n '__fish_seen_subcommand_from firewall-unit' -a 'start stop reload'
 
 set -l lab_verbs demo run up exec set feature firewall status diagram down store
 # True where the word behind `lab` is one of the arguments.

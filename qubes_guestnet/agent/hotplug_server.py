@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 
 from ..core import settings
 from ..core.firewall import entries as firewall_entries
+from ..core.provider import firewall_unit
 from ..core.provider import settings as provider
 from ..core.provider import vif as vif_rules
 from ..core.provider.vif import Vif
@@ -76,6 +77,7 @@ class Host:
             raise
         self._everything, self._stirred = True, False
         self._started: set[str] = set()
+        self._asking: list[hotplug_socket.Reply] = []  # requests of qubes-firewall.service, not answered yet
         self._trouble = ""
         others.follow_names()
         self._folders = wakeups.Folders()
@@ -138,6 +140,10 @@ class Host:
         if came is None:
             return False
         data, reply = came
+        if data == firewall_unit.REQUEST:
+            self._asking.append(reply)
+            self.look_at_everything()
+            return True
         if not reply.awaited():
             log(INFO, "vif: a question was not carried out, its asker has gone")
             reply.close()
@@ -182,6 +188,7 @@ class Host:
         Raises:
             GuestnetError: it is not known which, or a command was not started; the next pass tries again.
         """
+        self._answer()
         # Where a link leads to, and settings of single links that systemd-resolved tells by no signal (B127, B130).
         self._folders.watch((*wakeups.folders(self._resolv_conf), resolved.LINKS_FOLDER))
         self._known, self._stirred = entries, False
@@ -192,6 +199,17 @@ class Host:
         for name, addresses in names:
             self._start(name, addresses)
         self._everything = False
+
+    def _answer(self) -> None:
+        """Tell qubes-firewall.service that the lists of all qubes are in force; until then it waits."""
+        waiting = [reply for reply in self._asking if reply.awaited()]
+        for reply in (each for each in self._asking if each not in waiting):
+            reply.close()
+        self._asking = waiting
+        if waiting and self.provider.has_lists_in_force:
+            self._asking = []
+            for reply in waiting:
+                reply(vif_rules.answer("", ()))
 
     def _late(self, entries: dict[str, bytes]) -> tuple[Vif, ...]:
         """Vifs with late fake addresses; trouble is told once, and the next pass looks again."""

@@ -105,7 +105,11 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Grou
     cut = drops(((family, nft.table(family)) for family in tables.IP_FAMILIES), (link.name for link in uplinks))
     vpn = tunnel(kernel.tunnels((), (link.ifindex for link in uplinks)))
     chains = called(nft.chains(), nft_kernel.dormant())
-    state = firewall(is_filtered(chains), services.firewall_unit()) if services.filters(paths.flags) else ""
+    state = ""
+    if services.filters(paths.flags):
+        # Where the agent enforces the rules they are in force whatever becomes of the unit.
+        unit = services.firewall_unit() if not services.enforces(paths.flags, paths.run) else ""
+        state = firewall(is_filtered(chains), unit)
     unknown, gone = tuple(sorted(there - known)), tuple(sorted(known - there))
     return Ground(rules, unknown, gone, shadows(chains), cut, vpn, state, transactions.arp)
 

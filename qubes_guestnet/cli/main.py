@@ -82,7 +82,7 @@ def _function(verb: Verb) -> Callable[[Options], int]:
     if verb.run == "lab":
         return _lab
     module: ModuleType
-    if verb.run in ("vif", "rules", "forwarding"):
+    if verb.run in ("vif", "rules", "forwarding", "firewall_unit"):
         from . import provider_verbs as module  # the boot or a starting qube waits for them
     elif verb.run in ("status", "check", "monitor"):
         from . import views as module

@@ -98,5 +98,12 @@ VERBS: dict[str, Verb] = {
     "forwarding": Verb(
         "forwarding", ("action",), ("on", "off", "hold", "release"), (), "open or close forwarding for client qubes"
     ),
+    "firewall-unit": Verb(
+        "firewall_unit",
+        ("action",),
+        ("start", "stop", "reload"),
+        (),
+        "switch the enforcement of qvm-firewall's rules on or off; qubes-firewall.service calls it",
+    ),
     "lab": Verb("lab", (), (), (), "build a small Qubes network in namespaces, for tests"),
 }

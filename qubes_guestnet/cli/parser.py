@@ -89,6 +89,8 @@ _DESCRIPTIONS = {
     "rules": "Load the anti-spoofing and base rules of qubes-guestnet, or remove them. qubes-guestnet-rules.service "
     "calls it, in every qube.",
     "forwarding": "Open or close forwarding for client qubes.",
+    "firewall-unit": "Start, stop or reload the enforcement of qvm-firewall's rules for client qubes. The unit "
+    "qubes-firewall.service calls it; by hand use systemctl.",
 }
 _ACTIONS = {
     "uplink": {
@@ -114,6 +116,12 @@ _ACTIONS = {
         "release": "report the firewall as ready; qubes-firewall.service calls it. Opens forwarding unless `off` is in "
         "force",
     },
+}
+_ACTIONS["firewall-unit"] = {
+    "start": "refuse everything, run the users' firewall scripts, load the rules of all qubes, then open forwarding; "
+    "what is in force already stays in force",
+    "stop": "close forwarding and refuse everything, unless systemd restarts the unit",
+    "reload": "load all rules again, and return when they are in force",
 }
 _INTERFACES = {
     "apply": "only this uplink, such as eth0; default: all, and the vifs of client qubes",

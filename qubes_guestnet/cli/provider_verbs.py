@@ -10,6 +10,7 @@ import os
 
 from ..core.settings import PROVIDER_KEY
 from ..errors import GuestnetError, StoreError
+from ..system import services
 from ..system.paths import Paths
 from . import reading
 from .output import complain, say
@@ -44,6 +45,25 @@ def rules(options: Options) -> int:
         raise GuestnetError("the resident agent would load them again", "systemctl stop qubes-guestnet")
     ours = Rules(PATHS)
     say(ours.load(entries) if options.action == "load" else ours.unload())
+    return 0
+
+
+def firewall_unit(options: Options) -> int:
+    """What qubes-firewall.service does: `start` also runs the users' scripts, however long they take."""
+    from ..provider import firewall_unit as unit
+
+    if options.action == "start":
+        provides = services.provides(PATHS.flags) and bool(reading.patiently(reading.entries).get(PROVIDER_KEY))
+        steps = unit.start(PATHS, provides=provides)
+    elif options.action == "stop":
+        from ..core.uplink import unit_jobs as rules
+        from ..system import unit_jobs
+
+        steps = unit.stop(PATHS, rules.parse(unit_jobs.listed()) if unit_jobs.managed() else {})
+    else:
+        steps = unit.reload(PATHS)
+    for words in steps:
+        say((words,))
     return 0
 
 

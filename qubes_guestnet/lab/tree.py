@@ -22,7 +22,7 @@ from ..errors import UsageError
 from . import firewall_rules, world
 from .dom0 import NEWEST, RELEASES, Dom0
 from .firewall_rules import ACCEPT_ALL, Rule, RuleError, Rules
-from .vm import FAKE_GATEWAY, FAKE_IP, FAKE_NETMASK, FIREWALL_FLAG, Vm
+from .vm import FAKE_GATEWAY, FAKE_IP, FAKE_NETMASK, Vm
 from .world import Offer
 
 BUILT_IN = Path(__file__).resolve().parent / "trees"
@@ -101,7 +101,6 @@ def load(word: str = DEFAULT) -> Tree:
 def plant(tree: Tree, dom0: Dom0) -> dict[str, Vm]:
     """Create the qubes of a tree, none of them started; see `Dom0.start_all`."""
     made: dict[str, Vm] = {}
-    limits = any(spec.firewall != ACCEPT_ALL for spec in tree.qubes)
     for spec in tree.qubes:
         vm = dom0.create(
             spec.name, made[spec.netvm] if spec.netvm is not None else None, spec.ipv6,
@@ -110,7 +109,7 @@ def plant(tree: Tree, dom0: Dom0) -> dict[str, Vm]:
         features = {FAKE_IP: spec.fake_ip, FAKE_GATEWAY: spec.fake_gateway, FAKE_NETMASK: spec.fake_netmask}
         vm.features |= {name: value for name, value in features.items() if value is not None}
         vm.custom_ip, vm.custom_ip6, vm.custom_mac = spec.ip, spec.ip6, spec.mac
-        vm.flags |= {*spec.flags, *({FIREWALL_FLAG} if spec.provides_network and limits else ())}
+        vm.flags |= set(spec.flags)
         dom0.set_firewall(vm, spec.firewall)
         vm.agent = True
         made[spec.name] = vm

@@ -20,7 +20,7 @@ from .world import Offer, World
 FAKE_IP, FAKE_GATEWAY, FAKE_NETMASK = "net.fake-ip", "net.fake-gateway", "net.fake-netmask"
 IPV6 = "ipv6"
 PROVIDER_FLAG = "qubes-network"
-# Of a provider: the rules of the qubes behind it are in force.
+# Of a provider: the rules of the qubes behind it are in force. Qubes OS switches it on for each provider by itself.
 FIREWALL_FLAG = "qubes-firewall"
 _NETMASK = "255.255.255.255"
 _PREFIX6 = "fd09:24ef:4179:"
@@ -84,7 +84,7 @@ class Vm:
         self.custom_mac: str | None = None
         self.firewall = Firewall()
         # Service flags, there from its start on.
-        self.flags: set[str] = {PROVIDER_FLAG} if provides_network else set()
+        self.flags: set[str] = {PROVIDER_FLAG, FIREWALL_FLAG} if provides_network else set()
         self.netvm: Vm | None = None
         self.offer = offer
         # What of it runs: 0 and None while it does not.

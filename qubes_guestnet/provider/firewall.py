@@ -27,7 +27,7 @@ from ..core.owned_state import Record
 from ..core.values import IPAddress
 from ..dispatch import of_firewall
 from ..errors import GuestnetError
-from ..system import conntrack, services
+from ..system import conntrack, services, user_scripts
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.qubesdb import store as qubesdb
@@ -94,6 +94,11 @@ class Firewall:
         self._listed: tuple[Mark, Mapping[int, Listed]] | None = None  # since when nothing else was loaded
         self._detached: set[IPAddress] = set()
         self._problems: tuple[Problem, ...] = ()  # of the names of folders, as told
+
+    @property
+    def settled(self) -> bool:
+        """Whether what is loaded was found to be as wanted, and nothing was in doubt since."""
+        return self._memory.wanted is not None
 
     def forget(self) -> None:
         """The next pass takes nothing for granted, and tries again what nft refused."""
@@ -283,6 +288,7 @@ class Firewall:
         except GuestnetError as error:
             work.errors += [] if error.needs_root else [error]
         work.conditions = condition.conditions(addresses, stored, listed)
+        work.scripts = user_scripts.read(self._paths.run)
 
 
 class _Turn:

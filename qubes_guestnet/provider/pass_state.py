@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..core.nft.limits import Kept, Limits
     from ..core.operations import Operation, Outcome, Planned
     from ..core.owned_state import Record
+    from ..core.provider.firewall_unit import Scripts
     from ..core.provider.provider_report import ProviderReport
     from ..core.provider.vif_order import VifReport
     from ..flow import Adapters, Applying
@@ -45,6 +46,7 @@ class PassState:
         wanted: what the firewall of single qubes is to hold; None where this process does not enforce it.
         conditions: the firewall of each address, where a person asks.
         firewall_changed: chains of the firewall that another program has taken rules from.
+        scripts: what came of the users' scripts of the firewall, where a person asks.
         todo: operations that are planned and not carried out, in a pass that only plans.
         done: what was carried out, in words.
     """
@@ -62,6 +64,7 @@ class PassState:
         self.wanted: object = None
         self.conditions: Mapping[IPAddress, Condition] = {}
         self.firewall_changed: tuple[str, ...] = ()
+        self.scripts: Scripts | None = None
         self.vifs: list[VifReport] = []
         self.todo: list[Operation] = []
         self.done: list[str] = []
@@ -135,5 +138,5 @@ class PassState:
             stopped=self.stopped, hold=self.provided.hold, lost=self.provided.lost,
             duplicates=duplicates(each.vif for each in self.vifs if each.link is not None),
             unfiltered=self.unfiltered, look_again=self.look_again, wanted=self.wanted, conditions=self.conditions,
-            firewall_changed=self.firewall_changed,
+            firewall_changed=self.firewall_changed, scripts=self.scripts,
         )  # fmt: skip

@@ -204,6 +204,11 @@ class Provider:
         """The names in firewall rules; None where there are none."""
         return self._firewall.names if self._firewall is not None else None
 
+    @property
+    def has_lists_in_force(self) -> bool:
+        """Whether the last pass had the lists of all single qubes in force."""
+        return self.enforces and self._firewall is not None and self._firewall.settled
+
     def rules_changed(self) -> None:
         """Rules have changed: forwarding closes at once if ours are not all there. Raises GuestnetError."""
         self._rules.close_if_lost()

@@ -50,6 +50,7 @@ class Rules:
         self._paths, self._nft = paths, transactions or Transactions()
         self._alone = transactions is None  # a command of the boot, which ends, and before which others have nothing
         self._told = False  # that the kernel has no IPv6
+        self._scripts_lost = False  # with the tables of the firewall
         self._handles = frozenset[tuple[str, str, bytes]]()  # of the base rules, as long as they are all there
 
     def begin(self, untrusted_entries: Mapping[str, bytes], run: Applying) -> PassState:
@@ -78,8 +79,22 @@ class Rules:
         record = work.provided
         if services.enforces(self._paths.flags, self._paths.run):
             work.unfiltered = record.unfiltered or not nft_kernel.filtering()
+            self._scripts_lost |= work.unfiltered and record.filtered and not record.unfiltered
+            if self._scripts_lost and work.run.applies:
+                self._restart_firewall(work)
         elif services.filters(self._paths.flags):
             work.unfiltered = record.unfiltered or (record.filtered and not nft_kernel.filtering())
+
+    def _restart_firewall(self, work: PassState) -> None:
+        """Its tables were removed, and in them the rules of users' scripts, which its unit runs."""
+        if services.has_firewall(self._paths.flags):
+            from ..core.provider.firewall_unit import plan_lost
+            from ..dispatch import of_base_rules
+
+            came = work.settle(plan_lost, of_base_rules(self._nft))
+            self._scripts_lost = bool(came.errors)
+        else:
+            self._scripts_lost = False
 
     def _possible(self, settings: ProviderSettings, run: Applying) -> ProviderSettings:
         """Without what the kernel does not have: IPv4 is set up all the same (behaviour B54, #5110)."""

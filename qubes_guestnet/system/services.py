@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from ..core.uplink.desired import Flags, Style
-from ..errors import ConfigError, printable, shown
+from ..errors import ConfigError, FileError, printable, shown
 from . import files, programs
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
@@ -21,7 +21,7 @@ FLAGS_FOLDER = "/run/qubes-service"
 CONFIG_FILE = "/etc/qubes/guestnet.toml"
 PROVIDES = "qubes-network"
 FILTERS = "qubes-firewall"
-# In the run folder: this program enforces the lists, not core-agent's daemon. Nothing but the lab makes it yet.
+# In the run folder: this program enforces the lists, not core-agent's daemon. qubes-firewall.service makes it.
 ENFORCES = "firewall"
 NO_OFFLOAD = "guestnet-no-offload"
 FIREWALL = "qubes-firewall"
@@ -167,6 +167,28 @@ def enforces(folder: str, run: str) -> bool:
         run: /run/qubes-guestnet.
     """
     return filters(folder) and os.path.exists(os.path.join(run, ENFORCES))
+
+
+def set_enforced(run: str, *, on: bool = True) -> None:
+    """Have the agent enforce the lists of single qubes from its next pass on, or no more.
+
+    Args:
+        run: /run/qubes-guestnet, which is there.
+        on: whether it is to.
+
+    Raises:
+        FileError: the file that says so cannot be made, or removed.
+    """
+    path = os.path.join(run, ENFORCES)
+    if on:
+        files.publish(path, b"", sync=False)
+        return
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise FileError(path, error, "run as root") from None
 
 
 def may_offload(folder: str = FLAGS_FOLDER) -> bool:

@@ -51,6 +51,7 @@ def test_as_data() -> None:
         "offload": "not checked yet: the resident agent decides it",
         "offloading": False,
         "firewall_changed": [],
+        "firewall_scripts": {"running": "", "failed": []},
         "vifs": [],
         "plan": ["x"],
     }

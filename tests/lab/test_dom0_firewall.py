@@ -69,7 +69,7 @@ def test_what_was_written_stays_when_the_qube_leaves_and_when_it_loses_ipv6() ->
     stage = Stage(ipv6=True)
     dom0, netvm, other = stage.dom0, stage.netvm1, stage.provider("netvm2")
     vm = stage.start("vm", netvm)
-    before = {key: value for key, value in dom0.read_all(netvm).items() if "firewall" in key}
+    before = {key: value for key, value in dom0.read_all(netvm).items() if key.startswith("/qubes-firewall/")}
     assert len(before) == 6
     dom0.set_feature(vm, "ipv6", "")
     with operations(dom0) as done:

@@ -16,12 +16,14 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.judge.oracle import Oracle
 from tests.support.machines import packages
-from tests.support.machines.client import Client
-from tests.support.machines.core_agent import ENABLED, FIREWALL_NOTES, HARDENED, SCRIPTS
+from tests.support.machines.client import Client, commit
+from tests.support.machines.core_agent import ENABLED, HARDENED, SCRIPTS
 from tests.support.machines.kinds import (
     BARRIER,
+    ENTRIES,
     OF_AN_UPLINK,
     OUTSIDE,
+    RAN,
     REFUSED,
     RULES,
     SAMPLED,
@@ -97,9 +99,11 @@ def test_its_public_units_are_active_and_ours(qube: Qube) -> None:
     expected += [FIREWALL, NETWORK] if qube.kind.provides else []
     for unit in expected:
         eventually(lambda unit=unit: machine.property(unit, "ActiveState") == "active", LONG, unit, qube.told)
-        assert "/usr/bin/qubes-guestnet" in machine.property(unit, "ExecStart") or unit == FIREWALL
+        assert "/usr/bin/qubes-guestnet" in machine.property(unit, "ExecStart")
     noted = machine.run("sh", "-c", "ls /run/core-agent-* 2>/dev/null || :").split()
-    assert noted == ([FIREWALL_NOTES] if qube.kind.provides else [])
+    assert noted == []  # its daemon does not run
+    marked = machine.inside.run("test", "-e", "/run/qubes-guestnet/firewall", check=False).returncode
+    assert marked == (0 if qube.kind.provides else 1)
 
 
 @pytest.mark.behaviour("B153")
@@ -111,7 +115,7 @@ def test_nothing_is_forwarded_before_the_user_s_firewall_script_has_ended(qube: 
         return
     machine = qube.machine
     assert set(machine.run("cat", SAMPLED).split()) == {"0"}
-    assert machine.run("cat", FIREWALL_NOTES).split() == ["table", "script", "ready"]
+    assert qube.noted(RAN) == ["ran"]
     ready, network = (int(machine.property(unit, "ActiveEnterTimestampMonotonic")) for unit in (FIREWALL, NETWORK))
     assert 0 < ready <= network
     eventually(lambda: qube.forwards()[0] == "1", LONG, "forwarding", qube.told)
@@ -222,15 +226,19 @@ def test_forwarding_follows_its_unit(qube: Qube) -> None:
     assert qube.forwards()[0] == "1"
 
 
+@pytest.mark.behaviour("B79")
 @pytest.mark.behaviour("B153")
 def test_the_firewall_is_reloaded_and_not_restarted(qube: Qube) -> None:
     if not qube.kind.provides:
         return
-    qube.machine.run("rm", FIREWALL_NOTES)
     assert qube.behind is not None
+    before = qube.noted(RAN)
+    commit((qube.behind,), f"action=accept dst4={OUTSIDE}/32")
     with qube.behind.every_packet_returns(OUTSIDE, "reload of the firewall"):
         qube.systemctl(f"try-reload-or-restart {FIREWALL}")
-    eventually(lambda: qube.machine.run("cat", FIREWALL_NOTES).split() == ["reload"], LONG, "one reload")
+    assert not qube.behind.inside.reaches(ENTRIES["/qubes-gateway"], within_s=0.5)
+    assert qube.noted(RAN) == before
+    commit((qube.behind,))
     assert qube.machine.property(FIREWALL, "ActiveState") == "active"
 
 
@@ -254,50 +262,42 @@ def test_without_the_firewall_nothing_is_forwarded(qube: Qube) -> None:
     eventually(lambda: qube.behind.reaches(OUTSIDE), LONG, "a packet through", qube.told)
 
 
+@pytest.mark.behaviour("B65")
+@pytest.mark.behaviour("B73")
 @pytest.mark.behaviour("B155")
-def test_a_firewall_that_is_killed_lets_nothing_pass_that_it_refuses(qube: Qube) -> None:
-    """Its tables stay, without news from dom0; each start makes them anew, and users' rules come only after that."""
+def test_a_restart_or_a_crash_of_the_firewall_loses_nothing_and_lets_nothing_pass(qube: Qube) -> None:
+    """The tables stay, with users' rules, while the scripts run again; in the middle of that the unit is killed."""
     machine, behind = qube.machine, qube.behind
     if behind is None:
         return
-    with at_most_arrive(0, behind.inside.prefix, REFUSED, machine.router.prefix):
+    with (
+        at_most_arrive(0, behind.inside.prefix, REFUSED, machine.router.prefix),
+        behind.every_packet_returns(OUTSIDE, "restart of the firewall"),
+    ):
+        ran = len(qube.noted(RAN))
+        qube.systemctl(f"restart {FIREWALL}")
+        assert len(qube.noted(RAN)) == ran + 1
+        qube.systemctl(f"kill --signal=KILL {FIREWALL}")  # in between it has no process
+        qube.systemctl(f"--no-block restart {FIREWALL}")
+        eventually(lambda: len(qube.noted(RAN)) == ran + 2, LONG, "a start", qube.told)
         qube.systemctl(f"kill --signal=KILL {FIREWALL}")
         eventually(lambda: machine.property(FIREWALL, "SubState") == "auto-restart", LONG, "its end", qube.told)
-        told = machine.run("qubes-guestnet", "check", check=False)
-        assert "error: firewall-not-running: qubes-firewall.service is activating" in told
-        assert "by the last rules of the firewall" in machine.run("qubes-guestnet", "status", check=False)
-        assert behind.reaches(OUTSIDE)
-        qube.systemctl(f"start {FIREWALL}")
-        assert "firewall-not-running" not in machine.run("qubes-guestnet", "check", check=False)
-        eventually(lambda: behind.reaches(OUTSIDE), LONG, "a packet through", qube.told)
-        for _ in range(3):  # it ends while the user's script runs, again and again
-            machine.run("rm", FIREWALL_NOTES)
-            qube.systemctl(f"reset-failed {FIREWALL}")  # else systemd starts it five times in ten seconds at most
-            qube.systemctl(f"--no-block restart {FIREWALL}")
-            eventually(lambda: "table" in qube.noted(FIREWALL_NOTES), LONG, "a start", qube.told)
-            qube.systemctl(f"kill --signal=KILL {FIREWALL}")
-            assert qube.forwards() == ["0", "0"]
-            assert "firewall-not-ready" in machine.run("qubes-guestnet", "check", check=False)
-        qube.systemctl(f"reset-failed {FIREWALL}")
-        qube.systemctl(f"restart {FIREWALL}")
-        eventually(lambda: behind.reaches(OUTSIDE), LONG, "a packet through", qube.told)
+        eventually(lambda: machine.property(FIREWALL, "ActiveState") == "active", LONG, "its return", qube.told)
+        assert qube.forwards()[0] == "1"
 
 
 @pytest.mark.behaviour("B155")
-@pytest.mark.parametrize("way", [f"systemctl kill {FIREWALL}", "nft delete table ip qubes-firewall"])
-def test_when_the_rules_of_the_firewall_go_forwarding_ends(qube: Qube, way: str) -> None:
-    """The firewall removes them when it ends. Packets pass until the agent hears of it: some ms, more under load."""
+def test_when_the_rules_of_the_firewall_go_forwarding_ends_until_the_scripts_have_run_again(qube: Qube) -> None:
+    """Packets pass until the agent hears of it: some ms, more under load."""
     behind = qube.behind
     if behind is None:
         return
-    qube.machine.run(*way.split())
+    ran = len(qube.noted(RAN))
+    qube.machine.run("nft", "delete table ip qubes-firewall")
     eventually(lambda: qube.forwards() == ["0", "0"], LONG, "the end of forwarding", qube.told)
     with at_most_arrive(0, behind.inside.prefix, REFUSED, qube.machine.router.prefix):
-        assert "error: firewall-not-ready: " in qube.machine.run("qubes-guestnet", "check", check=False)
-        qube.systemctl(f"restart {UNIT}")
-        assert qube.forwards() == ["0", "0"]
-        qube.systemctl(f"restart {FIREWALL}")
         eventually(lambda: behind.reaches(OUTSIDE), LONG, "a packet through", qube.told)
+    assert len(qube.noted(RAN)) == ran + 1
 
 
 def test_an_upgrade_loses_nothing(qube: Qube, following: Path) -> None:

@@ -13,9 +13,11 @@ import pytest
 
 from tests.support.eventually import eventually, never
 from tests.support.machines import client
-from tests.support.machines.client import Client
-from tests.support.machines.core_agent import SCRIPTS
+from tests.support.machines.client import Client, commit
+from tests.support.machines.core_agent import SCRIPTS, USER_SCRIPT
+from tests.support.machines.kinds import FORWARDING
 from tests.support.machines.machine import Machine, Mounts
+from tests.support.machines.put_in import ANSWERER, ASK, PROXY_UNIT, WITNESS
 from tests.system.test_boot import ENTRIES, UNIT, configured, install, pid
 
 RULES = "qubes-guestnet-rules.service"
@@ -29,44 +31,15 @@ PROVIDER = {
     "/qubes-netvm-primary-dns": "10.139.1.1",
     "/qubes-netvm-secondary-dns": "10.139.1.2",
 }
-FORWARDING = ("/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding")
 OUTSIDE, OUTSIDE6 = "192.0.2.80", "2001:db8::80"
-# What is in force when network-pre.target is reached, seen by who waits for nothing else.
-WITNESS = f"""\
-[Unit]
-DefaultDependencies=no
-After=network-pre.target
-Before=qubes-guestnet.service
-
-[Service]
-Type=oneshot
-ExecStart=/bin/sh -c '{{ nft list ruleset; ip -oneline address; cat {" ".join(FORWARDING)}; }} >/run/at-network-pre'
-"""
+FIREWALL, MARK, RAN = "qubes-firewall.service", "/run/qubes-guestnet/firewall", "/usr/the-script-ran"
+# What the agent's sandbox forbids.
+SCRIPT = f"#!/bin/sh\ncat {FORWARDING[0]} >>{RAN}\n"
 PROXY = "qubes-updates-proxy"
-PROXY_UNIT = """\
-[Service]
-ExecStart=/bin/sleep infinity
-"""
-# A name server that answers whatever it is asked with where it was asked.
-ANSWERER = """\
-import socket
-port = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-port.bind(("10.139.1.1", 53))
-print("ready", flush=True)
-while True:
-    data, asker = port.recvfrom(512)
-    port.sendto(data + b" answered", asker)
-"""
-ASK = """\
-import socket, sys
-port = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-port.settimeout(2)
-port.sendto(b"question", (sys.argv[1], 53))
-print(port.recvfrom(512)[0].decode())
-"""
 AT_ONCE = 10
 # Of one attach: Xen's script, which becomes our program; three questions to xenstore and one answer; nft. And two more.
 PROCESSES_EACH = 8
+EVENTS = ("up", "down", "vpn-up", "vpn-down", "dhcp4-change", "dhcp6-change", "connectivity-change", "hostname")
 # The whole of an agent may take 64 MB; a tenth qube makes it no bigger than the first.
 GROWTH_KB = 2048
 
@@ -79,7 +52,9 @@ def qube(mounts: Mounts, base: Path, plain: Path, installed: Path, boot) -> Mach
     mounts.run(f"mkdir -p {units}/multi-user.target.wants; cat >{units}/witness.service <<'END'\n{WITNESS}END\n")
     mounts.run(f"ln -s ../witness.service {units}/multi-user.target.wants/")
     mounts.run(f"cat >{units}/{PROXY}.service <<'END'\n{PROXY_UNIT}END\n")
-    machine = boot(root, "provider", PROVIDER, flags=("qubes-network", PROXY))
+    script = f"{root}/tree{USER_SCRIPT}"
+    mounts.run(f"mkdir -p {Path(script).parent}; cat >{script} <<'END'\n{SCRIPT}END\nchmod +x {script}")
+    machine = boot(root, "provider", PROVIDER, flags=("qubes-network", "qubes-firewall", PROXY))
     outside(machine)
     return machine
 
@@ -170,6 +145,43 @@ def test_a_qube_is_attached_and_reaches_the_world(qube: Machine, first: Client) 
     assert qube.inside.is_up(first.vif)
     eventually(lambda: first.reaches(OUTSIDE), what="a packet through", trouble=lambda: told(qube))
     eventually(lambda: first.reaches(OUTSIDE6), what="an IPv6 packet through", trouble=lambda: told(qube))
+
+
+@pytest.mark.behaviour("B65")
+@pytest.mark.behaviour("B81")
+@pytest.mark.behaviour("B137")
+def test_the_firewall_s_unit_is_ready_before_anything_is_forwarded(qube: Machine) -> None:
+    """Without core-agent: its script ran once, outside the sandbox, while nothing was forwarded."""
+    assert qube.inside.run("systemctl", "--quiet", "is-enabled", FIREWALL, check=False).returncode == 0
+    assert qube.run("cat", RAN) == "0"
+    entered, units = "ActiveEnterTimestampMonotonic", (RULES, UNIT, FIREWALL, "qubes-network.service")
+    assert (times := [0, *(int(qube.property(unit, entered)) for unit in units)]) == sorted(set(times))
+    qube.run("test", "-e", MARK)
+
+
+@pytest.mark.behaviour("B79")
+def test_what_dom0_commits_is_what_passes(qube: Machine, first: Client) -> None:
+    commit((first,), f"action=drop dst4={OUTSIDE}/32", "action=accept")
+    eventually(lambda: not first.inside.reaches(OUTSIDE, within_s=0.5), what="a refusal", trouble=lambda: told(qube))
+    assert first.reaches(OUTSIDE6), told(qube)
+    commit((first,), "action=accept", "action=accept")
+    eventually(lambda: first.reaches(OUTSIDE), what="a packet through", trouble=lambda: told(qube))
+
+
+@pytest.mark.behaviour("B73")
+@pytest.mark.behaviour("B76")
+def test_the_firewall_s_unit_is_restarted_and_reloaded_without_loss(qube: Machine, first: Client) -> None:
+    with first.every_packet_returns(OUTSIDE):
+        for verb in ("restart", "reload", "try-restart", "try-reload-or-restart"):
+            qube.run("systemctl", verb, FIREWALL)
+    assert qube.run("cat", RAN).split() == ["0", "1", "1"]
+    qube.run("systemctl", "stop", FIREWALL)
+    assert forwards(qube) == ["0", "0"]
+    assert not first.inside.reaches(OUTSIDE, within_s=1)
+    assert qube.run("sh", "-c", f"test -e {MARK} || echo gone") == "gone"
+    qube.run("systemctl", "start", FIREWALL)
+    assert first.reaches(OUTSIDE), told(qube)
+    assert qube.run("cat", RAN).split() == ["0", "1", "1", "0"]
 
 
 def test_its_names_are_resolved_by_the_provider_s_servers(qube: Machine, first: Client) -> None:
@@ -292,6 +304,7 @@ def test_a_vif_that_nobody_told_of_is_set_up_outside_the_sandbox(qube: Machine, 
     assert not late.inside.reaches(OUTSIDE, within_s=1)
     qube.run("systemctl", "start", UNIT)
     eventually(lambda: late.xenstore("hotplug-status") == "connected", what="its vif", trouble=lambda: told(qube))
+    commit((late,))
     assert late.reaches(OUTSIDE), told(qube)
     assert qube.run("cat", "/usr/noted").splitlines() == [
         f"online {late.vif} vif {address}" for address in (late.address, late.address6)
@@ -326,16 +339,7 @@ def test_network_manager_s_word_is_followed(qube: Machine) -> None:
     """NetworkManager takes any other exit status than 0 for a failure."""
     script = "/usr/lib/NetworkManager/dispatcher.d/30-qubes-guestnet"
     assert qube.run("stat", "--format=%u %a", script) == "0 755"
-    for event in (
-        "up",
-        "down",
-        "vpn-up",
-        "vpn-down",
-        "dhcp4-change",
-        "dhcp6-change",
-        "connectivity-change",
-        "hostname",
-    ):
+    for event in EVENTS:
         qube.run(script, "eth0", event)
     unchanged = qube.inside.run("/usr/lib/qubes/qubes-setup-dnat-to-ns", check=False)
     assert unchanged.returncode == 100, unchanged.stderr

@@ -104,7 +104,7 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
 def _firewall(state: str) -> Remark:
     if state == NO_FIREWALL:
         problem = "client qubes are UNFILTERED: the service qubes-firewall is on, but there is no firewall"
-        remedy = "systemctl start qubes-firewall (of qubes-core-agent-networking); or qubes-guestnet forwarding off"
+        remedy = "systemctl start qubes-firewall; or qubes-guestnet forwarding off"
         return Remark("firewall-missing", "error", problem, remedy)
     problem = f"qubes-firewall.service is {state}: its last rules stay in force, and changes from dom0 have no effect"
     return Remark(
@@ -114,6 +114,10 @@ def _firewall(state: str) -> Remark:
 
 def _lists(report: ProviderReport) -> Iterator[Remark]:
     """The firewall of single qubes."""
+    for path, reason in report.scripts.failed if report.scripts is not None else ():
+        problem = f"the firewall script {printable(path)} failed ({reason}): rules that it makes may be missing"
+        remedy = "correct it; its output: journalctl -u qubes-firewall; then systemctl restart qubes-firewall"
+        yield Remark("firewall-script-failed", "warning", problem, remedy)
     if not report.conditions:
         return
     from ..firewall.condition import BLOCKED, WAITING  # where this program enforces it
@@ -139,9 +143,12 @@ def _forwarding(report: ProviderReport) -> Iterator[Remark]:
     missing, on_again = " and ".join(f"IPv{family}" for family in families), "qubes-guestnet forwarding on"
     stopped = bool(families) and report.stopped.issuperset(families)
     if missing and report.unfiltered:
-        problem = f"{missing} is not forwarded: qubes-firewall.service is not ready, client qubes would be unfiltered"
+        running = report.scripts.running if report.scripts is not None else ""
+        waits = f"runs the script {printable(running)}" if running else "is not ready, client qubes would be unfiltered"
+        remedy = "wait for the script, or correct it and then " if running else ""
+        remedy += "systemctl restart qubes-firewall; otherwise see its journal"
         yield Remark(
-            "firewall-not-ready", "error", problem, "systemctl restart qubes-firewall; otherwise see its journal"
+            "firewall-not-ready", "error", f"{missing} is not forwarded: qubes-firewall.service {waits}", remedy
         )
     elif missing:
         reason, remedy = (

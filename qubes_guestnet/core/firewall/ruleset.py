@@ -78,6 +78,16 @@ def tables(version: int, fill: Iterable[str]) -> str:
     )
 
 
+def anew(version: int) -> str:
+    """Return the replacement of the table by one without qubes, names or rules of users: it refuses everything.
+
+    Args:
+        version: of the family.
+    """
+    table = FAMILIES[version].table
+    return f"add table {table}\ndelete table {table}\n{tables(version, own_rules(version))}"
+
+
 # --- one qube ----------------------------------------------------------------------------------------------------
 
 

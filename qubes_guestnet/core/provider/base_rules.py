@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 LOADS = 4  # of the rules, while other programs change rules between each and our look at what came of it
 TABLE, RULES = "table ", "rules of "
-FIREWALL_UNIT = "qubes-firewall.service"
 _KINDS = ("LoadRules", "LoadRulesInParts")
+FIREWALL_UNIT = "qubes-firewall.service"
 _FORMER = ("ip", "ip6")  # a former release had no table for ARP, which is no loss
 
 

@@ -16,6 +16,7 @@ from .vif_order import VifReport
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from ..firewall.condition import Condition
+    from .firewall_unit import Scripts
 
 
 class Lines(NamedTuple):
@@ -51,6 +52,7 @@ class ProviderReport(NamedTuple):
         wanted: what the firewall of single qubes is to hold; None where this process does not enforce it.
         conditions: the firewall of each address behind this qube, where this program enforces it and a person asks.
         firewall_changed: chains of the firewall that another program has taken rules of ours from.
+        scripts: what came of the users' scripts of the firewall; None as for `conditions`.
         duplicates: addresses that more than one of the qubes has, by the names of their vifs.
     """
 
@@ -77,6 +79,7 @@ class ProviderReport(NamedTuple):
     wanted: object = None
     conditions: Mapping[IPAddress, Condition] = {}
     firewall_changed: tuple[str, ...] = ()
+    scripts: Scripts | None = None
 
     @property
     def waits(self) -> bool:

@@ -48,9 +48,15 @@ def as_data(report: ProviderReport | None, traffic: Mapping[str, Traffic]) -> di
         "offload": _offload(report),
         "offloading": report.offload.startswith(OFFLOADED),
         "firewall_changed": list(report.firewall_changed),
+        "firewall_scripts": _scripts_data(report),
         "vifs": [_vif_data(vif, report, traffic) for vif in report.vifs],
         "plan": list(report.todo),
     }
+
+
+def _scripts_data(report: ProviderReport) -> dict[str, Any]:
+    running, failed = report.scripts if report.scripts is not None else ("", ())
+    return {"running": running, "failed": [{"path": path, "reason": reason} for path, reason in failed]}
 
 
 def _names_data(report: ProviderReport) -> dict[str, Any]:
@@ -83,6 +89,8 @@ def as_text(report: ProviderReport | None) -> Iterator[Line]:
         yield line("  base rules: ", bad(_rules(report)))
     if report.lost:
         yield line("  lost together with our rules: ", bad(", ".join(report.lost)))
+    for path, reason in report.scripts.failed if report.scripts is not None else ():
+        yield line("  firewall script failed: ", bad(printable(f"{path} ({reason})")))
     for held in sorted(report.settings.held):
         yield line("  ", warn(f"{held}: settings invalid, what is in force stays"))
     if report.active:
@@ -137,7 +145,9 @@ def _forwarding(report: ProviderReport) -> str:
     if report.forwarding:
         return f"forwards {named}{_filtered(report.firewall)}{_stopped(report)}{_apart(report)}"
     if report.unfiltered:
-        return "forwards nothing (qubes-firewall.service is not ready)"
+        running = report.scripts.running if report.scripts is not None else ""
+        state = f"runs {printable(running)}" if running else "is not ready"
+        return f"forwards nothing (qubes-firewall.service {state})"
     if report.closed:
         return "forwards nothing (`forwarding off` was said)"
     if report.hold:

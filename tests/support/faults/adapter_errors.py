@@ -176,6 +176,10 @@ NOT_ASKED: Mapping[str, tuple[str, frozenset[str]]] = {
     "nft.quoted_address": (_HOTPLUG, frozenset({"system.fake_address"})),
     "other_programs": (_CHECK, frozenset({"cli.diagnosis", "cli.views"})),
     "qubesdb.wire": (_PURE, frozenset({"agent.connection", "system.qubesdb.binding", "system.qubesdb.direct"})),
-    "unit_jobs": ("by `uplink remove`", frozenset({"cli.verbs"})),
+    "unit_jobs": ("by `uplink stop` and `firewall-unit stop`", frozenset({"cli.provider_verbs", "cli.verbs"})),
+    "user_scripts": (
+        "by qubes-firewall.service, and for a person",
+        frozenset({"provider.firewall", "provider.firewall_unit"}),
+    ),
     "xenstore": (_HOTPLUG, frozenset({"cli.vif"})),
 }

@@ -90,8 +90,11 @@ class Client:
             self.inside.run("ip", *words.split())
 
     def hotplug(self, command: str = "online", *, device: str = "vif", check: bool = True) -> str:
-        """What Xen calls in the provider, with the search path that its daemon has."""
-        return self.provider.run(*self.call(command, device), check=check)
+        """What Xen calls in the provider, with the search path that its daemon has; then dom0 commits the rules."""
+        said = self.provider.run(*self.call(command, device), check=check)
+        if (command, device) == ("online", "vif"):
+            commit((self,))
+        return said
 
     def call(self, command: str, device: str = "vif") -> list[str]:
         """The words of that call."""
@@ -127,3 +130,26 @@ def hotplug_all(qubes: Iterable[Client]) -> None:
     qubes = list(qubes)
     calls = "".join(f"{' '.join(qube.call('online'))} & " for qube in qubes)
     qubes[0].provider.run("sh", "-c", f"{calls} wait")
+    commit(qubes)
+
+
+def commit(qubes: Iterable[Client], *rules: str) -> None:
+    """What dom0 writes for a provider that has the service qubes-firewall: rules of qubes behind it, and the commit.
+
+    Args:
+        qubes: all of one provider.
+        rules: as they are in QubesDB; none: everything is accepted.
+    """
+    rules = rules or ("action=accept",)
+    qubes = list(qubes)
+    if "qubes-firewall" not in qubes[0].provider.flags:
+        return
+    pairs = list[str]()
+    for qube in qubes:
+        for address, other in ((qube.address, " dst6="), (qube.address6, " dst4=")):
+            base = f"/qubes-firewall/{address}"
+            pairs += (f"{base}/policy", "drop")
+            for number, rule in enumerate(each for each in rules if other not in each):
+                pairs += (f"{base}/{number:04}", rule)
+            pairs += (base, "")
+    qubes[0].provider.write(*pairs)

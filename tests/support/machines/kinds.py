@@ -71,10 +71,13 @@ method=disabled
 """
 # What was forwarded while the first user script ran, for two seconds from when an agent would have begun to.
 SAMPLED = "/run/while-the-script-ran"
+# One word for each time that it ran.
+RAN = "/run/the-script-ran"
 # What it has the firewall refuse is not refused before it has run.
 REFUSED = "192.0.2.81"
 SCRIPT = f"""\
 #!/bin/sh
+echo ran >>{RAN}
 if [ -e {SAMPLED} ] || [ ! -e /usr/bin/qubes-guestnet ]; then
     sleep 0.5
 else

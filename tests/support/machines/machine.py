@@ -114,7 +114,7 @@ class Machine:
         wire: tuple[str, str] = ("eth0", MAC),
     ) -> None:
         needs("systemd-nspawn", "ip", "sysctl")
-        self.name = f"{name}-{root.name}-{os.getpid()}"
+        self.name, self.flags = f"{name}-{root.name}-{os.getpid()}", tuple(flags)
         text = "".join(f"{path} = {value}\n" for path, value in entries.items())
         mounts.run(f"cat >{root}/tree{ENTRIES} <<'END'\n{text}END\n")
         lines = "".join(f"f /run/qubes-service/{flag}\n" for flag in flags)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Start, stop and reload of qubes-firewall.service. `core.provider.firewall_unit` decides, and tells the order.
+
+These run as commands of the unit, outside the agent's sandbox.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+
+from ..core.firewall import ruleset
+from ..core.firewall.lines import FAMILIES
+from ..core.provider import firewall_unit, vif
+from ..core.provider.firewall_unit import Scripts
+from ..errors import GuestnetError, as_error
+from ..system import hotplug_socket, services, user_scripts
+from ..system.nft import kernel as nft_kernel
+from ..system.nft import program as nft
+from ..system.owned_state import Ledger
+from ..system.paths import Paths
+from ..system.systemd import WARNING, log, notify
+from .rules import Rules
+
+ANSWER_SECONDS = 60.0  # an agent that has to start, and QubesDB that has to answer
+_PAUSE_SECONDS = 0.2
+
+
+def start(paths: Paths, *, provides: bool) -> Iterator[str]:
+    """Have the lists enforced, and run the users' scripts.
+
+    Args:
+        paths: where the qube's files are.
+        provides: this qube is a provider, so there is an agent that has lists to load.
+
+    Yields:
+        What was done, in words, as soon as it is.
+
+    Raises:
+        GuestnetError: something is refused, or the agent does not answer. Forwarding then stays closed, unless the
+            rules were in force before.
+    """
+    rules = Rules(paths)
+    enforced = services.enforces(paths.flags, paths.run)
+    if firewall_unit.begins(enforced=enforced, filtered=nft_kernel.filtering()):
+        yield from rules.close(unfiltered=True)
+        with Ledger(paths.run):
+            _refuse_everything()
+            services.set_enforced(paths.run)
+        yield "nft -f: tables ip qubes-firewall and ip6 qubes-firewall, which refuse everything"
+    yield from _run_scripts(paths)
+    if provides:
+        _have_loaded(paths)
+    rules.release()
+    if provides:
+        _have_loaded(paths)  # the agent opens forwarding in a pass
+        yield "the rules of all qubes are in force"
+
+
+def stop(paths: Paths, jobs: Mapping[str, str]) -> Iterator[str]:
+    """Close forwarding, have nothing enforced, and leave tables that refuse everything; unless it is a restart.
+
+    Args:
+        paths: where the qube's files are.
+        jobs: of systemd.
+
+    Yields:
+        What was done, in words.
+
+    Raises:
+        GuestnetError: something is refused; forwarding is closed first.
+    """
+    if services.enforces(paths.flags, paths.run) and not firewall_unit.ends(jobs):
+        yield "the unit is restarted: rules and forwarding stay as they are"
+        return
+    yield from Rules(paths).close(unfiltered=True)
+    with Ledger(paths.run):
+        services.set_enforced(paths.run, on=False)
+        _refuse_everything()
+    yield "nft -f: tables ip qubes-firewall and ip6 qubes-firewall, which refuse everything"
+
+
+def reload(paths: Paths) -> Iterator[str]:
+    """Have the agent look at everything, and wait until what it found is in force.
+
+    Raises:
+        GuestnetError: nothing is enforced, or the agent does not answer.
+    """
+    if not services.enforces(paths.flags, paths.run):
+        raise GuestnetError("the firewall of the qubes is not started", "systemctl start qubes-firewall")
+    _have_loaded(paths)
+    yield "the rules of all qubes are in force"
+
+
+def _refuse_everything() -> None:
+    nft.run("".join(ruleset.anew(version) for version in FAMILIES))
+
+
+def _run_scripts(paths: Paths) -> Iterator[str]:
+    folders, single = firewall_unit.places(persists=user_scripts.persists(paths.flags))
+    failed = list[tuple[str, str]]()
+    for path in user_scripts.runnable(folders, single):
+        _note(paths, Scripts(path, tuple(failed)))
+        notify(f"STATUS=running {path}")
+        reason = user_scripts.run(path)
+        if reason:
+            failed.append((path, reason))
+            log(WARNING, f"{path}: {reason}; its rules may be missing")
+        else:
+            yield f"{path} has run"
+    _note(paths, Scripts("", tuple(failed)))
+    notify("STATUS=")
+
+
+def _note(paths: Paths, scripts: Scripts) -> None:
+    """Publish it for `status` and `check`; that it cannot be published keeps no script from running."""
+    try:
+        user_scripts.publish(paths.run, scripts)
+    except GuestnetError as error:
+        log(WARNING, str(as_error(error)))
+
+
+def _have_loaded(paths: Paths) -> None:
+    """Wait until the agent has the lists of all qubes in force. Raises GuestnetError."""
+    deadline, socket = time.monotonic() + ANSWER_SECONDS, os.path.join(paths.run, hotplug_socket.NAME)
+    while (left := deadline - time.monotonic()) > 0:
+        answer = hotplug_socket.request(socket, firewall_unit.REQUEST, left)
+        if answer is not None:
+            try:
+                problem, _ = vif.answered(answer)
+            except ValueError as error:
+                problem = str(error)
+            if problem:
+                raise GuestnetError(problem, "journalctl -u qubes-guestnet")
+            return
+        time.sleep(_PAUSE_SECONDS)
+    problem = f"the agent has not loaded the rules of the qubes within {ANSWER_SECONDS:g} s"
+    raise GuestnetError(problem, "systemctl status qubes-guestnet; nothing is forwarded that was not before")

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The users' scripts of the firewall: list them, run one, and publish what came of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import stat
+from collections.abc import Iterable
+
+from ..core.provider import firewall_unit
+from ..core.provider.firewall_unit import Scripts
+from . import files, programs
+
+PERSISTS = "custom-persist"
+_NAME, _MODE = "firewall-scripts", 0o644
+_SHELL = "/bin/sh"
+_DEFAULTED = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+
+
+def persists(folder: str) -> bool:
+    """Return whether the flag custom-persist is set.
+
+    Args:
+        folder: of the flags.
+    """
+    return os.path.exists(os.path.join(folder, PERSISTS))
+
+
+def runnable(folders: Iterable[str], paths: Iterable[str]) -> tuple[str, ...]:
+    """Return the executable files in folders, by name, and then those of single paths that are executable.
+
+    Args:
+        folders: a missing one has no scripts.
+        paths: of single scripts.
+    """
+    found = []
+    for folder in folders:
+        try:
+            found += [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+        except OSError:
+            continue
+    return tuple(path for path in (*found, *paths) if _is_executable(path))
+
+
+def run(path: str) -> str:
+    """Run a script to its end, however long that takes, with our environment, output and control group.
+
+    Args:
+        path: of the script.
+
+    Returns:
+        Why it failed; "" for success.
+    """
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = os.waitstatus_to_exitcode(os.waitpid(_start(path, null), 0)[1])
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        os.close(null)
+    if status < 0:
+        return f"ended by signal {-status}"
+    return f"exit status {status}" if status else ""
+
+
+def publish(run_folder: str, scripts: Scripts) -> None:
+    """Write down what came of the scripts so far. Raises FileError."""
+    files.publish(os.path.join(run_folder, _NAME), firewall_unit.render(scripts), _MODE, sync=False)
+
+
+def read(run_folder: str) -> Scripts:
+    """Return what was written down last. Raises FileError."""
+    return firewall_unit.parse(files.read(os.path.join(run_folder, _NAME)) or b"")
+
+
+def _is_executable(path: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(mode) and bool(mode & 0o111)
+
+
+def _start(path: str, null: int) -> int:
+    def spawn(*words: str) -> int:
+        actions = [(os.POSIX_SPAWN_DUP2, null, 0)]
+        return os.posix_spawn(words[0], words, os.environ, file_actions=actions, setsigmask=(), setsigdef=_DEFAULTED)
+
+    try:
+        return spawn(path)
+    except OSError as error:
+        if error.errno != errno.ENOEXEC or not programs.is_script(path):
+            raise
+        return spawn(_SHELL, path)
