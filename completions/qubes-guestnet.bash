@@ -7,7 +7,8 @@ _qubes_guestnet() {
     if [[ $verb != lab && ${COMP_WORDS[COMP_CWORD - 1]} == --color ]]; then
         words='auto always never'
     elif ((COMP_CWORD == 1)); then
-        words='agent apply plan status monitor check uplink wait-uplink vif dns rules forwarding firewall-unit lab --help --version'
+        words='agent apply plan status monitor check uplink wait-uplink vif dns rules forwarding firewall-unit firewall lab'
+        words="$words --help --version"
     else
         case $verb in
         apply) words="--dry-run --help $(_qubes_guestnet_interfaces)" ;;
@@ -23,11 +24,28 @@ _qubes_guestnet() {
         rules) if ((COMP_CWORD == 2)); then words='load unload --help'; fi ;;
         forwarding) if ((COMP_CWORD == 2)); then words='on off hold release --help'; fi ;;
         firewall-unit) if ((COMP_CWORD == 2)); then words='start stop reload --help'; fi ;;
+        firewall)
+            if ((COMP_CWORD == 2)); then
+                words='show test log print --help'
+                [[ $word != -* ]] || words='--json --color --help'
+            else
+                words="--json --color --help $(_qubes_guestnet_firewall)"
+            fi
+            ;;
         agent) words='--verbose --help' ;;
         lab) _qubes_guestnet_lab; return ;;
         esac
     fi
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
+}
+
+# What an action of `firewall` takes at this place: a qube by its vif, then a protocol; or a file.
+_qubes_guestnet_firewall() {
+    case ${COMP_WORDS[2]},$COMP_CWORD in
+    print,*) compgen -f -- "${COMP_WORDS[COMP_CWORD]}" ;;
+    *,3) _qubes_guestnet_interfaces | grep '^vif' ;;
+    test,5) echo tcp udp icmp ;;
+    esac
 }
 
 _qubes_guestnet_lab() {

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # fish completion of qubes-guestnet(8)
 
-set -l verbs agent apply plan status monitor check uplink wait-uplink vif dns rules forwarding firewall-unit lab
+set -l verbs agent apply plan status monitor check uplink wait-uplink vif dns rules forwarding firewall-unit firewall lab
 
 complete -c qubes-guestnet -f
 complete -c qubes-guestnet -l help -d 'show help'
@@ -20,6 +20,7 @@ complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a dns -d
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a rules -d 'anti-spoofing and the base rules'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a forwarding -d 'open or close forwarding for client qubes'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a firewall-unit -d 'for qubes-firewall.service'
+complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a firewall -d 'show what client qubes may do, and explain it'
 complete -c qubes-guestnet -n "not __fish_seen_subcommand_from $verbs" -a lab -d 'qubes in namespaces'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from apply' -s n -l dry-run -d 'change nothing'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from plan status check; and not __fish_seen_subcommand_from lab' -s j -l json -d 'print JSON'
@@ -35,6 +36,14 @@ complete -c qubes-guestnet -n '__fish_seen_subcommand_from dns' -a 'sync'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from rules' -a 'load unload'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from forwarding' -a 'on off hold release'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from firewall-unit' -a 'start stop reload'
+# True where the word `firewall` is the verb, and not that of the lab.
+set -l firewall '__fish_seen_subcommand_from firewall; and not __fish_seen_subcommand_from lab'
+complete -c qubes-guestnet -n "$firewall" -a 'show test log print'
+complete -c qubes-guestnet -n "$firewall; and __fish_seen_subcommand_from show test log" -a '(__fish_print_interfaces | string match "vif*")'
+complete -c qubes-guestnet -n "$firewall; and __fish_seen_subcommand_from test" -a 'tcp udp icmp'
+complete -c qubes-guestnet -n "$firewall; and __fish_seen_subcommand_from print" -F
+complete -c qubes-guestnet -n "$firewall" -s j -l json -d 'print JSON'
+complete -c qubes-guestnet -n "$firewall" -l color -x -a 'auto always never' -d 'when to use colour'
 
 set -l lab_verbs demo run up exec set feature firewall status diagram down store
 # True where the word behind `lab` is one of the arguments.

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..errors import GuestnetError, UsageError, printable
-from .options import EXIT_FAILED, EXIT_USAGE, VERBS, Options, Verb
+from .options import EXIT_FAILED, EXIT_USAGE, MANY, VERBS, Options, Verb
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 done or nothing to do; 1 failed, one line on stderr says what and the remedy, or `status` or `check` found an
-        error; 2 wrong usage, or an interface that dom0 does not manage; 100 `dns sync`: unchanged since it last ran.
+        error; 2 wrong usage, or an interface that dom0 does not manage; 3 `firewall test`: the packet does not pass, 4:
+        that cannot be said; 100 `dns sync`: unchanged since it last ran.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
@@ -86,6 +87,8 @@ def _function(verb: Verb) -> Callable[[Options], int]:
         from . import provider_verbs as module  # the boot or a starting qube waits for them
     elif verb.run in ("status", "check", "monitor"):
         from . import views as module
+    elif verb.run == "firewall":
+        from . import firewall as module
     else:
         from . import verbs as module  # the agent needs none of them
     function: Callable[[Options], int] = getattr(module, verb.run)
@@ -123,10 +126,13 @@ def _plain(arguments: list[str]) -> tuple[Verb, Options] | None:
     if verb.run == "lab":
         return verb, Options(rest=tuple(words))
     required = sum(not name.startswith("[") for name in verb.words)
-    if any(word.startswith("-") for word in words) or not required <= len(words) <= len(verb.words):
+    many = verb.words[-1:] == (MANY,)
+    if any(word.startswith("-") for word in words) or not required <= len(words) <= (len(verb.words), 99)[many]:
         return None
     if verb.choices and words[0] not in verb.choices:
         return None
+    if many:
+        return verb, Options(action=words[0], arguments=tuple(words[1:]))
     named = {name.strip("[]"): word for name, word in zip(verb.words, words, strict=False)}
     _check_name(named.get("interface"))
     return verb, Options(interface=named.get("interface", ""), action=named.get("action", ""))
@@ -148,4 +154,6 @@ def _parsed(arguments: list[str]) -> tuple[Verb, Options]:
         raise
     verb = VERBS[found.pop("verb")]
     _check_name(found.get("interface"))
+    if "arguments" in found:
+        found["arguments"] = tuple(found["arguments"])
     return verb, Options(**{name: value for name, value in found.items() if value is not None})

@@ -6,6 +6,7 @@ from __future__ import annotations
 from ..core.namedtuple import NamedTuple
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_REFUSED, EXIT_UNCLEAR = 3, 4  # of `firewall test`
 WAIT_SECONDS = 9.0  # dom0 gives the call 10 s (qubes.WaitForNetworkUplink)
 
 
@@ -23,6 +24,7 @@ class Options(NamedTuple):
         watch: print again what changes.
         color: when to use colour: auto, always or never.
         verbose: tell of each pass.
+        arguments: of an action that has some of its own.
         rest: everything behind `lab`.
     """
 
@@ -36,7 +38,11 @@ class Options(NamedTuple):
     watch: bool = False
     color: str = "auto"
     verbose: bool = False
+    arguments: tuple[str, ...] = ()
     rest: tuple[str, ...] = ()
+
+
+MANY = "[arguments]"
 
 
 class Verb(NamedTuple):
@@ -44,7 +50,7 @@ class Verb(NamedTuple):
 
     Args:
         run: its function, in `verbs`, `views` or `provider_verbs`.
-        words: names of its positional arguments; one in brackets may be left out.
+        words: names of its positional arguments; one in brackets may be left out, and MANY stands for any number.
         choices: what the first word may be, empty where it is free.
         options: long options it takes.
         summary: one line of help.
@@ -104,6 +110,13 @@ VERBS: dict[str, Verb] = {
         ("start", "stop", "reload"),
         (),
         "switch the enforcement of qvm-firewall's rules on or off; qubes-firewall.service calls it",
+    ),
+    "firewall": Verb(
+        "firewall",
+        ("action", MANY),
+        ("show", "test", "log", "print"),
+        ("--json", "--color"),
+        "show what client qubes may do, and explain what is refused",
     ),
     "lab": Verb("lab", (), (), (), "build a small Qubes network in namespaces, for tests"),
 }

@@ -13,11 +13,27 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..core.render.styled import AUTO, WHEN
 from ..errors import printable
-from .options import VERBS, WAIT_SECONDS, Verb
+from .options import MANY, VERBS, WAIT_SECONDS, Verb
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors show the user's words escaped (behaviour B120), and where the help is."""
+    """A parser whose errors show the user's words escaped (behaviour B120), and where the help is.
+
+    Attributes:
+        intermixed: options may stand between the words of an argument of any number.
+    """
+
+    intermixed = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; intermixed in two turns, in which argparse before Python 3.12 calls this method again."""
+        if not self.intermixed:
+            return super().parse_known_args(args, namespace)
+        self.intermixed = False
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.intermixed = True
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong on standard error, and end with status 2."""
@@ -91,6 +107,8 @@ _DESCRIPTIONS = {
     "forwarding": "Open or close forwarding for client qubes.",
     "firewall-unit": "Start, stop or reload the enforcement of qvm-firewall's rules for client qubes. The unit "
     "qubes-firewall.service calls it; by hand use systemctl.",
+    "firewall": "Show the lists of rules that dom0 gave this provider for its client qubes (qvm-firewall), and explain "
+    "what becomes of a packet. QUBE is an address or a vif. Nothing is changed; show, test and log need root.",
 }
 _ACTIONS = {
     "uplink": {
@@ -116,6 +134,17 @@ _ACTIONS = {
         "release": "report the firewall as ready; qubes-firewall.service calls it. Opens forwarding unless `off` is in "
         "force",
     },
+    "firewall": {
+        "show": "[QUBE]: each entry as dom0 wrote it, the packets it decided, its names with their addresses; whether "
+        "the list is in force. Exit status 1: a list is blocked, or cannot be seen",
+        "test": "QUBE TO [PROTOCOL [PORT | ICMPTYPE]]: what becomes of the first packet of a connection, on its whole "
+        "way, and which rule decides. TO is an address or a name; without PROTOCOL it is a ping. Exit status 0: it "
+        "passes; 3: it does not; 4: a rule that is not understood decides",
+        "log": "[QUBE] [SECONDS]: print what the list of QUBE, or of all, refuses, as it happens, for SECONDS (60; at "
+        "most 3600) or until Ctrl-C; nothing is left behind",
+        "print": "[FILE]: the tables of all lists as nft loads them; FILE has lines `/qubes-firewall/… = value`, - is "
+        "standard input; without it the lists of this provider. Exit status 1: a list has errors",
+    },
 }
 _ACTIONS["firewall-unit"] = {
     "start": "refuse everything, run the users' firewall scripts, load the rules of all qubes, then open forwarding; "
@@ -123,6 +152,7 @@ _ACTIONS["firewall-unit"] = {
     "stop": "close forwarding and refuse everything, unless systemd restarts the unit",
     "reload": "load all rules again, and return when they are in force",
 }
+_MANY = {"firewall": "of the action, see below"}
 _INTERFACES = {
     "apply": "only this uplink, such as eth0; default: all, and the vifs of client qubes",
     "plan": "only this uplink, such as eth0; default: all, and the vifs of client qubes",
@@ -138,7 +168,7 @@ examples:
   qubes-guestnet VERB --help       show the help of one verb
 
 Exit status: 0 success, or nothing to do; 1 failure (status, check: there is a problem); 2 wrong usage;
-100 no change (dns sync).
+3 and 4 firewall test: the packet does not pass, or that cannot be said; 100 no change (dns sync).
 
 See qubes-guestnet(8) for details.
 """
@@ -163,9 +193,12 @@ def parser() -> argparse.ArgumentParser:
 def _add(verbs: argparse._SubParsersAction[Parser], name: str, verb: Verb) -> None:
     """One verb, with help for each of its words."""
     sub = verbs.add_parser(name, help=verb.summary, description=_DESCRIPTIONS.get(name, verb.summary))
+    sub.intermixed = MANY in verb.words
     for position, word in enumerate(verb.words):
         if position == 0 and verb.choices:
             _add_action(sub, verb.choices, _ACTIONS[name])
+        elif word == MANY:
+            sub.add_argument("arguments", nargs="*", metavar="ARGUMENT", help=_MANY[name])
         else:
             optional = "?" if word.startswith("[") else None
             plain = word.strip("[]")

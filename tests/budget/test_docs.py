@@ -192,7 +192,14 @@ def test_every_tree_of_the_lab_is_completed(document: Path) -> None:
 
 def test_the_man_page_has_every_exit_status() -> None:
     documented = {int(number) for number in re.findall(r"^\.It (\d+)$", text(MAN_PAGE), re.MULTILINE)}
-    assert documented == {command_line.EXIT_DONE, command_line.EXIT_FAILED, command_line.EXIT_USAGE, commands.UNCHANGED}
+    assert documented == {
+        command_line.EXIT_DONE,
+        command_line.EXIT_FAILED,
+        command_line.EXIT_USAGE,
+        command_line.EXIT_REFUSED,
+        command_line.EXIT_UNCLEAR,
+        commands.UNCHANGED,
+    }
     in_settings = {int(number) for number in re.findall(r"^\| (\d+) \|", text(SETTINGS), re.MULTILINE)}
     assert in_settings == documented
 

@@ -153,6 +153,8 @@ def test_both_carry_the_documents_and_a_sample_of_the_configuration(deb: Path, r
         "settings.md",
         "provider.md",
         "check-codes.md",
+        "firewall.md",
+        "firewall.schema.json",
         "status.schema.json",
         "trees.md",
         "README.md",

@@ -130,6 +130,10 @@ def _lists(report: ProviderReport) -> Iterator[Remark]:
             reasons = " | ".join(condition.problems) or "nft refuses its rules, see the journal of qubes-guestnet"
             problem = f"everything from {address} is refused: {reasons}"
             yield Remark("firewall-blocked", "error", problem, "correct its rules in dom0: qvm-firewall QUBE")
+        for server, entry in condition.shadowed:
+            problem = f"entry {entry:04} of the list of {address} refuses the name server {server} before it is allowed"
+            remedy = "in dom0, put the rule for DNS first; qubes-guestnet firewall show prints the list"
+            yield Remark("dns-shadowed", "warning", problem, remedy)
     if report.firewall_changed:
         chains = ", ".join(report.firewall_changed)
         problem = f"another program has removed rules of qubes-guestnet from {chains}"

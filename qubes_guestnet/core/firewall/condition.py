@@ -8,11 +8,14 @@ from collections.abc import Iterable, Mapping
 from ..namedtuple import NamedTuple
 from ..values import IPAddress
 from . import lines, ruleset
+from .binding import bind
 from .commits import ordered
 from .entries import Stored
+from .evaluator import shadowed
 from .listing import Listed
 from .parsing import parse
 from .plan import lost_rules
+from .rules import Ruleset
 
 IN_FORCE, WAITING, BLOCKED, UNSEEN = "in force", "waiting", "blocked", "not seen"
 
@@ -24,10 +27,12 @@ class Condition(NamedTuple):
         state: IN_FORCE; WAITING: dom0 has committed no rules since its vif came, and its packets are dropped; BLOCKED:
             all is refused because of an error in the list; UNSEEN: what is loaded cannot be read.
         problems: all that is wrong with the list, in words.
+        shadowed: name servers that the list allows as such and that an entry before that refuses, with that entry.
     """
 
     state: str
     problems: tuple[str, ...] = ()
+    shadowed: tuple[tuple[IPAddress, int], ...] = ()
 
 
 def conditions(
@@ -45,14 +50,17 @@ def conditions(
 
 def _condition(address: IPAddress, stored: Stored, listed: Mapping[int, Listed] | None) -> Condition:
     entries = stored.sets.get(address)
-    problems = tuple(map(str, parse(address, entries).problems)) if entries is not None else ()
+    found = parse(address, entries) if entries is not None else Ruleset(address)
+    problems = tuple(map(str, found.problems))
     if listed is None:
         return Condition(UNSEEN, problems)
     table = listed.get(address.version, Listed())
     if address not in table.qubes:
         return Condition(WAITING)
     blocked = table.comments(ruleset.chain_of(address))[-1:] == (lines.BLOCKED,)
-    return Condition(BLOCKED if blocked else IN_FORCE, problems)
+    if blocked:
+        return Condition(BLOCKED, problems)
+    return Condition(IN_FORCE, problems, shadowed(bind(found, {}), table.dns or frozenset()))
 
 
 def changed(listed: Mapping[int, Listed]) -> tuple[str, ...]:

@@ -101,10 +101,44 @@ def shadowed(bound: Bound, dns: Collection[IPAddress]) -> tuple[tuple[IPAddress,
     return tuple(found)
 
 
+class Explained(NamedTuple):
+    """What one rule says about a packet.
+
+    Args:
+        rule: of the list.
+        matches: None where that depends on the addresses of a name that are not known.
+        why: what of it does not match, in words; "" where it does.
+    """
+
+    rule: Rule
+    matches: bool | None
+    why: str
+
+
+def explained(bound: Bound, packet: Packet, dns: Collection[IPAddress] = ()) -> Iterator[Explained]:
+    """Yield what each rule says, up to the one that decides.
+
+    Args:
+        bound: the list.
+        packet: of its address, and of its family.
+        dns: the name servers.
+    """
+    for rule in bound.ruleset.rules:
+        why = _mismatch(rule, packet, dns)
+        matches = False if why else _has(bound.of(rule.host), rule.host, packet.destination)
+        if matches is False:
+            why = why or f"{packet.destination} is no address of {rule.host}"
+        elif matches is None:
+            why = f"not all addresses of {rule.host} are known" if rule.host else "the name is never looked up"
+        yield Explained(rule, matches, why)
+        if matches:
+            return
+
+
 def _matching(bound: Bound, packet: Packet, dns: Collection[IPAddress]) -> Iterator[tuple[Rule, bool]]:
     """Return the rules that match or may match, and whether they surely do."""
     for rule in bound.ruleset.rules:
-        if _matches_but_host(rule, packet, dns):
+        if not _mismatch(rule, packet, dns):
             found = _has(bound.of(rule.host), rule.host, packet.destination)
             if found is not False:
                 yield rule, found is True
@@ -117,21 +151,20 @@ def _has(known: Known, host: str | None, address: IPAddress) -> bool | None:
     return False if known.whole else None
 
 
-def _matches_but_host(rule: Rule, packet: Packet, dns: Collection[IPAddress]) -> bool:
+def _mismatch(rule: Rule, packet: Packet, dns: Collection[IPAddress]) -> str:
+    """Return the condition that a packet does not meet, in words; "" for none, that about a name left out."""
     version = packet.destination.version
-    return (
-        (rule.network is None or packet.destination in rule.network)
-        and _matches_transport(rule, packet, version)
-        and (not rule.dns or packet.destination in dns)
-    )
-
-
-def _matches_transport(rule: Rule, packet: Packet, version: int) -> bool:
     with_ports = packet.protocol in (number_of(protocol, version) for protocol in WITH_PORTS)
+    if rule.network is not None and packet.destination not in rule.network:
+        return "another destination"
     if rule.protocol and packet.protocol != number_of(rule.protocol, version):
-        return False
+        return "another protocol"
     if rule.icmp_type is not None and packet.icmp_type != rule.icmp_type:
-        return False
+        return "another ICMP type"
     if rule.dns and not (with_ports and packet.port == DNS_PORT):
-        return False
-    return rule.ports is None or (with_ports and packet.port in rule.ports)
+        return "no query of a name server"
+    if rule.dns and packet.destination not in dns:
+        return "the destination is no name server of this provider"
+    if rule.ports is not None and not (with_ports and packet.port in rule.ports):
+        return "another port"
+    return ""

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from ..namedtuple import NamedTuple
-from .tables import ARP, FIREWALL, GUARD, IP_FAMILIES, LIMITS, QUBES, QUBES_HOOKS
+from .tables import ARP, FIREWALL, GUARD, IP_FAMILIES, LIMITS, LOG, QUBES, QUBES_HOOKS
 
 NAT = "nat"
 # Tables of the Qubes firewall, which has its place at the same priority on purpose: both only ever drop.
 _KNOWN = ((family, name) for family in IP_FAMILIES for name in (QUBES, LIMITS, FIREWALL))
-KNOWN = frozenset(_KNOWN) | {("inet", GUARD), (ARP, QUBES)}
+KNOWN = frozenset(_KNOWN) | {("inet", GUARD), ("inet", LOG), (ARP, QUBES)}
 # In place of a state: the firewall of the qubes has no rules.
 NO_FIREWALL = "missing"
 # Of its service, as systemd calls them; one that was just killed is "activating" until it is started anew.

@@ -14,6 +14,7 @@ QUBES = "qubes"
 LIMITS = "qubes-limits"  # see `limits`
 GUARD = "qubes-guard"  # of the family inet, owned by a provider's resident agent (system/nft/guard)
 OFFLOAD = "qubes-offload"  # of the family inet, see `flowtable`
+LOG = "qubes-log"  # of the family inet, owned by a running `firewall log` (system/nft/log)
 FIREWALL = "qubes-firewall"  # loaded by qubes-firewall.service
 DNS_SET = "dns-addr"  # of FIREWALL: the servers that its rules for DNS accept
 
@@ -79,6 +80,8 @@ GUARD_HOOKS = {
     "behind-forward": Hook("forward", 1),
     "behind-egress": Hook("postrouting", 301),
 }
+# Ahead of the chains that judge: what they refuse is reported too.
+LOG_HOOK = Hook("forward", -2)
 # After every other forward chain: a connection that any of them drops does not get here. Of two chains with this
 # priority, the one loaded later is earlier, and a change of rules has ours loaded anew.
 OFFLOAD_HOOKS = {"forward": Hook("forward", LAST)}

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from ..namedtuple import NamedTuple
 from ..nft.listing_blocks import rules, taken_apart
 from ..nft.rules_text import CHAINS, base
-from ..nft.tables import ARP, FAMILIES, GUARD, LIMITS, QUBES
+from ..nft.tables import ARP, FAMILIES, GUARD, LIMITS, LOG, QUBES
 
 _HEADER = "# What others had in the tables of qubes-guestnet, and tables of others. Written by it; do not edit.\n"
 _NAMED, _LEFT = "# table ", "# without its elements: "
 # Those that come and go with a process of ours.
-_PASSING = frozenset({f"inet {GUARD}", "inet qubes-offload"})
+_PASSING = frozenset({f"inet {GUARD}", f"inet {LOG}", "inet qubes-offload"})
 _ON_THE_WAY = ("prerouting", "antispoof", "forward", "postrouting", "egress")
 LONGEST = 1 << 18  # bytes of what is kept besides chains; a list of blocked addresses belongs into a table of its own
 _ELEMENTS = "\t\telements = {"

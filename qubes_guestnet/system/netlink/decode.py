@@ -28,7 +28,9 @@ _IFINFOMSG, _IFADDRMSG = struct.Struct("=BxHiII"), struct.Struct("=BBBBI")
 _RTMSG, _RTNEXTHOP, _NDMSG = struct.Struct("=BBBBBBBBI"), struct.Struct("=HBxi"), struct.Struct("=BxxxiHBB")
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_GROUP, IFLA_EXT_MASK = 1, 3, 4, 27, 29
 IFA_ADDRESS, IFA_LOCAL = 1, 2
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_MULTIPATH, RTA_TABLE = 1, 4, 5, 6, 9, 15
+RTA_DST, RTA_SRC, RTA_IIF, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_MULTIPATH, RTA_TABLE = (
+    1, 2, 3, 4, 5, 6, 7, 9, 15,
+)  # fmt: skip
 NDA_DST, NDA_LLADDR = 1, 2
 # Not IFF_RUNNING for the carrier: a new interface also has it until the kernel updates it, up to a second later.
 IFF_UP, IFF_LOWER_UP = 0x1, 0x10000
@@ -66,10 +68,20 @@ def routes_question(ifindex: int, family: int) -> bytes:
     return _RTMSG.pack(family, *bytes(8)) + b"".join(attribute(kind, _UINT32.pack(value)) for kind, value in filters)
 
 
-def way_question(address: IPAddress) -> bytes:
-    """For the route that a packet to this address would take, by all rules and tables."""
+def way_question(address: IPAddress, source: IPAddress | None = None, ifindex: int = 0) -> bytes:
+    """For the route that a packet to this address would take, by all rules and tables.
+
+    Args:
+        address: its destination.
+        source: its sender; None for this qube.
+        ifindex: where it came in; 0 for nowhere.
+    """
     length = address.max_prefixlen
-    return _RTMSG.pack(FAMILY[address.version], length, *bytes(7)) + attribute(RTA_DST, address.packed)
+    question = _RTMSG.pack(FAMILY[address.version], length, length if source is not None else 0, *bytes(6))
+    question += attribute(RTA_DST, address.packed)
+    if source is not None:
+        question += attribute(RTA_SRC, source.packed)
+    return question + (attribute(RTA_IIF, _UINT32.pack(ifindex)) if ifindex else b"")
 
 
 def neighbour_question(ifindex: int, address: IPAddress) -> bytes:
@@ -119,6 +131,7 @@ _ROUTE_READERS: _Readers = {
     RTA_OIF: ("RTA_OIF", _number),
     RTA_GATEWAY: ("RTA_GATEWAY", ipaddress.ip_address),
     RTA_PRIORITY: ("RTA_PRIORITY", _number),
+    RTA_PREFSRC: ("RTA_PREFSRC", ipaddress.ip_address),
     RTA_MULTIPATH: ("RTA_MULTIPATH", _hops),
     RTA_TABLE: ("RTA_TABLE", _number),
 }

@@ -157,15 +157,31 @@ class Kernel:
             return 0, ""
         return reply["state"], reply.get_attr("NDA_LLADDR") or ""
 
-    def way(self, address: IPAddress) -> int:
-        """Return the interface index of the route to this address; 0 if there is no route."""
+    def way(self, address: IPAddress, source: IPAddress | None = None, ifindex: int = 0) -> int:
+        """Return the interface index of the route to this address; 0 if there is no route.
+
+        Args:
+            address: the destination.
+            source: of a packet that is forwarded, or that is for this qube; None for one that this qube sends.
+            ifindex: where it came in. The kernel has no route for it if that interface forwards nothing.
+        """
+        reply = self._route(looking.way_question(address, source, ifindex), address)
+        return reply.get_attr("RTA_OIF") or 0 if reply is not None else 0
+
+    def own_address(self, address: IPAddress) -> IPAddress | None:
+        """Return the address that this qube has towards another one; None if there is no route."""
+        reply = self._route(looking.way_question(address), address)
+        found: IPAddress | None = reply.get_attr("RTA_PREFSRC") if reply is not None else None
+        return found
+
+    def _route(self, question: bytes, address: IPAddress) -> Any:
         try:
-            replies = self._request(looking.way_question(address), looking.RTM_GETROUTE, 0, looking.RouteReply)
+            replies = self._request(question, looking.RTM_GETROUTE, 0, looking.RouteReply)
         except OSError as error:
             if error.errno in _NO_WAY:
-                return 0
+                return None
             raise KernelError(f"ip route get {address}", error.errno or errno.EIO) from None
-        return replies[0].get_attr("RTA_OIF") or 0 if replies else 0
+        return replies[0] if replies else None
 
     def tunnels(self, servers: Iterable[IPAddress], ours: Iterable[int]) -> TunnelFacts:
         """Return the facts that may indicate a VPN, see `core.dns.resolv_conf`.

@@ -15,6 +15,8 @@ from .. import programs
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
+    from typing import Any
+
     from ...core.nft.foreign_chains import Chain
 
 _SECONDS = 10.0  # 250 qubes with 20 rules each take 0.3 s; a busy machine more
@@ -177,6 +179,22 @@ def chains() -> tuple[Chain, ...]:
         raise NftError(f"nft -j list chains: unexpected output: {error!r}") from None
 
 
+def ruleset() -> tuple[list[Any], str]:
+    """Return all rules of all programs: the objects that nft prints as JSON, and its text with the handles of rules.
+
+    Raises:
+        NftError: nft does not run, or does not know JSON.
+    """
+    import json  # 5 ms, and only a person asks
+
+    objects, text = _outputs([(_program(), "-j", "list", "ruleset"), (_program(), "-a", "list", "ruleset")])
+    try:
+        listed: list[Any] = json.loads(objects)["nftables"] if objects else []
+    except (ValueError, KeyError, TypeError) as error:
+        raise NftError(f"nft -j list ruleset: unexpected output: {error!r}") from None
+    return listed, text
+
+
 def _listed(kind: str, wanted: tuple[tuple[str, str], ...]) -> str:
     """Some blocks of our tables."""
     families = tuple(dict.fromkeys(family for family, _ in wanted))
@@ -196,17 +214,19 @@ def tables(families: tuple[str, ...] = IP_FAMILIES) -> dict[str, str]:
     return dict(zip(families, _outputs(commands), strict=True))
 
 
-def firewall(families: Iterable[str]) -> dict[str, str]:
-    """What nft says of the tables of the firewall, without counters; "" for one that is not there.
+def firewall(families: Iterable[str], *, counted: bool = False) -> dict[str, str]:
+    """What nft says of the tables of the firewall; "" for one that is not there.
 
     Args:
         families: that are listed; for none nft is not run.
+        counted: with counters.
 
     Raises:
         NftError: nft does not run.
     """
     families = tuple(families)
-    commands = [(_program(), "-s", "list", "table", family, FIREWALL) for family in families]
+    quiet = () if counted else ("-s",)
+    commands = [(_program(), *quiet, "list", "table", family, FIREWALL) for family in families]
     return dict(zip(families, _outputs(commands) if commands else [], strict=True))
 
 

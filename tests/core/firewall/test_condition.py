@@ -54,6 +54,17 @@ def test_each_address_has_a_condition() -> None:
     assert condition.conditions((A,), STORED, None) == {A: Condition(UNSEEN)}
 
 
+def test_a_name_server_that_is_refused_before_it_is_allowed_is_told() -> None:
+    entries = {"policy": b"drop", "0000": b"action=drop dst4=192.0.2.0/24", "0001": b"action=accept specialtarget=dns"}
+    server = ipaddress.ip_address("192.0.2.53")
+    there = table(4, a=lines.POLICY)._replace(dns=frozenset({server}))
+    (found,) = condition.conditions((A,), Stored({A: entries}, frozenset({A})), {4: there}).values()
+    assert found.shadowed == ((server, 0),)
+    (told,) = (each for each in provider_findings.remarks(report({A: found}), Ground()) if each.code == "dns-shadowed")
+    assert told.severity == "warning"
+    assert told.problem.startswith(f"entry 0000 of the list of {A} refuses the name server {server}")
+
+
 def test_chains_that_lost_rules_of_ours_are_named() -> None:
     whole = {chain: (f'x comment "{ruleset.COMMENT}"',) * len(own) for chain, own in ruleset.own_rules(4).items()}
     assert condition.changed({4: Listed(whole), 6: Listed(whole)}) == ()

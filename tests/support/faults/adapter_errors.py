@@ -173,6 +173,8 @@ NOT_ASKED: Mapping[str, tuple[str, frozenset[str]]] = {
     "nameserver": (_CHECK, frozenset({"cli.diagnosis"})),
     "netlink.decode": (_PURE, frozenset({"system.netlink.rtnl", "system.netlink.encode"})),
     "netlink.encode": (_PURE, frozenset({"agent.arp_probe", "system.netlink.rtnl"})),
+    "nft.expressions": (_PURE, frozenset({"system.nft.guard", "system.nft.log"})),
+    "nft.log": ("by `firewall log`", frozenset({"cli.firewall_log"})),
     "nft.quoted_address": (_HOTPLUG, frozenset({"system.fake_address"})),
     "other_programs": (_CHECK, frozenset({"cli.diagnosis", "cli.views"})),
     "qubesdb.wire": (_PURE, frozenset({"agent.connection", "system.qubesdb.binding", "system.qubesdb.direct"})),

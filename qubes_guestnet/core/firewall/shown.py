@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `firewall show` tells of the list of each address: from its entries, from what is loaded, and from the names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ...errors import printable
+from ..namedtuple import NamedTuple
+from ..values import IPAddress
+from . import condition, evaluator, lines, name_cache, name_news, ruleset
+from .binding import Bound, Names, bind
+from .commits import ordered
+from .condition import Condition
+from .entries import Stored
+from .listing import Listed
+from .name_cache import Cache, Known
+from .name_messages import Question
+from .parsing import POLICY, parse
+from .rules import INVALID_HOST, Problem, Rule
+from .shadowing import covered
+
+
+class Facts(NamedTuple):
+    """What there is.
+
+    Args:
+        stored: the entries in QubesDB.
+        listed: what is loaded, by family; None where it cannot be read.
+        packets: chain → comment → packets, by family.
+        cache: what name servers answered.
+        now: the time by the clock of the cache, in seconds.
+        enforced: this program enforces the lists.
+        block_unresolved: everything of a qube is refused while an address of a name is not known.
+    """
+
+    stored: Stored
+    listed: Mapping[int, Listed] | None
+    packets: Mapping[int, Mapping[str, Mapping[str, int]]] = {}
+    cache: Cache = Cache()
+    now: int = 0
+    enforced: bool = True
+    block_unresolved: bool = False
+
+
+class EntryShown(NamedTuple):
+    """One entry.
+
+    Args:
+        number: of its key.
+        text: as dom0 wrote it, safe to print.
+        packets: that it decided; None where that is not known, or where the entry has no rule.
+        note: what to know about it, "" for nothing.
+    """
+
+    number: int
+    text: str
+    packets: int | None
+    note: str
+
+
+class AddressShown(NamedTuple):
+    """An address of a name.
+
+    Args:
+        address: the address.
+        heard: seconds since the last answer that had it; None where that is not known.
+        ttl: of that answer, in seconds; None where that is not known.
+        current: the last answer has it.
+    """
+
+    address: IPAddress
+    heard: int | None
+    ttl: int | None
+    current: bool
+
+
+class NameShown(NamedTuple):
+    """A name in the list.
+
+    Args:
+        name: the name.
+        addresses: that it has now.
+        known: it was answered, be it without an address.
+        trouble: what is wrong with it, in words; "" for nothing.
+    """
+
+    name: str
+    addresses: tuple[AddressShown, ...]
+    known: bool
+    trouble: str
+
+
+class ListShown(NamedTuple):
+    """The list of one address.
+
+    Args:
+        address: of the qube.
+        condition: whether it is in force; None where another program enforces it.
+        same: the entries in QubesDB are those in force; None where that is not known.
+        accept: the policy accepts.
+        entries: in order.
+        policy: packets that no entry decided; None where that is not known.
+        names: of the list.
+        shadowed: name servers that the list allows as such and that an entry before that refuses, with that entry.
+        problems: what is wrong with the list.
+        bound: the list with its names.
+    """
+
+    address: IPAddress
+    condition: Condition | None
+    same: bool | None
+    accept: bool
+    entries: tuple[EntryShown, ...]
+    policy: int | None
+    names: tuple[NameShown, ...]
+    shadowed: tuple[tuple[IPAddress, int], ...]
+    problems: tuple[Problem, ...]
+    bound: Bound
+
+
+def lists(addresses: Iterable[IPAddress], facts: Facts) -> tuple[ListShown, ...]:
+    """Return the list of each address.
+
+    Args:
+        addresses: that have a vif.
+        facts: of now.
+    """
+    addresses = ordered(addresses)
+    conditions = condition.conditions(addresses, facts.stored, facts.listed) if facts.enforced else {}
+    return tuple(_list(address, conditions.get(address), facts) for address in addresses)
+
+
+def names(addresses: Iterable[IPAddress], facts: Facts) -> Names:
+    """Return what is known of the names in the lists of some addresses, from the cache or else from what is loaded."""
+    found: dict[tuple[int, str], Known] = {}
+    for address in addresses:
+        for host in parse(address, facts.stored.sets.get(address, {})).hosts:
+            known = name_cache.known(facts.cache, Question(address.version, host))
+            if known is None and Question(address.version, host) not in facts.cache.entries:
+                known = _loaded(address.version, host, facts.listed)
+            if known is not None:
+                found[address.version, host] = known
+    return found
+
+
+def _loaded(version: int, host: str, listed: Mapping[int, Listed] | None) -> Known | None:
+    """Return the addresses that the rules have of a name; whether these are all is not known."""
+    there = listed.get(version, Listed()).names.get(host) if listed is not None else None
+    return Known(tuple(sorted(there, key=int)), False) if there else None
+
+
+def _list(address: IPAddress, state: Condition | None, facts: Facts) -> ListShown:
+    entries = facts.stored.sets.get(address, {})
+    bound = bind(parse(address, entries), names((address,), facts), block_unresolved=facts.block_unresolved)
+    table = facts.listed.get(address.version, Listed()) if facts.listed is not None else None
+    element = table.qubes.get(address) if table is not None else None
+    same = element.comment == bound.signature if element is not None and facts.enforced else None
+    counts = facts.packets.get(address.version, {}).get(ruleset.chain_of(address)) if same else None
+    servers = table.dns or frozenset() if table is not None else frozenset()
+    return ListShown(
+        address,
+        state,
+        same,
+        bound.accept,
+        tuple(_entries(bound, entries, counts)),
+        counts.get(lines.BLOCKED if bound.refused else lines.POLICY) if counts is not None else None,
+        tuple(_name(host, address.version, bound.known.get(host), facts) for host in bound.ruleset.hosts),
+        evaluator.shadowed(bound, servers),
+        bound.ruleset.problems if entries else (),  # dom0 has written nothing yet: nothing is wrong with that
+        bound,
+    )
+
+
+def _entries(bound: Bound, entries: Mapping[str, bytes], counts: Mapping[str, int] | None) -> Iterable[EntryShown]:
+    """Yield the entries in order; those of a list with an error too."""
+    rules, idle = {rule.number: rule for rule in bound.ruleset.rules}, covered(bound)
+    loaded = {line.number for line in bound.lines}
+    keys = ((int(key), key) for key in entries if key != POLICY and key.isascii() and key.isdigit() and len(key) < 6)
+    for number, key in sorted(keys):
+        packets = counts.get(f"{number:04}") if counts is not None and number in loaded else None
+        rule = rules.get(number)
+        note = _note(rule, bound, idle.get(number)) if rule is not None else ""
+        yield EntryShown(number, words(entries[key]), packets, note)
+
+
+def words(untrusted_value: bytes) -> str:
+    """Return an entry as dom0 wrote it, whole and safe to print."""
+    return printable(untrusted_value.decode("ascii", "backslashreplace"))
+
+
+def _note(rule: Rule, bound: Bound, earlier: int | None) -> str:
+    if rule.is_empty:
+        return "matches nothing: name servers have TCP and UDP, port 53"
+    if earlier is not None:
+        return f"never decides: entry {earlier:04} matches all of its packets"
+    if rule.host is None or bound.of(rule.host).whole:
+        return ""
+    if rule.host == INVALID_HOST:
+        return "the name is never looked up: it matches nothing" if rule.accept else "it matches every destination"
+    if not rule.accept:
+        return f"widened to every destination: not all addresses of {rule.host} are known"
+    addresses = bound.of(rule.host).addresses
+    return f"not all addresses of {rule.host} are known" if addresses else f"matches nothing: {rule.host} is not known"
+
+
+def _name(host: str, version: int, known: Known | None, facts: Facts) -> NameShown:
+    question = Question(version, host)
+    entry = facts.cache.entries.get(question)
+    if entry is None or not entry.answered:
+        trouble = name_news.trouble(question, entry)[1] if entry is not None else ""
+        addresses = () if known is None else tuple(AddressShown(each, None, None, True) for each in known.addresses)
+        return NameShown(host, addresses, known is not None, trouble or "not looked up yet" * (known is None))
+    held = tuple(
+        AddressShown(each.address, max(0, facts.now - each.heard), each.ttl, each.heard == entry.answered)
+        for each in entry.held
+    )
+    return NameShown(host, held, True, name_news.trouble(question, entry)[1])
