@@ -77,6 +77,7 @@ class Host:
             raise
         self._everything, self._stirred = True, False
         self._started: set[str] = set()
+        self._handed: set[str] = set()  # those of them that did not end since, whatever is looked at anew
         self._asking: list[hotplug_socket.Reply] = []  # requests of qubes-firewall.service, not answered yet
         self._trouble = ""
         others.follow_names()
@@ -166,9 +167,11 @@ class Host:
         if action == vif_rules.ONLINE:
             with nft.Waiting() as waiting:
                 self._read()
-                return self.provider.online(vif, self._known, waiting, wanted)
+                found = vif.name.text in self._handed
+                return self.provider.online(vif, self._known, waiting, wanted, found=found)
         self._read()
         self._started.discard(vif.name.text)
+        self._handed.discard(vif.name.text)
         return self.provider.offline(vif, self._known, wanted)
 
     def _read(self) -> None:
@@ -227,6 +230,7 @@ class Host:
         if name in self._started:
             return  # once is enough: what fails then is in the journal, and hotplug can be called again
         self._started.add(name)
+        self._handed.add(name)
         parsed = vif_rules.parse_name(name)
         environment = {"vif": name, "XENBUS_PATH": f"backend/vif/{parsed.domid}/{parsed.devid}"}
         if addresses:
@@ -237,6 +241,7 @@ class Host:
             )
         except GuestnetError:
             self._started.discard(name)
+            self._handed.discard(name)
             raise
         log(INFO, f"{name}: existing vif found; configuring it")
 

@@ -93,6 +93,7 @@ class Firewall:
         self._asked: tuple[object, Share] = (None, Share(frozenset(), {}))  # for which lists
         self._listed: tuple[Mark, Mapping[int, Listed]] | None = None  # since when nothing else was loaded
         self._detached: set[IPAddress] = set()
+        self._found: set[IPAddress] = set()
         self._problems: tuple[Problem, ...] = ()  # of the names of folders, as told
 
     @property
@@ -143,7 +144,8 @@ class Firewall:
 
     def _advance(self, work: PassState, devices: Devices) -> None:
         source = self._source
-        if source is None or not (source.pending or self._detached or self._memory.is_due(devices)):
+        stirred = self._detached or self._found & set(devices)
+        if source is None or not (source.pending or stirred or self._memory.is_due(devices)):
             return
         raw, seen, meanwhile, starts = source.read()
         stored, detached, boots = entries.by_address(raw), frozenset(self._detached), not work.provided.filtered
@@ -151,9 +153,11 @@ class Firewall:
             if problem not in self._problems:
                 work.run.tell(WARNING, f"firewall: {problem}")
         self._problems = stored.problems
-        facts = Facts(time.monotonic(), stored, seen, meanwhile, frozenset(), detached, starts, boots)
+        found = frozenset(self._found & set(devices))
+        facts = Facts(time.monotonic(), stored, seen, meanwhile, frozenset(), detached, starts, boots, found)
         self._memory = enforcement.advanced(self._memory, facts, devices)
         self._detached.clear()
+        self._found -= found
 
     def _configure(self, work: PassState) -> None:
         """Read what the owner chose; while that is not valid, what was in force stays."""
@@ -245,6 +249,10 @@ class Firewall:
     def is_own(self, address: IPAddress) -> bool:
         """Whether an address is one of this qube. Raises KernelError."""
         return self._kernel.way(address) == _LOOPBACK
+
+    def found(self, addresses: Iterable[IPAddress]) -> None:
+        """A vif with these addresses is set up that was there before; dom0 has committed their rules."""
+        self._found.update(addresses)
 
     # --- one vif -------------------------------------------------------------------------------------------------
 

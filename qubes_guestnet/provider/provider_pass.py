@@ -249,6 +249,8 @@ class Provider:
         untrusted_entries: Mapping[str, bytes],
         waiting: nft.Waiting,
         wanted: Callable[[], bool] = lambda: True,
+        *,
+        found: bool = False,
     ) -> tuple[str, ...]:
         """Set up one vif, or make one right that is set up.
 
@@ -257,6 +259,7 @@ class Provider:
             untrusted_entries: of QubesDB, for the gateway's addresses and IPv6.
             waiting: the process of nft that is to load what lets it send.
             wanted: asked once the lock is held: whether it is to be done still.
+            found: the vif was there before, and the agent has it set up.
 
         Returns:
             What was done, in words; nothing when it was not wanted any longer.
@@ -277,7 +280,9 @@ class Provider:
             except GuestnetError:
                 work.limits = None  # the pass and `check` tell what is wrong with the file; the qube has its network
             firewall = self._enforcing()
-            if firewall is not None and not self._vifs.knows(vif):
+            if firewall is not None and found:
+                firewall.found(vif.addresses)
+            elif firewall is not None and not self._vifs.knows(vif):
                 firewall.shut(work, vif.addresses)
                 work.raise_first()
             self._devices = (self, {})

@@ -58,7 +58,7 @@ dns = ["172.16.0.1", "9.9.9.9"]
         "/qubes-gateway6": "fd09:24ef:4179::a89:1",
     }
     assert vms["fake"].flags == {"network-manager"}
-    assert vms["net"].flags == {"qubes-network"}
+    assert vms["net"].flags == {"qubes-network", "qubes-firewall"}
     assert vms["disp"].address == "10.138.0.1"
     assert vms["disp"].entries() == {}
 

@@ -13,6 +13,8 @@ so what is read may be half of a set: of a second one too, which dom0 began afte
 5. When the agent starts, a committed set counts if its address has a vif: a restart changes nothing.
 6. When the provider boots, a committed set counts for the first vif of its address: dom0 has written the lists of all
    running qubes by then, attaches their vifs, and commits no more.
+7. Of a vif that was there before the agent heard of it, and of one that gets a late fake address (#9318), dom0 has
+   committed: a committed set counts, and one in force stays.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ class Facts(NamedTuple):
         starts: the agent has just started, or has connected to QubesDB again and may have missed commits. The watches
             were set before the entries were read (behaviour B77).
         boots: nothing has been enforced since this qube booted.
+        found: addresses of vifs that the agent had set up, and not Xen's hotplug (rule 7).
     """
 
     now: float
@@ -73,6 +76,7 @@ class Facts(NamedTuple):
     detached: frozenset[IPAddress] = frozenset()
     starts: bool = False
     boots: bool = False
+    found: frozenset[IPAddress] = frozenset()
 
 
 class Outcome(NamedTuple):
@@ -187,7 +191,7 @@ def _due(
 ) -> dict[IPAddress, float]:
     """Return the addresses with a vif and a commit that was not handled yet, and since when."""
     due = {address: since for address, since in before.due.items() if address in facts.attached - lost}
-    fresh = commits | (before.committed - facts.detached)
+    fresh = commits | (before.committed - facts.detached) | ((facts.found & facts.stored.committed) - set(before.lists))
     if facts.starts:
         fresh |= _started(facts)
     for address in ordered(fresh & facts.attached):

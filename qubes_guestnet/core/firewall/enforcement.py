@@ -67,7 +67,7 @@ def advanced(memory: Memory, facts: Facts, devices: Mapping[IPAddress, Device | 
     replaced = {each for each, device in devices.items() if memory.devices.get(each, device) != device}
     facts = facts._replace(
         attached=frozenset(devices),
-        detached=facts.detached | replaced,
+        detached=facts.detached | (replaced - facts.found),
         starts=facts.starts or not memory.began,
         boots=facts.boots and not memory.began,
     )

@@ -179,6 +179,18 @@ def test_a_vif_that_went_and_came_within_one_pass_waits_too() -> None:
     assert in_force(committed) == ["2", "3"]
 
 
+@pytest.mark.scenario("S-100")
+@pytest.mark.parametrize("raw", [NEW, stored("action=accept", commit=False)])
+def test_for_a_vif_that_was_there_before_the_agent_knew_of_it_a_committed_set_counts(raw: dict[str, bytes]) -> None:
+    before = advance(State(), facts(0, raw, attached=frozenset(), starts=True)).state
+    found = advance(before, facts(1, raw, found=HERE))
+    assert in_force(found) == (["2", "3"] if raw == NEW else None)
+    assert advance(before, facts(1, raw)).waiting == HERE
+    kept = advance(started(), facts(1, NEW, found=HERE))
+    assert in_force(kept) == ["1"]
+    assert kept.handled == frozenset()
+
+
 def test_a_commit_before_the_last_offline_does_not_count() -> None:
     before = advance(State(), facts(0, NEW, COMMIT, attached=frozenset())).state
     assert before.committed == HERE

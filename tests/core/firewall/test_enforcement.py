@@ -218,3 +218,13 @@ def test_what_the_watches_told_of() -> None:
     assert entries.wakes((entry, commit))
     assert entries.wakes(("/qubes-ip",))
     assert entries.others((entry, "/qubes-ip", commit)) == ("/qubes-ip",)
+
+
+@pytest.mark.behaviour("B61")
+def test_a_vif_that_gets_a_late_fake_address_keeps_the_list_of_its_qube() -> None:
+    """Its device is another one then; dom0 has committed before, and does not again."""
+    before, devices = begun(x4=OPEN), {A: Device(9, ""), B: DEVICES[B]}
+    lost = enforcement.advanced(before, facts(2, x4=OPEN), devices)
+    assert A in lost.outcome.waiting
+    kept = enforcement.advanced(before, facts(2, x4=OPEN)._replace(found=frozenset({A})), devices)
+    assert kept.outcome.lists == before.outcome.lists
