@@ -8,17 +8,19 @@ VENV := .venv/bin
 # supported releases as well.
 NETLINK_TESTS := tests/netns/test_uplink.py tests/netns/test_agent.py tests/netns/test_model.py \
 	tests/netns/test_name_lookup.py
-# Each of these tests has namespaces of its own and waits more than it computes.
-ISOLATED := tests/contract tests/netns tests/lab
+# Each of these tests shares nothing with another one. The shortest come last, so that all processes end together.
+ISOLATED := tests/lab tests/netns tests/contract
 # For `make quick`: what shows the main job in little time. The uplink operation by operation and as a whole; behind it a
 # scenario, in which dom0, two agents, a provider and a qube do all of it.
 QUICK := tests/core tests/contract/netlink/test_operations.py tests/netns/test_uplink.py
 QUICK_SCENARIO := S-000-6
-# Tests of one release, and emulated ones, stay together (tests/conftest.py). What is in no list measures, and runs
-# alone.
+# Tests of one release, and emulated ones, stay together (tests/conftest.py), and wait more than they compute: so they run
+# beside the isolated ones. What is in no list measures, and runs alone.
 BOOTING := tests/system tests/guest
 WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 PARALLEL := -n $(WORKERS) --dist worksteal
+# Half as many again: one process each for two releases and the emulator, and the isolated tests have still three.
+TOGETHER := -n $(shell echo $$(($(WORKERS) * 3 / 2))) --dist loadscope
 # An environment that forbids it has each of the thousands of interpreters that the tests start compile what it imports:
 # half of all processor time of a test in namespaces (5.6 s against 11.6 s for five of them).
 unexport PYTHONDONTWRITEBYTECODE
@@ -34,10 +36,10 @@ help: ## this list
 demo: ## one qube gets its network from QubesDB, step by step (no root, no Xen, no Qubes)
 	@tools/demo
 
-test: lint unit ## everything that CI runs: lint, types, all tests, both pyroute2 generations, coverage of core
+test: ## everything that CI runs: lint, types, all tests, both pyroute2 generations, coverage of core
+	$(MAKE) --jobs=2 --output-sync=line lint unit
 	.venv-oldest/bin/python -m pytest -q $(PARALLEL) tests/contract $(NETLINK_TESTS)
-	$(VENV)/python -m pytest -q $(PARALLEL) $(ISOLATED)
-	$(VENV)/python -m pytest -q -n 2 --dist loadscope $(BOOTING)
+	$(VENV)/python -m pytest -q $(TOGETHER) $(BOOTING) $(ISOLATED)
 	$(VENV)/python -m pytest -q tests $(addprefix --ignore=,tests/core $(ISOLATED) $(BOOTING))
 
 # .pre-commit-config.yaml runs these lines before each commit; a test compares the two.
@@ -49,8 +51,12 @@ lint: setup-test ## ruff (rules and format) and mypy
 hooks: setup-test ## have git run what lint runs before each commit
 	$(VENV)/pre-commit install
 
+unit: export COVERAGE_FILE := $(CURDIR)/.coverage-core/data
+unit: export COVERAGE_RCFILE := $(CURDIR)/tests/coverage.toml
 unit: setup-test ## the pure tests only; every branch of core has to be covered by them
-	$(VENV)/coverage run -m pytest -q tests/core
+	rm -rf .coverage-core && mkdir .coverage-core
+	$(VENV)/coverage run -m pytest -q -n $$(nproc) --dist worksteal tests/core
+	$(VENV)/coverage combine --quiet
 	$(VENV)/coverage report --include='qubes_guestnet/core/*' --fail-under=100
 
 quick: lint ## under a minute on two cores: lint, types, the pure tests, the uplink and one scenario in namespaces
@@ -93,5 +99,5 @@ setup-test:
 	@tools/setup test
 
 clean: ## remove the environments and everything built
-	rm -rf .venv .venv-oldest .daemons build dist .coverage .coverage-all .hypothesis .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-oldest .daemons build dist .coverage .coverage-all .coverage-core .hypothesis .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -34,6 +34,8 @@ if not os.environ.get("GUESTNET_SEED"):
 # The release of Debian that a test boots: a word of its id.
 RELEASE = re.compile(r"\b(bookworm|trixie)\b")
 EMULATED = ("tests/guest/", "tests/system/test_xen.py")
+# Tests that share nothing with each other.
+APART = ("tests/contract/", "tests/netns/", "tests/lab/")
 FORBIDDEN = {
     "socket.__new__": "opens a socket",
     "socket.getaddrinfo": "asks a name server",
@@ -122,9 +124,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def room_of(nodeid: str) -> str:
     """Name what a test shares with others: a release, of which each process would prepare roots anew, or an emulator.
 
-    What is emulated is slow: only one such machine runs at a time, once the releases are done.
+    The largest rooms begin first. They wait more than they compute, and the tests that share nothing, each a room of
+    its own, fill the processors meanwhile. Only one emulated machine runs at a time, because such machines are slow.
     """
     path, _, rest = nodeid.partition("::")
+    if path.startswith(APART):
+        return nodeid
     if path.startswith(EMULATED):
         return "emulated"
     release = RELEASE.search(rest.partition("[")[2])

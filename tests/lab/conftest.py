@@ -13,22 +13,25 @@ from tests.support.qubes.isolated import pytest_runtest_protocol
 
 __all__ = ["pytest_runtest_protocol"]
 
-_FOLDER = pytest.StashKey[tuple[int, Path]]()
+# The processes of a parallel run inherit it.
+_FOLDER = "GUESTNET_TEST_INSTALLED"
+_MADE_BY = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """A folder that outlives the processes of the single tests; the first test that needs it fills it."""
-    config.stash[_FOLDER] = os.getpid(), Path(tempfile.mkdtemp(prefix="guestnet-installed-", dir="/tmp"))
+    if _FOLDER not in os.environ:
+        config.stash[_MADE_BY] = os.getpid()
+        os.environ[_FOLDER] = tempfile.mkdtemp(prefix="guestnet-installed-", dir="/tmp")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """No test is left."""
-    made_by, folder = config.stash[_FOLDER]
-    if made_by == os.getpid():
-        shutil.rmtree(folder)
+    if config.stash.get(_MADE_BY, 0) == os.getpid():
+        shutil.rmtree(os.environ.pop(_FOLDER))
 
 
 @pytest.fixture
-def environment(pytestconfig: pytest.Config) -> Path:
+def environment() -> Path:
     """The interpreter of an environment below /tmp that has the program installed."""
-    return installed(pytestconfig.stash[_FOLDER][1])
+    return installed(Path(os.environ[_FOLDER]))
