@@ -20,6 +20,10 @@ from tests.support.qubes.provider import DNS, DNS2, ENTRIES6, GATEWAY, OWN, ROUT
 CONFIG = "/etc/qubes/guestnet.toml"
 NAMES, CONNECTIONS = limits.Limits()
 NOBODY, NOBODY6 = "198.51.100.99", "2000:abcd:1::99"
+# A connection whose `ct id` (32 bits) is that of another one passes though the set is full. Of 65,000 that are refused
+# by a set of 1000 it is one in 1.5 % of all runs, and of 15,000 by one of 6000 in 2 %; more than three in less than one
+# of a hundred million.
+SAME_ID = 3
 
 
 def entries(host: Provider, of: str) -> int:
@@ -62,7 +66,7 @@ def test_the_others_have_names_while_one_asks_from_every_port() -> None:
     evil, other, outside = host.attach(4), host.attach(5), host.outside()
     flood(evil, DNS, range(1, 65536, 2))
     flood(evil, DNS2, range(2, 65536, 2))
-    assert entries(host, evil.ip) == NAMES
+    assert NAMES <= entries(host, evil.ip) <= NAMES + SAME_ID
     outside.forget()
     assert asks(other, outside, 40) == 40
     seen = counted(host, evil)
@@ -90,7 +94,7 @@ def test_conntrack_keeps_the_most_of_its_room_for_others(version: int) -> None:
         evil.port.shoot(evil.port.frame(icmp.message(source, nobody, body)))
     listed = host.oracle.run("conntrack", "-L", "-f", f"ipv{version}", "-o", "extended").stdout
     mine = sum(f" src={source} " in line and "[UNREPLIED]" in line for line in listed.splitlines())
-    assert mine == CONNECTIONS
+    assert CONNECTIONS <= mine <= CONNECTIONS + SAME_ID
     seen = counted(host, evil)["connections"]
     assert seen["unanswered"] == CONNECTIONS
     assert seen["refused"] > CONNECTIONS
