@@ -48,6 +48,11 @@ class Settled:
             walk.needs_hup = False
             walk.hang_up()
         eventually(lambda: not self._difference(), DEADLINE_S, "the state asked for", self._trouble)
+        if walk.model.ambiguous:
+            # One of several states is right. Which one stays shows only once the agent has nothing left to do; on a
+            # busy machine it may not have begun.
+            walk.await_quiet()
+            eventually(lambda: not self._difference(), DEADLINE_S, "the state asked for", self._trouble)
         walk.model.rest(walk.look_at().objects, walk.file())
         self._healthy()
 

@@ -207,6 +207,15 @@ class Model:
                 self.families[version].possible.update(states)
         self.files |= {rewritten(file, asked.servers, self.flags) for file in self.files}
 
+    @property
+    def ambiguous(self) -> bool:
+        """Whether something is held that may be one of several states."""
+        asked = self.wanted()
+        held = [self.families[version] for version, states in asked.families.items() if states is None or self.removed]
+        return any(each.loose or len(each.possible) > 1 for each in held) or (
+            asked.servers is None and len(self.files) > 1
+        )
+
     def disturb(self, *versions: int) -> None:
         """Parts of these families were taken away, and while they are held nobody puts them back."""
         for version in versions or (4, 6):

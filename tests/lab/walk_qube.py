@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.support.qubes.appvm import RESOLV_CONF, AppVm
 
 PYTHON = sys.executable
 MARK = "@@"
+QUIET_S = 0.6
 OURS = "# Made by qubes-guestnet"
 KERNEL = "2"  # the number of the protocol of routes that the kernel makes for addresses
 FOREIGN_MAC = "02:00:00:00:00:02"
@@ -193,6 +195,23 @@ class WalkQube:
             self.start_store()
         eventually(lambda: self.ready or self._is_ready(), 30.0, "READY=1", self.appvm.log)
         self.ready = True
+
+    def await_quiet(self) -> None:
+        """Wait until the agent has slept for longer than it collects writes before a pass (500 ms)."""
+        eventually(self._is_quiet, 30.0, "an agent without work", self.appvm.log)
+
+    def _is_quiet(self) -> bool:
+        before = self._woken()
+        time.sleep(QUIET_S)
+        return self._sleeps() and self._woken() == before
+
+    def _sleeps(self) -> bool:
+        return Path(f"/proc/{self.agent.pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+    def _woken(self) -> list[str]:
+        """How often the agent was given a processor, and had it taken."""
+        lines = Path(f"/proc/{self.agent.pid}/status").read_text().splitlines()
+        return [line for line in lines if "ctxt_switches" in line]
 
     def _is_ready(self) -> bool:
         assert self.agent.running, self.appvm.log()

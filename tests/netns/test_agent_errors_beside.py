@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import signal
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import pytest
 
 from qubes_guestnet.core.hooks import HOOKS as HOOK_PATHS
 from qubes_guestnet.lab.daemons import Daemons
-from qubes_guestnet.lab.qube import Service
+from qubes_guestnet.lab.qube import Qube, Service
 from tests.netns.test_agent_errors import survived
 from tests.netns.test_provider_resolved import leads
 from tests.netns.test_resolved import knows
@@ -27,7 +28,7 @@ from tests.support.qubes.provider import ROUTER, UPLINK, Provider
 
 pytestmark = pytest.mark.behaviour("B146")
 
-SECOND = "198.51.100.52"
+SECOND, VPN = "198.51.100.52", "198.51.100.60"
 SYSCTL = "/usr/lib/systemd/systemd-sysctl"
 WITH6 = {"ip6": f"{IP6}/128", "gateway6": GATEWAY6}
 thrown_at = pytest.mark.parametrize
@@ -55,6 +56,24 @@ def also(appvm: AppVm, environment: Mapping[str, str], text: str) -> None:
 
 def asked(happened: bool, trouble: Callable[[], str]) -> None:
     assert happened, f"the adapter was not asked\n{trouble()}"
+
+
+def asked_after(
+    qube: Qube, change: Callable[[str], object], values: tuple[str, str], trouble: Callable[[], str]
+) -> str:
+    """Change something to and fro until the adapter is asked; return the value then.
+
+    A message of the bus that arrives during a call is read by that call: on a busy machine, where a pass is still under
+    way, one change may be followed without a call of this adapter.
+    """
+    alternating = itertools.cycle(values)
+
+    def one() -> str:
+        value = next(alternating)
+        change(value)
+        return value if thrown(qube, 3) else ""
+
+    return eventually(one, 30, "the adapter is asked", trouble)
 
 
 # --- a provider ------------------------------------------------------------------------------------------------------
@@ -117,10 +136,10 @@ def test_an_error_of_what_follows_the_servers_of_resolved(place: str, error: str
     pid = host.agent.pid
     leads(host, ROUTER)
     throw(host.qube)
-    daemons.resolvectl("dns", UPLINK, SECOND)
-    asked(thrown(host.qube, 10), host.trouble)
-    eventually(lambda: all(SECOND in rule for rule in host.rules("ip", "dnat-dns")), 30, trouble=host.trouble)
-    leads(host, SECOND)
+    change = lambda server: daemons.resolvectl("dns", UPLINK, server)  # noqa: E731
+    server = asked_after(host.qube, change, (SECOND, VPN), host.trouble)
+    eventually(lambda: all(server in rule for rule in host.rules("ip", "dnat-dns")), 30, trouble=host.trouble)
+    leads(host, server)
     daemons.resolvectl("dns", UPLINK, ROUTER)
     leads(host, ROUTER)
     host_healthy(host, pid)
@@ -163,11 +182,11 @@ def test_an_error_of_what_tells_resolved_the_servers(place: str, error: str, lib
     pid = agent.pid
     knows(appvm, daemons)
     throw(appvm.qube)
-    appvm.write("/qubes-secondary-dns", "10.139.1.3")
-    asked(thrown(appvm.qube, 10), appvm.log)
-    eventually(lambda: "10.139.1.3" in daemons.resolvectl("dns", "eth0"), 30, trouble=appvm.log)
-    knows(appvm, daemons, (DNS, "10.139.1.3"))
-    appvm.soon_configured(servers=(DNS, "10.139.1.3"), **WITH6)
+    change = lambda server: appvm.write("/qubes-secondary-dns", server)  # noqa: E731
+    server = asked_after(appvm.qube, change, ("10.139.1.3", "10.139.1.4"), appvm.log)
+    eventually(lambda: server in daemons.resolvectl("dns", "eth0"), 30, trouble=appvm.log)
+    knows(appvm, daemons, (DNS, server))
+    appvm.soon_configured(servers=(DNS, server), **WITH6)
     guest_healthy(appvm, agent, pid)
 
 
