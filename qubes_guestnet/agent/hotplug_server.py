@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 
 from ..core import settings
 from ..core.firewall import entries as firewall_entries
+from ..core.namedtuple import NamedTuple
 from ..core.provider import firewall_unit
 from ..core.provider import settings as provider
 from ..core.provider import vif as vif_rules
@@ -37,6 +38,20 @@ if TYPE_CHECKING:
 WATCHED = (*settings.WATCHED, *provider.PROVIDER_WATCHED)
 # The command itself waits this long for a device, for xenstore and for hooks, with room to spare.
 _COMMAND_SECONDS = 120.0
+
+
+class Told(NamedTuple):
+    """What written entries ask for.
+
+    Args:
+        wakes: a pass.
+        keys: they are not only about the firewall of single qubes.
+        commits: dom0 has committed the rules of a qube.
+    """
+
+    wakes: bool = True
+    keys: bool = True
+    commits: bool = False
 
 
 class Host:
@@ -108,15 +123,15 @@ class Host:
         """Answer a question at once; True if a pass has to follow, because something is still to do."""
         return self._server.fileno() in ready and self._serve()
 
-    def told(self, paths: tuple[str, ...]) -> tuple[bool, bool]:
-        """Return whether what the watches told of asks for a pass, and whether it is about more than the firewall.
+    def told(self, paths: tuple[str, ...]) -> Told:
+        """Return what the watches' paths ask for.
 
         Args:
             paths: that were written; none: not known.
         """
-        if not paths or firewall_entries.others(paths):
-            return True, True
-        return self.provider.enforces and firewall_entries.wakes(paths), False
+        commits = bool(paths) and self.provider.enforces and firewall_entries.commits(paths)
+        keys = not paths or bool(firewall_entries.others(paths))
+        return Told(keys or commits, keys, commits)
 
     def rules_changed(self) -> None:
         """Rules have changed."""

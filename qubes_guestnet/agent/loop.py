@@ -196,13 +196,15 @@ class Agent:
             self._pace = self._pace.woken(time.monotonic())
 
     def _told(self, paths: tuple[str, ...]) -> bool:
-        """Return whether what the watches told of asks for a pass."""
-        wakes, keys = self._host.told(paths) if self._host is not None else (True, True)
+        """Take note of what the watches told of; return whether it asks for a pass."""
+        wakes, keys, commits = self._host.told(paths) if self._host is not None else (True, True, False)
         if wakes:
             self._journal.woken(pass_log.KEYS, paths=paths)
         if keys:
             self._keys_written = True
             self._expect_again()
+        if commits:
+            self._pace = self._pace.woken(time.monotonic(), pressing=True)
         return wakes
 
     def _drained(self, events: netlink.Events | nft_kernel.Events) -> bool:
@@ -246,7 +248,7 @@ class Agent:
         expired = [cause for name, cause in pass_log.TIMERS.items() if self._timers.expired(name)]
         if expired:
             self._journal.woken(*expired)
-            self._pace = self._pace.woken(time.monotonic())
+            self._pace = self._pace.woken(time.monotonic(), pressing=pass_log.FIREWALL in expired)
         self._prober.repeat()
         if self._host is not None and not self._connection.up and self._host.stirred():
             self._pass_without_store(self._host)

@@ -2,7 +2,8 @@
 """When to start the next pass, given when wake-ups came. Times are seconds of a monotonic clock, passed in.
 
 The first wake-up after a quiet time is followed at once: a change by hand is then in force within a few milliseconds.
-What comes close behind a pass waits for 50 ms of silence, 500 ms at most, and is one pass: dom0 writes a change of
+So is one that is pressing: dom0 has committed the rules of a qube, of IPv6 directly behind those of IPv4. What else
+comes close behind a pass waits for 50 ms of silence, 500 ms at most, and is one pass: dom0 writes a change of
 provider as a dozen keys, one at a time.
 
 A program that takes away what we set, each time we set it, is answered only so often: after 20 passes of that kind
@@ -30,6 +31,7 @@ class Pace(NamedTuple):
         last: the latest such wake-up.
         fights: when passes had to restore what we had set before, within the window.
         wanted: what the last pass was to bring about.
+        pressing: one of the wake-ups waits for no silence.
     """
 
     passed: float = float("-inf")
@@ -37,10 +39,17 @@ class Pace(NamedTuple):
     last: float = float("-inf")
     fights: tuple[float, ...] = ()
     wanted: object = None
+    pressing: bool = False
 
-    def woken(self, now: float) -> Pace:
-        """After a wake-up."""
-        return self._replace(first=now if self.first is None else self.first, last=now)
+    def woken(self, now: float, *, pressing: bool = False) -> Pace:
+        """After a wake-up.
+
+        Args:
+            now: when it came.
+            pressing: it is followed at once, unless another program fights us.
+        """
+        first = now if self.first is None else self.first
+        return self._replace(first=first, last=now, pressing=self.pressing or pressing)
 
     def done(self, now: float, changed: bool = False, wanted: object = None) -> Pace:
         """After a pass, which answers all wake-ups so far.
@@ -61,6 +70,6 @@ class Pace(NamedTuple):
             return None
         if len(self.fights) >= FIGHT_LIMIT:
             return max(self.first, self.passed + FIGHT_PAUSE_SECONDS)
-        if self.first - self.passed >= QUIET_SECONDS:
+        if self.pressing or self.first - self.passed >= QUIET_SECONDS:
             return self.first
         return min(self.last + QUIET_SECONDS, self.first + LONGEST_SECONDS)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ..system.netlink.rtnl import Kernel
     from ..system.paths import Paths
     from ..uplink.other_services import OtherServices
+    from .firewall import Firewall
 
 REDIRECTION = "virtual DNS"
 FIREWALL = "firewall's servers"
@@ -67,6 +68,7 @@ class DnsRedirect:
         self._told: tuple[Endpoint, ...] | None = None  # what the firewall's set was last made to hold
         self._memory = redirection.Memory()
         self._trouble = ""  # what the journal was told last
+        self._firewall: Firewall | None = None
 
     def apply(
         self,
@@ -75,6 +77,7 @@ class DnsRedirect:
         uplinks: frozenset[int],
         *,
         file: ResolverReport | None,
+        firewall: Firewall | None = None,
     ) -> None:
         """Redirect the virtual DNS addresses to the upstream servers.
 
@@ -83,7 +86,10 @@ class DnsRedirect:
             own_servers: the virtual DNS servers that this qube itself was given.
             uplinks: interface indexes of its uplinks.
             file: resolv.conf, and whose it is taken to be; None where that is not known.
+            firewall: of single qubes, whose rules for DNS accept the same servers from the same moment on (B45); None
+                where this process does not enforce it.
         """
+        self._firewall = firewall
         virtual = work.settings.virtual_dns
         if "dns" in work.settings.held:
             if work.provided.names.text:
@@ -182,6 +188,8 @@ class DnsRedirect:
         """
         outcome = work.settle(partial(self._plan, work, asked), of_rules(self._nft))
         for op in outcome.done:
+            if isinstance(op, LoadRedirection) and op.allows and self._firewall is not None:
+                self._firewall.allowed(op.allowed)
             if isinstance(op, LoadRedirection) and op.trouble:
                 log(WARNING, f"another program changed the chain ip qubes dnat-dns; restored it: {op.trouble}")
         return outcome
@@ -206,7 +214,11 @@ class DnsRedirect:
         self._memory, work.names = decision.memory, decision.choice
         if decision.right is not None:
             self._nft.found_right(REDIRECTION, decision.right)
-        return decision.planned
+        loads = any(isinstance(op, LoadRedirection) for op in decision.planned.ops)
+        if not loads or self._firewall is None or not self._firewall.has_servers():
+            return decision.planned
+        ops = (op._replace(allows=True) if isinstance(op, LoadRedirection) else op for op in decision.planned.ops)
+        return decision.planned._replace(ops=tuple(ops))
 
     # --- services and people that are told ---------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from ..core.firewall.lines import FAMILIES
 from ..core.firewall.listing import Listed
 from ..core.firewall.name_cache import Share
 from ..core.firewall.name_settings import NameSettings
-from ..core.firewall.operations import RemoveQubeRules
+from ..core.firewall.operations import RemoveQubeRules, SetDnsServers
 from ..core.operations import Outcome, Planned
 from ..core.owned_state import Record
 from ..core.values import IPAddress
@@ -236,6 +236,23 @@ class Firewall:
         """
         done = self._listed is not None and all(op in outcome.done for op in ops)
         self._listed = (self._listed[0], prediction.after(listed, ops)) if done and self._listed is not None else None
+
+    def has_servers(self) -> bool:
+        """Whether there is a set of the servers that rules for DNS accept; False also where that cannot be seen."""
+        try:
+            return self.look()[0].get(4, Listed()).dns is not None
+        except GuestnetError:
+            return False
+
+    def allowed(self, servers: tuple[IPAddress, ...]) -> None:
+        """The redirection was loaded together with the servers that rules for DNS accept.
+
+        Args:
+            servers: of IPv4.
+        """
+        if self._listed is not None:
+            mark, listed = self._listed
+            self._listed = (mark, prediction.after(listed, (SetDnsServers(4, servers),)))
 
     def verified(self, generation: int) -> None:
         """What is loaded was found to be as wanted."""

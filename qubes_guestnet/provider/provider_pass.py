@@ -120,6 +120,12 @@ class Provider:
 
             Firewall(self._paths, self._kernel, self._nft, None).tell(work, self._vifs.devices())
 
+    def _redirect(
+        self, work: PassState, own: tuple[IPv4Address, ...], uplinks: frozenset[int], file: ResolverReport | None
+    ) -> None:
+        """Where the virtual DNS addresses lead, and the rules for DNS of single qubes with them."""
+        self._dns.apply(work, own, uplinks, file=file, firewall=self._enforcing())
+
     def _limit(self, work: PassState) -> None:
         """What each qube may have; of conntrack as this kernel has it now."""
         work.kept = limits.kept(lambda name: procfs_sysctl.read((NETFILTER, name)))
@@ -146,7 +152,7 @@ class Provider:
             work.attempt(partial(self._limit, work))
             work.attempt(partial(self._sweep, work))
             indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
-            work.attempt(partial(self._dns.apply, work, own_servers, indexes, file=resolver))
+            work.attempt(partial(self._redirect, work, own_servers, indexes, resolver))
             work.attempt(partial(self._enforce, work, indexes))
             work.attempt(partial(self._rules.forward, work))
             if self._offload is not None:

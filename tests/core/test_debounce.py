@@ -40,6 +40,15 @@ def test_what_never_falls_silent_waits_so_long_and_no_longer() -> None:
     assert pace.due() == 1.01 + LONGEST_SECONDS
 
 
+@pytest.mark.behaviour("B79")
+def test_what_presses_waits_for_no_silence_but_is_no_way_around_a_fight() -> None:
+    pace = Pace().done(1.0).woken(1.001, pressing=True).woken(1.002)
+    assert pace.due() == 1.001
+    assert not pace.done(1.01).pressing
+    last = 100.0 + (FIGHT_LIMIT - 1) / 10
+    assert fought(FIGHT_LIMIT).woken(last + 0.1, pressing=True).due() == last + FIGHT_PAUSE_SECONDS
+
+
 def fought(times: int, start: float = 100.0) -> Pace:
     pace = Pace()
     for step in range(times):

@@ -386,3 +386,48 @@ def test_what_failed_in_a_former_round_stops_what_depends_on_it_still() -> None:
     table = dict.fromkeys(ORDER, world.carry_out)
     outcome = flow.carry_out(world.left, table, (LoadProfile("a"),))
     assert (outcome.failed, world.asked) == ((ActivateProfile("a", "eth0", "1"),), [])
+
+
+@pytest.mark.behaviour("B45")
+def test_a_redirection_takes_the_rules_for_dns_along_and_works_alone_where_both_are_refused() -> None:
+    op = LoadRedirection(VIRTUAL, (*SERVERS, Endpoint(ipaddress.ip_address("2001:db8::53"))), allows=True)
+    alone, both = op._replace(allows=False).text, op.text
+    assert both.removeprefix(alone).splitlines() == [
+        "flush set ip qubes-firewall dns-addr",
+        f"add element ip qubes-firewall dns-addr {{ {SERVERS[0].address} }}",
+    ]
+    loaded: list[LoadRedirection] = []
+
+    def load(op: LoadRedirection) -> None:
+        if op.allows:
+            raise GuestnetError("refused")
+        loaded.append(op)
+
+    outcome = flow.carry_out((op,), {"LoadRedirection": load})
+    assert (loaded, outcome.failed) == ([op._replace(allows=False)], ())
+    assert op._replace(allows=False).instead is None
+
+
+@pytest.mark.behaviour("B78")
+def test_names_of_all_qubes_are_written_by_one_connection() -> None:
+    said: list[tuple[object, ...]] = []
+
+    class Store:
+        def __init__(self) -> None:
+            said.append(("connected",))
+
+        def rm(self, *words: object) -> None:
+            said.append(("rm", *words))
+
+        def write(self, *words: object) -> None:
+            said.append(("write", *words))
+
+        def close(self) -> None:
+            said.append(("closed",))
+
+    addresses = [ipaddress.ip_address(f"10.137.0.{number}") for number in range(4, 54)]
+    op = consequences.ExportNames(tuple(export(each, {"a.org": addresses[:1]}) for each in addresses))
+    of_firewall(SimpleNamespace(), Store)["ExportNames"](op)  # type: ignore[arg-type]
+    assert (said[0], said[-1], said.count(("connected",))) == (("connected",), ("closed",), 1)
+    assert said[1:3] == [("rm", "/dns/10.137.0.4/"), ("write", "/dns/10.137.0.4/a.org", b"{'10.137.0.4/32'}")]
+    assert len(said) == 2 + 2 * 50

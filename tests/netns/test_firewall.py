@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import signal
+import time
+
 import pytest
 
+from qubes_guestnet.core import debounce
 from tests.support.eventually import eventually, never
 from tests.support.qubes.firewall import BLOCKED, MARK, Enforcing
+from tests.support.qubes.provider import REAL_NFT
 
 CHAIN = "qbs-10-137-0-4"
 
@@ -217,3 +222,74 @@ def test_without_the_fact_that_it_is_ours_the_lists_are_left_to_another_program(
     eventually(lambda: host.works(behind), trouble=host.trouble)
     host.commit(behind.ip, "action=drop")
     never(lambda: "qubes-firewall" in host.oracle.run("nft", "list", "tables").stdout, 0.5)
+
+
+@pytest.mark.behaviour("B79")
+def test_a_commit_directly_behind_another_one_waits_for_nothing() -> None:
+    """dom0 commits IPv6 behind IPv4; a pass ago is no reason to wait for silence, as it is with other keys."""
+    host = Enforcing()
+    behind = host.attach()
+    for address in (behind.ip, behind.ip6):
+        host.applied(address, "action=accept")
+    took = []
+    for number in range(10):
+        host.applied(behind.ip, f"action=accept proto=udp dstports={number}-{number}")
+        start, before = time.monotonic(), host.handled(behind.ip6)
+        host.commit(behind.ip6, f"action=accept proto=udp dstports={number}-{number}")
+        with host.dom0() as store:
+            while int(store.read(f"/qubes-firewall-handled/{behind.ip6}") or 0) == before:
+                assert time.monotonic() < start + 10, host.trouble()
+        took.append(time.monotonic() - start)
+    assert min(took) < debounce.QUIET_SECONDS, took
+
+
+@pytest.mark.behaviour("B66")
+@pytest.mark.parametrize("how", ["SIGHUP", "the table was lost"])
+def test_a_list_that_nft_refused_is_tried_again(how: str) -> None:
+    host = Enforcing()
+    behind, other = host.attach(), host.attach(5)
+    host.qube.write("/run/lab/refusing", f"""#!/bin/sh
+        case "$*" in *-f*) ;; *) exec {REAL_NFT} "$@";; esac
+        text=$(cat)
+        case "$text" in *"th dport 666 "*) echo refused >&2; exit 1;; esac
+        printf '%s\\n' "$text" | {REAL_NFT} "$@"
+    """)  # fmt: skip
+    host.qube.path("/run/lab/refusing").chmod(0o755)
+    host.replace_nft("/run/lab/refusing")
+    host.commit(behind.ip, "action=accept proto=udp dstports=666-666")
+    eventually(lambda: host.mapped() >= {behind.ip}, trouble=host.trouble)
+    host.applied(other.ip, "action=accept")
+    assert not host.passes(behind, 666)
+    assert host.passes(other)
+    host.restore_nft()
+    never(lambda: host.passes(behind, 666), 0.5)
+    if how == "SIGHUP":
+        host.agent.signal(signal.SIGHUP)
+    else:
+        host.nft("delete table ip qubes-firewall")
+    eventually(lambda: host.passes(behind, 666), trouble=host.trouble)
+    assert host.passes(other)
+
+
+@pytest.mark.behaviour("B90")
+def test_what_the_agent_knows_of_the_table_without_a_listing_is_what_is_there() -> None:
+    """After all kinds of changes a look at everything finds nothing to do."""
+    host = Enforcing()
+    behind, other = host.attach(), host.attach(5)
+    for rules in (["action=accept dsthost=a.example.org", "action=drop"], ["action=accept"], ["action=x"], []):
+        for address in (behind.ip, behind.ip6, other.ip):
+            host.applied(address, *rules)
+    host.resolv_conf("192.168.0.3")
+    eventually(lambda: "192.168.0.3" in host.agent.output().rpartition("nft -f: virtual DNS")[2], trouble=host.trouble)
+    host.offline(other)
+    host.unplug(other)
+    eventually(lambda: host.mapped() == {behind.ip}, trouble=host.trouble)
+    host.applied(behind.ip, "action=accept dsthost=b.example.org")
+    host.agent.signal(signal.SIGHUP)
+    host.applied(behind.ip, "action=accept dsthost=b.example.org")
+    assert (
+        "nft -f"
+        not in host.agent.output()
+        .rpartition("qubesdb-write /qubes-firewall-handled")[0]
+        .rpartition("qubesdb-write /qubes-firewall-handled")[2]
+    ), host.trouble()

@@ -75,9 +75,9 @@ def told_of(path: str) -> tuple[IPAddress | None, bool]:
     return address, address is not None and not slash
 
 
-def wakes(paths: Iterable[str]) -> bool:
-    """Whether a watch told of a commit, or of what is not the firewall's; entries before their commit mean nothing."""
-    return any(not path.startswith(FOLDER) or told_of(path)[1] for path in paths)
+def commits(paths: Iterable[str]) -> bool:
+    """Whether a watch told of a commit."""
+    return any(told_of(path)[1] for path in paths)
 
 
 def others(paths: Iterable[str]) -> tuple[str, ...]:

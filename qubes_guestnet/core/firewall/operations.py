@@ -68,17 +68,19 @@ class ChangeName(NamedTuple):
         version: of the family.
         host: the name.
         add, remove: addresses.
+        make: its set is not there yet.
     """
 
     version: int
     host: str
     add: tuple[IPAddress, ...]
     remove: tuple[IPAddress, ...] = ()
+    make: bool = False
 
     @property
     def text(self) -> str:
         """As nft takes it."""
-        return ruleset.name(self.version, self.host, self.add, self.remove)
+        return ruleset.name(self.version, self.host, self.add, self.remove, make=self.make)
 
     def __str__(self) -> str:
         changes = [*(f"+{address}" for address in self.add), *(f"-{address}" for address in self.remove)]

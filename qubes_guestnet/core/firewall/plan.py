@@ -110,7 +110,7 @@ def _names(version: int, listed: Listed, lists: Mapping[IPAddress, Bound], kept:
         there = listed.names.get(host)
         if there != addresses:
             before = there or frozenset()
-            yield ChangeName(version, host, ordered(addresses - before), ordered(before - addresses))
+            yield ChangeName(version, host, ordered(addresses - before), ordered(before - addresses), there is None)
     staying = {ruleset.chain_of(address) for address in kept}
     for host in sorted(set(listed.names) - set(used)):
         word = f"@{set_of(host)} "

@@ -160,18 +160,21 @@ def check_chain(name: str) -> None:
 # --- sets --------------------------------------------------------------------------------------------------------
 
 
-def name(version: int, host: str, add: Iterable[IPAddress], remove: Iterable[IPAddress]) -> str:
-    """Return the change of the addresses of a name; the set is made where there is none. Missing ones are ignored.
+def name(
+    version: int, host: str, add: Iterable[IPAddress], remove: Iterable[IPAddress] = (), *, make: bool = False
+) -> str:
+    """Return the change of the addresses of a name: of elements and nothing else. Missing ones are ignored.
 
     Args:
         version: of the family.
         host: a name that is asked; ValueError for another text.
         add, remove: addresses of that family.
+        make: its set, where there is none.
     """
     check_host(host)
     family = FAMILIES[version]
     where, remove = f"{family.table} {set_of(host)}", tuple(remove)
-    text = f"add set {where} {{ type {family.address}; }}\n"
+    text = f"add set {where} {{ type {family.address}; }}\n" if make else ""
     return text + _elements("add", where, (*remove, *add)) + _elements("delete", where, remove)
 
 

@@ -93,19 +93,36 @@ class LoadRedirection(NamedTuple):
         servers: name servers that they are redirected to in turn; none: all that goes to them is refused.
         refused: how that reads, and why.
         trouble: what is wrong with rules of another program whose place it takes, "" where there are none.
+        allows: the rules for DNS of single qubes accept these servers and no others, from the same moment on.
     """
 
     virtual: tuple[IPv4Address, ...]
     servers: tuple[Endpoint, ...]
     refused: str = ""
     trouble: str = ""
+    allows: bool = False
 
     @property
     def text(self) -> str:
         """As nft takes it."""
         from ..nft import rules_text
 
-        return rules_text.dnat(self._pairs, self.virtual, self.servers)
+        text = rules_text.dnat(self._pairs, self.virtual, self.servers)
+        if not self.allows:
+            return text
+        from ..firewall import ruleset  # of a provider that enforces the lists
+
+        return text + ruleset.dns_servers(IPV4, self.allowed)
+
+    @property
+    def allowed(self) -> tuple[IPAddress, ...]:
+        """The servers for the rules for DNS of single qubes."""
+        return tuple(sorted({server.address for server in self.servers if server.address.version == IPV4}, key=int))
+
+    @property
+    def instead(self) -> LoadRedirection | None:
+        """Where both together are refused: names work, and the pass that follows mends the other table."""
+        return self._replace(allows=False) if self.allows else None
 
     @property
     def _pairs(self) -> tuple[tuple[IPv4Address, Endpoint], ...]:

@@ -214,9 +214,9 @@ def test_a_set_that_is_not_whole_ends_no_connection_until_it_is() -> None:
 
 def test_what_the_watches_told_of() -> None:
     entry, commit = "/qubes-firewall/10.137.0.4/0000", "/qubes-firewall/10.137.0.4"
-    assert not entries.wakes((entry, "/qubes-firewall/x"))
-    assert entries.wakes((entry, commit))
-    assert entries.wakes(("/qubes-ip",))
+    assert not entries.commits((entry, "/qubes-firewall/x"))
+    assert entries.commits((entry, commit))
+    assert not entries.commits(("/qubes-ip",))
     assert entries.others((entry, "/qubes-ip", commit)) == ("/qubes-ip",)
 
 

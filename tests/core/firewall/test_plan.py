@@ -116,7 +116,7 @@ def test_the_first_answer_for_a_drop_replaces_the_rule_for_every_destination() -
     entry = "action=drop dsthost=a.org"
     kernel = loaded(bound(entry, policy=b"accept"))
     known = bound(entry, policy=b"accept", a_org=["192.0.2.1"])
-    assert applied(kernel, wanted(known)) == (ChangeName(4, "a.org", (A("192.0.2.1"),)), SetQubeRules(known))
+    assert applied(kernel, wanted(known)) == (ChangeName(4, "a.org", (A("192.0.2.1"),), make=True), SetQubeRules(known))
 
 
 def test_a_set_is_shared_and_goes_with_the_last_qube_that_uses_it() -> None:

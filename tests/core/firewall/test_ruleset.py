@@ -101,7 +101,7 @@ def test_no_text_flushes_or_deletes_what_is_not_the_qubes() -> None:
             *(ruleset.qube(each) for each in (bound("action=accept"), bound("foo", address=SIX))),
             ruleset.without_element(A(FOUR)),
             ruleset.without_chain(4, "qbs-1-2-3-4", keep=False),
-            ruleset.name(4, "a.org", [A(FOUR)], []),
+            ruleset.name(4, "a.org", [A(FOUR)], make=True),
             ruleset.without_name(4, "a.org"),
         )
     )
@@ -120,9 +120,10 @@ def test_errors_about_what_is_allowed_pass_before_anything_is_judged() -> None:
 
 def test_many_addresses_of_a_name_are_several_lines() -> None:
     addresses = [A(f"10.0.0.{number}") for number in range(1, 100)]
-    text = ruleset.name(4, "a.org", addresses, addresses[:1])
+    assert "set" not in ruleset.name(4, "a.org", addresses, addresses[:1]).replace("element", "").split()
+    text = ruleset.name(4, "a.org", addresses, addresses[:1], make=True)
     assert [line.split()[0] for line in text.splitlines()] == ["add", "add", "add", "delete"]
-    assert ruleset.name(6, "a.org", [], []) == "add set ip6 qubes-firewall n-a.org { type ipv6_addr; }\n"
+    assert ruleset.name(6, "a.org", [], make=True) == "add set ip6 qubes-firewall n-a.org { type ipv6_addr; }\n"
 
 
 def test_a_signature_tells_lists_apart_but_for_addresses_of_names() -> None:

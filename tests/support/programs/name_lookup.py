@@ -20,6 +20,23 @@ SECOND = "192.168.0.3"  # another name server in the world
 HOSTS = "/run/lab/hosts"
 
 
+# The agent's clock of names runs faster: a name is asked for each second, and what left an answer goes after one more.
+_HASTE = """
+from qubes_guestnet.core.firewall import name_cache
+name_cache.SHORTEST = name_cache._GRID = name_cache.LINGER = name_cache.FIRST_RETRY = 1
+name_cache.APART = 2
+from qubes_guestnet.core.firewall import name_settings
+name_settings.LEAST = 1
+"""
+_FOLDER = "/run/lab/haste"
+
+
+def hastened(host: Enforcing) -> dict[str, str]:
+    """An environment for the agent, in which times to live are over within seconds."""
+    host.qube.write(f"{_FOLDER}/sitecustomize.py", _HASTE)
+    return {"PYTHONPATH": ":".join((_FOLDER, *sys.path))}
+
+
 class NamesUnit:
     """The socket, and the program behind it.
 

@@ -232,18 +232,22 @@ class Server:
         at: the address.
         port: of UDP and TCP.
         says: what it does for every name; "": what the name's first label says.
+        make: makes sockets, of another network namespace perhaps.
 
     Attributes:
         asked: the names that came, in order.
     """
 
-    def __init__(self, at: str, port: int = 53, says: str = "") -> None:
+    def __init__(
+        self, at: str, port: int = 53, says: str = "", make: Callable[[int, int], socket.socket] = socket.socket
+    ) -> None:
         family = socket.AF_INET6 if ":" in at else socket.AF_INET
         self.asked: list[str] = []
         self._says = says
-        self._udp = socket.socket(family, socket.SOCK_DGRAM)
-        self._udp.bind((at, port))
-        self._tcp = socket.create_server((at, port), family=family)
+        self._udp, self._tcp = make(family, socket.SOCK_DGRAM), make(family, socket.SOCK_STREAM)
+        for each in (self._udp, self._tcp):
+            each.bind((at, port))
+        self._tcp.listen()
         for work in (self._serve_udp, self._serve_tcp):
             threading.Thread(target=work, daemon=True).start()
 
