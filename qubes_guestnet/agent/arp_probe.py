@@ -60,8 +60,7 @@ class Prober:
             if asking is None or asking.answers or self._state(question, ()) & NUD_VALID:
                 continue
             try:
-                self._kernel.forget(question.ifindex, question.next_address(()))
-                self._kernel.solicit(question.ifindex, question.next_address(()))
+                self._kernel.solicit_again(question.ifindex, question.next_address(()))
             except GuestnetError:
                 continue  # the interface or the entry is gone: `serve` handles it
 

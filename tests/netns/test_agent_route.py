@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 
 import pytest
 
 from tests.support.eventually import eventually, never
 from tests.support.qubes.appvm import DNS, ENTRIES, GATEWAY_FLAG, VIF, AppVm, ArpListener
 
+IP_RECVERR = 11  # linux/in.h
 FALLING = "falling back to the gateway route"
 
 
@@ -38,6 +40,25 @@ def test_a_first_answer_that_got_lost_is_asked_for_again_before_anybody_else() -
         assert asked == DNS
         provider.answer(again)
         eventually(lambda: probed(appvm), trouble=appvm.log)
+
+
+@pytest.mark.behaviour("B152")
+def test_packets_that_wait_for_the_answer_of_a_probe_are_not_refused() -> None:
+    """An upgrade in a running qube refused 2 of 61 pings: the repeated probe deleted the entry that they waited in."""
+    appvm = AppVm(plugged=False)
+    appvm.plug(arp="own")
+    with ArpListener(appvm) as provider, appvm.qube.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        appvm.agent(wait=False)
+        client.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        provider.request_for(DNS)
+        client.connect((DNS, 9))
+        client.send(b"waits")
+        again = provider.request_for(DNS)
+        with pytest.raises(BlockingIOError):  # no error is queued
+            client.recv(64, socket.MSG_ERRQUEUE | socket.MSG_DONTWAIT)
+        provider.answer(again)
+        eventually(lambda: probed(appvm), trouble=appvm.log)
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
 @pytest.mark.behaviour("B10")

@@ -11,6 +11,7 @@ import pytest
 
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.values import Neighbour, Route, State
+from qubes_guestnet.errors import KernelError
 from qubes_guestnet.system.netlink import rtnl as netlink
 from tests.support.eventually import eventually
 from tests.support.judge.oracle import Oracle
@@ -231,6 +232,34 @@ def test_neighbour_states(oracle: Oracle, kernel: netlink.Kernel) -> None:
         assert kernel.neighbour(link.ifindex, address) is None
         oracle.run("ip", "neighbour", "add", text, "lladdr", OTHER_MAC, "nud", "permanent", "dev", "eth0")
         assert kernel.neighbour(link.ifindex, address) == Neighbour(address, OTHER_MAC)
+
+
+@pytest.mark.behaviour("B152")
+def test_a_request_is_repeated_and_what_waits_for_the_answer_is_sent(oracle: Oracle, kernel: netlink.Kernel) -> None:
+    oracle.run("sh", "-ec", "ip address add 10.137.0.5/32 dev eth0; ip route add default dev eth0 scope link")
+    (link,) = kernel.links(frozenset({MAC}))
+    address = ipaddress.ip_address("10.139.1.1")
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as wire,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        wire.bind(("peer", 3))
+        wire.settimeout(10)
+        client.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR
+        client.connect((str(address), 9))
+        client.send(b"waits")
+        first = wire.recv(2048)
+        kernel.solicit_again(link.ifindex, address)
+        again = wire.recv(2048)
+        assert (again[12:14], again) == (b"\x08\x06", first)
+        assert kernel.neighbour_state(link.ifindex, address) == (0x1, "")  # NUD_INCOMPLETE
+        backend = b"\xfe" + b"\xff" * 5
+        answer = struct.pack("!6s6sHHHBBH", again[6:12], backend, 0x0806, 1, 0x0800, 6, 4, 2)
+        wire.send(answer + backend + again[38:42] + again[22:32])
+        eventually(lambda: b"waits" in wire.recv(2048))
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    with pytest.raises(KernelError):
+        kernel.solicit_again(link.ifindex, ipaddress.ip_address("10.139.1.2"))  # there is no such entry
 
 
 def test_a_solicited_neighbour_is_asked_for_and_answered(oracle: Oracle, kernel: netlink.Kernel) -> None:
