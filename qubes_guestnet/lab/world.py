@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import sys
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .namespaces import LabError
@@ -23,6 +24,9 @@ NAME6 = "six.example.com"
 # What its DNS server knows.
 ADDRESSES = {NAME: (HOST, HOST6), NAME6: (HOST6,)}
 """Resolves to HOST6 only."""
+# A second host, and a name that its DNS server always knows.
+HOST2, HOST2_6 = "192.168.123.50", "2000:abcd::50"
+_READY = "ready.example.com"
 ECHO_PORTS = (1234, 4321)
 # The net between the world and its provider, as in the figure of the reference document.
 NETWORK, ROUTER, PROVIDER = "192.168.0.0/24", "192.168.0.1", "192.168.0.2"
@@ -62,8 +66,12 @@ class World:
         require("dnsmasq", "ip", "nsenter")
         self.offer = offer or Offer()
         self.qube = Qube(name)
-        self.qube.wire(f"ip address add {HOST}/32 dev lo; ip address add {HOST6}/128 dev lo nodad")
+        self.qube.wire(f"""
+            ip address add {HOST}/32 dev lo; ip address add {HOST6}/128 dev lo nodad
+            ip address add {HOST2}/32 dev lo; ip address add {HOST2_6}/128 dev lo nodad
+        """)
         self.dns: Service | None = None
+        self._records: Mapping[str, Sequence[str]] = ADDRESSES
         if self.offer.ipv4:
             self._serve_names()
         ports = [str(port) for port in ECHO_PORTS]
@@ -80,8 +88,8 @@ class World:
         dns = self.dns = self.qube.spawn(
             "dnsmasq", "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts",
             "--bind-dynamic", *(f"--listen-address={address}" for address in self.offer.dns),
-            "--local=/example.com/", "--log-queries", f"--host-record={NAME},{HOST},{HOST6}",
-            f"--host-record={NAME6},{HOST6}",
+            "--local=/example.com/", "--log-queries", f"--host-record={_READY},{HOST}",
+            *(f"--host-record={name},{','.join(addresses)}" for name, addresses in self._records.items()),
         )  # fmt: skip
 
         def answers() -> bool:
@@ -89,7 +97,7 @@ class World:
                 raise LabError("dnsmasq did not start", f"its log: {dns.tail()}")
             known = [address for address in self.offer.dns if address != self.offer.router]
             with self.qube.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-                return all(query(client, address, NAME, timeout=0.1) for address in known)
+                return all(query(client, address, _READY, timeout=0.1) for address in known)
 
         eventually("dnsmasq answers", answers)
 
@@ -101,6 +109,15 @@ class World:
         """)
         self._provider = (provider, interface)
         self._configure()
+
+    def say(self, records: Mapping[str, Sequence[str]]) -> None:
+        """Have the DNS server know these names below example.com from now on, and no others (NXDOMAIN).
+
+        Args:
+            records: name → addresses.
+        """
+        self._records = records
+        self._serve_names()
 
     def change(self, offer: Offer) -> None:
         """Offer something else from now on: another net, other DNS servers, IPv6 or none. The host stays the same."""

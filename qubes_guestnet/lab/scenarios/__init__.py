@@ -7,7 +7,22 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..stage import Stage
-from . import attach, comeback, company, document, endure, faked, hostile, ipv6, isolation, keys, names, paused, vpn
+from . import (
+    attach,
+    comeback,
+    company,
+    document,
+    endure,
+    faked,
+    firewall,
+    hostile,
+    ipv6,
+    isolation,
+    keys,
+    names,
+    paused,
+    vpn,
+)
 
 
 class Scenario(NamedTuple):
@@ -47,6 +62,11 @@ SCENARIOS = (
     Scenario("S-001f", "paused, its provider ends, unpaused, its provider starts", paused.s_001f, ipv6=True),
     Scenario("S-010", "a proxy loses its provider, and regains it elsewhere", names.s_010, ipv6=True, gateway=True),
     Scenario("S-020", "NetworkManager owns a proxy's uplink; nmcli down and up", company.s_020, ipv6=True),
+    Scenario(
+        "S-030", "rules of a qube, one after the other: exactly what is allowed passes", firewall.s_030, ipv6=True
+    ),
+    Scenario("S-031", "a rule ends one of two connections", firewall.s_031, ipv6=True),
+    Scenario("S-033", "rules by name: the name moves, is dead, and comes back", firewall.s_033, ipv6=True),
     Scenario("S-040", "two qubes behind the same provider, or not, are apart", isolation.s_040, ipv6=True),
     Scenario("S-050", "a qube takes addresses that are not its own", isolation.s_050, ipv6=True),
     Scenario("S-100", "the vif is there before its provider is ready", comeback.s_100),
@@ -57,10 +77,12 @@ SCENARIOS = (
     Scenario("S-114", "the proxy crashes and starts again", comeback.s_114, ipv6=True),
     Scenario("S-200", "a fake address, gateway and netmask", faked.s_200, gateway=True),
     Scenario("S-201", "a fake address alone", faked.s_201, ipv6=True),
+    Scenario("S-202", "a fake address behind a proxy, with rules", firewall.s_202),
     Scenario("S-203", "a user lets a qube through to one with a fake address", faked.s_203),
     Scenario("S-204", "a proxy with a fake address", faked.s_204, gateway=True),
     Scenario("S-210", "a qube with addresses of the user's", faked.s_210, ipv6=True),
     Scenario("S-211", "a proxy with addresses of the user's", faked.s_211, ipv6=True),
+    Scenario("S-212", "addresses of the user's, with rules", firewall.s_212, ipv6=True),
     Scenario("S-300", "the routing tables of the reference document", document.s_300),
     Scenario("S-301", "no port of a provider is open, no DHCP, no DNS of its own", document.s_301),
     Scenario("S-302", "real DNS servers change; names at every depth", names.s_302),

@@ -12,7 +12,7 @@ import venv
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[3]
-NEEDED = ("pyroute2", "tenacity", "jeepney")  # with the extra `dbus`
+NEEDED = ("pyroute2", "tenacity", "jeepney", "dnspython")  # with the extras `dbus` and `names`
 LIMIT_S = 90
 
 
