@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 from ..namedtuple import NamedTuple
 from ..values import IPAddress
-from .binding import Bound
-from .evaluator import Packet, judge
+from .binding import Bound, bind
+from .evaluator import REFUSE, Packet, judge
 
 
 class Connection(NamedTuple):
@@ -78,8 +78,18 @@ def to_end(
         packet = Packet(each.server, each.protocol, each.port, each.icmp_type)
         ends = verdicts.get((each.source, packet))
         if ends is None:
-            passed = then is None or judge(then, packet, before.dns).passes
-            ends = verdicts[each.source, packet] = passed and not judge(now, packet, after.dns).passes
+            refused = not judge(now, packet, after.dns).passes
+            ends = verdicts[each.source, packet] = refused and _may_have_passed(then, packet, before.dns)
         if ends:
             found.append(each.number)
     return tuple(found)
+
+
+def _may_have_passed(then: Bound | None, packet: Packet, dns: Collection[IPAddress]) -> bool:
+    """Return whether a former list let a packet pass, by what its names have now or by what they had before.
+
+    A connection outlives an address that left the answer of a name, up to the next commit and not longer (F-24).
+    """
+    if then is None or judge(then, packet, dns).passes:
+        return True
+    return not then.refused and judge(bind(then.ruleset, {}), packet, dns).answer != REFUSE

@@ -144,6 +144,16 @@ def passes(found: Drawn, asked: Asked, has: Callable[[str, str], bool] | None = 
     return found.policy == "accept"
 
 
+def may_pass(found: Drawn, asked: Asked) -> bool:
+    """Whether a packet passes with some addresses of the names: an accept has its destination, a drop has not."""
+    entries = {}
+    for key, words in found.entries.items():
+        left = [word for word in words.split(" ") if not word.startswith("dsthost=")]
+        if len(left) == len(words.split(" ")) or "action=accept" in left:
+            entries[key] = " ".join(left)
+    return passes(found._replace(entries=entries), asked)
+
+
 def _fulfilled(version: int, option: str, value: str, given: Mapping[str, str], asked: Asked) -> bool:
     transport = asked.protocol in (TCP, UDP)
     if option in ("dst4", "dst6"):
