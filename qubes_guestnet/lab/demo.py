@@ -7,18 +7,23 @@ first step that does not hold, with status 1.
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import json
+import signal
+import socket
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
-from . import counters, probes, world
+from . import counters, firewall_rules, probes, world
 from .capture import Capture, Frames
 from .dom0 import INTERFACE, Vm
 from .ground import require
 from .namespaces import LabError
 from .progress import Display, Teller, follow
+from .qube import eventually
 from .stage import Stage, addresses, interface_of, nameservers, routes
 
 _CHANGES = 10
@@ -41,6 +46,8 @@ def _play(teller: Teller) -> None:
     _agent(stage, vm)
     _packets(stage, vm)
     _provider(stage, vm)
+    if importlib.util.find_spec("dns") is not None:  # dnspython, of the extra `names`
+        _firewall(stage, vm)
     _live_change(stage, vm)
     _lost_and_regained(stage, vm)
     _provider_change(stage, vm, netvm2)
@@ -134,6 +141,53 @@ def _provider(stage: Stage, vm: Vm) -> None:
     text = f"{after - before} of 3 packets from {_STOLEN}, which is not {vm.name}'s, dropped"
     stage.note(text)
     _fact(stage, "spoofed", text, spoofed_dropped=after - before)
+
+
+def _firewall(stage: Stage, vm: Vm) -> None:
+    stage.step("dom0 lets vm1 reach one port of a name, and no other one (qvm-firewall)")
+    netvm1, outside = stage.netvm1, stage.netvm1.world
+    assert outside is not None
+    port, other = map(str, world.ECHO_PORTS)
+    words = (("accept", "specialtarget=dns"), ("accept", world.NAME, "tcp", port))
+    stage.dom0.set_firewall(vm, tuple(firewall_rules.from_words(each, 0.0) for each in words))
+    refused = eventually(f"port {other} is refused", lambda: _refused(vm, world.HOST), _DEADLINE)
+    eventually(f"port {port} is reached", lambda: probes.echo(vm.running, world.HOST, world.ECHO_PORTS[0]), _DEADLINE)
+    text = f"{world.NAME} port {port} reached, port {other} refused in {refused * _MILLI:.1f} ms"
+    stage.note(text)
+    _fact(stage, "firewall", text, refused_ms=refused * _MILLI)
+    stage.step("`firewall test` in netvm1 explains the refusal")
+    done = netvm1.running.guestnet("firewall", "test", vm.address, world.NAME, "tcp", other, check=False)
+    lines = done.stdout.splitlines()
+    if done.returncode != 3 or not any(line.startswith("REFUSED") for line in lines):
+        raise LabError(f"firewall test: {done.returncode} {done.stdout}{done.stderr}")
+    stage.note("\n".join(lines[: lines.index("") if "" in lines else None]))
+    stage.step("the name moves to another address, and the rules follow")
+    outside.say({world.NAME: (world.HOST2, world.HOST2_6)})
+    start = time.monotonic()
+    assert netvm1.running.agent is not None
+    netvm1.running.agent.signal(signal.SIGHUP)  # without `systemctl reload` when its time to live is over
+    eventually(
+        "the new address is reached", lambda: probes.echo(vm.running, world.HOST2, world.ECHO_PORTS[0]), _DEADLINE
+    )
+    took = (time.monotonic() - start) * _MILLI
+    text = f"{world.NAME} = {world.HOST2}: reached {took:.0f} ms after the look-up was asked for"
+    stage.note(text)
+    _fact(stage, "name moved", text, name_moved_ms=took)
+    outside.say(world.ADDRESSES)
+    stage.dom0.set_firewall(vm, firewall_rules.ACCEPT_ALL)
+    stage.reaches(vm)
+
+
+def _refused(vm: Vm, host: str) -> float:
+    """Return how long a refused connection took, in seconds; 0 for one that was not refused."""
+    start = time.monotonic()
+    with vm.running.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
+        client.settimeout(1.0)
+        try:
+            client.connect((host, world.ECHO_PORTS[1]))
+        except OSError as error:
+            return time.monotonic() - start if error.errno == errno.EHOSTUNREACH else 0.0
+    return 0.0
 
 
 def _live_change(stage: Stage, vm: Vm) -> None:

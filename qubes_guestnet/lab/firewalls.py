@@ -35,6 +35,8 @@ class Firewalls(Databases):
         """
         if vm.netvm is None or vm.netvm.qube is None:
             return
+        if any(rule.destination is not None and rule.destination[0] == "dsthost" for rule in vm.firewall.rules):
+            vm.netvm.serve_names()
         addresses = {4: vm.address, 6: vm.networked6}
         self.do_all(vm.netvm, firewall_rules.cycle(addresses, vm.firewall.rules, self.time()))
 

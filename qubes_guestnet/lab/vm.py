@@ -7,6 +7,7 @@ tree, and the fake addresses that qube and provider are told.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable
 
@@ -14,7 +15,7 @@ from . import iptables, world
 from .firewall_rules import ACCEPT_ALL, Rules, allows_ping, limits
 from .namespaces import LabError
 from .provider import VIRTUAL_DNS, Networking, Vif
-from .qube import Qube
+from .qube import Qube, Service
 from .world import Offer, World
 
 FAKE_IP, FAKE_GATEWAY, FAKE_NETMASK = "net.fake-ip", "net.fake-gateway", "net.fake-netmask"
@@ -93,6 +94,7 @@ class Vm:
         self.agent = provides_network  # whether a start of it starts its agent
         self.world: World | None = None
         self.provides: Networking | None = None
+        self._names: tuple[Qube, Service] | None = None
         self.database: dict[str, bytes] = {}
         # Its interface: the provider's end, that provider, its name in the qube, its number and in which domain.
         self.plugged: Vif | None = None
@@ -272,6 +274,12 @@ class Vm:
     def vif(self) -> str | None:
         """Name of the provider's end of its interface, None while it has none."""
         return self.plugged.name if self.plugged is not None else None
+
+    def serve_names(self) -> None:
+        """Start what systemd starts in a provider: the socket of the name look-up, of a list that has names."""
+        if self.plain or (self._names is not None and self._names[0] is self.qube):
+            return
+        self._names = self.running, self.running.spawn("names", sys.executable, "-m", "qubes_guestnet.lab.name_socket")
 
     @property
     def running(self) -> Qube:

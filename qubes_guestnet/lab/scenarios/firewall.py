@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterable
 
 from .. import firewall_rules, probes, world
@@ -48,12 +47,11 @@ def s_030(stage: Stage) -> None:
     proxy = stage.proxy("proxy")
     vm = stage.start("vm1", proxy)
     stage.reaches(vm)
-    _answering(proxy)
+    answering(proxy)
     hosts = [f"{_host(4)}/32", *([f"{_host(6)}/128"] if stage.ipv6 else [])]
     one = [f"action=accept dst{4 + 2 * (':' in host)}={host} proto=tcp dstports={_OPEN}-{_OPEN}" for host in hosts]
     but = [f"action=drop dst{4 + 2 * (':' in host)}={host} proto=tcp dstports={_OPEN}-{_OPEN}" for host in hosts]
     named = f"action=accept dsthost={world.NAME} proto=tcp dstports={_OPEN}-{_OPEN}"
-    _serve_names(proxy)
     for what, rules, allowed in (
         ("nothing", ("action=drop",), frozenset[str]()),
         ("ping", (_ICMP,), frozenset({_PING})),
@@ -71,7 +69,7 @@ def _host(version: int) -> str:
     return world.HOST if version == 4 else world.HOST6
 
 
-def _answering(provider: Vm) -> None:
+def answering(provider: Vm) -> None:
     """Have the kernel answer each refused packet: its budget of errors, 1 a second and peer, is not what is tested."""
     for family in ("ipv4/icmp_ratelimit", "ipv6/icmp/ratelimit"):
         provider.running.wire(f"echo 0 > /proc/sys/net/{family}")
@@ -88,7 +86,7 @@ def _passing(vm: Vm, version: int) -> frozenset[str]:
     """Return what passes now. LabError for TCP that is blocked and not refused at once."""
     host, found = _host(version), set[str]()
     for port, name in ((_OPEN, _TCP), (_OTHER, _TCP_OTHER)):
-        number = _connect(vm, host, port)
+        number = connect(vm, host, port)
         if number is None:
             raise LabError(f"TCP to {host} port {port} is neither answered nor refused")
         found |= {name} if not number else set()
@@ -100,7 +98,7 @@ def _passing(vm: Vm, version: int) -> frozenset[str]:
     return frozenset(found)
 
 
-def _connect(vm: Vm, host: str, port: int) -> int | None:
+def connect(vm: Vm, host: str, port: int) -> int | None:
     """Return 0 for an open connection, the error of a refused one, None for silence."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with vm.running.socket(family, socket.SOCK_STREAM) as client:
@@ -176,25 +174,19 @@ def _talking(*talks: Iterable[_Talk]) -> None:
 # --- names ---------------------------------------------------------------------------------------------------------
 
 
-def _serve_names(provider: Vm) -> None:
-    """Start what systemd starts there: the socket of the name look-up."""
-    provider.running.spawn("names", sys.executable, "-m", "qubes_guestnet.lab.name_socket")
-
-
 def s_033(stage: Stage) -> None:
     """Rules by name: the name moves, has no server, and does not exist; a dead name blocks its own entry alone."""
     netvm1, outside = stage.netvm1, stage.netvm1.world
     assert outside is not None
     netvm1.running.write(_CONFIG, f"[firewall]\nleast_ttl = {_LEAST_TTL}\n")
-    _serve_names(netvm1)
     stage.step("vm1 may reach a name, and one that does not exist")
     vm = stage.start("vm1", netvm1)
     stage.reaches(vm)
-    _answering(netvm1)
+    answering(netvm1)
     limit(stage, vm, f"action=accept dsthost={_DEAD}", f"action=accept dsthost={world.NAME} proto=tcp", _DNS)
     old, new = ((world.HOST, world.HOST6), (world.HOST2, world.HOST2_6))
     families = slice(1 + stage.ipv6)
-    eventually("other addresses are refused", lambda: all(_connect(vm, each, _OPEN) for each in new[families]), _CHANGE)
+    eventually("other addresses are refused", lambda: all(connect(vm, each, _OPEN) for each in new[families]), _CHANGE)
     _reached(vm, old[families], _CHANGE)
     eventually("the dead name is told", lambda: "does not exist" in _trouble(netvm1, _DEAD))
     with contextlib.ExitStack() as stack:
@@ -208,7 +200,7 @@ def s_033(stage: Stage) -> None:
         stage.step("no server answers: the last addresses stay, and it is told")
         assert outside.dns is not None
         outside.dns.stop()
-        _ask_anew(netvm1)
+        ask_anew(netvm1)
         eventually("it is told", lambda: "cannot be looked up" in _trouble(netvm1, world.NAME), 30.0)
         _reached(vm, new[families], _CHANGE)
         stage.step("the name does not exist any more: it is told, and the other one is there now")
@@ -219,7 +211,7 @@ def s_033(stage: Stage) -> None:
         _talking(talks)
 
 
-def _ask_anew(provider: Vm) -> None:
+def ask_anew(provider: Vm) -> None:
     """`systemctl reload`."""
     assert provider.running.agent is not None
     provider.running.agent.signal(signal.SIGHUP)
@@ -227,7 +219,7 @@ def _ask_anew(provider: Vm) -> None:
 
 def _reached(vm: Vm, hosts: Iterable[str], deadline: float) -> None:
     for host in hosts:
-        eventually(f"{vm.name} reaches {host}", lambda: _connect(vm, host, _OPEN) == 0, deadline)  # noqa: B023
+        eventually(f"{vm.name} reaches {host}", lambda: connect(vm, host, _OPEN) == 0, deadline)  # noqa: B023
 
 
 def _trouble(provider: Vm, name: str) -> str:
@@ -266,7 +258,7 @@ def s_212(stage: Stage) -> None:
 
 
 def _limited(stage: Stage, vm: Vm, proxy: Vm) -> None:
-    _answering(proxy)
+    answering(proxy)
     stage.step("it may ping, and ask for names")
     limit(stage, vm, _ICMP, _DNS)
     _exactly(stage, vm, frozenset({_PING, _NAMES}))
