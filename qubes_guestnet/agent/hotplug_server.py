@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from ..core import settings
 from ..core.firewall import entries as firewall_entries
@@ -30,10 +30,10 @@ from ..system.systemd import ERROR, INFO, log
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
     from ..provider.firewall import Source
-    from ..provider.firewall_names import FirewallNames
     from ..system.netlink.rtnl import Kernel
     from ..system.paths import Paths
     from ..uplink.other_services import OtherServices
+    from .name_look_ups import NameLookUps
 
 WATCHED = (*settings.WATCHED, *provider.PROVIDER_WATCHED)
 # The command itself waits this long for a device, for xenstore and for hooks, with room to spare.
@@ -92,6 +92,7 @@ class Host:
             raise
         self._everything, self._stirred = True, False
         self._started: set[str] = set()
+        self._look_ups: NameLookUps | None = None
         self._handed: set[str] = set()  # those of them that did not end since, whatever is looked at anew
         self._asking: list[hotplug_socket.Reply] = []  # requests of qubes-firewall.service, not answered yet
         self._trouble = ""
@@ -108,10 +109,27 @@ class Host:
         """What is watched in QubesDB: the lists of single qubes only where this program enforces them."""
         return (*WATCHED, firewall_entries.FOLDER) if self.provider.enforces else WATCHED
 
-    @property
-    def names(self) -> FirewallNames | None:
-        """The names in firewall rules; None where there are none."""
-        return self.provider.firewall_names
+    def follow_names(self, signals: wakeups.Signals) -> None:
+        """After a pass: wait for the look-ups of names in firewall rules that are in flight now.
+
+        Args:
+            signals: the loop's poll.
+        """
+        names = self.provider.firewall_names
+        if self._look_ups is None and names is not None:
+            from .name_look_ups import NameLookUps  # of a provider with a rule by name
+
+            self._look_ups = NameLookUps(signals)
+        if self._look_ups is not None:
+            self._look_ups.follow(names)
+
+    def names_due(self) -> float | None:
+        """Return when a name is to be asked for, by the monotonic clock; None for never."""
+        return self._look_ups.due() if self._look_ups is not None else None
+
+    def names_changed(self, ready: Collection[int]) -> bool:
+        """Ask for names that are due; return whether one has other addresses: then a pass has to follow."""
+        return self._look_ups is not None and self._look_ups.changed(ready)
 
     def look_at_everything(self) -> None:
         """The next pass takes nothing for granted."""

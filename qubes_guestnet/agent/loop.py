@@ -35,7 +35,6 @@ from .base_rules_watch import Keeper
 from .connection import Connection
 from .descriptors import Descriptors
 from .journal import Journal
-from .name_look_ups import NameLookUps
 from .timers import Timers
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
@@ -75,7 +74,7 @@ class Agent:
         self._others = OtherServices(paths.flags, resident=True)
         self._host: Host | None = None
         self._keeper = self._keep_rules()  # until there is a host, which keeps the rules itself
-        self._bus, self._names = Descriptors(self._signals), NameLookUps(self._signals)
+        self._bus = Descriptors(self._signals)
         self._keys_written = self._detached = self._rewriting = self._unfinished = False
         self._failures = 0
         self._timers = Timers(connect=time.monotonic())
@@ -150,7 +149,8 @@ class Agent:
         due = self._pass_due()
         if due is None:
             due = self._prober.due()
-        dues = [*self._timers.values(), *self._prober.repeats(), due, self._names.due()]
+        names_due = self._host.names_due() if self._host is not None else None
+        dues = [*self._timers.values(), *self._prober.repeats(), due, names_due]
         known = [due for due in dues if due is not None]
         return min(known) - time.monotonic() if known else None
 
@@ -179,6 +179,9 @@ class Agent:
             if self._host.gather(ready):
                 woken = True
                 self._journal.woken(pass_log.HOTPLUG)
+            if self._host.names_changed(ready):
+                woken = True
+                self._journal.woken(pass_log.NAMES)
             if self._host.rules.fileno() in ready and self._drained(self._host.rules):
                 woken = True
                 self._journal.woken(pass_log.RULES)
@@ -188,9 +191,6 @@ class Agent:
             self._journal.woken(pass_log.RULES)
             if not self._connection.up:
                 self._journal.kept(self._keeper.keep(None))
-        if self._names.changed(ready):
-            woken = True
-            self._journal.woken(pass_log.NAMES)
         self._journal.gathered()
         if woken:
             self._pace = self._pace.woken(time.monotonic())
@@ -326,7 +326,6 @@ class Agent:
             report = Report(settings.Settings(), errors=(as_error(error),), blind=True)
         report = report._replace(done=(*done, *report.done), errors=(*report.errors, *failed))
         self._follow_bus()
-        self._names.follow(host.names if host is not None else None)
         if self._rewriting and not (report.resolver is not None and report.resolver.written):
             self._budget.failed()
         self._rewriting = False
@@ -337,6 +336,7 @@ class Agent:
         self._pace = self._pace.done(time.monotonic(), changed, provided.followed if provided is not None else None)
         self._journal.told(report)
         if host is not None:
+            host.follow_names(self._signals)
             self._find(host, entries)
         self._timers.replace("firewall", provided.look_again if provided is not None else None)
         if (self._connection.take_aside() and self._told(())) or report.late:

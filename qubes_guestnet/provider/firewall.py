@@ -312,7 +312,16 @@ class Firewall:
             work.firewall_changed = condition.changed(listed)
         except GuestnetError as error:
             work.errors += [] if error.needs_root else [error]
-        work.conditions = condition.conditions(addresses, stored, listed)
+        cache = name_cache.Cache()
+        try:
+            services.configured_names(self._paths.config)
+            if listed is not None:  # by root, whose file the other one is
+                from .firewall_names import read  # not in the agent
+
+                cache = read(self._paths.run)
+        except GuestnetError as error:
+            work.errors.append(error)
+        work.conditions = condition.conditions(addresses, stored, listed, cache)
         work.scripts = user_scripts.read(self._paths.run)
 
 

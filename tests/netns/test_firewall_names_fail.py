@@ -96,6 +96,7 @@ def test_without_a_look_up_commits_go_on_and_it_is_asked_when_it_comes() -> None
         host.applied(other.ip, f"action=accept proto=udp dstports={number + 9}-{number + 9}")
         assert time.monotonic() - start < 1, "B67"
     assert not host.passes(behind)
+    assert "name-unresolved" in host.qube.guestnet("check", check=False).stdout
     hanging.stop()
     NamesUnit(host)
     eventually(lambda: host.named(NAME) == {WORLD}, 40, trouble=host.trouble)

@@ -15,8 +15,10 @@ from .coexisting_services import Remark
 
 TYPE_CHECKING = False  # a qube that is no provider loads no module of that role
 if TYPE_CHECKING:
+    from ..firewall.condition import Condition
     from ..nft.foreign_chains import Shadow
     from ..provider.provider_report import ProviderReport
+    from ..values import IPAddress
     from .cut_off import Drop
 
 SHOWN = 5  # rules that get a finding each
@@ -120,16 +122,20 @@ def _lists(report: ProviderReport) -> Iterator[Remark]:
         yield Remark("firewall-script-failed", "warning", problem, remedy)
     if not report.conditions:
         return
-    from ..firewall.condition import BLOCKED, WAITING  # where this program enforces it
+    from ..firewall import name_news  # where this program enforces it
+    from ..firewall.condition import BLOCKED, WAITING
 
     for address, condition in report.conditions.items():
         if condition.state == WAITING:
             problem = f"{address} has no rules yet: dom0 has not committed any since its vif came, nothing of it passes"
             yield Remark("firewall-not-committed", "warning", problem, "in dom0: qvm-firewall --reload QUBE")
         elif condition.state == BLOCKED:
-            reasons = " | ".join(condition.problems) or "nft refuses its rules, see the journal of qubes-guestnet"
+            unknown = tuple(f"{name} is {words}" for name, code, words in condition.names if code == name_news.UNKNOWN)
+            reasons = " | ".join(condition.problems or unknown)
+            reasons = reasons or "nft refuses its rules, see the journal of qubes-guestnet"
             problem = f"everything from {address} is refused: {reasons}"
             yield Remark("firewall-blocked", "error", problem, "correct its rules in dom0: qvm-firewall QUBE")
+        yield from _looked_up(address, condition)
         for server, entry in condition.shadowed:
             problem = f"entry {entry:04} of the list of {address} refuses the name server {server} before it is allowed"
             remedy = "in dom0, put the rule for DNS first; qubes-guestnet firewall show prints the list"
@@ -218,6 +224,20 @@ def _names(report: ProviderReport) -> Iterator[Remark]:
 def reason(report: ProviderReport) -> str:
     """Return the source of the servers, or why there is none."""
     return report.names.reason or "not checked yet"
+
+
+def _looked_up(address: IPAddress, condition: Condition) -> Iterator[Remark]:
+    """The names in the list of an address with which something is wrong."""
+    from ..firewall import name_news
+
+    for name, code, words in condition.names:
+        problem = f"{name} in the list of {address}: {words}"
+        if code in (name_news.UNKNOWN, name_news.INVALID, name_news.PART):
+            remedy = "is the name right, and do the name servers answer? Else give addresses in dom0"
+            yield Remark("name-unresolved", "warning", problem, remedy)
+        else:
+            remedy = "do the name servers answer? Else see: journalctl -u qubes-guestnet-names"
+            yield Remark("name-stale", "warning", problem, remedy)
 
 
 def _cut_off(ground: Ground, *, ipv6: bool) -> Iterator[Remark]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from ..namedtuple import NamedTuple
 from ..values import IPAddress
@@ -13,10 +13,14 @@ from .commits import ordered
 from .entries import Stored
 from .evaluator import shadowed
 from .listing import Listed
+from .name_cache import Cache
+from .name_messages import Question
+from .name_news import trouble
 from .parsing import parse
 from .plan import lost_rules
 from .rules import Ruleset
 
+_NOTHING = Cache()
 IN_FORCE, WAITING, BLOCKED, UNSEEN = "in force", "waiting", "blocked", "not seen"
 
 
@@ -28,15 +32,17 @@ class Condition(NamedTuple):
             all is refused because of an error in the list; UNSEEN: what is loaded cannot be read.
         problems: all that is wrong with the list, in words.
         shadowed: name servers that the list allows as such and that an entry before that refuses, with that entry.
+        names: those of its names with which something is wrong: name, code of `name_news`, and what it is, in words.
     """
 
     state: str
     problems: tuple[str, ...] = ()
     shadowed: tuple[tuple[IPAddress, int], ...] = ()
+    names: tuple[tuple[str, str, str], ...] = ()
 
 
 def conditions(
-    addresses: Iterable[IPAddress], stored: Stored, listed: Mapping[int, Listed] | None
+    addresses: Iterable[IPAddress], stored: Stored, listed: Mapping[int, Listed] | None, cache: Cache = _NOTHING
 ) -> Mapping[IPAddress, Condition]:
     """Return the condition of each address.
 
@@ -44,11 +50,12 @@ def conditions(
         addresses: that have a vif.
         stored: the entries.
         listed: what is loaded, by family; None where it cannot be read.
+        cache: what the agent knows of names.
     """
-    return {address: _condition(address, stored, listed) for address in ordered(addresses)}
+    return {address: _condition(address, stored, listed, cache) for address in ordered(addresses)}
 
 
-def _condition(address: IPAddress, stored: Stored, listed: Mapping[int, Listed] | None) -> Condition:
+def _condition(address: IPAddress, stored: Stored, listed: Mapping[int, Listed] | None, cache: Cache) -> Condition:
     entries = stored.sets.get(address)
     found = parse(address, entries) if entries is not None else Ruleset(address)
     problems = tuple(map(str, found.problems))
@@ -58,9 +65,19 @@ def _condition(address: IPAddress, stored: Stored, listed: Mapping[int, Listed] 
     if address not in table.qubes:
         return Condition(WAITING)
     blocked = table.comments(ruleset.chain_of(address))[-1:] == (lines.BLOCKED,)
+    names = tuple(_names(found, cache))
     if blocked:
-        return Condition(BLOCKED, problems)
-    return Condition(IN_FORCE, problems, shadowed(bind(found, {}), table.dns or frozenset()))
+        return Condition(BLOCKED, problems, names=names)
+    return Condition(IN_FORCE, problems, shadowed(bind(found, {}), table.dns or frozenset()), names)
+
+
+def _names(found: Ruleset, cache: Cache) -> Iterator[tuple[str, str, str]]:
+    for host in found.hosts:
+        question = Question(found.address.version, host)
+        entry = cache.entries.get(question)
+        code, words = trouble(question, entry) if entry is not None else ("", "")
+        if code:
+            yield host, code, words
 
 
 def changed(listed: Mapping[int, Listed]) -> tuple[str, ...]:

@@ -10,10 +10,12 @@ import pytest
 
 from qubes_guestnet.core.check import provider_findings
 from qubes_guestnet.core.check.provider_findings import Ground
-from qubes_guestnet.core.firewall import condition, lines, listing, ruleset
+from qubes_guestnet.core.firewall import condition, lines, listing, name_news, ruleset
 from qubes_guestnet.core.firewall.condition import BLOCKED, IN_FORCE, UNSEEN, WAITING, Condition
 from qubes_guestnet.core.firewall.entries import Stored
 from qubes_guestnet.core.firewall.listing import Element, Listed
+from qubes_guestnet.core.firewall.name_cache import Cache, Entry
+from qubes_guestnet.core.firewall.name_messages import Question
 from qubes_guestnet.core.provider.provider_report import ProviderReport
 from qubes_guestnet.core.provider.settings import ProviderSettings
 from qubes_guestnet.core.provider.vif import Vif, parse_name
@@ -63,6 +65,30 @@ def test_a_name_server_that_is_refused_before_it_is_allowed_is_told() -> None:
     (told,) = (each for each in provider_findings.remarks(report({A: found}), Ground()) if each.code == "dns-shadowed")
     assert told.severity == "warning"
     assert told.problem.startswith(f"entry 0000 of the list of {A} refuses the name server {server}")
+
+
+@pytest.mark.behaviour("B75")
+def test_each_name_with_a_trouble_is_told_and_what_comes_of_it() -> None:
+    names = ("known.org", "unknown.org", "stale.org", "unasked.org")
+    entries = {"policy": b"drop"} | {
+        f"000{n}": f"action=accept dsthost={name}".encode() for n, name in enumerate(names)
+    }
+    cache = Cache((), {Question(4, "known.org"): Entry(answered=9), Question(4, "unknown.org"): Entry(reason="timeout"),
+                       Question(4, "stale.org"): Entry(answered=9, failures=1, reason="timeout")})  # fmt: skip
+    for last, refused in ((lines.POLICY, False), (lines.BLOCKED, True)):
+        stored = Stored({A: entries}, frozenset({A}))
+        conditions = condition.conditions((A,), stored, {4: table(4, a=last)}, cache)
+        assert [(name, code) for name, code, _ in conditions[A].names] == [
+            ("unknown.org", name_news.UNKNOWN), ("stale.org", name_news.STALE),
+        ]  # fmt: skip
+        told = list(provider_findings.remarks(report(conditions), Ground()))
+        found = [(each.code, each.problem.split()[0]) for each in told if each.code.startswith("name-")]
+        assert found == [("name-unresolved", "unknown.org"), ("name-stale", "stale.org")]
+        blocked = [each.problem for each in told if each.code == "firewall-blocked"]
+        assert len(blocked) == refused
+        assert all(
+            "is refused: unknown.org is not known yet (the name servers do not answer)" in each for each in blocked
+        )
 
 
 def test_chains_that_lost_rules_of_ours_are_named() -> None:
