@@ -107,6 +107,31 @@ def test_ipv6_off_is_off_for_the_qubes_and_only_for_them() -> None:
     assert host.qube.run("ping", "-n", "-c", "1", "-W", "2", ROUTER6).returncode == 0
 
 
+@pytest.mark.behaviour("B96")
+@pytest.mark.parametrize("entries", [ENTRIES, ENTRIES6], ids=["IPv6 off", "IPv6 on"])
+def test_the_ipv6_of_a_network_card_is_left_to_its_owner(entries: dict[str, str]) -> None:
+    """Of its settings only `forwarding` follows that of all interfaces, which is the kernel's doing."""
+
+    def card() -> list[str]:
+        look = (
+            f"grep -s . /proc/sys/net/ipv6/conf/{UPLINK}/*; ip -6 address show {UPLINK}; ip -6 route show dev {UPLINK}"
+        )
+        return [line for line in host.qube.run("sh", "-c", look).stdout.splitlines() if "/forwarding:" not in line]
+
+    host = Provider(entries, rules=False, agent=False)
+    before = card()
+    assert OWN6 in "".join(before)
+    host.qube.guestnet("rules", "load")
+    host.qube.start_agent()
+    behind = host.attach()
+    eventually(lambda: host.works(behind), trouble=host.trouble)
+    host.qube.guestnet("apply")
+    assert card() == before
+    host.agent.stop()
+    host.qube.guestnet("forwarding", "off")
+    assert card() == before
+
+
 @pytest.mark.behaviour("B93")
 @pytest.mark.parametrize("entries", [ENTRIES, ENTRIES6], ids=["IPv6 off", "IPv6 on"])
 def test_a_dhcpv6_server_answers_and_nobody_else_does(entries: dict[str, str]) -> None:
