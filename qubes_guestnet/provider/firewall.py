@@ -26,12 +26,12 @@ from ..core.operations import Outcome, Planned
 from ..core.owned_state import Record
 from ..core.values import IPAddress
 from ..dispatch import of_firewall
-from ..errors import GuestnetError
+from ..errors import GuestnetError, as_error
 from ..system import conntrack, services, user_scripts
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.qubesdb import store as qubesdb
-from ..system.systemd import WARNING
+from ..system.systemd import INFO, WARNING
 from .pass_state import PassState
 from .ruleset_generation import Transactions
 
@@ -39,6 +39,7 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/defe
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from ..core.firewall.binding import Bound
     from ..core.firewall.connections import Connection
     from ..core.firewall.consequences import Consequence
     from ..core.firewall.operations import Operation
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 
 
 PART = "firewall of single qubes"
+_USER = "/default-user"
 _LOOPBACK = 1  # the interface index of lo, to which every address of this qube is routed
 
 Devices = Mapping[IPAddress, "Device | None"]
@@ -94,6 +96,7 @@ class Firewall:
         self._listed: tuple[Mark, Mapping[int, Listed]] | None = None  # since when nothing else was loaded
         self._detached: set[IPAddress] = set()
         self._found: set[IPAddress] = set()
+        self._noticed: dict[IPAddress, float] = {}  # when a notification was shown
         self._problems: tuple[Problem, ...] = ()  # of the names of folders, as told
 
     @property
@@ -208,6 +211,27 @@ class Firewall:
         told = [words for each in bound for words in (*map(str, each.ruleset.problems), *each.warnings)]
         for words in (*exported, *(f"firewall: {words}" for words in told)):
             work.run.tell(WARNING, words)
+        if told:
+            self._show(work, bound)
+
+    def _show(self, work: PassState, handled: Iterable[Bound]) -> None:
+        """Show on the desktop which lists have an error. That it cannot be shown is told, and no more (B87)."""
+        from ..core.firewall import notice  # few providers have a bad list
+        from ..system import desktop
+
+        now = time.monotonic()
+        try:
+            for bound in notice.due(self._noticed, handled, now):
+                self._noticed[bound.ruleset.address] = now
+                store = qubesdb.connect()
+                try:
+                    user = notice.user(store.read(_USER) or b"")
+                finally:
+                    store.close()
+                if user:
+                    desktop.notify(user, *notice.text(bound))
+        except Exception as error:
+            work.run.tell(INFO, f"firewall: no notification: {as_error(error)}")
 
     def look(self) -> tuple[Mapping[int, Listed], int]:
         """What is loaded, and at which generation. Raises GuestnetError.

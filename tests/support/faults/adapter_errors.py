@@ -159,9 +159,12 @@ NAMES = rows((
     ("services:configured_names", ('ConfigError("/thrown: bad")',)),
 ))  # fmt: skip
 
+# What it asks for a list that has an error.
+NOTICE = rows((("desktop:notify", (PROGRAM, RAW, BUG)),))
+
 ALL = (
     PROVIDER, FIRST, FIRST_PLAIN, AGAIN, EVERYWHERE, BINDING, LINK_NAMES, LINK_NAMES_BY_COMMAND, UPSTREAM, HOOKS,
-    MONITOR, HANGING, NAMES,
+    MONITOR, HANGING, NAMES, NOTICE,
 )  # fmt: skip
 
 _CHECK, _HOTPLUG, _PURE = "for `check` and `status`", "by the hotplug command, a process of its own", "pure"
