@@ -149,7 +149,6 @@ def test_a_qube_is_attached_and_reaches_the_world(qube: Machine, first: Client) 
 
 @pytest.mark.behaviour("B65")
 @pytest.mark.behaviour("B81")
-@pytest.mark.behaviour("B137")
 def test_the_firewall_s_unit_is_ready_before_anything_is_forwarded(qube: Machine) -> None:
     """Without core-agent: its script ran once, outside the sandbox, while nothing was forwarded."""
     assert qube.inside.run("systemctl", "--quiet", "is-enabled", FIREWALL, check=False).returncode == 0
@@ -273,6 +272,7 @@ def test_many_at_once_cost_few_processes(
     started, kilobytes = processes(qube), memory(qube)
     client.hotplug_all(many)
     each, growth = (processes(qube) - started) / AT_ONCE, memory(qube) - kilobytes
+    commit(many)
     with capsys.disabled():
         print(f"\n{AT_ONCE} vifs at once: {each:.1f} processes each, agent {kilobytes} kB and {growth} kB more")
     record_property("processes_each", each)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.eventually import eventually
 from tests.support.judge.oracle import Oracle
 from tests.support.machines.machine import Machine, Mounts, end, line_of, spawn
 from tests.support.needs import needs
@@ -130,7 +131,6 @@ def hotplug_all(qubes: Iterable[Client]) -> None:
     qubes = list(qubes)
     calls = "".join(f"{' '.join(qube.call('online'))} & " for qube in qubes)
     qubes[0].provider.run("sh", "-c", f"{calls} wait")
-    commit(qubes)
 
 
 def commit(qubes: Iterable[Client], *rules: str) -> None:
@@ -138,7 +138,7 @@ def commit(qubes: Iterable[Client], *rules: str) -> None:
 
     Args:
         qubes: all of one provider.
-        rules: as they are in QubesDB; none: everything is accepted.
+        rules: as they are in QubesDB; none: everything is accepted. Where the unit is started they are waited for.
     """
     rules = rules or ("action=accept",)
     qubes = list(qubes)
@@ -152,4 +152,16 @@ def commit(qubes: Iterable[Client], *rules: str) -> None:
             for number, rule in enumerate(each for each in rules if other not in each):
                 pairs += (f"{base}/{number:04}", rule)
             pairs += (base, "")
-    qubes[0].provider.write(*pairs)
+    provider = qubes[0].provider
+    provider.write(*pairs)
+    if provider.inside.run("test", "-e", "/run/qubes-guestnet/firewall", check=False).returncode == 0:
+        wanted = {address for qube in qubes for address in (qube.address, qube.address6)}
+        eventually(
+            lambda: wanted <= _mapped(provider), what="rules", trouble=lambda: provider.journal("qubes-guestnet")
+        )
+
+
+def _mapped(provider: Machine) -> set[str]:
+    """The addresses that have rules."""
+    listed = (provider.run("nft", "list", "map", family, "qubes-firewall", "qubes") for family in ("ip", "ip6"))
+    return {word for text in listed for word in text.replace(",", " ").split()}
