@@ -192,8 +192,8 @@ def test_both_depend_on_exactly_what_is_imported(deb: Path, rpm: Path) -> None:
 @pytest.mark.behaviour("B103")
 def test_each_program_that_is_run_has_its_package() -> None:
     """Those of systemd and of what is optional apart, which are looked for and done without."""
-    optional = {"nmcli", "resolvectl", "systemctl", "systemd-run", "qubes-guestnet"}
-    essential = {"cat", "touch"}  # coreutils: no Debian or Fedora is without
+    optional = {"nmcli", "notify-send", "resolvectl", "systemctl", "systemd-run", "qubes-guestnet"}
+    essential = {"cat", "runuser", "touch"}  # coreutils and util-linux: no Debian or Fedora is without
     found = {
         name
         for path in (TREE / "qubes_guestnet").rglob("*.py")
