@@ -23,13 +23,12 @@ if TYPE_CHECKING:
     from .core.firewall.operations import Operation as FirewallOperation
     from .core.provider.provider_operations import UnitJob
     from .core.provider.rules_operations import PurgeUntranslated
-    from .core.provider.vif_operations import RemoveElements, SetElement
+    from .core.provider.vif_operations import RemoveElements
     from .core.uplink.service_operations import PublishFile, StartHooks
     from .flow import Adapters
     from .provider.ruleset_generation import Transactions
     from .reconcile import Kernel
     from .system import vif_records
-    from .system.nft import program as nft
     from .system.nft.guard import Guard
     from .system.qubesdb.store import Store
     from .uplink.other_services import OtherServices
@@ -192,24 +191,15 @@ def _count_handled(op: CountHandled, connect: Callable[[], Store]) -> None:
         store.close()
 
 
-def of_vifs(
-    kernel: Kernel, records: vif_records.Folder, transactions: Transactions, waiting: nft.Waiting | None = None
-) -> Adapters:
+def of_vifs(kernel: Kernel, records: vif_records.Folder, transactions: Transactions) -> Adapters:
     """For the interfaces of the qubes behind a provider.
 
     Args:
         kernel: the adapter.
         records: of the vifs.
         transactions: of this process.
-        waiting: the process of nft that is to load the first transaction, where one was started before.
     """
     from .system import conntrack
-
-    unused = [waiting]
-
-    def begin(ops: tuple[SetElement, ...]) -> Callable[[], None]:
-        ready, unused[0] = unused[0], None
-        return transactions.begin("".join(op.text for op in ops), ready)
 
     return {
         **dict.fromkeys(("CloseVif", "PrepareVif", "OpenVif"), lambda op: kernel.apply(op.op)),
@@ -219,7 +209,7 @@ def of_vifs(
         "RemoveVifRecord": lambda op: records.remove(op.name),
         "WriteTunable": lambda op: procfs_sysctl.write(op.tunable.path, op.tunable.value),
         "PurgeConntrack": lambda op: conntrack.purge(op.addresses),
-        TRANSACTION: begin,
+        TRANSACTION: lambda ops: transactions.begin("".join(op.text for op in ops)),
     }
 
 

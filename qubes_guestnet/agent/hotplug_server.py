@@ -24,7 +24,6 @@ from ..provider.provider_pass import Provider
 from ..system import hotplug_socket, programs, transient_unit, wakeups
 from ..system.dbus import resolved
 from ..system.nft import kernel as nft_kernel
-from ..system.nft import program as nft
 from ..system.systemd import ERROR, INFO, log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
@@ -198,10 +197,9 @@ class Host:
 
     def _do(self, action: str, vif: Vif, wanted: Callable[[], bool]) -> tuple[str, ...]:
         if action == vif_rules.ONLINE:
-            with nft.Waiting() as waiting:
-                self._read()
-                found = vif.name.text in self._handed
-                return self.provider.online(vif, self._known, waiting, wanted, found=found)
+            self._read()
+            found = vif.name.text in self._handed
+            return self.provider.online(vif, self._known, wanted, found=found)
         self._read()
         self._started.discard(vif.name.text)
         self._handed.discard(vif.name.text)

@@ -256,13 +256,10 @@ def _hand_over(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], pa
 
 
 def _alone(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], paths: Paths) -> tuple[str, ...]:
-    from ..system.nft import program as nft
-
     programs.limit(ALONE_SECONDS)
     try:
         if action == vif_rules.ONLINE:
-            with nft.Waiting() as waiting:  # while half of the program is loaded
-                return _provider(paths).online(vif, untrusted_entries, waiting)
+            return _provider(paths).online(vif, untrusted_entries)
         try:
             untrusted_entries = _entries(vif)
         except StoreError as error:

@@ -25,7 +25,6 @@ from ..errors import GuestnetError, KernelError
 from ..flow import Applying, Planning
 from ..system import procfs_sysctl, services
 from ..system.nft import kernel as nft_kernel
-from ..system.nft import program as nft
 from ..system.owned_state import Ledger
 from .dns_redirect import DnsRedirect
 from .forwarding import apart, forwarded
@@ -253,7 +252,6 @@ class Provider:
         self,
         vif: Vif,
         untrusted_entries: Mapping[str, bytes],
-        waiting: nft.Waiting,
         wanted: Callable[[], bool] = lambda: True,
         *,
         found: bool = False,
@@ -263,7 +261,6 @@ class Provider:
         Args:
             vif: as hotplug found it.
             untrusted_entries: of QubesDB, for the gateway's addresses and IPv6.
-            waiting: the process of nft that is to load what lets it send.
             wanted: asked once the lock is held: whether it is to be done still.
             found: the vif was there before, and the agent has it set up.
 
@@ -292,7 +289,7 @@ class Provider:
                 firewall.shut(work, vif.addresses)
                 work.raise_first()
             self._devices = (self, {})
-            self._vifs.online(vif, work, waiting)
+            self._vifs.online(vif, work)
             return tuple(work.done)
 
     def offline(

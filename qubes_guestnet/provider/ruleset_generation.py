@@ -13,6 +13,11 @@ from ..system.nft import program as nft
 
 MISSING = owned_state.MISSING
 Mark = tuple[int, int]  # a generation, and how many transactions this process had made
+# What vifs come and go by, and the addresses of names; anything else is not even looked at.
+_SHORT = (
+    *(f"add table {family} {tables.LIMITS}\n" for family in tables.IP_FAMILIES),
+    *("add element ", "delete element ", "flush set ", "add set "),
+)
 
 
 class Transactions:
@@ -119,20 +124,16 @@ class Transactions:
         """Load one transaction. Raises NftError when it was refused; nothing of it is in force then."""
         self.begin(text)()
 
-    def begin(self, text: str, waiting: nft.Waiting | None = None) -> Callable[[], None]:
+    def begin(self, text: str) -> Callable[[], None]:
         """Start to load one transaction; it is in force when what is returned has returned. See `run`.
 
         nft takes its time, in which its caller can do something else.
-
-        Args:
-            text: of the transaction.
-            waiting: the process of nft that is to load it, where one was started before.
         """
         before, elsewhere = nft_kernel.generation(), not _concerns_our_tables(text)
-        started = (waiting or nft.Waiting()).begin(text)
+        finish = _begun(text)
 
         def end() -> None:
-            nft.end(started)
+            finish()
             self._count(before)
             if elsewhere and self._listed[0] == before and self.undisturbed():
                 self._listed = (self.ours, self._listed[1])
@@ -152,6 +153,18 @@ class Transactions:
         if nft_kernel.generation() == before + 1:
             for part, generation in self._verified.items():
                 self._verified[part] = before + 1 if generation == before else generation
+
+
+def _begun(text: str) -> Callable[[], None]:
+    """Begin one transaction by the shortest way; what is returned raises NftError when it was refused."""
+    if text.startswith(_SHORT):
+        from ..system.nft import encode  # not at boot
+
+        encoded = encode.transaction(text)
+        if encoded is not None:
+            return encoded.commit
+    started = nft.begin(text)
+    return lambda: nft.end(started)
 
 
 def _concerns_our_tables(text: str) -> bool:

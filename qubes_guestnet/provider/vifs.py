@@ -104,8 +104,8 @@ class Vifs:
                 for error in carry_out((WriteVifRecord(vif._replace(told=True)),), self._adapters()).errors:
                     raise error
 
-    def _adapters(self, waiting: nft.Waiting | None = None) -> Adapters:
-        return of_vifs(self._kernel, self._vifs, self._nft, waiting)
+    def _adapters(self) -> Adapters:
+        return of_vifs(self._kernel, self._vifs, self._nft)
 
     def _common(self, work: PassState) -> Common:
         try:
@@ -116,7 +116,7 @@ class Vifs:
 
     # --- one vif -------------------------------------------------------------------------------------------------
 
-    def online(self, vif: Vif, work: PassState, waiting: nft.Waiting) -> None:
+    def online(self, vif: Vif, work: PassState) -> None:
         """Set up one vif, or make one right that is set up. Raises GuestnetError; see Provider.online."""
         known, link = self._vifs.load(vif.name.text), self._kernel.link_named(vif.name.text)
         if link is None:
@@ -132,7 +132,7 @@ class Vifs:
         hooked = known.hooked if known is not None else None
         vif = vif._replace(gateways=gateways, device=vif_order.device(link), hooked=hooked)
         plan = partial(self._plan_online, vif, common, known != vif or not link.up, self._on_the_way(vif))
-        for error in work.settle(plan, self._adapters(waiting)).errors:
+        for error in work.settle(plan, self._adapters()).errors:
             raise error
 
     def _plan_online(

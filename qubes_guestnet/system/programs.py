@@ -65,7 +65,7 @@ def _left(seconds: float) -> float:
 
 
 class Started(NamedTuple):
-    """A program that runs; to be handed to `finish` or `abandon`.
+    """A program that runs; to be handed to `finish`.
 
     Args:
         command: path of the program, and its arguments.
@@ -175,14 +175,12 @@ def start(
     command: tuple[str, ...],
     *,
     input: bytes = b"",  # noqa: A002
-    waits: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Started:
-    """Start a command, so that several run at once; see `run`. Each must be handed to `finish` or `abandon`.
+    """Start a command, so that several run at once; see `run`. Each must be handed to `finish`.
 
     Args:
         command: as for `run`, and so are `input` and `environment`.
-        waits: its input comes later, by `feed`.
 
     Raises:
         ProgramError: it cannot be started, or there is no time left for it in this round.
@@ -193,7 +191,7 @@ def start(
     opened, mark = list[int](), f"{os.getpid()}-{next(_COUNT)}"
     try:
         reader, output = _kept(opened, os.pipe2(os.O_CLOEXEC))
-        if input or waits:
+        if input:
             source, writer = _kept(opened, os.pipe2(os.O_CLOEXEC))
         else:
             (source,), writer = _kept(opened, (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC),)), -1
@@ -212,7 +210,7 @@ def start(
     for fd in (output, source):
         os.close(fd)
     started = Started(command, mark, pid, pidfd, reader, writer, b"")
-    return feed(started, input) if input else started
+    return _fed(started, input) if input else started
 
 
 def _kept(opened: list[int], fds: tuple[int, ...]) -> tuple[int, ...]:
@@ -241,21 +239,14 @@ def _spawn(command: tuple[str, ...], environment: Mapping[str, str], fds: tuple[
         return spawn((_SHELL, *command))  # as execvp(3) and every shell do it
 
 
-def feed(started: Started, input: bytes) -> Started:  # noqa: A002
-    """Write the whole input of a waiting command, once; pass the result to `finish`."""
+def _fed(started: Started, input: bytes) -> Started:  # noqa: A002
+    """Write the whole input of a command, or leave it to `finish`."""
     if len(input) > select.PIPE_BUF:
         return started._replace(input=input)
     # An empty pipe accepts it in one piece, so that the program and its caller run in parallel.
     _give(started.writer, input)
     os.close(started.writer)
     return started._replace(writer=-1)
-
-
-def abandon(started: Started) -> None:
-    """Kill a started command that is not needed after all, and its children."""
-    if started.writer >= 0:
-        os.close(started.writer)
-    _end(started, kill=True)
 
 
 def finish(started: Started, seconds: float, *, longest: int = LONGEST_OUTPUT, daemons: bool = False) -> Done:

@@ -108,14 +108,6 @@ def test_one_that_does_not_read_its_input(text: str) -> None:
     assert done.status == 4
 
 
-@pytest.mark.parametrize("size", [0, 1, 1_000_000])
-def test_one_that_is_told_later(size: int) -> None:
-    started = programs.start((find("wc"), "-c"), waits=True)
-    done = programs.finish(programs.feed(started, b"x" * size), 10)
-    assert done == (0, str(size))
-    assert children() == ""
-
-
 def test_without_input_there_is_none() -> None:
     assert run((find("wc"), "-c"), 10).output == "0"
 
@@ -135,18 +127,6 @@ def test_one_that_does_not_end_is_killed_with_its_children(tmp_path: Path, given
     gone = eventually(lambda: not os.path.exists(f"/proc/{child}") or "State:\tZ" in _status(child))
     assert gone
     assert children() == ""
-
-
-def test_one_that_is_not_needed_after_all_does_nothing_more(tmp_path: Path) -> None:
-    before = os.listdir("/proc/self/fd")
-    note, done = tmp_path / "pid", tmp_path / "done"
-    started = programs.start((SH, "-c", f"sleep 600 & echo $! > {note}; cat; touch {done}"), waits=True)
-    child = eventually(lambda: note.exists() and note.read_text().strip())
-    programs.abandon(started)
-    assert eventually(lambda: not os.path.exists(f"/proc/{child}") or "State:\tZ" in _status(child))
-    assert children() == ""
-    assert not done.exists()
-    assert os.listdir("/proc/self/fd") == before
 
 
 def _status(pid: str) -> str:

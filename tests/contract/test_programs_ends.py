@@ -206,8 +206,6 @@ def test_an_nft_that_stays_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         with pytest.raises(nft.NftError, match=r"still running after"):
             call()
-    with nft.Waiting():
-        pass
     assert time.monotonic() - begin < SOON
     assert children() == ""
 

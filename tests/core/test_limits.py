@@ -201,7 +201,8 @@ def test_an_element_lasts_longer_than_its_connection() -> None:
     assert kept == (50, 7, 900, 8, 86400)
     text = limits.attach("vif4.0", (4,), Limits(), kept)
     assert "ct expiration <= 7s update @vif4.0-connections { ct id timeout 8s } accept" in text
-    assert "meta l4proto { udp, icmp } update @vif4.0-connections { ct id timeout 51s } accept" in text
+    for protocol in ("udp", "icmp"):
+        assert f"meta l4proto {protocol} update @vif4.0-connections {{ ct id timeout 51s }} accept" in text
     assert "kept for 50, 7, 900, 8, 86400 s" in text
 
 

@@ -25,7 +25,7 @@ def killed(host: Provider) -> None:
 @pytest.mark.parametrize(
     ("place", "after"),
     [
-        ("qubes_guestnet.system.nft.program:Waiting.begin", False),
+        ("qubes_guestnet.system.nft.program:begin", False),
         ("qubes_guestnet.system.nft.program:end", True),
         ("qubes_guestnet.system.conntrack:purge", True),
     ],

@@ -23,14 +23,16 @@ MADE = [
     (f"{SYSTEM}.procfs_sysctl:write", True),
     (f"{SYSTEM}.netlink.rtnl:Kernel.apply", False),
     (f"{SYSTEM}.netlink.rtnl:Kernel.apply", True),
-    (f"{SYSTEM}.nft.program:end", True),
+    (f"{SYSTEM}.nft.encode:Transaction.commit", False),
+    (f"{SYSTEM}.nft.encode:Transaction.commit", True),
     (f"{SYSTEM}.conntrack:purge", False),
 ]
 UNMADE = [
     (f"{SYSTEM}.vif_records:Folder.remove", False),
     (f"{SYSTEM}.vif_records:Folder.remove", True),
     (f"{SYSTEM}.netlink.rtnl:Kernel.apply", True),
-    (f"{SYSTEM}.nft.program:end", True),
+    (f"{SYSTEM}.nft.encode:Transaction.commit", False),
+    (f"{SYSTEM}.nft.encode:Transaction.commit", True),
     (f"{SYSTEM}.conntrack:purge", True),
 ]
 

@@ -15,10 +15,10 @@ from tests.support.qubes.provider import ENTRIES, ENTRIES6, Client, Provider
 DISTURBING = """
 import subprocess
 from qubes_guestnet.system.nft import program as nft
-begin, end, loading = nft.Waiting.begin, nft.end, {{}}
+begin, end, loading = nft.begin, nft.end, {{}}
 left = [{times}]
-def begun(self, text):
-    started = begin(self, text)
+def begun(text):
+    started = begin(text)
     loading[id(started)] = text
     return started
 def ended(started):
@@ -27,7 +27,7 @@ def ended(started):
     if {words!r} in text and left[0]:
         left[0] -= 1
         subprocess.run(["nft", {rule!r}], check=True)
-nft.Waiting.begin, nft.end = begun, ended
+nft.begin, nft.end = begun, ended
 """
 BASE, REDIRECTION = "chain ip qubes antispoof", "dnat to"
 FOREIGN = {

@@ -331,4 +331,9 @@ def test_programs_that_hang_end_before_xen_gives_up(action: str) -> None:
     start = time.monotonic()
     done = host.call(action, behind)
     assert time.monotonic() - start < 40
-    assert (done.returncode, "nft" in done.stderr) == (1, True), done.stderr
+    # What a vif ends by is no text for nft; without an agent, what one begins by needs the base rules to be listed.
+    wanted = (1, True) if action == "online" else (0, False)
+    assert (done.returncode, "nft" in done.stderr) == wanted, done.stderr
+    if action == "offline":
+        host.restore_nft()
+        assert behind.vif not in host.oracle.run("nft", "list", "ruleset").stdout

@@ -10,14 +10,13 @@ import binascii
 from collections.abc import Iterable
 
 from ..namedtuple import NamedTuple
-from ..nft.tables import DNS_SET
+from ..nft.tables import DNS_SET, NAME_SETS
 from ..nft.tables import FIREWALL as TABLE
 from ..values import IPV4, IPV6, IPNetwork
 from .rules import EVERY_PORT, ICMP, Ports
 
 # Comments of the last rule of a chain; those of the others are the numbers of their entries.
 POLICY, BLOCKED = "policy", "blocked"
-_NAME = "n-"
 
 
 class Family(NamedTuple):
@@ -72,12 +71,12 @@ class Line(NamedTuple):
 
 def set_of(host: str) -> str:
     """Return the name of the set of a host name."""
-    return _NAME + host
+    return NAME_SETS + host
 
 
 def host_of(name: str) -> str | None:
     """Return the host name of a set; None for another set."""
-    return name.removeprefix(_NAME) if name.startswith(_NAME) else None
+    return name.removeprefix(NAME_SETS) if name.startswith(NAME_SETS) else None
 
 
 def rule(line: Line, version: int) -> str:

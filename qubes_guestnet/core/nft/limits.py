@@ -261,7 +261,9 @@ def _rules(name: str, icmp: str, kept: Kept) -> Iterable[str]:
         yield f"{name} meta l4proto {protocol} ct original proto-dst 53 jump {names}"
     yield f"{name} {answered} ct direction reply {passing(connections)}"
     yield f"{name} {answered} accept"
-    yield f"{name} meta l4proto {{ udp, {icmp} }} {lasting(connections, kept.datagrams)} accept"
+    # A set of both would be one more for each vif, and the kernel looks for each name in the list of all sets.
+    for protocol in ("udp", icmp):
+        yield f"{name} meta l4proto {protocol} {lasting(connections, kept.datagrams)} accept"
     yield f"{name} tcp flags & (syn | ack) == syn {lasting(connections, kept.syn)} accept"
     yield f"{name} meta l4proto tcp {lasting(connections, kept.tcp)} accept"
     yield f"{name} {lasting(connections, kept.other)} accept"

@@ -18,6 +18,8 @@ LOG = "qubes-log"  # of the family inet, owned by a running `firewall log` (syst
 FIREWALL = "qubes-firewall"  # loaded by qubes-firewall.service
 DNS_SET = "dns-addr"  # of FIREWALL: the servers that its rules for DNS accept
 
+NAME_SETS = "n-"  # of FIREWALL: a set with such a name has the addresses of a host
+
 LIMITS_MAP = "qubes"  # of LIMITS: the limits of each vif
 
 IP_FAMILIES = ("ip", "ip6")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Iterable
@@ -16,10 +17,23 @@ NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 NFT_MSG_NEWTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE = 0, 3, 6
 NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
 NFTA_LIST_ELEM, NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 1, 2
-NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA, NFTA_DATA_VALUE = 1, 2, 1
+NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA, NFTA_DATA_VALUE, NFTA_DATA_VERDICT = 1, 2, 1, 2
 NFT_REG_1 = 1
 
 Message = tuple[int, int, bytes]
+
+
+class MessageRefused(OSError):
+    """The kernel refused one message of a transaction, and so all of it.
+
+    Args:
+        number: errno.
+        place: of the message, from 0; None where the refusal is of none of them.
+    """
+
+    def __init__(self, number: int, place: int | None) -> None:
+        super().__init__(number, "netlink")
+        self.place = place
 
 
 def commit(asking: socket.socket, messages: Iterable[Message]) -> None:
@@ -27,10 +41,11 @@ def commit(asking: socket.socket, messages: Iterable[Message]) -> None:
 
     Args:
         asking: a socket of netfilter.
-        messages: type, flags (with NLM_F_ACK, for each is answered once) and body of each.
+        messages: type, flags and body of each; the last one with NLM_F_ACK, and any other that is to be answered.
 
     Raises:
-        OSError: with the errno of the kernel; nothing is in force then.
+        MessageRefused: with the errno of the kernel; nothing is in force then.
+        OSError: the socket does not serve.
     """
     _carried_out(asking, tuple(messages), keep=True)
 
@@ -52,13 +67,20 @@ def _carried_out(asking: socket.socket, messages: tuple[Message, ...], *, keep: 
     asking.settimeout(wire.ANSWER_SECONDS)
     asking.send(b"".join(parts))
     # A refusal of the whole batch is also an answer, and raised.
-    left = len(messages)
+    left = sum(bool(flags & wire.NLM_F_ACK) for _, flags, _ in messages)
     while left:
         data = asking.recv(wire.RECEIVE_BYTES)
-        for offset, length, kind, _, _ in wire.messages(data):
+        for offset, length, kind, _, sequence in wire.messages(data):
             if kind == wire.NLMSG_ERROR:
-                wire.raise_errno(data, offset, length)
+                _raise_refusal(data, offset, length, sequence - 1 if 1 <= sequence <= len(messages) else None)
                 left -= 1
+
+
+def _raise_refusal(data: bytes, offset: int, length: int, place: int | None) -> None:
+    try:
+        wire.raise_errno(data, offset, length)
+    except OSError as error:
+        raise MessageRefused(error.errno or errno.EIO, place) from None
 
 
 def rule(family: int, table: str, chain: str, expressions: bytes) -> bytes:

@@ -50,40 +50,19 @@ def run(text: str) -> None:
     Raises:
         NftError: it was not loaded.
     """
-    end(Waiting().begin(text))
+    end(begin(text))
 
 
-class Waiting:
-    """nft, started while it is not known yet what it is to load: starting is two of the three milliseconds it takes.
+def begin(text: str) -> programs.Started:
+    """Start to load one transaction; to be handed to `end`. See `run`.
 
-    To be used in `with`. One that was given nothing by its end is ended, and has loaded nothing.
+    Raises:
+        NftError: nft could not be started.
     """
-
-    def __init__(self) -> None:
-        self._started: programs.Started | None = None
-        self._problem: NftError | None = None
-        try:
-            self._started = programs.start((_program(), "-f", "-"), waits=True)
-        except programs.ProgramError as error:
-            self._problem = NftError(error.problem, error.remedy)
-
-    def __enter__(self) -> Waiting:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._started is not None:
-            programs.abandon(self._started)
-
-    def begin(self, text: str) -> programs.Started:
-        """Start to load the one transaction of this process; to be handed to `end`. See `run`.
-
-        Raises:
-            NftError: it could not be started, which was not told so far; or it was given one before.
-        """
-        started, self._started = self._started, None
-        if started is None:
-            raise self._problem or NftError("nft: a process loads one transaction")
-        return programs.feed(started, text.encode())
+    try:
+        return programs.start((_program(), "-f", "-"), input=text.encode())
+    except programs.ProgramError as error:
+        raise NftError(error.problem, error.remedy) from None
 
 
 def end(started: programs.Started) -> None:

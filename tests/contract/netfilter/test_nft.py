@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -55,10 +54,6 @@ def elements(oracle: Oracle, name: str) -> int:
     return len(found.get("elem", ()))
 
 
-def children() -> str:
-    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-
-
 # --- loading -------------------------------------------------------------------------------------------------------
 
 
@@ -76,28 +71,6 @@ def test_all_or_nothing_and_one_line_about_why(loaded: Oracle) -> None:
     assert str(error.value).startswith("nft: ")
     assert "No such file or directory" in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_one_that_waits_loads_what_it_is_told_and_else_nothing(oracle: Oracle) -> None:
-    nft.run("add table ip some\nadd set ip some members { type ipv4_addr; }\n")
-    before = oracle.ruleset()
-    with nft.Waiting():
-        assert children() != ""
-    assert children() == ""
-    assert oracle.ruleset() == before
-    with nft.Waiting() as waiting:
-        nft.run("add element ip some members { 10.137.0.4 }\n")  # somebody else is faster
-        nft.end(waiting.begin("add element ip some members { 10.137.0.5 }\n"))
-    assert elements(oracle, "members") == 2
-    with nft.Waiting() as waiting, pytest.raises(nft.NftError, match="No such file or directory"):
-        nft.end(waiting.begin("add element ip some no-such-set { 10.137.0.5 }\n"))
-
-
-def test_one_that_cannot_be_started_says_so_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "SEARCHED", ())
-    monkeypatch.setenv("PATH", "")
-    with nft.Waiting() as waiting, pytest.raises(nft.NftError, match="nft is not installed; install nftables"):
-        waiting.begin("add table ip some\n")
 
 
 def test_a_mistake_is_told_with_its_place(loaded: Oracle) -> None:
