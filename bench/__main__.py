@@ -10,12 +10,25 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import apply, boot, bus, event, forwarding, generations, memory, offload, packet, provider_memory, vif
+from bench import (
+    apply,
+    boot,
+    bus,
+    event,
+    firewall,
+    forwarding,
+    generations,
+    memory,
+    offload,
+    packet,
+    provider_memory,
+    vif,
+)
 from bench.figures import Result
 from bench.stage import Failed
 from qubes_guestnet.lab.namespaces import LabError, isolate
 
-NAMES = ("apply", "event", "memory", "provider-memory", "vif", "forwarding", "packet", "bus", "pyroute2")
+NAMES = ("apply", "event", "memory", "provider-memory", "vif", "forwarding", "packet", "firewall", "bus", "pyroute2")
 AS_ROOT = {"boot": boot.measure, "offload": offload.measure}
 FACTS = {"uplink": memory.facts, "provider": provider_memory.facts}
 
@@ -40,6 +53,8 @@ def runs(name: str) -> Iterator[Run]:
         yield forwarding.measure
     elif name == "packet":
         yield packet.measure
+    elif name == "firewall":
+        yield firewall.measure
     elif name == "bus":
         yield bus.measure
     else:

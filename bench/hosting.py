@@ -15,7 +15,7 @@ from typing import Any
 from bench.stage import BASELINE, LAUNCHER, TREE, Failed, Took, child_environment
 from qubes_guestnet.core.provider import vif as vif_rules
 from qubes_guestnet.lab import xenstore
-from qubes_guestnet.lab.qube import Qube
+from qubes_guestnet.lab.qube import Qube, Service
 
 GATEWAY, GATEWAY6 = "10.137.0.1", "fd09:24ef:4179::a89:1"
 ENTRIES = {
@@ -28,6 +28,7 @@ ENTRIES = {
 }
 VIF_MAC, QUBE_MAC = "fe:ff:ff:ff:ff:ff", "00:16:3e:5e:6c:05"
 SOCKET = "/run/qubes-guestnet/vif.sock"
+ENFORCES = "/run/qubes-guestnet/firewall"
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _TOOLS = "/run/lab"
 
@@ -66,15 +67,21 @@ class Provider:
         tools: by `compiled`.
         number: of the vif that comes and goes.
         resident: the agent goes on running; else it only makes the vifs that are there already.
+        firewall: it enforces the lists of the qubes.
     """
 
-    def __init__(self, far: Qube, tools: Path, number: int, *, resident: bool) -> None:
+    def __init__(self, far: Qube, tools: Path, number: int, *, resident: bool, firewall: bool = False) -> None:
         self.number, self.resident = number, resident
         self._far = far
-        self._far_name = f"{'r' if resident else 'c'}{number}x"
-        self.qube = Qube(f"{'resident' if resident else 'cold'}-{number}")
+        kind = "firewall" if firewall else "resident" if resident else "cold"
+        self._far_name = f"{kind[0]}{number}x"
+        self.qube = Qube(f"{kind}-{number}")
+        self._agent: Service | None = None
         self.qube.start_store(ENTRIES)
         self.qube.set_flag("qubes-network")
+        if firewall:
+            self.qube.set_flag("qubes-firewall")
+            self.qube.write(ENFORCES, "")
         self.qube.write("/etc/resolv.conf", "nameserver 192.0.2.53\n")
         xenstore.install(self.qube)
         for program in tools.iterdir():
@@ -96,7 +103,9 @@ class Provider:
         agent = self.qube.start_agent()
         self._plug(range(1, self.number))
         took = [self.ask("online", number).wall * 1e3 for number in range(1, self.number)]
-        if not self.resident:
+        if self.resident:
+            self._agent = agent
+        else:
             agent.stop()
         return took
 
@@ -147,6 +156,18 @@ class Provider:
             "ip": " ".join(addresses(number)),
         }  # fmt: skip
         return self._exchange({"run": words, "environment": environment}, " ".join(words))
+
+    def start(self, words: list[str], lists: int = 0) -> float:
+        """Start a program that stays; seconds until the firewall has as many lists in force."""
+        question = {"start": words, "lists": lists, "environment": {"PATH": PATH, "PYTHONPATH": str(TREE)}}
+        return self._exchange(question, " ".join(words)).wall
+
+    def stop(self) -> None:
+        """End the agent, or the program that was started."""
+        if self._agent is not None:
+            self._agent.stop()
+            self._agent = None
+        self._exchange({"stop": True}, "stop")
 
     # --- what is not -------------------------------------------------------------------------------------------
 
