@@ -185,7 +185,7 @@ def _started(took: list[tuple[float, float]]) -> Result:
 
 def _refreshed() -> Result:
     """An address of a name comes, and the one before goes."""
-    nft.run(ruleset.tables(4, ()))
+    nft.run(ruleset.tables(4, ()) + ruleset.name(4, "example.org", (), make=True))
     transactions = Transactions()
 
     def change(turn: int, load: Callable[[str], None]) -> float:

@@ -61,9 +61,10 @@ TEXTS: dict[str, tuple[str, ...]] = {
         rules_text.firewall_servers(()),
     ),
     "names in rules": (
-        ruleset.name(4, "example.org", SERVER, ()) + ruleset.name(6, "x" * 63, addresses(4)[1:], ()),
+        ruleset.name(4, "example.org", SERVER, make=True)
+        + ruleset.name(6, "x" * 63, addresses(4)[1:], make=True),
         ruleset.name(4, "example.org", addresses(5)[:1], SERVER) + ruleset.without_name(6, "x" * 63),
-        ruleset.dns_servers(6, addresses(6)[1:]) + ruleset.name(4, "empty.example.org", (), ()),
+        ruleset.dns_servers(6, addresses(6)[1:]) + ruleset.name(4, "empty.example.org", (), make=True),
     ),
     **{f"{few}; {kept}": (attach(4, few, kept),) for few in LIMITED for kept in KEPT},
 }  # fmt: skip
