@@ -105,9 +105,9 @@ def of_base_rules(transactions: Transactions) -> Adapters:
 
 
 def _restore() -> ModuleType:
-    from .provider import user_rules as user_rules_restore  # where rules were lost
+    from .provider import user_rules  # where rules were lost
 
-    return user_rules_restore
+    return user_rules
 
 
 def _purge_untranslated(op: PurgeUntranslated) -> None:

@@ -9,7 +9,7 @@ import time
 
 from ..core.check.findings import Evidence, Finding, findings
 from ..core.namedtuple import NamedTuple
-from ..core.render import status as rendering
+from ..core.render import status as render_status
 from ..core.render.data import Beside, as_data
 from ..core.render.styled import Line, bad, dim, line, name, warn
 from ..core.render.traffic import parse as parse_traffic
@@ -82,8 +82,8 @@ def _text(view: _View, options: Options) -> str:
         return f"{output.json_text(data, indent=None if options.watch else 2)}\n"
     colour = output.uses_colour(options.color)
     if options.brief:
-        return output.rendered(rendering.brief(view.report), colour=colour)
-    lines = list(rendering.as_text(view.report, view.beside.standing, view.beside.presence))
+        return output.rendered(render_status.brief(view.report), colour=colour)
+    lines = list(render_status.as_text(view.report, view.beside.standing, view.beside.presence))
     lines += [line(f"{finding.problem}; run as root: sudo qubes-guestnet status") for finding in view.unseen]
     if view.wrong:
         lines.append(line(bad("something is wrong"), ": `qubes-guestnet check` says what to do"))

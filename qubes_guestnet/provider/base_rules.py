@@ -165,6 +165,6 @@ def _letting_send(run: str, settings: ProviderSettings, *, arp: bool) -> str:
 
 
 def _user_rules_restore() -> ModuleType:
-    from . import user_rules as user_rules_restore  # where rules were lost
+    from . import user_rules  # where rules were lost
 
-    return user_rules_restore
+    return user_rules

@@ -274,9 +274,9 @@ class Rules:
 
 
 def _user_rules_restore() -> ModuleType:
-    from . import user_rules as user_rules_restore  # not at boot, nor where all is as it was
+    from . import user_rules  # not at boot, nor where all is as it was
 
-    return user_rules_restore
+    return user_rules
 
 
 def _has_ipv6() -> bool:

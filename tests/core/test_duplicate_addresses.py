@@ -13,7 +13,7 @@ from qubes_guestnet.core.provider.provider_report import ProviderReport
 from qubes_guestnet.core.provider.settings import ProviderSettings
 from qubes_guestnet.core.provider.vif import Vif, duplicates, parse_name
 from qubes_guestnet.core.provider.vif_order import VifReport
-from qubes_guestnet.core.render import provider as rendering_provider
+from qubes_guestnet.core.render import provider as render_provider
 from qubes_guestnet.core.render.data import Beside, as_data
 from qubes_guestnet.core.report import Report
 from qubes_guestnet.core.settings import Settings
@@ -68,7 +68,7 @@ def test_whose_address_it_is_besides() -> None:
     )  # fmt: skip
     data = as_data(Report(Settings(), provided=report), Beside())["provider"]["vifs"]
     assert [vif["duplicate_of"] for vif in data] == [["vif9.0", "vif12.0"], ["vif4.0", "vif12.0"]]
-    assert list(map(str, rendering_provider.as_text(report)))[-2:] == [
+    assert list(map(str, render_provider.as_text(report)))[-2:] == [
         "vif4.0: 10.137.0.4 fd09::4, configured; DUPLICATE ADDRESS, as vif9.0 vif12.0",
         "vif9.0: 10.137.0.4, configured; DUPLICATE ADDRESS, as vif4.0 vif12.0",
     ]

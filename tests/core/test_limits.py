@@ -13,7 +13,7 @@ from qubes_guestnet.core.provider.provider_report import ProviderReport
 from qubes_guestnet.core.provider.settings import ProviderSettings
 from qubes_guestnet.core.provider.vif import Vif, parse_name
 from qubes_guestnet.core.provider.vif_order import VifReport
-from qubes_guestnet.core.render import provider as rendering_provider
+from qubes_guestnet.core.render import provider as render_provider
 from qubes_guestnet.core.values import Link
 
 VIF = Vif(parse_name("vif4.0"), "00:16:3e:5e:6c:05", "vif", (ipaddress.IPv4Address("10.137.0.5"),))
@@ -221,13 +221,13 @@ def test_what_a_qube_has_without_an_answer() -> None:
     counts = Counts(Count(3, 1000, 0), Count(70, 6000, 12))
     limited = VifReport(VIF, LINK, limits="add rule …\n", counts=counts)
     assert limited.todo == ("nft -f: limits of vif4.0",)
-    lines = list(map(str, rendering_provider.as_text(provider(limited._replace(limits="")))))
+    lines = list(map(str, render_provider.as_text(provider(limited._replace(limits="")))))
     assert lines[-1].endswith(
         "configured, without an answer: 3 of 1000 names, 70 of 6000 connections (12 packets refused)"
     )
     quiet = VifReport(VIF, LINK, counts=Counts(Count(0, 1000, 0), Count(0, 6000, 0)))
-    assert str(list(rendering_provider.as_text(provider(quiet)))[-1]).endswith("configured")
-    data = rendering_provider.as_data(provider(limited), {})
+    assert str(list(render_provider.as_text(provider(quiet)))[-1]).endswith("configured")
+    data = render_provider.as_data(provider(limited), {})
     assert data is not None
     assert data["vifs"][0]["unanswered"] == {
         "names": {"unanswered": 3, "limit": 1000, "refused": 0},

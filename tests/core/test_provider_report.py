@@ -20,7 +20,7 @@ from qubes_guestnet.core.provider.provider_report import Lines, ProviderReport
 from qubes_guestnet.core.provider.settings import ProviderSettings
 from qubes_guestnet.core.provider.vif import Mapping, Vif, parse_name
 from qubes_guestnet.core.provider.vif_order import VifReport
-from qubes_guestnet.core.render import provider as rendering_provider
+from qubes_guestnet.core.render import provider as render_provider
 from qubes_guestnet.core.render.status import as_text
 from qubes_guestnet.core.report import InterfaceReport, Report, ResolverReport, Standing
 from qubes_guestnet.core.settings import DnsSettings, Family, Settings, UplinkSettings
@@ -145,7 +145,7 @@ TEXTS = {
 
 @pytest.mark.parametrize(("report", "lines"), TEXTS.values(), ids=TEXTS.keys())
 def test_as_text(report: ProviderReport | None, lines: list[str]) -> None:
-    assert list(map(str, rendering_provider.as_text(report))) == lines
+    assert list(map(str, render_provider.as_text(report))) == lines
 
 
 def test_in_the_whole_text_it_is_before_what_is_to_do() -> None:
@@ -363,7 +363,7 @@ def test_a_file_that_is_kept_is_named_with_whose_it_is() -> None:
     ],
 )  # fmt: skip
 def test_status_says_where_names_go_otherwise(names: Choice, line: str) -> None:
-    assert line in list(map(str, rendering_provider.as_text(WELL._replace(names=names))))
+    assert line in list(map(str, render_provider.as_text(WELL._replace(names=names))))
 
 
 def test_a_pass_had_to_follow_the_name_servers_and_the_offloaded_devices() -> None:

@@ -10,8 +10,8 @@ import pytest
 from qubes_guestnet.core.check.findings import Evidence, findings
 from qubes_guestnet.core.check.provider_findings import MISSING, UNSEEN, Ground
 from qubes_guestnet.core.provider.provider_report import ProviderReport
-from qubes_guestnet.core.render import data as rendering_data
-from qubes_guestnet.core.render import status as rendering
+from qubes_guestnet.core.render import data as render_data
+from qubes_guestnet.core.render import status as render_status
 from qubes_guestnet.core.render.provider import as_data, as_text
 from qubes_guestnet.core.report import Report, Standing
 from qubes_guestnet.core.settings import Settings
@@ -81,9 +81,9 @@ def test_what_an_ordinary_user_does_not_see_is_no_fault_of_the_qubes() -> None:
     assert [vif["configured"] for vif in data["vifs"]] == [None, None]
     whole = Report(Settings(), provided=report, errors=(denied, denied, missing), rules_todo=("first",))
     assert whole.plan[0] == "first"
-    told = list(map(str, rendering.as_text(whole, Standing())))
+    told = list(map(str, render_status.as_text(whole, Standing())))
     assert [line for line in told if line.startswith("error:")] == [f"error: {denied}", f"error: {missing}"]
-    assert rendering_data.as_data(whole, rendering_data.Beside())["errors"] == [str(denied), str(missing)]
+    assert render_data.as_data(whole, render_data.Beside())["errors"] == [str(denied), str(missing)]
     found = findings(Evidence(whole, standing=Standing(running=True), ground=Ground(UNSEEN)))
     assert [(each.code, each.severity) for each in found] == [("pass-failed", "error"), ("needs-root", "warning")]
 

@@ -17,7 +17,7 @@ from ..namedtuple import NamedTuple
 from ..plan import way
 from ..report import InterfaceReport, Report, ResolverReport, Standing
 from ..values import IPInterface, Neighbour, Route, State
-from . import provider as rendering_provider
+from . import provider as render_provider
 from . import wording
 from .changes import changes
 from .status import route_text
@@ -56,7 +56,7 @@ def as_data(report: Report, beside: Beside) -> dict[str, Any]:
         "interfaces": [_interface_data(interface, beside.traffic) for interface in report.interfaces],
         "resolver": _resolver_data(report.resolver),
         "dns": [str(server) for server in report.settings.dns.servers],
-        "provider": rendering_provider.as_data(report.provided, beside.traffic),
+        "provider": render_provider.as_data(report.provided, beside.traffic),
         "settled": report.settled,
         "plan": list(report.plan),
         "operations": plan_data(report),
@@ -105,7 +105,7 @@ def _interface_data(interface: InterfaceReport, traffic: Mapping[str, Traffic]) 
         "addresses": _sides(desired.addresses, observed.addresses, _address_data),
         "routes": _sides(desired.routes, observed.routes, _route_data, way),
         "neighbours": _sides(desired.neighbours, observed.neighbours, _neighbour_data),
-        "traffic": rendering_provider.traffic_data(traffic, link),
+        "traffic": render_provider.traffic_data(traffic, link),
         "desired": _state_data(desired),
         "observed": _state_data(observed),
         "plan": [str(op) for op in interface.plan],

@@ -9,7 +9,7 @@ from ..check.coexisting_services import ABSENT, Presence, programs
 from ..report import InterfaceReport, Report, Standing, server_words
 from ..uplink.networkmanager import ManagerChoice
 from ..values import Route
-from . import provider as rendering_provider
+from . import provider as render_provider
 from . import wording
 from .changes import changes
 from .styled import Line, Piece, bad, dim, good, line, name, warn
@@ -30,7 +30,7 @@ def as_text(report: Report, standing: Standing, presence: Presence = ABSENT) -> 
         owner = wording.owner(report.resolver.decision)
         owner = f"to be {owner}" if report.resolver.pending and owner.startswith("written") else owner
         yield line(name(report.resolver.path), f": {servers}, ", dim(owner))
-    yield from rendering_provider.as_text(report.provided)
+    yield from render_provider.as_text(report.provided)
     yield line("to do:") if report.plan else line("to do: ", good("nothing"))
     yield from (line("  ", warn(operation)) for operation in report.plan)
     since = f", state unchanged since {standing.since}" if standing.since else ""
@@ -55,7 +55,7 @@ def brief(report: Report) -> Iterator[Line]:
     for interface in report.interfaces:
         there = interface.link.name if interface.link is not None else interface.settings.mac
         yield _brief(there, _state(interface), interface.observed.addresses)
-    yield from (_brief(*row) for row in rendering_provider.rows(report.provided))
+    yield from (_brief(*row) for row in render_provider.rows(report.provided))
 
 
 def _brief(there: str, state: Piece, addresses: Iterable[object]) -> Line:

@@ -19,9 +19,7 @@ from ...core.plan import REMEDIES, Meaning, Op, Verb, meaning
 from ...core.values import IPAddress, IPInterface, Link, Neighbour, Route, State, Tunable
 from ...errors import KernelError, Vanished
 from .. import procfs_sysctl
-from . import decode as looking
-from . import encode as rtnl
-from . import wire
+from . import decode, encode, wire
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
@@ -76,10 +74,10 @@ class Kernel:
         for _ in range(DUMP_TRIES):
             # The 250 other interfaces of a provider are not decoded.
             replies = self._dump(
-                looking.links_question(), looking.RTM_GETLINK, looking.LinkReply, lambda raw: _holds(raw, octets)
+                decode.links_question(), decode.RTM_GETLINK, decode.LinkReply, lambda raw: _holds(raw, octets)
             )
             fitting = [reply for reply in replies if reply.get_attr("IFLA_ADDRESS") in macs]
-            links = tuple(looking.decode_link(reply, driver(reply.get_attr("IFLA_IFNAME"))) for reply in fitting)
+            links = tuple(decode.decode_link(reply, driver(reply.get_attr("IFLA_IFNAME"))) for reply in fitting)
             # A driver is asked for by name. Renamed meanwhile, the interface would seem to have none, and so to be
             # gone, and with it the record of what we made on it.
             if all(_index(link.name) == link.ifindex for link in links):
@@ -94,12 +92,12 @@ class Kernel:
         """
         for _ in range(DUMP_TRIES):
             try:
-                (reply,) = self._request(looking.link_question(name), looking.RTM_GETLINK, 0, looking.LinkReply)
+                (reply,) = self._request(decode.link_question(name), decode.RTM_GETLINK, 0, decode.LinkReply)
             except OSError as error:
                 if error.errno == errno.ENODEV:
                     return None
                 raise KernelError(f"netlink link {name}", error.errno or errno.EIO) from None
-            link = looking.decode_link(reply, driver(name))
+            link = decode.decode_link(reply, driver(name))
             if link.name != name:
                 return None  # it is the other name (IFLA_ALT_IFNAME) of one that is called differently
             if _index(name) == link.ifindex:  # else the driver may be another's, see `links`
@@ -109,9 +107,9 @@ class Kernel:
     def vifs(self) -> tuple[Link, ...]:
         """Return the vifs: named as Xen names them, and made by Xen or, in the lab, a veth."""
         for _ in range(DUMP_TRIES):
-            replies = self._dump(looking.links_question(), looking.RTM_GETLINK, looking.LinkReply, looking.may_be_vif)
+            replies = self._dump(decode.links_question(), decode.RTM_GETLINK, decode.LinkReply, decode.may_be_vif)
             names = [(reply, reply.get_attr("IFLA_IFNAME")) for reply in replies]
-            links = [looking.decode_link(reply, driver(name)) for reply, name in names if looking.is_vif_name(name)]
+            links = [decode.decode_link(reply, driver(name)) for reply, name in names if decode.is_vif_name(name)]
             if all(_index(link.name) == link.ifindex for link in links):
                 return tuple(link for link in links if link.driver in VIF_DRIVERS)
         raise KernelError("netlink vifs", errno.EAGAIN, retryable=True)
@@ -142,13 +140,13 @@ class Kernel:
     def neighbour(self, ifindex: int, address: IPAddress) -> Neighbour | None:
         """Return one entry of the neighbour cache, or None. `mac` is "" while the kernel still asks or has given up."""
         state, mac = self.neighbour_state(ifindex, address)
-        return Neighbour(address, mac, permanent=bool(state & rtnl.NUD_PERMANENT)) if state else None
+        return Neighbour(address, mac, permanent=bool(state & encode.NUD_PERMANENT)) if state else None
 
     def neighbour_state(self, ifindex: int, address: IPAddress) -> tuple[int, str]:
         """NUD state bits (0: no entry) and link-layer address of a neighbour."""
-        question = looking.neighbour_question(ifindex, address)
+        question = decode.neighbour_question(ifindex, address)
         try:
-            reply = next(iter(self._request(question, looking.RTM_GETNEIGH, 0, looking.NeighbourReply)), None)
+            reply = next(iter(self._request(question, decode.RTM_GETNEIGH, 0, decode.NeighbourReply)), None)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EINVAL):
                 return 0, ""
@@ -165,18 +163,18 @@ class Kernel:
             source: of a packet that is forwarded, or that is for this qube; None for one that this qube sends.
             ifindex: where it came in. The kernel has no route for it if that interface forwards nothing.
         """
-        reply = self._route(looking.way_question(address, source, ifindex), address)
+        reply = self._route(decode.way_question(address, source, ifindex), address)
         return reply.get_attr("RTA_OIF") or 0 if reply is not None else 0
 
     def own_address(self, address: IPAddress) -> IPAddress | None:
         """Return the address that this qube has towards another one; None if there is no route."""
-        reply = self._route(looking.way_question(address), address)
+        reply = self._route(decode.way_question(address), address)
         found: IPAddress | None = reply.get_attr("RTA_PREFSRC") if reply is not None else None
         return found
 
     def _route(self, question: bytes, address: IPAddress) -> Any:
         try:
-            replies = self._request(question, looking.RTM_GETROUTE, 0, looking.RouteReply)
+            replies = self._request(question, decode.RTM_GETROUTE, 0, decode.RouteReply)
         except OSError as error:
             if error.errno in _NO_WAY:
                 return None
@@ -200,8 +198,8 @@ class Kernel:
 
     def solicit(self, ifindex: int, address: IPAddress) -> None:
         """Have the kernel resolve a neighbour now, as if a packet went there (NTF_USE)."""
-        message = rtnl.neighbour_message(ifindex, address, rtnl.NTF_USE)
-        self._command("neighbour use", message, rtnl.RTM_NEWNEIGH, rtnl.NLM_F_CREATE | rtnl.NLM_F_REPLACE)
+        message = encode.neighbour_message(ifindex, address, encode.NTF_USE)
+        self._command("neighbour use", message, encode.RTM_NEWNEIGH, encode.NLM_F_CREATE | encode.NLM_F_REPLACE)
 
     def solicit_again(self, ifindex: int, address: IPAddress) -> None:
         """Have the kernel repeat its request now; packets that wait for the answer go on waiting.
@@ -215,8 +213,8 @@ class Kernel:
 
     def forget(self, ifindex: int, address: IPAddress) -> None:
         """Drop what the kernel has learned about a neighbour; the next packet to it has to ask."""
-        message = rtnl.neighbour_message(ifindex, address)
-        self._command(f"neighbour del {address}", message, rtnl.RTM_DELNEIGH, 0, Verb.NEIGHBOUR_DEL)
+        message = encode.neighbour_message(ifindex, address)
+        self._command(f"neighbour del {address}", message, encode.RTM_DELNEIGH, 0, Verb.NEIGHBOUR_DEL)
 
     def apply(self, op: Op) -> None:
         """Carry out one operation. An answer that means "already so" is success.
@@ -229,7 +227,7 @@ class Kernel:
         if isinstance(op.subject, Tunable):
             procfs_sysctl.write(op.subject.path, op.subject.value)
             return
-        message, kind, flags = rtnl.encode(op)
+        message, kind, flags = encode.encode(op)
         self._command(str(op), message, kind, flags, op.verb)
 
     def _command(self, words: str, message: Any, kind: int, flags: int, verb: Verb = Verb.NEIGHBOUR_SET) -> None:
@@ -244,16 +242,16 @@ class Kernel:
                 raise KernelError(words, number, REMEDIES.get(number, ""), what is Meaning.RETRY) from None
 
     def _addresses(self, ifindex: int) -> Iterator[IPInterface]:
-        for reply in self._dump(looking.addresses_question(ifindex), looking.RTM_GETADDR, looking.AddressReply):
-            address = looking.decode_address(reply, ifindex)
+        for reply in self._dump(decode.addresses_question(ifindex), decode.RTM_GETADDR, decode.AddressReply):
+            address = decode.decode_address(reply, ifindex)
             if address is not None:
                 yield address
 
     def _routes(self, ifindex: int) -> Iterator[Route]:
         for family in (socket.AF_INET, socket.AF_INET6):
-            question = looking.routes_question(ifindex, family)
-            for reply in self._dump(question, looking.RTM_GETROUTE, looking.RouteReply, looking.matters):
-                yield from looking.decode_routes(reply, ifindex)
+            question = decode.routes_question(ifindex, family)
+            for reply in self._dump(question, decode.RTM_GETROUTE, decode.RouteReply, decode.matters):
+                yield from decode.decode_routes(reply, ifindex)
 
     def _dump(self, message: Any, kind: int, reply_class: Any, fits: _Fits = lambda _raw: True) -> list[Any]:
         for _ in range(DUMP_TRIES):
@@ -276,7 +274,7 @@ class Kernel:
         fits: _Fits = lambda _raw: True,
     ) -> list[Any]:
         sequence = next(self._sequence)
-        self._socket.send(rtnl.packed(message, kind, flags | wire.NLM_F_REQUEST, sequence))
+        self._socket.send(encode.packed(message, kind, flags | wire.NLM_F_REQUEST, sequence))
         replies: list[Any] = []
         interrupted = False
         while True:

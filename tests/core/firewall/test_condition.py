@@ -20,8 +20,8 @@ from qubes_guestnet.core.provider.provider_report import ProviderReport
 from qubes_guestnet.core.provider.settings import ProviderSettings
 from qubes_guestnet.core.provider.vif import Vif, parse_name
 from qubes_guestnet.core.provider.vif_order import VifReport
-from qubes_guestnet.core.render import firewall as rendering
-from qubes_guestnet.core.render import provider as rendering_provider
+from qubes_guestnet.core.render import firewall as render_firewall
+from qubes_guestnet.core.render import provider as render_provider
 from qubes_guestnet.core.values import IPAddress
 
 A, B, C = (ipaddress.ip_address(f"10.137.0.{number}") for number in (4, 5, 6))
@@ -127,7 +127,7 @@ TEXTS: list[tuple[dict[IPAddress, Condition], list[str]]] = [
 
 @pytest.mark.parametrize(("conditions", "ends"), TEXTS)
 def test_the_line_of_a_vif(conditions: dict[IPAddress, Condition], ends: list[str]) -> None:
-    told = [str(each) for each in rendering_provider.as_text(report(conditions))]
+    told = [str(each) for each in render_provider.as_text(report(conditions))]
     first = next(number for number, text in enumerate(told) if text.startswith("vif4.0"))
     shown = told[first:]
     assert len(shown) == len(ends)
@@ -135,11 +135,11 @@ def test_the_line_of_a_vif(conditions: dict[IPAddress, Condition], ends: list[st
 
 
 def test_the_data_of_a_vif() -> None:
-    found = rendering_provider.as_data(report({A: Condition(BLOCKED, ("one",))}, ("ip qubes-firewall forward",)), {})
+    found = render_provider.as_data(report({A: Condition(BLOCKED, ("one",))}, ("ip qubes-firewall forward",)), {})
     assert found is not None
     assert found["vifs"][0]["firewall"] == [{"address": str(A), "state": "blocked", "problems": ["one"]}]
     assert found["firewall_changed"] == ["ip qubes-firewall forward"]
-    assert rendering.as_data({}) == []
+    assert render_firewall.as_data({}) == []
 
 
 def test_check_names_every_error_of_a_list() -> None:
