@@ -29,7 +29,7 @@ def with_lost_rules(report: Report, untrusted_entries: dict[str, bytes], paths: 
         return report._replace(errors=(*report.errors, error))
     if work is None:
         return report
-    return report._replace(rules_todo=tuple(work.todo), errors=(*report.errors, *work.errors))
+    return report._replace(rules_todo=work.todo, errors=(*report.errors, *work.errors))
 
 
 def load_lost(untrusted_entries: dict[str, bytes], paths: Paths) -> Kept:
@@ -46,7 +46,7 @@ def load_lost(untrusted_entries: dict[str, bytes], paths: Paths) -> Kept:
         work = _lost(untrusted_entries, paths, applies=True)
     except GuestnetError as error:
         return (), (error,)
-    return (tuple(work.done), tuple(work.errors)) if work is not None else _NOTHING
+    return (work.done, work.errors) if work is not None else _NOTHING
 
 
 def _lost(untrusted_entries: dict[str, bytes], paths: Paths, *, applies: bool) -> PassState | None:
@@ -123,4 +123,4 @@ class Keeper:
             return self._rules.load(None), ()
         with Ledger(self._paths.run) as ledger:
             work = self._rules.begin(untrusted_entries, Applying(ledger))
-            return tuple(work.done), tuple(work.errors)
+            return work.done, work.errors

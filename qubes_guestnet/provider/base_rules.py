@@ -61,23 +61,22 @@ class Loading:
         """Of the tables that there are to be."""
         return self._nft.families if self._knows_families else tables.FAMILIES
 
-    def settle(self) -> bool:
+    def settle(self) -> PassState:
         """Look, load and look again.
 
         Returns:
-            Whether the rules are in force. Of the pass `reloaded` is set.
+            The state with `ruled`, the rules are in force, and `reloaded`.
         """
         work = self._work
         outcome = work.settle(self._plan, of_base_rules(self._nft))
         facts = self._facts
         if facts is None:
-            return False
+            return work._replace(ruled=False)
         tried = [op for op in (*outcome.done, *outcome.failed) if isinstance(op, LoadRules | LoadRulesInParts)]
         in_force = base_rules.are_there(work.provided.rules, facts.text, self.now) and facts.undisturbed
-        work.reloaded = work.planned or bool(tried)
         if any(op in outcome.done for op in tried):
             self._tell(facts, outcome)
-        return in_force
+        return work._replace(ruled=in_force, reloaded=work.planned or bool(tried))
 
     def _plan(self, record: Record, so_far: Outcome) -> Planned:
         loads = tuple(op for op in so_far.done if isinstance(op, LoadRules | LoadRulesInParts))
@@ -141,7 +140,7 @@ class Loading:
                 log(
                     WARNING, f"nft refuses what others had in our tables, so each part is loaded alone: {error.problem}"
                 )
-            work.errors = [error for error in work.errors if error not in refusals]
+            work.progress.withdraw(refusals)
         names = base_rules.missing(facts)
         if names:
             words = _user_rules_restore().remedy(work.provided.hold)

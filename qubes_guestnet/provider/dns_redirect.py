@@ -78,7 +78,7 @@ class DnsRedirect:
         *,
         file: ResolverReport | None,
         firewall: Firewall | None = None,
-    ) -> None:
+    ) -> PassState:
         """Redirect the virtual DNS addresses to the upstream servers.
 
         Args:
@@ -88,19 +88,23 @@ class DnsRedirect:
             file: resolv.conf, and whose it is taken to be; None where that is not known.
             firewall: of single qubes, whose rules for DNS accept the same servers from the same moment on (B45); None
                 where this process does not enforce it.
+
+        Returns:
+            The state with `names`.
         """
         self._firewall = firewall
         virtual = work.settings.virtual_dns
         if "dns" in work.settings.held:
             if work.provided.names.text:
-                return
+                return work
             virtual = provider.VIRTUAL_DNS  # what the qubes were told all the same; nothing is to pass by the rules
-        choice = self._follow(work, (own_servers, virtual), uplinks, file=file)
+        work, choice = self._follow(work, (own_servers, virtual), uplinks, file=file)
         if choice is None:
-            return
+            return work
         servers = work.names.servers if work.names is not None else choice.servers
         work.settle(partial(self._plan_followers, servers, choice.servers), of_rules(self._nft))
-        self._log(work)
+        self._log(work.names)
+        return work
 
     def _follow(
         self,
@@ -109,29 +113,32 @@ class DnsRedirect:
         uplinks: frozenset[int],
         *,
         file: ResolverReport | None,
-    ) -> Choice | None:
+    ) -> tuple[PassState, Choice | None]:
         """Choose, load, and choose again: while nft is at it a VPN's client may tell of other servers.
 
         The next pass may be half a second off. For the arguments see `_choose`.
 
         Returns:
-            The last choice; None where nothing is to follow.
+            The state with `names`, and the last choice; None where nothing is to follow.
         """
         known = len(work.errors)
         for _ in range(_LOOKS):
-            del work.errors[known:]
+            work.progress.withdraw(work.errors[known:])
             choice = self._choose(work, addresses, uplinks, file=file)
             if choice is None:
-                return None
-            work.names = choice
+                return work, None
             if choice.last != work.provided.last:
-                work.save(work.provided._replace(last=choice.last))
-            outcome = self._redirect(work, Asked(addresses[1], choice))
+                try:
+                    work.save(work.provided._replace(last=choice.last))
+                except GuestnetError as error:
+                    work.failed(error)
+                    return work._replace(names=choice), None
+            work, outcome = self._redirect(work, Asked(addresses[1], choice))
             if outcome.errors:
-                return None
+                return work, None
             if not outcome.done:
                 break
-        return choice
+        return work, choice
 
     def _choose(
         self,
@@ -153,7 +160,7 @@ class DnsRedirect:
         try:
             settings = services.configured_dns(self._paths.config)
         except GuestnetError as error:
-            work.errors.append(error)
+            work.failed(error)
             if work.provided.names.text:
                 return None
             return upstream_servers.Choice((), "guestnet.toml is not valid")  # it may have named others than we would
@@ -175,33 +182,40 @@ class DnsRedirect:
             problem = (
                 f"{self._paths.config}: [dns] servers has {upstream_servers.NOWHERE_WORDS}: DNS queries are rejected"
             )
-            work.errors.append(GuestnetError(problem, "name servers that client qubes can reach, or remove the key"))
+            work.failed(GuestnetError(problem, "name servers that client qubes can reach, or remove the key"))
         ways = {address: self._kernel.way(address) for address in upstream_servers.asked_by_route(facts)}
         return upstream_servers.choose(facts._replace(ways=ways))
 
     # --- the chains ------------------------------------------------------------------------------------------------
 
-    def _redirect(self, work: PassState, asked: Asked) -> Outcome:
+    def _redirect(self, work: PassState, asked: Asked) -> tuple[PassState, Outcome]:
         """Have the chains lead where they should, or keep another program's rules.
 
-        The pass knows then where names go.
+        Returns:
+            The state with `names`, where names go by then, and what came of the operations.
         """
-        outcome = work.settle(partial(self._plan, work, asked), of_rules(self._nft))
+        names = asked.choice
+
+        def plan(record: Record, so_far: Outcome) -> Planned:
+            nonlocal names
+            names, planned = self._plan(asked, record, so_far)
+            return planned
+
+        outcome = work.settle(plan, of_rules(self._nft))
         for op in outcome.done:
             if isinstance(op, LoadRedirection) and op.allows and self._firewall is not None:
                 self._firewall.allowed(op.allowed)
             if isinstance(op, LoadRedirection) and op.trouble:
                 log(WARNING, f"another program changed the chain ip qubes dnat-dns; restored it: {op.trouble}")
-        return outcome
+        return work._replace(names=names), outcome
 
-    def _plan(self, work: PassState, asked: Asked, record: Record, so_far: Outcome) -> Planned:
-        """Observe, where that may have changed, and plan."""
+    def _plan(self, asked: Asked, record: Record, so_far: Outcome) -> tuple[Choice, Planned]:
+        """Observe, where that may have changed, and plan. Return where names go, and the plan."""
         known = None
         if so_far == Outcome() and self._nft.settled(REDIRECTION):
             known = redirection.known(asked, self._memory, record)
         if known is not None:
-            work.names = known
-            return Planned((), record)
+            return known, Planned((), record)
         facts = redirection.Facts(
             nft_kernel.generation(),
             self._nft.tables(("ip",))["ip"],
@@ -211,14 +225,14 @@ class DnsRedirect:
             self._resident,
         )
         decision = redirection.plan(asked, facts, self._memory, record, so_far)
-        self._memory, work.names = decision.memory, decision.choice
+        self._memory = decision.memory
         if decision.right is not None:
             self._nft.found_right(REDIRECTION, decision.right)
         loads = any(isinstance(op, LoadRedirection) for op in decision.planned.ops)
         if not loads or self._firewall is None or not self._firewall.has_servers():
-            return decision.planned
+            return decision.choice, decision.planned
         ops = (op._replace(allows=True) if isinstance(op, LoadRedirection) else op for op in decision.planned.ops)
-        return decision.planned._replace(ops=tuple(ops))
+        return decision.choice, decision.planned._replace(ops=tuple(ops))
 
     # --- services and people that are told ---------------------------------------------------------------------------
 
@@ -256,17 +270,15 @@ class DnsRedirect:
             self._told = servers
         return planned._replace(errors=tuple(errors))
 
-    def _log(self, work: PassState) -> None:
+    def _log(self, names: Choice | None) -> None:
         """The journal, once for each time that names do not go where they usually do."""
-        if work.names is None or not self._resident:
+        if names is None or not self._resident:
             return
-        trouble = work.names.reason if work.names.problem else ""
+        trouble = names.reason if names.problem else ""
         if trouble != self._trouble:
-            lead = " ".join(map(str, work.names.servers)) or "refused"
-            if (
-                work.names.servers or work.names.problem != upstream_servers.FOREIGN
-            ):  # theirs may lead to this qube itself
-                log(WARNING if trouble else INFO, f"virtual DNS -> {lead}: {work.names.reason}")
+            lead = " ".join(map(str, names.servers)) or "refused"
+            if names.servers or names.problem != upstream_servers.FOREIGN:  # theirs may lead to this qube itself
+                log(WARNING if trouble else INFO, f"virtual DNS -> {lead}: {names.reason}")
             else:
-                log(WARNING, f"virtual DNS: {work.names.reason}")
+                log(WARNING, f"virtual DNS: {names.reason}")
         self._trouble = trouble

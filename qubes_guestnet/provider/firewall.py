@@ -120,13 +120,16 @@ class Firewall:
         """A vif with these addresses went out of service; it may be there again by the next pass."""
         self._detached.update(addresses)
 
-    def bring(self, work: PassState, devices: Devices, uplinks: frozenset[int]) -> None:
+    def bring(self, work: PassState, devices: Devices, uplinks: frozenset[int]) -> PassState:
         """Have the lists in force that dom0 has committed.
 
         Args:
-            work: the pass; `unfiltered` is set where nothing may be forwarded.
+            work: the pass.
             devices: address of each qube → its interface.
             uplinks: interface indexes, of those on which name servers are asked.
+
+        Returns:
+            The state with `wanted`; with `unfiltered`, nothing may be forwarded; and with `look_again`.
         """
         self._advance(work, devices)
         self._configure(work)
@@ -136,14 +139,18 @@ class Firewall:
         names = self.names.known if self.names is not None else {}
         blocks = self._settings.blocks_qube
         wanted = enforcement.want(memory, names, dns if dns is not None else {}, block_unresolved=blocks)
-        work.wanted = wanted
+        work = work._replace(wanted=wanted)
         if not (memory.wanted == wanted and not memory.owed and self._nft.settled(PART)):
             self._settle(work, wanted)
+        return work.attempt(self._judged)
+
+    def _judged(self, work: PassState) -> PassState:
+        """Find out whether the qubes may be forwarded, and when to look again."""
         held = work.provided.unfiltered
-        work.unfiltered = held or (work.run.applies and not nft_kernel.filtering())
-        if work.run.applies and not work.unfiltered and not work.provided.filtered:
+        unfiltered = held or (work.run.applies and not nft_kernel.filtering())
+        if work.run.applies and not unfiltered and not work.provided.filtered:
             work.save(work.provided._replace(filtered=True))
-        work.look_again = self._memory.outcome.again
+        return work._replace(unfiltered=unfiltered, look_again=self._memory.outcome.again)
 
     def _advance(self, work: PassState, devices: Devices) -> None:
         source = self._source
@@ -167,7 +174,7 @@ class Firewall:
         try:
             self._settings = services.configured_names(self._paths.config)
         except GuestnetError as error:
-            work.errors.append(error)
+            work.failed(error)
 
     def _follow_names(self, work: PassState, uplinks: frozenset[int]) -> None:
         """Have the names of all lists asked for, in this very pass; no answer is waited for."""
@@ -323,8 +330,8 @@ class Firewall:
 
     # --- for people ----------------------------------------------------------------------------------------------
 
-    def tell(self, work: PassState, addresses: Iterable[IPAddress]) -> None:
-        """Put into the pass what `status` and `check` print."""
+    def tell(self, work: PassState, addresses: Iterable[IPAddress]) -> PassState:
+        """Return the state with what `status` and `check` print."""
         store = qubesdb.connect()
         try:
             stored = entries.by_address(qubesdb.read_all(store, (entries.FOLDER,)))
@@ -333,9 +340,9 @@ class Firewall:
         listed: Mapping[int, Listed] | None = None
         try:
             listed = self.look()[0]
-            work.firewall_changed = condition.changed(listed)
+            work = work._replace(firewall_changed=condition.changed(listed))
         except GuestnetError as error:
-            work.errors += [] if error.needs_root else [error]
+            work.failed(*(() if error.needs_root else (error,)))
         cache = name_cache.Cache()
         try:
             services.configured_names(self._paths.config)
@@ -344,9 +351,9 @@ class Firewall:
 
                 cache = read(self._paths.run)
         except GuestnetError as error:
-            work.errors.append(error)
-        work.conditions = condition.conditions(addresses, stored, listed, cache)
-        work.scripts = user_scripts.read(self._paths.run)
+            work.failed(error)
+        conditions = condition.conditions(addresses, stored, listed, cache)
+        return work._replace(conditions=conditions, scripts=user_scripts.read(self._paths.run))
 
 
 class _Turn:

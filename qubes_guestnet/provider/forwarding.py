@@ -47,27 +47,32 @@ def apart() -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def obey(work: PassState) -> None:
-    """Find out which families another program has switched off, and have the pass leave them so.
+def obey(work: PassState) -> PassState:
+    """Find out which families another program has switched off.
 
     Args:
-        work: the pass; its `stopped` is set.
+        work: the pass.
+
+    Returns:
+        The state with `stopped`: this pass leaves those families off.
 
     Raises:
         FileError: the switches cannot be read.
     """
     if not work.active:
-        return
+        return work
     from ..core.provider import forwarding
 
     before, on = work.provided, forwarded()
-    work.stopped = forwarding.stopped(before, on)
-    for family in sorted(work.stopped - before.stopped):
+    stopped = forwarding.stopped(before, on)
+    for family in sorted(stopped - before.stopped):
         remedy = "it stays off until `qubes-guestnet forwarding on`"
         work.run.tell(WARNING, f"another program switched IPv{family} forwarding off ({_name(family)} = 0); {remedy}")
-    for family in sorted(before.stopped - work.stopped):
+    for family in sorted(before.stopped - stopped):
         work.run.tell(INFO, f"another program switched IPv{family} forwarding on again")
-    work.save(forwarding.obeying(before, on))
+    work = work._replace(stopped=stopped)
+    work.attempt(lambda _: work.save(forwarding.obeying(before, on)))
+    return work
 
 
 def close_unwanted(work: PassState) -> None:

@@ -50,4 +50,4 @@ class Guarding:
             work.run.tell(INFO, f"no guard for moments without rules: {failure}")
             self._refused = True
             return
-        work.errors += outcome.errors
+        work.failed(*outcome.errors)

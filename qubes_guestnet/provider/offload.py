@@ -67,7 +67,7 @@ class Offload:
 
         outcome, planned, _ = work.run.settle(plan, of_rules(self._nft))
         reason, refusal = "".join(planned.waits), _refusal(outcome)
-        work.errors += [error for error in (*errors, *outcome.errors) if not refusal or error.problem != refusal]
+        work.failed(*(error for error in (*errors, *outcome.errors) if not refusal or error.problem != refusal))
         for op in (*outcome.done, *outcome.failed):
             self._holds = op if isinstance(op, LoadFlowtable) and op in outcome.done else None
         if reason:

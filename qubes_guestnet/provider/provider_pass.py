@@ -19,7 +19,6 @@ from ipaddress import IPv4Address
 from ..core.nft import limits
 from ..core.provider import settings as provider
 from ..core.provider.provider_report import ProviderReport
-from ..core.provider.settings import ProviderSettings
 from ..core.provider.vif import Vif
 from ..errors import GuestnetError, KernelError
 from ..flow import Applying, Planning
@@ -28,7 +27,7 @@ from ..system.nft import kernel as nft_kernel
 from ..system.owned_state import Ledger
 from .dns_redirect import DnsRedirect
 from .forwarding import apart, forwarded
-from .pass_state import PassState
+from .pass_state import PassState, Progress, command
 from .rules import Rules
 from .ruleset_generation import Transactions
 from .vifs import Vifs
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from ..system.netlink.rtnl import Kernel
     from ..system.paths import Paths
     from ..uplink.other_services import OtherServices
-    from .firewall import Devices, Firewall, Source
+    from .firewall import Firewall, Source
     from .firewall_names import FirewallNames
     from .guard import Guarding
     from .offload import Offload
@@ -75,7 +74,6 @@ class Provider:
         self._swept: object = None  # what the vifs were last made for
         self._source = source
         self._firewall: Firewall | None = None  # made where this program enforces it
-        self._devices: tuple[object, Devices] = (self, {})  # which state of the records these are of
 
     # --- a pass ------------------------------------------------------------------------------------------------
 
@@ -90,7 +88,7 @@ class Provider:
         if work.reloaded:
             self._swept = None
         if self._guard is not None:
-            work.attempt(partial(self._guard.bring, work))
+            work.attempt(self._guard.bring)
         return work
 
     def _enforcing(self) -> Firewall | None:
@@ -103,33 +101,35 @@ class Provider:
             self._firewall = Firewall(self._paths, self._kernel, self._nft, self._source)
         return self._firewall
 
-    def _enforce(self, work: PassState, uplinks: frozenset[int]) -> None:
-        """The lists of single qubes in force; in a pass for a person what is known of them."""
+    def _enforce(self, uplinks: frozenset[int], work: PassState) -> PassState:
+        """Have the lists of single qubes in force; in a pass for a person return what is known of them."""
         firewall = self._enforcing()
         if firewall is None and self._firewall is not None:
             self._firewall.close()
             self._firewall = None
         if firewall is not None:
-            state = self._vifs.changed()
-            if self._devices[0] != state:
-                self._devices = (state, self._vifs.devices())
-            firewall.bring(work, self._devices[1], uplinks)
-        elif not work.run.applies and self.enforces:
+            return firewall.bring(work, self._vifs.devices(), uplinks)
+        if not work.run.applies and self.enforces:
             from .firewall import Firewall
 
-            Firewall(self._paths, self._kernel, self._nft, None).tell(work, self._vifs.devices())
+            return Firewall(self._paths, self._kernel, self._nft, None).tell(work, self._vifs.devices())
+        return work
 
     def _redirect(
-        self, work: PassState, own: tuple[IPv4Address, ...], uplinks: frozenset[int], file: ResolverReport | None
-    ) -> None:
-        """Where the virtual DNS addresses lead, and the rules for DNS of single qubes with them."""
-        self._dns.apply(work, own, uplinks, file=file, firewall=self._enforcing())
+        self, own: tuple[IPv4Address, ...], uplinks: frozenset[int], file: ResolverReport | None, work: PassState
+    ) -> PassState:
+        """Redirect the virtual DNS addresses, and have the rules for DNS of single qubes accept the same servers."""
+        return self._dns.apply(work, own, uplinks, file=file, firewall=self._enforcing())
 
-    def _limit(self, work: PassState) -> None:
-        """What each qube may have; of conntrack as this kernel has it now."""
-        work.kept = limits.kept(lambda name: procfs_sysctl.read((NETFILTER, name)))
+    @staticmethod
+    def _keep(work: PassState) -> PassState:
+        """Read how long conntrack keeps connections."""
+        return work._replace(kept=limits.kept(lambda name: procfs_sysctl.read((NETFILTER, name))))
+
+    def _limit(self, work: PassState) -> PassState:
+        """Read what each qube may have of conntrack, as this kernel has it now."""
         configured = services.configured_limits(self._paths.config)
-        work.limits = limits.possible(configured, int(procfs_sysctl.read((NETFILTER, CONNTRACK)) or 0))
+        return work._replace(limits=limits.possible(configured, int(procfs_sysctl.read((NETFILTER, CONNTRACK)) or 0)))
 
     def after(
         self,
@@ -146,16 +146,17 @@ class Provider:
             uplinks: its own interfaces.
             resolver: resolv.conf, where there is an uplink.
         """
-        work.continue_after_uplink()
+        work = work.after_uplink()
         if work.active:
-            work.attempt(partial(self._limit, work))
-            work.attempt(partial(self._sweep, work))
             indexes = frozenset(uplink.link.ifindex for uplink in uplinks if uplink.link is not None)
-            work.attempt(partial(self._redirect, work, own_servers, indexes, resolver))
-            work.attempt(partial(self._enforce, work, indexes))
-            work.attempt(partial(self._rules.forward, work))
+            work = work.attempt(self._keep)
+            work = work.attempt(self._limit)
+            work = work.attempt(self._sweep)
+            work = work.attempt(partial(self._redirect, own_servers, indexes, resolver))
+            work = work.attempt(partial(self._enforce, indexes))
+            work.attempt(self._rules.forward)
             if self._offload is not None:
-                work.attempt(partial(self._offload.bring, work))
+                work.attempt(self._offload.bring)
         report = work.report(forwarded())
         # Only users ask for it: with 250 vifs it is 500 files.
         return report._replace(apart=apart()) if work.active and not work.run.applies else report
@@ -182,9 +183,9 @@ class Provider:
             work.raise_first()
             if work.active and work.provided.synced != work.provided.leading:
                 # The agent is often faster; the caller asks whether it has to follow (B135).
-                work.done = work.done or [f"virtual DNS: redirected to {' '.join(work.provided.servers)}"]
                 work.save(work.provided._replace(synced=work.provided.leading))
-            return tuple(work.done)
+                return work.done or (f"virtual DNS: redirected to {' '.join(work.provided.servers)}",)
+            return work.done
 
     def _file(self, settings: Settings, uplinks: frozenset[int], ledger: Ledger) -> ResolverReport | None:
         """Whose resolv.conf is, without changing it; None where it cannot be looked at."""
@@ -242,7 +243,7 @@ class Provider:
     def end_offload(self) -> None:
         """Until the next pass; with none to come it would not end when rules change. Raises GuestnetError."""
         with Ledger(self._paths.run) as ledger:
-            work = PassState(ProviderSettings(), False, False, Applying(ledger))
+            work = command(Applying(ledger))
             self._rules.end_offload(work)
             work.raise_first()
 
@@ -278,19 +279,19 @@ class Provider:
             work.raise_first()
             if not self._resident:  # whose passes do it
                 self._vifs.follow(work)
-            try:
-                self._limit(work)
-            except GuestnetError:
-                work.limits = None  # the pass and `check` tell what is wrong with the file; the qube has its network
+            for step in (self._keep, self._limit):
+                try:
+                    work = step(work)
+                except GuestnetError:
+                    break  # the pass and `check` tell what is wrong with the file; the qube has its network
             firewall = self._enforcing()
             if firewall is not None and found:
                 firewall.found(vif.addresses)
             elif firewall is not None and not self._vifs.knows(vif):
                 firewall.shut(work, vif.addresses)
                 work.raise_first()
-            self._devices = (self, {})
             self._vifs.online(vif, work)
-            return tuple(work.done)
+            return work.done
 
     def offline(
         self, vif: Vif, untrusted_entries: Mapping[str, bytes], wanted: Callable[[], bool] = lambda: True
@@ -311,21 +312,21 @@ class Provider:
         with Ledger(self._paths.run) as ledger:
             if not wanted():
                 return ()
-            work = PassState(provider.parse_provider(untrusted_entries), True, False, Applying(ledger))
+            settings = provider.parse_provider(untrusted_entries)
+            work = PassState(settings, active=True, ipv6=False, progress=Progress(Applying(ledger)))
             firewall = self._enforcing()
             if firewall is not None:
                 firewall.detached(self._vifs.leaving(vif))
-            self._devices = (self, {})
             self._vifs.drop(vif, work)
             if work.errors:
                 self._swept = None  # what is left to do is done by the next sweep
             work.raise_first()
-            return tuple(work.done)
+            return work.done
 
     # --- vifs --------------------------------------------------------------------------------------------------
 
-    def _sweep(self, work: PassState) -> None:
-        """All vifs and the addresses behind this qube, unless they were last made for just this."""
+    def _sweep(self, work: PassState) -> PassState:
+        """Look after all vifs and the addresses behind this qube, unless they were last made for just this."""
         settings = work.settings
         self._vifs.close_replaced(work)
         ipv6 = (settings.gateway6, work.ipv6, settings.refuse6)
@@ -333,23 +334,25 @@ class Provider:
         if self._swept == reason:
             if not self._nft.settled(SETS):
                 self._refill(work)
-            return
+            return work
         try:
             self._nft.found_right(SETS, nft_kernel.generation())
         except KernelError as error:
             if error.needs_root and not work.run.applies:
-                self._vifs.look(work)
+                work.failed(error)
+                return self._vifs.look(work)
             raise
         before = len(work.errors)
-        self._vifs.sweep(work)
+        work = self._vifs.sweep(work)
         if len(work.errors) == before:
             self._swept = reason
+        return work
 
     def _refill(self, work: PassState) -> None:
         """What the sets are to hold; where that fails, the next pass tries again."""
         before = len(work.errors)
         self._nft.found_right(SETS, nft_kernel.generation())  # our own transactions from here on keep it so
-        work.attempt(partial(self._vifs.refill, work))
+        work.attempt(self._vifs.refill)
         if len(work.errors) > before:
             self._nft.found_wrong(SETS)
 

@@ -26,7 +26,7 @@ from ..system.paths import Paths
 from ..system.systemd import WARNING, log
 from . import forwarding
 from .base_rules import Loading
-from .pass_state import PassState
+from .pass_state import PassState, Progress, command
 from .ruleset_generation import Transactions, seen
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
@@ -62,28 +62,30 @@ class Rules:
         """
         settings = self._possible(provider.parse_provider(untrusted_entries), run)
         active = settings.active and services.provides(self._paths.flags)
-        work = PassState(settings, active, self._wants_ipv6(settings, active, run), run)
-        work.mtu, work.untrusted_entries = mtu.common(untrusted_entries), untrusted_entries
-        work.attempt(partial(self._find_firewall, work))
-        work.attempt(partial(forwarding.obey, work))
+        ipv6 = self._wants_ipv6(settings, active, run)
+        work = PassState(settings, active, ipv6, Progress(run), mtu.common(untrusted_entries), untrusted_entries)
+        work = work.attempt(self._find_firewall)
+        work = work.attempt(forwarding.obey)
         if work.provided.hold:
-            work.attempt(partial(_user_rules_restore().wait, work))
-        work.attempt(partial(self._close, work))
-        work.attempt(partial(self._load, work))
+            work.attempt(_user_rules_restore().wait)
+        work.attempt(self._close)
+        work = work.attempt(self._load)
         if not work.ruled and run.applies:
-            work.attempt(partial(self._forward_nothing_without_rules, work))
+            work.attempt(self._forward_nothing_without_rules)
         return work
 
-    def _find_firewall(self, work: PassState) -> None:
-        """Whether the firewall of the qubes is missing, or not ready; if it was never ready it is not waited for."""
+    def _find_firewall(self, work: PassState) -> PassState:
+        """Find out whether the firewall of the qubes is missing, or not ready; one that never was is not waited for."""
         record = work.provided
         if services.enforces(self._paths.flags, self._paths.run):
-            work.unfiltered = record.unfiltered or not nft_kernel.filtering()
-            self._scripts_lost |= work.unfiltered and record.filtered and not record.unfiltered
+            unfiltered = record.unfiltered or not nft_kernel.filtering()
+            self._scripts_lost |= unfiltered and record.filtered and not record.unfiltered
             if self._scripts_lost and work.run.applies:
                 self._restart_firewall(work)
-        elif services.filters(self._paths.flags):
-            work.unfiltered = record.unfiltered or (record.filtered and not nft_kernel.filtering())
+            return work._replace(unfiltered=unfiltered)
+        if services.filters(self._paths.flags):
+            return work._replace(unfiltered=record.unfiltered or (record.filtered and not nft_kernel.filtering()))
+        return work
 
     def _restart_firewall(self, work: PassState) -> None:
         """Its tables were removed, and in them the rules of users' scripts, which its unit runs."""
@@ -153,7 +155,7 @@ class Rules:
         if not lost and (not services.filters(self._paths.flags) or nft_kernel.filtering()):
             return
         with Ledger(self._paths.run) as ledger:
-            work = PassState(ProviderSettings(), services.provides(self._paths.flags), False, Applying(ledger))
+            work = command(Applying(ledger), active=services.provides(self._paths.flags))
             if not lost and not work.provided.filtered:
                 return
             forwarding.shut(work)
@@ -177,7 +179,7 @@ class Rules:
         """
         with Ledger(self._paths.run) as ledger:
             if untrusted_entries is None:
-                work = PassState(ProviderSettings(), False, False, Applying(ledger))
+                work = command(Applying(ledger))
                 if seen(rules_text.chains(self._nft.families)) == MISSING:
                     self._load(work)
             else:
@@ -186,7 +188,7 @@ class Rules:
                 if work.active:
                     self._protect(work)
             work.raise_first()
-            return tuple(work.done)
+            return work.done
 
     def _protect(self, work: PassState) -> None:
         from ..system import vif_records
@@ -195,7 +197,7 @@ class Rules:
         unread: list[GuestnetError] = []
         records = vif_records.Folder(self._paths.run).all(unread)
         downstream.bring(work, self._nft, records, downstream.present(work, self._nft), complete=not unread)
-        work.errors += unread
+        work.failed(*unread)
 
     def unload(self) -> tuple[str, ...]:
         """Forwarding off, and only then the rules out. Sets and users' chains go with them."""
@@ -204,7 +206,7 @@ class Rules:
 
         done = self.close()
         with Ledger(self._paths.run) as ledger:
-            work = PassState(ProviderSettings(), False, False, Applying(ledger))
+            work = command(Applying(ledger))
             work.settle(partial(plan_unloading, self._nft.families), of_base_rules(self._nft))
             work.raise_first()
             return (*done, *work.done)
@@ -216,7 +218,7 @@ class Rules:
             unfiltered: the reason is that the firewall of the qubes is not ready; without its flag that is none.
         """
         with Ledger(self._paths.run) as ledger:
-            work = PassState(ProviderSettings(), False, False, Applying(ledger))
+            work = command(Applying(ledger))
             if unfiltered and not services.filters(self._paths.flags):
                 return ()
             every = frozenset({IPV4, IPV6})
@@ -225,14 +227,14 @@ class Rules:
             work.save(provided._replace(unfiltered=True) if unfiltered else provided._replace(closed=True))
             self._close(work)
             work.raise_first()
-            return tuple(work.done)
+            return work.done
 
     def reopen(self) -> None:
         """The next pass forwards again, whatever it was that kept it from that, but for the firewall of the qubes."""
         with Ledger(self._paths.run) as ledger:
             if ledger.record.provided.forwarding and forwarding.apart():
                 # The kernel switches each interface on only when the family goes from 0 to 1.
-                work = PassState(ProviderSettings(), True, True, Applying(ledger))
+                work = command(Applying(ledger), active=True, ipv6=True)
                 forwarding.shut(work)
                 work.raise_first()
             opened = ledger.record.provided._replace(closed=False, hold="", stopped=frozenset(), lost=())
@@ -257,18 +259,19 @@ class Rules:
             return _is_text_of(run.record.provided.rules, ipv6=True)
         return active and settings.gateway6 is not None
 
-    def _load(self, work: PassState) -> None:
-        """The base rules, loaded unless those that are there are ours."""
+    def _load(self, work: PassState) -> PassState:
+        """Load the base rules, unless those that are there are ours."""
         refuse6 = work.active and _refuses6(work.settings, work.provided.rules)
         loading = Loading(work, self._paths, self._nft, refuse6=refuse6)
         if self._nft.settled(RULES) and work.provided.rules.text == checksum(loading.text(loading.families).encode()):
-            work.ruled = True
-            return
-        work.ruled = loading.settle()
-        if not work.ruled:
-            return
+            return work._replace(ruled=True)
+        work = loading.settle()
+        return work.attempt(partial(self._verified, loading)) if work.ruled else work
+
+    def _verified(self, loading: Loading, work: PassState) -> None:
+        """Remember that the base rules are as they should be, and what others have beside them."""
         if work.run.applies and not self._alone:
-            work.attempt(partial(_user_rules_restore().keep, work, self._paths.run, loading.now))
+            work.attempt(partial(_user_rules_restore().keep, self._paths.run, loading.now))
             self._handles = nft_kernel.handles(rules_text.chains(loading.now))
         self._nft.found_right(RULES, loading.generation)
 

@@ -31,13 +31,13 @@ from .pass_state import PassState
 _NAME, _MODE = "users-rules", 0o600
 
 
-def keep(work: PassState, run: str, listings: Mapping[str, str]) -> None:
+def keep(run: str, listings: Mapping[str, str], work: PassState) -> None:
     """Remember what others have, now that all is well.
 
     Args:
-        work: the pass.
         run: /run/qubes-guestnet.
         listings: of our tables, by family.
+        work: the pass.
 
     Raises:
         GuestnetError: it cannot be written, or the names of the tables cannot be had.
@@ -145,5 +145,5 @@ def is_to_hold(work: PassState, paths: Paths) -> bool:
     try:
         return services.holds_after_flush(paths.config)
     except ConfigError as error:
-        work.errors.append(error)
+        work.failed(error)
         return True  # what was meant is not known, and this is the safe side

@@ -14,8 +14,7 @@ from ..core.nft import limits, tables
 from ..core.nft.limits import InForce
 from ..core.operations import Outcome, Planned, in_order
 from ..core.owned_state import Record
-from ..core.provider import late_mappings as mappings
-from ..core.provider import vif_order, vif_plan
+from ..core.provider import late_mappings, vif_order, vif_plan
 from ..core.provider.vif import GONE, Device, Vif
 from ..core.provider.vif_operations import WriteVifRecord
 from ..core.provider.vif_order import VifReport
@@ -52,20 +51,22 @@ class Vifs:
     def __init__(self, run: str, kernel: Kernel, transactions: Transactions, *, counted: bool = False) -> None:
         self._kernel, self._nft, self._run, self._counted = kernel, transactions, run, counted
         self._vifs = vif_records.Folder(run)
-        self._devices_of: object = None  # which state of the folder `_devices` is of
-        self._devices = dict[str, Device | None]()
+        self._known: tuple[object, tuple[Vif, ...]] | None = None  # the state of the folder, and what is in service
 
     def all(self) -> tuple[Vif, ...]:
         """Every vif in service, as far as the records can be read; a sweep tells of the others."""
         return tuple(vif for vif in self._vifs.all([]) if vif.device != GONE)
 
+    def in_service(self) -> tuple[Vif, ...]:
+        """Every vif as `all`; the records are read again only when some have changed."""
+        state = self._vifs.changed()
+        if self._known is None or self._known[0] != state:
+            self._known = (state, self.all())
+        return self._known[1]
+
     def devices(self) -> Mapping[IPAddress, Device | None]:
         """Each address of the vifs in service, and its interface."""
-        return {address: vif.device for vif in self.all() for address in vif.addresses}
-
-    def changed(self) -> object:
-        """Something that differs after each change of a record."""
-        return self._vifs.changed()
+        return {address: vif.device for vif in self.in_service() for address in vif.addresses}
 
     def leaving(self, vif: Vif) -> frozenset[IPAddress]:
         """The addresses that end with a vif, by its record too. After a crash another vif may have them by then."""
@@ -89,11 +90,11 @@ class Vifs:
         for vif in self.all():
             if vif.told:
                 continue
-            now = mappings.shown(untrusted_entries, vif)
-            decision = mappings.late(vif, now, spoken=bool(now.mappings) and conntrack.speaks(vif.addresses))
-            if decision == mappings.FOLLOW:
+            now = late_mappings.shown(untrusted_entries, vif)
+            decision = late_mappings.late(vif, now, spoken=bool(now.mappings) and conntrack.speaks(vif.addresses))
+            if decision == late_mappings.FOLLOW:
                 late.append(vif)
-            elif decision == mappings.LEARN:
+            elif decision == late_mappings.LEARN:
                 self._learn(vif)
         return tuple(late)
 
@@ -105,6 +106,7 @@ class Vifs:
                     raise error
 
     def _adapters(self) -> Adapters:
+        self._known = None  # a change within one tick of the file system's clock shows in no time of modification
         return of_vifs(self._kernel, self._vifs, self._nft)
 
     def _common(self, work: PassState) -> Common:
@@ -209,23 +211,27 @@ class Vifs:
 
     # --- all of them ---------------------------------------------------------------------------------------------
 
-    def sweep(self, work: PassState) -> None:
-        """Every vif, and the set of addresses behind this qube, made what they should be."""
+    def sweep(self, work: PassState) -> PassState:
+        """Make every vif, and the set of addresses behind this qube, what they should be.
+
+        Returns:
+            The state with `vifs`.
+        """
         records = self._bring(work, downstream.present(work, self._nft))
-        self._sweep(work, records, seen=True)
+        return self._sweep(work, records, seen=True)
 
-    def look(self, work: PassState) -> None:
-        """What can be seen of every vif without the right to look at the sets; where nothing is to be changed."""
-        self._sweep(work, self.all(), seen=False)
+    def look(self, work: PassState) -> PassState:
+        """Return the state with what can be seen of every vif without the right to look at the sets."""
+        return self._sweep(work, self.all(), seen=False)
 
-    def _sweep(self, work: PassState, records: Iterable[Vif], *, seen: bool) -> None:
+    def _sweep(self, work: PassState, records: Iterable[Vif], *, seen: bool) -> PassState:
         """Each vif, beside those that are there; `seen`: with their elements and limits."""
-        common, staying = self._common(work), list[Vif]()
+        common, staying, strange = self._common(work), list[Vif](), list[VifReport]()
         for vif in records:
             try:
                 link = self._kernel.link_named(vif.name.text)
             except GuestnetError as error:
-                work.errors.append(error)
+                work.failed(error)
                 continue
             if link is None:
                 self.drop(vif, work)
@@ -234,10 +240,10 @@ class Vifs:
             else:
                 if vif.addresses:
                     self.drop(vif, work, taken=True)
-                work.vifs.append(VifReport(vif._replace(addresses=()), None))
+                strange.append(VifReport(vif._replace(addresses=()), None))
         reports = dict[str, VifReport]()
         work.settle(partial(self._plan_all, work, common, tuple(staying), seen, reports), self._adapters())
-        work.vifs += (self._told(report, work) for report in reports.values())
+        return work._replace(vifs=(*work.vifs, *strange, *(self._told(report, work) for report in reports.values())))
 
     def _plan_all(
         self, work: PassState, common: Common, staying: tuple[Vif, ...], seen: bool,
@@ -268,15 +274,15 @@ class Vifs:
     @staticmethod
     def _told(report: VifReport, work: PassState) -> VifReport:
         """With the fake addresses that dom0 has written since."""
-        now = mappings.shown(work.untrusted_entries, report.vif)
-        changed = mappings.changed(report.vif, now, work.settings.gateway)
+        now = late_mappings.shown(work.untrusted_entries, report.vif)
+        changed = late_mappings.changed(report.vif, now, work.settings.gateway)
         return report._replace(now=now.mappings if changed else None)
 
     def _bring(self, work: PassState, present: frozenset[str]) -> tuple[Vif, ...]:
         """The set of addresses behind this qube made what it should be; and all records that can be read."""
         unread: list[GuestnetError] = []
         records = self._vifs.all(unread)
-        work.errors += unread
+        work.failed(*unread)
         downstream.bring(work, self._nft, records, present, complete=not unread)
         return records
 
@@ -287,12 +293,9 @@ class Vifs:
         changed. What hotplug will ask for at the end of a vif, its addresses and mappings, stays in the record.
         """
         there = {name: index for index, name in devices.names().items()}
-        changed = self._vifs.changed()
-        if changed != self._devices_of:
-            self._devices_of = changed
-            self._devices = {vif.name.text: vif.device for vif in self.all() if vif.device is not None}
-        for name, device in tuple(self._devices.items()):
-            vif = self._vifs.load(name) if device is None or there.get(name) != device.ifindex else None
+        for known in self.in_service():
+            name, device = known.name.text, known.device
+            vif = self._vifs.load(name) if device is not None and there.get(name) != device.ifindex else None
             if vif is not None:
                 work.settle(partial(self._plan_closing, vif, self._common(work)), self._adapters())
 
