@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from ..core import settings
 from ..errors import StoreError
-from ..system import wakeups
 from ..system.qubesdb import store as qubesdb
 from ..system.qubesdb import wire
+from ..system.signals import Signals
 from ..system.systemd import INFO, WARNING, log
 
 _MOST_SEEN = 4096
@@ -16,7 +16,7 @@ _MOST_SEEN = 4096
 class Connection:
     """A pair of connections to QubesDB: one for watches, one for reads."""
 
-    def __init__(self, signals: wakeups.Signals) -> None:
+    def __init__(self, signals: Signals) -> None:
         self._signals = signals
         self._watches: qubesdb.Watches | None = None
         self._store: qubesdb.Store | None = None

@@ -21,7 +21,7 @@ from ..core.provider import vif as vif_rules
 from ..core.provider.vif import Vif
 from ..errors import FileError, GuestnetError, KernelError, StoreError, as_error
 from ..provider.provider_pass import Provider
-from ..system import hotplug_socket, programs, transient_unit, wakeups
+from ..system import dir_watch, hotplug_socket, programs, transient_unit
 from ..system.dbus import resolved
 from ..system.nft import kernel as nft_kernel
 from ..system.systemd import ERROR, INFO, log
@@ -96,7 +96,7 @@ class Host:
         self._asking: list[hotplug_socket.Reply] = []  # requests of qubes-firewall.service, not answered yet
         self._trouble = ""
         others.follow_names()
-        self._folders = wakeups.Folders()
+        self._folders = dir_watch.Folders()
         self._resolv_conf = paths.resolv_conf
 
     def filenos(self) -> tuple[int, ...]:
@@ -224,7 +224,7 @@ class Host:
         """
         self._answer()
         # Where a link leads to, and settings of single links that systemd-resolved tells by no signal (B127, B130).
-        self._folders.watch((*wakeups.folders(self._resolv_conf), resolved.LINKS_FOLDER))
+        self._folders.watch((*dir_watch.folders(self._resolv_conf), resolved.LINKS_FOLDER))
         self._known, self._stirred = entries, False
         names = []
         if self._everything:

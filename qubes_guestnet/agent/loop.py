@@ -25,10 +25,11 @@ from ..core.render import pass_log
 from ..core.report import Report
 from ..errors import GuestnetError, KernelError, StoreError, as_error
 from ..reconcile import Pass, reconcile, record_written
-from ..system import devices, programs, systemd, wakeups
+from ..system import devices, dir_watch, programs, systemd
 from ..system.netlink import rtnl as netlink
 from ..system.paths import Paths
 from ..system.qubesdb import store as qubesdb
+from ..system.signals import Signals
 from ..uplink.other_services import OtherServices
 from .arp_probe import Prober
 from .base_rules_watch import Keeper
@@ -60,7 +61,7 @@ class Agent:
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        self._signals = wakeups.Signals((signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGIO))
+        self._signals = Signals((signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGIO))
         self._kernel = netlink.Kernel()
         self._events = netlink.Events()
         self._signals.register(self._events.fileno())
@@ -70,7 +71,7 @@ class Agent:
         self._budget = RewriteBudget()
         self._journal = Journal(paths)
         self._pace = debounce.Pace()
-        self._folders = wakeups.Folders()
+        self._folders = dir_watch.Folders()
         self._others = OtherServices(paths.flags, resident=True)
         self._host: Host | None = None
         self._keeper = self._keep_rules()  # until there is a host, which keeps the rules itself

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 
-from ..system import networkmanager, programs, wakeups
+from ..system import dir_watch, networkmanager, programs
 from ..system.dbus import resolved
 from ..system.qubesdb import store as qubesdb
 from ..system.systemd import WARNING, log
@@ -30,7 +30,7 @@ class BusHolder:
         self._resident = resident
         self._bus: dbus.Bus | None = None
         self._library = True
-        self._folder, self._names = wakeups.Folders(), wakeups.Folders()
+        self._folder, self._names = dir_watch.Folders(), dir_watch.Folders()
         self._command: resolved.ByCommand | None = None
         self._following = False
         self._attempts = 0

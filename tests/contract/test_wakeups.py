@@ -16,8 +16,9 @@ import pytest
 
 BEGIN = """
 import os, select, signal, sys, time
-from qubes_guestnet.system import wakeups
-signals = wakeups.Signals((signal.SIGHUP, signal.SIGTERM, signal.SIGIO))
+from qubes_guestnet.system import dir_watch
+from qubes_guestnet.system.signals import Signals
+signals = Signals((signal.SIGHUP, signal.SIGTERM, signal.SIGIO))
 me = os.getpid()
 """
 
@@ -105,7 +106,7 @@ path, other = sys.argv[1] + "/resolv.conf", sys.argv[1] + "/other"
 open(path, "w").write("old")
 if {change!r} == "renamed over":
     open(other, "w").close()
-folder = wakeups.Folder(sys.argv[1])
+folder = dir_watch.Folder(sys.argv[1])
 open(path).read()
 print(signals.poll(0.05)[1] == frozenset())
 {CHANGES[change]}
@@ -119,7 +120,7 @@ print(signals.poll(0.05)[1] == frozenset())
 
 def test_each_change_wakes_again(tmp_path: Path) -> None:
     assert child("""
-folder = wakeups.Folder(sys.argv[1])
+folder = dir_watch.Folder(sys.argv[1])
 for number in range(3):
     open(f"{sys.argv[1]}/{number}", "w").close()
     print(signal.SIGIO in signals.poll(5)[1])
@@ -130,7 +131,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert child("""
 for path in (sys.argv[1] + "/none", "/dev/null"):
     try:
-        wakeups.Folder(path)
+        dir_watch.Folder(path)
     except OSError as error:
         print(error.errno)
 """, str(tmp_path)) == "2\n20\n"  # fmt: skip
@@ -140,7 +141,7 @@ def test_a_folder_that_cannot_be_watched_is_told_once_and_watched_later(tmp_path
     told = child("""
 import resource
 sys.stderr = sys.stdout
-folders, limits = wakeups.Folders(), resource.getrlimit(resource.RLIMIT_NOFILE)
+folders, limits = dir_watch.Folders(), resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # all of them are in use
 for _ in range(3):
     folders.watch((sys.argv[1], sys.argv[1] + "/none"))

@@ -57,8 +57,8 @@ PROVIDER = rows((
     ("netlink.rtnl:Kernel.vifs", (KERNEL, RAW)),
     ("netlink.rtnl:Kernel.link_named", (KERNEL, GONE)),
     ("transient_unit:start", (PROGRAM,)),
-    ("wakeups:Folders.watch", (RAW,)),
-    ("wakeups:folders", (RAW,)),
+    ("dir_watch:Folders.watch", (RAW,)),
+    ("dir_watch:folders", (RAW,)),
 ))  # fmt: skip
 # What a provider asks once: in its first passes, or when that role comes.
 FIRST = rows((
@@ -76,7 +76,7 @@ FIRST = rows((
 # The same of a qube that provides nothing.
 FIRST_PLAIN = rows((
     ("nft.kernel:Events.__init__", (KERNEL,)),
-    ("wakeups:Folder.__init__", (RAW,)),
+    ("dir_watch:Folder.__init__", (RAW,)),
 ))  # fmt: skip
 # What it asks when that role goes, and comes again.
 AGAIN = rows((
@@ -110,8 +110,8 @@ EVERYWHERE = rows((
     ("qubesdb.direct:DirectWatches.drain", (STORE, RAW)),
     ("qubesdb.store:connect", (STORE, RAW)),
     ("qubesdb.store:connect_watches", (STORE, RAW)),
-    ("wakeups:Signals.poll", (RAW,)),
-    ("wakeups:Folders.watch", (RAW,)),
+    ("signals:Signals.poll", (RAW,)),
+    ("dir_watch:Folders.watch", (RAW,)),
     ("deferred_imports:submodule", (LIBRARY, BUG)),
     ("tunnels:look", (KERNEL, RAW)),
 ))  # fmt: skip
