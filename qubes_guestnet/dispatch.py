@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from .core.firewall.consequences import CountHandled, ExportNames
     from .core.firewall.operations import Operation as FirewallOperation
-    from .core.provider.provider_operations import UnitJob
     from .core.provider.rules_operations import PurgeUntranslated
     from .core.provider.vif_operations import RemoveElements
+    from .core.shared_operations import UnitJob
     from .core.uplink.service_operations import PublishFile, StartHooks
     from .flow import Adapters
     from .provider.ruleset_generation import Transactions

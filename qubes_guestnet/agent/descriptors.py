@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from ..system import wakeups
+from ..system.signals import Signals
 
 
 class Descriptors:
@@ -15,7 +15,7 @@ class Descriptors:
         signals: the loop's poll.
     """
 
-    def __init__(self, signals: wakeups.Signals) -> None:
+    def __init__(self, signals: Signals) -> None:
         self._signals = signals
         self._known = frozenset[int]()
 

@@ -19,6 +19,7 @@ from ..core.provider import firewall_unit
 from ..core.provider import settings as provider
 from ..core.provider import vif as vif_rules
 from ..core.provider.vif import Vif
+from ..core.vif_name import parse_name
 from ..errors import FileError, GuestnetError, KernelError, StoreError, as_error
 from ..provider.provider_pass import Provider
 from ..system import dir_watch, hotplug_socket, programs, transient_unit
@@ -262,7 +263,7 @@ class Host:
             return  # once is enough: what fails then is in the journal, and hotplug can be called again
         self._started.add(name)
         self._handed.add(name)
-        parsed = vif_rules.parse_name(name)
+        parsed = parse_name(name)
         environment = {"vif": name, "XENBUS_PATH": f"backend/vif/{parsed.domid}/{parsed.devid}"}
         if addresses:
             environment["ip"] = addresses

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
-from ..system import wakeups
+from ..system.signals import Signals
 from .descriptors import Descriptors
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
@@ -21,7 +21,7 @@ class NameLookUps:
         signals: the loop's poll.
     """
 
-    def __init__(self, signals: wakeups.Signals) -> None:
+    def __init__(self, signals: Signals) -> None:
         self._descriptors = Descriptors(signals)
         self._names: FirewallNames | None = None
 

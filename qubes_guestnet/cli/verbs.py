@@ -75,7 +75,7 @@ def no_interface_of_ours(name: str, report: Report | None = None) -> UsageError:
 
 def _is_vif(name: str) -> bool:
     """Whether it is the name of an interface of a qube behind this one."""
-    from ..core.provider.vif import parse_name
+    from ..core.vif_name import parse_name
 
     try:
         parse_name(name)

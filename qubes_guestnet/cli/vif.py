@@ -21,7 +21,8 @@ from ..core.provider import hardening
 from ..core.provider import settings as provider
 from ..core.provider import vif as vif_rules
 from ..core.provider.late_mappings import is_told
-from ..core.provider.vif import Vif, VifName
+from ..core.provider.vif import Vif
+from ..core.vif_name import VifName, parse_name
 from ..errors import GuestnetError, StoreError, UsageError, printable, shown
 from ..system import files, hooks, hotplug_socket, locks, programs, vif_records, xenstore
 from ..system.owned_state import Ledger
@@ -115,7 +116,7 @@ class _Call:
         remedy = "this is called by Xen's hotplug, see qubes-guestnet(8)"
         untrusted_name = environment.get("vif", "")
         try:
-            self.name = vif_rules.parse_name(untrusted_name)
+            self.name = parse_name(untrusted_name)
         except ValueError:
             shown_name = shown(untrusted_name.encode("utf-8", "replace"))
             raise UsageError(f"environment variable vif: {shown_name} is not of the form vifN.M", remedy) from None

@@ -26,12 +26,14 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/defe
 if TYPE_CHECKING:
     from ..errors import GuestnetError
     from . import plan
+    from .dns.redirection_operations import RedirectionOperation
     from .firewall.consequences import Consequence
     from .firewall.operations import Operation as FirewallOperation
     from .owned_state import Record
     from .provider.provider_operations import ProviderOperation
     from .provider.rules_operations import RulesOperation
     from .provider.vif_operations import VifOperation
+    from .shared_operations import SharedOperation
     from .uplink.service_operations import ServiceOperation
 
 # The sysctl.d files count before a link goes up (behaviour B17). A profile is on disk before NetworkManager is told to
@@ -156,6 +158,8 @@ if TYPE_CHECKING:
         | ApplySysctl
         | ServiceOperation
         | ProviderOperation
+        | RedirectionOperation
+        | SharedOperation
         | VifOperation
         | RulesOperation
         | FirewallOperation

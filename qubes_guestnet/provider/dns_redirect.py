@@ -17,13 +17,13 @@ from ipaddress import IPv4Address
 
 from ..core.dns import dependents, redirection, upstream_servers
 from ..core.dns.redirection import Asked
+from ..core.dns.redirection_operations import LoadRedirection, SetFirewallServers
 from ..core.dns.upstream_servers import NameFacts
 from ..core.nft import tables
 from ..core.operations import Outcome, Planned
 from ..core.owned_state import Record
 from ..core.provider import settings as provider
 from ..core.provider import vif_order
-from ..core.provider.provider_operations import LoadRedirection, SetFirewallServers
 from ..dispatch import of_rules
 from ..errors import GuestnetError
 from ..system import devices, files, services

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..core.nft import tables
-from ..core.nft.listing_blocks import chosen
+from ..core.nft.listing_blocks import there
 from ..core.provider import downstream, vif_order
 from ..core.provider import settings as provider
 from ..core.provider.downstream import Facts
@@ -58,8 +58,8 @@ def present(work: PassState, transactions: Transactions) -> frozenset[str]:
     coming = vif_order.adding("".join(planned))
     families = transactions.families
     now = transactions.tables(families)
-    there = (chosen(now, "set", ((family, name),)) for family in families for name in tables.SETS[family])
-    return vif_order.listed("".join(there)).union(coming)
+    sets = ((family, name) for family in families for name in tables.SETS[family])
+    return vif_order.listed(there(now, "set", sets)).union(coming)
 
 
 def letting_send(run: str, settings: ProviderSettings, *, arp: bool) -> str:

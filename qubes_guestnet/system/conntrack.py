@@ -76,32 +76,15 @@ def has_untranslated(addresses: Iterable[IPAddress]) -> bool:
 
 
 def _any(addresses: Iterable[IPAddress], judged: Callable[[bytes], bool]) -> bool:
-    wanted = frozenset(address.packed for address in addresses)
-    if not wanted or procfs_sysctl.read(_COUNT) in (None, "0"):
-        return False
-    try:
-        table = Netfilter(NFNL_SUBSYS_CTNETLINK)
-        try:
-            return any(judged(entry) for entry in _find(table, wanted))
-        finally:
-            table.close()
-    except OSError as error:
-        raise KernelError("conntrack dump", error.errno or errno.EIO) from None
+    return any(map(judged, _entries(addresses)))
 
 
 def _purge(addresses: Iterable[IPAddress], judged: Callable[[bytes], bool]) -> int:
-    wanted = frozenset(address.packed for address in addresses)
-    # Without the module there is neither this file nor any connection.
-    if not wanted or procfs_sysctl.read(_COUNT) in (None, "0"):
+    wanted = _tracked(addresses)
+    if not wanted:
         return 0
-    try:
-        table = Netfilter(NFNL_SUBSYS_CTNETLINK)
-        try:
-            return sum(_delete(table, entry) for entry in _find(table, wanted) if judged(entry))
-        finally:
-            table.close()
-    except OSError as error:
-        raise KernelError("conntrack purge", error.errno or errno.EIO) from None
+    with _Table("conntrack purge") as table:
+        return sum(_delete(table, entry) for entry in _find(table, wanted) if judged(entry))
 
 
 def begun(sources: Iterable[IPAddress]) -> tuple[tuple[Connection, bytes], ...]:
@@ -113,17 +96,9 @@ def begun(sources: Iterable[IPAddress]) -> tuple[tuple[Connection, bytes], ...]:
     Raises:
         KernelError: the kernel refuses.
     """
+    sources = tuple(sources)
     wanted = frozenset(address.packed for address in sources)
-    if not wanted or procfs_sysctl.read(_COUNT) in (None, "0"):
-        return ()
-    try:
-        table = Netfilter(NFNL_SUBSYS_CTNETLINK)
-        try:
-            entries = _find(table, wanted)
-        finally:
-            table.close()
-    except OSError as error:
-        raise KernelError("conntrack dump", error.errno or errno.EIO) from None
+    entries = _entries(sources)
     found = ((_connection(entry), entry) for entry in entries if not wanted.isdisjoint(_sources(entry)))
     return tuple((connection, entry) for connection, entry in found if connection is not None)
 
@@ -140,14 +115,8 @@ def end(entries: Iterable[bytes]) -> int:
     Raises:
         KernelError: the kernel refuses.
     """
-    try:
-        table = Netfilter(NFNL_SUBSYS_CTNETLINK)
-        try:
-            return sum(_delete(table, entry) for entry in entries)
-        finally:
-            table.close()
-    except OSError as error:
-        raise KernelError("conntrack -D", error.errno or errno.EIO) from None
+    with _Table("conntrack -D") as table:
+        return sum(_delete(table, entry) for entry in entries)
 
 
 def speaks(addresses: Iterable[IPAddress]) -> bool:
@@ -159,6 +128,48 @@ def speaks(addresses: Iterable[IPAddress]) -> bool:
     addresses = tuple(addresses)
     wanted = {address.packed for address in addresses}
     return _any(addresses, lambda entry: not wanted.isdisjoint(_sources(entry)))
+
+
+class _Table:
+    """The kernel's connection table, open while a block runs.
+
+    Args:
+        doing: what the block does, for the KernelError that it raises in place of an OSError.
+    """
+
+    def __init__(self, doing: str) -> None:
+        self._doing = doing
+
+    def __enter__(self) -> Netfilter:
+        try:
+            self._table = Netfilter(NFNL_SUBSYS_CTNETLINK)
+        except OSError as error:
+            raise self._refused(error) from None
+        return self._table
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._table.close()
+        if isinstance(error, OSError):
+            raise self._refused(error) from None
+
+    def _refused(self, error: OSError) -> KernelError:
+        return KernelError(self._doing, error.errno or errno.EIO)
+
+
+def _tracked(addresses: Iterable[IPAddress]) -> frozenset[bytes]:
+    """Return the addresses as the kernel packs them; none where it tracks no connection at all."""
+    wanted = frozenset(address.packed for address in addresses)
+    # Without the module there is neither this file nor any connection.
+    return wanted if wanted and procfs_sysctl.read(_COUNT) not in (None, "0") else frozenset()
+
+
+def _entries(addresses: Iterable[IPAddress]) -> list[bytes]:
+    """Dump the entries with one of these addresses."""
+    wanted = _tracked(addresses)
+    if not wanted:
+        return []
+    with _Table("conntrack dump") as table:
+        return _find(table, wanted)
 
 
 def _find(table: Netfilter, wanted: frozenset[bytes]) -> list[bytes]:

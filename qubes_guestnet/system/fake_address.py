@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The network namespace for the vif of a qube with a fake address (behaviour B60); core/nft/fake_address has its
+"""The network namespace for the vif of a qube with a fake address (behaviour B60); core/provider/fake_address has its
 texts.
 
 Only the short-lived hotplug command uses it, as root and without a sandbox: it enters the namespace to write sysctls
@@ -15,8 +15,9 @@ import socket
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
 
-from ..core.nft import fake_address
-from ..core.provider.vif import Mapping, Vif, VifName, parse_name
+from ..core.provider import fake_address
+from ..core.provider.vif import Mapping, Vif
+from ..core.vif_name import VifName, parse_name
 from ..errors import FileError, KernelError
 from . import procfs_sysctl, programs
 from .netlink import rtnl as netlink

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 
-from ..core.provider import vif as core
+from ..core.provider.vif import Vif, parse, render
+from ..core.vif_name import parse_name
 from ..errors import FileError, GuestnetError
 from . import files
 
@@ -25,28 +26,28 @@ class Folder:
     def __init__(self, run: str = _RUN) -> None:
         self._folder = os.path.join(run, "vifs")
 
-    def load(self, name: str) -> core.Vif | None:
+    def load(self, name: str) -> Vif | None:
         """Return the record of a vif; None when there is none, or one that cannot be understood.
 
         Args:
             name: such as "vif4.0"; ValueError for what is no name of a vif.
         """
         data = files.read(self._path(name))
-        found = core.parse(data) if data is not None else None
+        found = parse(data) if data is not None else None
         return found if found is not None and found.name.text == name else None
 
     def has(self, name: str) -> bool:
         """Return whether there is a record of a vif, also a damaged one. ValueError as for `load`."""
         return os.path.lexists(self._path(name))
 
-    def save(self, vif: core.Vif) -> None:
+    def save(self, vif: Vif) -> None:
         """Put a record on disk if it differs; not synced, /run does not outlive the kernel."""
         path = self._path(vif.name.text)
         try:
             os.makedirs(self._folder, mode=0o755, exist_ok=True)
         except OSError as error:
             raise FileError(self._folder, error, "run as root") from None
-        files.publish(path, core.render(vif), sync=False)
+        files.publish(path, render(vif), sync=False)
 
     def remove(self, name: str) -> None:
         """Forget a vif; nothing to forget is fine."""
@@ -68,7 +69,7 @@ class Folder:
             raise FileError(self._folder, error, "run as root") from None
         return tuple(sorted(name for name in found if is_name(name)))
 
-    def all(self, errors: list[GuestnetError] | None = None) -> tuple[core.Vif, ...]:
+    def all(self, errors: list[GuestnetError] | None = None) -> tuple[Vif, ...]:
         """Return the valid records; a damaged one does not affect the others (behaviour B146).
 
         Args:
@@ -97,13 +98,13 @@ class Folder:
             return None
 
     def _path(self, name: str) -> str:
-        return os.path.join(self._folder, core.parse_name(name).text)
+        return os.path.join(self._folder, parse_name(name).text)
 
 
 def is_name(name: str) -> bool:
     """Return whether it is the name of a vif."""
     try:
-        core.parse_name(name)
+        parse_name(name)
     except ValueError:
         return False
     return True

@@ -239,6 +239,27 @@ def test_core_stands_below_system_and_system_below_the_roles() -> None:
     assert arrows["agent"].isdisjoint({"cli", "lab"})
 
 
+def folders_of_core() -> dict[str, set[str]]:
+    """Each folder of core, and the other folders of core that it imports; modules at its top are of no folder."""
+    found: dict[str, set[str]] = {}
+    for name, targets in graph().items():
+        folder = _folder(name)
+        found.setdefault(folder, set()).update({_folder(target) for target in targets} - {folder, ""})
+    return {folder: targets for folder, targets in found.items() if folder}
+
+
+def _folder(module: str) -> str:
+    parts = module.split(".")
+    return parts[2] if parts[:2] == ["qubes_guestnet", "core"] and len(parts) > 3 else ""
+
+
+def test_the_folders_of_core_are_in_no_circle() -> None:
+    """core/nft is text and listings: it knows no role, and both roles use it."""
+    arrows = folders_of_core()
+    assert arrows["nft"] == set()
+    assert circle(arrows) == []
+
+
 def rooms() -> dict[str, set[str]]:
     """Each folder or module at the top, and those at the top that it imports."""
     found: dict[str, set[str]] = {}

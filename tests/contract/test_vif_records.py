@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet.core.provider.vif import Mapping, Vif, parse_name, render
+from qubes_guestnet.core.provider.vif import Mapping, Vif, render
+from qubes_guestnet.core.vif_name import parse_name
 from qubes_guestnet.errors import FileError
 from qubes_guestnet.system.vif_records import Folder
 

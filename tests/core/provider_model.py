@@ -18,9 +18,8 @@ from qubes_guestnet.core.operations import ORDER, TRANSACTION, Outcome, Planned,
 from qubes_guestnet.core.owned_state import Record
 from qubes_guestnet.core.plan import Verb
 from qubes_guestnet.core.provider import vif_order, vif_plan
-from qubes_guestnet.core.provider.provider_operations import PurgeConntrack
 from qubes_guestnet.core.provider.settings import GROUP_VIF, ProviderSettings
-from qubes_guestnet.core.provider.vif import GONE, Vif, parse_name
+from qubes_guestnet.core.provider.vif import GONE, Vif
 from qubes_guestnet.core.provider.vif_operations import (
     CloseVif,
     KeepVifRecord,
@@ -35,7 +34,9 @@ from qubes_guestnet.core.provider.vif_operations import (
     WriteVifRecord,
 )
 from qubes_guestnet.core.provider.vif_plan import Common, Facts
+from qubes_guestnet.core.shared_operations import PurgeConntrack
 from qubes_guestnet.core.values import Link, State
+from qubes_guestnet.core.vif_name import parse_name
 from qubes_guestnet.errors import GuestnetError
 from qubes_guestnet.system.nft.program import Refused
 from tests.core.memory import Memory

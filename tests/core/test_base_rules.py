@@ -15,9 +15,10 @@ from qubes_guestnet.core.operations import ORDER, Outcome, Planned, kind
 from qubes_guestnet.core.owned_state import FIREWALL, HELD, Loaded, Provided, Record, checksum
 from qubes_guestnet.core.provider import base_rules, user_rules
 from qubes_guestnet.core.provider.base_rules import Facts
-from qubes_guestnet.core.provider.provider_operations import CloseForwarding, UnitJob
+from qubes_guestnet.core.provider.provider_operations import CloseForwarding
 from qubes_guestnet.core.provider.rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated, UnloadRules
 from qubes_guestnet.core.provider.user_rules import Block, Kept
+from qubes_guestnet.core.shared_operations import UnitJob
 from qubes_guestnet.errors import GuestnetError
 from tests.core.memory import Memory
 

@@ -14,9 +14,9 @@ from qubes_guestnet import flow
 from qubes_guestnet.core.dns import dependents
 from qubes_guestnet.core.dns.dependents import FIREWALL, PROXY, Facts
 from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.dns.redirection_operations import SetFirewallServers
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned
 from qubes_guestnet.core.owned_state import Record
-from qubes_guestnet.core.provider.provider_operations import SetFirewallServers
 from qubes_guestnet.errors import GuestnetError
 from tests.core.memory import Memory
 

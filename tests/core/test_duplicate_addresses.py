@@ -11,13 +11,14 @@ from qubes_guestnet.core.dns import endpoint
 from qubes_guestnet.core.dns.upstream_servers import Choice
 from qubes_guestnet.core.provider.provider_report import ProviderReport
 from qubes_guestnet.core.provider.settings import ProviderSettings
-from qubes_guestnet.core.provider.vif import Vif, duplicates, parse_name
+from qubes_guestnet.core.provider.vif import Vif, duplicates
 from qubes_guestnet.core.provider.vif_order import VifReport
 from qubes_guestnet.core.render import provider as render_provider
 from qubes_guestnet.core.render.data import Beside, as_data
 from qubes_guestnet.core.report import Report
 from qubes_guestnet.core.settings import Settings
 from qubes_guestnet.core.values import Link
+from qubes_guestnet.core.vif_name import parse_name
 
 MAC = "00:16:3e:5e:6c:05"
 LINK = Link(7, "vif4.0", "fe:ff:ff:ff:ff:ff", up=True, group=2, driver="vif")

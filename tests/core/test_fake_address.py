@@ -7,8 +7,9 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from qubes_guestnet.core.nft import fake_address
-from qubes_guestnet.core.provider.vif import Mapping, Vif, parse_name
+from qubes_guestnet.core.provider import fake_address
+from qubes_guestnet.core.provider.vif import Mapping, Vif
+from qubes_guestnet.core.vif_name import parse_name
 
 REAL, VISIBLE, GATEWAY, FAKE = map(IPv4Address, ("10.137.0.4", "192.168.1.128", "10.137.0.1", "192.168.1.1"))
 NAME = parse_name("vif4.0")

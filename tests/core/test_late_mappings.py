@@ -8,7 +8,8 @@ import ipaddress
 import pytest
 
 from qubes_guestnet.core.provider.late_mappings import FOLLOW, KEEP, LEARN, Shown, changed, is_told, late, shown
-from qubes_guestnet.core.provider.vif import Mapping, Vif, VifName
+from qubes_guestnet.core.provider.vif import Mapping, Vif
+from qubes_guestnet.core.vif_name import VifName
 
 REAL, REAL6 = ipaddress.IPv4Address("10.137.0.5"), ipaddress.IPv6Address("fd09::5")
 FAKE, OTHER = ipaddress.IPv4Address("192.168.1.5"), ipaddress.IPv4Address("192.168.1.6")

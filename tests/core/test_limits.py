@@ -11,10 +11,11 @@ from qubes_guestnet.core.nft import limits
 from qubes_guestnet.core.nft.limits import Count, Counts, InForce, Kept, Limits
 from qubes_guestnet.core.provider.provider_report import ProviderReport
 from qubes_guestnet.core.provider.settings import ProviderSettings
-from qubes_guestnet.core.provider.vif import Vif, parse_name
+from qubes_guestnet.core.provider.vif import Vif
 from qubes_guestnet.core.provider.vif_order import VifReport
 from qubes_guestnet.core.render import provider as render_provider
 from qubes_guestnet.core.values import Link
+from qubes_guestnet.core.vif_name import parse_name
 
 VIF = Vif(parse_name("vif4.0"), "00:16:3e:5e:6c:05", "vif", (ipaddress.IPv4Address("10.137.0.5"),))
 LINK = Link(7, "vif4.0", "fe:ff:ff:ff:ff:ff", up=True, group=2, driver="vif")

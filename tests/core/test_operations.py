@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet import flow
-from qubes_guestnet.core import operations
+from qubes_guestnet.core import operations, shared_operations
+from qubes_guestnet.core.dns import redirection_operations
 from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.dns.redirection_operations import KeepForeignRedirection, LoadRedirection, SetFirewallServers
 from qubes_guestnet.core.dns.resolv_conf import FileFacts
 from qubes_guestnet.core.dns.resolved import LinkNames
 from qubes_guestnet.core.firewall import consequences
@@ -46,18 +48,14 @@ from qubes_guestnet.core.provider.provider_operations import (
     ChangeDownstream,
     CloseForwarding,
     EndFlowtable,
-    KeepForeignRedirection,
     LeaveGuard,
     LoadFlowtable,
-    LoadRedirection,
     OpenForwarding,
-    PurgeConntrack,
-    SetFirewallServers,
     StandGuard,
-    UnitJob,
 )
 from qubes_guestnet.core.provider.rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated, UnloadRules
-from qubes_guestnet.core.provider.vif import Vif, parse_name
+from qubes_guestnet.core.provider.vif import Vif
+from qubes_guestnet.core.shared_operations import PurgeConntrack, UnitJob
 from qubes_guestnet.core.uplink import service_operations
 from qubes_guestnet.core.uplink.service_operations import (
     ActivateProfile,
@@ -72,6 +70,7 @@ from qubes_guestnet.core.uplink.service_operations import (
     StartHooks,
 )
 from qubes_guestnet.core.values import Tunable
+from qubes_guestnet.core.vif_name import parse_name
 from qubes_guestnet.dispatch import of_base_rules, of_firewall, of_guard, of_rules, of_uplink, of_vifs
 from qubes_guestnet.errors import GuestnetError, Vanished
 from tests.core.memory import Memory
@@ -155,7 +154,7 @@ def test_an_operation_reads_as_what_it_does(words: str, op: Operation) -> None:
 
 def test_every_kind_has_its_place_its_adapter_and_its_words() -> None:
     modules = (operations, service_operations, provider_operations, vif_operations, rules_operations)
-    modules += (firewall, consequences)
+    modules += (firewall, consequences, shared_operations, redirection_operations)
     made = (each for module in modules for each in vars(module).values() if isinstance(each, type))
     kinds = {each.__name__ for each in made if each.__module__ in {module.__name__ for module in modules}}
     kinds -= {"Planned", "Outcome"}

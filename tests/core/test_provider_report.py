@@ -18,7 +18,7 @@ from qubes_guestnet.core.nft.foreign_chains import Chain, shadows
 from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.provider.provider_report import Lines, ProviderReport
 from qubes_guestnet.core.provider.settings import ProviderSettings
-from qubes_guestnet.core.provider.vif import Mapping, Vif, parse_name
+from qubes_guestnet.core.provider.vif import Mapping, Vif
 from qubes_guestnet.core.provider.vif_order import VifReport
 from qubes_guestnet.core.render import provider as render_provider
 from qubes_guestnet.core.render.status import as_text
@@ -26,6 +26,7 @@ from qubes_guestnet.core.report import InterfaceReport, Report, ResolverReport, 
 from qubes_guestnet.core.settings import DnsSettings, Family, Settings, UplinkSettings
 from qubes_guestnet.core.uplink.desired import Style, StyleChoice
 from qubes_guestnet.core.values import IPV4, IPV6, Link
+from qubes_guestnet.core.vif_name import parse_name
 from qubes_guestnet.errors import KernelError
 
 MAC = "00:16:3e:5e:6c:05"

@@ -23,8 +23,9 @@ from qubes_guestnet.core.provider.settings import (
     parse_mappings,
     parse_provider,
 )
-from qubes_guestnet.core.provider.vif import Mapping, Vif, VifName
+from qubes_guestnet.core.provider.vif import Mapping, Vif
 from qubes_guestnet.core.values import IPAddress, Neighbour, Route, State
+from qubes_guestnet.core.vif_name import VifName
 from tests.support.faults.hostile import HOSTILE
 
 MAC = "00:16:3e:5e:6c:00"

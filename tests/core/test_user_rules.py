@@ -177,6 +177,9 @@ def test_blocks_are_chosen_in_their_order_and_all_or_none() -> None:
     chosen = listing_blocks.chosen(BEFORE, "chain", (("ip", "custom-forward"), ("ip6", "custom-forward")))
     assert chosen == f"table ip qubes {{\n{SWITCH}}}\ntable ip6 qubes {{\n{chain('custom-forward')}}}\n"
     assert listing_blocks.chosen(BEFORE, "chain", (("ip", "custom-forward"), ("ip6", "nowhere"))) == ""
+    some = listing_blocks.there(BEFORE, "chain", (("ip", "nowhere"), ("ip", "custom-forward")))
+    assert some == listing_blocks.chosen(BEFORE, "chain", (("ip", "custom-forward"),))
+    assert listing_blocks.there(BEFORE, "chain", ()) == ""
     assert listing_blocks.rules(chain("x", "drop", head="type filter hook input priority filter; policy drop;")) == (
         "drop",
     )

@@ -11,13 +11,11 @@ from hypothesis import strategies as st
 
 from qubes_guestnet.core.provider.vif import (
     GONE,
-    HIGHEST_DOMID,
     OFFLINE,
     ONLINE,
     Device,
     Mapping,
     Vif,
-    VifName,
     answer,
     answered,
     ask,
@@ -25,10 +23,10 @@ from qubes_guestnet.core.provider.vif import (
     described,
     metric,
     parse,
-    parse_name,
     render,
     unhooked,
 )
+from qubes_guestnet.core.vif_name import HIGHEST_DOMID, VifName, parse_name
 
 MAC = "00:16:3e:5e:6c:00"
 NAME = VifName("vif4.0", 4, 0)

@@ -15,9 +15,10 @@ from qubes_guestnet.core.plan import Op, Verb
 from qubes_guestnet.core.provider import settings as provider
 from qubes_guestnet.core.provider import vif_order
 from qubes_guestnet.core.provider.settings import ProviderSettings
-from qubes_guestnet.core.provider.vif import GONE, Mapping, Vif, parse_name
+from qubes_guestnet.core.provider.vif import GONE, Mapping, Vif
 from qubes_guestnet.core.provider.vif_order import Tunable, VifReport, adding, device, letting_send, there
 from qubes_guestnet.core.values import IPAddress, Link, Neighbour, Route, State
+from qubes_guestnet.core.vif_name import parse_name
 
 MAC = "00:16:3e:5e:6c:05"
 ADDRESS, ADDRESS6 = ipaddress.ip_address("10.137.0.5"), ipaddress.ip_address("fd09::5")

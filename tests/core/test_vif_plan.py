@@ -19,8 +19,7 @@ from qubes_guestnet.core.nft import limits, rules_text
 from qubes_guestnet.core.operations import Outcome
 from qubes_guestnet.core.plan import Verb
 from qubes_guestnet.core.provider import vif_order, vif_plan
-from qubes_guestnet.core.provider.provider_operations import PurgeConntrack
-from qubes_guestnet.core.provider.vif import GONE, Device, Vif, parse_name
+from qubes_guestnet.core.provider.vif import GONE, Device, Vif
 from qubes_guestnet.core.provider.vif_operations import (
     PrepareVif,
     RemoveElements,
@@ -30,7 +29,9 @@ from qubes_guestnet.core.provider.vif_operations import (
     WriteVifRecord,
 )
 from qubes_guestnet.core.provider.vif_plan import Common, Facts
+from qubes_guestnet.core.shared_operations import PurgeConntrack
 from qubes_guestnet.core.values import Link
+from qubes_guestnet.core.vif_name import parse_name
 from qubes_guestnet.system.nft.program import NftError, Refused
 from tests.core.provider_model import ADDRESSES, BACKEND, KINDS, MAC, NAMES, OFF, ON, Killed, World
 

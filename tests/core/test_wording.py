@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from qubes_guestnet.core import wording
 from qubes_guestnet.core.dns.resolv_conf import Decision, FileFacts, Owner, choose_owner
-from qubes_guestnet.core.render import wording
 from qubes_guestnet.core.uplink.desired import Style, StyleChoice
 from qubes_guestnet.core.uplink.networkmanager import Manager, ManagerChoice, ManagerFacts, choose_manager
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from .. import wording
 from ..namedtuple import NamedTuple
-from ..render import wording
 from ..report import InterfaceReport, Report
 from ..uplink.desired import Style
 from ..uplink.networkmanager import profile_name

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ...errors import ConfigError, SettingsError
+from .. import wording
 from ..dns.resolv_conf import Owner, parse
 from ..namedtuple import NamedTuple
-from ..render import wording
 from ..report import InterfaceReport, Report, Standing
 from ..uplink.desired import Style
 from ..values import IPV4, IPV6, ROUTE_PROTOCOL

@@ -17,8 +17,9 @@ from ..namedtuple import NamedTuple
 from ..nft.tables import DNS_SET
 from ..operations import Outcome, Planned
 from ..owned_state import Record, checksum
-from ..provider.provider_operations import SetFirewallServers, UnitJob
+from ..shared_operations import UnitJob
 from .endpoint import Endpoint
+from .redirection_operations import SetFirewallServers
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ from ..nft import rules_text
 from ..nft.listing_blocks import chosen
 from ..operations import Outcome, Planned
 from ..owned_state import DOUBTED, FOREIGN, MISSING, Loaded, Record, checksum
-from ..provider.provider_operations import KeepForeignRedirection, LoadRedirection, PurgeConntrack
+from ..shared_operations import PurgeConntrack
 from . import endpoint, foreign_redirection, upstream_servers
 from .endpoint import Endpoint
 from .foreign_redirection import Judgement
+from .redirection_operations import KeepForeignRedirection, LoadRedirection
 from .upstream_servers import Choice
 
 

@@ -40,8 +40,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from ..namedtuple import NamedTuple
-from ..provider.vif import parse_name
 from ..values import IPV4, IPV6
+from ..vif_name import parse_name
 from .tables import LIMITS as TABLE
 from .tables import LIMITS_HOOKS
 from .tables import LIMITS_MAP as MAP

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 
 def taken_apart(table: str) -> tuple[str, dict[str, str]]:
@@ -29,14 +29,26 @@ def chosen(tables: Mapping[str, str], kind: str, wanted: Iterable[tuple[str, str
         kind: "chain" or "set".
         wanted: family and name of each.
     """
-    wanted, text = tuple(wanted), ""
+    found = tuple(_found(tables, kind, tuple(wanted)))
+    return "" if any("" in blocks for _, blocks in found) else _text(found)
+
+
+def there(tables: Mapping[str, str], kind: str, wanted: Iterable[tuple[str, str]]) -> str:
+    """Return those of some blocks that are there; see `chosen`."""
+    return _text(_found(tables, kind, tuple(wanted)))
+
+
+def _found(
+    tables: Mapping[str, str], kind: str, wanted: tuple[tuple[str, str], ...]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield of each family what its table says of itself, and the blocks, "" for one that is not there."""
     for family in dict.fromkeys(family for family, _ in wanted):
         own, blocks = taken_apart(tables[family])
-        found = [blocks.get(f"{kind} {name} {{", "") for word, name in wanted if word == family]
-        if "" in found:
-            return ""
-        text += own + "".join(found) + "}\n"
-    return text
+        yield own, tuple(blocks.get(f"{kind} {name} {{", "") for word, name in wanted if word == family)
+
+
+def _text(found: Iterable[tuple[str, tuple[str, ...]]]) -> str:
+    return "".join(f"{own}{''.join(blocks)}}}\n" for own, blocks in found)
 
 
 def rules(block: str) -> tuple[str, ...]:

@@ -21,8 +21,8 @@ import ipaddress
 from collections.abc import Iterable
 
 from .. import checks
-from ..provider.vif import parse_name
 from ..values import IPV4, IPAddress
+from ..vif_name import parse_name
 from . import guard
 from .families import FAMILIES as _FAMILIES
 from .families import Family as _Family

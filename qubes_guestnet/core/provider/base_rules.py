@@ -18,9 +18,9 @@ from ..namedtuple import NamedTuple
 from ..nft import listing_blocks, rules_text
 from ..operations import Outcome, Planned, kind
 from ..owned_state import FIREWALL, HELD, MISSING, Loaded, Provided, Record, checksum
+from ..shared_operations import UnitJob
 from ..values import IPAddress
 from . import forwarding
-from .provider_operations import UnitJob
 from .rules_operations import LoadRules, LoadRulesInParts, PurgeUntranslated, UnloadRules
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A vif: its name, its data, and their text form in records and messages.
+"""A vif: its data, and their text form in records and messages.
 
 The file of a vif below /run and the message on the agent's socket are the same lines, one fact each, closed by a line
 `end`: a truncated record is recognised and ignored, because it decides which addresses a qube may send from.
@@ -14,15 +14,12 @@ from ...errors import shown
 from .. import checks
 from ..namedtuple import NamedTuple
 from ..values import IPAddress, IPInterface
+from ..vif_name import HIGHEST_DOMID, VifName, parse_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# Xen's highest domain number is one less than DOMID_FIRST_RESERVED (0x7ff0).
-HIGHEST_DOMID = 0x7FF0
-# IFNAMSIZ less the terminating zero.
-_LONGEST_NAME = 15
 _DIGITS = frozenset("0123456789")
 _MAC_CHARACTERS = frozenset("0123456789abcdef:")
 # dom0 gives two. What is done for each is told in one message of the agent's socket, which has its limit.
@@ -31,43 +28,6 @@ _EMULATED = "vif_ioemu"
 ONLINE, OFFLINE = "online", "offline"
 _ACTIONS = {action.encode(): action for action in (ONLINE, OFFLINE)}
 _END, _TOLD, _HOOKED = "end", "told", "hooked"
-
-
-class _VifNameFields(NamedTuple):
-    text: str
-    domid: int
-    devid: int
-
-
-class VifName(_VifNameFields):
-    """The name of a vif.
-
-    Args:
-        text: `vifDOMID.DEVID`.
-        domid: number of the domain at the other end, 0 to 32752. dom0 (0) is legal.
-        devid: number of the interface there.
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, text: str, domid: int, devid: int) -> VifName:
-        """Raise ValueError when the name does not say what the numbers say."""
-        if text != f"vif{domid}.{devid}" or not 0 <= domid <= HIGHEST_DOMID or devid < 0 or len(text) > _LONGEST_NAME:
-            raise ValueError(f"{text!r} is not the name of a vif")
-        return super().__new__(cls, text, domid, devid)
-
-
-def parse_name(text: str) -> VifName:
-    """Return the name of a vif such as `vif4.0`.
-
-    Raises:
-        ValueError: it is not one (behaviour B58).
-    """
-    domid, dot, devid = text.removeprefix("vif").partition(".")
-    numbers = (domid, devid) if dot and len(text) <= _LONGEST_NAME else ()
-    if not numbers or not all(number and _DIGITS.issuperset(number) for number in numbers):
-        raise ValueError(f"{text[:60]!r} is not the name of a vif: vifDOMID.DEVID, at most {_LONGEST_NAME} characters")
-    return VifName(text, int(domid), int(devid))
 
 
 def metric(domid: int) -> int:

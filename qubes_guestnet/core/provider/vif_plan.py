@@ -15,11 +15,11 @@ from ..namedtuple import NamedTuple
 from ..nft import limits, rules_text
 from ..nft.limits import InForce, Kept, Limits
 from ..operations import Outcome
+from ..shared_operations import PurgeConntrack
 from ..values import Link, State, Tunable
 from . import settings as provider
 from . import vif_order
 from .downstream import ordered
-from .provider_operations import PurgeConntrack
 from .settings import ProviderSettings
 from .vif import GONE, Vif
 from .vif_operations import (

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from .. import wording
 from ..namedtuple import NamedTuple
 from ..plan import Op, Verb, route_words
 from ..provider.vif_operations import VifOperation
 from ..report import InterfaceReport, Report, server_words
 from ..values import IPV6, Neighbour, Route, State, Tunable
-from . import wording
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ... import __version__
+from .. import wording
 from ..check.coexisting_services import ABSENT, Presence, programs
 from ..check.findings import Finding
 from ..dns.resolv_conf import parse
@@ -18,7 +19,6 @@ from ..plan import way
 from ..report import InterfaceReport, Report, ResolverReport, Standing
 from ..values import IPInterface, Neighbour, Route, State
 from . import provider as render_provider
-from . import wording
 from .changes import changes
 from .status import route_text
 from .traffic import Traffic

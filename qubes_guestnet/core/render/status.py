@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from .. import wording
 from ..check.coexisting_services import ABSENT, Presence, programs
 from ..report import InterfaceReport, Report, Standing, server_words
 from ..uplink.networkmanager import ManagerChoice
 from ..values import Route
 from . import provider as render_provider
-from . import wording
 from .changes import changes
 from .styled import Line, Piece, bad, dim, good, line, name, warn
 

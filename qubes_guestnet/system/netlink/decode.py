@@ -203,7 +203,7 @@ def may_be_vif(raw: bytes) -> bool:
 
 def is_vif_name(name: str) -> bool:
     """Return whether Xen names an interface so."""
-    from ...core.provider.vif import parse_name  # a provider's, and only when it looks for all of them
+    from ...core.vif_name import parse_name  # a provider's, and only when it looks for all of them
 
     try:
         parse_name(name)

@@ -207,8 +207,8 @@ class Kernel:
         A deletion of the unresolved entry would have these packets refused, as by an unreachable host: 2 of 61 pings at
         a restart of the agent in an upgrade. A fresh state (NUD_NONE, 0) has the next use send a request at once.
         """
-        message = rtnl.neighbour_message(ifindex, address)
-        self._command(f"neighbour change {address} nud none", message, rtnl.RTM_NEWNEIGH, rtnl.NLM_F_REPLACE)
+        message = encode.neighbour_message(ifindex, address)
+        self._command(f"neighbour change {address} nud none", message, encode.RTM_NEWNEIGH, encode.NLM_F_REPLACE)
         self.solicit(ifindex, address)
 
     def forget(self, ifindex: int, address: IPAddress) -> None:

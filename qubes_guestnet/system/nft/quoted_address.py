@@ -11,7 +11,7 @@ import errno
 import socket
 from collections.abc import Iterable
 
-from ...core.nft.fake_address import INNER_CHECKSUM, InnerRule
+from ...core.provider.fake_address import INNER_CHECKSUM, InnerRule
 from ...errors import KernelError
 from ..netlink import wire
 from . import batch

@@ -18,11 +18,12 @@ from qubes_guestnet.core.firewall.name_cache import Cache, Entry
 from qubes_guestnet.core.firewall.name_messages import Question
 from qubes_guestnet.core.provider.provider_report import ProviderReport
 from qubes_guestnet.core.provider.settings import ProviderSettings
-from qubes_guestnet.core.provider.vif import Vif, parse_name
+from qubes_guestnet.core.provider.vif import Vif
 from qubes_guestnet.core.provider.vif_order import VifReport
 from qubes_guestnet.core.render import firewall as render_firewall
 from qubes_guestnet.core.render import provider as render_provider
 from qubes_guestnet.core.values import IPAddress
+from qubes_guestnet.core.vif_name import parse_name
 
 A, B, C = (ipaddress.ip_address(f"10.137.0.{number}") for number in (4, 5, 6))
 A6 = ipaddress.ip_address("fd09:24ef:4179::a89:4")

@@ -20,7 +20,8 @@ IP_OPTIONS, IP_MTU_DISCOVER, IP_RECVERR = 4, 10, 11  # linux/in.h
 
 BUILD = """
 from ipaddress import ip_address
-from qubes_guestnet.core.provider.vif import Mapping, Vif, parse_name
+from qubes_guestnet.core.provider.vif import Mapping, Vif
+from qubes_guestnet.core.vif_name import parse_name
 from qubes_guestnet.system import fake_address as fakeip
 mapping = Mapping(ip_address("{real}"), ip_address("{visible}"), {gateway} and ip_address({gateway}))
 vif = Vif(parse_name("vif4.0"), "{mac}", "vif", (mapping.real,), (mapping,))

@@ -21,8 +21,9 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 
 from ..namedtuple import NamedTuple
-from ..provider.vif import Mapping, Vif, VifName
 from ..values import BACKEND_MAC
+from ..vif_name import VifName
+from .vif import Mapping, Vif
 
 # The provider's end of the namespace. Of the namespace alone, so every one can have the same name.
 PEER = "provider"

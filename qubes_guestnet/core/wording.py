@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from ..dns.resolv_conf import Decision, Owner
-from ..uplink.desired import Style, StyleChoice
-from ..uplink.networkmanager import ManagerChoice
+from .dns.resolv_conf import Decision, Owner
+from .uplink.desired import Style, StyleChoice
+from .uplink.networkmanager import ManagerChoice
 
 # The owner of the file, and the reason; {} is the detail of the decision.
 _OWNERS = {

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Operations that the plans of several parts have: connections to forget, and jobs of systemd."""
+
+from __future__ import annotations
+
+from .namedtuple import NamedTuple, distinct
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from .values import IPAddress
+
+
+@distinct
+class PurgeConntrack(NamedTuple):
+    """Forget the connections of these addresses, in either direction and translated or not (behaviours B50, B53).
+
+    Args:
+        addresses: of both families.
+        name: of the vif that it is done for; "" for none.
+    """
+
+    addresses: tuple[IPAddress, ...]
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"conntrack -D: entries of {', '.join(map(str, self.addresses))}"
+
+
+@distinct
+class UnitJob(NamedTuple):
+    """Queue a job of systemd for a unit, and do not wait for its end.
+
+    Args:
+        verb: `reload`, `try-restart` or another one of systemctl.
+        unit: with its suffix.
+    """
+
+    verb: str
+    unit: str
+
+    def __str__(self) -> str:
+        return f"systemctl --no-block {self.verb} {self.unit}"
+
+
+if TYPE_CHECKING:
+    SharedOperation = PurgeConntrack | UnitJob
