@@ -25,10 +25,9 @@ from ..core.render import pass_log
 from ..core.report import Report
 from ..errors import GuestnetError, KernelError, StoreError, as_error
 from ..reconcile import Pass, reconcile, record_written
-from ..system import devices, dir_watch, programs, systemd
+from ..system import devices, dir_watch, programs, retry_pause, systemd
 from ..system.netlink import rtnl as netlink
 from ..system.paths import Paths
-from ..system.qubesdb import store as qubesdb
 from ..system.signals import Signals
 from ..uplink.other_services import OtherServices
 from .arp_probe import Prober
@@ -142,7 +141,7 @@ class Agent:
     def _met(self, error: Exception) -> None:
         self._journal.failed(as_error(error))
         self._failed_rounds += 1
-        self._timers.within("retry", qubesdb.backoff(self._failed_rounds))
+        self._timers.within("retry", retry_pause.pause(self._failed_rounds))
         self._signals.rest(_REST_SECONDS)  # what is ready may be what fails, and would wake us at once for ever
 
     def _patience(self) -> float | None:
@@ -278,7 +277,7 @@ class Agent:
         self._connection.failed(error)
         self._journal.waiting(error)
         self._end_offload()
-        self._timers["connect"] = time.monotonic() + qubesdb.backoff(self._connection.attempts)
+        self._timers["connect"] = time.monotonic() + retry_pause.pause(self._connection.attempts)
 
     def _end_offload(self) -> None:
         """End the offload while no pass follows, which would notice changed rules."""
@@ -393,7 +392,7 @@ class Agent:
         undone = self._unfinished or not self._journal.ready or any(error.retryable for error in report.errors)
         if undone or (report.todo and not self._others.wakes):
             self._failures += 1
-            self._timers.within("retry", qubesdb.backoff(self._failures))
+            self._timers.within("retry", retry_pause.pause(self._failures))
             return
         self._failures = 0
         pause = self._budget.next_try(time.monotonic())

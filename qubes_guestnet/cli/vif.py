@@ -212,13 +212,16 @@ def _translate(vif: Vif, untrusted_entries: Mapping[str, bytes]) -> tuple[str, .
     """Put the namespace of its fake address between the qube and this provider."""
     if not vif.mappings:
         return ()
-    from ..system import fake_address  # few qubes have them
+    from ..core.provider import fake_address  # few qubes have them
+    from ..system.fake_address import Namespace
 
     gateway = provider.parse_provider(untrusted_entries).gateway
     if gateway is None:
         raise GuestnetError(f"{vif.name.text}: a fake address needs /qubes-netvm-gateway", "is the qube a provider?")
     mapping = vif.mappings[0]  # a qube has one IPv4 address
-    fake_address.build(vif, mapping, gateway)
+    with Namespace(vif.name) as space:
+        for step in fake_address.build(space.observe(), vif, mapping, gateway, space.outside):
+            space.carry_out(step)
     return (f"{vif.name.text}: {mapping.real} is shown as {mapping.visible}",)
 
 
@@ -234,9 +237,12 @@ def _harden(vif: Vif, untrusted_entries: Mapping[str, bytes], paths: Paths) -> t
 
 
 def _demolish(vif: Vif) -> tuple[str, ...]:
-    from ..system import fake_address  # only where a namespace may be left
+    from ..core.provider import fake_address  # only where a namespace may be left
+    from ..system.fake_address import Namespace
 
-    fake_address.demolish(vif.name.text)
+    with Namespace(vif.name) as space:
+        for step in fake_address.demolish(space.observe(), vif.name, space.outside):
+            space.carry_out(step)
     return ()
 
 

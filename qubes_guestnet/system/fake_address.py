@@ -1,23 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The network namespace for the vif of a qube with a fake address (behaviour B60); core/provider/fake_address has its
-texts.
+"""The network namespace for the vif of a qube with a fake address (behaviour B60).
 
-Only the short-lived hotplug command uses it, as root and without a sandbox: it enters the namespace to write sysctls
-and rules that nft's language lacks, and returns.
+core/provider/fake_address plans its steps; this module carries them out. Only the short-lived hotplug command uses it,
+as root and without a sandbox: it enters the namespace, writes sysctls and rules that nft's language lacks, and returns.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Address
 
-from ..core.provider import fake_address
-from ..core.provider.vif import Mapping, Vif
-from ..core.vif_name import VifName, parse_name
+from ..core.provider.fake_address import PEER, TABLE, Facts, Ip, Load, Step, Tune, namespace
+from ..core.vif_name import VifName
 from ..errors import FileError, KernelError
 from . import procfs_sysctl, programs
 from .netlink import rtnl as netlink
@@ -33,67 +28,77 @@ class FakeAddressError(programs.ProgramError):
     """A namespace was not completely built or removed. Either can be repeated."""
 
 
-def build(vif: Vif, mapping: Mapping, gateway: IPv4Address) -> None:
-    """Build the namespace between a qube and this provider, or complete an existing one.
-
-    An interface of the same name and address replaces the vif. It stays down until anti-spoofing is in force.
+class Namespace:
+    """The namespace of one vif, whether it is there or not; to be used in `with`.
 
     Args:
-        vif: whose device is there.
-        mapping: of its address.
-        gateway: the real one.
+        vif: its name.
+
+    Attributes:
+        outside: a path to the provider's own namespace.
 
     Raises:
-        GuestnetError: the namespace is incomplete; the qube then learns no real address.
+        GuestnetError: from every method, when a step fails; all can be repeated.
     """
-    name, path = vif.name.text, _path(vif.name)
-    if not _is_namespace(path):
-        if os.path.exists(path):
-            _ip(f"netns delete {fake_address.namespace(vif.name)}")  # only a file, left by an incomplete removal
-        _ip(f"netns add {fake_address.namespace(vif.name)}")
-    with _inside(path):
-        _set(fake_address.tunables())
-        moved, joined = _exists(name), _exists(fake_address.PEER)
-        if joined and not moved:
-            # Left by a former vif. While its peer has the name, no new vif can get it.
-            _ip(f"link delete {fake_address.PEER}")
-            joined = False
-    if not moved:
-        _ip(f"link set dev {name} down", f"link set dev {name} netns {fake_address.namespace(vif.name)}")
-    with _inside(path) as outside:
-        if not joined:
-            _ip(fake_address.pair(vif, _mtu(name), outside))
-        nft.run(fake_address.rules(vif.name, mapping, gateway))
-        quoted_address.append(fake_address.TABLE, fake_address.inner_rules(mapping, gateway))
-        _set(fake_address.vif_tunables(vif.name))
-        _ip(*fake_address.commands(vif, mapping, gateway))
+
+    def __init__(self, vif: VifName) -> None:
+        self._name, self._path = vif.text, os.path.join(FOLDER, namespace(vif))
+        self._home = -1
+        self.outside = ""
+
+    def __enter__(self) -> Namespace:
+        self._home = _opened("/proc/self/ns/net")
+        self.outside = f"/proc/{os.getpid()}/fd/{self._home}"
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        os.close(self._home)
+
+    def observe(self) -> Facts:
+        """Return what there is of it."""
+        facts = Facts(os.path.exists(self._path), _is_namespace(self._path), mtu=_mtu(self._name))
+        if not facts.is_namespace:
+            return facts
+        with _Inside(self._path, self._home):
+            moved = _exists(self._name)
+            return facts._replace(moved=moved, joined=_exists(PEER), mtu=_mtu(self._name) if moved else facts.mtu)
+
+    def carry_out(self, step: Step) -> None:
+        """Carry out one step of a plan, with all programs that it starts where it belongs."""
+        if isinstance(step, Ip) and not step.inside:
+            _ip(*step.commands)
+            return
+        with _Inside(self._path, self._home):
+            if isinstance(step, Ip):
+                _ip(*step.commands)
+            elif isinstance(step, Tune):
+                for words, value in step.settings:
+                    procfs_sysctl.write(words, value)
+            elif isinstance(step, Load):
+                nft.run(step.text)
+                quoted_address.append(TABLE, step.inner)
 
 
-def demolish(name: str) -> None:
-    """Remove the namespace of a vif and the replacing interface; an existing vif is moved back. Missing parts are
-    ignored.
+class _Inside:
+    """This process in a network namespace, while a block runs.
 
     Args:
-        name: of the vif.
-
-    Raises:
-        GuestnetError: the removal failed; ValueError: it is not the name of a vif.
+        path: of the namespace.
+        home: file descriptor of the one to return to.
     """
-    vif = parse_name(name)
-    path = _path(vif)
-    if not os.path.exists(path):
-        return
-    if _is_namespace(path):
-        with _inside(path) as outside:
-            if _exists(fake_address.PEER):
-                _ip(f"link delete {fake_address.PEER}")  # from here on the vif's name is free
-            if _exists(name):
-                _ip(f"link set dev {name} down", f"link set dev {name} netns {outside}")
-    _ip(f"netns delete {fake_address.namespace(vif)}")
 
+    def __init__(self, path: str, home: int) -> None:
+        self._path, self._home = path, home
 
-def _path(name: VifName) -> str:
-    return os.path.join(FOLDER, fake_address.namespace(name))
+    def __enter__(self) -> None:
+        there = _opened(self._path)
+        try:
+            _enter(there, self._path)
+        finally:
+            os.close(there)
+
+    def __exit__(self, *_error: object) -> None:
+        _enter(self._home, "back")
 
 
 def _is_namespace(path: str) -> bool:
@@ -102,24 +107,6 @@ def _is_namespace(path: str) -> bool:
         return os.stat(path).st_dev == os.stat("/proc/self/ns/net").st_dev
     except FileNotFoundError:
         return False
-
-
-@contextlib.contextmanager
-def _inside(path: str) -> Iterator[str]:
-    """Enter a network namespace, with all programs started inside; yield a path to the former namespace."""
-    home = _opened("/proc/self/ns/net")
-    try:
-        there = _opened(path)
-        try:
-            _enter(there, path)
-        finally:
-            os.close(there)
-        try:
-            yield f"/proc/{os.getpid()}/fd/{home}"
-        finally:
-            _enter(home, "back")
-    finally:
-        os.close(home)
 
 
 def _opened(path: str) -> int:
@@ -143,11 +130,6 @@ def _enter(fd: int, words: str) -> None:
         raise KernelError(f"setns {words}", error.errno or errno.EPERM) from None
 
 
-def _set(settings: Iterable[tuple[tuple[str, ...], int]]) -> None:
-    for words, value in settings:
-        procfs_sysctl.write(words, value)
-
-
 def _exists(name: str) -> bool:
     try:
         socket.if_nametoindex(name)
@@ -157,14 +139,13 @@ def _exists(name: str) -> bool:
 
 
 def _mtu(name: str) -> int:
+    """Return the MTU of an interface, 0 where it is gone."""
     kernel = netlink.Kernel()
     try:
         link = kernel.link_named(name)
     finally:
         kernel.close()
-    if link is None:
-        raise KernelError(f"link show {name}", errno.ENODEV)
-    return link.mtu
+    return link.mtu if link is not None else 0
 
 
 def _ip(*commands: str) -> None:

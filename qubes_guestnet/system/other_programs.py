@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Look for other programs: processes, tunnels, and the default route in force. For `check` and `status` only."""
+"""Look for other programs: processes, tunnels, and default routes. For `check` and `status` only."""
 
 from __future__ import annotations
 
 import os
 
-from ..core.check.coexisting_services import Presence
+from ..core.check.coexisting_services import DefaultRoute, Presence
 from . import programs
 
 _PROC = "/proc"
@@ -19,7 +19,7 @@ _WHOLE, _HALF = "00000000", "00000080"
 
 def look() -> Presence:
     """Return the present state."""
-    return Presence(_programs(), _tunnels(), _leading(), next(filter(_installed, _PASTA), ""))
+    return Presence(_programs(), _tunnels(), _defaults(), next(filter(_installed, _PASTA), ""))
 
 
 def _installed(name: str) -> bool:
@@ -43,14 +43,14 @@ def _tunnels() -> tuple[str, ...]:
     )
 
 
-def _leading() -> str:
-    """Return the interface of the default route with the lowest metric; of the halves where there are some."""
-    found: list[tuple[bool, int, int, str]] = []
+def _defaults() -> tuple[DefaultRoute, ...]:
+    """Return the IPv4 default routes and the halves of one, in the kernel's order."""
+    found: list[DefaultRoute] = []
     for line in _read(_ROUTES).splitlines()[1:]:
         name, destination, _, flags, _, _, metric, mask, *_ = line.split()
         if destination == _WHOLE and mask in (_WHOLE, _HALF) and int(flags, 16) & _UP:
-            found.append((mask == _WHOLE, int(metric), len(found), name))
-    return min(found)[3] if found else ""
+            found.append(DefaultRoute(name, int(metric), half=mask == _HALF))
+    return tuple(found)
 
 
 def _read(path: str) -> str:

@@ -6,9 +6,8 @@ from __future__ import annotations
 import os
 import time
 
-from ..system import dir_watch, networkmanager, programs
+from ..system import dir_watch, networkmanager, programs, retry_pause
 from ..system.dbus import resolved
-from ..system.qubesdb import store as qubesdb
 from ..system.systemd import WARNING, log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
@@ -87,7 +86,7 @@ class BusHolder:
 
     def _pause(self) -> None:
         self._attempts += 1
-        self._again = time.monotonic() + qubesdb.backoff(self._attempts)
+        self._again = time.monotonic() + retry_pause.pause(self._attempts)
 
     def _lost(self, error: dbus.BusError) -> None:
         from ..system.dbus import bus as dbus

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.programs.releases import copy, fresh
 
-PAUSES = "from qubes_guestnet.system.qubesdb.store import backoff; print(*map(backoff, (1, 2, 3, 6, 7, 99)))"
+PAUSES = "from qubes_guestnet.system.retry_pause import pause; print(*map(pause, (1, 2, 3, 6, 7, 99)))"
 RIGHT = "0.1 0.2 0.4 3.2 5.0 5.0"
 
 

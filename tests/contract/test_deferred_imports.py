@@ -13,21 +13,21 @@ from tests.support.programs.releases import JEEPNEY, PYROUTE2, copy, fresh
 
 @pytest.mark.behaviour("B106")
 def test_the_pauses_of_an_outage() -> None:
-    pauses = "from qubes_guestnet.system.qubesdb.store import backoff; print([*map(backoff, (1, 2, 3, 5, 9, 5000))])"
+    pauses = "from qubes_guestnet.system.retry_pause import pause; print([*map(pause, (1, 2, 3, 5, 9, 5000))])"
     assert fresh(pauses)[0] == "[0.1, 0.2, 0.4, 1.6, 5.0, 5.0]"
 
 
 @pytest.mark.parametrize("name", ["typing", "logging", "traceback", "random"])
 def test_a_module_that_was_deferred_is_the_real_one_afterwards(name: str) -> None:
-    load = "import sys; import qubes_guestnet.system.netlink.rtnl\nfrom qubes_guestnet.system.qubesdb import store\n"
-    load += "store.backoff(1)"
+    load = "import sys; import qubes_guestnet.system.netlink.rtnl\nfrom qubes_guestnet.system import retry_pause\n"
+    load += "retry_pause.pause(1)"
     assert fresh(f"{load}; import {name}; print({name}.__file__)")[0].endswith(".py")
 
 
 def test_a_name_of_a_module_that_is_deferred_is_the_real_one() -> None:
     code = """
-from qubes_guestnet.system import deferred_imports as lean
-print(lean._Deferred("random").randint(7, 7))
+from qubes_guestnet.system import deferred_imports
+print(deferred_imports._Deferred("random").randint(7, 7))
 """
     assert fresh(code)[0] == "7"
 
@@ -39,8 +39,8 @@ def test_no_module_outside_of_the_package_gets_a_stand_in(tmp_path: Path) -> Non
     (tmp_path / "some" / "part.py").write_text("import outside, typing\nwanted = typing.Optional[int]\n")
     (tmp_path / "outside.py").write_text("import typing\nkind = typing.Optional[int]\n")
     code = """
-from qubes_guestnet.system import deferred_imports as lean
-wanted, = lean.load("some", ("part.wanted",))
+from qubes_guestnet.system import deferred_imports
+wanted, = deferred_imports.load("some", ("part.wanted",))
 import outside, typing
 print(type(wanted).__name__, outside.kind == typing.Optional[int])
 """
@@ -52,8 +52,8 @@ print(type(wanted).__name__, outside.kind == typing.Optional[int])
 PACK = """
 import sys
 from ipaddress import ip_address
-from qubes_guestnet.system.netlink import encode as messages
-print(messages.packed(messages.neighbour_message(7, ip_address("10.0.0.1")), 1, 2, 3).hex())
+from qubes_guestnet.system.netlink import encode
+print(encode.packed(encode.neighbour_message(7, ip_address("10.0.0.1")), 1, 2, 3).hex())
 print(sys.modules["pyroute2"].__file__)
 """
 PACKED = struct.pack("=IHHII", 36, 1, 2, 3, 0) + struct.pack("=BxxxiHBB", 2, 7, 0, 0, 0) + b"\x08\0\x01\0\x0a\0\0\x01"
@@ -108,5 +108,5 @@ except ImportError as error:
 def test_modules_of_the_package_that_were_loaded_are_not_left_half_broken(tmp_path: Path) -> None:
     """What was imported of it before the failure is imported anew with the whole."""
     PYROUTE2["an import from the package"](copy("pyroute2", tmp_path))
-    code = PACK + "print(messages.rtmsg is sys.modules[messages.rtmsg.__module__].rtmsg)"
+    code = PACK + "print(encode.rtmsg is sys.modules[encode.rtmsg.__module__].rtmsg)"
     assert fresh(code, tmp_path)[0].splitlines()[2] == "True"

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qubes_guestnet.errors import StoreError, StoreRefused
+from qubes_guestnet.system import retry_pause
 from qubes_guestnet.system.qubesdb import store as qubesdb
 from qubes_guestnet.system.qubesdb.direct import READ_ONLY, READ_WRITE, DirectStore, DirectWatches
 from tests.support.eventually import eventually
@@ -340,9 +341,9 @@ def test_whatever_it_answers_the_direct_client_gets_a_value_or_an_error(answers:
 
 @pytest.mark.behaviour("B106")
 def test_backoff_doubles_from_a_tenth_of_a_second_and_ends_at_five_seconds() -> None:
-    delays = [qubesdb.backoff(attempt) for attempt in range(1, 9)]
+    delays = [retry_pause.pause(attempt) for attempt in range(1, 9)]
     assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0], "it never spins"
-    assert qubesdb.backoff(100_000) == 5.0
+    assert retry_pause.pause(100_000) == 5.0
 
 
 @pytest.mark.behaviour("B106")
@@ -357,7 +358,7 @@ def test_coming_back_after_an_outage(kind: Kind) -> None:
         try:
             return kind.watches("/qubes-ip")
         except StoreError:
-            assert qubesdb.backoff(attempts) > 0
+            assert retry_pause.pause(attempts) > 0
             return None
 
     for _ in range(3):

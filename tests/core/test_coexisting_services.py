@@ -7,7 +7,7 @@ import ipaddress
 
 import pytest
 
-from qubes_guestnet.core.check.coexisting_services import Presence, programs, remarks
+from qubes_guestnet.core.check.coexisting_services import DefaultRoute, Presence, programs, remarks
 from qubes_guestnet.core.render.data import Beside, as_data
 from qubes_guestnet.core.render.status import as_text
 from qubes_guestnet.core.report import InterfaceReport, Report, Standing
@@ -30,10 +30,24 @@ def said(interface: InterfaceReport, presence: Presence) -> list[tuple[str, str]
 
 
 @pytest.mark.parametrize(
+    ("defaults", "leading"),
+    [
+        ([], ""),
+        ([("eth0", 100, False), ("wg0", 50, False)], "wg0"),
+        ([("eth0", 0, False), ("tun0", 500, True)], "tun0"),
+        ([("eth0", 7, False), ("eth1", 7, False)], "eth0"),
+    ],
+)
+def test_the_default_route_in_force(defaults: list[tuple[str, int, bool]], leading: str) -> None:
+    """The more specific one, then the lowest metric, then the kernel's order."""
+    assert Presence(defaults=tuple(DefaultRoute(*each) for each in defaults)).leading == leading
+
+
+@pytest.mark.parametrize(
     ("interface", "presence", "expected"),
     [
         (DIRECT, Presence(), []),
-        (DIRECT, Presence(leading="eth0"), []),
+        (DIRECT, Presence(defaults=(DefaultRoute("eth0"),)), []),
         (DIRECT, Presence(NM), [("networkmanager-present", "note")]),
         (OWNED, Presence(NM), [("networkmanager-present", "note")]),
         (OWNED._replace(waiting="link is down"), Presence(NM), [("networkmanager-waiting", "warning")]),
@@ -48,8 +62,8 @@ def said(interface: InterfaceReport, presence: Presence) -> list[tuple[str, str]
             Presence(frozenset({"systemd-resolve", "systemd-network", "dhclient"})),
             [("resolved-present", "note"), ("networkd-present", "note"), ("dhcp-client", "warning")],
         ),
-        (DIRECT, Presence(leading="wg0", tunnels=("wg0",)), [("foreign-default-route", "note")]),
-        (DIRECT, Presence(leading="eth0", tunnels=("wg0",)), [("vpn-present", "note")]),
+        (DIRECT, Presence(defaults=(DefaultRoute("wg0"),), tunnels=("wg0",)), [("foreign-default-route", "note")]),
+        (DIRECT, Presence(defaults=(DefaultRoute("eth0"),), tunnels=("wg0",)), [("vpn-present", "note")]),
         (DIRECT._replace(link=None), Presence(NM | {"dhclient"}), []),
         (DIRECT._replace(removed=True), Presence(NM | {"dhclient"}), []),
     ],

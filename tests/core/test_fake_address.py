@@ -32,6 +32,54 @@ def test_what_takes_the_place_of_a_vif_looks_like_it_from_both_sides() -> None:
     )
 
 
+WHOLE = fake_address.Facts(file=True, is_namespace=True, moved=True, joined=True, mtu=1400)
+MADE = "netns add vif4-nat"
+LEFT = "netns delete vif4-nat"
+MOVED = "link set dev vif4.0 netns vif4-nat"
+FREED = "link delete provider"
+
+
+@pytest.mark.behaviour("B60")
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (fake_address.Facts(mtu=1400), [MADE, MOVED, "pair"]),
+        (fake_address.Facts(file=True, mtu=1400), [LEFT, MADE, MOVED, "pair"]),
+        (WHOLE._replace(moved=False, joined=False), [MOVED, "pair"]),
+        (WHOLE._replace(moved=False), [FREED, MOVED, "pair"]),
+        (WHOLE._replace(joined=False), ["pair"]),
+        (WHOLE, []),
+    ],
+)
+def test_what_a_namespace_lacks_is_made_and_its_rules_come_before_its_links(
+    facts: fake_address.Facts, expected: list[str]
+) -> None:
+    mapping = Mapping(REAL, VISIBLE, FAKE)
+    steps = fake_address.build(facts, VIF, mapping, GATEWAY, "/proc/1/fd/3")
+    last = fake_address.Ip(fake_address.commands(VIF, mapping, GATEWAY), inside=True)
+    made = [step.commands[-1] for step in steps if isinstance(step, fake_address.Ip) and step != last]
+    pair = fake_address.pair(VIF, 1400, "/proc/1/fd/3")
+    assert ["pair" if words == pair else words for words in made] == expected
+    load = fake_address.Load(fake_address.rules(NAME, mapping, GATEWAY), fake_address.inner_rules(mapping, GATEWAY))
+    assert steps[-3:] == (load, fake_address.Tune(fake_address.vif_tunables(NAME)), last)
+
+
+@pytest.mark.behaviour("B60")
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (fake_address.Facts(), []),
+        (fake_address.Facts(file=True), [LEFT]),
+        (WHOLE._replace(joined=False), ["link set dev vif4.0 netns /proc/1/fd/3", LEFT]),
+        (WHOLE._replace(moved=False), [FREED, LEFT]),
+        (WHOLE, [FREED, "link set dev vif4.0 netns /proc/1/fd/3", LEFT]),
+    ],
+)
+def test_the_end_of_a_namespace_gives_the_vif_back(facts: fake_address.Facts, expected: list[str]) -> None:
+    steps = fake_address.demolish(facts, NAME, "/proc/1/fd/3")
+    assert [step.commands[-1] for step in steps if isinstance(step, fake_address.Ip)] == expected
+
+
 @pytest.mark.behaviour("B60")
 def test_links_come_up_when_their_neighbours_are_known() -> None:
     commands = fake_address.commands(VIF, Mapping(REAL, VISIBLE, FAKE), GATEWAY)

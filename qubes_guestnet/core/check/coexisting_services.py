@@ -12,20 +12,40 @@ from ..uplink.desired import Style
 from ..uplink.networkmanager import profile_name
 
 
+class DefaultRoute(NamedTuple):
+    """An IPv4 default route that is up.
+
+    Args:
+        interface: its name.
+        metric: of the route.
+        half: it covers one half of all addresses; some VPNs have two of them and leave the default route alone.
+    """
+
+    interface: str
+    metric: int = 0
+    half: bool = False
+
+
 class Presence(NamedTuple):
     """What was seen.
 
     Args:
         programs: names of running processes as the kernel shortens them to 15 characters.
         tunnels: interfaces of a VPN: WireGuard, and tun.
-        leading: interface of the IPv4 default route that is in force, "" for none.
+        defaults: the IPv4 default routes, in the kernel's order.
         pasta: name of the program that connects rootless containers (pasta, passt), "" where it is not installed.
     """
 
     programs: frozenset[str] = frozenset()
     tunnels: tuple[str, ...] = ()
-    leading: str = ""
+    defaults: tuple[DefaultRoute, ...] = ()
     pasta: str = ""
+
+    @property
+    def leading(self) -> str:
+        """Interface of the default route in force, "" for none: a half is more specific, then the metric counts."""
+        ranked = sorted(self.defaults, key=lambda route: (not route.half, route.metric))
+        return ranked[0].interface if ranked else ""
 
 
 ABSENT = Presence()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fake addresses (behaviour B60): the texts that make the network namespace between a mapped qube and its provider.
+"""Fake addresses (behaviour B60): the network namespace between a mapped qube and its provider, step by step.
 
     qube ── vifN.M │ ruleset below │ provider ══ vifN.M ── the provider's own namespace
                    └── namespace vifN-nat ──┘
@@ -49,6 +49,101 @@ class InnerRule(NamedTuple):
     chain: str
     offset: int
     address: IPv4Address
+
+
+class Facts(NamedTuple):
+    """What there is of a vif's namespace.
+
+    Args:
+        file: something of its name is in the folder of the namespaces.
+        is_namespace: and that is one.
+        moved: the vif is in it.
+        joined: the provider's end of it is there.
+        mtu: of the vif, 0 where it is gone.
+    """
+
+    file: bool = False
+    is_namespace: bool = False
+    moved: bool = False
+    joined: bool = False
+    mtu: int = 0
+
+
+class Ip(NamedTuple):
+    """Run `ip` commands, `inside` the namespace or in the provider's own."""
+
+    commands: tuple[str, ...]
+    inside: bool = False
+
+
+class Tune(NamedTuple):
+    """Write settings in the namespace; words as in system/procfs_sysctl."""
+
+    settings: tuple[tuple[tuple[str, ...], int], ...]
+
+
+class Load(NamedTuple):
+    """Load the ruleset of the namespace, and append the rules that nft has no words for."""
+
+    text: str
+    inner: tuple[InnerRule, ...]
+
+
+Step = Ip | Tune | Load
+
+
+def build(facts: Facts, vif: Vif, mapping: Mapping, gateway: IPv4Address, outside: str) -> tuple[Step, ...]:
+    """Plan the namespace between a qube and this provider, or what an existing one lacks.
+
+    An interface of the same name and address replaces the vif. It stays down until anti-spoofing is in force.
+
+    Args:
+        facts: what there is.
+        vif: whose device is there.
+        mapping: of its address.
+        gateway: the real one.
+        outside: path of the provider's own namespace.
+    """
+    name, space, joined = vif.name.text, namespace(vif.name), facts.joined
+    steps: list[Step] = []
+    if facts.file and not facts.is_namespace:
+        steps.append(Ip((f"netns delete {space}",)))  # only a file, left by an incomplete removal
+    if not facts.is_namespace:
+        steps.append(Ip((f"netns add {space}",)))
+    steps.append(Tune(tunables()))
+    if joined and not facts.moved:
+        # Left by a former vif. While its peer has the name, no new vif can get it.
+        steps.append(Ip((f"link delete {PEER}",), inside=True))
+        joined = False
+    if not facts.moved:
+        steps.append(Ip((f"link set dev {name} down", f"link set dev {name} netns {space}")))
+    if not joined:
+        steps.append(Ip((pair(vif, facts.mtu, outside),), inside=True))
+    return (
+        *steps,
+        Load(rules(vif.name, mapping, gateway), inner_rules(mapping, gateway)),
+        Tune(vif_tunables(vif.name)),
+        Ip(commands(vif, mapping, gateway), inside=True),
+    )
+
+
+def demolish(facts: Facts, vif: VifName, outside: str) -> tuple[Step, ...]:
+    """Plan the end of a vif's namespace and of the interface that replaces it; an existing vif is moved back.
+
+    Args:
+        facts: what there is; missing parts are ignored.
+        vif: its name.
+        outside: path of the provider's own namespace.
+    """
+    if not facts.file:
+        return ()
+    steps: list[Step] = []
+    if facts.joined:
+        steps.append(Ip((f"link delete {PEER}",), inside=True))  # from here on the vif's name is free
+    if facts.moved:
+        back = (f"link set dev {vif.text} down", f"link set dev {vif.text} netns {outside}")
+        steps.append(Ip(back, inside=True))
+    return (*steps, Ip((f"netns delete {namespace(vif)}",)))
 
 
 def namespace(name: VifName) -> str:

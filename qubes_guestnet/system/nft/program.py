@@ -7,7 +7,7 @@ hurry, is asked of the kernel itself (`kernel`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ...core.nft import listing_blocks
 from ...core.nft.tables import FIREWALL, IP_FAMILIES, LIMITS, LIMITS_MAP, QUBES
@@ -105,7 +105,7 @@ def limits(families: Iterable[str], *, counted: bool = False) -> str:
     words = ("list", "table") if counted else ("-s", "list", "map")
     ends = (LIMITS,) if counted else (LIMITS, LIMITS_MAP)
     commands = [(_program(), *words, family, *ends) for family in families]
-    return "\n".join(_outputs(commands)) if commands else ""
+    return "\n".join(_outputs(commands))
 
 
 def named_set(family: str, table: str, name: str) -> str:
@@ -206,11 +206,13 @@ def firewall(families: Iterable[str], *, counted: bool = False) -> dict[str, str
     families = tuple(families)
     quiet = () if counted else ("-s",)
     commands = [(_program(), *quiet, "list", "table", family, FIREWALL) for family in families]
-    return dict(zip(families, _outputs(commands) if commands else [], strict=True))
+    return dict(zip(families, _outputs(commands), strict=True))
 
 
-def _outputs(commands: Iterable[tuple[str, ...]]) -> list[str]:
-    """What each of some listings says; "" for what is not there."""
+def _outputs(commands: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return what each of some listings says; "" for what is not there. Without a listing nft is not run."""
+    if not commands:
+        return []
     try:
         done = programs.run_together(commands, _SECONDS, longest=_LONGEST)
     except programs.ProgramError as error:

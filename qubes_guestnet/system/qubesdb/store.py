@@ -10,7 +10,7 @@ The `qubesdb` binding is used where it is installed (`binding.py`), else the pro
 binding has its socket compiled in.
 
 After a StoreError that is not a StoreRefused the state of the connection is unknown, so it answers every further call
-with a StoreError: throw both connections away, wait `backoff(attempt)`, connect anew, and read everything. Nothing is
+with a StoreError: throw both connections away, wait (`retry_pause`), connect anew, and read everything. Nothing is
 logged here.
 """
 
@@ -136,32 +136,7 @@ def read_all(store: Store, prefixes: Iterable[str]) -> dict[str, bytes]:
     return entries
 
 
-def backoff(attempt: int) -> float:
-    """Return seconds to wait before trying anew: from 0.1 s, doubled with each attempt, at most 5 s, for ever.
-
-    Without jitter: each qube has a QubesDB of its own, there is no crowd to disperse.
-
-    Args:
-        attempt: how many attempts failed in this outage, from 1.
-    """
-    global _tenacity_works
-    if _tenacity_works:
-        from .. import deferred_imports  # only on the error path, as tenacity itself
-
-        class Attempt:  # the one field of tenacity's RetryCallState that a wait looks at
-            attempt_number = attempt
-
-        try:
-            return float(deferred_imports.submodule("tenacity.wait").wait_exponential(multiplier=0.1, max=5)(Attempt()))
-        except Exception as error:  # B149: a broken release of a library must not end the agent in an outage
-            from ..systemd import WARNING, log
-
-            _tenacity_works = False
-            log(WARNING, f"cannot use tenacity, using built-in pauses: {error}")
-    return float(min(5.0, 0.1 * 2 ** min(attempt - 1, 10)))
-
-
-_tenacity_works = _binding_works = True
+_binding_works = True
 _OF_THE_BINDING = ("Error", "QubesDB")
 
 

@@ -22,12 +22,22 @@ BUILD = """
 from ipaddress import ip_address
 from qubes_guestnet.core.provider.vif import Mapping, Vif
 from qubes_guestnet.core.vif_name import parse_name
-from qubes_guestnet.system import fake_address as fakeip
+from qubes_guestnet.core.provider import fake_address
+from qubes_guestnet.system.fake_address import Namespace
 mapping = Mapping(ip_address("{real}"), ip_address("{visible}"), {gateway} and ip_address({gateway}))
 vif = Vif(parse_name("vif4.0"), "{mac}", "vif", (mapping.real,), (mapping,))
-fakeip.build(vif, mapping, ip_address("{real_gateway}"))
+with Namespace(vif.name) as space:
+    for step in fake_address.build(space.observe(), vif, mapping, ip_address("{real_gateway}"), space.outside):
+        space.carry_out(step)
 """
-DEMOLISH = "from qubes_guestnet.system import fake_address; fake_address.demolish('vif4.0')"
+DEMOLISH = """
+from qubes_guestnet.core.provider import fake_address
+from qubes_guestnet.core.vif_name import parse_name
+from qubes_guestnet.system.fake_address import Namespace
+with Namespace(parse_name("vif4.0")) as space:
+    for step in fake_address.demolish(space.observe(), parse_name("vif4.0"), space.outside):
+        space.carry_out(step)
+"""
 
 
 # A test is a process of its own, whose end closes them all.
