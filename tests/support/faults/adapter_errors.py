@@ -183,6 +183,7 @@ NOT_ASKED: Mapping[str, tuple[str, frozenset[str]]] = {
     "nft.quoted_address": (_HOTPLUG, frozenset({"system.fake_address"})),
     "other_programs": (_CHECK, frozenset({"cli.diagnosis", "cli.views"})),
     "qubesdb.wire": (_PURE, frozenset({"agent.connection", "system.qubesdb.binding", "system.qubesdb.direct"})),
+    "retry_pause": ("it catches its library's errors: test_backoff", frozenset({"agent.loop", "uplink.system_bus"})),
     "unit_jobs": ("by `uplink stop` and `firewall-unit stop`", frozenset({"cli.provider_verbs", "cli.verbs"})),
     "user_scripts": (
         "by qubes-firewall.service, and for a person",
