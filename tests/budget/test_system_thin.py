@@ -63,12 +63,15 @@ CODECS = {
     "dns.upstream_servers.parse_settings",
     "firewall.name_messages.parse_answer",
     "firewall.name_messages.render_request",
+    "firewall.name_settings.parse",
     "nft.limits.parse",
     "nft.listing_blocks.chosen",
     "owned_state.parse",
     "owned_state.render",
     "plan.meaning",  # what an errno means for an operation: a table
     "provider.fake_address.namespace",  # a name
+    "provider.firewall_unit.parse",
+    "provider.firewall_unit.render",
     "provider.vif.parse",
     "provider.vif.render",
     "uplink.networkmanager.is_ours",  # a name
@@ -97,6 +100,7 @@ EXCEPTIONS = {
     ("qubesdb.binding:_Handle.call", "another way"): "half an answer is told from a refusal",
     ("qubesdb.direct:_Link.start", "another way"): "a connection that is not there yet is waited for",
     ("qubesdb.direct:_Link._take", "sequence"): "the rest of a message is waited for",
+    ("user_scripts:_start", "another way"): "a script without #! runs in sh, as execvp(3) has it",
     ("transient_unit:start", "sequence"): "without systemd, as in the lab, there is no unit to start",
     ("netlink.encode:_encode_route", "setting"): "of a route, not of the settings: it is there or not",
     ("conntrack:_connection", "branches"): "a decoder: one branch for each attribute",

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from ..namedtuple import NamedTuple
 from ..operations import Outcome, Planned
 from ..owned_state import Record
+from ..shared_operations import UnitJob
 from .base_rules import FIREWALL_UNIT as UNIT
-from .provider_operations import UnitJob
 
 # To the resident agent, on the socket of hotplug: look at everything, and answer once the lists are in force.
 REQUEST = b"firewall\n"
