@@ -10,8 +10,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 
-from .dns import endpoint
-from .dns.endpoint import Endpoint
+from . import endpoint
+from .endpoint import Endpoint
 from .namedtuple import NamedTuple
 from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned
 

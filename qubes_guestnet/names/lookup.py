@@ -9,7 +9,7 @@ import struct
 from collections.abc import Sequence
 
 from ..core import checks
-from ..core.dns.endpoint import Endpoint
+from ..core.endpoint import Endpoint
 from ..core.firewall import name_messages
 from ..core.firewall.name_messages import Answer, Question
 from . import replies

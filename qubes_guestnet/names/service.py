@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from ..core.dns.endpoint import Endpoint
+from ..core.endpoint import Endpoint
 from ..core.firewall import name_messages
 from ..core.firewall.name_messages import Answer, Question
 from ..errors import GuestnetError, printable

@@ -35,8 +35,8 @@ from .ruleset_generation import Transactions
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
-    from ..core.dns.endpoint import Endpoint
     from ..core.dns.upstream_servers import Choice
+    from ..core.endpoint import Endpoint
     from ..core.report import ResolverReport
     from ..system.netlink.rtnl import Kernel
     from ..system.paths import Paths

@@ -22,7 +22,7 @@ from ..system.systemd import ERROR, INFO, WARNING, log
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
-    from ..core.dns.endpoint import Endpoint
+    from ..core.endpoint import Endpoint
     from ..core.firewall.binding import Names
     from ..core.firewall.name_messages import Answer
     from ..system.paths import Paths

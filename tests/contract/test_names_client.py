@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet.core.dns import endpoint
+from qubes_guestnet.core import endpoint
 from qubes_guestnet.core.firewall import name_messages
 from qubes_guestnet.core.firewall.name_messages import Answer, Question, Request
 from qubes_guestnet.errors import FileError, GuestnetError

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from qubes_guestnet import flow
 from qubes_guestnet.core.dns import dependents
 from qubes_guestnet.core.dns.dependents import FIREWALL, PROXY, Facts
-from qubes_guestnet.core.dns.endpoint import Endpoint
 from qubes_guestnet.core.dns.redirection_operations import SetFirewallServers
+from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned
 from qubes_guestnet.core.owned_state import Record
 from qubes_guestnet.errors import GuestnetError

@@ -7,7 +7,7 @@ import ipaddress
 
 import pytest
 
-from qubes_guestnet.core.dns import endpoint
+from qubes_guestnet.core import endpoint
 from qubes_guestnet.core.dns.upstream_servers import Choice
 from qubes_guestnet.core.provider.provider_report import ProviderReport
 from qubes_guestnet.core.provider.settings import ProviderSettings

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from qubes_guestnet import flow
 from qubes_guestnet.core import operations, shared_operations
 from qubes_guestnet.core.dns import redirection_operations
-from qubes_guestnet.core.dns.endpoint import Endpoint
 from qubes_guestnet.core.dns.redirection_operations import KeepForeignRedirection, LoadRedirection, SetFirewallServers
 from qubes_guestnet.core.dns.resolv_conf import FileFacts
 from qubes_guestnet.core.dns.resolved import LinkNames
+from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.firewall import consequences
 from qubes_guestnet.core.firewall import operations as firewall
 from qubes_guestnet.core.firewall.binding import Bound

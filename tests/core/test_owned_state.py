@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.owned_state import (
     FIREWALL,
     HEADER,

@@ -7,11 +7,11 @@ import ipaddress
 
 import pytest
 
+from qubes_guestnet.core import endpoint
 from qubes_guestnet.core.check import provider_findings
 from qubes_guestnet.core.check.cut_off import Drop
 from qubes_guestnet.core.check.findings import Evidence, findings, servers_in_use
 from qubes_guestnet.core.check.provider_findings import CHANGED, MISSING, Ground
-from qubes_guestnet.core.dns import endpoint
 from qubes_guestnet.core.dns.resolv_conf import Decision, Owner
 from qubes_guestnet.core.dns.upstream_servers import Choice
 from qubes_guestnet.core.nft.foreign_chains import Chain, shadows

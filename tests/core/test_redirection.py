@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from qubes_guestnet import flow
 from qubes_guestnet.core.dns import foreign_redirection, redirection, upstream_servers
-from qubes_guestnet.core.dns.endpoint import Endpoint
 from qubes_guestnet.core.dns.redirection import Asked, Facts, Memory
 from qubes_guestnet.core.dns.redirection_operations import KeepForeignRedirection, LoadRedirection
 from qubes_guestnet.core.dns.upstream_servers import Choice
+from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.nft import rules_text
 from qubes_guestnet.core.operations import ORDER, Outcome, Planned
 from qubes_guestnet.core.owned_state import DOUBTED, FOREIGN, Record

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.dns.endpoint import Endpoint, of
 from qubes_guestnet.core.dns.resolved_servers import (
     Answer,
     Ways,
@@ -22,6 +21,7 @@ from qubes_guestnet.core.dns.resolved_servers import (
     printed_servers,
 )
 from qubes_guestnet.core.dns.upstream_servers import LinkServers
+from qubes_guestnet.core.endpoint import Endpoint, of
 
 DNS, DNS2, VPN, COMMON, COMMON6 = of(
     tuple(map(ip_address, ("10.139.1.1", "10.139.1.2", "10.8.0.1", "9.9.9.9", "2620:fe::9")))

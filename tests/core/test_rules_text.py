@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.dns.endpoint import Endpoint, of
+from qubes_guestnet.core.endpoint import Endpoint, of
 from qubes_guestnet.core.nft import rules_text, tables
 from qubes_guestnet.core.values import IPAddress
 

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.dns import endpoint, upstream_servers
-from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core import endpoint
+from qubes_guestnet.core.dns import upstream_servers
 from qubes_guestnet.core.dns.upstream_servers import Heard, LinkServers, NameFacts, choose, pairs
+from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.owned_state import Last
 
 OWN = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))

@@ -8,8 +8,8 @@ import ipaddress
 import pytest
 
 from qubes_guestnet.core.dns import upstream_servers
-from qubes_guestnet.core.dns.endpoint import Endpoint
 from qubes_guestnet.core.dns.upstream_servers import Choice, DnsSettings, Heard, NameFacts, choose
+from qubes_guestnet.core.endpoint import Endpoint
 from tests.core.test_upstream_servers import OURS, OWN, OWN_ENDPOINTS, STUB, UPLINK, VPN, at, link
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.nft import rules_text
 from tests.support.judge.oracle import Oracle
 

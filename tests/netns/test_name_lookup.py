@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from qubes_guestnet.core.dns import endpoint
-from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core import endpoint
+from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.firewall import name_messages as messages
 from qubes_guestnet.core.firewall.name_messages import Answer, Question
 from tests.support.eventually import eventually, never

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from qubes_guestnet.core.dns.endpoint import Endpoint
 from qubes_guestnet.core.dns.upstream_servers import LinkServers
+from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.system.dbus import resolved
 
 VERBS = ("dns", "domain", "default-route", "dnsovertls")

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import pytest
 
 from qubes_guestnet.core.dns import upstream_servers
-from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.firewall import ruleset as firewall_rules
 from qubes_guestnet.core.nft import limits, rules_text
 from qubes_guestnet.system.nft.program import Refused

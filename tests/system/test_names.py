@@ -27,7 +27,7 @@ time.sleep(3600)
 """
 ASK = """\
 import ipaddress, select, sys
-from qubes_guestnet.core.dns import endpoint
+from qubes_guestnet.core import endpoint
 from qubes_guestnet.core.firewall.name_messages import Question, Request
 from qubes_guestnet.errors import GuestnetError
 from qubes_guestnet.system.names_client import LookUp

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
+from ..endpoint import Endpoint
 from ..namedtuple import NamedTuple
 from ..nft.tables import DNS_SET
 from ..operations import Outcome, Planned
 from ..owned_state import Record, checksum
 from ..shared_operations import UnitJob
-from .endpoint import Endpoint
 from .redirection_operations import SetFirewallServers
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)

@@ -16,9 +16,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from ..endpoint import DNS_PORT, Endpoint, port
 from ..namedtuple import NamedTuple
 from ..nft import listing as nft_listing
-from .endpoint import DNS_PORT, Endpoint, port
 
 CHAIN = "dnat-dns"
 _DEPTH = 16  # the kernel follows jumps no further

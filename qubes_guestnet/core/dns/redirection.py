@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
+from .. import endpoint
+from ..endpoint import Endpoint
 from ..namedtuple import NamedTuple
 from ..nft import rules_text
 from ..nft.listing_blocks import chosen
 from ..operations import Outcome, Planned
 from ..owned_state import DOUBTED, FOREIGN, MISSING, Loaded, Record, checksum
 from ..shared_operations import PurgeConntrack
-from . import endpoint, foreign_redirection, upstream_servers
-from .endpoint import Endpoint
+from . import foreign_redirection, upstream_servers
 from .foreign_redirection import Judgement
 from .redirection_operations import KeepForeignRedirection, LoadRedirection
 from .upstream_servers import Choice

@@ -11,8 +11,8 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/defe
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
+    from ..endpoint import Endpoint
     from ..values import IPAddress
-    from .endpoint import Endpoint
 
 
 @distinct

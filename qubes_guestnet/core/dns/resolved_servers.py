@@ -10,9 +10,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 
+from .. import endpoint
+from ..endpoint import DNS_PORT, Endpoint
 from ..namedtuple import NamedTuple
-from . import endpoint
-from .endpoint import DNS_PORT, Endpoint
 from .upstream_servers import LinkServers
 
 TYPE_CHECKING = False

@@ -24,11 +24,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 
+from ..endpoint import Endpoint, host_of
 from ..namedtuple import NamedTuple
 from ..owned_state import Last
 from ..values import IPV4, IPAddress
 from . import resolv_conf as resolver
-from .endpoint import Endpoint, host_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -364,7 +364,7 @@ def parse_settings(table: object) -> DnsSettings:
 
 
 def _endpoints(listed: object) -> Iterator[Endpoint]:
-    from . import endpoint
+    from .. import endpoint
 
     if not isinstance(listed, list) or not listed:
         raise ValueError(SERVERS_EXPECTED)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import binascii
 from collections.abc import Iterable, Mapping
 
-from ..dns.endpoint import Endpoint
+from ..endpoint import Endpoint
 from ..namedtuple import NamedTuple
 from ..values import IPAddress
 from . import name_messages

@@ -18,8 +18,8 @@ import ipaddress
 import itertools
 from collections.abc import Iterable
 
-from ..dns import endpoint
-from ..dns.endpoint import Endpoint
+from .. import endpoint
+from ..endpoint import Endpoint
 from ..namedtuple import NamedTuple
 from ..values import IPV4, IPV6, IPAddress
 

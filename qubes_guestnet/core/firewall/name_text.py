@@ -7,8 +7,8 @@ cache costs one round of look-ups, and a wrong address would open the firewall.
 
 from __future__ import annotations
 
-from ..dns import endpoint
-from ..dns.endpoint import Endpoint
+from .. import endpoint
+from ..endpoint import Endpoint
 from . import name_cache, name_messages
 from .name_cache import Cache, Entry, Held
 from .name_messages import NXDOMAIN, REFUSED, Question

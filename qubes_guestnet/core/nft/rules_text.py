@@ -33,7 +33,7 @@ from .tables import QUBES_HOOKS as _HOOKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ..dns.endpoint import Endpoint
+    from ..endpoint import Endpoint
 
 _WORDS = {family.version: family.word for family in _FAMILIES}
 # What the guard of the resident agent made a packet for another host is an ordinary one again; others stay as they are.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.firewall import name_messages as messages
 from qubes_guestnet.core.firewall.name_messages import Answer, Question, Request
 

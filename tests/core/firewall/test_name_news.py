@@ -7,7 +7,7 @@ import ipaddress
 
 import pytest
 
-from qubes_guestnet.core.dns import endpoint
+from qubes_guestnet.core import endpoint
 from qubes_guestnet.core.firewall import name_cache, name_messages, name_news
 from qubes_guestnet.core.firewall.name_cache import Cache, Entry, Held
 from qubes_guestnet.core.firewall.name_messages import Question

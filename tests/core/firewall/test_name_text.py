@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.dns import endpoint
+from qubes_guestnet.core import endpoint
 from qubes_guestnet.core.firewall import name_cache, name_messages, name_text
 from qubes_guestnet.core.firewall.name_cache import Cache, Entry, Held
 from qubes_guestnet.core.firewall.name_messages import Answer, Question

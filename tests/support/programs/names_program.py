@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from qubes_guestnet.core.dns.endpoint import Endpoint
+from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.firewall.name_messages import Answer, Question, Request
 from qubes_guestnet.lab.name_socket import PROGRAM
 from qubes_guestnet.system.names_client import LookUp

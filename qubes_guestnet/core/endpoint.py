@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import ipaddress
 
-from .. import checks
-from ..namedtuple import NamedTuple
-from ..values import IPAddress
+from . import checks
+from .namedtuple import NamedTuple
+from .values import IPAddress
 
 DNS_PORT = 53
 _DIGITS = frozenset("0123456789")
