@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from qubes_guestnet import flow
+from qubes_guestnet.core.dns.redirection_operations import LoadRedirection
 from qubes_guestnet.core.endpoint import Endpoint
 from qubes_guestnet.core.firewall import consequences
 from qubes_guestnet.core.firewall.name_export import export
-from qubes_guestnet.core.provider.provider_operations import LoadRedirection
 from qubes_guestnet.dispatch import of_firewall
 from qubes_guestnet.errors import GuestnetError
 
