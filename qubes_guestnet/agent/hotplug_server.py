@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..provider.firewall import Source
     from ..system.netlink.rtnl import Kernel
     from ..system.paths import Paths
+    from ..system.signals import Signals
     from ..uplink.other_services import OtherServices
     from .name_look_ups import NameLookUps
 
@@ -109,7 +110,7 @@ class Host:
         """What is watched in QubesDB: the lists of single qubes only where this program enforces them."""
         return (*WATCHED, firewall_entries.FOLDER) if self.provider.enforces else WATCHED
 
-    def follow_names(self, signals: wakeups.Signals) -> None:
+    def follow_names(self, signals: Signals) -> None:
         """After a pass: wait for the look-ups of names in firewall rules that are in flight now.
 
         Args:
