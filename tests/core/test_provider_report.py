@@ -368,5 +368,5 @@ def test_status_says_where_names_go_otherwise(names: Choice, line: str) -> None:
 
 
 def test_a_pass_had_to_follow_the_name_servers_and_the_offloaded_devices() -> None:
-    assert WELL.followed == (WELL.names.servers, WELL.offload)
+    assert WELL.followed == (WELL.names.servers, WELL.offload, WELL.wanted)
     assert WELL._replace(names=Choice((), "")).followed != WELL.followed
