@@ -54,12 +54,8 @@ lint: setup-test ## ruff (rules and format) and mypy
 hooks: setup-test ## have git run what lint runs before each commit
 	$(VENV)/pre-commit install
 
-unit: export COVERAGE_FILE := $(CURDIR)/.coverage-core/data
-unit: export COVERAGE_RCFILE := $(CURDIR)/tests/coverage.toml
 unit: setup-test ## the pure tests only; every branch of core has to be covered by them
-	rm -rf .coverage-core && mkdir .coverage-core
-	$(VENV)/coverage run -m pytest -q -n $$(nproc) --dist worksteal tests/core
-	$(VENV)/coverage combine --quiet
+	$(VENV)/coverage run -m pytest -q tests/core
 	$(VENV)/coverage report --include='qubes_guestnet/core/*' --fail-under=100
 
 quick: lint ## under a minute on two cores: lint, types, the pure tests, the uplink and one scenario in namespaces
@@ -105,5 +101,5 @@ setup-test:
 	@tools/setup test
 
 clean: ## remove the environments and everything built
-	rm -rf .venv .venv-oldest .daemons build dist .coverage .coverage-all .coverage-core .hypothesis .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-oldest .daemons build dist .coverage .coverage-all .hypothesis .pytest_cache .mypy_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
