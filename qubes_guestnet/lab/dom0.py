@@ -18,7 +18,6 @@ its branch of 4.2 where that differs (behaviour B161). The agent has to cope wit
 from __future__ import annotations
 
 import contextlib
-import sys
 from typing import NamedTuple
 
 from . import world
@@ -159,7 +158,6 @@ class Dom0(Interfaces):
             qube.set_flag(flag)
         if FIREWALL_FLAG in vm.flags and vm.provides_network:
             qube.write(_OURS, "")
-            qube.spawn("names", sys.executable, "-m", "qubes_guestnet.lab.name_socket")
         self.did("create", vm)
         if vm.netvm is None:
             return qube

@@ -22,14 +22,16 @@ _PAUSE_SECONDS = 0.2  # between two starts
 
 
 def listening(path: str) -> socket.socket:
-    """Return the socket, for root alone as in the unit."""
+    """Return the socket, for root alone as in the unit; its path is there once it listens."""
     os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-    if os.path.exists(path):
-        os.unlink(path)
+    new = f"{path}.new"
+    if os.path.exists(new):
+        os.unlink(new)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    made.bind(path)
-    os.chmod(path, 0o600)
+    made.bind(new)
+    os.chmod(new, 0o600)
     made.listen(16)
+    os.rename(new, path)
     return made
 
 

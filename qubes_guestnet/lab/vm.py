@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Iterable
 
+from ..system import names_client
 from . import iptables, world
 from .firewall_rules import ACCEPT_ALL, Rules, allows_ping, limits
 from .namespaces import LabError
 from .provider import VIRTUAL_DNS, Networking, Vif
-from .qube import Qube, Service
+from .qube import Qube, Service, eventually
 from .world import Offer, World
 
 FAKE_IP, FAKE_GATEWAY, FAKE_NETMASK = "net.fake-ip", "net.fake-gateway", "net.fake-netmask"
@@ -279,7 +280,11 @@ class Vm:
         """Start what systemd starts in a provider: the socket of the name look-up, of a list that has names."""
         if self.plain or (self._names is not None and self._names[0] is self.qube):
             return
-        self._names = self.running, self.running.spawn("names", sys.executable, "-m", "qubes_guestnet.lab.name_socket")
+        qube = self.running
+        names = qube.spawn("names", sys.executable, "-m", "qubes_guestnet.lab.name_socket")
+        # systemd's is there before the agent, which would else complain and try again later.
+        eventually(f"{names.name} listens", qube.path(f"/run/qubes-guestnet/{names_client.NAME}").exists)
+        self._names = qube, names
 
     @property
     def running(self) -> Qube:

@@ -232,16 +232,24 @@ def test_a_commit_directly_behind_another_one_waits_for_nothing() -> None:
     behind = host.attach()
     for address in (behind.ip, behind.ip6):
         host.applied(address, "action=accept")
-    took = []
+    behind_another, after_a_rest = [], []
     for number in range(10):
         host.applied(behind.ip, f"action=accept proto=udp dstports={number}-{number}")
-        start, before = time.monotonic(), host.handled(behind.ip6)
-        host.commit(behind.ip6, f"action=accept proto=udp dstports={number}-{number}")
-        with host.dom0() as store:
-            while int(store.read(f"/qubes-firewall-handled/{behind.ip6}") or 0) == before:
-                assert time.monotonic() < start + 10, host.trouble()
-        took.append(time.monotonic() - start)
-    assert min(took) < debounce.QUIET_SECONDS, took
+        behind_another.append(_taken(host, behind.ip6, number))
+        time.sleep(4 * debounce.QUIET_SECONDS)  # what the judged time is to be without
+        after_a_rest.append(_taken(host, behind.ip6, number + 100))
+    # On a busy machine each takes its time, and those that wait for silence take as much more.
+    assert min(behind_another) < min(after_a_rest) + 0.8 * debounce.QUIET_SECONDS, (behind_another, after_a_rest)
+
+
+def _taken(host: Enforcing, address: str, port: int) -> float:
+    """Seconds from a commit until it is counted as handled."""
+    start, before = time.monotonic(), host.handled(address)
+    host.commit(address, f"action=accept proto=udp dstports={port}-{port}")
+    with host.dom0() as store:
+        while int(store.read(f"/qubes-firewall-handled/{address}") or 0) == before:
+            assert time.monotonic() < start + 20, host.trouble()
+    return time.monotonic() - start
 
 
 @pytest.mark.behaviour("B66")
