@@ -48,6 +48,7 @@ PROGRAM_TO_PACKAGE = {
 }
 IN_FEDORA = {
     "iproute": "iproute2",
+    "conntrack-tools": "conntrack",
     "python3-dns": "python3-dnspython",
     "/usr/bin/xenstore-read": "xenstore-utils",
     "/usr/bin/xenstore-write": "xenstore-utils",
@@ -186,7 +187,14 @@ def test_both_depend_on_exactly_what_is_imported(deb: Path, rpm: Path) -> None:
     made = ("rpmlib(", "python(", "python3.", "/bin/", "/usr/bin/python3")  # by rpm, of what it finds in the files
     required = {name for name in required if not name.startswith(made)} - {"systemd"}
     assert {IN_FEDORA.get(name, name) for name in required} == wanted
-    assert "Recommends" not in run("dpkg-deb", "--field", str(deb))
+
+
+def test_both_recommend_what_published_scripts_call(deb: Path, rpm: Path) -> None:
+    """Users' firewall scripts call these programs, and a template has them only if a package brings them."""
+    wanted = {"conntrack", "socat"}
+    assert set(run("dpkg-deb", "--field", str(deb), "Recommends").strip().split(", ")) == wanted
+    recommended = run("rpm", "-qp", "--recommends", str(rpm)).splitlines()
+    assert {IN_FEDORA.get(name, name) for name in recommended} == wanted
 
 
 @pytest.mark.behaviour("B103")
