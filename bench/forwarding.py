@@ -147,7 +147,7 @@ def ends(tree: Tree, hops: int, kind: _Kind, lasting_s: float = 0.0) -> tuple[so
     far.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     far.bind((world.HOST, _PORT))
     if kind.type == socket.SOCK_DGRAM:
-        # Whoever reads slower than the network forwards would be what is measured.
+        # A receiver slower than the network would be what is measured.
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
         near.connect((world.HOST, _PORT))
         end = time.monotonic() + lasting_s

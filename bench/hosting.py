@@ -177,7 +177,7 @@ class Provider:
         xenstore.fill(self.qube, folder(self.number), {"mac": QUBE_MAC, "type": "vif"})
 
     def unplug(self) -> None:
-        """It goes, and is taken out of service; where no agent runs by plain commands, whoever made it."""
+        """Remove it and take it out of service; without an agent by plain commands, whichever program made it."""
         device = name(self.number)
         self.qube.wire(f"ip link delete {device}")
         xenstore.clear(self.qube, folder(self.number))

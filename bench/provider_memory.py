@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Resident memory (PSS) of a provider's idle agent, with 1 and with 250 vifs, against a bare interpreter beside it.
 
-Measured as bench/memory does: from copies of the interpreter's files that nobody else maps. Each vif has IPv4 and IPv6
-and was set up by the agent; before it is weighed the agent looks at everything once more, as after SIGHUP.
+Measured as bench/memory does: from copies of the interpreter's files that no other process maps. Each vif has IPv4 and
+IPv6 and was set up by the agent; before it is weighed the agent looks at everything once more, as after SIGHUP.
 """
 
 from __future__ import annotations

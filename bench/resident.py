@@ -84,7 +84,7 @@ def agent(stage: Stage, *, reporting: bool = False) -> Iterator[subprocess.Popen
 
 
 def _drain(notify: socket.socket) -> None:
-    """Take what the agent says, as systemd does. A queue of ten messages that nobody reads stops who writes to it."""
+    """Take what the agent says, as systemd does. A queue of ten unread messages blocks its writer."""
     notify.settimeout(None)
     with suppress(OSError):
         while notify.recv(4096):
@@ -103,7 +103,7 @@ def bare_interpreter(python: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 class OwnCopy:
-    """A copy of the interpreter's files, for processes that are to share them with nobody else.
+    """A copy of the interpreter's files, which no process outside this benchmark maps.
 
     The benchmark's own processes (itself, the lab's store) map the same interpreter, and each process that does makes
     everybody's share of it smaller, a bare interpreter's above all. In a qube they are not there.

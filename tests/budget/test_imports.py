@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who may import what, read from the source: the house's walls, and the part of the budgets that is imports."""
+"""Which module may import which, read from the source; and the part of the budgets that is imports."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_system_decides_nothing() -> None:
     above = ["reconcile", "agent", "cli", "lab"]
     complain(
         [
-            f"{entry}: system/ is thin adapters; who decides calls them"
+            f"{entry}: system/ is thin adapters; what decides calls them"
             for entry in ALL
             if below(name_of(entry.file), "qubes_guestnet.system")
             and below(entry.module, *(f"qubes_guestnet.{name}" for name in above))

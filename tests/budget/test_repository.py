@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The repository is for everybody: nothing of one machine in it, and no name that somebody else could register."""
+"""The repository is for every machine: no path of one machine is in it, and no name that a stranger could register."""
 
 from __future__ import annotations
 

@@ -16,7 +16,24 @@ DOCUMENTS = sorted(
     for path in (*TREE.glob("docs/*.md"), *TREE.glob("docs/man/*"), *TREE.glob("docs/examples/*"), TREE / "README.md")
     if path.name != "behaviours.md"  # generated, in the words of the tests
 )
-MODULES = sorted((TREE / "qubes_guestnet").rglob("*.py"))
+OWN = Path(__file__)  # it has the words
+PYTHON = ("qubes_guestnet", "tests", "bench", "tools")
+MODULES = sorted(path for folder in PYTHON for path in (TREE / folder).rglob("*.py") if path != OWN)
+# Whole files: pages, units, and what the packages run.
+PAGES = sorted(
+    path
+    for pattern in (
+        "tests/**/*.md",
+        "systemd/**/*",
+        "debian/*",
+        "rpm/*",
+        "tools/*",
+        "newsfragments/README.md",
+        "Makefile",
+    )
+    for path in TREE.glob(pattern)
+    if path.is_file() and path.suffix != ".py" and b"\0" not in path.read_bytes()
+)
 PERSONS = re.compile(r"\b(who|whom|whoever|nobody|somebody)\b", re.IGNORECASE)
 PERSONIFIED = re.compile(r"\bkernel (does not |doesn't )?(wants?|likes?|thinks?|believes?)\b", re.IGNORECASE)
 RIDDLES = re.compile(
@@ -57,7 +74,7 @@ def test_a_name_is_no_prose() -> None:
     assert prose("nobody = 'x'  # y\n") == [(1, "'x'"), (1, "# y")]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", [*DOCUMENTS, *PAGES], ids=lambda path: str(path.relative_to(TREE)))
 def test_documents_name_the_actor(document: Path) -> None:
     lines = document.read_text(encoding="utf-8").splitlines()
     assert [f"{number}: {line}" for number, line in enumerate(lines, 1) if found(line)] == []

@@ -26,7 +26,7 @@ BROKEN = {
 
 
 def read(folder: Path, before: str = "") -> tuple[str, str]:
-    """What a program reads, and what it says on standard error."""
+    """What a program reads, and what it writes to standard error."""
     directory = folder / "sockets"
     directory.mkdir()
     with Running(str(directory), {b"/qubes-ip": b"10.137.0.7"}):

@@ -305,7 +305,7 @@ def test_what_a_killed_publisher_left_is_swept_away(resolv_conf: Path) -> None:
     others = set(os.listdir(folder))
     os.utime(folder / first, (0, 0))
     publish(str(resolv_conf), SHORT)
-    assert set(os.listdir(folder)) == others - {first}, "the other one may be of somebody who is still writing"
+    assert set(os.listdir(folder)) == others - {first}, "the other one may be of a process that is still writing"
     os.utime(folder / second, (0, 0))
     publish(str(resolv_conf), LONG)
     assert set(os.listdir(folder)) == others - {first, second}

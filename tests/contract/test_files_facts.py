@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is found out about a resolv.conf: what it is, who protects it, whether it is locked."""
+"""What is found out about a resolv.conf: what it is, which file protects it, whether it is locked."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ def test_no_descriptor_is_left(kind: Kind, daemon: Running) -> None:
 
     def descriptors() -> int:
         last = kind.connect()
-        last.read("/")  # it accepts in order, so nobody from before is still to be accepted
+        last.read("/")  # it accepts in order, so no earlier connection is still to be accepted
         eventually(lambda: len(daemon.hub.clients) == 1)
         last.read("/")  # it forgets a client and then closes it, before it serves the next
         count = len(os.listdir("/proc/self/fd"))

@@ -331,7 +331,7 @@ def test_watching_from_a_shell(directory: str, process: subprocess.Popen[str]) -
     watcher = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     store = DirectStore(directory, LIMIT_S, writable=True)
 
-    def poke() -> bool:  # until the watches are set, nobody listens
+    def poke() -> bool:  # no program listens before the watches are set
         store.write("/b", b"")
         return watcher.poll() is not None
 

@@ -196,7 +196,7 @@ def test_an_answer_cut_short_is_an_error_and_no_missing_entry(
     try:
         got = request(store)
     except StoreRefused:
-        pytest.fail("nobody refused it")
+        pytest.fail("it was not refused")
     except StoreError:
         with pytest.raises(StoreError):
             store.read("/qubes-ip")

@@ -169,7 +169,7 @@ def test_notify(abstract: bool, tmp_path: Path) -> None:
 
 
 def test_a_listener_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
-    """A socket nobody reads takes some ten messages; a blocking send then waited for ever."""
+    """An unread socket takes some ten messages; a blocking send then waited for ever."""
     name = str(tmp_path / "n")
     many = "from qubes_guestnet.system import systemd\nsystemd.NOTIFY_SECONDS = 0.01\n"
     many += "for _ in range(30): systemd.notify('STATUS=well')\nprint('done')"
@@ -178,7 +178,7 @@ def test_a_listener_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
         assert child(many, NOTIFY_SOCKET=name) == "done\n"
 
 
-@pytest.mark.parametrize("path", ["", "/nowhere/at-all", "@nobody-listens-there", "x" * 200])
+@pytest.mark.parametrize("path", ["", "/nowhere/at-all", "@no-listener", "x" * 200])
 def test_nobody_to_notify(path: str) -> None:
     assert child(NOTIFY, NOTIFY_SOCKET=path) == "done\n"
 

@@ -70,7 +70,7 @@ class World:
 
     Attributes:
         qubes: by the name of the interface, the addresses that the qube at its other end may use.
-        talked: addresses with connections of a former holder that conntrack knows, by the name of who has them now.
+        talked: addresses with connections of a former holder that conntrack knows, by the name of their present holder.
         values: settings of the kernel that are not as they were made.
         fails: kinds of which every operation fails.
         killed: the agent is killed after so many operations; 0 for never.

@@ -29,7 +29,7 @@ def hear(made: Exchange, *data: bytes) -> list[bool]:
     return [made.hear(one) is not None for one in data]
 
 
-# --- who may say what ------------------------------------------------------------------------------------------------
+# --- which sender may say what ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.behaviour("B110")

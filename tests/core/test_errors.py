@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Errors: one safe line each, who is to blame, and whether a retry can help."""
+"""Errors: one safe line each, its cause, and whether a retry can help."""
 
 from __future__ import annotations
 

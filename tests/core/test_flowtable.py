@@ -83,7 +83,7 @@ LOOKED_AT = {
     "forward": ("inet filter", hooked("forward"), True),
     "prerouting": ("ip raw", hooked("prerouting", "raw"), True),
     "postrouting": ("ip mangle", hooked("postrouting", "mangle - 5"), True),
-    "a priority nobody knows": ("ip mangle", hooked("postrouting", "strange"), True),
+    "an unknown priority": ("ip mangle", hooked("postrouting", "strange"), True),
     "a policy of drop": ("ip filter", hooked("forward", policy="drop"), True),
     "what the qube itself sends": ("ip mangle", hooked("output", kind="route"), False),
     "what is for the qube itself": ("inet filter", hooked("input", policy="drop"), False),

@@ -219,4 +219,4 @@ def test_a_script_that_runs_nft_for_each_rule_is_given_time() -> None:
     assert unfinished(10.0, 10.0, 10.0)
     assert unfinished(10.0, 11.5, 12.4)
     assert not unfinished(10.0, 11.5, 12.5)
-    assert not unfinished(10.0, 14.9, 15.0), "who changes it all the time is not waited for"
+    assert not unfinished(10.0, 14.9, 15.0), "a program that changes it all the time is not waited for"

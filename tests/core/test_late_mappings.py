@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Fake addresses that come after the vif: every entry before × every entry after × who has spoken."""
+"""Fake addresses that come after the vif: every entry before × every entry after × whether the qube has spoken."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_what_dom0_says_now(written: dict[str, bytes], found: Shown) -> None:
         (VIF._replace(told=True, mappings=(FAKED,)), entries("192.168.1.6"), KEEP, KEEP),
         (VIF._replace(told=True, mappings=(FAKED,)), AS_IT_IS, KEEP, KEEP),
         (VIF._replace(told=True, mappings=(FAKED,)), NOTHING, KEEP, KEEP),
-        # A record of an older version does not say who was told.
+        # A record of an older version does not say which qube was told.
         (VIF._replace(mappings=(FAKED,)), entries("192.168.1.6"), KEEP, KEEP),
     ],
 )

@@ -96,7 +96,7 @@ def states(draw: st.DrawFn) -> tuple[State, Owned]:
         if Model(interface).do(Op(Verb.ROUTE_ADD, LINK.ifindex, LINK.name, route)) == 0:
             found.append(route)
     state = State(up, draw(st.integers(0, 1)), frozenset(addresses), frozenset(neighbours.values()), frozenset(found))
-    # The record may also name what somebody has taken away.
+    # The record may also name what another program has removed.
     ours = draw(st.sets(st.sampled_from(ADDRESSES))), draw(st.sets(st.sampled_from(GATEWAYS)))
     return state, Owned(frozenset(ours[0]), frozenset(ours[1]))
 

@@ -68,7 +68,7 @@ class NetworkManager:
         self.read = {UUID: read} if running and read else {}
         self.force = force if self.read and managed and not down else None
         self.disk.update({STALE: b"id=stale", OFFICE: FORMER.encode()})
-        self.down = down  # by the user, who wants it so
+        self.down = down  # by the user, on purpose
         self.killed, self.refused = -1, frozenset[str]()
         self.log: list[Any] = []
         self.ledger = Memory()

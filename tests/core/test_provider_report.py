@@ -107,7 +107,7 @@ TEXTS = {
             OFFLOAD,
         ],
     ),
-    "rules that nobody could look at": (
+    "rules that could not be read": (
         WELL._replace(ruled=False, vifs=(), errors=(KernelError("nft generation", 1),)),
         [
             "provider: forwards IPv4",
@@ -180,7 +180,7 @@ FOUND = {
         [("rules-missing", "error"), ("vif-not-configured", "error")],
     ),
     "changed rules": (WELL, Ground(CHANGED), [("rules-changed", "warning")]),
-    "somebody before us": (WELL, Ground(shadows=SHADOW), [("foreign-chain", "note")]),
+    "a chain before ours": (WELL, Ground(shadows=SHADOW), [("foreign-chain", "note")]),
     "nothing is forwarded": (WELL._replace(forwarding=frozenset()), Ground(), [("forwarding-off", "error")]),
     "not all is forwarded": (WELL._replace(ipv6=True), Ground(), [("forwarding-off", "error")]),
     "closed": (WELL._replace(forwarding=frozenset(), closed=True), Ground(), [("forwarding-off", "error")]),
@@ -196,7 +196,7 @@ FOUND = {
     ),
     "a kernel without nftables for ARP": (WELL, Ground(arp=False), [("arp-unfiltered", "note")]),
     "no server": (WELL._replace(names=Choice((), "")), Ground(), [("dns-unknown", "warning")]),
-    "nobody knows": (
+    "unknown": (
         WELL._replace(names=Choice((), ""), settings=SETTINGS._replace(held=frozenset({"dns"}))),
         Ground(),
         [],
@@ -212,7 +212,7 @@ FOUND = {
         Ground(),
         [("duplicate-address", "error"), ("duplicate-address", "error")],
     ),
-    "vifs that nobody told of": (
+    "vifs that hotplug did not announce": (
         WELL,
         Ground(unknown=("vif5.0",), gone=("vif4.0",)),
         [("vif-unknown", "error"), ("vif-gone", "warning")],

@@ -355,5 +355,5 @@ def test_link_down_by_hand_and_all_is_back_in_one_pass(settled: Qube) -> None:
 
 
 def kernels(state: State) -> frozenset[Route]:
-    """Routes of the kernel to the IPv6 subnet that somebody had set and that a link loses as it goes down."""
+    """Routes of the kernel to the IPv6 subnet that another program had set and that a link loses as it goes down."""
     return frozenset(route for route in state.routes if str(route.destination) == "fd77::/64")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A pass with other programs about, which are a model here: who does what, and in which order."""
+"""A pass with other programs about, which are a model here: which one does what, and in which order."""
 
 from __future__ import annotations
 

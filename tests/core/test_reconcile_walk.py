@@ -148,7 +148,7 @@ class Life:
         record_fallback(self.qube.paths, self.index, MAC, Fallback(ipaddress.ip_address("10.138.0.1"), "slow"))
 
     def forget(self, state: State) -> None:
-        """What is gone is nobody's any longer."""
+        """What is gone belongs to no program any longer."""
         self.foreign = State(
             addresses=self.foreign.addresses & state.addresses,
             neighbours=self.foreign.neighbours & state.neighbours,

@@ -32,7 +32,7 @@ def test_jobs_as_systemctl_lists_them() -> None:
         ({UNIT: "stop", "network-pre.target": "stop"}, False),
         ({UNIT: "restart", "network-pre.target": "restart"}, False),
         ({UNIT: "stop", "network-pre.target": "try-restart"}, False),
-        # It is started for somebody else meanwhile.
+        # It is started for another unit meanwhile.
         ({UNIT: "stop", "network-pre.target": "start"}, True),
     ],
 )

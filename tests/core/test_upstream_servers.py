@@ -120,8 +120,8 @@ def test_without_an_uplink_its_provider_is_not_asked(
         pytest.param(
             [UPLINK, link(7, "10.139.1.1", everything=True)], list(map(str, OWN)), id="the same as the uplink"
         ),
-        pytest.param([UPLINK, link(7, "fd00::1", everything=True)], [], id="IPv6 only: nobody rather than the uplink"),
-        pytest.param([UPLINK, link(7, "127.0.0.1", everything=True)], [], id="loopback: nobody rather than the uplink"),
+        pytest.param([UPLINK, link(7, "fd00::1", everything=True)], [], id="IPv6 only: refused, not by the uplink"),
+        pytest.param([UPLINK, link(7, "127.0.0.1", everything=True)], [], id="loopback: refused, not by the uplink"),
     ],
 )
 def test_the_servers_of_a_tunnel(links: list[LinkServers], servers: list[str]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which connections are offloaded, and that nobody but their two ends has anything of it."""
+"""Which connections are offloaded, and that only their two ends gain by it."""
 
 from __future__ import annotations
 

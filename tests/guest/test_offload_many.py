@@ -30,7 +30,7 @@ def test_it_is_left_alone_while_nothing_changes(host: Provider, behind: Client, 
         time.sleep(WINDOW_S)  # what is measured is this time, and not an outcome
         return handle(host) == before
 
-    eventually(calm, 30, "nobody makes it anew", host.trouble)
+    eventually(calm, 30, "it is not made anew", host.trouble)
     before = handle(host)
     host.write("/qubes-netvm-secondary-dns", "10.139.1.3")  # a pass, and a change of rules, but of our own
     eventually(lambda: "10.139.1.3" in " ".join(host.rules("ip", "dnat-dns")), 20, "a pass", host.trouble)

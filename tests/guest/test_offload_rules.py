@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whoever changes rules while connections are offloaded has his way."""
+"""A change of rules applies to connections that are offloaded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIREWALL = """
 
 @contextmanager
 def foreign(host: Provider, add: str, remove: str) -> Iterator[None]:
-    """Rules of somebody else, there while the block lasts."""
+    """Rules of another program, there while the block lasts."""
     host.nft(add)
     try:
         yield

@@ -54,7 +54,7 @@ def left() -> list[str]:
 
 
 def play(verb: str, counter: Path, moment: int) -> tuple[int, str]:
-    """Exit status of a verb, and what it says on both outputs."""
+    """Exit status of a verb, and what it prints on both outputs."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.faults.interrupting", str(counter), str(moment), "lab", *verb.split()],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, cwd=TREE,

@@ -137,7 +137,7 @@ def test_a_command_whose_caller_is_gone_is_hung_up(small: Path) -> None:
 
 
 class Person:
-    """Somebody at a terminal, in front of a command of the lab."""
+    """A person at a terminal, in front of a command of the lab."""
 
     def __init__(self, *words: str) -> None:
         self.pid, self.terminal = pty.fork()
@@ -158,7 +158,7 @@ class Person:
         while select.select([self.terminal], [], [], 0)[0]:
             try:
                 self.seen += os.read(self.terminal, 4096).decode(errors="replace")
-            except OSError:  # nobody has the terminal any more
+            except OSError:  # no process has the terminal any more
                 break
         return self.seen
 

@@ -2,7 +2,7 @@
 """The steps of a walk through a tree: what dom0 does to qubes and to their providers, and what then has to hold.
 
 Which step comes next follows from the seed and from dom0's own state alone. The judge knows what dom0 wrote and when it
-attached whom; what is there it asks of packets and of what the providers say of their vifs.
+attached which; what is there it asks of packets and of what the providers say of their vifs.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ class Walk(WalkQube):
 
     def add_foreign(self) -> None:
         each = self.chance.choice(list(FOREIGN))
-        # Without any address the kernel takes away all IPv4 routes and neighbours, whoever made them.
+        # Without any address the kernel removes all IPv4 routes and neighbours, whichever program made them.
         if self.model.plugged and not self.model.removed and each not in self.model.foreign:
             needed = {ANCHOR} - self.model.foreign if version_of(each) == 4 else set()
             self.make_foreign([*(needed - {each}), each])
@@ -236,7 +236,7 @@ class Walk(WalkQube):
             self.take_foreign([*(held if chosen == ANCHOR else ()), chosen])
 
     def steal(self) -> None:
-        """Somebody removes something that we made."""
+        """Another program removes something that we made."""
         asked = self.model.wanted().families
         ours: list[Object] = sorted(each for states in asked.values() if states for each in states[-1])
         if self.model.plugged and ours:

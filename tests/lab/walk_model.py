@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a qube must be like, by rules written anew from the design: the judge of the random walk.
 
-It never looks whether a value is valid: who writes one says so. An object of the kernel is a tuple of words.
+It never looks whether a value is valid: the step that writes one says so. An object of the kernel is a tuple of words.
 
 Where a family is *held* (one of its values is not valid) it must have what it had at the last valid moment. The agent
 sees only some of the moments, and which ones is its own affair; so all that it could have made since it was last seen
@@ -65,7 +65,7 @@ def wanted(keys: dict[str, Value], flags: set[str]) -> Wanted:
     for version in (4, 6):
         if known:
             families[version] = _family(version, folder, keys, flags, rank)
-        else:  # not the agent's any longer; while nobody knows whose it is, nothing changes
+        else:  # not the agent's any longer; while its owner is unknown, nothing changes
             families[version] = [NOTHING] if mac.good else None
     up = any(states and states[0] for states in families.values())
     primary = GLOBAL if not named else folder
@@ -217,7 +217,7 @@ class Model:
         )
 
     def disturb(self, *versions: int) -> None:
-        """Parts of these families were taken away, and while they are held nobody puts them back."""
+        """Parts of these families were taken away, and while they are held they are not put back."""
         for version in versions or (4, 6):
             self.families[version].loose = True
 
@@ -239,7 +239,7 @@ class Model:
         self.disturb()
 
     def overwritten(self, file: File) -> None:
-        """Somebody put another resolv.conf in place; a pass on its way may still put its own there."""
+        """Another program put another resolv.conf in place; a pass on its way may still put its own there."""
         self.files.add(file)
         self.changed()
 

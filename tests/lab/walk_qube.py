@@ -55,7 +55,7 @@ LOOK = f"""
 """
 
 
-# Python complains of a running process nobody knows any more; the kernel ends them all with the test.
+# Python complains of a running process without a reference; the kernel ends them all with the test.
 _hands: list[Hand] = []
 
 

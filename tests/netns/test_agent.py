@@ -104,7 +104,7 @@ def test_no_watchdog_where_systemd_asks_for_none() -> None:
 
 def test_a_notify_socket_where_nobody_listens_is_no_harm() -> None:
     appvm = AppVm()
-    agent = appvm.agent(wait=False, env={"NOTIFY_SOCKET": "/run/nobody"})
+    agent = appvm.agent(wait=False, env={"NOTIFY_SOCKET": "/run/no-listener"})
     appvm.soon_configured()
     assert agent.stop() == 0
 
@@ -136,7 +136,7 @@ def test_killed_and_started_again() -> None:
 
 
 def test_sighup_means_look_now() -> None:
-    """A flag and the neighbour table wake nobody, so the change waits for the signal."""
+    """A flag and the neighbour table wake no pass, so the change waits for the signal."""
     appvm = AppVm()
     agent = appvm.agent()
     appvm.qube.set_flag(GATEWAY_FLAG)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What others take away from the agent comes back; what can not be set is told once; resolv.conf and who writes it."""
+"""What others take away from the agent comes back; what can not be set is told once; resolv.conf and its writers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_what_is_taken_away_comes_back(style: str) -> None:
 
 @pytest.mark.behaviour("B11")
 def test_a_neighbour_entry_comes_back_with_the_next_pass() -> None:
-    """Changes of the neighbour table wake nobody: a device route makes one for every destination."""
+    """Changes of the neighbour table start no pass: a device route makes one for every destination."""
     appvm = AppVm(ENTRIES6)
     agent = appvm.agent()
     appvm.ip("neighbour", "del", GATEWAY, "dev", "eth0")
@@ -63,7 +63,7 @@ def test_a_neighbour_entry_comes_back_with_the_next_pass() -> None:
 
 
 def test_a_fight_over_a_route_is_lost_slowly() -> None:
-    """Somebody who takes it away each time: the agent follows, and does not burn the processor for it."""
+    """Another program removes it each time: the agent follows without burning the processor."""
     appvm = AppVm()
     # Verbose, because of the same pass again and again the journal tells ever less.
     appvm.qube.agent = agent = appvm.qube.spawn("agent", *appvm.program("agent", "--verbose"))
@@ -194,7 +194,7 @@ def test_a_resolv_conf_that_cannot_be_written_is_told_once_and_healed() -> None:
     appvm.check(servers=())
     agent.signal(signal.SIGHUP)
     assert appvm.said("Read-only file system") == 1
-    # Its own attempts are neither somebody's overwriting nor a reason for the next one.
+    # Its own attempts count neither as another program's write nor as a reason for the next one.
     never(lambda: appvm.said("another program overwrote"), 1.5)
     appvm.qube.run("umount", RESOLV_CONF)
     appvm.soon_configured()

@@ -39,7 +39,7 @@ def made(gateway: str | None = FAKE_GATEWAY) -> Tree:
 
 
 def watch(tree: Tree) -> Callable[[], None]:
-    """From now on; the function asserts that nobody has seen an address of the other side."""
+    """From now on; the function asserts that neither side has seen an address of the other."""
     inside, outside = tree.wire(tree.qube, "eth0"), tree.wire(tree.provider, VIF)
 
     def judge() -> None:
@@ -190,7 +190,7 @@ def test_what_could_tell_an_address_is_dropped() -> None:
     recorder = tree.socket(tree.qube, address=(VISIBLE, 0))
     recorder.setsockopt(socket.IPPROTO_IP, IP_OPTIONS, b"\x07\x0b\x04" + bytes(9))
     recorder.sendto(b"spoofed", (WORLD, 9))
-    # Somebody outside who is what the qube believes its gateway or itself to be.
+    # A host outside that has the address that the qube believes to be its gateway's or its own.
     tree.provider.wire(f"ip address add {FAKE_GATEWAY}/32 dev lo; ip address add {VISIBLE}/32 dev lo")
     for source in (FAKE_GATEWAY, VISIBLE):
         tree.socket(tree.provider, address=(source, 0)).sendto(b"spoofed", (REAL, 9))

@@ -19,7 +19,7 @@ BAD = "action=accept foo=<b>"
 
 
 def desktop(host: Enforcing, *, bus: bool = True) -> None:
-    """A user who is logged in, and the two programs."""
+    """A logged-in user, and the two programs."""
     host.write("/default-user", "root")
     for name, text in (("runuser", RUNUSER), ("notify-send", "#!/bin/sh\n")):
         host.qube.write(f"{TOOLS}/{name}", text)

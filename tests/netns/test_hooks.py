@@ -44,7 +44,7 @@ def test_a_hook_runs_once_after_each_real_change() -> None:
     appvm.write("/qubes-ip", "10.137.0.99")
     eventually(lambda: len(runs(appvm)) == 2, trouble=appvm.log)
     assert runs(appvm)[1][1] == "10.137.0.99/32"
-    # What somebody else does is no change, though the agent mends it; nor is a restart of the agent.
+    # What another program does is no change, though the agent repairs it; nor is a restart of the agent.
     appvm.ip("route", "del", "default")
     eventually(lambda: appvm.routes(4), what="the route is back")
     agent = appvm.qube.agent
@@ -207,7 +207,7 @@ def test_the_mtu_from_dom0() -> None:
     appvm.check(ip6=f"{IP6}/128", gateway6=GATEWAY6)
     appvm.remove("/vm-config/net-mtu")
     eventually(lambda: appvm.said("all errors cleared"), trouble=appvm.log)
-    assert mtu(appvm) in (1400, 1492), "nobody knows what it was before"
+    assert mtu(appvm) in (1400, 1492), "the value before is unknown"
 
 
 @pytest.mark.behaviour("B109")

@@ -107,7 +107,7 @@ def test_arp_in_foreign_names(check: str) -> None:
 
 @pytest.mark.parametrize("check", STRICT)
 def test_a_probe_for_a_duplicate_is_answered_as_the_kernel_does(check: str) -> None:
-    """RFC 5227: who is about to take an address asks for it without one of its own."""
+    """RFC 5227: a host that is about to take an address asks for it without one of its own."""
     host, evil, other, speaker = staged(check)
     before = known(host)
     speaker.must_be_answered("0.0.0.0", evil.mac, GATEWAY)
@@ -172,7 +172,7 @@ def test_what_is_no_vif_is_not_judged() -> None:
 def test_neighbour_discovery_in_foreign_names_and_about_others(strict: bool) -> None:
     host, evil, other, _ = staged()
     if not strict:
-        # Of an owner who would learn from anybody.
+        # Of an owner that would learn from every sender.
         for setting in ("drop_unsolicited_na=0", "accept_untracked_na=1", "accept_ra=2", "accept_redirects=1"):
             host.oracle.run("sysctl", "-qw", f"net.ipv6.conf.{evil.vif.replace('.', '/')}.{setting}", check=False)
     entries_of_others(host, evil.vif)

@@ -128,7 +128,7 @@ def test_an_uplink_takes_nothing_that_it_did_not_ask_for(loaded: bool) -> None:
     appvm.agent()
     appvm.soon_configured(style="gateway")
     if loaded:
-        # Whoever changes the settings afterwards: the rules hold.
+        # The settings may change afterwards: the rules hold.
         for setting in ("accept_ra", "accept_redirects"):
             appvm.oracle.run("sysctl", "-qw", f"net.ipv6.conf.eth0.{setting}=1")
         appvm.oracle.run("sysctl", "-qw", "net.ipv6.conf.eth0.drop_unsolicited_na=0")

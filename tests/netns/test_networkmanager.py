@@ -52,7 +52,7 @@ def start(entries: dict[str, str] | None = ENTRIES6, **named: bool) -> tuple[App
 
 
 def routes(appvm: AppVm, family: int = 4) -> list[str]:
-    """Routes out of eth0 that somebody made, in words."""
+    """Routes out of eth0 that other programs made, in words."""
     found = [route for route in appvm.oracle.routes(family, "eth0") if route["protocol"] != "kernel"]
     return sorted(words_of(route) for route in found)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A qube that gives network to nobody: its agent notices that its base rules are gone, and has them loaded again."""
+"""A qube that provides no network: its agent notices that its base rules are gone, and has them loaded again."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def test_the_updates_proxy_is_restarted_when_the_servers_differ_and_only_then() 
     host.resolv_conf(SECOND)
     leads(host, SECOND)
     assert eventually(lambda: host.qube.read("/run/lab/asked") == once * 2)
-    for servers in ((), (SECOND,)):  # nobody to ask meanwhile, as between two providers
+    for servers in ((), (SECOND,)):  # no server meanwhile, as between two providers
         host.resolv_conf(*servers)
         leads(host, *servers)
     assert host.qube.read("/run/lab/asked") == once * 2

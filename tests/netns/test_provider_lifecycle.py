@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Base rules and forwarding over time: when they come and go, what they leave alone, and who undoes them."""
+"""Base rules and forwarding over time: when they come and go, what they leave alone, and what undoes them."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_users_made_survives_everything_but_the_end() -> None:
         assert theirs(host) == before
     host.agent.kill()
     host.qube.start_agent()
-    # Somebody changes a rule of ours: mended, and only that.
+    # Another program changes a rule of ours: that one is repaired, and only that one.
     host.nft("flush chain ip qubes forward; add rule ip qubes input accept")
     eventually(lambda: "oifgroup 2 drop" in " ".join(host.rules("ip", "forward")).replace("counter ", ""))
     eventually(lambda: "accept" not in host.rules("ip", "input"), trouble=host.trouble)
@@ -166,7 +166,7 @@ def test_forwarding_comes_after_the_rules_and_goes_before_them() -> None:
     host.qube.guestnet("forwarding", "off")
     assert (host.forwards(), host.forwards(6)) == (False, False)
     assert host.rules("ip", "forward"), "they stay until their own unit stops"
-    host.qube.start_agent()  # whoever looks, it stays off until `on`
+    host.qube.start_agent()  # it stays off until `on`
     assert (host.forwards(), host.forwards(6)) == (False, False)
     host.qube.guestnet("forwarding", "on")
     assert host.forwards()
@@ -180,7 +180,7 @@ def test_forwarding_comes_after_the_rules_and_goes_before_them() -> None:
 
 
 def test_no_rules_no_forwarding() -> None:
-    """Nobody can load them: then nothing is forwarded, and what was is not any more."""
+    """They cannot be loaded: then nothing is forwarded any more."""
     host = Provider(rules=False, agent=False)
     host.qube.write("/run/lab/nft", "#!/bin/sh\necho 'Error: out of order' >&2; exit 1\n")
     host.qube.path("/run/lab/nft").chmod(0o755)

@@ -187,7 +187,7 @@ def test_tables_of_others_that_went_along_are_named_until_they_are_there_again()
     host.nft(MINE)
     eventually(lambda: provider(host)["lost"] == [], trouble=host.trouble)
     assert "user-rules-lost" not in checked(host)
-    # And one that is not needed any more is forgotten by whoever says so.
+    # And one that is not needed any more is forgotten on request.
     host.nft(FLUSH)
     eventually(lambda: provider(host)["lost"] == ["table inet mine"], trouble=host.trouble)
     host.qube.guestnet("forwarding", "on")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What somebody else takes away of a provider's rules comes back; and the firewall has the redirection's servers."""
+"""What another program removes of a provider's rules comes back; and the firewall has the redirection's servers."""
 
 from __future__ import annotations
 

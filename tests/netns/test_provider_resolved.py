@@ -81,7 +81,7 @@ def test_its_upstream_servers_count_and_are_followed() -> None:
 def test_a_vpn_in_a_proxy_has_the_names_and_no_address_leads_to_itself_then() -> None:
     host, daemons = start(PROXY)
     host.qube.start_agent()
-    leads(host, DNS, DNS2)  # the next provider's, who redirects them
+    leads(host, DNS, DNS2)  # the next provider's, which redirects them
     behind, outside = host.attach(), host.outside()
     host.qube.wire("ip link add wg0 type veth peer name far; ip link set wg0 up; ip link set far up")
     daemons.resolvectl("dns", "wg0", VPN)
@@ -93,7 +93,7 @@ def test_a_vpn_in_a_proxy_has_the_names_and_no_address_leads_to_itself_then() ->
     behind.port.send(behind.ip, WORLD, "last")
     assert outside.hears(lambda packet: packet.word == "last")
     assert outside.words() == {"last"}, "the question went into the tunnel, and nothing beside it"
-    # It has names, and nobody outside can be asked for them: rather nobody than the next provider.
+    # It has names, and no server outside knows them: refused rather than asked of the next provider.
     daemons.resolvectl("dns", "wg0", "2000:abcd::53")
     leads(host)
     daemons.resolvectl("revert", "wg0")

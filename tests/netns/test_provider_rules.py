@@ -32,7 +32,7 @@ from tests.support.qubes.provider import (
 ANYBODY, ANYBODY6 = "10.137.0.77", "fd09:24ef:4179::dead"
 TCP = 6
 # What users' rules count: a packet that hits them got past anti-spoofing.
-# Of the qubes alone: on the uplink routers are looked for, and that is nobody's doing.
+# Of the qubes alone: on the uplink the kernel itself looks for routers.
 COUNT = "".join(
     f"add rule {family} qubes custom-{hook} iifgroup 2 counter; "
     for family in ("ip", "ip6")
@@ -72,7 +72,7 @@ def test_a_spoofed_packet_never_gets_as_far_as_users_rules() -> None:
     for source in (ANYBODY6, second.ip6, OWN6, GATEWAY6, WORLD6, "::", "fe80::1", "::1"):
         for target in (WORLD6, second.ip6, GATEWAY6, OWN6):
             first.port.send(source, target, "spoofed")
-    # Neighbour discovery with an address it has not: nobody is to believe it.
+    # Neighbour discovery with a foreign address: no host may accept it.
     advert = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + bytes.fromhex("fe800000000000000000000000000005")
     first.port.send_packet(packet_of(second.ip6, GATEWAY6, advert, 58))
     order(first.port, first.ip, WORLD, outside)
@@ -139,7 +139,7 @@ def test_nobody_outside_speaks_as_a_qube_or_to_one(version: int) -> None:
     speaks = partial(spoken, host, socket.AF_INET if version == 4 else socket.AF_INET6)
     for address, device in ((own, behind.vif), (halted, "lo")):
         host.qube.wire(f"ip address add {address} dev {device}{' nodad' * (version == 6)}")
-        # Where somebody else keeps it from being translated.
+        # Where another program keeps it from being translated.
         host.nft(f"insert rule {family} qubes postrouting {family} saddr {address} accept")
         assert not speaks("out, as a qube", address, world)
         host.qube.wire(f"ip address delete {address} dev {device}")
@@ -186,7 +186,7 @@ def test_the_list_of_connected_qubes_follows_in_one_transaction_whatever_it_is()
 
 
 def tcp(source: str, target: str, flags: int) -> bytes:
-    """A segment of a connection that nobody knows."""
+    """A segment of an unknown connection."""
     body = struct.pack("!HHIIBBHHH", 1024, 9, 1, 1, 5 << 4, flags, 1000, 0, 0) + MARK + b"invalid"
     return packet_of(source, target, body, TCP)
 

@@ -52,7 +52,7 @@ class Provider:
         self.qube.run(*words, path, value)
 
     def plug(self, name: str = "vif4.0") -> None:
-        """The device comes, and nobody is told."""
+        """The device comes without a call of hotplug."""
         peer = name.replace("vif", "far")
         self.qube.wire(
             f"ip link add {name} address fe:ff:ff:ff:ff:ff type veth peer name {peer}; ip link set {peer} up"
@@ -150,9 +150,9 @@ def stop_forwarding(provider: Provider) -> None:
 
 STATES = {
     "fresh": fresh,
-    "rules that somebody changed": lambda provider: provider.nft("insert rule ip qubes forward accept"),
-    "rules that somebody took away": lambda provider: provider.nft("flush ruleset"),
-    "virtual DNS that somebody changed": lambda provider: provider.nft("flush chain ip qubes dnat-dns"),
+    "rules that another program changed": lambda provider: provider.nft("insert rule ip qubes forward accept"),
+    "rules that another program removed": lambda provider: provider.nft("flush ruleset"),
+    "virtual DNS that another program changed": lambda provider: provider.nft("flush chain ip qubes dnat-dns"),
     "a vif that went": lambda provider: provider.qube.run("ip", "link", "delete", "vif4.0"),
     "IPv6 comes": switch_ipv6_on,
     "IPv6 goes": switch_ipv6_off,

@@ -246,7 +246,7 @@ def test_a_new_holder_of_an_address_hears_nothing_of_the_connections_of_the_form
     assert f"src={former.ip}" in host.connections()
     if not agent:
         host.agent.stop()
-    # Killed, and nobody has said so when the address has its next holder.
+    # Killed, without a call of hotplug before the address has its next holder.
     host.unplug(former)
     new = host.attach(5, former.ip)
     assert f"src={former.ip}" not in host.connections()

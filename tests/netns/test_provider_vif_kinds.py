@@ -288,7 +288,7 @@ def test_what_was_refused_goes_without_a_word(agent: bool) -> None:
 
 
 def test_what_the_former_holder_of_a_name_was_allowed_the_next_one_is_not() -> None:
-    """Nobody has said that vif4.0 went: the toolstack was killed, and the name came again."""
+    """vif4.0 went without a call of hotplug: the toolstack was killed, and the name came again."""
     host = Provider(ENTRIES6)
     former, outside = host.attach(4), host.outside()
     host.unplug(former)

@@ -16,7 +16,7 @@ MAC = "00:16:3e:5e:6c:05"
 
 
 class Renaming(netlink.Kernel):
-    """Somebody runs a command between the look at all links and what is asked of one by its name."""
+    """A command runs between the look at all links and what is asked of one by its name."""
 
     def __init__(self, oracle: Oracle, command: str) -> None:
         super().__init__()

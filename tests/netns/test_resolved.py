@@ -144,7 +144,7 @@ def test_a_hanging_one_holds_nothing_up() -> None:
     hanging = hang(appvm, daemons)
     appvm.agent()
     appvm.soon_configured(**WITH6)
-    eventually(lambda: appvm.said("resolve1") > 0, what="it says who hangs", trouble=appvm.log)
+    eventually(lambda: appvm.said("resolve1") > 0, what="it names the service that hangs", trouble=appvm.log)
     appvm.write("/qubes-ip", "10.137.0.66")
     appvm.soon_configured(ip="10.137.0.66/32", **WITH6)
     assert appvm.servers() == [DNS, DNS2]

@@ -40,7 +40,7 @@ BOUNCED = {"reflected", "to a halted qube"}
 
 
 class Stage:
-    """A provider with two qubes and the vif of a third that nobody has set up; users' rules in both custom chains."""
+    """A provider with two qubes and the vif of a third that is not set up; users' rules in both custom chains."""
 
     def __init__(self) -> None:
         self.host = Provider({**ENTRIES6, **CONNECTED})

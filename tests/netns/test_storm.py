@@ -104,7 +104,7 @@ def from_outside(port: Port, behind: Client) -> list[Shot]:
 
 
 def arena(*, agent: bool = True) -> tuple[Provider, Client, Client]:
-    """A provider with rules, and two qubes whose vifs nobody has been told of."""
+    """A provider with rules, and two qubes whose vifs hotplug has not announced."""
     host = Provider({**ENTRIES6, **CONNECTED}, agent=agent)
     return host, host.plug(4), host.plug(5)
 
@@ -113,7 +113,7 @@ def arena(*, agent: bool = True) -> tuple[Provider, Client, Client]:
 def blowing(
     host: Provider, sender: Client, other: Client, *, inside: bool = True
 ) -> Iterator[tuple[Judges, Callable[[int], None]]]:
-    """The storm from both sides, and who listens."""
+    """The storm from both sides, and its listeners."""
     outside = host.outside()
     sender.port.forget()
     other.port.forget()

@@ -124,7 +124,7 @@ def test_remove_leaves_what_we_never_configured(name: str) -> None:
 
 
 def test_a_lock_that_is_not_given_back() -> None:
-    """A stopped program must not stop all others for ever; the one that waits says who is in its way."""
+    """A stopped program must not stop all others for ever; the one that waits names what is in its way."""
     appvm = AppVm()
     holder = hold_the_lock(appvm)
     sooner = "from qubes_guestnet.cli import main as cli\nfrom qubes_guestnet.system import owned_state\n"

@@ -374,7 +374,7 @@ def test_after_removal_it_boots_with_core_agent_alone(qube: Qube) -> None:
 @pytest.mark.behaviour("B152")
 @pytest.mark.behaviour("B157")
 def test_installed_into_a_running_qube_and_purged_with_the_other_one_first(qube: Qube, built: Path) -> None:
-    """core-agent's default route was there before ours, and stays in force: somebody may want it. It is told."""
+    """core-agent's default route was there before ours, and stays in force: the owner may want it. It is logged."""
     machine = qube.machine
     target = qube.give(built)
     with every_packet_returns(machine.network, qube.target, "install"):

@@ -90,7 +90,7 @@ def test_after_the_boot_the_network_is_there(qube: Machine) -> None:
         "nameserver 10.139.1.2",
     ]
     found = json.loads(qube.run("sh", "-c", "qubes-guestnet check --json || :"))
-    # In this world nobody plays the name servers.
+    # This world has no name servers.
     assert {finding["code"] for finding in found if finding["severity"] == "error"} <= {"dns-unreachable"}
 
 
@@ -217,7 +217,7 @@ def test_a_killed_agent_comes_back_and_loses_nothing(qube: Machine, tmp_path: Pa
 @pytest.mark.behaviour("B62")
 @pytest.mark.parametrize("way", ["stop", "kill"])
 def test_offload_does_not_outlive_the_agent(qube: Machine, way: str) -> None:
-    """Whoever loaded it. Here its table alone, for this kernel has no flowtables."""
+    """Whichever program loaded it. Here its table alone, for this kernel has no flowtables."""
     before = pid(qube)
     assert before > 0
     qube.run("nft", "add", "table", "inet", "qubes-offload")

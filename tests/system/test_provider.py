@@ -60,7 +60,7 @@ def qube(mounts: Mounts, base: Path, plain: Path, installed: Path, boot) -> Mach
 
 
 def outside(machine: Machine) -> None:
-    """A host beyond the provider's own provider, which knows the way to the provider and to nobody behind it."""
+    """A host beyond the provider's own provider, which has a route to the provider and to no qube behind it."""
     for words in (
         f"address replace {OUTSIDE}/32 dev lo",
         f"-6 address replace {OUTSIDE6}/128 dev lo",

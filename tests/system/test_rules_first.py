@@ -62,7 +62,7 @@ OURS = {"table ip qubes", "table ip6 qubes", "table arp qubes"}
 
 @pytest.mark.behaviour("B107")
 def test_firewalld_is_off_unless_it_is_asked_for(beside_firewalld: Machine) -> None:
-    """By the preset; and who switches it on for a whole template does so for the qubes that have the flag."""
+    """By the preset; switched on for a whole template, it runs in the qubes that have the flag."""
     qube = beside_firewalld
     assert qube.run("systemctl", "is-enabled", FIREWALLD, check=False) == "disabled"
     qube.run("systemctl", "start", FIREWALLD)

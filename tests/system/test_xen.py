@@ -89,7 +89,7 @@ QUBE_SETUP = (
     "ip link set eth0 up",
     f"ip address add {QUBE}/32 dev eth0",
     "ip route add default dev eth0",
-    # No answer would come to the question whether somebody else has an address.
+    # No answer would come to the question whether another host has an address.
     "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad",
     f"ip -6 address add {QUBE6}/128 dev eth0",
     f"ip -6 route add {NETVM_GATEWAY6} dev eth0",

@@ -198,7 +198,7 @@ def test_a_zone_of_its_own(ground: Oracle) -> None:
 
 
 def test_thousands(ground: Oracle) -> None:
-    """More than one packet of the dump, and more answers than a socket holds if nobody read them."""
+    """More than one packet of the dump, and more answers than fit into the buffer of an unread socket."""
     udp(QUBE, SERVER, 3000)
     udp(OTHER, SERVER, 3000)
     before = table(ground)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The socket between hotplug's command and the agent: one question, one answer, from root, and nobody holds it up."""
+"""The socket between hotplug's command and the agent: one question, one answer, root only, no peer blocks it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_socket_of_root_alone(server: Server, path: str) -> None:
 
 
 def test_somebody_who_is_not_root(tmp_path: Path) -> None:
-    """The kernel says who it is. In this user namespace whoever started the test is user 1."""
+    """The kernel names the peer. In this user namespace the user that started the test is user 1."""
     needs("unshare")
     code = """
 import socket, sys

@@ -78,7 +78,7 @@ def test_a_rename_keeps_the_index(oracle: Oracle, kernel: netlink.Kernel) -> Non
 def test_renamed_between_its_name_and_its_driver(
     oracle: Oracle, kernel: netlink.Kernel, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
-    """The driver is asked for by name. It must neither be missed nor be that of who has the name now."""
+    """The driver is asked for by name. It is found, and it is not that of the interface that has the name now."""
     real, renames = netlink.driver, []
 
     def driver(name: str) -> str:

@@ -25,13 +25,13 @@ LONG = HEADER + b"nameserver 10.139.1.1\nnameserver 10.139.1.2\n" + b"# more\n" 
 
 
 def touched(path: Path) -> tuple[int, int, int, int]:
-    """Changes whenever somebody writes, replaces or re-labels the file."""
+    """Return a value that changes with each write, replacement or new label of the file."""
     status = path.lstat()
     return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_mode
 
 
 def make_socket(path: Path) -> None:
-    """A socket that nobody listens on any more."""
+    """Make a socket without a listener."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
 

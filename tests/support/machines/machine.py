@@ -32,7 +32,7 @@ COMMAND_LIMIT_S = 120
 BOOT_LIMIT_S = 90
 PR_SET_PDEATHSIG = 1  # prctl(2)
 _libc = ctypes.CDLL(None, use_errno=True)
-# All packages are in the cache; at this proxy nobody is.
+# All packages are in the cache; no program listens at this proxy.
 APT = ("--quiet", "--yes", "--no-install-recommends", "-oAcquire::http::Proxy=http://127.0.0.1:9/")
 # nspawn: no look at a host's systemd or name servers; CAP_NET_ADMIN because the network namespace is its own.
 NSPAWN = (

@@ -99,7 +99,7 @@ def _pack(root: Path, name: str, summary: str, depends: str = "", version: str =
         "Package": name,
         "Version": version,
         "Architecture": "all",
-        "Maintainer": "nobody <nobody@localhost>",
+        "Maintainer": "Tests <tests@localhost>",
         **({"Depends": depends} if depends else {}),
         "Description": summary,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from tests.support.machines.kinds import FORWARDING
 
-# What is in force when network-pre.target is reached, seen by who waits for nothing else.
+# What is in force when network-pre.target is reached, seen by a unit that waits for nothing else.
 WITNESS = f"""\
 [Unit]
 DefaultDependencies=no

@@ -89,7 +89,7 @@ while read -r path; do cp "$path" initrd; basename "$path"; done <paths >initrd/
 (cd initrd && find . | busybox cpio -o -H newc >/boot/initrd)
 rm -r initrd init serve make depends paths
 cd /boot
-# Unpacked by whoever starts a domain, each time, and that takes seconds.
+# Unpacked at each start of a domain, which takes seconds.
 python3 -c "{UNPACK}" vmlinuz-* >vmlinux
 gunzip -c xen-4*.gz >xen
 find . -type f ! -name vmlinux ! -name initrd ! -name xen -delete

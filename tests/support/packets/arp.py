@@ -20,7 +20,7 @@ _open: list[socket.socket] = []
 
 
 class Speaker:
-    """Who speaks ARP on an interface.
+    """A host that speaks ARP on an interface.
 
     Args:
         qube: whose.
@@ -41,10 +41,10 @@ class Speaker:
         self._socket.send(head + b"\x08\x06" + icmp.arp(operation, sender, sender_mac, target))
 
     def is_answered(self, sender: str, sender_mac: str, target: str, within_s: float = 0.5) -> bool:
-        """Whether the other end answers who has an address.
+        """Return whether the other end answers an ARP request for an address.
 
         Args:
-            sender, sender_mac: who asks.
+            sender, sender_mac: of the request.
             target: that is asked for.
             within_s: for an answer that has to come, any time that a busy machine needs.
         """

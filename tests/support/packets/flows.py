@@ -121,7 +121,7 @@ class Flow:
 
     Args:
         near: the qube.
-        far: who has the target's address.
+        far: the qube that has the target's address.
         target: an address in the world.
         kind: TCP or UDP.
         port: at the target; 0 for any.
@@ -313,7 +313,7 @@ def carry(near: Qube, far: Qube, target: str, size: int, then: Callable[[], obje
 
     Args:
         near: the qube.
-        far: who has the target's address.
+        far: the qube that has the target's address.
         target: an address in the world.
         size: in bytes, of each of the three.
         then: what happens meanwhile.

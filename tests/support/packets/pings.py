@@ -24,7 +24,7 @@ _A_SECOND = 1000
 
 @contextlib.contextmanager
 def pings(qube: Qube) -> Iterator[Pinger]:
-    """Who pings from a qube."""
+    """A pinger in a qube."""
     with qube.socket(socket.AF_INET, socket.SOCK_RAW, ICMP) as its_socket:
         its_socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         its_socket.setblocking(False)

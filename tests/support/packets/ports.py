@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Packets made and heard by packet sockets, so that no kernel at the ends decides what may be sent.
 
-Each carries a word that tells who sent it and why.
+Each carries a word that tells its sender and its purpose.
 """
 
 from __future__ import annotations

@@ -69,6 +69,6 @@ def _send(shots: tuple[Shot, ...], say: int) -> None:
     while time.monotonic() < end:
         for port, frame in shots:
             port.shoot(frame)
-        with contextlib.suppress(BlockingIOError):  # nobody asks at present
+        with contextlib.suppress(BlockingIOError):  # no reader at present
             os.write(say, b".")
         time.sleep(PAUSE_S)

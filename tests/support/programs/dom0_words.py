@@ -48,7 +48,7 @@ def own(vm: Vm, gateway: str, *, provides: bool = False, ip6: str = "", gateway6
 
 
 def connected(netvm: Vm, *vms: Vm, ip6: str = "") -> list[str]:
-    """Who is behind a provider; an empty value is written too."""
+    """The qubes behind a provider; an empty value is written too."""
     addresses = " ".join(vm.address for vm in vms)
     return [
         f"write {netvm.name} /connected-ips" + (f" = {addresses}" if addresses else ""),

@@ -17,7 +17,7 @@ LIMIT_S = 90
 
 
 def installed(folder: Path) -> Path:
-    """The interpreter of the environment in `folder`, made by the first who asks, without a package index.
+    """The interpreter of the environment in `folder`, made at the first request, without a package index.
 
     What it depends on is copied from the environment that runs the tests. Where the tests stand alone, beside a
     package that is installed (debian/tests), it is that one's interpreter.

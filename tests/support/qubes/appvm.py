@@ -43,7 +43,7 @@ ENTRIES6 = {**ENTRIES, "/qubes-ip6": IP6, "/qubes-gateway6": GATEWAY6}
 PROTOCOL = ("81", "qubes")  # with or without our rt_protos.d file
 ETH_P_ARP = 0x0806
 
-# A test is a process of its own, whose end is the end of its guests: nobody has to stop their services one by one.
+# A test is a process of its own, whose end is the end of its qubes: no test stops their services one by one.
 _alive: list[AppVm] = []
 
 
@@ -84,7 +84,7 @@ class AppVm:
             name: in the qube.
             mac: in the qube.
             vif: the provider's end.
-            arp: whom the provider answers: "proxy" everybody at once, "own" who asks for the gateway, "off" nobody.
+            arp: what the provider answers: "proxy" every request at once, "own" those for the gateway, "off" none.
             up: whether the provider's end is up, which is what gives the qube's end its carrier.
         """
         self.provider.wire(f"""
@@ -179,7 +179,7 @@ class AppVm:
             self.ip("address", "del", f"{mark}/32", "dev", "lo")
             return watch.output()
 
-        # The kernel tells of its own link-local address once more when nobody has objected to it, after a second.
+        # The kernel tells of its own link-local address once more, after a second without an objection.
         eventually(lambda: "tentative" not in str(self.oracle.ip("address")), what="duplicate detection is over")
         # Its socket listens from some moment on; what it says before is not meant.
         eventually(lambda: self._stirs(watch), what="ip monitor listens")
@@ -305,7 +305,7 @@ class ArpListener:
                 return frame
 
     def request(self) -> tuple[str, bytes]:
-        """Wait for a request, and give whom it is for, and it."""
+        """Wait for a request; return the address that it is for, and the request."""
         while True:
             frame = self._socket.recv(2048)
             if frame[20:22] == b"\0\1":

@@ -46,7 +46,7 @@ def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def processes() -> set[int]:
-    """All that run here, ended ones whom nobody asks about left out."""
+    """Return all processes that run here, without zombies."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:

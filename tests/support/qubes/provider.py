@@ -150,7 +150,7 @@ class Provider:
         self.qube.path("/etc/resolv.conf.new").replace(self.qube.path("/etc/resolv.conf"))
 
     def plug(self, number: int = 4, *addresses: str, device: int = 0) -> Client:
-        """A qube starts: its interface, both ends, and what xenstore says of it. Nobody is called."""
+        """A qube starts: its interface, both ends, and what xenstore says of it. Hotplug is not called."""
         usual = (f"10.137.0.{number}", *((f"fd09:24ef:4179::a89:{number:x}",) if self.ipv6 else ()))
         behind = Client(number, addresses or usual, device)
         self.describe(behind)
@@ -158,7 +158,7 @@ class Provider:
         return behind
 
     def plug_bare(self, number: int) -> Client:
-        """The same, at the cost of a device: nobody is at its other end."""
+        """The same, at the cost of a device: its other end is empty."""
         behind = Client(number, [f"10.137.0.{number}", *([f"fd09:24ef:4179::a89:{number:x}"] * self.ipv6)], bare=True)
         self.describe(behind)
         self.qube.wire(f"ip link add {behind.vif} address {VIF_MAC} type veth peer name far{number}")
@@ -241,7 +241,7 @@ class Provider:
         return f"{log}\n{self.qube.read(HOTPLUG_LOG)}"
 
     def nft(self, text: str) -> None:
-        """Change rules, as somebody else."""
+        """Change rules as another program does."""
         self.qube.run("nft", text)
 
     def replace_nft(self, program: str) -> None:
