@@ -237,7 +237,7 @@ def test_the_style_of_the_file(tmp_path: Path, text: str, style: Style | None) -
         (b"\xff", "fix it; until then all its settings are ignored"),
         (b"uplink = 1\n", r"write \[uplink\] on a line of its own"),
         (b"[uplink]\nother = 1\n", "the keys are default-route"),
-        (b"[uplnk]\n", "the tables are dns, provider, uplink"),
+        (b"[uplnk]\n", "the tables are dns, firewall, provider, uplink"),
         (b"[uplink]\ndefault-route = 7\n", "default-route is"),
         (b"[uplink]\ndefault-route = []\n", "default-route is"),
     ],
