@@ -68,7 +68,11 @@ class Connection:
         if self._watches is None or not self._watches.drain():
             return False
         self._seen = dict.fromkeys(wire.in_order((*self._seen, *self._watches.paths)))
-        if len(self._seen) > _MOST_SEEN:  # where the entries of the firewall are not read
+        if len(self._seen) > _MOST_SEEN:
+            from ..core.firewall import entries  # of a list with very many rules
+
+            self._seen = dict.fromkeys(entries.gathered(self._seen))
+        if len(self._seen) > _MOST_SEEN:
             self._seen, self._fresh = {}, True
         return True
 
@@ -92,10 +96,10 @@ class Connection:
             raise StoreError("QubesDB is not connected")
         fresh, seen = self._fresh, tuple(self._seen)
         found = qubesdb.read_all(self._store, (entries.FOLDER,))
-        self._seen = {}
+        self._seen, self._fresh = {}, False
         if self.drain():
             self._aside = self._aside or not self.paths or bool(entries.others(self.paths))
-        meanwhile, self._seen, self._fresh = tuple(self._seen), {}, False
+        meanwhile, self._seen = tuple(self._seen), {}
         return found, seen, meanwhile, fresh
 
     def take_aside(self) -> bool:

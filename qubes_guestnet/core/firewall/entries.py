@@ -75,6 +75,24 @@ def told_of(path: str) -> tuple[IPAddress | None, bool]:
     return address, address is not None and not slash
 
 
+def gathered(paths: Iterable[str]) -> tuple[str, ...]:
+    """Return paths that say the same of commits and of what is being written, at most two for each address.
+
+    A list of 4096 rules is as many events before its commit.
+
+    Args:
+        paths: as watches gave them, in order; those that are about no address are left out.
+    """
+    found: dict[str, None] = {}
+    for path in paths:
+        address, commit = told_of(path)
+        if address is not None:
+            short = f"{FOLDER}{address}" if commit else f"{FOLDER}{address}/"
+            found.pop(short, None)
+            found[short] = None
+    return tuple(found)
+
+
 def commits(paths: Iterable[str]) -> bool:
     """Whether a watch told of a commit."""
     return any(told_of(path)[1] for path in paths)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qubes_guestnet.core.firewall.entries import Stored, by_address, told_of
+from qubes_guestnet.core.firewall.entries import Stored, by_address, gathered, told_of
 from tests.core.firewall.made import FOUR, SIX, A
 
 
@@ -91,3 +91,15 @@ def test_arbitrary_paths_never_raise(raw: dict[str, bytes]) -> None:
 )
 def test_only_a_path_of_two_slashes_is_a_commit(path: str, told: tuple[object, bool]) -> None:
     assert told_of(path) == told
+
+
+@pytest.mark.behaviour("B89")
+def test_paths_of_very_many_rules_are_gathered_in_the_order_of_the_last_of_each_kind() -> None:
+    rules = [f"/qubes-firewall/{FOUR}/{number:04}" for number in range(4096)]
+    commit = f"/qubes-firewall/{FOUR}"
+    assert gathered([commit, f"/qubes-firewall/{SIX}/policy", *rules, "/qubes-firewall/x/policy", "/qubes-ip"]) == (
+        commit,
+        f"/qubes-firewall/{SIX}/",
+        f"/qubes-firewall/{FOUR}/",
+    )
+    assert gathered([*rules, commit]) == (f"/qubes-firewall/{FOUR}/", commit)
