@@ -24,10 +24,11 @@ class Enforcing(Provider):
     Args:
         entries: its QubesDB.
         agent: start the resident one.
+        name: as for `Provider`.
     """
 
-    def __init__(self, entries: Mapping[str, str] = ENTRIES6, *, agent: bool = True) -> None:
-        super().__init__(entries, agent=False)
+    def __init__(self, entries: Mapping[str, str] = ENTRIES6, *, agent: bool = True, name: str = "") -> None:
+        super().__init__(entries, agent=False, name=name)
         self._sport = 20000
         self.qube.set_flag("qubes-firewall")
         self.qube.write(MARK, "")

@@ -82,14 +82,15 @@ class Provider:
         agent: start the resident one.
         servers: in its resolv.conf.
         uplink: whether it has one.
+        name: of it and of its world, where another provider is there as well.
     """
 
     def __init__(
         self, entries: Mapping[str, str] = ENTRIES, *, flag: bool = True, rules: bool = True, agent: bool = True,
-        servers: Iterable[str] = (ROUTER,), uplink: bool = True,
+        servers: Iterable[str] = (ROUTER,), uplink: bool = True, name: str = "",
     ) -> None:  # fmt: skip
         needs("ip", "nft", "nsenter", "conntrack")
-        self.qube, self.world = Qube("provider"), Qube("world")
+        self.qube, self.world = Qube(f"{name}provider"), Qube(f"{name}world")
         self.oracle = Oracle(("nsenter", "-t", str(self.qube.pid), "-n"))
         self.ipv6 = "/qubes-netvm-gateway6" in entries
         xenstore.install(self.qube)
