@@ -3,7 +3,8 @@
 
     python -m tools.behaviours [--write FILE]     prints the table, or writes it
 
-The source is pytest's own collection, so a test that is not collected does not count.
+The source is pytest's own collection, so a test that is not collected does not count. UNTESTED names the rows that no
+test can cover here, with the reason; a row that gets a test has to leave it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,16 @@ HEAD = """<!-- SPDX-License-Identifier: GPL-2.0-or-later -->
 # Behaviours and scenarios, and the tests that cover them
 
 A *behaviour* (B…) is a demand of users and maintainers of Qubes networking; a *scenario* (S-…) is an end-to-end course
-of events with real packets. A row is here because a test carries its mark; a row without a test is not in this table.
+of events with real packets. A row is in a table because a test carries its mark. Rows without a test are at the end,
+with the reason.
 """
+UNTESTED = {
+    "B64": "No denials by SELinux. The packages bring no policy module of their own; what holds is the policy of the "
+    "distribution and of Qubes OS. Whether that lets the agent, its programs (nft, ip, xenstore) and the script "
+    "in the place of vif-route-qubes work is to be seen only on a Fedora system with that policy enforced, and the "
+    "tests have none: their systems are Debian's, whose policy is another one, so a green test with it would tell "
+    "nothing. What is tested is the label of a published file (`tests/contract/test_files_labels.py`).",
+}
 
 
 class Collector:
@@ -65,13 +74,22 @@ def _order(row: str) -> tuple[str, int, str]:
 
 
 def table(found: dict[str, set[str]]) -> str:
-    """The whole document."""
+    """The whole document.
+
+    Raises:
+        SystemExit: a row of UNTESTED has a test.
+    """
+    if tested := sorted(UNTESTED.keys() & found.keys()):
+        sys.exit(f"tools/behaviours.py: {', '.join(tested)} in UNTESTED, but there is a test now: remove it there")
     lines = [HEAD]
     for title, letter in (("Behaviours", "B"), ("Scenarios", "S")):
         lines += [f"## {title}", "", "| row | tests |", "| --- | --- |"]
         for row in sorted((row for row in found if row.startswith(letter)), key=_order):
             lines.append(f"| {row} | {'<br>'.join(f'`{test}`' for test in sorted(found[row]))} |")
         lines.append("")
+    lines += ["## Without a test", "", "| row | why |", "| --- | --- |"]
+    lines += [f"| {row} | {why} |" for row, why in UNTESTED.items()]
+    lines.append("")
     return "\n".join(lines)
 
 

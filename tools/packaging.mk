@@ -35,7 +35,7 @@ install-files:
 	install -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBEXECDIR)"
 	sed '1s|^#!/usr/bin/python3|#!$(SYSTEM_PYTHON)|' bin/qubes-guestnet >"$(DESTDIR)$(BINDIR)/qubes-guestnet"
 	chmod 0755 "$(DESTDIR)$(BINDIR)/qubes-guestnet"
-	cd systemd && for script in setup-ip qubes-setup-dnat-to-ns vif-route-qubes; do \
+	cd systemd && for script in setup-ip qubes-setup-dnat-to-ns vif-route-qubes qubes-firewall; do \
 		install -m 0755 "$$script" "$(DESTDIR)$(LIBEXECDIR)" && \
 		sed -i 's|/usr/bin/qubes-guestnet|$(BINDIR)/qubes-guestnet|' "$(DESTDIR)$(LIBEXECDIR)/$$script" || exit; done
 	cd systemd && for unit in *.service *.socket *.service.d/*.conf; do \
