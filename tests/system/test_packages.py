@@ -257,7 +257,7 @@ def test_shell_scripts_parse() -> None:
     scripts = [*(TREE / "debian").glob("*.p*"), *(TREE / "tools").glob("build-*"), TREE / "tools/export-tree"]
     scripts += [TREE / "systemd" / Path(launcher).name for launcher in LAUNCHERS]
     scripts += [TREE / "config/NetworkManager/dispatcher.d/30-qubes-guestnet", TREE / "debian/tests/namespaces"]
-    scripts += [TREE / "systemd/qubes-guestnet-generator"]
-    assert len(scripts) == 13
+    scripts += [TREE / "systemd/qubes-guestnet-generator", TREE / "systemd/qubes-firewall"]
+    assert len(scripts) == 14
     for script in scripts:
         run("sh", "-n", str(script))

@@ -158,6 +158,22 @@ def test_the_firewall_s_unit_is_ready_before_anything_is_forwarded(qube: Machine
     qube.run("test", "-e", MARK)
 
 
+@pytest.mark.behaviour("B137")
+def test_the_command_of_core_agent_s_daemon_starts_the_unit(qube: Machine) -> None:
+    """Scripts of users call it; it returns at once, also where the unit is active already."""
+    ran = qube.run("cat", RAN)
+    qube.run("qubes-firewall")
+    eventually(lambda: qube.property(FIREWALL, "Job") in ("", "0"), what="the end of its job", trouble=qube.jobs)
+    assert qube.run("cat", RAN) == ran
+    assert qube.inside.run("qubes-firewall", "--help", check=False).returncode == 2
+    qube.run("systemctl", "stop", FIREWALL)
+    qube.run("qubes-firewall")
+    eventually(lambda: forwards(qube) == ["1", "1"], what="forwarding", trouble=lambda: told(qube))
+    qube.run("test", "-e", MARK)
+    qube.run("rm", RAN)
+    qube.run("sh", "-c", f"echo {ran} >{RAN}")
+
+
 @pytest.mark.behaviour("B79")
 def test_what_dom0_commits_is_what_passes(qube: Machine, first: Client) -> None:
     commit((first,), f"action=drop dst4={OUTSIDE}/32", "action=accept")

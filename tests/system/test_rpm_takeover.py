@@ -14,6 +14,7 @@ from tests.support.needs import needs
 from tests.system.test_packages import LAUNCHERS
 
 SCRIPTS = sorted(LAUNCHERS)
+COMMAND, OUR_COMMAND = "/usr/bin/qubes-firewall", "/usr/libexec/qubes-guestnet/qubes-firewall"
 SPEC = """\
 Name: qubes-core-agent-networking
 Version: {version}
@@ -33,6 +34,7 @@ done
 {files}
 """
 LIMIT_S = 120
+THEIRS = [*SCRIPTS, COMMAND]
 
 
 def build(*command: str) -> None:
@@ -49,7 +51,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {"ours": next(folder.glob("*.rpm"))}
     for version in ("1", "2"):
         spec = folder / f"{version}.spec"
-        spec.write_text(SPEC.format(version=version, scripts=" ".join(SCRIPTS), files="\n".join(SCRIPTS)))
+        spec.write_text(SPEC.format(version=version, scripts=" ".join(THEIRS), files="\n".join(THEIRS)))
         build("rpmbuild", "-bb", "--quiet", "--define", f"_topdir {folder}/top", str(spec))
         found[version] = next(folder.glob(f"top/RPMS/noarch/*-{version}-1.noarch.rpm"))
     return found
@@ -68,12 +70,13 @@ class Root:
 
     def found(self) -> dict[str, str]:
         """Where each link leads, or else what the script says."""
-        paths = {script: f"{self._tree}{script}" for script in SCRIPTS}
-        texts = {
-            script: self._hall.run(f"readlink {path} || cat {path} || echo none", check=False).stdout.strip()
-            for script, path in paths.items()
-        }
-        return {script: text.removeprefix("#!/bin/sh -e # ") for script, text in texts.items()}
+        return {script: self.said(script) for script in SCRIPTS}
+
+    def said(self, script: str) -> str:
+        """Where one leads, or what it says; "none" when there is none."""
+        path = f"{self._tree}{script}"
+        text = self._hall.run(f"readlink {path} || cat {path} || echo none", check=False).stdout.strip()
+        return text.removeprefix("#!/bin/sh -e # ")
 
     def left(self) -> list[str]:
         """Every file beside the scripts."""
@@ -110,3 +113,25 @@ def test_installed_before_it_and_left_behind_by_it(mounts: Mounts, base: Path, p
     assert root.left() == SCRIPTS
     root.rpm("--erase", "qubes-guestnet")
     assert root.left() == []
+
+
+@pytest.mark.behaviour("B137")
+def test_the_command_is_ours_only_where_the_other_package_has_none(
+    mounts: Mounts, base: Path, packages: dict[str, Path]
+) -> None:
+    root = Root(mounts, base)
+    said = []
+    for words in (
+        ("--install", packages["ours"]),
+        ("--install", packages["1"]),
+        ("--install", "--replacepkgs", packages["ours"]),
+        ("--erase", "qubes-core-agent-networking"),
+        ("--install", packages["2"]),
+        ("--erase", "qubes-guestnet"),
+        ("--erase", "qubes-core-agent-networking"),
+        ("--install", packages["ours"]),
+        ("--erase", "qubes-guestnet"),
+    ):
+        root.rpm(*words)
+        said.append(root.said(COMMAND))
+    assert said == [OUR_COMMAND, "1", "1", OUR_COMMAND, "2", "2", "none", OUR_COMMAND, "none"]
