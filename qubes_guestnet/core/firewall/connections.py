@@ -65,7 +65,9 @@ def to_end(
 
     Args:
         connections: of any source.
-        before: an address without a list here may have had anything: what is refused now ends.
+        before: an address without a list here may have had anything: what is refused now ends. So it is after a restart
+            of the agent, because a former one may have been killed between the load of a list and this; a connection
+            to an address that has left the answer of a name ends then too, which is the limit of F-24.
         after: of an address without a list here nothing ends: its vif is gone, or its list is not whole.
         own: addresses of this provider. What ends here is not forwarded, so these rules are not about it.
     """
