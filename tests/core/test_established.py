@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from qubes_guestnet.core.nft import flowtable
+from qubes_guestnet.core.firewall import ruleset
+from qubes_guestnet.core.nft import established, flowtable
 from qubes_guestnet.core.nft.foreign_chains import Chain
 from tests.support.judge.nft_words import chain, hooked, shown, table
 
@@ -317,3 +318,20 @@ def test_what_a_qube_sends_may_be_refused_before_routing() -> None:
     early = FORWARD._replace(hook="prerouting", priority=-150)
     listing = shown('iifname "vif*" tcp dport 25 drop', head=hooked("prerouting", "mangle"))
     assert flowtable.obstacle([(early, listing)]) == ""
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_table_of_the_firewall_of_single_qubes_judges_first_packets_alone(version: int) -> None:
+    """By its own text, as loaded (F-41): what a refresh of names changes is no obstacle to an offloaded connection."""
+    table_name = ruleset.FAMILIES[version].table
+    family, name = table_name.split()
+    texts = {
+        each: table(table_name, chain(each, ruleset.HOOKS.get(each, ""), *rules)).strip()
+        for each, rules in ruleset.own_rules(version).items()
+    }
+    regular = {(family, name, ruleset.QUBES_FORWARD): texts[ruleset.QUBES_FORWARD]}
+    forward = Chain(family, name, "forward", "filter", "forward", 0)
+    assert "policy drop" in texts["forward"]
+    assert not established.judges(forward, texts["forward"], regular)
+    later = texts["forward"].replace("ct state established,related accept", "ct state invalid accept")
+    assert established.judges(forward, later, regular)
