@@ -114,6 +114,9 @@ def _firewall(state: str) -> Remark:
     )
 
 
+_SEE_JOURNAL = "the journal of qubes-guestnet has the reason of nft; `Message too long`: raise net.core.wmem_max"
+
+
 def _lists(report: ProviderReport) -> Iterator[Remark]:
     """The firewall of single qubes."""
     for path, reason in report.scripts.failed if report.scripts is not None else ():
@@ -132,9 +135,9 @@ def _lists(report: ProviderReport) -> Iterator[Remark]:
         elif condition.state == BLOCKED:
             unknown = tuple(f"{name} is {words}" for name, code, words in condition.names if code == name_news.UNKNOWN)
             reasons = " | ".join(condition.problems or unknown)
-            reasons = reasons or "nft refuses its rules, see the journal of qubes-guestnet"
-            problem = f"everything from {address} is refused: {reasons}"
-            yield Remark("firewall-blocked", "error", problem, "correct its rules in dom0: qvm-firewall QUBE")
+            remedy = "correct its rules in dom0: qvm-firewall QUBE" if reasons else _SEE_JOURNAL
+            problem = f"everything from {address} is refused: {reasons or 'nft refuses its rules'}"
+            yield Remark("firewall-blocked", "error", problem, remedy)
         yield from _looked_up(address, condition)
         for server, entry in condition.shadowed:
             problem = f"entry {entry:04} of the list of {address} refuses the name server {server} before it is allowed"

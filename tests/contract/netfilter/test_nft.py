@@ -110,6 +110,17 @@ def test_an_nft_that_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
             use()  # type: ignore[no-untyped-call]
 
 
+def test_a_transaction_too_long_for_the_socket_names_the_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a user namespace nft may not exceed it: 2000 rules of a qube were said to need a correction in dom0."""
+    (tmp_path / "nft").write_text(
+        "#!/bin/sh\necho 'netlink: Error: Could not process rule: Message too long'; exit 1\n"
+    )
+    (tmp_path / "nft").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(nft.Refused, match=r"Message too long; .*raise net\.core\.wmem_max"):
+        nft.run("add table ip x\n")
+
+
 # --- listing -------------------------------------------------------------------------------------------------------
 
 
