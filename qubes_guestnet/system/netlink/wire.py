@@ -168,6 +168,11 @@ class Netfilter:
         """Close the socket."""
         self._socket.close()
 
+    @property
+    def raw(self) -> socket.socket:
+        """The socket itself, for messages that are no request."""
+        return self._socket
+
     def request(self, kind: int, flags: int, body: bytes = b"", family: int = socket.AF_UNSPEC) -> Iterator[bytes]:
         """Send one request and give the messages of its answer, each with its headers.
 

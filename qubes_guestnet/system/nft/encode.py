@@ -22,8 +22,9 @@ from collections.abc import Callable
 
 from ...core.nft.tables import DNS_SET, FAMILIES, FIREWALL, IP_FAMILIES, LIMITS, LIMITS_MAP, NAME_SETS, QUBES
 from ..netlink import wire
-from . import batch, encode_rules
+from . import batch, encode_rules, kept
 from .batch import NLM_F_APPEND, NLM_F_CREATE, Message, header, nested, number, text
+from .kernel import NFNL_SUBSYS_NFTABLES
 from .program import Refused
 
 # linux/netfilter/nf_tables.h
@@ -70,8 +71,8 @@ class Transaction:
             Refused: the kernel took nothing of it.
         """
         try:
-            with wire.opened(wire.NETLINK_NETFILTER) as asking:
-                batch.commit(asking, (message for _, message in self._lines))
+            with kept.Asking(NFNL_SUBSYS_NFTABLES) as asking:
+                batch.commit(asking.raw, (message for _, message in self._lines))
         except OSError as error:
             place = error.place if isinstance(error, batch.MessageRefused) else None
             line = f": {self._lines[place][0]}" if place is not None else ""

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from ...core.nft.tables import FIREWALL, IP_FAMILIES, LIMITS, QUBES, SETS
 from ...errors import KernelError
 from ..netlink import wire
+from . import kept
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
@@ -49,15 +50,12 @@ def generation() -> int:
         KernelError: the kernel has no nftables, or this process lacks the permission.
     """
     try:
-        asking = wire.Netfilter(NFNL_SUBSYS_NFTABLES)
-        try:
+        with kept.Asking(NFNL_SUBSYS_NFTABLES) as asking:
             for answer in asking.request(NFT_MSG_GETGEN, 0):
                 for kind, begin, _ in wire.attributes(answer, asking.HEADER_BYTES, len(answer)):
                     if kind == NFTA_GEN_ID:
                         return int(struct.unpack_from("!I", answer, begin)[0])
             raise OSError(errno.EPROTO, "no generation in the answer")
-        finally:
-            asking.close()
     except OSError as error:
         raise KernelError("nft generation", error.errno or errno.EIO) from None
 
