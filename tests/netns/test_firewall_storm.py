@@ -16,6 +16,7 @@ from tests.support.qubes.provider import WORLD, WORLD6
 
 QUBES, ROUNDS = 50, 20
 REAL = 4, 5
+NEVER = 100 + ROUNDS + 1  # no round allows it
 FORBIDDEN = "forbidden"
 
 
@@ -35,7 +36,7 @@ def test_all_lists_change_twenty_times_while_the_agent_is_killed() -> None:
     talking, beside = clients[0], clients[1]
     talk, outside = Talk(host, talking, 443), host.outside()
     shots = [
-        shot(each.port, each.ip, WORLD, FORBIDDEN, dport=port) for each in (talking, beside) for port in (9, 99, 120)
+        shot(each.port, each.ip, WORLD, FORBIDDEN, dport=port) for each in (talking, beside) for port in (9, 99, NEVER)
     ]
     with storm(shots) as rounds, listening(outside):
         for number in range(1, ROUNDS + 1):
