@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,10 +12,10 @@ import pytest
 
 from tests.support.eventually import eventually, never
 from tests.support.machines import client
-from tests.support.machines.client import Client, commit
+from tests.support.machines.client import Client, attached, commit
 from tests.support.machines.core_agent import SCRIPTS, USER_SCRIPT
 from tests.support.machines.kinds import FORWARDING
-from tests.support.machines.machine import Machine, Mounts
+from tests.support.machines.machine import Machine, Mounts, elements, processes
 from tests.support.machines.put_in import ANSWERER, ASK, PROXY_UNIT, WITNESS
 from tests.system.test_boot import ENTRIES, UNIT, configured, install, pid
 
@@ -79,25 +78,11 @@ def close_qubes() -> Iterator[ExitStack]:
 @pytest.fixture(scope="module")
 def first(qube: Machine, close_qubes: ExitStack) -> Client:
     """The qube that is behind this one all the time."""
-    return attached(qube, close_qubes, 4)
-
-
-def attached(qube: Machine, stack: ExitStack, domid: int) -> Client:
-    another = Client(qube, domid)
-    stack.callback(another.close)
-    another.plug(GATEWAY6)
-    another.hotplug()
-    return another
+    return attached(qube, close_qubes, 4, GATEWAY6)
 
 
 def forwards(qube: Machine) -> list[str]:
     return qube.run("cat", *FORWARDING).split()
-
-
-def elements(qube: Machine, family: str = "ip", name: str = "allowed") -> list[object]:
-    """What a set of ours holds."""
-    listed = json.loads(qube.run("nft", "-j", "list", "set", family, "qubes", name))["nftables"]
-    return next(entry["set"].get("elem", []) for entry in listed if "set" in entry)
 
 
 def told(qube: Machine) -> str:
@@ -263,11 +248,6 @@ def test_forwarding_that_was_ended_stays_off_until_somebody_says_on(qube: Machin
     assert forwards(qube) == ["0", "0"]
     qube.run("qubes-guestnet", "forwarding", "on")
     eventually(lambda: first.reaches(OUTSIDE), what="a packet through", trouble=lambda: told(qube))
-
-
-def processes(qube: Machine) -> int:
-    """How many were ever started in it; the last number of its process namespace (proc(5), loadavg)."""
-    return int(qube.run("cat", "/proc/loadavg").split()[4])
 
 
 def memory(qube: Machine) -> int:

@@ -8,7 +8,7 @@ ones. The hotplug script is whatever the machine has under its well-known name.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.support.eventually import eventually
@@ -165,3 +165,12 @@ def _mapped(provider: Machine) -> set[str]:
     """The addresses that have rules."""
     listed = (provider.run("nft", "list", "map", family, "qubes-firewall", "qubes") for family in ("ip", "ip6"))
     return {word for text in listed for word in text.replace(",", " ").split()}
+
+
+def attached(machine: Machine, stack: ExitStack, domid: int, gateway6: str) -> Client:
+    """A new qube behind a provider, until the stack is closed."""
+    another = Client(machine, domid)
+    stack.callback(another.close)
+    another.plug(gateway6)
+    another.hotplug()
+    return another

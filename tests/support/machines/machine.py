@@ -9,6 +9,7 @@ provider: it answers ARP for everything and the virtual DNS addresses are its ow
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -271,3 +272,14 @@ def end(process: Process) -> None:
     for stream in (process.stdin, process.stdout):
         if stream is not None and not stream.closed:
             stream.close()
+
+
+def elements(machine: Machine, family: str = "ip", name: str = "allowed") -> list[object]:
+    """What a set of ours holds."""
+    listed = json.loads(machine.run("nft", "-j", "list", "set", family, "qubes", name))["nftables"]
+    return next(entry["set"].get("elem", []) for entry in listed if "set" in entry)
+
+
+def processes(machine: Machine) -> int:
+    """How many were ever started in it; the last number of its process namespace (proc(5), loadavg)."""
+    return int(machine.run("cat", "/proc/loadavg").split()[4])
