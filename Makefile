@@ -15,8 +15,8 @@ ISOLATED := tests/lab tests/netns tests/contract
 QUICK := tests/core tests/contract/netlink/test_operations.py tests/netns/test_uplink.py
 QUICK_SCENARIO := S-000-6
 # Tests of one release stay together (tests/conftest.py), and wait more than they compute: so they run beside the isolated
-# ones. Emulated machines compute, and in them are limits that no test can lengthen (libxl's 10 s): they run alone. What is
-# in no list measures, and runs alone too.
+# ones. Emulated machines compute, and in them are limits that no test can lengthen (libxl's 10 s): they run beside the pure
+# tests only, which have one process. What is in no list measures, and runs alone.
 BOOTING := tests/system
 EMULATED := tests/guest tests/system/test_xen.py
 WORKERS ?= $(shell echo $$((2 * $$(nproc))))
@@ -30,7 +30,7 @@ export PYTHON
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint hooks unit quick coverage soak bench coverage-of-behaviours changelog release setup-test clean
+.PHONY: help demo test lint hooks unit emulated quick coverage soak bench coverage-of-behaviours changelog release setup-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
@@ -39,10 +39,10 @@ demo: ## one qube gets its network from QubesDB, step by step (no root, no Xen, 
 	@tools/demo
 
 test: ## everything that CI runs: lint, types, all tests, both pyroute2 generations, coverage of core
-	$(MAKE) --jobs=2 --output-sync=line lint unit
+	$(MAKE) lint
 	.venv-oldest/bin/python -m pytest -q $(PARALLEL) tests/contract $(NETLINK_TESTS)
 	$(VENV)/python -m pytest -q $(TOGETHER) $(BOOTING) $(ISOLATED) $(addprefix --ignore=,$(EMULATED))
-	$(VENV)/python -m pytest -q $(EMULATED)
+	$(MAKE) --jobs=2 --output-sync=line unit emulated
 	$(VENV)/python -m pytest -q tests $(addprefix --ignore=,tests/core $(ISOLATED) $(BOOTING) $(EMULATED))
 
 # .pre-commit-config.yaml runs these lines before each commit; a test compares the two.
@@ -57,6 +57,10 @@ hooks: setup-test ## have git run what lint runs before each commit
 unit: setup-test ## the pure tests only; every branch of core has to be covered by them
 	$(VENV)/coverage run -m pytest -q tests/core
 	$(VENV)/coverage report --include='qubes_guestnet/core/*' --fail-under=100
+
+# One machine at a time: the other processor is free for the pure tests.
+emulated: setup-test
+	$(VENV)/python -m pytest -q $(EMULATED)
 
 quick: lint ## under a minute on two cores: lint, types, the pure tests, the uplink and one scenario in namespaces
 	$(VENV)/python -m pytest -q $(PARALLEL) $(QUICK)
