@@ -154,13 +154,13 @@ def _has(known: Known, host: str | None, address: IPAddress) -> bool | None:
 def _mismatch(rule: Rule, packet: Packet, dns: Collection[IPAddress]) -> str:
     """Return the condition that a packet does not meet, in words; "" for none, that about a name left out."""
     version = packet.destination.version
-    with_ports = packet.protocol in (number_of(protocol, version) for protocol in WITH_PORTS)
     if rule.network is not None and packet.destination not in rule.network:
         return "another destination"
     if rule.protocol and packet.protocol != number_of(rule.protocol, version):
         return "another protocol"
     if rule.icmp_type is not None and packet.icmp_type != rule.icmp_type:
         return "another ICMP type"
+    with_ports = packet.protocol in (number_of(protocol, version) for protocol in WITH_PORTS)
     if rule.dns and not (with_ports and packet.port == DNS_PORT):
         return "no query of a name server"
     if rule.dns and packet.destination not in dns:
