@@ -16,7 +16,7 @@ In the order in which a pass uses them:
     connections the conntrack entries that a change has turned to refused
     condition   what `status` and `check` say of it
 
-`prediction` says what will be listed once a plan is loaded. Only tests use it yet.
+`prediction` says what will be listed once a plan is loaded, so that a pass need not ask nft for it.
 
 A set that is not wholly understood refuses all traffic of its own address, and changes nothing for another one.
 """
