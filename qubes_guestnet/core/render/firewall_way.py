@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..firewall import evaluator
+from ..firewall import evaluator, ruleset
 from ..firewall.evaluator import Explained
 from ..firewall.lines import BLOCKED, POLICY
 from ..namedtuple import NamedTuple
@@ -111,7 +111,7 @@ def _decided(tested: Judged, step: Step) -> str:
     if place.rule is None:
         waits = "dom0 has committed none since its vif came"
         return f"the table {FIREWALL}, which has no list of {source} ({waits}),"
-    if not place.chain[2].startswith("qbs-"):
+    if not ruleset.is_chain(place.chain[2]):
         return ""
     comment = place.rule.comment
     if comment == BLOCKED:
@@ -165,7 +165,7 @@ def _is_entry(place: Place | None) -> bool:
         place is not None
         and place.rule is not None
         and place.chain[1] == FIREWALL
-        and place.chain[2].startswith("qbs-")
+        and ruleset.is_chain(place.chain[2])
         and place.rule.comment.isdecimal()
     )
 
