@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ...core.nft.tables import LOG, LOG_HOOK
 from ...core.provider.settings import GROUP_VIF
@@ -103,21 +103,30 @@ def _payload(data: bytes, offset: int, end: int) -> Iterator[bytes]:
 
 def _bound() -> socket.socket:
     """Return a socket that hears our group."""
+
+    def bind(made: socket.socket) -> None:
+        made.settimeout(wire.ANSWER_SECONDS)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+        _configure(made, wire.attribute(_NFULA_CFG_CMD, bytes((_NFULNL_CFG_CMD_BIND,))))
+        _configure(made, wire.attribute(_NFULA_CFG_MODE, struct.pack("!IBB", _SNAP, _NFULNL_COPY_PACKET, 0)))
+        _configure(made, wire.attribute(_NFULA_CFG_QTHRESH, struct.pack("!I", 1)))  # none waits for another
+        made.setblocking(False)
+
+    return _opened(f"nflog group {_GROUP}", bind)
+
+
+def _opened(doing: str, prepare: Callable[[socket.socket], None]) -> socket.socket:
+    """Return a new socket that has been prepared. Raises KernelError, which says what it was for."""
     try:
         made = wire.opened(wire.NETLINK_NETFILTER)
         try:
-            made.settimeout(wire.ANSWER_SECONDS)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
-            _configure(made, wire.attribute(_NFULA_CFG_CMD, bytes((_NFULNL_CFG_CMD_BIND,))))
-            _configure(made, wire.attribute(_NFULA_CFG_MODE, struct.pack("!IBB", _SNAP, _NFULNL_COPY_PACKET, 0)))
-            _configure(made, wire.attribute(_NFULA_CFG_QTHRESH, struct.pack("!I", 1)))  # none waits for another
-            made.setblocking(False)
+            prepare(made)
         except OSError:
             made.close()
             raise
     except OSError as error:
         number = error.errno or errno.EIO
-        raise KernelError(f"nflog group {_GROUP}", number, _REMEDIES.get(number, "")) from None
+        raise KernelError(doing, number, _REMEDIES.get(number, "")) from None
     return made
 
 
@@ -135,17 +144,7 @@ def _configure(made: socket.socket, body: bytes) -> None:
 
 def _table(vif: str) -> socket.socket:
     """Return the socket that owns the table."""
-    try:
-        owner = wire.opened(wire.NETLINK_NETFILTER)
-        try:
-            batch.commit(owner, _messages(vif))
-        except OSError:
-            owner.close()
-            raise
-    except OSError as error:
-        number = error.errno or errno.EIO
-        raise KernelError(f"nft add table inet {LOG}", number, _REMEDIES.get(number, "")) from None
-    return owner
+    return _opened(f"nft add table inet {LOG}", lambda owner: batch.commit(owner, _messages(vif)))
 
 
 def _messages(vif: str) -> tuple[batch.Message, ...]:
