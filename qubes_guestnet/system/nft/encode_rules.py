@@ -11,22 +11,36 @@ from functools import lru_cache
 from ..netlink import wire
 from . import batch
 from .batch import NFT_REG_1, expression, nested, number, text
+from .expressions import (
+    EQUAL,
+    ESTABLISHED,
+    IIFNAME,
+    L4PROTO,
+    NEW,
+    NO_BITS,
+    OIFNAME,
+    UNEQUAL,
+    bitwise,
+    compare,
+    load,
+    masked,
+    numbers,
+    state,
+)  # fmt: skip
 
 # linux/netfilter/nf_tables.h, nf_conntrack_common.h
 DROP, ACCEPT, JUMP, GOTO = 0, 1, -3, -4
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _CT_DREG, _CT_KEY, _CT_DIRECTION = 1, 2, 3
-_CT_STATE, _CT_WAY, _CT_STATUS, _CT_EXPIRATION, _CT_PROTO_DST, _CT_ID = 0, 1, 2, 5, 12, 23
-_META_DREG, _META_KEY, _IIFNAME, _OIFNAME, _L4PROTO = 1, 2, 6, 7, 16
-_CMP_SREG, _CMP_OP, _CMP_DATA, _EQUAL, _UNEQUAL, _AT_MOST = 1, 2, 3, 0, 1, 3
+_CT_WAY, _CT_STATUS, _CT_EXPIRATION, _CT_PROTO_DST, _CT_ID = 1, 2, 5, 12, 23
+_AT_MOST = 3
 _LOOKUP_SET, _LOOKUP_SREG, _LOOKUP_DREG, _LOOKUP_FLAGS, _INVERTED = 1, 2, 3, 5, 1
 _DYNSET_NAME, _DYNSET_OP, _DYNSET_SREG_KEY, _DYNSET_TIMEOUT, _UPDATE = 1, 3, 4, 6, 1
 _PAYLOAD_DREG, _PAYLOAD_BASE, _PAYLOAD_OFFSET, _PAYLOAD_LEN, _TRANSPORT = 1, 2, 3, 4, 2
-_BITWISE_SREG, _BITWISE_DREG, _BITWISE_LEN, _BITWISE_MASK, _BITWISE_XOR = 1, 2, 3, 4, 5
 _BYTEORDER_SREG, _BYTEORDER_DREG, _BYTEORDER_OP, _BYTEORDER_LEN, _BYTEORDER_SIZE, _TO_NETWORK = 1, 2, 3, 4, 5, 1
 _TCP, _SYN, _SYN_ACK = 6, 0x02, 0x12
 _PROTOCOLS = {"udp": 17, "tcp": 6, "icmp": 1, "icmpv6": 58}
-_STATES = {"established": 2, "new": 8}
+_STATES = {"established": ESTABLISHED, "new": NEW}
 _STATUS = {"assured": 4, "confirmed": 8}
 _DIRECTIONS = {"original": 0, "reply": 1}
 _UNITS = {"ms": 1, "s": 1000}
@@ -54,78 +68,51 @@ def rule(words: str) -> bytes | None:
     return found
 
 
-def _numbers(*pairs: tuple[int, int]) -> bytes:
-    return b"".join(number(kind, value) for kind, value in pairs)
-
-
 def _ct(key: int, direction: int | None = None) -> bytes:
     way = wire.attribute(_CT_DIRECTION, bytes((direction,))) if direction is not None else b""
-    return expression("ct", _numbers((_CT_KEY, key), (_CT_DREG, NFT_REG_1)) + way)
-
-
-def _meta(key: int) -> bytes:
-    return expression("meta", _numbers((_META_KEY, key), (_META_DREG, NFT_REG_1)))
-
-
-def _compared(relation: int, value: bytes) -> bytes:
-    data = nested(_CMP_DATA, wire.attribute(batch.NFTA_DATA_VALUE, value))
-    return expression("cmp", _numbers((_CMP_SREG, NFT_REG_1), (_CMP_OP, relation)) + data)
-
-
-def _masked(mask: bytes) -> bytes:
-    words = _numbers((_BITWISE_SREG, NFT_REG_1), (_BITWISE_DREG, NFT_REG_1), (_BITWISE_LEN, len(mask)))
-    values = ((_BITWISE_MASK, mask), (_BITWISE_XOR, bytes(len(mask))))
-    return expression(
-        "bitwise",
-        words + b"".join(nested(kind, wire.attribute(batch.NFTA_DATA_VALUE, value)) for kind, value in values),
-    )
-
-
-def _bits(key: int, bits: int, relation: int = _UNEQUAL) -> bytes:
-    """Whether conntrack says one of these bits; or none of them."""
-    return _ct(key) + _masked(struct.pack("=I", bits)) + _compared(relation, bytes(4))
+    return expression("ct", numbers((_CT_KEY, key), (_CT_DREG, NFT_REG_1)) + way)
 
 
 def _state(match: re.Match[str]) -> bytes:
-    return _bits(_CT_STATE, sum(_STATES[word] for word in match[1].split(",")))
+    return state(sum(_STATES[word] for word in match[1].split(",")))
 
 
 def _status(match: re.Match[str]) -> bytes:
-    return _bits(_CT_STATUS, _STATUS[match[2]], _EQUAL if match[1] else _UNEQUAL)
+    return _ct(_CT_STATUS) + masked(_STATUS[match[2]]) + compare(EQUAL if match[1] else UNEQUAL, NO_BITS)
 
 
 def _direction(match: re.Match[str]) -> bytes:
-    return _ct(_CT_WAY) + _compared(_EQUAL, bytes((_DIRECTIONS[match[1]],)))
+    return _ct(_CT_WAY) + compare(EQUAL, bytes((_DIRECTIONS[match[1]],)))
 
 
 def _port(match: re.Match[str]) -> bytes:
     asked = _ct(_CT_PROTO_DST, _DIRECTIONS["original"])
-    return asked + _compared(_UNEQUAL if match[1] else _EQUAL, struct.pack("!H", int(match[2])))
+    return asked + compare(UNEQUAL if match[1] else EQUAL, struct.pack("!H", int(match[2])))
 
 
 def _other_port(match: re.Match[str]) -> bytes:
-    return _loaded(2, 2) + _compared(_UNEQUAL, struct.pack("!H", int(match[1])))
+    return _loaded(2, 2) + compare(UNEQUAL, struct.pack("!H", int(match[1])))
 
 
 def _loaded(offset: int, length: int) -> bytes:
     """Some bytes of the transport header."""
     place = ((_PAYLOAD_BASE, _TRANSPORT), (_PAYLOAD_OFFSET, offset), (_PAYLOAD_LEN, length))
-    return expression("payload", _numbers((_PAYLOAD_DREG, NFT_REG_1), *place))
+    return expression("payload", numbers((_PAYLOAD_DREG, NFT_REG_1), *place))
 
 
 def _protocol(match: re.Match[str]) -> bytes:
-    return _meta(_L4PROTO) + _compared(_EQUAL, bytes((_PROTOCOLS[match[1]],)))
+    return load(L4PROTO) + compare(EQUAL, bytes((_PROTOCOLS[match[1]],)))
 
 
 def _begins(_: re.Match[str]) -> bytes:
-    protocol = _meta(_L4PROTO) + _compared(_EQUAL, bytes((_TCP,)))
-    return protocol + _loaded(13, 1) + _masked(bytes((_SYN_ACK,))) + _compared(_EQUAL, bytes((_SYN,)))
+    protocol = load(L4PROTO) + compare(EQUAL, bytes((_TCP,)))
+    return protocol + _loaded(13, 1) + bitwise(bytes((_SYN_ACK,)), bytes(1)) + compare(EQUAL, bytes((_SYN,)))
 
 
 def _expires(match: re.Match[str]) -> bytes:
     ways = ((_BYTEORDER_SREG, NFT_REG_1), (_BYTEORDER_DREG, NFT_REG_1), (_BYTEORDER_OP, _TO_NETWORK))
-    swapped = expression("byteorder", _numbers(*ways, (_BYTEORDER_LEN, 4), (_BYTEORDER_SIZE, 4)))
-    return _ct(_CT_EXPIRATION) + swapped + _compared(_AT_MOST, struct.pack("!I", int(match[1]) * _UNITS["s"]))
+    swapped = expression("byteorder", numbers(*ways, (_BYTEORDER_LEN, 4), (_BYTEORDER_SIZE, 4)))
+    return _ct(_CT_EXPIRATION) + swapped + compare(_AT_MOST, struct.pack("!I", int(match[1]) * _UNITS["s"]))
 
 
 def _among(match: re.Match[str]) -> bytes:
@@ -135,13 +122,13 @@ def _among(match: re.Match[str]) -> bytes:
 
 def _update(match: re.Match[str]) -> bytes:
     timeout = wire.attribute(_DYNSET_TIMEOUT, struct.pack("!Q", int(match[2]) * _UNITS[match[3]]))
-    words = _numbers((_DYNSET_SREG_KEY, NFT_REG_1), (_DYNSET_OP, _UPDATE))
+    words = numbers((_DYNSET_SREG_KEY, NFT_REG_1), (_DYNSET_OP, _UPDATE))
     return _ct(_CT_ID) + expression("dynset", words + timeout + text(_DYNSET_NAME, match[1]))
 
 
 def _way(match: re.Match[str]) -> bytes:
-    asked = _numbers((_LOOKUP_SREG, NFT_REG_1), (_LOOKUP_DREG, 0)) + text(_LOOKUP_SET, match[2])
-    return _meta(_IIFNAME if match[1] == "i" else _OIFNAME) + expression("lookup", asked)
+    asked = numbers((_LOOKUP_SREG, NFT_REG_1), (_LOOKUP_DREG, 0)) + text(_LOOKUP_SET, match[2])
+    return load(IIFNAME if match[1] == "i" else OIFNAME) + expression("lookup", asked)
 
 
 def _ending(code: int, chain: str = "") -> bytes:

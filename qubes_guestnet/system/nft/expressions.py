@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Expressions of nftables rules as netlink attributes, for tables that a process of ours owns."""
+"""Expressions of nftables rules as netlink attributes; and the frame of a table that a process of ours owns."""
 
 from __future__ import annotations
 
@@ -61,13 +61,18 @@ def state(bits: int) -> bytes:
 
 
 def masked(mask: int, added: int = 0) -> bytes:
-    """Return the expression that leaves these bits of the first register, and sets others."""
-    words = ((_NFTA_BITWISE_SREG, batch.NFT_REG_1), (_NFTA_BITWISE_DREG, batch.NFT_REG_1), (_NFTA_BITWISE_LEN, 4))
+    """Return the expression that leaves these bits of the first register, a number of 32, and sets others."""
+    return bitwise(struct.pack("=I", mask), struct.pack("=I", added))
+
+
+def bitwise(mask: bytes, added: bytes) -> bytes:
+    """Return the expression that leaves these bits of as many bytes of the first register, and sets others."""
+    words = ((_NFTA_BITWISE_SREG, batch.NFT_REG_1), (_NFTA_BITWISE_DREG, batch.NFT_REG_1))
     values = b"".join(
-        batch.nested(kind, wire.attribute(batch.NFTA_DATA_VALUE, struct.pack("=I", value)))
+        batch.nested(kind, wire.attribute(batch.NFTA_DATA_VALUE, value))
         for kind, value in ((_NFTA_BITWISE_MASK, mask), (_NFTA_BITWISE_XOR, added))
     )
-    return batch.expression("bitwise", numbers(*words) + values)
+    return batch.expression("bitwise", numbers(*words, (_NFTA_BITWISE_LEN, len(mask))) + values)
 
 
 def compare(relation: int, value: bytes) -> bytes:

@@ -182,7 +182,7 @@ NOT_ASKED: Mapping[str, tuple[str, frozenset[str]]] = {
         "by `nft.kernel` and `nft.encode`, which have rows",
         frozenset({"system.nft.encode", "system.nft.kernel"}),
     ),
-    "nft.expressions": (_PURE, frozenset({"system.nft.guard", "system.nft.log"})),
+    "nft.expressions": (_PURE, frozenset({"system.nft.encode_rules", "system.nft.guard", "system.nft.log"})),
     "nft.log": ("by `firewall log`", frozenset({"cli.firewall_log"})),
     "nft.quoted_address": (_HOTPLUG, frozenset({"system.fake_address"})),
     "other_programs": (_CHECK, frozenset({"cli.diagnosis", "cli.views"})),
