@@ -44,11 +44,11 @@ def holds_after_flush(path: str = CONFIG_FILE) -> bool:
         FileError: it cannot be read.
     """
     remedy = "[provider] hold_after_flush is true or false"
-    table = _table(path, "provider", remedy)
-    value = table.get("hold_after_flush", False)
-    if not isinstance(value, bool):
-        raise ConfigError(f"{path}: [provider] hold_after_flush: {shown(str(value).encode())}", remedy)
-    return value
+    with _Table(path, "provider", remedy) as table:
+        value = table.get("hold_after_flush", False)
+        if not isinstance(value, bool):
+            raise ValueError(f"[provider] hold_after_flush: {shown(str(value).encode())}")
+        return value
 
 
 def configured_limits(path: str = CONFIG_FILE) -> Limits:
@@ -60,11 +60,8 @@ def configured_limits(path: str = CONFIG_FILE) -> Limits:
     """
     from ..core.nft import limits  # a provider's alone
 
-    remedy = "the limits in force stay until it is fixed"
-    try:
-        return limits.parse(_table(path, "provider", remedy))
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}", remedy) from None
+    with _Table(path, "provider", "the limits in force stay until it is fixed") as table:
+        return limits.parse(table)
 
 
 def configured_style(path: str = CONFIG_FILE) -> Style | None:
@@ -74,13 +71,9 @@ def configured_style(path: str = CONFIG_FILE) -> Style | None:
         ConfigError: the file is not TOML, or names a style there is not.
         FileError: it cannot be read.
     """
-    remedy = '[uplink] default-route is "device" or "gateway"'
-    table = _table(path, "uplink", remedy)
-    try:
+    with _Table(path, "uplink", '[uplink] default-route is "device" or "gateway"') as table:
         text = table.get("default-route")
         return None if text is None else Style(text)
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}", remedy) from None
 
 
 def configured_dns(path: str = CONFIG_FILE) -> DnsSettings:
@@ -92,10 +85,8 @@ def configured_dns(path: str = CONFIG_FILE) -> DnsSettings:
     """
     from ..core.dns.upstream_servers import parse_settings  # a provider's alone
 
-    try:
-        return parse_settings(_table(path, "dns", "the DNS redirection stays until it is fixed"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}", "the DNS redirection stays until it is fixed") from None
+    with _Table(path, "dns", "the DNS redirection stays until it is fixed") as table:
+        return parse_settings(table)
 
 
 def configured_names(path: str = CONFIG_FILE) -> NameSettings:
@@ -107,11 +98,28 @@ def configured_names(path: str = CONFIG_FILE) -> NameSettings:
     """
     from ..core.firewall import name_settings  # of a provider that enforces the lists of single qubes
 
-    remedy = "the settings of [firewall] in force stay until it is fixed"
-    try:
-        return name_settings.parse(_table(path, "firewall", remedy))
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}", remedy) from None
+    with _Table(path, "firewall", "the settings of [firewall] in force stay until it is fixed") as table:
+        return name_settings.parse(table)
+
+
+class _Table:
+    """One table of the file, {} where there is none, while a block reads its values.
+
+    Args:
+        path: of the file.
+        name: of the table.
+        remedy: for the ConfigError that is raised in place of a ValueError of the block.
+    """
+
+    def __init__(self, path: str, name: str, remedy: str) -> None:
+        self._path, self._name, self._remedy = path, name, remedy
+
+    def __enter__(self) -> Any:
+        return _table(self._path, self._name, self._remedy)
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if isinstance(error, ValueError):
+            raise ConfigError(f"{self._path}: {error}", self._remedy) from None
 
 
 def _table(path: str, name: str, remedy: str) -> Any:

@@ -101,7 +101,7 @@ def test_the_sample_of_guestnet_toml_has_every_key(tmp_path: Path) -> None:
     source = "".join(
         text(TREE / "qubes_guestnet" / name) for name in ("system/services.py", "core/dns/upstream_servers.py")
     )
-    assert {name for name, _ in _keys_of(block)} == set(re.findall(r'_table\(path, "([\w-]+)"', source))
+    assert {name for name, _ in _keys_of(block)} == set(re.findall(r'_Table\(path, "([\w-]+)"', source))
     read = re.findall(r'table\.get\("([\w-]+)"', source)
     assert {key for _, key in _keys_of(block)} == {*read, *limits.KEYS, *name_settings.KEYS}
     (tmp_path / "all.toml").write_text(_uncommented(sample), encoding="utf-8")
