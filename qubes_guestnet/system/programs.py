@@ -14,7 +14,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ..core.namedtuple import NamedTuple
 from ..errors import GuestnetError
@@ -30,7 +30,7 @@ _HEAD_BYTES = 128
 _MARK = "QUBES_GUESTNET_RUN"  # in the environment of a program, and so of all that it starts
 _NOT_REAPED: set[int] = set()
 _COUNT = itertools.count()
-_DEFAULTED = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
+DEFAULTED = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})  # for posix_spawn: no signal ignored
 
 
 class ProgramError(GuestnetError):
@@ -222,15 +222,28 @@ def _spawn(command: tuple[str, ...], environment: Mapping[str, str], fds: tuple[
     """Start a process in its own group, with no signal ignored or blocked."""
     source, output = fds
     actions = [(os.POSIX_SPAWN_DUP2, source, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
-    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-        # Inherited; the kernel then keeps no exit status of a child.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def spawn(words: tuple[str, ...]) -> int:
         return os.posix_spawn(
-            words[0], words, environment, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=_DEFAULTED
+            words[0], words, environment, file_actions=actions, setpgroup=0, setsigmask=(), setsigdef=DEFAULTED
         )
 
+    return spawned(command, spawn)
+
+
+def spawned(command: tuple[str, ...], spawn: Callable[[tuple[str, ...]], int]) -> int:
+    """Start a process whose end can be waited for; a script without a `#!` line by a shell.
+
+    Args:
+        command: path of the program, and its arguments.
+        spawn: starts a command, and returns its process.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        # Inherited; the kernel then keeps no exit status of a child.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         return spawn(command)
     except OSError as error:

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import signal
 import stat
 from collections.abc import Iterable
 
@@ -15,8 +13,6 @@ from . import files, programs
 
 PERSISTS = "custom-persist"
 _NAME, _MODE = "firewall-scripts", 0o644
-_SHELL = "/bin/sh"
-_DEFAULTED = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
 
 def persists(folder: str) -> bool:
@@ -84,13 +80,10 @@ def _is_executable(path: str) -> bool:
 
 
 def _start(path: str, null: int) -> int:
-    def spawn(*words: str) -> int:
+    def spawn(words: tuple[str, ...]) -> int:
         actions = [(os.POSIX_SPAWN_DUP2, null, 0)]
-        return os.posix_spawn(words[0], words, os.environ, file_actions=actions, setsigmask=(), setsigdef=_DEFAULTED)
+        return os.posix_spawn(
+            words[0], words, os.environ, file_actions=actions, setsigmask=(), setsigdef=programs.DEFAULTED
+        )
 
-    try:
-        return spawn(path)
-    except OSError as error:
-        if error.errno != errno.ENOEXEC or not programs.is_script(path):
-            raise
-        return spawn(_SHELL, path)
+    return programs.spawned((path,), spawn)

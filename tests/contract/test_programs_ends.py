@@ -253,6 +253,20 @@ def test_a_program_ignores_no_signal_that_its_starter_ignores() -> None:
     assert (status, altered(lines.splitlines())) == ("7", UNALTERED)
 
 
+@pytest.mark.behaviour("B81")
+@pytest.mark.parametrize("first", ["#!/bin/sh\n", ""])
+def test_a_users_script_ignores_no_signal_that_its_starter_ignores(tmp_path: Path, first: str) -> None:
+    """With SIGCHLD ignored the kernel kept no exit status of it: each script failed for "No child processes"."""
+    path = tmp_path / "script"
+    path.write_text(f"{first}{shlex.join(LISTED)}; exit 7\n")
+    path.chmod(0o755)
+    starting = f"from qubes_guestnet.system import user_scripts\nprint(user_scripts.run({str(path)!r}))"
+    words = [sys.executable, "-c", IGNORING, starting]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    *lines, reason = done.stdout.splitlines()
+    assert (reason, altered(lines)) == ("exit status 7", UNALTERED)
+
+
 def test_a_process_that_cannot_be_ended_at_once_is_reaped_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uninterruptible sleep (a device that does not answer): here the signal does not come."""
     monkeypatch.setattr(programs, "_kill", lambda _pid: None)
