@@ -27,7 +27,7 @@ from ..core.owned_state import Record
 from ..core.values import IPAddress
 from ..dispatch import of_firewall
 from ..errors import GuestnetError, as_error
-from ..system import conntrack, services, user_scripts
+from ..system import conntrack, services
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.qubesdb import store as qubesdb
@@ -332,6 +332,8 @@ class Firewall:
 
     def tell(self, work: PassState, addresses: Iterable[IPAddress]) -> PassState:
         """Return the state with what `status` and `check` print."""
+        from ..system import user_scripts  # not in the agent
+
         store = qubesdb.connect()
         try:
             stored = entries.by_address(qubesdb.read_all(store, (entries.FOLDER,)))
