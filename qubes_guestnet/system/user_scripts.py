@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable
 
 from ..core.provider import firewall_unit
 from ..core.provider.firewall_unit import Scripts
-from . import files, programs
+from . import files, hooks, programs
 
 PERSISTS = "custom-persist"
 _NAME, _MODE = "firewall-scripts", 0o644
@@ -37,7 +36,7 @@ def runnable(folders: Iterable[str], paths: Iterable[str]) -> tuple[str, ...]:
             found += [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
         except OSError:
             continue
-    return tuple(path for path in (*found, *paths) if _is_executable(path))
+    return tuple(script.path for script in hooks.facts((*found, *paths)) if script.executable)
 
 
 def run(path: str) -> str:
@@ -69,14 +68,6 @@ def publish(run_folder: str, scripts: Scripts) -> None:
 def read(run_folder: str) -> Scripts:
     """Return what was written down last. Raises FileError."""
     return firewall_unit.parse(files.read(os.path.join(run_folder, _NAME)) or b"")
-
-
-def _is_executable(path: str) -> bool:
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return False
-    return stat.S_ISREG(mode) and bool(mode & 0o111)
 
 
 def _start(path: str, null: int) -> int:
