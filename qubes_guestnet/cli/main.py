@@ -127,7 +127,9 @@ def _plain(arguments: list[str]) -> tuple[Verb, Options] | None:
         return verb, Options(rest=tuple(words))
     required = sum(not name.startswith("[") for name in verb.words)
     many = verb.words[-1:] == (MANY,)
-    if any(word.startswith("-") for word in words) or not required <= len(words) <= (len(verb.words), 99)[many]:
+    if any(word.startswith("-") for word in words) or len(words) < required:
+        return None
+    if len(words) > len(verb.words) and not many:
         return None
     if verb.choices and words[0] not in verb.choices:
         return None
