@@ -24,7 +24,7 @@ from ..core.firewall.name_settings import NameSettings
 from ..core.firewall.operations import RemoveQubeRules, SetDnsServers
 from ..core.operations import Outcome, Planned
 from ..core.owned_state import Record
-from ..core.values import IPAddress
+from ..core.values import IPV4, IPV6, IPAddress
 from ..dispatch import of_firewall
 from ..errors import GuestnetError, as_error
 from ..system import conntrack, services
@@ -204,7 +204,7 @@ class Firewall:
         if work.names is None:
             return None
         addresses = (each.address for each in work.names.servers)
-        return {4: frozenset(each for each in addresses if isinstance(each, IPv4Address)), 6: frozenset()}
+        return {IPV4: frozenset(each for each in addresses if isinstance(each, IPv4Address)), IPV6: frozenset()}
 
     def _settle(self, work: PassState, wanted: plan.Wanted) -> None:
         turn = _Turn(self, self._memory, wanted)
@@ -265,13 +265,13 @@ class Firewall:
             ops: of one plan.
             outcome: what came of them; where one failed, nft is asked again.
         """
-        done = self._listed is not None and all(op in outcome.done for op in ops)
+        done = all(op in outcome.done for op in ops)
         self._listed = (self._listed[0], prediction.after(listed, ops)) if done and self._listed is not None else None
 
     def has_servers(self) -> bool:
         """Whether there is a set of the servers that rules for DNS accept; False also where that cannot be seen."""
         try:
-            return self.look()[0].get(4, Listed()).dns is not None
+            return self.look()[0].get(IPV4, Listed()).dns is not None
         except GuestnetError:
             return False
 
@@ -282,8 +282,7 @@ class Firewall:
             servers: of IPv4.
         """
         if self._listed is not None:
-            mark, listed = self._listed
-            self._listed = (mark, prediction.after(listed, (SetDnsServers(4, servers),)))
+            self._listed = (self._listed[0], prediction.after(self._listed[1], (SetDnsServers(IPV4, servers),)))
 
     def verified(self, generation: int) -> None:
         """What is loaded was found to be as wanted."""
