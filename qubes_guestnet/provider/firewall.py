@@ -227,16 +227,18 @@ class Firewall:
         from ..system import desktop
 
         now = time.monotonic()
+        due = notice.due(self._noticed, handled, now)
+        self._noticed |= {bound.ruleset.address: now for bound in due}
+        if not due:
+            return
         try:
-            for bound in notice.due(self._noticed, handled, now):
-                self._noticed[bound.ruleset.address] = now
-                store = qubesdb.connect()
-                try:
-                    user = notice.user(store.read(_USER) or b"")
-                finally:
-                    store.close()
-                if user:
-                    desktop.notify(user, *notice.text(bound))
+            store = qubesdb.connect()
+            try:
+                user = notice.user(store.read(_USER) or b"")
+            finally:
+                store.close()
+            for bound in due if user else ():
+                desktop.notify(user, *notice.text(bound))
         except Exception as error:
             work.run.tell(INFO, f"firewall: no notification: {as_error(error)}")
 
