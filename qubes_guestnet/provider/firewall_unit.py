@@ -25,6 +25,9 @@ from .rules import Rules
 
 ANSWER_SECONDS = 60.0  # an agent that has to start, and QubesDB that has to answer
 _PAUSE_SECONDS = 0.2
+# What was done, in words.
+_REFUSING = "nft -f: tables ip qubes-firewall and ip6 qubes-firewall, which refuse everything"
+_IN_FORCE = "the rules of all qubes are in force"
 
 
 def start(paths: Paths, *, provides: bool) -> Iterator[str]:
@@ -48,14 +51,14 @@ def start(paths: Paths, *, provides: bool) -> Iterator[str]:
         with Ledger(paths.run):
             _refuse_everything()
             services.set_enforced(paths.run)
-        yield "nft -f: tables ip qubes-firewall and ip6 qubes-firewall, which refuse everything"
+        yield _REFUSING
     yield from _run_scripts(paths)
     if provides:
         _have_loaded(paths)
     rules.release()
     if provides:
         _have_loaded(paths)  # the agent opens forwarding in a pass
-        yield "the rules of all qubes are in force"
+        yield _IN_FORCE
 
 
 def stop(paths: Paths, jobs: Mapping[str, str]) -> Iterator[str]:
@@ -78,7 +81,7 @@ def stop(paths: Paths, jobs: Mapping[str, str]) -> Iterator[str]:
     with Ledger(paths.run):
         services.set_enforced(paths.run, on=False)
         _refuse_everything()
-    yield "nft -f: tables ip qubes-firewall and ip6 qubes-firewall, which refuse everything"
+    yield _REFUSING
 
 
 def reload(paths: Paths) -> Iterator[str]:
@@ -90,7 +93,7 @@ def reload(paths: Paths) -> Iterator[str]:
     if not services.enforces(paths.flags, paths.run):
         raise GuestnetError("the firewall of the qubes is not started", "systemctl start qubes-firewall")
     _have_loaded(paths)
-    yield "the rules of all qubes are in force"
+    yield _IN_FORCE
 
 
 def _refuse_everything() -> None:
