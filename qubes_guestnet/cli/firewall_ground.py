@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
 
 from ..core.firewall import entries, listing
@@ -66,7 +65,7 @@ def look(paths: Paths) -> Ground:
         if not error.needs_root:
             raise
         unseen = error
-    now, blocks = int(time.clock_gettime(time.CLOCK_BOOTTIME)), services.configured_names(paths.config).blocks_qube
+    now, blocks = firewall_names.boot_seconds(), services.configured_names(paths.config).blocks_qube
     facts = Facts(entries.by_address(untrusted_entries), listed, packets, _cache(paths), now, ours, blocks)
     return Ground(untrusted_entries, _vifs(paths), facts, OURS if ours else ANOTHER if filters else OFF, unseen)
 

@@ -58,7 +58,7 @@ class FirewallNames:
             data = files.read(self._path, name_text.LONGEST)
         except Exception as error:
             problem = f"{as_error(error)}; the names in firewall rules are looked up again"
-        cache, damaged = name_text.restore(data, self._path, _now())
+        cache, damaged = name_text.restore(data, self._path, boot_seconds())
         if problem or damaged:
             log(WARNING, problem or damaged)
         return cache, data or b""
@@ -88,7 +88,7 @@ class FirewallNames:
             uplinks: interface indexes.
             shortest: the least time between two look-ups of one name, in seconds.
         """
-        before, now = self._cache, _now()
+        before, now = self._cache, boot_seconds()
         servers = before.servers if servers is None else tuple(dict.fromkeys(servers))[: name_messages.MOST_SERVERS]
         anew = self._anew or self._uplinks not in (None, uplinks)
         if anew or servers != before.servers:
@@ -127,7 +127,7 @@ class FirewallNames:
         Returns:
             Whether something else is known now: then a pass follows.
         """
-        before, now, known = self._cache, _now(), self._known
+        before, now, known = self._cache, boot_seconds(), self._known
         for look_up in tuple(self._flying):
             self._read(look_up, now)
         self._cache = name_cache.expire(self._cache, now)
@@ -213,7 +213,7 @@ def read(run: str) -> Cache:
         GuestnetError: its file cannot be read, or is damaged.
     """
     path = os.path.join(run, FILE)
-    cache, damaged = name_text.restore(files.read(path, name_text.LONGEST), path, _now())
+    cache, damaged = name_text.restore(files.read(path, name_text.LONGEST), path, boot_seconds())
     if damaged:
         raise GuestnetError(damaged)
     return cache
@@ -224,7 +224,8 @@ def _known(cache: Cache) -> dict[tuple[int, str], Known]:
     return {(question.family, question.name): known for question, known in found if known is not None}
 
 
-def _now() -> int:
+def boot_seconds() -> int:
+    """Return the time by the clock of the cache: seconds since the boot, suspended ones too."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME))
 
 
