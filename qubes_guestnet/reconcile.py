@@ -47,16 +47,16 @@ if TYPE_CHECKING:
             """Interfaces with one of these addresses."""
 
         def observe(self, link: Link, neighbours: Iterable[IPAddress], settings: Iterable[Tunable] = ()) -> State:
-            """What an interface has now."""
+            """Return what an interface has now."""
 
         def tunnels(self, servers: Iterable[IPAddress], ours: Iterable[int]) -> TunnelFacts:
-            """What may show that a VPN is there."""
+            """Return what may show that a VPN is there."""
 
         def apply(self, op: plan.Op) -> None:
             """Carry out one operation or raise KernelError."""
 
         def ipv6_disabled(self, link: Link) -> str | None:
-            """The interface's sysctl disable_ipv6; None when it has no IPv6 at all."""
+            """Return the interface's sysctl disable_ipv6; None when it has no IPv6 at all."""
 
 
 class Pass(NamedTuple):
@@ -99,7 +99,7 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
 
 
 def plan_only(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Paths, asked: Pass) -> Report:
-    """What `reconcile` would do; nothing is changed, and no right to change anything is needed. See there."""
+    """Return what `reconcile` would do; nothing is changed, and no right to change anything is needed. See there."""
     return _pass(untrusted_entries, kernel, paths, asked, Ledger(paths.run, reading=True), Planning)
 
 

@@ -22,7 +22,7 @@ _NOTHING: Kept = ((), ())
 
 
 def with_lost_rules(report: Report, untrusted_entries: dict[str, bytes], paths: Paths) -> Report:
-    """A report of a dry pass, with the operations of `load_lost`."""
+    """Return the report of a dry pass, with the operations of `load_lost`."""
     try:
         work = _lost(untrusted_entries, paths, applies=False)
     except GuestnetError as error:

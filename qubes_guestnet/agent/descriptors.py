@@ -33,7 +33,7 @@ class Descriptors:
         self._known = wanted
 
     def are_ready(self, ready: Collection[int]) -> bool:
-        """Whether one of them is readable.
+        """Return whether one of them is readable.
 
         Args:
             ready: of all.

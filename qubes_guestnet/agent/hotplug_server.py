@@ -161,7 +161,7 @@ class Host:
             log(ERROR, f"after a change of rules: {error}")
 
     def stirred(self) -> bool:
-        """Whether rules have changed since this was last asked, or a pass went by."""
+        """Return whether rules have changed since this was last asked, or a pass went by."""
         stirred, self._stirred = self._stirred, False
         return stirred
 

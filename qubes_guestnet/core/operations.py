@@ -202,12 +202,12 @@ class Outcome(NamedTuple):
 
 
 def kind(op: Operation) -> str:
-    """The kind of an operation, as the tables name it."""
+    """Return the kind of an operation, as the tables name it."""
     return type(op).__name__
 
 
 def in_order(ops: Iterable[Operation]) -> tuple[Operation, ...]:
-    """Operations sorted by ORDER; those of one kind stay in the order given."""
+    """Return operations sorted by ORDER; those of one kind stay in the order given."""
     return tuple(sorted(ops, key=lambda op: _POSITION[kind(op)]))
 
 
@@ -236,7 +236,7 @@ def _pieces(ops: Iterable[Operation]) -> Iterator[tuple[Operation, ...]]:
 
 
 def hinders(failed: Operation, op: Operation) -> bool:
-    """Whether an operation cannot be done, or must not, because another one failed."""
+    """Return whether an operation cannot be done, or must not, because another one failed."""
     by_itself = getattr(failed, "hinders", None)
     if by_itself is not None:
         return bool(by_itself(op))
@@ -246,5 +246,5 @@ def hinders(failed: Operation, op: Operation) -> bool:
 
 
 def instead(op: Operation) -> Operation | None:
-    """What to do in place of an operation that was refused; None for nothing."""
+    """Return what to do in place of an operation that was refused; None for nothing."""
     return getattr(op, "instead", None)

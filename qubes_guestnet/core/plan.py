@@ -95,7 +95,7 @@ class Op(NamedTuple):
         return 0
 
     def hinders(self, other: object) -> bool:
-        """Whether another operation cannot be done because this one failed.
+        """Return whether another operation cannot be done because this one failed.
 
         Without the address of its family it would fail for the same reason, or be a route without a source address.
         """
@@ -151,7 +151,7 @@ REMEDIES = {
 
 
 def meaning(verb: Verb, number: int) -> Meaning:
-    """What `errno` number means as the kernel's answer to `verb`; the first fitting row counts."""
+    """Return what `errno` number means as the kernel's answer to `verb`; the first fitting row counts."""
     for verbs, listed, result in _ERRNO:
         if listed == number and verb in verbs:
             return result
@@ -167,7 +167,7 @@ def plan(
     *,
     peer: str = BACKEND_MAC,
 ) -> tuple[Op, ...]:
-    """The operations that turn `observed` into `desired`, in the order to do them; empty when nothing is to do.
+    """Return the operations that turn `observed` into `desired`, in the order to do them; empty when nothing is to do.
 
     Args:
         link: the interface.
@@ -204,7 +204,7 @@ def plan(
 
 
 def in_order(ops: Iterable[Op]) -> tuple[Op, ...]:
-    """Operations sorted by ORDER, with the exception of rule 3 in front."""
+    """Return operations sorted by ORDER, with the exception of rule 3 in front."""
     ops = tuple(ops)
     renewed = {_ipv6_address(op.subject) for op in ops if op.verb is Verb.ADDRESS_ADD} - {None}
 
@@ -217,7 +217,7 @@ def in_order(ops: Iterable[Op]) -> tuple[Op, ...]:
 
 
 def takedown(link: Link) -> tuple[Op, ...]:
-    """What `uplink remove` does: link down, and the kernel drops addresses' routes and neighbours with it."""
+    """Return what `uplink remove` does: link down, and the kernel drops addresses' routes and neighbours with it."""
     return (Op(Verb.LINK_DOWN, link.ifindex, link.name),)
 
 
@@ -241,7 +241,7 @@ def _wrong_tunables(desired: State, observed: State) -> Iterable[Tunable]:
 
 
 def still_there(owned: Owned, observed: State) -> Owned:
-    """What of the record is there still.
+    """Return what of the record is there still.
 
     Another program or the kernel removed the others, so they are no longer ours: if they return, another program added
     them.
@@ -251,7 +251,7 @@ def still_there(owned: Owned, observed: State) -> Owned:
 
 
 def ahead(owned: Owned, ops: Iterable[Op]) -> Owned:
-    """The owned record that has to be on disk before `ops` are applied; `still_there` puts it right afterwards.
+    """Return the owned record that has to be on disk before `ops` are applied; `still_there` puts it right afterwards.
 
     An agent killed in between owns too much, which does no harm, and never too little, which would leave an address
     behind for ever.
@@ -266,7 +266,7 @@ def ahead(owned: Owned, ops: Iterable[Op]) -> Owned:
 
 
 def way(route: Route) -> tuple[object, ...]:
-    """What tells routes of one interface apart; not which program made them."""
+    """Return what tells routes of one interface apart; not which program made them."""
     return route.destination, route.gateway, route.metric
 
 
@@ -300,7 +300,7 @@ def _words(op: Op) -> Iterable[str]:
 
 
 def route_words(route: Route, name: str) -> Iterable[str]:
-    """A route as `ip route` takes it."""
+    """Return a route as `ip route` takes it."""
     yield str(route.destination) if route.destination.prefixlen else "default"
     if route.gateway is not None:
         yield f"via {route.gateway}"

@@ -53,7 +53,7 @@ class Loading:
         self._knows_families = bool(self._before.rules.text)
 
     def text(self, families: tuple[str, ...]) -> str:
-        """The base rules alone."""
+        """Return the base rules alone."""
         return rules_text.base(ipv6=self._work.ipv6, refuse6=self._refuse6, arp=tables.ARP in families)
 
     @property

@@ -53,7 +53,7 @@ def bring(
 
 
 def present(work: PassState, transactions: Transactions) -> frozenset[str]:
-    """What the sets hold, by `vif_order.listed`, with what is planned to come. Raises GuestnetError."""
+    """Return what the sets hold, by `vif_order.listed`, with what is planned to come. Raises GuestnetError."""
     planned = (op.text for op in work.todo if isinstance(op, LoadRules | ChangeDownstream))  # and not carried out
     coming = vif_order.adding("".join(planned))
     families = transactions.families
@@ -63,7 +63,7 @@ def present(work: PassState, transactions: Transactions) -> frozenset[str]:
 
 
 def letting_send(run: str, settings: ProviderSettings, *, arp: bool) -> str:
-    """What has to come with base rules that are loaded while vifs are there, in the same transaction.
+    """Return what has to come with base rules that are loaded while vifs are there, in the same transaction.
 
     A set of theirs can be a new one: after a flush, or at an upgrade from a release without a table for ARP. Until the
     first sweep the qubes that were there would not be heard (behaviour B114).

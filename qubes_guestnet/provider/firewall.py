@@ -243,7 +243,7 @@ class Firewall:
             work.run.tell(INFO, f"firewall: no notification: {as_error(error)}")
 
     def look(self) -> tuple[Mapping[int, Listed], int]:
-        """What is loaded, and at which generation. Raises GuestnetError.
+        """Return what is loaded, and at which generation. Raises GuestnetError.
 
         It is listed again only where another program has loaded something: our own transactions are known.
         """
@@ -292,11 +292,11 @@ class Firewall:
 
     @staticmethod
     def begun(addresses: Iterable[IPAddress]) -> tuple[tuple[Connection, bytes], ...]:
-        """The connections of these addresses. Raises KernelError."""
+        """Return the connections of these addresses. Raises KernelError."""
         return conntrack.begun(addresses)
 
     def is_own(self, address: IPAddress) -> bool:
-        """Whether an address is one of this qube. Raises KernelError."""
+        """Return whether an address is one of this qube. Raises KernelError."""
         return self._kernel.way(address) == _LOOPBACK
 
     def found(self, addresses: Iterable[IPAddress]) -> None:

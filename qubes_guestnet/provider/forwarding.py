@@ -13,7 +13,7 @@ from .pass_state import PassState
 
 
 def forwarded() -> frozenset[int]:
-    """Families that the kernel forwards now. Raises FileError."""
+    """Return the families that the kernel forwards now. Raises FileError."""
     from ..core.provider.provider_operations import FORWARDING
 
     return frozenset(family for family, path in FORWARDING.items() if procfs_sysctl.read(path) == "1")

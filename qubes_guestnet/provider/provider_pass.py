@@ -227,7 +227,7 @@ class Provider:
             self._firewall.forget()
 
     def strangers(self) -> tuple[str, ...]:
-        """Names of vifs that hotplug has not told of: they were there before the agent ran (#1990)."""
+        """Return the names of vifs that hotplug has not told of: they were there before the agent ran (#1990)."""
         return self._vifs.strangers()
 
     def late_mappings(self, untrusted_entries: Mapping[str, bytes]) -> tuple[Vif, ...]:

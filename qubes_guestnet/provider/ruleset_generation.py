@@ -50,7 +50,7 @@ class Transactions:
         return tables.ARP in self.families
 
     def tables(self, families: Iterable[str]) -> Mapping[str, str]:
-        """What nft lists of our tables, without counters; "" for one that is not there.
+        """Return what nft lists of our tables, without counters; "" for one that is not there.
 
         It is asked once for each state of the rules: three processes take some 10 ms, and each part of a pass wants to
         know. A table that is not there is not asked for.
@@ -73,11 +73,11 @@ class Transactions:
         return {family: listed[family] for family in families}
 
     def mark(self) -> Mark:
-        """A point in time, for `undisturbed`. Raises KernelError."""
+        """Return a point in time, for `undisturbed`. Raises KernelError."""
         return nft_kernel.generation(), self._made
 
     def undisturbed(self, since: Mark | None = None) -> bool:
-        """Whether no other program has changed anything since a mark, or since just before our last transaction.
+        """Return whether no other program has changed anything since a mark, or since just before our last transaction.
 
         Asked after a look at the rules: only then is what was seen what we have loaded (behaviour B148).
 
@@ -93,7 +93,7 @@ class Transactions:
         return nft_kernel.generation() == generation + self._made - made
 
     def settled(self, part: str) -> bool:
-        """Whether no other program has changed anything since this part was found right.
+        """Return whether no other program has changed anything since this part was found right.
 
         Args:
             part: a name for some of the rules.

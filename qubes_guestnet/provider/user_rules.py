@@ -54,7 +54,7 @@ def keep(run: str, listings: Mapping[str, str], work: PassState) -> None:
 
 
 def lost(run: str, listings: Mapping[str, str]) -> Kept:
-    """What others had and have lost together with our rules.
+    """Return what others had and have lost together with our rules.
 
     Args:
         run: /run/qubes-guestnet.

@@ -54,11 +54,11 @@ class Vifs:
         self._known: tuple[object, tuple[Vif, ...]] | None = None  # the state of the folder, and what is in service
 
     def all(self) -> tuple[Vif, ...]:
-        """Every vif in service, as far as the records can be read; a sweep tells of the others."""
+        """Return every vif in service, as far as the records can be read; a sweep tells of the others."""
         return tuple(vif for vif in self._vifs.all([]) if vif.device != GONE)
 
     def in_service(self) -> tuple[Vif, ...]:
-        """Every vif as `all`; the records are read again only when some have changed."""
+        """Return every vif as `all`; the records are read again only when some have changed."""
         state = self._vifs.changed()
         if self._known is None or self._known[0] != state:
             self._known = (state, self.all())
@@ -75,12 +75,12 @@ class Vifs:
         return frozenset((*vif.addresses, *(known.addresses if known is not None else ()))).difference(others)
 
     def knows(self, vif: Vif) -> bool:
-        """Whether a vif is in service with the interface that has its name now."""
+        """Return whether a vif is in service with the interface that has its name now."""
         known, link = self._vifs.load(vif.name.text), self._kernel.link_named(vif.name.text)
         return known is not None and link is not None and known.device == vif_order.device(link)
 
     def strangers(self) -> tuple[str, ...]:
-        """Names of vifs that have none."""
+        """Return the names of vifs that have none."""
         known = set(self._vifs.names())
         return tuple(link.name for link in self._kernel.vifs() if link.name not in known)
 

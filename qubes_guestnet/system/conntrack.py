@@ -71,7 +71,7 @@ def purge_untranslated(addresses: Iterable[IPAddress]) -> int:
 
 
 def has_untranslated(addresses: Iterable[IPAddress]) -> bool:
-    """Whether there is an entry that `purge_untranslated` would delete. Raises KernelError as it does."""
+    """Return whether there is an entry that `purge_untranslated` would delete. Raises KernelError as it does."""
     return _any(addresses, _is_untranslated)
 
 

@@ -101,7 +101,7 @@ class Line:
 
 
 def connect(path: str) -> socket.socket:
-    """A follower's end; each `recv` gives one line, and b"" when the agent has ended.
+    """Return a follower's end; each `recv` gives one line, and b"" when the agent has ended.
 
     Raises:
         GuestnetError: no agent listens, or this user may not connect.

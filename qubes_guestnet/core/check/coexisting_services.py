@@ -66,7 +66,7 @@ _NOTHING = "nothing to do"
 
 
 def programs(presence: Presence) -> tuple[str, ...]:
-    """The programs that have to do with an uplink, for a line of text."""
+    """Return the programs that have to do with an uplink, for a line of text."""
     known = (_NETWORKMANAGER, _RESOLVED, _NETWORKD, *_DHCP, "dockerd", "openvpn", "tailscaled", "iwd")
     return tuple(_full(name) for name in known if name in presence.programs) + tuple(
         f"VPN {name}" for name in presence.tunnels

@@ -62,7 +62,7 @@ class LoadRedirection(NamedTuple):
         return upstream_servers.pairs(self.virtual, self.servers)
 
     def hinders(self, other: object) -> bool:
-        """Whether another operation must not be done because this one failed."""
+        """Return whether another operation must not be done because this one failed."""
         return other == PurgeConntrack(self.virtual)
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ class KeepForeignRedirection(NamedTuple):
         return first + rules_text.refusal(self.virtual, self.passing)
 
     def hinders(self, other: object) -> bool:
-        """Whether another operation must not be done because this one failed."""
+        """Return whether another operation must not be done because this one failed."""
         return other == PurgeConntrack(self.virtual)
 
     def __str__(self) -> str:

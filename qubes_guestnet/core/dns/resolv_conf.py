@@ -53,7 +53,7 @@ class Resolver(NamedTuple):
 
 
 def render(servers: Iterable[IPAddress]) -> bytes:
-    """The whole text of a resolv.conf with these servers, in this order; empty bytes for no servers."""
+    """Return the whole text of a resolv.conf with these servers, in this order; empty bytes for no servers."""
     lines = [f"nameserver {server}\n".encode("ascii") for server in servers][:MAX_NAMESERVERS]
     return HEADER + b"".join(lines) if lines else b""
 
@@ -226,7 +226,7 @@ def tunnel(facts: TunnelFacts) -> str:
 
 
 def is_down(facts: TunnelFacts) -> bool:
-    """Whether all that shows a VPN is a device that is set down: no question can take its way."""
+    """Return whether all that shows a VPN is a device that is set down: no question can take its way."""
     return bool(facts.down) and not _up(facts)
 
 
@@ -235,7 +235,7 @@ def _up(facts: TunnelFacts) -> tuple[str, ...]:
 
 
 def hook_wrote(modified: float, began: int, ended: Iterable[float | None], limit: float) -> bool:
-    """Whether the file was written while one of the hooks ran that were started last.
+    """Return whether the file was written while one of the hooks ran that were started last.
 
     Args:
         modified: when the file was written, seconds of the wall clock.
@@ -264,7 +264,7 @@ def _word(answer: object) -> str:
 
 
 def wanted(decision: Decision, facts: FileFacts, servers: Iterable[IPAddress]) -> bytes | None:
-    """What the file is to hold.
+    """Return what the file is to hold.
 
     Args:
         decision: of `choose_owner` for these facts.
@@ -293,7 +293,7 @@ def announced(record: Record, data: bytes) -> Record:
 
 
 def noted(record: Record, data: bytes) -> Record:
-    """A record that says what the file holds by us; what another program makes of it is known by that (B124)."""
+    """Return a record that says what the file holds by us; what another program makes of it is known by that (B124)."""
     return record._replace(published=checksum(data))
 
 
@@ -328,7 +328,7 @@ class RewriteBudget:
         self._spent: list[float] = []
 
     def allow(self, data: bytes, now: float) -> bool:
-        """Whether to publish `data` over content that differs from it; True counts as done.
+        """Return whether to publish `data` over content that differs from it; True counts as done.
 
         Args:
             data: the bytes to publish. The first time it is these, it is news and no write-back, and always allowed.

@@ -66,7 +66,7 @@ class Bound(_BoundFields):
 
     @cached_property
     def lines(self) -> tuple[Line, ...]:
-        """What is in force, in order; nothing of it depends on what is not known."""
+        """Return what is in force, in order; nothing of it depends on what is not known."""
         if self.refused:
             return ()
         return tuple(self._line(rule) for rule in self.ruleset.rules if not self._is_idle(rule))
@@ -93,7 +93,7 @@ class Bound(_BoundFields):
 
     @cached_property
     def rules(self) -> tuple[str, ...]:
-        """The rules of its chain for nft; the last one is for every packet."""
+        """Return the rules of its chain for nft; the last one is for every packet."""
         version, last = self.ruleset.address.version, BLOCKED if self.refused else POLICY
         return (*(rule(line, version) for line in self.lines), last_rule(self.accept, last, version))
 
@@ -104,7 +104,7 @@ class Bound(_BoundFields):
 
     @cached_property
     def signature(self) -> str:
-        """The checksum of these rules."""
+        """Return the checksum of these rules."""
         return signature(self.rules)
 
     @property

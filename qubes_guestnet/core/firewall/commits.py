@@ -164,7 +164,7 @@ class _Read:
         self._stirred = frozenset(address for address, _ in map(told_of, facts.meanwhile))
 
     def is_whole(self, address: IPAddress) -> bool:
-        """Whether the set of an address is whole."""
+        """Return whether the set of an address is whole."""
         return (
             POLICY in self._sets.get(address, {})
             and address not in self._stirred

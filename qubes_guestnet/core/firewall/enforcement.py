@@ -52,7 +52,7 @@ class Memory(NamedTuple):
     began: bool = False
 
     def is_due(self, devices: Mapping[IPAddress, Device | None]) -> bool:
-        """Whether entries have to be read again though no watch told of any."""
+        """Return whether entries have to be read again though no watch told of any."""
         return not self.began or self.outcome.again is not None or devices != self.devices
 
 

@@ -94,7 +94,7 @@ def gathered(paths: Iterable[str]) -> tuple[str, ...]:
 
 
 def commits(paths: Iterable[str]) -> bool:
-    """Whether a watch told of a commit."""
+    """Return whether a watch told of a commit."""
     return any(told_of(path)[1] for path in paths)
 
 

@@ -59,7 +59,7 @@ def plan(listed: Mapping[int, Listed], wanted: Wanted) -> tuple[Operation, ...]:
 
 
 def is_missing(listed: Mapping[int, Listed]) -> bool:
-    """Whether a table, or something of it that each qube needs, is missing or not as it was made."""
+    """Return whether a table, or something of it that each qube needs, is missing or not as it was made."""
     return any(True for version in FAMILIES for _ in _table(version, listed.get(version, Listed())))
 
 

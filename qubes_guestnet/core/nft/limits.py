@@ -143,7 +143,7 @@ class Counts(NamedTuple):
 
 
 def parse(table: object) -> Limits:
-    """The limits that the table `[provider]` of guestnet.toml asks for.
+    """Return the limits that the table `[provider]` of guestnet.toml asks for.
 
     Raises:
         ValueError: it is no table, or a value is not valid; the message names the key.
@@ -346,7 +346,7 @@ def missing(
     present: InForce,
     kept: Kept = USUAL,
 ) -> bool:
-    """Whether `attach` has still to be done.
+    """Return whether `attach` has still to be done.
 
     Args:
         name: of the vif.

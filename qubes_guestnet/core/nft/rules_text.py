@@ -243,7 +243,7 @@ def attach(name: str, addresses: Iterable[IPAddress], mac: str) -> str:
 
 
 def attach_all(vifs: Iterable[tuple[str, Iterable[IPAddress], str]]) -> str:
-    """The same for many, with one line a set: of 250 vifs one line each is more than the kernel takes at once.
+    """Return the same for many, with one line a set: of 250 vifs one line each is more than the kernel takes at once.
 
     Args:
         vifs: name, addresses and MAC address of each, as for `attach`.
@@ -301,7 +301,7 @@ def dnat(
     virtual: Iterable[ipaddress.IPv4Address],
     servers: Iterable[Endpoint],
 ) -> str:
-    """The redirection of the virtual DNS addresses, and the refusal of what it does not redirect, in one.
+    """Return the redirection of the virtual DNS addresses, and the refusal of what it does not redirect, in one.
 
     Half of it or two of it was what users saw of updates that were no transaction (behaviour B33). Without a pair all
     that goes to the virtual addresses is refused, at once, instead of running out into the next network (B39, B40).
@@ -316,19 +316,19 @@ def dnat(
 
 
 def dnat_rules(pairs: Iterable[tuple[ipaddress.IPv4Address, Endpoint]]) -> tuple[str, ...]:
-    """The rules of the redirection, as nft prints them too."""
+    """Return the rules of the redirection, as nft prints them too."""
     each = ((address, server, protocol) for address, server in pairs for protocol in ("udp", "tcp"))
     return tuple(f"ip daddr {address} {protocol} dport 53 dnat to {server}" for address, server, protocol in each)
 
 
 def redirection(rules: Iterable[str]) -> str:
-    """The first half of `dnat`, of any rules."""
+    """Return the first half of `dnat`, of any rules."""
     lines = (f"add rule ip {QUBES} dnat-dns {rule}" for rule in rules)
     return "".join(f"{line}\n" for line in (f"flush chain ip {QUBES} dnat-dns", *lines))
 
 
 def refusal(virtual: Iterable[ipaddress.IPv4Address], servers: Iterable[Endpoint]) -> str:
-    """The second half of `dnat`, for where the first one is another program's."""
+    """Return the second half of `dnat`, for where the first one is another program's."""
     virtual = tuple(dict.fromkeys(virtual))
     named = guard.cleared(UNNAMED)
     through = [server for server in dict.fromkeys(servers) if server.address in virtual]

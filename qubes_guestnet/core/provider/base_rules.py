@@ -87,7 +87,7 @@ def seen(chains: Iterable[tuple[str, str]], tables: Mapping[str, str]) -> str:
 
 
 def are_there(there: Loaded, text: str, tables: Mapping[str, str]) -> bool:
-    """Whether these rules are in force as they were loaded.
+    """Return whether these rules are in force as they were loaded.
 
     Args:
         there: as recorded.
@@ -98,13 +98,13 @@ def are_there(there: Loaded, text: str, tables: Mapping[str, str]) -> bool:
 
 
 def are_lost(there: Loaded, tables: Mapping[str, str]) -> bool:
-    """Whether another program removed or changed rules that were loaded. Arguments are those of `are_there`."""
+    """Return whether another program removed or changed rules that were loaded. Arguments are those of `are_there`."""
     families = (tuple(tables), _FORMER)
     return bool(there.text) and there.seen not in {seen(rules_text.chains(each), tables) for each in families}
 
 
 def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
-    """What is to do. Once nothing is, the record has what was loaded.
+    """Return what is to do. Once nothing is, the record has what was loaded.
 
     Args:
         facts: observed.
@@ -136,7 +136,7 @@ def plan_unloading(families: tuple[str, ...], record: Record, so_far: Outcome) -
 
 
 def missing(facts: Facts) -> tuple[str, ...]:
-    """What others had and is not there again, in words."""
+    """Return what others had and is not there again, in words."""
     if facts.lost is None:
         return ()
     return (*(f"{TABLE}{name}" for name in facts.lost.tables), *_named(_not_back(facts)))

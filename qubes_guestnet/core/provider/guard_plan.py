@@ -19,7 +19,7 @@ def is_lacking(number: int) -> bool:
 
 
 def plan(record: Record, *, active: bool, ruled: bool, stands: bool) -> Planned:
-    """What is to do.
+    """Return what is to do.
 
     Args:
         record: the owned record.

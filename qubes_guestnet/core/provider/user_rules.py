@@ -43,7 +43,7 @@ class Kept(NamedTuple):
 
 
 def found(listings: Mapping[str, str], tables: Iterable[str]) -> Kept:
-    """What others have now.
+    """Return what others have now.
 
     Args:
         listings: `nft -s list table` of ours, by family.
@@ -62,7 +62,7 @@ def found(listings: Mapping[str, str], tables: Iterable[str]) -> Kept:
 
 
 def gone(listings: Mapping[str, str]) -> frozenset[str]:
-    """Families whose table is not there, or has no rule of ours any more: all that was in it was taken away."""
+    """Return the families whose table is not there, or has no rule of ours any more: all of it was taken away."""
     return frozenset(
         family
         for family, listing in listings.items()
@@ -90,7 +90,7 @@ def lost(kept: Kept, listings: Mapping[str, str], tables: Iterable[str]) -> Kept
 
 
 def passable(listings: Mapping[str, str], *, ipv6: bool) -> bool:
-    """Whether something may have been forwarded that is not to be, or untranslated: a rule for that is missing.
+    """Return whether something may have been forwarded that is not to be, or untranslated: a rule for that is missing.
 
     Args:
         listings: as for `found`.
@@ -112,7 +112,7 @@ def passable(listings: Mapping[str, str], *, ipv6: bool) -> bool:
 
 
 def text(blocks: Iterable[tuple[str, str, str]]) -> str:
-    """What puts them back, to be loaded behind the base rules, in the same transaction.
+    """Return what puts them back, to be loaded behind the base rules, in the same transaction.
 
     All blocks of a family are in one: only there nft makes all chains and sets before the rules and elements that name
     them. With a block for each chain a `jump` to one further down was refused (behaviour B125).
@@ -125,7 +125,7 @@ def text(blocks: Iterable[tuple[str, str, str]]) -> str:
 
 
 def one_by_one(blocks: Iterable[tuple[str, str, str]]) -> tuple[tuple[str, tuple[str, str, str]], ...]:
-    """The same as `text` in many transactions, for when it is refused: each text, and the block that it is of.
+    """Return the same as `text` in many transactions, for when it is refused: each text, and the block that it is of.
 
     First come the chains without rules, so that none fails for want of another.
     """
@@ -136,7 +136,7 @@ def one_by_one(blocks: Iterable[tuple[str, str, str]]) -> tuple[tuple[str, tuple
 
 
 def back(blocks: Iterable[Block], listings: Mapping[str, str]) -> tuple[Block, ...]:
-    """Which of these blocks are there again, with what belongs into them.
+    """Return which of these blocks are there again, with what belongs into them.
 
     Args:
         blocks: that were put back.
@@ -157,7 +157,7 @@ def holding(kept: Kept) -> tuple[tuple[str, str, str], ...]:
 
 
 def words(blocks: Iterable[tuple[str, str, str]]) -> str:
-    """Blocks for a line of text."""
+    """Return blocks for a line of text."""
     return ", ".join(f"{family} {QUBES} {head.removesuffix(' {')}" for family, head, _ in blocks)
 
 
@@ -169,7 +169,7 @@ def render(kept: Kept) -> bytes:
 
 
 def parse(data: bytes) -> Kept:
-    """The content of the file."""
+    """Return the content of the file."""
     content = data.decode("utf-8", "replace")
     emptied = tuple((family, head) for family, _, head in (name.partition(" ") for name in _lines(content, _LEFT)))
     return Kept(tuple(_blocks(content)), tuple(_lines(content, _NAMED)), emptied)

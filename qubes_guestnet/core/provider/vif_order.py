@@ -145,7 +145,7 @@ def added(ops: Iterable[plan.Op]) -> frozenset[IPInterface]:
 
 
 def device(link: Link) -> Device:
-    """Which interface it is, as the record of a vif has it."""
+    """Return which interface it is, as the record of a vif has it."""
     return Device(link.ifindex, link.mac)
 
 
@@ -155,7 +155,7 @@ def is_its_own(vif: Vif, link: Link) -> bool:
 
 
 def there(records: Iterable[Vif], indexes: Mapping[str, int]) -> tuple[Vif, ...]:
-    """The vifs whose own device is there; one of another device is a stranger (behaviour B117).
+    """Return the vifs whose own device is there; one of another device is a stranger (behaviour B117).
 
     Args:
         records: of all vifs.
@@ -181,7 +181,7 @@ def letting_send(vifs: Iterable[Vif], settings: ProviderSettings, *, arp: bool) 
 
 
 def owned(vif: Vif) -> Owned:
-    """What on a vif is ours: its gateway addresses as recorded, and the neighbours it was told."""
+    """Return what on a vif is ours: its gateway addresses as recorded, and the neighbours it was told."""
     return Owned(vif.gateways, frozenset(vif.addresses))
 
 
@@ -207,7 +207,7 @@ def down(link: Link, observed: State, vif: Vif) -> tuple[plan.Op, ...]:
 
 
 def listed(listing: str) -> frozenset[str]:
-    """The elements that nft lists, as words: family, set, element.
+    """Return the elements that nft lists, as words: family, set, element.
 
     Args:
         listing: of the sets `allowed` and `downstream`, of both families.
@@ -225,7 +225,7 @@ def listed(listing: str) -> frozenset[str]:
 
 
 def is_there(line: str, present: frozenset[str]) -> bool:
-    """Whether all that a line of nft adds is listed.
+    """Return whether all that a line of nft adds is listed.
 
     Args:
         line: `add element FAMILY qubes SET { … }`.
@@ -237,7 +237,7 @@ def is_there(line: str, present: frozenset[str]) -> bool:
 
 
 def adding(text: str) -> frozenset[str]:
-    """The elements that a text for nft adds, as `listed` has them."""
+    """Return the elements that a text for nft adds, as `listed` has them."""
     found = set[str]()
     for line in text.splitlines():
         if line.startswith("add element "):
@@ -247,7 +247,7 @@ def adding(text: str) -> frozenset[str]:
 
 
 def downstream(present: frozenset[str]) -> frozenset[IPAddress]:
-    """The addresses in the sets `downstream`."""
+    """Return the addresses in the sets `downstream`."""
     words = (element.split() for element in present)
     return frozenset(ipaddress.ip_address(element) for _, name, element, *_ in words if name == "downstream")
 

@@ -178,7 +178,7 @@ _OTHERWISE = ("", "later", "another program has to act first")
 
 
 def changes(report: Report) -> tuple[Change, ...]:
-    """Every operation of a plan with its difference, in the order of `report.plan`.
+    """Return every operation of a plan with its difference, in the order of `report.plan`.
 
     Args:
         report: of a dry pass.

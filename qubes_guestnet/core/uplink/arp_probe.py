@@ -53,7 +53,7 @@ class Question(NamedTuple):
         return self.addresses[0] if not answers or (len(answers) > 1 and answers[0]) else other
 
     def verdict(self, answers: tuple[bool, ...]) -> bool | None:
-        """Whether the provider answers for everybody, promptly; None while another answer is needed."""
+        """Return whether the provider answers for everybody, promptly; None while another answer is needed."""
         if answers.count(True) > 1:
             return True
         nobody_else = False in answers and len(self.addresses) == 1

@@ -86,7 +86,7 @@ def end(started: programs.Started) -> None:
 
 
 def listing(chains: Iterable[tuple[str, str]]) -> str:
-    """What chains of ours hold, without counters; "" when one of them, or its table, is not there.
+    """Return what chains of ours hold, without counters; "" when one of them, or its table, is not there.
 
     Args:
         chains: family and name of each.
@@ -98,7 +98,7 @@ def listing(chains: Iterable[tuple[str, str]]) -> str:
 
 
 def limits(families: Iterable[str], *, counted: bool = False) -> str:
-    """What is in the tables of the limits.
+    """Return what is in the tables of the limits.
 
     Args:
         families: of the tables that there are; for none nft is not run.
@@ -114,7 +114,7 @@ def limits(families: Iterable[str], *, counted: bool = False) -> str:
 
 
 def named_set(family: str, table: str, name: str) -> str:
-    """What any set holds; "" when it, or its table, is not there.
+    """Return what any set holds; "" when it, or its table, is not there.
 
     Raises:
         NftError: nft does not run.
@@ -129,7 +129,7 @@ def named_set(family: str, table: str, name: str) -> str:
 
 
 def table(family: str) -> str:
-    """What our table of this family holds, without counters; "" when it is not there.
+    """Return what our table of this family holds, without counters; "" when it is not there.
 
     Raises:
         NftError: nft does not run.
@@ -138,7 +138,7 @@ def table(family: str) -> str:
 
 
 def chains() -> tuple[Chain, ...]:
-    """Every chain that has a hook, of any program.
+    """Return every chain that has a hook, of any program.
 
     Raises:
         NftError: nft does not run, or does not know JSON.
@@ -186,7 +186,7 @@ def _listed(kind: str, wanted: tuple[tuple[str, str], ...]) -> str:
 
 
 def tables(families: tuple[str, ...] = IP_FAMILIES) -> dict[str, str]:
-    """What nft says of our tables, without counters; "" for one that is not there.
+    """Return what nft says of our tables, without counters; "" for one that is not there.
 
     Not `list chain` for each: version 1.0.6 finds only what the last such line of a transaction names.
 
@@ -199,7 +199,7 @@ def tables(families: tuple[str, ...] = IP_FAMILIES) -> dict[str, str]:
 
 
 def firewall(families: Iterable[str], *, counted: bool = False) -> dict[str, str]:
-    """What nft says of the tables of the firewall; "" for one that is not there.
+    """Return what nft says of the tables of the firewall; "" for one that is not there.
 
     Args:
         families: that are listed; for none nft is not run.
