@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from . import name_cache, name_messages
 from .name_cache import Cache, Entry
-from .name_messages import REFUSED, Question
+from .name_messages import NXDOMAIN, REFUSED, Question
 
 # Codes of troubles; UNKNOWN and STALE have a look-up that failed.
 UNKNOWN, STALE, MISSING, INVALID, PART = "unknown", "stale", "missing", "invalid", "part"
@@ -36,6 +36,12 @@ def trouble(question: Question, entry: Entry) -> tuple[str, str]:
     else:
         code, why = "" if entry.whole else PART, ""
     return code, _WORDS[code].format(why=why) if code else ""
+
+
+def unknown(entry: Entry | None) -> str:
+    """Return in short why no address of a name that was never answered is known, to stand behind the name."""
+    reason = entry.reason if entry is not None else ""
+    return {NXDOMAIN: "does not exist", REFUSED: "is never looked up"}.get(reason, "is not known yet")
 
 
 def news(before: Cache, after: Cache) -> tuple[str, ...]:

@@ -83,12 +83,14 @@ class NameShown(NamedTuple):
         addresses: that it has now.
         known: it was answered, be it without an address.
         trouble: what is wrong with it, in words; "" for nothing.
+        unknown: in short, why nothing is known of it; "" for a known one.
     """
 
     name: str
     addresses: tuple[AddressShown, ...]
     known: bool
     trouble: str
+    unknown: str = ""
 
 
 class ListShown(NamedTuple):
@@ -209,8 +211,10 @@ def _name(host: str, version: int, known: Known | None, facts: Facts) -> NameSho
     entry = facts.cache.entries.get(question)
     if entry is None or not entry.answered:
         trouble = name_news.trouble(question, entry)[1] if entry is not None else ""
-        addresses = () if known is None else tuple(AddressShown(each, None, None, True) for each in known.addresses)
-        return NameShown(host, addresses, known is not None, trouble or "not looked up yet" * (known is None))
+        if known is not None:
+            addresses = tuple(AddressShown(each, None, None, True) for each in known.addresses)
+            return NameShown(host, addresses, True, trouble)
+        return NameShown(host, (), False, trouble or "not looked up yet", name_news.unknown(entry))
     held = tuple(
         AddressShown(each.address, max(0, facts.now - each.heard), each.ttl, each.heard == entry.answered)
         for each in entry.held

@@ -198,4 +198,10 @@ def explained(shown: ListShown | None, packet: Packet, servers: frozenset[IPAddr
     if shown is None or shown.bound.refused:
         return ()
     asked = evaluator.Packet(packet.destination, packet.protocol, packet.port, packet.icmp_type)
-    return tuple(evaluator.explained(shown.bound, asked, servers))
+    unknown = {host.name: host.unknown for host in shown.names if host.unknown}
+    return tuple(
+        each._replace(why=f"{each.rule.host} {unknown[each.rule.host]}")
+        if each.matches is None and each.rule.host in unknown
+        else each
+        for each in evaluator.explained(shown.bound, asked, servers)
+    )

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
 from qubes_guestnet.core.firewall import shown
+from qubes_guestnet.core.firewall.name_cache import Entry, Held
+from qubes_guestnet.core.firewall.name_messages import NXDOMAIN, Question
 from qubes_guestnet.core.nft.tables import FIREWALL
 from qubes_guestnet.core.packet import way
 from qubes_guestnet.core.packet.chains import Place
@@ -18,10 +21,19 @@ from qubes_guestnet.core.packet.way import DROPPED, PASSES, REFUSED, UNCLEAR, St
 from qubes_guestnet.core.render import firewall_way
 from qubes_guestnet.core.render.firewall_way import Judged
 from tests.core.firewall.made import FOUR
-from tests.core.firewall.test_shown import ADDRESS, facts
+from tests.core.firewall.test_shown import ADDRESS, CACHE, facts
 
 WORLD = ip_address("192.0.2.1")
 CHAIN = ("ip", FIREWALL, "qbs-10-137-0-5")
+KNOWN = CACHE._replace(
+    entries={
+        **CACHE.entries,
+        Question(4, "many.org"): Entry((Held(ip_address("192.0.2.7"), 90, 300),), answered=90, whole=False),
+        Question(4, "gone.org"): Entry(reason=NXDOMAIN, missing=90),
+        Question(4, "odd.org"): Entry(reason="refused"),
+    }
+)
+UNSURE = re.compile(r"known|looked|exist")
 ODD = Place(("ip", "mine", "c"), Rule("meta skuid 0 drop", "", ()))
 
 
@@ -32,7 +44,7 @@ def packet(protocol: int = 6, port: int | None = 443, icmp_type: int | None = No
 
 def judged(*entries: str, by: Step | None = None, outcome: str = PASSES, sent: Packet | None = None) -> Judged:
     sent = sent or packet()
-    (listed,) = shown.lists((ADDRESS,), facts(*entries)) if entries else (None,)
+    (listed,) = shown.lists((ADDRESS,), facts(*entries, cache=KNOWN)) if entries else (None,)
     said = firewall_way.explained(listed, sent, frozenset({ip_address("192.0.2.53")}))
     steps = (Step("route", PASSES, "out by eth0"), *((by,) if by is not None else ()))
     return Judged(sent, Walked(steps, sent, outcome, by), said, listed, ("a note",))
@@ -55,7 +67,11 @@ def step(comment: str | None, outcome: str = REFUSED, chain: tuple[str, str, str
         ("action=accept proto=tcp dstports=80-80", packet(), "another port"),
         ("action=accept dstports=80-80", packet(47, None), "another port"),
         ("action=accept dsthost=a.org", packet(to=ip_address("192.0.2.9")), "192.0.2.9 is no address of a.org"),
-        ("action=drop dsthost=b.org", packet(), "not all addresses of b.org are known"),
+        ("action=accept dsthost=many.org", packet(), "not all addresses of many.org are known"),
+        ("action=drop dsthost=b.org", packet(), "b.org is not known yet"),
+        ("action=drop dsthost=new.org", packet(), "new.org is not known yet"),
+        ("action=accept dsthost=gone.org", packet(), "gone.org does not exist"),
+        ("action=drop dsthost=odd.org", packet(), "odd.org is never looked up"),
         ("action=drop dsthost=a..b", packet(), "the name is never looked up"),
         ("action=accept dsthost=a.org", packet(), ""),
     ],
@@ -63,7 +79,7 @@ def step(comment: str | None, outcome: str = REFUSED, chain: tuple[str, str, str
 def test_why_an_entry_does_not_match(entry: str, sent: Packet, why: str) -> None:
     (found,) = judged(entry, sent=sent).explained
     assert found.why == why
-    assert found.matches is (True if not why else None if "known" in why or "looked" in why else False)
+    assert found.matches is (True if not why else None if UNSURE.search(why) else False)
 
 
 def test_entries_behind_the_one_that_decides_are_left_out() -> None:
@@ -80,7 +96,7 @@ def test_the_lines() -> None:
         "10.137.0.5 (vif4.0) to 192.0.2.1 tcp port 443",
         "  route               passes   out by eth0",
         "  firewall            passes   words",
-        "    0000  action=drop dsthost=b.org: not all addresses of b.org are known",
+        "    0000  action=drop dsthost=b.org: b.org is not known yet",
         "    0001  action=drop proto=udp: another protocol",
         "    0002  action=accept: matches",
         "                      a note",
