@@ -23,7 +23,7 @@ from qubes_guestnet.core.nft import limits
 from qubes_guestnet.core.provider import settings as provider
 from qubes_guestnet.core.uplink import desired as uplink
 from qubes_guestnet.lab import cli as lab_cli
-from qubes_guestnet.lab import dom0, firewall_rules, tree
+from qubes_guestnet.lab import demo, dom0, firewall_rules, tree
 from qubes_guestnet.system import networkmanager, services
 from qubes_guestnet.system.qubesdb import store as qubesdb
 from tests.support.needs import needs
@@ -339,11 +339,31 @@ def test_the_picture_in_the_readme_is_what_the_lab_measures(tmp_path: Path, monk
         lab_session.done("down")
 
 
+def test_the_steps_in_the_readme_are_those_of_the_demo() -> None:
+    code = (TREE / "qubes_guestnet/lab/demo.py").read_text(encoding="utf-8").replace("{_CHANGES}", str(demo._CHANGES))
+    steps = re.findall(r'\.step\(f?"(.+)"\)', code)
+    assert len(steps) > 10
+    assert re.findall(r"(?m)^ ✓  (.+)$", text(TREE / "README.md")) == steps
+
+
+def headings(document: Path) -> set[str]:
+    """What links to a document can name, as the forge makes it of its headings."""
+    named = re.findall(r"(?m)^#+ (.+)$", document.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in named}
+
+
 def test_links_between_documents_lead_somewhere() -> None:
-    dead = [
-        f"{document.name}: {target}"
+    links = [
+        (document, target, heading)
         for document in [*TREE.glob("*.md"), *TREE.glob("docs/*.md")]
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text(encoding="utf-8"))
-        if not (document.parent / target).exists()
+        for target, heading in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", document.read_text(encoding="utf-8"))
     ]
-    assert dead == []
+    ends = [
+        (document, document.parent / target if target else document, heading) for document, target, heading in links
+    ]
+    assert any(heading for _, _, heading in ends)
+    assert [
+        f"{document.name}: {end.name}#{heading}"
+        for document, end, heading in ends
+        if not end.exists() or (heading and heading not in headings(end))
+    ] == []
