@@ -100,7 +100,7 @@ def test_a_part_that_nft_refuses_keeps_forwarding_closed_and_the_others_come_bac
     host.qube.run("ip", "link", "add", "tun9", "type", "veth", "peer", "name", "tun9p")
     host.nft("add chain ip qubes vpn; add rule ip qubes vpn oif tun9 counter accept; add chain ip6 qubes other")
     host.nft(f"add rule ip qubes custom-forward jump vpn; {KILL_SWITCH}; add rule ip6 qubes other counter drop")
-    remembered(host, "chain other {")
+    remembered(host, "198.51.100.9")
     before = {("ip", "custom-forward"), ("ip6", "other")}
     rules = {chain: host.rules(*chain) for chain in before}
     host.qube.run("sh", "-ec", "ip link del tun9; nft flush ruleset")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -165,6 +166,16 @@ class Machine:
     def property(self, unit: str, name: str) -> str:
         """A property of a unit, as `systemctl show` prints it."""
         return self.run("systemctl", "show", "--value", "--property", name, unit)
+
+    def exposure(self, unit: str) -> float:
+        """How far a unit's sandbox is open: 0 is closed, 10 open (systemd-analyze(1)).
+
+        The words behind the figure depend on the terminal and the locale of the tests.
+        """
+        told = self.run("systemd-analyze", "security", unit, check=False)
+        figure = re.search(r"Overall exposure level for \S+ (\d+\.\d+) ", told)
+        assert figure, told
+        return float(figure[1])
 
     def write(self, *pairs: str) -> None:
         """Write to QubesDB, as dom0 does: key, value, key, value, …"""
