@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Render the way of a packet: the lines of `firewall test`, and its JSON (docs/firewall.schema.json)."""
+"""Render the path of a packet: the lines of `firewall test`, and its JSON (docs/firewall.schema.json)."""
 
 from __future__ import annotations
 
