@@ -15,7 +15,8 @@ MISSING = owned_state.MISSING
 Mark = tuple[int, int]  # a generation, and how many transactions this process had made
 # What vifs come and go by, and the addresses of names; anything else is not even looked at.
 _SHORT = (
-    *(f"add table {family} {tables.LIMITS}\n" for family in tables.IP_FAMILIES),
+    *(f"add table {family} {table}\n" for family in tables.IP_FAMILIES for table in (tables.LIMITS, tables.FIREWALL)),
+    *(f"add chain {family} {tables.FIREWALL} " for family in tables.IP_FAMILIES),
     *("add element ", "delete element ", "flush set ", "add set "),
 )
 

@@ -24,6 +24,7 @@ from qubes_guestnet.core.firewall.binding import Bound, bind
 from qubes_guestnet.core.firewall.lines import BLOCKED, FAMILIES, POLICY, Line
 from qubes_guestnet.core.firewall.parsing import parse
 from qubes_guestnet.core.firewall.rules import number_of
+from qubes_guestnet.provider.ruleset_generation import Transactions
 from tests.core.firewall import made, naive
 from tests.core.firewall.naive import Asked, Drawn
 from tests.support.eventually import eventually
@@ -42,7 +43,8 @@ def nft(*arguments: str, text: str = "") -> str:
 
 
 def load(text: str) -> None:
-    nft("-f", "-", text=text)
+    """As the agent does it: by messages of its own where it can."""
+    Transactions().run(text)
 
 
 def listed() -> dict[int, listing.Listed]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from ..namedtuple import NamedTuple
 from ..nft import listing as nft_listing
 from ..nft.listing_blocks import taken_apart
-from ..nft.tables import DNS_SET
+from ..nft.tables import DNS_SET, FIREWALL_MAP
 from ..values import IPAddress
 from . import ruleset
 from .lines import host_of
@@ -73,7 +73,7 @@ def parse(text: str) -> Listed:
     for head, block in blocks.items():
         kind, name = head.split()[:2]
         host = host_of(name)
-        if kind == "map" and name == ruleset.MAP:
+        if kind == "map" and name == FIREWALL_MAP:
             qubes = dict(_elements(block))
             continue
         targets.update(_TARGET.findall(block))
@@ -81,7 +81,7 @@ def parse(text: str) -> Listed:
             dns = frozenset(map(ipaddress.ip_address, _members(block)))
         elif kind == "set" and host is not None:
             names[host] = frozenset(map(ipaddress.ip_address, _members(block)))
-    heads = (f"map {ruleset.MAP} {{", *(f"chain {chain} {{" for chain in ruleset.CHAINS))
+    heads = (f"map {FIREWALL_MAP} {{", *(f"chain {chain} {{" for chain in ruleset.CHAINS))
     is_whole = (
         "dormant" not in own
         and all(head in blocks for head in heads)

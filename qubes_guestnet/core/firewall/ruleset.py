@@ -17,13 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..nft.tables import DNS_SET, FIREWALL_HOOKS
+from ..nft.tables import DNS_SET, FIREWALL_HOOKS, FIREWALL_MAP
 from ..values import IPAddress
 from .binding import Bound
 from .lines import FAMILIES, set_of
 from .name_messages import problem_of
 
-MAP = "qubes"
 COMMENT = "qubes-guestnet"
 _CHAIN = "qbs-"
 _ELEMENTS_A_LINE = 64
@@ -42,7 +41,7 @@ def own_rules(version: int) -> Mapping[str, tuple[str, ...]]:
     """Return our rules in the chains that users share, without their comment."""
     word = FAMILIES[version].word
     return {
-        QUBES_FORWARD: (f"{word} saddr vmap @{MAP}",),
+        QUBES_FORWARD: (f"{word} saddr vmap @{FIREWALL_MAP}",),
         "forward": (
             "ct state established,related accept",
             # What no qube sends is not ours to judge (behaviour B83). A vif that is not set up yet has no group.
@@ -62,16 +61,17 @@ def tables(version: int, fill: Iterable[str]) -> str:
         fill: the chains that get our rules: those that have none of them.
     """
     family, rules = FAMILIES[version], own_rules(version)
+    table = family.table
     lines = (
-        f"set {DNS_SET} {{ type {family.address}; }}",
-        f"map {MAP} {{ type {family.address} : verdict; }}",
-        f"chain {QUBES_FORWARD} {{ }}",
-        *(f"chain {chain} {{ {hook} }}" for chain, hook in HOOKS.items()),
+        f"table {table}",
+        f"set {table} {DNS_SET} {{ type {family.address}; }}",
+        f"map {table} {FIREWALL_MAP} {{ type {family.address} : verdict; }}",
+        f"chain {table} {QUBES_FORWARD}",
+        *(f"chain {table} {chain} {{ {hook} }}" for chain, hook in HOOKS.items()),
     )
-    text = f"table {family.table} {{\n" + "".join(f"  {line}\n" for line in lines) + "}\n"
     fill = frozenset(fill)
-    return text + "".join(
-        f'add rule {family.table} {chain} {rule} comment "{COMMENT}"\n'
+    return "".join(f"add {line}\n" for line in lines) + "".join(
+        f'add rule {table} {chain} {rule} comment "{COMMENT}"\n'
         for chain, each in rules.items()
         if chain in fill
         for rule in each
@@ -118,7 +118,7 @@ def qube(bound: Bound, *, displaces: bool = False) -> str:
     """
     address = bound.ruleset.address
     table, chain = FAMILIES[address.version].table, chain_of(address)
-    element = f"element {table} {MAP} {{ {address}"
+    element = f"element {table} {FIREWALL_MAP} {{ {address}"
     whole = f'{element} comment "{bound.signature}" : {verdict(address)} }}'
     lines = (
         *[f"delete {element} }}"] * displaces,
@@ -135,7 +135,7 @@ def qube(bound: Bound, *, displaces: bool = False) -> str:
 
 def without_element(address: IPAddress) -> str:
     """Return the removal of a qube's element, wherever it leads to. Nothing of the qube passes then."""
-    return f"delete element {FAMILIES[address.version].table} {MAP} {{ {address} }}\n"
+    return f"delete element {FAMILIES[address.version].table} {FIREWALL_MAP} {{ {address} }}\n"
 
 
 def without_chain(version: int, chain: str, *, keep: bool) -> str:

@@ -17,6 +17,7 @@ OFFLOAD = "qubes-offload"  # of the family inet, see `flowtable`
 LOG = "qubes-log"  # of the family inet, owned by a running `firewall log` (system/nft/log)
 FIREWALL = "qubes-firewall"  # loaded by qubes-firewall.service
 DNS_SET = "dns-addr"  # of FIREWALL: the servers that its rules for DNS accept
+FIREWALL_MAP = "qubes"  # of FIREWALL: the rules of each qube
 
 NAME_SETS = "n-"  # of FIREWALL: a set with such a name has the addresses of a host
 

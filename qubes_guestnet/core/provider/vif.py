@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from ...errors import shown
 from .. import checks
@@ -203,6 +204,7 @@ def render(vif: Vif) -> bytes:
     return "".join(f"{line}\n" for line in (*lines, _END)).encode("ascii")
 
 
+@lru_cache(maxsize=512)  # the records of 250 vifs are read by several parts of a pass, and seldom differ
 def parse(data: bytes) -> Vif | None:
     """Return the vif that these lines are of; None when they are damaged."""
     try:

@@ -19,6 +19,8 @@ NFTA_RULE_TABLE, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS = 1, 2, 4
 NFTA_LIST_ELEM, NFTA_EXPR_NAME, NFTA_EXPR_DATA = 1, 1, 2
 NFTA_IMMEDIATE_DREG, NFTA_IMMEDIATE_DATA, NFTA_DATA_VALUE, NFTA_DATA_VERDICT = 1, 2, 1, 2
 NFT_REG_1 = 1
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h; as root it is not limited by net.core.wmem_max
+_OVERHEAD = 32  # netlink_sendmsg()
 
 Message = tuple[int, int, bytes]
 
@@ -65,7 +67,9 @@ def _carried_out(asking: socket.socket, messages: tuple[Message, ...], *, keep: 
     if keep:  # a batch without an end is reverted
         parts.append(_message(NFNL_MSG_BATCH_END, 0, len(messages) + 1, control))
     asking.settimeout(wire.ANSWER_SECONDS)
-    asking.send(b"".join(parts))
+    whole = b"".join(parts)
+    _make_room(asking, len(whole))
+    asking.send(whole)
     # A refusal of the whole batch is also an answer, and raised.
     left = sum(bool(flags & wire.NLM_F_ACK) for _, flags, _ in messages)
     while left:
@@ -74,6 +78,16 @@ def _carried_out(asking: socket.socket, messages: tuple[Message, ...], *, keep: 
             if kind == wire.NLMSG_ERROR:
                 _raise_refusal(data, offset, length, sequence - 1 if 1 <= sequence <= len(messages) else None)
                 left -= 1
+
+
+def _make_room(asking: socket.socket, length: int) -> None:
+    """Raise the buffer of a socket until it can hold a message, or as far as this process may."""
+    if length <= asking.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - _OVERHEAD:
+        return
+    try:
+        asking.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, length)
+    except PermissionError:  # not root of the first user namespace
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, length)
 
 
 def _raise_refusal(data: bytes, offset: int, length: int, place: int | None) -> None:

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Encode the transactions of a vif as netlink messages, instead of starting nft for them.
+"""Encode the transactions of a vif and of the firewall as netlink messages, instead of starting nft for them.
 
 nft 1.0.6 reads all sets and chains of all tables at each load, of which 250 vifs have thousands: the elements of the
 250th vif took it 10 ms of processor time, and those of the first one 4; as messages they take 0.2 and 0.05. The texts
 stay what the planners write, people read and nft would load; this is a second way to load those of a few words, and
-`tests/contract/netfilter/test_nft_encode.py` compares what nft lists after the one and after the other.
+`tests/contract/netfilter/test_nft_encode*.py` compares what nft lists after the one and after the other.
+
+One transaction is one message to its socket, whose buffer has to hold it: 1000 rules are 450 KB, more than its usual
+size. nft raises the buffer only as root of the first user namespace; here it is also raised as far as anyone may.
 
 pyroute2 has classes for these messages (`nftsocket`), but what nft keeps with sets and elements, by which it lists
 them, is a field of another type in 0.7.2 than in 0.9.7; and the frame of a transaction is here for the guard anyway.
@@ -19,13 +22,25 @@ import re
 import socket
 import struct
 from collections.abc import Callable
+from functools import lru_cache
 
-from ...core.nft.tables import DNS_SET, FAMILIES, FIREWALL, IP_FAMILIES, LIMITS, LIMITS_MAP, NAME_SETS, QUBES
+from ...core.nft.tables import (
+    DNS_SET,
+    FAMILIES,
+    FIREWALL,
+    FIREWALL_MAP,
+    IP_FAMILIES,
+    LIMITS,
+    LIMITS_MAP,
+    NAME_SETS,
+    NAMED,
+    QUBES,
+)
 from ..netlink import wire
-from . import batch, encode_rules, kept
+from . import batch, encode_firewall, encode_rules, kept
 from .batch import NLM_F_APPEND, NLM_F_CREATE, Message, header, nested, number, text
 from .kernel import NFNL_SUBSYS_NFTABLES
-from .program import Refused
+from .program import BUFFER, Refused
 
 # linux/netfilter/nf_tables.h
 _NEWTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = 0, 3, 5, 6, 8
@@ -34,19 +49,22 @@ _TABLE_NAME, _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE 
 _RULE_TABLE, _RULE_CHAIN = 1, 2
 _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LEN, _SET_DATA_TYPE, _SET_DATA_LEN = range(1, 8)
 _SET_DESC, _SET_ID, _SET_TIMEOUT, _SET_USERDATA, _DESC_SIZE = 9, 10, 11, 13, 1
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_SET_ID = 1, 2, 3, 4
 _ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_USERDATA = 1, 2, 6
 _SET_MAP, _SET_TIMEOUTS, _SET_EVALUATED, _VERDICTS = 0x8, 0x10, 0x20, -0x100
-_ACCEPT = 1
-_HOOKS = {"prerouting": 0, "input": 1, "forward": 2}
+_POLICIES = {"drop": 0, "accept": 1}
+_HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "postrouting": 4}
 # What nft keeps with a set, by which it lists it: type ifname → verdict, and typeof ct id (libnftnl/udata.h).
 _MAP_WORDS = bytes.fromhex("00040100000001040000000006040000" + "0000")
 _IDS_WORDS = bytes.fromhex("000402000000031400040c000000010c0004170000000104ffffffff")
 _SET_WORDS = bytes.fromhex("000402000000")
+_QUBES_WORDS = bytes.fromhex("000402000000010400000000060400000000")
+_PROTOCOLS_WORDS = bytes.fromhex("000401000000030e00040900000001060004100000" + "00")
+_ANONYMOUS, _CONSTANT, _PROTOCOL, _PROTOCOL_BYTES = 0x1, 0x2, 12, 1
 _IFNAME, _IFNAME_BYTES, _CT_ID_BYTES = 41, 16, 4
 _ADDRESSES = {"ip": ("ipv4_addr", 7, 4), "ip6": ("ipv6_addr", 8, 16), "arp": ("", 0, 0)}
-# More than this in one send() is what nft raises the socket's buffer for.
-_LONGEST = 96 * 1024
+# Some 9000 rules; of more, these messages would take a good part of the memory that the agent may have.
+_LONGEST = 4 * 1024 * 1024
 _NUMBERS = {"ip": socket.AF_INET, "ip6": socket.AF_INET6, "arp": 3}
 _TABLES = frozenset({QUBES, LIMITS, FIREWALL})
 
@@ -76,7 +94,8 @@ class Transaction:
         except OSError as error:
             place = error.place if isinstance(error, batch.MessageRefused) else None
             line = f": {self._lines[place][0]}" if place is not None else ""
-            raise Refused(f"nft: {os.strerror(error.errno or errno.EIO)}{line}") from None
+            remedy = BUFFER if error.errno == errno.EMSGSIZE else ""
+            raise Refused(f"nft: {os.strerror(error.errno or errno.EIO)}{line}", remedy) from None
 
 
 def transaction(words: str) -> Transaction | None:
@@ -85,16 +104,15 @@ def transaction(words: str) -> Transaction | None:
     Args:
         words: in nft's language.
     """
-    lines = words.splitlines()
     found: list[tuple[str, Message]] = []
     length = 0
-    for place, line in enumerate(lines):
-        message = _message(line, place + 1)
-        if message is None:
+    for place, line in enumerate(words.splitlines(), 1):
+        encoded = _messages(line, place)
+        length += sum(len(body) for _, _, body in encoded)
+        if not encoded or length > _LONGEST:
             return None
-        length += len(message[2])
-        found.append((line, message))
-    if not found or length > _LONGEST:
+        found += [(line, message) for message in encoded]
+    if not found:
         return None
     # The errors come unasked for; with an answer to each the socket's buffer would have to hold hundreds.
     line, (kind, flags, body) = found[-1]
@@ -102,12 +120,14 @@ def transaction(words: str) -> Transaction | None:
     return Transaction(tuple(found))
 
 
-def _message(line: str, identifier: int) -> Message | None:
+def _messages(line: str, identifier: int) -> tuple[Message, ...]:
+    """Return the messages of a line; none for one that is not known."""
     for pattern, encode in _LINES.get(tuple(line.split(" ", 2)[:2]), ()):
         match = pattern.fullmatch(line)
         if match is not None:
-            return encode(match, identifier) if match["table"] in _TABLES else None
-    return None
+            found = encode(match, identifier) if match["table"] in _TABLES else None
+            return () if found is None else found if isinstance(found[0], tuple) else (found,)
+    return ()
 
 
 def _add_table(match: re.Match[str], _: int) -> Message:
@@ -118,9 +138,14 @@ def _add_chain(match: re.Match[str], _: int) -> Message | None:
     body = _head(match) + text(_CHAIN_TABLE, match["table"]) + text(_CHAIN_NAME, match["name"])
     hook = match["hook"]
     if hook is not None:
-        place = number(1, _HOOKS[hook]) + number(2, int(match["priority"]))
-        body += text(_CHAIN_TYPE, "filter") + number(_CHAIN_POLICY, _ACCEPT) + nested(_CHAIN_HOOK, place)
+        place = number(1, _HOOKS[hook]) + number(2, _priority(match["priority"]))
+        policy = number(_CHAIN_POLICY, _POLICIES[match["policy"]])
+        body += text(_CHAIN_TYPE, "filter") + policy + nested(_CHAIN_HOOK, place)
     return _NEWCHAIN, NLM_F_CREATE, body
+
+
+def _priority(word: str) -> int:
+    return NAMED[word] if word in NAMED else int(word)
 
 
 def _flush_chain(match: re.Match[str], _: int) -> Message:
@@ -135,6 +160,16 @@ def _add_map(match: re.Match[str], identifier: int) -> Message:
     body = _set(match) + number(_SET_FLAGS, _SET_MAP) + number(_SET_KEY_TYPE, _IFNAME)
     body += number(_SET_KEY_LEN, _IFNAME_BYTES) + number(_SET_DATA_TYPE, _VERDICTS) + number(_SET_DATA_LEN, 0)
     return _NEWSET, NLM_F_CREATE, body + number(_SET_ID, identifier) + wire.attribute(_SET_USERDATA, _MAP_WORDS)
+
+
+def _add_verdicts(match: re.Match[str], identifier: int) -> Message | None:
+    """The map from the address of a qube to what judges it."""
+    if match["type"] != _ADDRESSES[match["family"]][0]:
+        return None
+    kind, length = _ADDRESSES[match["family"]][1:]
+    body = _set(match) + number(_SET_FLAGS, _SET_MAP) + number(_SET_KEY_TYPE, kind) + number(_SET_KEY_LEN, length)
+    body += number(_SET_DATA_TYPE, _VERDICTS) + number(_SET_DATA_LEN, 0) + number(_SET_ID, identifier)
+    return _NEWSET, NLM_F_CREATE, body + wire.attribute(_SET_USERDATA, _QUBES_WORDS)
 
 
 def _add_ids(match: re.Match[str], identifier: int) -> Message:
@@ -160,7 +195,9 @@ def _delete_set(match: re.Match[str], _: int) -> Message:
     return _DELSET, 0, _set(match)
 
 
-def _add_rule(match: re.Match[str], _: int) -> Message | None:
+def _add_rule(match: re.Match[str], identifier: int) -> Message | tuple[Message, ...] | None:
+    if match["table"] == FIREWALL and match["family"] in IP_FAMILIES:
+        return _add_firewall_rule(match, identifier)
     found = encode_rules.rule(match["rest"])
     if found is None:
         return None
@@ -171,14 +208,49 @@ def _add_rule(match: re.Match[str], _: int) -> Message | None:
     )
 
 
+def _add_firewall_rule(match: re.Match[str], identifier: int) -> tuple[Message, ...] | None:
+    """A rule of a qube, or one that all of them share; where two protocols have one, their set comes first."""
+    try:
+        rule = encode_firewall.Rule(match["rest"], match["family"], identifier)
+    except encode_firewall.Unknown:
+        return None
+    place = _rule_place(match["family"], match["table"], match["name"])
+    message = _NEWRULE, NLM_F_CREATE | NLM_F_APPEND, place + rule.expressions
+    return (*_protocols(match, rule.protocols, identifier), message) if rule.protocols else (message,)
+
+
+@lru_cache(maxsize=2)  # the rules of a list come one after the other
+def _rule_place(family: str, table: str, chain: str) -> bytes:
+    return header(_NUMBERS[family]) + text(_RULE_TABLE, table) + text(_RULE_CHAIN, chain)
+
+
+def _protocols(match: re.Match[str], protocols: tuple[int, ...], identifier: int) -> tuple[Message, Message]:
+    """A set of protocols without a name."""
+    names = _head(match) + text(_SET_TABLE, match["table"]) + text(_SET_NAME, encode_firewall.ANONYMOUS)
+    body = names + number(_SET_FLAGS, _ANONYMOUS | _CONSTANT) + number(_SET_KEY_TYPE, _PROTOCOL)
+    body += number(_SET_KEY_LEN, _PROTOCOL_BYTES) + number(_SET_ID, identifier)
+    body += nested(_SET_DESC, number(_DESC_SIZE, len(protocols))) + wire.attribute(_SET_USERDATA, _PROTOCOLS_WORDS)
+    listed = b"".join(nested(batch.NFTA_LIST_ELEM, _value(_ELEMENT_KEY, bytes((each,)))) for each in protocols)
+    members = names + number(_LIST_SET_ID, identifier) + nested(_LIST_ELEMENTS, listed)
+    return (_NEWSET, NLM_F_CREATE, body), (_NEWSETELEM, NLM_F_CREATE, members)
+
+
 def _flush_set(match: re.Match[str], _: int) -> Message:
     return _DELSETELEM, 0, _head(match) + text(_LIST_TABLE, match["table"]) + text(_LIST_SET, match["name"])
 
 
-def _add_way(match: re.Match[str], _: int) -> Message:
-    """An element of a verdict map."""
-    verdict = nested(batch.NFTA_DATA_VERDICT, encode_rules.verdict(encode_rules.GOTO, match["target"]))
-    element = _value(_ELEMENT_KEY, _ifname(match["vif"])) + nested(_ELEMENT_DATA, verdict)
+def _add_way(match: re.Match[str], _: int) -> Message | None:
+    """An element of a verdict map: of a vif to its limits, of a qube to its rules."""
+    parts = _MAPS.get((match["table"], match["name"], match["family"]))
+    if parts is None:
+        return None
+    try:
+        key = _key(match["key"], parts)
+    except (OSError, ValueError):
+        return None
+    code = {"goto": encode_rules.GOTO, "jump": encode_rules.JUMP}[match["verdict"]]
+    verdict = nested(batch.NFTA_DATA_VERDICT, encode_rules.verdict(code, match["target"]))
+    element = _value(_ELEMENT_KEY, key) + nested(_ELEMENT_DATA, verdict)
     if match["comment"] is not None:
         words = match["comment"].encode("ascii") + b"\0"
         element += wire.attribute(_ELEMENT_USERDATA, bytes((0, len(words))) + words)
@@ -188,7 +260,9 @@ def _add_way(match: re.Match[str], _: int) -> Message:
 def _change_elements(match: re.Match[str], _: int) -> Message | None:
     """Elements of a set: addresses, or what a vif may send from."""
     parts, added = _parts(match["table"], match["name"], match["family"]), match[0].startswith("add")
-    if parts is None or (added and match["table"] == LIMITS):
+    if not added and parts is None:
+        parts = _MAPS.get((match["table"], match["name"], match["family"]))
+    if parts is None:
         return None
     try:
         keys = [_key(member, parts) for member in match["members"].split(", ")]
@@ -244,7 +318,11 @@ _KEYS: dict[tuple[str, str, str], tuple[Callable[[str], bytes], ...]] = {
     (QUBES, "downstream", "ip6"): (_ipv6,),
     (FIREWALL, DNS_SET, "ip"): (_ipv4,),
     (FIREWALL, DNS_SET, "ip6"): (_ipv6,),
+}
+_MAPS: dict[tuple[str, str, str], tuple[Callable[[str], bytes], ...]] = {
     **{(LIMITS, LIMITS_MAP, family): (_ifname,) for family in IP_FAMILIES},
+    (FIREWALL, FIREWALL_MAP, "ip"): (_ipv4,),
+    (FIREWALL, FIREWALL_MAP, "ip6"): (_ipv6,),
 }
 
 
@@ -271,13 +349,17 @@ def _line(words: str) -> re.Pattern[str]:
 
 
 _CT_IDS = r"typeof ct id; flags dynamic,timeout; timeout (?P<seconds>\d{1,6})s;(?: size (?P<size>\d{1,7});)?"
-_HOOK = r"type filter hook (?P<hook>prerouting|input|forward) priority (?P<priority>-?\d{1,5}); policy accept;"
-_Encode = Callable[[re.Match[str], int], "Message | None"]
+_HOOK = (
+    rf"type filter hook (?P<hook>{'|'.join(_HOOKS)}) priority (?P<priority>-?\d{{1,5}}|{'|'.join(NAMED)}); "
+    rf"policy (?P<policy>{'|'.join(_POLICIES)});"
+)
+_Encode = Callable[[re.Match[str], int], "Message | tuple[Message, ...] | None"]
 _ELEMENTS = (_line(r"(?:add|delete) element PLACE NAME \{ (?P<members>[^{}]+) \}"), _change_elements)
 _WAY = (
     _line(
-        r'add element PLACE NAME \{ (?P<vif>"[a-z0-9.]{1,15}")(?: comment "(?P<comment>[A-Za-z0-9 ,]{1,200})")?'
-        rf" : goto (?P<target>{_WORD}) \}}"
+        r'add element PLACE NAME \{ (?P<key>"[a-z0-9.]{1,15}"|[0-9a-f.:]{2,45})'
+        r'(?: comment "(?P<comment>[A-Za-z0-9 ,-]{1,200})")?'
+        rf" : (?P<verdict>goto|jump) (?P<target>{_WORD}) \}}"
     ),
     _add_way,
 )
@@ -295,6 +377,9 @@ _LINES: dict[tuple[str, ...], tuple[tuple[re.Pattern[str], _Encode], ...]] = {
     ),
     ("delete", "set"): ((_line("delete set PLACE NAME"), _delete_set),),
     ("flush", "set"): ((_line("flush set PLACE NAME"), _flush_set),),
-    ("add", "map"): ((_line(r"add map PLACE NAME \{ type ifname : verdict; \}"), _add_map),),
+    ("add", "map"): (
+        (_line(r"add map PLACE NAME \{ type ifname : verdict; \}"), _add_map),
+        (_line(r"add map PLACE NAME \{ type (?P<type>ipv[46]_addr) : verdict; \}"), _add_verdicts),
+    ),
     ("add", "table"): ((_line("add table PLACE"), _add_table),),
 }

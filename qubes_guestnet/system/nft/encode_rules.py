@@ -131,7 +131,8 @@ def _way(match: re.Match[str]) -> bytes:
     return load(IIFNAME if match[1] == "i" else OIFNAME) + expression("lookup", asked)
 
 
-def _ending(code: int, chain: str = "") -> bytes:
+def ending(code: int, chain: str = "") -> bytes:
+    """Return the expression of a verdict."""
     value = nested(batch.NFTA_IMMEDIATE_DATA, nested(batch.NFTA_DATA_VERDICT, verdict(code, chain)))
     return expression("immediate", number(batch.NFTA_IMMEDIATE_DREG, 0) + value)
 
@@ -140,14 +141,14 @@ def _fixed(value: bytes) -> Callable[[re.Match[str]], bytes]:
     return lambda _: value
 
 
-_COUNTER = expression("counter", wire.attribute(1, bytes(8)) + wire.attribute(2, bytes(8)))
+COUNTER = expression("counter", wire.attribute(1, bytes(8)) + wire.attribute(2, bytes(8)))
 _STATEMENTS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], bytes]], ...] = tuple(
     (re.compile(rf"{words}(?: |$)"), encode)
     for words, encode in (
-        ("accept", _fixed(_ending(ACCEPT))),
-        ("drop", _fixed(_ending(DROP))),
-        ("counter", _fixed(_COUNTER)),
-        (rf"jump ({_WORD})", lambda match: _ending(JUMP, match[1])),
+        ("accept", _fixed(ending(ACCEPT))),
+        ("drop", _fixed(ending(DROP))),
+        ("counter", _fixed(COUNTER)),
+        (rf"jump ({_WORD})", lambda match: ending(JUMP, match[1])),
         (rf"update @({_WORD}) \{{ ct id timeout (\d{{1,8}})(ms|s) \}}", _update),
         (r"meta l4proto (udp|tcp|icmp|icmpv6)", _protocol),
         (r"ct state ((?:established|new)(?:,(?:established|new))?)", _state),

@@ -43,7 +43,7 @@ class _NotPermitted(NftError):
 
 # Without CAP_NET_ADMIN in the first user namespace nft cannot exceed the limit (SO_SNDBUFFORCE).
 _TOO_LONG = "Message too long"
-_BUFFER = "the transaction exceeds the send buffer of its socket: raise net.core.wmem_max, or have fewer rules"
+BUFFER = "the transaction exceeds the send buffer of its socket: raise net.core.wmem_max, or have fewer rules"
 
 
 def run(text: str) -> None:
@@ -82,7 +82,7 @@ def end(started: programs.Started) -> None:
     except programs.ProgramError as error:
         raise NftError(error.problem, error.remedy) from None
     if done.status:
-        raise Refused(f"nft: {_first_line(done.output)}", _BUFFER if _TOO_LONG in done.output else "")
+        raise Refused(f"nft: {_first_line(done.output)}", BUFFER if _TOO_LONG in done.output else "")
 
 
 def listing(chains: Iterable[tuple[str, str]]) -> str:

@@ -121,7 +121,7 @@ def test_what_was_loaded_can_be_loaded_again_from_the_listing(oracle: Oracle) ->
         "add element ip6 qubes downstream { 10.0.0.1 }\n",
         "add element ip qubes downstream { 10.0.0.0/8 }\n",
         "add element ip qubes downstream { 10.0.0.1 }\nnonsense\n",
-        "add element ip qubes downstream { 10.0.0.1 }\n" * 4000,
+        "add element ip qubes downstream { 10.0.0.1 }\n" * 90000,
         "add rule ip qubes-limits vif4.0 ip daddr 10.0.0.1 accept\n",
         "add rule ip qubes-limits vif4.0 accept nonsense\n",
         "add chain ip qubes-limits x { type nat hook input priority 0; }\n",

@@ -16,6 +16,7 @@ import z3
 from qubes_guestnet.core.firewall import ruleset
 from qubes_guestnet.core.firewall.binding import Bound
 from qubes_guestnet.core.firewall.lines import Line
+from qubes_guestnet.core.nft.tables import FIREWALL_MAP
 from tests.core.firewall import naive
 from tests.core.firewall.naive import Drawn
 
@@ -175,7 +176,7 @@ def _step(
         return z3.Or(packet.answers, rest)
     if rule == 'iifgroup != 2 iifname != "vif*" accept':
         return z3.Or(z3.And(z3.Not(packet.in_group), z3.Not(packet.from_vif)), rest)
-    if rule == f"{word} saddr vmap @{ruleset.MAP}":
+    if rule == f"{word} saddr vmap @{FIREWALL_MAP}":
         for address, accepted in lists.items():
             rest = z3.If(packet.source == number(address), accepted, rest)
         return rest

@@ -177,12 +177,16 @@ NOT_ASKED: Mapping[str, tuple[str, frozenset[str]]] = {
     "nameserver": (_CHECK, frozenset({"cli.diagnosis"})),
     "netlink.decode": (_PURE, frozenset({"system.netlink.rtnl", "system.netlink.encode"})),
     "netlink.encode": (_PURE, frozenset({"agent.arp_probe", "system.netlink.rtnl"})),
-    "nft.encode_rules": (_PURE, frozenset({"system.nft.encode"})),
+    "nft.encode_firewall": (_PURE, frozenset({"system.nft.encode"})),
+    "nft.encode_rules": (_PURE, frozenset({"system.nft.encode", "system.nft.encode_firewall"})),
     "nft.kept": (
         "by `nft.kernel` and `nft.encode`, which have rows",
         frozenset({"system.nft.encode", "system.nft.kernel"}),
     ),
-    "nft.expressions": (_PURE, frozenset({"system.nft.encode_rules", "system.nft.guard", "system.nft.log"})),
+    "nft.expressions": (
+        _PURE,
+        frozenset({"system.nft.encode_firewall", "system.nft.encode_rules", "system.nft.guard", "system.nft.log"}),
+    ),
     "nft.log": ("by `firewall log`", frozenset({"cli.firewall_log"})),
     "nft.quoted_address": (_HOTPLUG, frozenset({"system.fake_address"})),
     "other_programs": (_CHECK, frozenset({"cli.diagnosis", "cli.views"})),
