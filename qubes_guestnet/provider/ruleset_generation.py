@@ -136,16 +136,26 @@ class Transactions:
         def end() -> None:
             finish()
             self._count(before)
-            if elsewhere and self._listed[0] == before and self.undisturbed():
-                self._listed = (self.ours, self._listed[1])
+            if elsewhere:
+                self._keep_listing(before)
 
         return end
 
     def do(self, transaction: Callable[[], bool]) -> None:
-        """Carry out what is, or is not, one transaction of ours by another way than nft. Raises what it raises."""
+        """Carry out what is, or is not, one transaction of ours by another way than nft. Raises what it raises.
+
+        Args:
+            transaction: on another table than those that are listed here; it returns whether it was one.
+        """
         before = nft_kernel.generation()
         if transaction():
             self._count(before)
+            self._keep_listing(before)
+
+    def _keep_listing(self, before: int) -> None:
+        """After a transaction of ours on other tables: what nft said of these is so still, unless others made one."""
+        if self._listed[0] == before and self.undisturbed():
+            self._listed = (self.ours, self._listed[1])
 
     def _count(self, before: int) -> None:
         """After a transaction of ours: what was right before is right still, unless others made one meanwhile."""

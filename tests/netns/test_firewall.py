@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 
 import pytest
@@ -11,7 +12,6 @@ import pytest
 from qubes_guestnet.core import debounce
 from tests.support.eventually import eventually, never
 from tests.support.qubes.firewall import BLOCKED, MARK, Enforcing
-from tests.support.qubes.provider import REAL_NFT
 
 CHAIN = "qbs-10-137-0-4"
 
@@ -252,25 +252,36 @@ def _taken(host: Enforcing, address: str, port: int) -> float:
     return time.monotonic() - start
 
 
+# The kernel takes every list that the agent makes, so a refusal is made up, as long as this file is there.
+_REFUSED = "/run/lab/refused"
+_REFUSING = f"""
+import os
+from qubes_guestnet.system.nft import encode, program
+encoded = encode.transaction
+class Refusing:
+    def commit(self):
+        raise program.Refused("nft: refused")
+def transaction(words):
+    return Refusing() if "th dport 666 " in words and os.path.exists("{_REFUSED}") else encoded(words)
+encode.transaction = transaction
+"""
+
+
 @pytest.mark.behaviour("B66")
 @pytest.mark.parametrize("how", ["SIGHUP", "the table was lost"])
 def test_a_list_that_nft_refused_is_tried_again(how: str) -> None:
-    host = Enforcing()
+    host = Enforcing(agent=False)
+    host.qube.write("/run/lab/refusing/sitecustomize.py", _REFUSING)
+    host.qube.write(_REFUSED, "")
+    host.qube.start_agent(env={"PYTHONPATH": ":".join(("/run/lab/refusing", *sys.path))})
     behind, other = host.attach(), host.attach(5)
-    host.qube.write("/run/lab/refusing", f"""#!/bin/sh
-        case "$*" in *-f*) ;; *) exec {REAL_NFT} "$@";; esac
-        text=$(cat)
-        case "$text" in *"th dport 666 "*) echo refused >&2; exit 1;; esac
-        printf '%s\\n' "$text" | {REAL_NFT} "$@"
-    """)  # fmt: skip
-    host.qube.path("/run/lab/refusing").chmod(0o755)
-    host.replace_nft("/run/lab/refusing")
     host.commit(behind.ip, "action=accept proto=udp dstports=666-666")
     eventually(lambda: host.mapped() >= {behind.ip}, trouble=host.trouble)
     host.applied(other.ip, "action=accept")
+    assert "nft: refused" in host.agent.output()
     assert not host.passes(behind, 666)
     assert host.passes(other)
-    host.restore_nft()
+    host.qube.path(_REFUSED).unlink()
     never(lambda: host.passes(behind, 666), 0.5)
     if how == "SIGHUP":
         host.agent.signal(signal.SIGHUP)
