@@ -63,20 +63,20 @@ class Pass(NamedTuple):
     """What a pass is asked to do.
 
     Args:
-        only: name of the one interface to handle, "" for all.
-        keys_written: dom0 wrote keys since the last pass.
         present: indices of the interfaces that were there before the entries were read. An uplink that is not among
             them waits for the next pass: dom0 may have written its keys after the reading, and the settings of the
-            former provider would be in use on it (behaviour B4). None where the entries are newer than every interface.
+            former provider would be in use on it (behaviour B4). No default: each caller has to list them first.
+        only: name of the one interface to handle, "" for all.
+        keys_written: dom0 wrote keys since the last pass.
         revive: configure an interface that `uplink remove` took down.
         may_rewrite: called with the content before another program's change of resolv.conf is reverted.
         others: the other services of the qube; None leaves them alone.
         provider: the provider role; None in a qube that is no provider.
     """
 
+    present: Collection[int]
     only: str = ""
     keys_written: bool = False
-    present: Collection[int] | None = None
     revive: bool = False
     may_rewrite: Callable[[bytes], bool] = lambda _content: True
     others: OtherServices | None = None
@@ -264,7 +264,7 @@ class _UplinkPass:
         """Observe and plan."""
         uplinks = self._uplinks(record)
         links = self._kernel.links(frozenset(settings.mac for settings in uplinks)) if uplinks else ()
-        self.late = self._asked.present is not None and any(link.ifindex not in self._asked.present for link in links)
+        self.late = any(link.ifindex not in self._asked.present for link in links)
         if self.late:
             self.interfaces = ()
             return Planned((), record)

@@ -76,7 +76,7 @@ class Agent:
         self._keeper = self._keep_rules()  # until there is a host, which keeps the rules itself
         self._bus = Descriptors(self._signals)
         self._keys_written = self._detached = self._rewriting = self._unfinished = False
-        self._failures = 0
+        self._failures, self._present = 0, frozenset[int]()  # interfaces that were there before the last reading
         self._timers = Timers(connect=time.monotonic())
         if self._journal.monitor is not None:
             self._signals.register(self._journal.monitor.fileno())
@@ -298,12 +298,12 @@ class Agent:
         self._unfinished = False
         present = frozenset(devices.names())  # before the entries, which then are newer than each of these
         try:
-            host, entries = self._hosting(self._connection.entries())
+            (host, entries), self._present = self._hosting(self._connection.entries()), present
         except StoreError as error:
             self._outage(error)
             return
         self._connection.answered()
-        self._reconcile(host, entries, present)
+        self._reconcile(host, entries)
 
     def _pass_without_store(self, host: Host) -> None:
         """Restore changed rules while QubesDB does not answer, with its last entries (behaviour B125)."""
@@ -311,13 +311,13 @@ class Agent:
         self._reconcile(host, host.known)
         self._end_offload()
 
-    def _reconcile(self, host: Host | None, entries: dict[str, bytes], present: frozenset[int] | None = None) -> None:
+    def _reconcile(self, host: Host | None, entries: dict[str, bytes]) -> None:
         self._folders.watch((os.path.dirname(self._paths.resolv_conf),))  # each time, because it may fail
         if host is None and self._keeper is None:
             self._keeper = self._keep_rules()
         done, failed = self._keeper.keep(entries) if self._keeper is not None else ((), ())
         asked = Pass(
-            keys_written=self._keys_written, present=present, may_rewrite=self._may_rewrite, others=self._others,
+            self._present, keys_written=self._keys_written, may_rewrite=self._may_rewrite, others=self._others,
             provider=host.provider if host is not None else None,
         )  # fmt: skip
         try:

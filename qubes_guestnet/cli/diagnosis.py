@@ -21,23 +21,27 @@ from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.paths import Paths
 from ..uplink.other_services import OtherServices
+from . import reading
+
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from ..provider.provider_pass import Provider
 
 _NEIGHBOUR_LIMIT = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"
 
 
-def findings(paths: Paths, entries: Callable[[], dict[str, bytes]]) -> tuple[Finding, ...]:
+def findings(paths: Paths) -> tuple[Finding, ...]:
     """Look at everything, change nothing.
 
     Args:
         paths: where the qube's files are.
-        entries: reads QubesDB; may raise StoreError.
     """
     agent = agent_status.read(paths.run)
     try:
-        untrusted_entries = entries()
+        now = reading.take()
     except StoreError as error:
         return judge(Evidence(None, store_error=str(error), standing=agent))
-    found, ground = look(untrusted_entries, paths)
+    found, ground = look(now, paths)
     silent = tuple(server for server in servers_in_use(found) if not nameserver.answers(server))
     refusing = _refusing6(found)
     return judge(Evidence(found, "", agent, silent, _neighbour_limit(), other_programs.look(), ground, refusing))
@@ -53,22 +57,29 @@ def _refusing6(report: Report) -> tuple[str, ...]:
     return tuple(gateway for gateway, ifindex in asked if gateway6.refuses(gateway, ifindex))
 
 
-def look(untrusted_entries: dict[str, bytes], paths: Paths) -> tuple[Report, Ground]:
+def look(first: reading.Reading, paths: Paths) -> tuple[Report, Ground]:
     """Return the report of a dry pass, and the facts beside it; an unreadable fact is an error of the report."""
     kernel, others = netlink.Kernel(), OtherServices(paths.flags)
-    if not untrusted_entries.get(PROVIDER_KEY):
-        report = plan_only(untrusted_entries, kernel, paths, Pass(others=others))
-        report = with_lost_rules(report, untrusted_entries, paths)
-        return _ground(report, _rules_of_a_plain_qube)
-    from ..provider.provider_pass import Provider
+    provides = bool(first.entries.get(PROVIDER_KEY))
 
-    provider = Provider(paths, kernel, others, counted=True)
-    asked = Pass(others=others, provider=provider)
-    report = plan_only(untrusted_entries, kernel, paths, asked)
+    def run(now: reading.Reading) -> Report:
+        provider = _provider(paths, kernel, others) if provides else None
+        report = plan_only(now.entries, kernel, paths, Pass(now.present, others=others, provider=provider))
+        return report if provides else with_lost_rules(report, now.entries, paths)
+
+    report = reading.with_newer_entries(first, run)
+    if not provides:
+        return _ground(report, _rules_of_a_plain_qube)
     report, ground = _ground(report, partial(_of_a_provider, paths, kernel, report))
     if report.provided is not None:
         report = report._replace(provided=report.provided._replace(firewall=ground.firewall))
     return report, ground
+
+
+def _provider(paths: Paths, kernel: netlink.Kernel, others: OtherServices) -> Provider:
+    from ..provider.provider_pass import Provider
+
+    return Provider(paths, kernel, others, counted=True)
 
 
 def _ground(report: Report, look: Callable[[], Ground]) -> tuple[Report, Ground]:

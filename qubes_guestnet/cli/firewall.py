@@ -11,7 +11,7 @@ from ..core.firewall.parsing import parse
 from ..core.render import firewall_lists
 from ..errors import ConfigError, FileError, GuestnetError, UsageError
 from ..system.paths import Paths
-from . import firewall_ground
+from . import firewall_ground, reading
 from .options import EXIT_DONE, EXIT_FAILED
 from .output import complain, print_json, show
 
@@ -109,9 +109,10 @@ def _from_qubesdb() -> tuple[dict[str, bytes], dict[int, frozenset[IPAddress]]]:
     from ..core.settings import PROVIDER_KEY
     from . import diagnosis
 
-    untrusted_entries = firewall_ground.read_entries()
+    now = reading.take(firewall_ground.read_entries)
+    untrusted_entries = now.entries
     if not untrusted_entries.get(PROVIDER_KEY):
         raise UsageError("this qube provides no network, so it has no lists of other qubes", "give a file with entries")
-    provided = diagnosis.look(untrusted_entries, PATHS)[0].provided
+    provided = diagnosis.look(now, PATHS)[0].provided
     servers = (each.address for each in provided.names.servers) if provided is not None else ()
     return untrusted_entries, {4: frozenset(each for each in servers if each.version == 4), 6: frozenset()}

@@ -81,12 +81,12 @@ def forwarding(options: Options) -> int:
         return 0
     from . import verbs
 
-    entries = reading.entries()
-    ours.load(entries)  # a pass without them would configure the uplink, which is to stay down then (behaviour B99)
+    now = reading.take()
+    ours.load(now.entries)  # a pass without them would configure the uplink, which is to stay down then (behaviour B99)
     if unfiltered:
         ours.release()
     else:
         ours.reopen()
-        if not entries.get(PROVIDER_KEY):
+        if not now.entries.get(PROVIDER_KEY):
             say(("this qube is not a provider: there is nothing to forward",))
-    return verbs.applied(verbs.settling(entries, ""))
+    return verbs.applied(verbs.settling(now, ""))

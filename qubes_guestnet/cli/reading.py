@@ -5,11 +5,66 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..core.namedtuple import NamedTuple
 from ..core.settings import PROVIDER_KEY, UPLINK_PREFIXES
-from ..errors import StoreError
+from ..errors import GuestnetError, StoreError
+from ..system import devices
 from ..system.qubesdb import store as qubesdb
 
+TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    from ..core.report import Report
+
+    Found = TypeVar("Found")
+
 STORE_SECONDS = 10.0  # for udev, which can be earlier than qubes-db.service
+_READINGS = 10
+
+
+class Reading(NamedTuple):
+    """What a pass starts from.
+
+    Args:
+        present: indices of the interfaces, listed before the entries were read; see `reconcile.Pass`.
+        entries: of QubesDB.
+    """
+
+    present: frozenset[int]
+    entries: dict[str, bytes]
+
+
+def take(read: Callable[[], dict[str, bytes]] | None = None) -> Reading:
+    """List the interfaces, then read the entries: these are newer than each interface of the list.
+
+    Args:
+        read: reads other entries than `entries` does.
+
+    Raises:
+        KernelError: the interfaces cannot be listed.
+        StoreError: QubesDB does not answer.
+    """
+    return Reading(frozenset(devices.names()), (read or entries)())
+
+
+def with_newer_entries(reading: Reading, run: Callable[[Reading], Report]) -> Report:
+    """Return the report of a pass; repeat it with a new reading if an uplink came after the entries were read (B4).
+
+    Args:
+        reading: for the first pass.
+        run: one pass.
+
+    Raises:
+        GuestnetError: interfaces came during each reading.
+        StoreError: QubesDB does not answer.
+    """
+    for _ in range(_READINGS):
+        report = run(reading)
+        if not report.late:
+            return report
+        reading = take()
+    raise GuestnetError(f"during {_READINGS} readings of QubesDB a new interface came each time", "try again")
 
 
 def entries() -> dict[str, bytes]:
@@ -29,7 +84,7 @@ def entries() -> dict[str, bytes]:
         store.close()
 
 
-def patiently(read: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+def patiently(read: Callable[[], Found]) -> Found:
     """Call `read` until QubesDB answers, and return its result.
 
     Args:

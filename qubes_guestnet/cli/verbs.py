@@ -34,7 +34,7 @@ def apply(options: Options) -> int:
     """One pass. 1 if anything went wrong."""
     if options.dry_run:
         return plan(options)
-    report = settling(reading.entries(), options.interface)
+    report = settling(reading.take(), options.interface)
     if options.interface and not report.interfaces:
         raise no_interface_of_ours(options.interface)
     return applied(report)
@@ -42,7 +42,7 @@ def apply(options: Options) -> int:
 
 def plan(options: Options) -> int:
     """Print the operations that `apply` would do, each with its difference and reason, and nothing else."""
-    report = _plan(Pass(only=options.interface, revive=True))  # as `apply`
+    report = _plan(options.interface, revive=True)  # as `apply`
     if options.interface and not report.interfaces:
         raise no_interface_of_ours(options.interface)
     complain(report.errors)
@@ -64,7 +64,7 @@ def no_interface_of_ours(name: str, report: Report | None = None) -> UsageError:
         remedy = "Xen's hotplug sets it up; without a name `apply` and `plan` look after it too"
         return UsageError(problem, f"`qubes-guestnet status {name}` shows it; {remedy}")
     vifs = [each.vif.name.text for each in report.provided.vifs] if report is not None and report.provided else []
-    interfaces = (report or _plan(Pass(), with_provider=False)).interfaces
+    interfaces = (report or _plan(with_provider=False)).interfaces
     there = [each.link.name for each in interfaces if each.link is not None] + vifs
     absent = [each.settings.mac for each in interfaces if each.link is None]
     words = [f"it manages {', '.join(there)}"] if there else []
@@ -101,7 +101,7 @@ def uplink(options: Options) -> int:
         done = take_down(index, netlink.Kernel(), PATHS, OtherServices(PATHS.flags))
         say(done or (f"{options.interface} was not configured by qubes-guestnet: nothing to do",))
         return 0
-    report = settling(reading.patiently(reading.entries), options.interface)
+    report = settling(reading.patiently(reading.take), options.interface)
     if not report.interfaces:
         if options.interface not in devices.names().values():
             raise no_interface_of_ours(options.interface)
@@ -130,7 +130,8 @@ def wait_uplink(options: Options) -> int:
     kernel, others = netlink.Kernel(), OtherServices(PATHS.flags, attending=False)
     while True:
         try:
-            report = plan_only(reading.entries(), kernel, PATHS, Pass(others=others))
+            now = reading.take()
+            report = plan_only(now.entries, kernel, PATHS, Pass(now.present, others=others))
             if report.settled or (options.boot and _is_ready_to_boot(report, others)):
                 return 0
             reason = next((str(error) for error in report.errors), "; ".join(report.plan) or report.waiting)
@@ -170,32 +171,41 @@ def _provider(entries: dict[str, bytes], kernel: netlink.Kernel, others: OtherSe
     return Provider(PATHS, kernel, others)
 
 
-def _plan(asked: Pass, with_provider: bool = True) -> Report:
-    entries, kernel, others = reading.entries(), netlink.Kernel(), OtherServices(PATHS.flags)
-    asked = asked._replace(others=others, provider=_provider(entries, kernel, others) if with_provider else None)
-    report = plan_only(entries, kernel, PATHS, asked)
-    if not with_provider or asked.provider is not None or asked.only:
-        return report
-    from ..agent.base_rules_watch import with_lost_rules
+def _plan(interface: str = "", *, revive: bool = False, with_provider: bool = True) -> Report:
+    kernel, others = netlink.Kernel(), OtherServices(PATHS.flags)
 
-    return with_lost_rules(report, entries, PATHS)
+    def run(now: reading.Reading) -> Report:
+        provider = _provider(now.entries, kernel, others) if with_provider else None
+        asked = Pass(now.present, only=interface, revive=revive, others=others, provider=provider)
+        report = plan_only(now.entries, kernel, PATHS, asked)
+        if not with_provider or provider is not None or interface:
+            return report
+        from ..agent.base_rules_watch import with_lost_rules
+
+        return with_lost_rules(report, now.entries, PATHS)
+
+    return reading.with_newer_entries(reading.take(), run)
 
 
-def settling(entries: dict[str, bytes], interface: str) -> Report:
+def settling(first: reading.Reading, interface: str) -> Report:
     """One pass; and when it has set NetworkManager to work, another once that is done: what is ours comes after."""
     kernel, others = netlink.Kernel(), OtherServices(PATHS.flags)
-    provider = None if interface else _provider(entries, kernel, others)
-    asked = Pass(only=interface, revive=True, others=others, provider=provider)
+    provider = None if interface else _provider(first.entries, kernel, others)
+
+    def run(now: reading.Reading) -> Report:
+        asked = Pass(now.present, only=interface, revive=True, others=others, provider=provider)
+        return reconcile(now.entries, kernel, PATHS, asked)
+
     kept: Kept = ((), ())
     if provider is None and not interface:
         from ..agent.base_rules_watch import load_lost
 
-        kept = load_lost(entries, PATHS)
-    report = reconcile(entries, kernel, PATHS, asked)
+        kept = load_lost(first.entries, PATHS)
+    report = reading.with_newer_entries(first, run)
     deadline = time.monotonic() + NETWORKMANAGER_SECONDS
     while report.done and report.waited_for and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
-        again = reconcile(reading.entries(), kernel, PATHS, asked)  # read anew: dom0 may have written meanwhile
+        again = reading.with_newer_entries(reading.take(), run)  # dom0 may have written meanwhile
         done, provided = report.done + again.done, again.provided
         if provided is not None and report.provided is not None:
             former = report.provided

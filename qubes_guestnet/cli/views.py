@@ -62,7 +62,7 @@ def status(options: Options) -> int:
 
 
 def _look(interface: str) -> _View:
-    report, ground = diagnosis.look(reading.entries(), PATHS)
+    report, ground = diagnosis.look(reading.take(), PATHS)
     agent, others = agent_status.read(PATHS.run), other_programs.look()
     found = findings(Evidence(report, standing=agent, presence=others, ground=ground))
     unseen = tuple(finding for finding in found if finding.code == "needs-root")
@@ -164,7 +164,7 @@ def _narrowed(report: Report, name: str) -> Report:
 
 def check(options: Options) -> int:
     """Diagnose. 1 if there is an error among the findings, or something that only root may look at."""
-    found = diagnosis.findings(PATHS, reading.entries)
+    found = diagnosis.findings(PATHS)
     if options.json:
         output.print_json([finding._asdict() for finding in found])
     else:

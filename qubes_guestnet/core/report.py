@@ -244,7 +244,7 @@ class Report(NamedTuple):
     def settled(self) -> bool:
         """True when every interface that is expected is there and configured, at once when none is expected."""
         known = not self.settings.held or any(report.configured for report in self.interfaces)
-        return known and all(report.configured for report in self.interfaces if report.expected)
+        return known and not self.late and all(report.configured for report in self.interfaces if report.expected)
 
 
 class Standing(NamedTuple):

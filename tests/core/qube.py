@@ -67,6 +67,7 @@ class Qube:
     def run(self, *, dry_run: bool = False, **asked: Any) -> Report:
         """One pass; `asked` as in `Pass`. The kernel's log begins anew."""
         self.kernel.log.clear()
+        asked.setdefault("present", self.kernel.interfaces)  # nothing has come since the entries were read
         return (plan_only if dry_run else reconcile)(self.entries, self.kernel, self.paths, Pass(**asked))
 
     def flag(self, name: str) -> None:
