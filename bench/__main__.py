@@ -72,7 +72,7 @@ def _report(run: Run) -> int:
     results = (found,) if isinstance(found, Result) else found
     for result in results:
         print(result, flush=True)
-    return 0 if all(result.passed for result in results) else 1
+    return 0 if all(result.passed or result.disturbed for result in results) else 1
 
 
 def _facts(gather: Callable[[], str]) -> int:

@@ -35,6 +35,7 @@ class Result(NamedTuple):
         budget: in words; "" for a figure that has none.
         passed: whether the budget is kept.
         details: lines of information.
+        disturbed: what other work on this machine did to the figures; a budget that seems broken is then not judged.
     """
 
     name: str
@@ -42,9 +43,11 @@ class Result(NamedTuple):
     budget: str
     passed: bool
     details: tuple[str, ...]
+    disturbed: str = ""
 
     def __str__(self) -> str:
-        verdict = "ok" if self.passed else "BUDGET BROKEN"
+        broken = f"not measurable here, {self.disturbed}" if self.disturbed else "BUDGET BROKEN"
+        verdict = "ok" if self.passed else broken
         judged = f"budget {self.budget}: {verdict}" if self.budget else "for information"
         line = f"{self.name}: ratio {self.ratio:.2f} ({judged})"
         return "\n".join((line, *(f"    {detail}" for detail in self.details)))
