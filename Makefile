@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# Every target sets up what it needs (tools/setup): as root it installs missing system packages, else it names them.
+# Every target sets up its requirements (tools/setup): as root it installs missing system packages, else it names them.
 PYTHON ?= python3
 STEPS ?= 10000
 SEED ?=
 VENV := .venv/bin
-# What talks to the kernel through pyroute2, and to name servers through dnspython, and so is run with their oldest
-# supported releases as well.
+# These tests use the kernel through pyroute2, and name servers through dnspython; they also run with the oldest supported
+# releases of both.
 NETLINK_TESTS := tests/netns/test_uplink.py tests/netns/test_agent.py tests/netns/test_model.py \
 	tests/netns/test_name_lookup.py
-# Each of these tests shares nothing with another one. The shortest come last, so that all processes end together.
+# These tests share nothing with each other. The shortest come last, so that all processes end together.
 ISOLATED := tests/lab tests/netns tests/contract
-# For `make quick`: what shows the main job in little time. The uplink operation by operation and as a whole; behind it a
-# scenario, in which dom0, two agents, a provider and a qube do all of it.
+# For `make quick`: tests of the main task that take little time. They test the uplink operation by operation and as a
+# whole; then a scenario runs dom0, two agents, a provider and a qube together.
 QUICK := tests/core tests/contract/netlink/test_operations.py tests/netns/test_uplink.py
 QUICK_SCENARIO := S-000-6
-# Tests of one release stay together (tests/conftest.py), and wait more than they compute: so they run beside the isolated
-# ones. Emulated machines compute, and in them are limits that no test can lengthen (libxl's 10 s): they run beside the pure
-# tests only, which have one process. What is in no list measures, and runs alone.
+# Tests of one release stay in one process (tests/conftest.py), and wait more than they compute: they run beside the
+# isolated ones. Emulated machines compute, and contain limits that no test can extend (libxl's 10 s): they run only
+# beside the pure tests, which have one process. The tests in neither list measure, and run alone.
 BOOTING := tests/system
 EMULATED := tests/guest tests/system/test_xen.py
 WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 PARALLEL := -n $(WORKERS) --dist worksteal
-# Half as many again: one process each for two releases, and the isolated tests have still four.
+# Half as many again: one process each for two releases, which leaves four for the isolated tests.
 TOGETHER := -n $(shell echo $$(($(WORKERS) * 3 / 2))) --dist loadscope
-# An environment that forbids it has each of the thousands of interpreters that the tests start compile what it imports:
-# half of all processor time of a test in namespaces (5.6 s against 11.6 s for five of them).
+# The tests start thousands of interpreters. Without cached bytecode each of them compiles its imports, which takes half
+# of the processor time of a test in namespaces (11.6 s instead of 5.6 s for five of them).
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHON
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
@@ -58,7 +58,7 @@ unit: setup-test ## the pure tests only; every branch of core has to be covered 
 	$(VENV)/coverage run -m pytest -q tests/core
 	$(VENV)/coverage report --include='qubes_guestnet/core/*' --fail-under=100
 
-# One machine at a time: the other processor is free for the pure tests.
+# One machine at a time, which leaves the other processor to the pure tests.
 emulated: setup-test
 	$(VENV)/python -m pytest -q $(EMULATED)
 
@@ -66,8 +66,8 @@ quick: lint ## under a minute on two cores: lint, types, the pure tests, the upl
 	$(VENV)/python -m pytest -q $(PARALLEL) $(QUICK)
 	$(VENV)/python -m qubes_guestnet lab run $(QUICK_SCENARIO)
 
-# Each process leaves a file. The figures come also when a test failed; the status tells of it, of core below 100, and of
-# all else below 90.
+# Each process writes a file. The figures are printed even if a test failed. The exit status is not 0 if a test failed,
+# if core is below 100 % or if the rest is below 90 %.
 coverage: export COVERAGE_FILE := $(CURDIR)/.coverage-all/data
 coverage: export COVERAGE_RCFILE := $(CURDIR)/tests/coverage.toml
 coverage: setup-test ## the lines and branches of all code that tests run, processes in namespaces included (long)
@@ -75,10 +75,10 @@ coverage: setup-test ## the lines and branches of all code that tests run, proce
 	$(VENV)/coverage run -m pytest -q $(PARALLEL) tests/core $(ISOLATED) || touch .coverage-all/failed
 	$(VENV)/coverage combine --quiet
 	$(VENV)/coverage report
-	@echo "all but core: $$($(VENV)/coverage report --format=total --omit='qubes_guestnet/core/*') %"
+	@echo "without core: $$($(VENV)/coverage report --format=total --omit='qubes_guestnet/core/*') %"
 	$(VENV)/coverage report --include='qubes_guestnet/core/*' --fail-under=100
 	@$(VENV)/coverage report --format=total --omit='qubes_guestnet/core/*' --fail-under=90 >/dev/null || \
-		{ echo "less than 90 % of what is not core" >&2; exit 1; }
+		{ echo "less than 90 % outside of core" >&2; exit 1; }
 	@[ ! -e .coverage-all/failed ] || { echo "tests failed: see above" >&2; exit 1; }
 
 soak: setup-test ## the random walk, STEPS long (default 10000); SEED=N repeats a walk

@@ -39,7 +39,7 @@ _qubes_guestnet() {
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word")
 }
 
-# What an action of `firewall` takes at this place: a qube by its vif, then a protocol; or a file.
+# The words that an action of `firewall` takes at this position: a qube by its vif, then a protocol; or a file.
 _qubes_guestnet_firewall() {
     case ${COMP_WORDS[2]},$COMP_CWORD in
     print,*) compgen -f -- "${COMP_WORDS[COMP_CWORD]}" ;;
@@ -74,7 +74,7 @@ _qubes_guestnet_lab() {
     mapfile -t COMPREPLY < <(compgen -W "$words --help" -- "$word")
 }
 
-# The qubes of the lab that is meant.
+# The qubes of the selected lab.
 _qubes_guestnet_qubes() {
     local position name=()
     for ((position = 3; position < COMP_CWORD; position++)); do
@@ -83,7 +83,7 @@ _qubes_guestnet_qubes() {
     _qubes_guestnet_first_column lab status --no-measure "${name[@]}"
 }
 
-# The first column of a table of ours, without its head.
+# The first column of one of our tables, without its heading.
 _qubes_guestnet_first_column() {
     "${COMP_WORDS[0]}" "$@" 2>/dev/null | while read -r first _; do echo "$first"; done | tail -n +2
 }

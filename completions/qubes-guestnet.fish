@@ -36,7 +36,7 @@ complete -c qubes-guestnet -n '__fish_seen_subcommand_from dns' -a 'sync'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from rules' -a 'load unload'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from forwarding' -a 'on off hold release'
 complete -c qubes-guestnet -n '__fish_seen_subcommand_from firewall-unit' -a 'start stop reload'
-# True where the word `firewall` is the verb, and not that of the lab.
+# True if the word `firewall` is our verb, not that of the lab.
 set -l firewall '__fish_seen_subcommand_from firewall; and not __fish_seen_subcommand_from lab'
 complete -c qubes-guestnet -n "$firewall" -a 'show test log print'
 complete -c qubes-guestnet -n "$firewall; and __fish_seen_subcommand_from show test log" -a '(__fish_print_interfaces | string match "vif*")'
@@ -46,7 +46,7 @@ complete -c qubes-guestnet -n "$firewall" -s j -l json -d 'print JSON'
 complete -c qubes-guestnet -n "$firewall" -l color -x -a 'auto always never' -d 'when to use colour'
 
 set -l lab_verbs demo run up exec set feature firewall status diagram down store
-# True where the word behind `lab` is one of the arguments.
+# True if the word after `lab` is one of the arguments.
 function __qubes_guestnet_lab
     set -l words (commandline -opc)
     test "$words[2]" = lab; and contains -- "$words[3]" $argv
@@ -56,11 +56,11 @@ complete -c qubes-guestnet -n '__qubes_guestnet_lab demo run up status' -l json 
 complete -c qubes-guestnet -n '__qubes_guestnet_lab run up' -l list -d 'only list them'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab up exec set feature firewall status diagram down' -l name -x -d 'name of the lab'
 complete -c qubes-guestnet -n '__qubes_guestnet_lab up' -F -a 'default ipv6-feature ipv6-tunnel'
-# The first column of a table of ours, without its head.
+# The first column of one of our tables, without its heading.
 function __qubes_guestnet_first_column
     qubes-guestnet $argv 2>/dev/null | string trim | string replace -r ' .*' '' | tail -n +2
 end
-# The qubes of the lab that is meant.
+# The qubes of the selected lab.
 function __qubes_guestnet_qubes
     set -l words (commandline -opc)
     set -l at (contains -i -- --name $words); and set -l chosen --name $words[(math $at + 1)]

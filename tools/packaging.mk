@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# Installation, and the packages. `make install` is the one place that knows where each shared file goes; debian/rules
-# and rpm/qubes-guestnet.spec.in call its half `install-files` and leave the Python modules to their own tools.
+# Installation, and the packages. Only `make install` knows where each shared file goes; debian/rules and
+# rpm/qubes-guestnet.spec.in call its part `install-files` and leave the Python modules to their own tools.
 DESTDIR ?=
 PREFIX ?= /usr
 SYSTEM_PYTHON ?= /usr/bin/python3
@@ -16,7 +16,8 @@ MANDIR ?= $(PREFIX)/share/man
 BASH_COMPLETIONS ?= $(PREFIX)/share/bash-completion/completions
 ZSH_COMPLETIONS ?= $(PREFIX)/share/zsh/site-functions
 FISH_COMPLETIONS ?= $(PREFIX)/share/fish/vendor_completions.d
-# Where the system's own Python looks for packages of distributions (Debian: dist-packages, not below /usr/local).
+# The folder in which the system's Python looks for packages of the distribution (Debian: dist-packages, not below
+# /usr/local).
 PYTHON_SITE ?= $(shell $(SYSTEM_PYTHON) -c 'import sysconfig as s; \
 	print(s.get_path("purelib", "deb_system" if "deb_system" in s.get_scheme_names() else s.get_default_scheme()))')
 BUILD := build
