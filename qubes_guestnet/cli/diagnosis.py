@@ -31,7 +31,7 @@ _NEIGHBOUR_LIMIT = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"
 
 
 def findings(paths: Paths) -> tuple[Finding, ...]:
-    """Look at everything, change nothing.
+    """Gather all facts, and return the findings; change nothing.
 
     Args:
         paths: where the qube's files are.
@@ -48,7 +48,7 @@ def findings(paths: Paths) -> tuple[Finding, ...]:
 
 
 def _refusing6(report: Report) -> tuple[str, ...]:
-    """IPv6 gateways of configured interfaces that refuse what they are asked (behaviour B160)."""
+    """Return the IPv6 gateways of configured interfaces that refuse a ping (behaviour B160)."""
     asked = [
         (str(interface.settings.ipv6.gateway), interface.link.ifindex)
         for interface in report.interfaces
@@ -58,7 +58,7 @@ def _refusing6(report: Report) -> tuple[str, ...]:
 
 
 def look(first: reading.Reading, paths: Paths) -> tuple[Report, Ground]:
-    """Return the report of a dry pass, and the facts beside it; an unreadable fact is an error of the report."""
+    """Return the report of a dry pass, and further facts; an unreadable fact is an error of the report."""
     kernel, others = netlink.Kernel(), OtherServices(paths.flags)
     provides = bool(first.entries.get(PROVIDER_KEY))
 
@@ -86,7 +86,7 @@ def _ground(report: Report, look: Callable[[], Ground]) -> tuple[Report, Ground]
     try:
         return report, look()
     except GuestnetError as error:
-        if error.needs_root:  # an ordinary user may ask how the network is, and not about the rules
+        if error.needs_root:  # an ordinary user can read the state of the network, but not the rules
             return report, Ground(UNSEEN)
         known = str(error) in map(str, report.errors)
         return report if known else report._replace(errors=(*report.errors, error)), Ground()
@@ -118,7 +118,7 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Grou
     chains = called(nft.chains(), nft_kernel.dormant())
     state = ""
     if services.filters(paths.flags):
-        # Where the agent enforces the rules they are in force whatever becomes of the unit.
+        # If the agent enforces the rules, they are in force whatever the state of the unit.
         unit = services.firewall_unit() if not services.enforces(paths.flags, paths.run) else ""
         state = firewall(is_filtered(chains), unit)
     unknown, gone = tuple(sorted(there - known)), tuple(sorted(known - there))
@@ -126,7 +126,7 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Grou
 
 
 def _neighbour_limit() -> int:
-    """gc_thresh3; 0 in a network namespace other than the first, which shows none."""
+    """Return gc_thresh3; 0 in a network namespace other than the first, which has no such sysctl."""
     try:
         with open(_NEIGHBOUR_LIMIT) as limit:
             return int(limit.read())

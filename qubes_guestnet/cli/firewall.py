@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The verbs `firewall show|test|log|print`: what a client qube may do, and why."""
+"""The actions `firewall show|test|log|print`: what a client qube may do, and why."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PATHS = Paths()
 _LONGEST = 16 << 20  # bytes of a file with entries; QubesDB itself holds less
-# Arguments of each action: how it is called, and the least and the most of them.
+# Arguments of each action: usage, minimum and maximum number.
 _USAGE = {
     "show": ("[QUBE]", 0, 1),
     "test": ("QUBE TO [PROTOCOL [PORT | ICMPTYPE]]", 2, 4),
@@ -32,7 +32,7 @@ _USAGE = {
 
 
 def firewall(options: Options) -> int:
-    """Run one of them."""
+    """Run one action."""
     words, least, most = _USAGE[options.action]
     if not least <= len(options.arguments) <= most or "" in options.arguments:
         raise UsageError(f"firewall {options.action}: wrong arguments", f"usage: firewall {options.action} {words}")
@@ -48,7 +48,7 @@ def firewall(options: Options) -> int:
 
 
 def _show(options: Options) -> int:
-    """Print the lists of one qube or of all. 1 if a list is blocked, or cannot be seen."""
+    """Print the lists of one qube or of all. Return 1 if a list is blocked or unreadable."""
     from ..core.firewall import shown
     from ..core.firewall.condition import BLOCKED
 
@@ -67,7 +67,7 @@ def _show(options: Options) -> int:
 
 
 def _print(options: Options) -> int:
-    """Print the tables of the lists as nft loads them. 1 if a list has an error: it is printed as refusing all."""
+    """Print the tables of the lists as nft loads them. Return 1 if a list has an error and thus refuses everything."""
     untrusted_entries, servers = _from_file(options.arguments[0]) if options.arguments else _from_qubesdb()
     stored = entries.by_address(untrusted_entries)
     lists = {address: bind(parse(address, found), {}) for address, found in stored.sets.items() if found}
@@ -86,7 +86,7 @@ def _print(options: Options) -> int:
 
 
 def _from_file(path: str) -> tuple[dict[str, bytes], dict[int, frozenset[IPAddress]]]:
-    """Return the entries of a file, `-` for standard input; it says nothing of name servers."""
+    """Return the entries of a file (`-` is standard input), and no name servers, which a file does not have."""
     from ..lab.store_entries import parse_entries
 
     name = "standard input" if path == "-" else path
@@ -99,20 +99,20 @@ def _from_file(path: str) -> tuple[dict[str, bytes], dict[int, frozenset[IPAddre
     except OSError as error:
         raise FileError(path, error, "name a file with lines `/qubes-firewall/… = value`") from None
     if len(data) > _LONGEST:
-        raise ConfigError(f"{name}: more than {_LONGEST >> 20} MiB", "give the entries below /qubes-firewall/ alone")
+        raise ConfigError(f"{name}: more than {_LONGEST >> 20} MiB", "give only the entries below /qubes-firewall/")
     found = parse_entries(data, name)
     return {path.decode("utf-8", "surrogateescape"): value for path, value in found.items()}, {}
 
 
 def _from_qubesdb() -> tuple[dict[str, bytes], dict[int, frozenset[IPAddress]]]:
-    """Return the entries of this provider, and the name servers that it leads its qubes to."""
+    """Return the entries of this provider, and the name servers that it redirects its client qubes to."""
     from ..core.settings import PROVIDER_KEY
     from . import diagnosis
 
     now = reading.take(firewall_ground.read_entries)
     untrusted_entries = now.entries
     if not untrusted_entries.get(PROVIDER_KEY):
-        raise UsageError("this qube provides no network, so it has no lists of other qubes", "give a file with entries")
+        raise UsageError("this qube is not a provider, so it has no lists of client qubes", "give a file with entries")
     provided = diagnosis.look(now, PATHS)[0].provided
     servers = (each.address for each in provided.names.servers) if provided is not None else ()
     return untrusted_entries, {4: frozenset(each for each in servers if each.version == 4), 6: frozenset()}

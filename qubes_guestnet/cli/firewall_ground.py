@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the verbs `firewall …` look at: lists, vifs, what is loaded, names. Nothing is changed."""
+"""The facts for the verb `firewall`: lists, vifs, the loaded rules, names. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from ..system.qubesdb import store as qubesdb
 
 
 class Ground(NamedTuple):
-    """All of it.
+    """All facts for the verb `firewall`.
 
     Args:
-        entries: of QubesDB, those of the provider and of the lists.
+        entries: entries of the provider and of the lists in QubesDB.
         vifs: address of each qube → the name of its vif.
-        facts: for the lists.
-        enforcer: which program enforces them.
-        unseen: what could not be read without root; None for all seen.
+        facts: facts about the lists.
+        enforcer: the program that enforces the lists.
+        unseen: the error if only root can read the loaded rules; None if they were read.
     """
 
     entries: Mapping[str, bytes]
@@ -43,15 +43,15 @@ class Ground(NamedTuple):
 
 
 def look(paths: Paths) -> Ground:
-    """Look at all of it.
+    """Gather all facts.
 
     Raises:
-        UsageError: this qube is no provider.
+        UsageError: this qube is not a provider.
         GuestnetError: QubesDB, the records or nft cannot be read.
     """
     untrusted_entries = read_entries()
     if not untrusted_entries.get(PROVIDER_KEY):
-        raise UsageError("this qube provides no network, so it has no lists of other qubes", "run it in the provider")
+        raise UsageError("this qube is not a provider, so it has no lists of client qubes", "run it in the provider")
     filters = services.filters(paths.flags)
     ours = services.enforces(paths.flags, paths.run)
     listed, packets, unseen = None, {}, None
@@ -80,7 +80,7 @@ def read_entries() -> dict[str, bytes]:
 
 
 def _texts() -> dict[int, str]:
-    """Return the listing of the table of each family that there is."""
+    """Return the listing of each family's table, if it exists."""
     names = nft_kernel.table_names()
     there = {version: family.word for version, family in FAMILIES.items() if family.table in names}
     texts = nft.firewall(there.values(), counted=True)
@@ -95,7 +95,7 @@ def _vifs(paths: Paths) -> dict[IPAddress, str]:
 
 
 def _cache(paths: Paths) -> Cache:
-    """Return what name servers answered, as the agent last wrote it; an empty one where it cannot be read."""
+    """Return the cache of name servers' answers as the agent last wrote it; an empty one if it is unreadable."""
     try:
         return firewall_names.read(paths.run)
     except GuestnetError:
@@ -103,10 +103,10 @@ def _cache(paths: Paths) -> Cache:
 
 
 def addresses_of(word: str, vifs: Mapping[IPAddress, str]) -> tuple[IPAddress, ...]:
-    """Return the addresses of the qube that a word names: one of its addresses, or its vif.
+    """Return all addresses of the qube with this address or vif.
 
     Raises:
-        UsageError: there is no such qube; the message lists those that there are.
+        UsageError: no such qube is attached; the message lists the attached ones.
     """
     found = tuple(address for address, vif in vifs.items() if word in (vif, str(address)))
     if found:
@@ -116,4 +116,4 @@ def addresses_of(word: str, vifs: Mapping[IPAddress, str]) -> tuple[IPAddress, .
         qubes.setdefault(vif, []).append(str(address))
     there = "; ".join(f"{vif} {' '.join(each)}" for vif, each in sorted(qubes.items()))
     remedy = f"give an address or a vif: {there}" if there else "no qube is attached to this provider"
-    raise UsageError(f"{shown(os.fsencode(word))} is no qube behind this one", remedy)
+    raise UsageError(f"{shown(os.fsencode(word))} is not a client qube of this provider", remedy)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`firewall log`: print what the lists of client qubes refuse, as it happens, for a time."""
+"""`firewall log`: print packets that the lists of client qubes refuse, as it happens, for a limited time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .options import Options
 
 SECONDS, LONGEST = 60, 3600
-PRINTED = 5  # lines a second of one qube
+PRINTED = 5  # lines a second for each qube
 
 
 def run(options: Options, paths: Paths) -> int:
@@ -33,7 +33,7 @@ def run(options: Options, paths: Paths) -> int:
     words = list(options.arguments)
     seconds = _seconds(words.pop()) if words and words[-1].isascii() and words[-1].isdigit() else SECONDS
     if len(words) > 1:
-        raise UsageError(f"firewall log: {words[1]} is no number of seconds", f"give 1 to {LONGEST}")
+        raise UsageError(f"firewall log: {words[1]} is not a number of seconds", f"give 1 to {LONGEST}")
     ground = firewall_ground.look(paths)
     if ground.unseen is not None:
         raise ground.unseen
@@ -46,12 +46,12 @@ def run(options: Options, paths: Paths) -> int:
 
 def _seconds(word: str) -> int:
     if not (len(word) < 6 and 0 < int(word) <= LONGEST):
-        raise UsageError(f"{word[:20]} is no number of seconds", f"give 1 to {LONGEST}")
+        raise UsageError(f"{word[:20]} is not a number of seconds", f"give 1 to {LONGEST}")
     return int(word)
 
 
 class _Lists:
-    """The lists in force, looked at again when the rules have changed."""
+    """The lists in force, read again when the rules have changed."""
 
     def __init__(self, paths: Paths, ground: Ground) -> None:
         self._paths, self._ground = paths, ground
@@ -59,7 +59,7 @@ class _Lists:
         self._lists: Mapping[IPAddress, ListShown] = {}
 
     def refusal(self, seen: log_lines.Seen) -> Refusal | None:
-        """Return why a packet is refused; None if its list lets it pass."""
+        """Return why a packet is refused; None if its list accepts it."""
         generation = nft_kernel.generation()
         if generation != self._generation:
             self._ground = firewall_ground.look(self._paths)
@@ -73,7 +73,7 @@ class _Lists:
 
 
 class _Pace:
-    """How many lines of each qube are printed, so that one does not drown the others."""
+    """A limit on the printed lines of each qube, so that one qube does not hide the others."""
 
     def __init__(self) -> None:
         self._second = -1
@@ -81,7 +81,7 @@ class _Pace:
         self.left_out = 0
 
     def allows(self, source: IPAddress, now: float) -> bool:
-        """Return whether one more line of a qube is to be printed."""
+        """Return whether another line of a qube may be printed."""
         if int(now) != self._second:
             self._second, self._printed = int(now), {}
         self._printed[source] = self._printed.get(source, 0) + 1
@@ -102,7 +102,7 @@ def _print(log: Log, known: _Lists, wanted: frozenset[IPAddress], seconds: int, 
                 try:
                     seen = log_lines.parse(untrusted_packet)
                 except ValueError:
-                    continue  # no list judges what is no packet of IP
+                    continue  # the lists apply to IP packets only
                 if seen.source not in wanted:
                     continue
                 refused = known.refusal(seen)
@@ -111,7 +111,7 @@ def _print(log: Log, known: _Lists, wanted: frozenset[IPAddress], seconds: int, 
     except KeyboardInterrupt:
         pass
     if pace.left_out and not as_json:
-        say((f"{pace.left_out} more were refused: {PRINTED} lines a second of one qube are printed",))
+        say((f"{pace.left_out} more packets were refused: only {PRINTED} lines a second are printed for each qube",))
 
 
 def _say(refused: Refusal, *, as_json: bool) -> None:

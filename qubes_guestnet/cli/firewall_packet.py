@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`firewall test`: what becomes of the first packet of a connection of a client qube, and which rule decides."""
+"""`firewall test`: follow the first packet of a client qube's connection, and name the rule that decides."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 _STATUS = {way.PASSES: EXIT_DONE, way.UNCLEAR: EXIT_UNCLEAR}
 _ECHO = {4: 8, 6: 128}
 _ICMP = {4: PROTOCOLS["icmp"], 6: PROTOCOLS["icmpv6"]}
-_LOOPBACK = 1  # the interface index of lo, to which every address of this qube is routed
+_LOOPBACK = 1  # the interface index of lo, to which all addresses of this qube are routed
 _TRIES = 4
 _WHY = "`firewall test QUBE TO [PROTOCOL [PORT | ICMPTYPE]]`, such as: firewall test vif4.0 192.0.2.1 tcp 443"
 
 
 def run(options: Options, paths: Paths) -> int:
-    """Print the way of the packet. 0 if it passes, 3 if not, 4 if that cannot be said."""
+    """Print the path of the packet. Return 0 if it passes, 3 if not, 4 if the verdict is unknown."""
     qube, target, *rest = options.arguments
     wire = _transport(rest)
     ground = firewall_ground.look(paths)
@@ -52,7 +52,8 @@ def run(options: Options, paths: Paths) -> int:
     tested = [test.one(source, each, *wire) for each in destinations for source in _of_family(sources, each, ground)]
     if not tested:
         family = " or ".join(sorted({f"IPv{each.version}" for each in destinations}))
-        raise UsageError(f"{qube} has no {family} address, and {target} no other one", "give a destination it can have")
+        problem = f"{qube} has no {family} address, and {target} has no address of another family"
+        raise UsageError(problem, "give a destination of a family that the qube has")
     outcome = firewall_way.together(tested)
     if options.json:
         print_json(firewall_way.all_data(name, tested, outcome))
@@ -65,14 +66,15 @@ def run(options: Options, paths: Paths) -> int:
 
 
 def _transport(words: list[str]) -> tuple[int | None, int | None]:
-    """Return the protocol, None for ICMP, and its port or ICMP type; None for no such thing. Raises UsageError."""
+    """Return the protocol (None for ICMP) and its port or ICMP type (None if it has none). Raises UsageError."""
     protocol = words[0].lower() if words else "icmp"
     if protocol.isascii() and protocol.isdigit() and len(protocol) < 4 and int(protocol) < 256:
         number = int(protocol)
     elif protocol in PROTOCOLS:
         number = PROTOCOLS[protocol]
     else:
-        raise UsageError(f"{shown(os.fsencode(words[0]))} is no protocol", "give tcp, udp, icmp, or a number to 255")
+        problem = f"{shown(os.fsencode(words[0]))} is not a protocol"
+        raise UsageError(problem, "give tcp, udp, icmp, or a number up to 255")
     icmp = number in _ICMP.values()
     most = 255 if icmp else 65535
     value = int(words[1]) if len(words) > 1 and words[1].isascii() and words[1].isdigit() and len(words[1]) < 6 else -1
@@ -82,15 +84,17 @@ def _transport(words: list[str]) -> tuple[int | None, int | None]:
             raise UsageError(f"{words[1] if len(words) > 1 else protocol}: {what}".replace("\n", " "), _WHY)
         return None if icmp else number, value
     if len(words) > 1:
-        raise UsageError(f"protocol {protocol} has no ports that rules know", _WHY)
+        raise UsageError(f"protocol {protocol} has no ports that rules can match", _WHY)
     return None if icmp else number, None
 
 
 def _destinations(target: str, ground: Ground) -> tuple[str | None, tuple[IPAddress, ...]]:
-    """Return a name, None for an address, and its addresses: those that the rules have, else what this qube finds.
+    """Return the name of a target (None for an address), and its addresses.
+
+    The addresses of a name are those in the rules; if the rules have none, this qube looks the name up.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: the target is neither an address nor a known name.
     """
     try:
         return None, (ipaddress.ip_address(target),)
@@ -104,14 +108,14 @@ def _destinations(target: str, ground: Ground) -> tuple[str | None, tuple[IPAddr
         try:
             answers = socket.getaddrinfo(target, None, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
-            problem = f"{shown(os.fsencode(target))} is no address, and no name that this qube can look up"
+            problem = f"{shown(os.fsencode(target))} is neither an address nor a name that this qube can look up"
             raise UsageError(problem, "give an address") from None
         found = {ipaddress.ip_address(str(answer[4][0]).partition("%")[0]) for answer in answers}
     return target, tuple(sorted(found, key=lambda each: (each.version, int(each))))
 
 
 def _of_family(sources: tuple[IPAddress, ...], target: IPAddress, ground: Ground) -> tuple[IPAddress, ...]:
-    """Return the addresses of a qube that can be the sender of a packet to another one."""
+    """Return the addresses of a qube that can send a packet to a target, by address family."""
     own = tuple(each for each in sources if each.version == target.version)
     if own:
         return own
@@ -120,7 +124,7 @@ def _of_family(sources: tuple[IPAddress, ...], target: IPAddress, ground: Ground
 
 
 class _Test:
-    """What is looked at once for all packets."""
+    """The facts that all tested packets share, read once."""
 
     def __init__(self, paths: Paths, ground: Ground) -> None:
         self._ground, self._kernel = ground, netlink.Kernel()
@@ -131,7 +135,7 @@ class _Test:
         self._facts = (forwarded(), _why_not(provided), frozenset(name for name, _ in apart()))
 
     def one(self, source: IPAddress, target: IPAddress, protocol: int | None, detail: int | None) -> Judged:
-        """Return what becomes of one packet."""
+        """Follow one packet, and return its verdict."""
         vif, icmp = self._ground.vifs[source], protocol is None
         number = _ICMP[target.version] if protocol is None else protocol
         kind = (_ECHO[target.version] if detail is None else detail) if icmp else None
@@ -149,7 +153,7 @@ class _Test:
         return Judged(packet, walked, said, shown, tuple(self._notes(walked, shown, index)))
 
     def _way(self, address: IPAddress, source: IPAddress, ifindex: int) -> way.Way:
-        """Return where a packet goes; of an interface that forwards nothing, where it would."""
+        """Return the route of a packet; if its interface does not forward, the route that it would take."""
         try:
             out = self._kernel.way(address, source, ifindex)
         except KernelError:
@@ -169,28 +173,28 @@ class _Test:
     def _notes(self, walked: way.Walked, shown: lists_shown.ListShown | None, index: int) -> list[str]:
         notes = []
         if not index:
-            notes.append("the interface of the qube is gone")
+            notes.append("the interface of the qube no longer exists")
         if shown is not None and shown.same is False:
-            notes.append("QubesDB has another list than is in force: what is in force decides")
+            notes.append("the list in QubesDB differs from the one in force: the one in force decides")
         if walked.outcome == way.PASSES and walked.packet.oif is not None:
             notes.append(f"once it is established: offload {self._provided.offload or 'not decided yet'}")
-        notes += [f"not judged: chain {name}, at an interface" for name in way.unjudged(self._loaded)]
+        notes += [f"not evaluated: chain {name}, at an interface" for name in way.unjudged(self._loaded)]
         return notes
 
 
 def _why_not(provided: Provided) -> str:
-    """Return why forwarding is closed, in words; "" where no reason is recorded."""
+    """Return why forwarding is closed, in words; "" if no reason is recorded."""
     if provided.closed:
         return "`forwarding off` was run"
     if provided.hold:
-        return "our rules were removed by another program"
+        return "another program removed our rules"
     if provided.unfiltered:
         return "the firewall is not ready"
     return ""
 
 
 def _ruleset() -> loaded.Loaded:
-    """Return all rules, of one moment. Raises GuestnetError."""
+    """Return a consistent snapshot of all rules. Raises GuestnetError."""
     for _ in range(_TRIES):
         generation = nft_kernel.generation()
         objects, text = nft.ruleset()

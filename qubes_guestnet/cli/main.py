@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run one verb, and end with its exit status.
+"""Run one verb, and exit with its status.
 
 A verb is a row of `options.VERBS`. A call of the plain form `VERB [WORD…]` goes straight to its function; argparse
 (`parser`) is loaded only for options, help and usage errors.
@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None for those of the process.
 
     Returns:
-        0 done or nothing to do; 1 failed, one line on stderr says what and the remedy, or `status` or `check` found an
-        error; 2 wrong usage, or an interface that dom0 does not manage; 3 `firewall test`: the packet does not pass, 4:
-        that cannot be said; 100 `dns sync`: unchanged since it last ran.
+        0 done or nothing to do; 1 failed (one line on stderr has the problem and the remedy), or `status` or `check`
+        found an error; 2 wrong usage, or an interface that dom0 does not manage; 3 `firewall test`: the packet does
+        not pass, 4: the verdict is unknown; 100 `dns sync`: unchanged since its last run.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        # Standard output: its reader went away, or its disk is full. Keep the interpreter's own flush from failing too.
+        # The reader of standard output went away, or its disk is full. The interpreter's own flush must not fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno != errno.EPIPE:
             print(f"qubes-guestnet: standard output: {error.strerror}", file=sys.stderr)
@@ -64,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Have what is said go nowhere where the caller closed a stream (`>&-`); Python has None for it (B143)."""
+    """Open /dev/null for each stream that the caller closed (`>&-`) and that Python set to None (B143)."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 # as long as the process
 
 
 def _show_all_characters() -> None:
-    """Have standard output escape what its locale cannot show, as standard error does, instead of failing (B120)."""
+    """Make standard output escape characters that its locale lacks, as standard error does, not fail (B120)."""
     encoding = getattr(sys.stdout, "encoding", None)
     if encoding and encoding.lower() != "utf-8":
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -118,7 +118,7 @@ def _lab(options: Options) -> int:
 
 
 def _plain(arguments: list[str]) -> tuple[Verb, Options] | None:
-    """Arguments without any option; None where argparse has to look at them."""
+    """Return a verb and its options from plain arguments; None if argparse must parse them."""
     verb = VERBS.get(arguments[0]) if arguments else None
     if verb is None:
         return None
@@ -141,9 +141,9 @@ def _plain(arguments: list[str]) -> tuple[Verb, Options] | None:
 
 
 def _check_name(interface: str | None) -> None:
-    """Refuse an empty name: it comes from an unset variable of a script, which did not mean all interfaces."""
+    """Refuse an empty name: a script with an unset variable does not mean all interfaces."""
     if interface == "":
-        raise UsageError("the name of the interface is empty", "name one, or leave the argument out where it may be")
+        raise UsageError("the name of the interface is empty", "name one, or omit the argument if it is optional")
 
 
 def _parsed(arguments: list[str]) -> tuple[Verb, Options]:
@@ -152,7 +152,7 @@ def _parsed(arguments: list[str]) -> tuple[Verb, Options]:
     try:
         found = vars(parser().parse_args(arguments))
     except SystemExit:
-        sys.stdout.flush()  # after --help; here a closed pipe is told as for every other verb
+        sys.stdout.flush()  # after --help; a closed pipe is reported here as for every other verb
         raise
     verb = VERBS[found.pop("verb")]
     _check_name(found.get("interface"))

@@ -11,21 +11,21 @@ WAIT_SECONDS = 9.0  # dom0 gives the call 10 s (qubes.WaitForNetworkUplink)
 
 
 class Options(NamedTuple):
-    """What a verb was called with.
+    """The options and arguments of a call.
 
     Args:
         interface: name of an interface, "" for all.
-        action: of a verb that has several.
+        action: the action, for a verb with several.
         dry_run: change nothing.
         json: print JSON.
         timeout: seconds to wait.
-        boot: wait for no more than the boot has to.
-        brief: a line an interface.
-        watch: print again what changes.
+        boot: wait only as long as the boot requires.
+        brief: print one line per interface.
+        watch: print again after each change.
         color: when to use colour: auto, always or never.
-        verbose: tell of each pass.
-        arguments: of an action that has some of its own.
-        rest: everything behind `lab`.
+        verbose: log each pass.
+        arguments: further arguments of the action.
+        rest: all words after `lab`.
     """
 
     interface: str = ""
@@ -50,9 +50,9 @@ class Verb(NamedTuple):
 
     Args:
         run: its function, in `verbs`, `views` or `provider_verbs`.
-        words: names of its positional arguments; one in brackets may be left out, and MANY stands for any number.
-        choices: what the first word may be, empty where it is free.
-        options: long options it takes.
+        words: names of its positional arguments; one in brackets is optional, and MANY stands for any number.
+        choices: valid values of the first word, empty if any is valid.
+        options: its long options.
         summary: one line of help.
     """
 
@@ -116,7 +116,7 @@ VERBS: dict[str, Verb] = {
         ("action", MANY),
         ("show", "test", "log", "print"),
         ("--json", "--color"),
-        "show what client qubes may do, and explain what is refused",
+        "show what client qubes may do, and explain why a packet is refused",
     ),
     "lab": Verb("lab", (), (), (), "build a small Qubes network in namespaces, for tests"),
 }

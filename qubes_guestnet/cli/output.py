@@ -38,7 +38,7 @@ def uses_colour(when: str) -> bool:
 
 
 def rendered(lines: Iterable[Line], *, colour: bool) -> str:
-    """Return lines as text, each with a newline; foreign text in them is escaped before it is coloured."""
+    """Return lines as text, each with a newline; foreign text is escaped before it is coloured."""
     return "".join(f"{_rendered(line, colour)}\n" for line in lines)
 
 
@@ -52,7 +52,7 @@ def _rendered(line: Line, colour: bool) -> str:
 
 
 def show(lines: Iterable[Line], when: str) -> None:
-    """Print lines, in colour where that is wanted.
+    """Print lines, in colour if wanted.
 
     Args:
         lines: of core/render/styled.
@@ -63,7 +63,7 @@ def show(lines: Iterable[Line], when: str) -> None:
 
 def complain(errors: Iterable[GuestnetError]) -> None:
     """Print errors to standard error."""
-    for line in dict.fromkeys(map(str, errors)):  # one cause can fail several steps of a pass
+    for line in dict.fromkeys(map(str, errors)):  # one cause can make several steps of a pass fail
         print(f"qubes-guestnet: {printable(line)}", file=sys.stderr)
 
 
@@ -74,13 +74,13 @@ def print_json(data: Any) -> None:
 
 def json_text(data: Any, indent: int | None = None) -> str:
     """Return data as JSON, on one line without `indent`."""
-    import json  # 5 ms that only these pay
+    import json  # costs 5 ms, only for verbs that print JSON
 
     return json.dumps(_printable(data), indent=indent)
 
 
 def _printable(data: Any) -> Any:
-    """Return the same data with foreign text escaped: a lone surrogate is not valid JSON, and `jq -r` prints an ESC."""
+    """Return the data with foreign text escaped: a lone surrogate is not valid JSON, and `jq -r` prints an ESC."""
     if isinstance(data, str):
         return printable(data)
     if isinstance(data, dict):

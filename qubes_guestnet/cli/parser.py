@@ -17,16 +17,16 @@ from .options import MANY, VERBS, WAIT_SECONDS, Verb
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors show the user's words escaped (behaviour B120), and where the help is.
+    """A parser whose errors escape the user's words (behaviour B120) and point to the help.
 
     Attributes:
-        intermixed: options may stand between the words of an argument of any number.
+        intermixed: whether options may stand between the words of a variable-length argument.
     """
 
     intermixed = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; intermixed in two turns, in which argparse before Python 3.12 calls this method again."""
+        """Parse the arguments; for intermixed options argparse before Python 3.12 calls this method recursively."""
         if not self.intermixed:
             return super().parse_known_args(args, namespace)
         self.intermixed = False
@@ -36,13 +36,13 @@ class Parser(argparse.ArgumentParser):
             self.intermixed = True
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong on standard error, and end with status 2."""
+        """Print the error to standard error, and exit with status 2."""
         self.print_usage(sys.stderr)
         self.exit(2, f"{self.prog}: error: {printable(message)}; `{self.prog} --help` explains it\n")
 
 
 def _seconds(text: str) -> float:
-    """Parse a time to wait. Raises ValueError for text that is no number, negative or infinite."""
+    """Parse a time to wait. Raises ValueError for a text that is not a finite number of 0 or more."""
     seconds = float(text)
     if not 0 <= seconds < float("inf"):
         raise ValueError(text)
@@ -69,7 +69,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "WHEN",
         "help": "use colour always, never, or (auto, the default) on a terminal unless NO_COLOR is set",
     },
-    "--verbose": {"action": "store_true", "help": "log each pass, also without changes"},
+    "--verbose": {"action": "store_true", "help": "log each pass, even without changes"},
     "--timeout": {
         "type": _seconds,
         "default": WAIT_SECONDS,
@@ -91,13 +91,13 @@ _DESCRIPTIONS = {
     "status": "Print the desired and the actual state, and the state of the agent. Exit status 1: there is a problem; "
     "see `check`.",
     "monitor": "Print what the resident agent does, as it happens: the cause of each pass, its operations, interfaces "
-    "that come and go, errors. Ctrl-C ends it; it waits while the agent restarts. It needs root.",
+    "that appear and disappear, errors. Ctrl-C ends it; it waits while the agent restarts. It requires root.",
     "check": "List all problems, each with a code and a remedy; qubes-guestnet(8) explains the codes. Exit status 1: "
     "at least one problem is an error.",
     "uplink": "Configure the interface of this qube's own network, or take it down. udev and systemd units call it; by "
     "hand use `apply`, which includes `uplink add`.",
     "wait-uplink": "Return when the interface that dom0 has attached is configured, and at once if none is expected. "
-    "Exit status 1: timeout. For scripts and units that need the network.",
+    "Exit status 1: timeout. It is for scripts and units that need the network.",
     "vif": "Configure the interface of a client qube, or clean up after it. Xen's hotplug calls it, with the interface "
     "and its path in xenstore in the environment: vif=vif4.0 XENBUS_PATH=backend/vif/4/0.",
     "dns": "Redirect the virtual DNS addresses to the upstream servers that this qube uses. The agent does the same "
@@ -107,52 +107,53 @@ _DESCRIPTIONS = {
     "forwarding": "Open or close forwarding for client qubes.",
     "firewall-unit": "Start, stop or reload the enforcement of qvm-firewall's rules for client qubes. The unit "
     "qubes-firewall.service calls it; by hand use systemctl.",
-    "firewall": "Show the lists of rules that dom0 gave this provider for its client qubes (qvm-firewall), and explain "
-    "what becomes of a packet. QUBE is an address or a vif. Nothing is changed; show, test and log need root.",
+    "firewall": "Show the lists of rules that dom0 wrote for the client qubes of this provider (qvm-firewall), and "
+    "explain what would happen to a packet. QUBE is an address or a vif. Nothing is changed; show, test and log "
+    "require root.",
 }
 _ACTIONS = {
     "uplink": {
         "add": "configure INTERFACE if dom0 manages it; leave other interfaces alone",
         "remove": "take INTERFACE down; it stays down until `uplink add`, `apply`, or dom0 attaches it again",
-        "stop": "as `remove`, unless systemd stops the unit only because another one restarts; only the unit "
+        "stop": "same as `remove`, unless systemd stops the unit only because of another unit; only the unit "
         "qubes-network-uplink@ calls it",
     },
     "vif": {
         "online": "let the qube use its addresses, and bring its interface up",
         "offline": "remove the qube's rules, routes and connections",
     },
-    "dns": {"sync": "redirect them now"},
+    "dns": {"sync": "redirect the addresses now"},
     "rules": {
-        "load": "load them; rules of other programs in custom-input and custom-forward stay",
-        "unload": "close forwarding, then remove all of them; fails while the agent of a provider runs",
+        "load": "load the rules; rules of other programs in custom-input and custom-forward stay",
+        "unload": "close forwarding, then remove all rules; fails while the agent of a provider runs",
     },
     "forwarding": {
         "on": "configure the provider role, then open forwarding; it reverts `off` and an ip_forward=0 set by hand, "
         "and ends a hold after lost rules",
-        "off": "close forwarding until `on`, also after a restart of the agent",
+        "off": "close forwarding until `on`, even after a restart of the agent",
         "hold": "close forwarding while the firewall is not ready; qubes-guestnet-hold.service calls it",
-        "release": "report the firewall as ready; qubes-firewall.service calls it. Opens forwarding unless `off` is in "
-        "force",
+        "release": "report the firewall as ready, and open forwarding unless `off` is in force; "
+        "qubes-firewall.service calls it",
     },
     "firewall": {
-        "show": "[QUBE]: each entry as dom0 wrote it, the packets it decided, its names with their addresses; whether "
-        "the list is in force. Exit status 1: a list is blocked, or cannot be seen",
-        "test": "QUBE TO [PROTOCOL [PORT | ICMPTYPE]]: what becomes of the first packet of a connection, on its whole "
-        "way, and which rule decides. TO is an address or a name; without PROTOCOL it is a ping. Exit status 0: it "
-        "passes; 3: it does not; 4: a rule that is not understood decides",
-        "log": "[QUBE] [SECONDS]: print what the list of QUBE, or of all, refuses, as it happens, for SECONDS (60; at "
-        "most 3600) or until Ctrl-C; nothing is left behind",
-        "print": "[FILE]: the tables of all lists as nft loads them; FILE has lines `/qubes-firewall/… = value`, - is "
-        "standard input; without it the lists of this provider. Exit status 1: a list has errors",
+        "show": "[QUBE]: print each entry as dom0 wrote it, the packets it decided, its names with their addresses, "
+        "and whether the list is in force. Exit status 1: a list is blocked, or only root can see it",
+        "test": "QUBE TO [PROTOCOL [PORT | ICMPTYPE]]: follow the first packet of a connection on its whole path, and "
+        "name the rule that decides. TO is an address or a name; without PROTOCOL it is a ping. Exit status 0: it "
+        "passes; 3: it does not; 4: the verdict depends on a rule that is not understood",
+        "log": "[QUBE] [SECONDS]: print each packet that the list of QUBE, or any list, refuses, as it happens, for "
+        "SECONDS (by default 60; at most 3600) or until Ctrl-C; nothing is left behind",
+        "print": "[FILE]: print the tables of all lists as nft loads them; FILE has lines `/qubes-firewall/… = value`, "
+        "- is standard input; default: the lists of this provider. Exit status 1: a list has errors",
     },
 }
 _ACTIONS["firewall-unit"] = {
     "start": "refuse everything, run the users' firewall scripts, load the rules of all qubes, then open forwarding; "
-    "what is in force already stays in force",
+    "rules that are already in force stay in force",
     "stop": "close forwarding and refuse everything, unless systemd restarts the unit",
     "reload": "load all rules again, and return when they are in force",
 }
-_MANY = {"firewall": "of the action, see below"}
+_MANY = {"firewall": "arguments of the action, see below"}
 _INTERFACES = {
     "apply": "only this uplink, such as eth0; default: all, and the vifs of client qubes",
     "plan": "only this uplink, such as eth0; default: all, and the vifs of client qubes",
@@ -168,7 +169,7 @@ examples:
   qubes-guestnet VERB --help       show the help of one verb
 
 Exit status: 0 success, or nothing to do; 1 failure (status, check: there is a problem); 2 wrong usage;
-3 and 4 firewall test: the packet does not pass, or that cannot be said; 100 no change (dns sync).
+3 firewall test: the packet does not pass, 4: the verdict is unknown; 100 dns sync: no change.
 
 See qubes-guestnet(8) for details.
 """
@@ -176,7 +177,7 @@ _WIDTH = 10
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the argparse parser of the whole command line; help and completions are made from it."""
+    """Return the argparse parser of the whole command line; help and completions are derived from it."""
     top = Parser(
         prog="qubes-guestnet",
         description="Network agent of a Qubes OS virtual machine: QubesDB to kernel and resolv.conf.",
@@ -191,7 +192,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add(verbs: argparse._SubParsersAction[Parser], name: str, verb: Verb) -> None:
-    """One verb, with help for each of its words."""
+    """Add a verb, with help for each of its words."""
     sub = verbs.add_parser(name, help=verb.summary, description=_DESCRIPTIONS.get(name, verb.summary))
     sub.intermixed = MANY in verb.words
     for position, word in enumerate(verb.words):

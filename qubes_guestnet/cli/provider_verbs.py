@@ -31,7 +31,7 @@ def vif(options: Options) -> int:
 
 
 def rules(options: Options) -> int:
-    """`load`: anti-spoofing and base rules, before any network. `unload`: forwarding off, and they go."""
+    """Run `load` (load anti-spoofing and base rules) or `unload` (close forwarding, and remove them)."""
     from ..provider.rules import Rules
     from ..system import agent_status
 
@@ -40,7 +40,7 @@ def rules(options: Options) -> int:
         entries = reading.entries()
     except StoreError as error:
         if options.action == "load":
-            complain((error,))  # what does not depend on QubesDB is loaded all the same
+            complain((error,))  # rules that do not depend on QubesDB are still loaded
     if options.action == "unload" and entries and entries.get(PROVIDER_KEY) and agent_status.read(PATHS.run).running:
         raise GuestnetError("the resident agent would load them again", "systemctl stop qubes-guestnet")
     ours = Rules(PATHS)
@@ -49,7 +49,7 @@ def rules(options: Options) -> int:
 
 
 def firewall_unit(options: Options) -> int:
-    """What qubes-firewall.service does: `start` also runs the users' scripts, however long they take."""
+    """Run a command of qubes-firewall.service; `start` also runs the users' scripts, without a time limit."""
     from ..provider import firewall_unit as unit
 
     if options.action == "start":
@@ -68,10 +68,11 @@ def firewall_unit(options: Options) -> int:
 
 
 def forwarding(options: Options) -> int:
-    """`on`: all that a provider does, forwarding last. `off`: forwarding ends and stays off until `on`.
+    """Open or close forwarding.
 
-    `hold` and `release` are the same for another reason: the firewall of the qubes is not ready, or is. Nothing is
-    forwarded while there is one of the two reasons against it.
+    `on` configures the provider role and then opens forwarding; `off` closes it until `on`. `hold` and `release` close
+    and open it for another reason: the firewall of the qubes is not ready, or is ready. Packets are forwarded only if
+    neither reason forbids it.
     """
     from ..provider.rules import Rules
 
@@ -82,7 +83,7 @@ def forwarding(options: Options) -> int:
     from . import verbs
 
     now = reading.take()
-    ours.load(now.entries)  # a pass without them would configure the uplink, which is to stay down then (behaviour B99)
+    ours.load(now.entries)  # a pass without rules would configure the uplink, which must then stay down (behaviour B99)
     if unfiltered:
         ours.release()
     else:

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
     Found = TypeVar("Found")
 
-STORE_SECONDS = 10.0  # for udev, which can be earlier than qubes-db.service
+STORE_SECONDS = 10.0  # udev may call before qubes-db.service is ready
 _READINGS = 10
 
 
 class Reading(NamedTuple):
-    """What a pass starts from.
+    """The input of a pass.
 
     Args:
         present: indices of the interfaces, listed before the entries were read; see `reconcile.Pass`.
-        entries: of QubesDB.
+        entries: the entries of QubesDB.
     """
 
     present: frozenset[int]
@@ -36,10 +36,10 @@ class Reading(NamedTuple):
 
 
 def take(read: Callable[[], dict[str, bytes]] | None = None) -> Reading:
-    """List the interfaces, then read the entries: these are newer than each interface of the list.
+    """List the interfaces, then read the entries, which are therefore newer than each listed interface.
 
     Args:
-        read: reads other entries than `entries` does.
+        read: replaces `entries`, for other entries.
 
     Raises:
         KernelError: the interfaces cannot be listed.
@@ -56,7 +56,7 @@ def with_newer_entries(reading: Reading, run: Callable[[Reading], Report]) -> Re
         run: one pass.
 
     Raises:
-        GuestnetError: interfaces came during each reading.
+        GuestnetError: an interface appeared during each reading.
         StoreError: QubesDB does not answer.
     """
     for _ in range(_READINGS):
@@ -64,7 +64,7 @@ def with_newer_entries(reading: Reading, run: Callable[[Reading], Report]) -> Re
         if not report.late:
             return report
         reading = take()
-    raise GuestnetError(f"during {_READINGS} readings of QubesDB a new interface came each time", "try again")
+    raise GuestnetError(f"a new interface appeared during each of {_READINGS} readings of QubesDB", "try again")
 
 
 def entries() -> dict[str, bytes]:
@@ -77,7 +77,7 @@ def entries() -> dict[str, bytes]:
     try:
         if not store.read(PROVIDER_KEY):
             return qubesdb.read_all(store, UPLINK_PREFIXES)
-        from ..core.provider import settings as provider  # the other prefixes pass by the firewall rules of 250 qubes
+        from ..core.provider import settings as provider  # these prefixes exclude the firewall rules of 250 qubes
 
         return qubesdb.read_all(store, provider.EVERYTHING)
     finally:
@@ -96,7 +96,7 @@ def patiently(read: Callable[[], Found]) -> Found:
     try:
         return read()
     except StoreError:
-        import tenacity  # 24 ms and asyncio (in 8.2), only for callers that must wait
+        import tenacity  # costs 24 ms and asyncio (in 8.2), only for callers that must wait
 
     retry = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(StoreError),

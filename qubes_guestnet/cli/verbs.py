@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 PATHS = Paths()
 POLL_SECONDS = 0.05
 NETWORKMANAGER_SECONDS = 5.0
-UNCHANGED = 100  # as users' scripts and NetworkManager's dispatcher know it
+UNCHANGED = 100  # users' scripts and NetworkManager's dispatcher expect this value
 
 
 def apply(options: Options) -> int:
-    """One pass. 1 if anything went wrong."""
+    """Make one pass, and print what it did. Return 1 if there was an error."""
     if options.dry_run:
         return plan(options)
     report = settling(reading.take(), options.interface)
@@ -41,7 +41,7 @@ def apply(options: Options) -> int:
 
 
 def plan(options: Options) -> int:
-    """Print the operations that `apply` would do, each with its difference and reason, and nothing else."""
+    """Print only the operations that `apply` would carry out, each with its difference and reason."""
     report = _plan(options.interface, revive=True)  # as `apply`
     if options.interface and not report.interfaces:
         raise no_interface_of_ours(options.interface)
@@ -60,21 +60,21 @@ def plan(options: Options) -> int:
 def no_interface_of_ours(name: str, report: Report | None = None) -> UsageError:
     """Return the error for an unmanaged interface; it lists the uplinks, and the vifs of `report`."""
     if report is None and _is_vif(name):
-        problem = f"{name} is the interface of a qube behind this one, and no uplink"
-        remedy = "Xen's hotplug sets it up; without a name `apply` and `plan` look after it too"
+        problem = f"{name} is the interface of a client qube, not an uplink"
+        remedy = "Xen's hotplug configures it, and so does `apply` without a name"
         return UsageError(problem, f"`qubes-guestnet status {name}` shows it; {remedy}")
     vifs = [each.vif.name.text for each in report.provided.vifs] if report is not None and report.provided else []
     interfaces = (report or _plan(with_provider=False)).interfaces
     there = [each.link.name for each in interfaces if each.link is not None] + vifs
     absent = [each.settings.mac for each in interfaces if each.link is None]
     words = [f"it manages {', '.join(there)}"] if there else []
-    words += [f"the interface with the address {', '.join(absent)} is not there"] if absent else []
+    words += [f"the interface with the address {', '.join(absent)} does not exist"] if absent else []
     remedy = "; ".join(words) or "it manages no interface of this qube"
-    return UsageError(f"{shown(os.fsencode(name))} is no interface that dom0 manages", remedy)
+    return UsageError(f"dom0 does not manage the interface {shown(os.fsencode(name))}", remedy)
 
 
 def _is_vif(name: str) -> bool:
-    """Whether it is the name of an interface of a qube behind this one."""
+    """Return whether it is the name of a client qube's interface."""
     from ..core.vif_name import parse_name
 
     try:
@@ -85,18 +85,19 @@ def _is_vif(name: str) -> bool:
 
 
 def uplink(options: Options) -> int:
-    """`add`: configure the interface if dom0 manages it. `remove`: take it down and leave it so.
+    """Run an action of `uplink`.
 
-    `stop`: what the unit says at its end; as `remove`, unless only something that it requires is restarted or stopped.
+    `add` configures the interface if dom0 manages it. `remove` takes it down, and it stays down. The unit calls `stop`
+    at its end: the same as `remove`, unless systemd stops the unit only because of a unit that it requires.
     """
     if options.action == "stop" and not _is_stopped_for_itself(options.interface):
-        say((f"{options.interface} stays up: its unit is stopped because of another one, and the rules stay in force",))
+        say((f"{options.interface} stays up: its unit stops only because of another unit; the rules stay in force",))
         return 0
     if options.action != "add":
         try:
             index = socket.if_nametoindex(options.interface)
-        except OSError:  # what was configured on it went with it
-            say((f"{options.interface} is not there: nothing to do",))
+        except OSError:  # its configuration disappeared together with it
+            say((f"{options.interface} does not exist: nothing to do",))
             return 0
         done = take_down(index, netlink.Kernel(), PATHS, OtherServices(PATHS.flags))
         say(done or (f"{options.interface} was not configured by qubes-guestnet: nothing to do",))
@@ -105,8 +106,9 @@ def uplink(options: Options) -> int:
     if not report.interfaces:
         if options.interface not in devices.names().values():
             raise no_interface_of_ours(options.interface)
-        kind = "the interface of a qube behind this one" if _is_vif(options.interface) else "not one that dom0 manages"
-        say((f"{options.interface} is {kind}: nothing to do",))
+        vif = "is the interface of a client qube"
+        reason = vif if _is_vif(options.interface) else "is not managed by dom0"
+        say((f"{options.interface} {reason}: nothing to do",))
     return applied(report)
 
 
@@ -116,15 +118,18 @@ def _is_stopped_for_itself(interface: str) -> bool:
 
     if not unit_jobs.managed():
         remedy = f"to take the interface down, call `qubes-guestnet uplink remove {interface}`"
-        raise GuestnetError("`uplink stop` is for systemd's unit, and systemd does not run here", remedy)
+        raise GuestnetError("`uplink stop` is only for systemd's unit, and systemd is not running here", remedy)
     return rules.takes_down(f"qubes-network-uplink@{interface}.service", rules.parse(unit_jobs.listed()))
 
 
 def wait_uplink(options: Options) -> int:
-    """0 once the interface that is there now is configured, at once if none is expected; 1 when time is up.
+    """Return 0 when the present interface is configured, or at once if none is expected.
 
-    For the boot an interface that is not attached is none that is expected, and what NetworkManager has to do is not
-    waited for: it starts only afterwards (behaviours B151 and B156).
+    With `--boot` an interface that is not attached is not expected, and only NetworkManager's profile is waited for,
+    because NetworkManager starts later (behaviours B151 and B156).
+
+    Raises:
+        GuestnetError: the time is up.
     """
     deadline = time.monotonic() + options.timeout
     kernel, others = netlink.Kernel(), OtherServices(PATHS.flags, attending=False)
@@ -150,7 +155,7 @@ def _is_ready_to_boot(report: Report, others: OtherServices) -> bool:
 
 
 def dns(_options: Options) -> int:
-    """Have the virtual DNS addresses lead to this qube's own servers; 100 if that is as when this last ran."""
+    """Redirect the virtual DNS addresses to this qube's own servers. Return 100 if unchanged since the last run."""
     from ..provider.provider_pass import Provider
 
     entries, kernel = reading.entries(), netlink.Kernel()
@@ -163,7 +168,7 @@ def dns(_options: Options) -> int:
 
 
 def _provider(entries: dict[str, bytes], kernel: netlink.Kernel, others: OtherServices) -> Provider | None:
-    """Return the provider's half of a pass; None in a qube that is no provider."""
+    """Return the provider's half of a pass; None in a qube that is not a provider."""
     if not entries.get(PROVIDER_KEY):
         return None
     from ..provider.provider_pass import Provider
@@ -188,7 +193,7 @@ def _plan(interface: str = "", *, revive: bool = False, with_provider: bool = Tr
 
 
 def settling(first: reading.Reading, interface: str) -> Report:
-    """One pass; and when it has set NetworkManager to work, another once that is done: what is ours comes after."""
+    """Make a pass; if it activated NetworkManager, wait for that and make another pass for our own part."""
     kernel, others = netlink.Kernel(), OtherServices(PATHS.flags)
     provider = None if interface else _provider(first.entries, kernel, others)
 
@@ -217,7 +222,7 @@ def settling(first: reading.Reading, interface: str) -> Report:
 
 
 def applied(report: Report) -> int:
-    """Say what a pass has done; 1 if anything went wrong."""
+    """Print what a pass did. Return 1 if there was an error."""
     say(report.rules_done)
     if report.provided is not None:
         say(report.provided.before.done)

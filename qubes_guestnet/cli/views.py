@@ -33,12 +33,12 @@ _SEVERITIES = {"error": bad, "warning": warn, "note": dim}
 
 
 class _View(NamedTuple):
-    """What `status` found.
+    """The facts that `status` prints.
 
     Args:
-        report: of a dry pass, narrowed to the interface that was asked for.
-        beside: what is shown beside it.
-        unseen: what only root can see.
+        report: the report of a dry pass, limited to the requested interface.
+        beside: further facts that are printed with it.
+        unseen: findings about facts that only root can read.
         wrong: an error was found.
         failed: the exit status is 1.
     """
@@ -51,7 +51,7 @@ class _View(NamedTuple):
 
 
 def status(options: Options) -> int:
-    """Print the desired and the actual state. Return 1 if something is wrong; `check` prints the remedies."""
+    """Print the desired and the actual state. Return 1 if there is a problem; `check` prints the remedies."""
     if options.json and options.brief:
         raise UsageError("--brief is for people and --json for programs", "give one of them")
     if options.watch:
@@ -67,7 +67,7 @@ def _look(interface: str) -> _View:
     found = findings(Evidence(report, standing=agent, presence=others, ground=ground))
     unseen = tuple(finding for finding in found if finding.code == "needs-root")
     wrong = any(finding.severity == "error" for finding in found)
-    # Of a provider it is the greater part that was not looked at, which is not to be taken for good (B140).
+    # In a provider most facts are unseen without root, which must not count as success (B140).
     failed = wrong or bool(unseen and report.provided is not None)
     if interface:
         report = _narrowed(report, interface)
@@ -86,19 +86,19 @@ def _text(view: _View, options: Options) -> str:
     lines = list(render_status.as_text(view.report, view.beside.standing, view.beside.presence))
     lines += [line(f"{finding.problem}; run as root: sudo qubes-guestnet status") for finding in view.unseen]
     if view.wrong:
-        lines.append(line(bad("something is wrong"), ": `qubes-guestnet check` says what to do"))
+        lines.append(line(bad("there are problems"), ": `qubes-guestnet check` lists them with their remedies"))
     return output.rendered(lines, colour=colour)
 
 
 def _watch(options: Options) -> int:
-    """Look each second until Ctrl-C, and print each change; on a terminal in place of the former text."""
+    """Read the state each second until Ctrl-C, and print each change; on a terminal in place of the former text."""
     clear = _CLEAR if sys.stdout.isatty() and not options.json else ""
     last = None
     try:
         while True:
             try:
                 text = _text(_look(options.interface), options)
-            except StoreError as error:  # QubesDB comes back
+            except StoreError as error:  # QubesDB may answer later
                 text = f"{output.json_text({'error': str(error)})}\n" if options.json else f"{error}\n"
             if text != last:
                 print(clear + text, end="", flush=True)
@@ -109,9 +109,9 @@ def _watch(options: Options) -> int:
 
 
 def monitor(options: Options) -> int:
-    """Print what the agent does, as it does it, until Ctrl-C: what wakes a pass, operations, errors.
+    """Print what the agent does, as it happens, until Ctrl-C: causes of passes, operations, errors.
 
-    After the end of an agent, as in a restart, wait for the next one.
+    When the agent ends, as in a restart, wait for the next one.
     """
     path, waiting = os.path.join(PATHS.run, monitor_socket.NAME), False
     colour = output.uses_colour(options.color)
@@ -137,7 +137,7 @@ def monitor(options: Options) -> int:
 
 
 def _monitored(said: monitor_socket.Line, as_json: bool, colour: bool) -> str:
-    """Return one line of `monitor`."""
+    """Return one printed line of `monitor`."""
     if as_json:
         level = _LEVELS.get(said.level, "debug")
         data = {"time": said.when, "level": level, "kind": said.kind, "text": said.text, "lost": said.lost}
@@ -150,7 +150,7 @@ def _monitored(said: monitor_socket.Line, as_json: bool, colour: bool) -> str:
 
 
 def _narrowed(report: Report, name: str) -> Report:
-    """Limit a report to one interface, an uplink or a vif. UsageError for any other name."""
+    """Limit a report to one interface, an uplink or a vif. Raises UsageError for any other name."""
     uplinks = tuple(each for each in report.interfaces if each.link is not None and each.link.name == name)
     provided = report.provided
     vifs = tuple(each for each in provided.vifs if each.vif.name.text == name) if provided is not None else ()
@@ -163,7 +163,7 @@ def _narrowed(report: Report, name: str) -> Report:
 
 
 def check(options: Options) -> int:
-    """Diagnose. 1 if there is an error among the findings, or something that only root may look at."""
+    """Print all findings. Return 1 if one of them is an error, or if facts are unseen without root."""
     found = diagnosis.findings(PATHS)
     if options.json:
         output.print_json([finding._asdict() for finding in found])

@@ -209,7 +209,7 @@ def _await(name: VifName) -> None:
 
 
 def _translate(vif: Vif, untrusted_entries: Mapping[str, bytes]) -> tuple[str, ...]:
-    """Put the namespace of its fake address between the qube and this provider."""
+    """Put the namespace of the fake address between the qube and this provider."""
     if not vif.mappings:
         return ()
     from ..core.provider import fake_address  # few qubes have them
@@ -247,7 +247,7 @@ def _demolish(vif: Vif) -> tuple[str, ...]:
 
 
 def _hand_over(action: str, vif: Vif, untrusted_entries: Mapping[str, bytes], paths: Paths) -> tuple[str, ...]:
-    """Let the resident agent do it; if no agent answers, do it here."""
+    """Make the resident agent configure the vif; if no agent answers, configure it here."""
     path = os.path.join(paths.run, hotplug_socket.NAME)
     answer = hotplug_socket.request(path, vif_rules.ask(action, vif), ANSWER_SECONDS)
     if answer is None:

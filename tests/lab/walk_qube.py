@@ -231,7 +231,7 @@ class WalkQube:
             status = command.wait(30.0)
             said = command.output()
             # `uplink add` of an interface that has gone, or has another name by now, is wrong usage (B141).
-            gone = status == 2 and "is no interface that dom0 manages" in said
+            gone = status == 2 and "dom0 does not manage the interface" in said
             assert status in (0, 1) or gone, f"{command.name} ended with {status}: {said}"
             assert "Traceback" not in said, said
             command.log.unlink()

@@ -124,7 +124,7 @@ def test_what_is_not_there_to_be_taken_down_is_said() -> None:
     """A mistyped name is not passed over without a word; a name that is gone is no failure (B18)."""
     appvm = AppVm()
     appvm.plug("eth1", "00:16:3e:5e:6c:99", "vif5.1")
-    for name, why in (("eth7", "is not there"), ("eth1", "was not configured by qubes-guestnet")):
+    for name, why in (("eth7", "does not exist"), ("eth1", "was not configured by qubes-guestnet")):
         assert appvm.qube.guestnet("uplink", "remove", name).stdout == f"{name} {why}: nothing to do\n"
 
 
@@ -133,9 +133,9 @@ def test_the_interface_of_a_qube_behind_is_no_uplink(verb: str) -> None:
     failed = AppVm().qube.guestnet(verb, "vif4.0", check=False)
     assert (failed.returncode, failed.stdout) == (2, "")
     assert failed.stderr == (
-        "qubes-guestnet: vif4.0 is the interface of a qube behind this one, and no uplink; "
+        "qubes-guestnet: vif4.0 is the interface of a client qube, not an uplink; "
         "`qubes-guestnet status vif4.0` shows it; "
-        "Xen's hotplug sets it up; without a name `apply` and `plan` look after it too\n"
+        "Xen's hotplug configures it, and so does `apply` without a name\n"
     )
 
 
@@ -220,7 +220,8 @@ def test_a_mistyped_interface_is_wrong_usage_and_the_real_ones_are_named(words: 
         failed = appvm.qube.guestnet(*(word.format(name) for word in words.split()), check=False)
         assert (failed.returncode, failed.stdout) == (2, ""), name
         (line,) = failed.stderr.splitlines()
-        assert line.endswith(" is no interface that dom0 manages; it manages eth0"), line
+        assert line.startswith("qubes-guestnet: dom0 does not manage the interface "), line
+        assert line.endswith("; it manages eth0"), line
         assert "\x1b" not in line
     assert appvm.oracle.addresses("eth0") == set()
     for name in ("eth1", "lo"):  # these are there, and dom0 manages another one: udev calls for each card
@@ -234,7 +235,7 @@ def test_the_real_names_where_there_is_no_interface() -> None:
     appvm = AppVm(plugged=False)
     failed = appvm.qube.guestnet("status", "eth0", check=False)
     assert failed.returncode == 2
-    assert failed.stderr.endswith(f"; the interface with the address {MAC} is not there\n")
+    assert failed.stderr.endswith(f"; the interface with the address {MAC} does not exist\n")
     appvm.qube.guestnet("uplink", "remove", "eth0")  # it went before its unit was stopped
     appvm = AppVm({})
     failed = appvm.qube.guestnet("status", "eth0", check=False)
@@ -333,7 +334,7 @@ def test_status_changes_nothing_and_its_exit_status_says_that_something_is_wrong
     appvm = AppVm({**ENTRIES, "/qubes-ip6": "rubbish"})
     done = appvm.qube.guestnet("status", check=False)
     assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.splitlines()[-1] == "something is wrong: `qubes-guestnet check` says what to do"
+    assert done.stdout.splitlines()[-1] == "there are problems: `qubes-guestnet check` lists them with their remedies"
     assert json.loads(appvm.qube.guestnet("status", "--json", check=False).stdout)["wrong"] is True
     assert "eth0 (00:16:3e:5e:6c:05, veth): NOT configured, down, no carrier" in done.stdout
     assert "  IPv6: settings invalid, what was configured stays" in done.stdout

@@ -171,9 +171,9 @@ def test_what_test_says_is_what_happens_to_a_packet() -> None:
 
 
 WRONG = (
-    (("vif9.0", WORLD), "'vif9.0' is no qube behind this one; give an address or a vif: vif4.0 10.137.0.4"),
-    (("vif4.0", "no.such.name.invalid"), "is no address, and no name that this qube can look up"),
-    (("vif4.0", WORLD, "frob"), "'frob' is no protocol; give tcp, udp, icmp, or a number to 255"),
+    (("vif9.0", WORLD), "'vif9.0' is not a client qube of this provider; give an address or a vif: vif4.0 10.137.0.4"),
+    (("vif4.0", "no.such.name.invalid"), "is neither an address nor a name that this qube can look up"),
+    (("vif4.0", WORLD, "frob"), "'frob' is not a protocol; give tcp, udp, icmp, or a number up to 255"),
     (("vif4.0", WORLD, "tcp"), "a port is a number from 0 to 65535"),
     (("vif4.0", WORLD, "tcp", "65536"), "a port is a number from 0 to 65535"),
     (("vif4.0", WORLD, "icmp", "256"), "an ICMP type is a number from 0 to 255"),
@@ -275,7 +275,7 @@ def test_a_flood_is_cut_to_a_few_lines_and_loses_no_packet() -> None:
     assert log.wait(10) == 0
     lines = log.output().splitlines()
     assert 5 <= len(lines) <= 5 * (took + 2) + 1
-    assert "more were refused" in lines[-1]
+    assert "more packets were refused" in lines[-1]
 
 
 def test_a_qube_that_provides_no_network_has_no_lists() -> None:

@@ -45,7 +45,7 @@ def test_status_and_check_name_what_they_did_not_see(there: bool, agent: bool) -
     assert {line for line in lines if line.startswith("error:")} <= {
         "error: nft generation: Operation not permitted (EPERM); run as root"
     }
-    assert "something is wrong" not in done.stdout
+    assert "there are problems" not in done.stdout
     one = ask(host, "status", "vif4.0")
     assert (one.returncode, "vif4.0: 10.137.0.4, run as root" in one.stdout) == (1, True)
     assert ask(host, "status", "vif5.0").returncode == 2
@@ -65,7 +65,7 @@ def test_what_is_wrong_and_can_be_seen_is_told_as_well() -> None:
     host.qube.run("ip", "link", "set", behind.vif, "down")
     done = ask(host, "status")
     assert (done.returncode, "vif4.0: 10.137.0.4, NOT configured, first: " in done.stdout) == (1, True)
-    assert done.stdout.endswith("something is wrong: `qubes-guestnet check` says what to do\n")
+    assert done.stdout.endswith("there are problems: `qubes-guestnet check` lists them with their remedies\n")
     assert "vif-not-configured" in ask(host, "check").stdout
 
 

@@ -169,7 +169,7 @@ def test_the_name_of_an_interface_that_is_not_ours() -> None:
     appvm = AppVm()
     appvm.ip("link", "add", "br0", "type", "bridge")
     done = appvm.qube.guestnet("uplink", "add", "br0")
-    assert "br0 is not one that dom0 manages" in done.stdout
+    assert "br0 is not managed by dom0" in done.stdout
     assert appvm.oracle.addresses("eth0") == appvm.oracle.addresses("br0") == set()
     assert not appvm.oracle.is_up("br0")
     assert appvm.servers() == []

@@ -104,7 +104,7 @@ def test_the_stop_of_the_unit_is_for_systemd() -> None:
     failed = appvm.qube.guestnet("uplink", "stop", "eth0", check=False)
     assert (failed.returncode, failed.stdout) == (1, "")
     assert failed.stderr == (
-        "qubes-guestnet: `uplink stop` is for systemd's unit, and systemd does not run here; "
+        "qubes-guestnet: `uplink stop` is only for systemd's unit, and systemd is not running here; "
         "to take the interface down, call `qubes-guestnet uplink remove eth0`\n"
     )
     appvm.check()
