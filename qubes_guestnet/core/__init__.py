@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pure decisions: no sockets, files, clock, environment or logging in here."""
+"""Pure decisions: this package uses no sockets, files, clock, environment or logging."""

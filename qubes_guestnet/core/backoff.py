@@ -7,7 +7,7 @@ Without jitter: each qube has a QubesDB of its own, there is no crowd to dispers
 from __future__ import annotations
 
 FIRST_SECONDS, LONGEST_SECONDS = 0.1, 5.0
-_DOUBLINGS = 10  # by then the pause is the longest one; no number grows without end
+_DOUBLINGS = 10  # enough to reach the longest pause; the exponent must not grow without limit
 
 
 def pause(attempt: int) -> float:

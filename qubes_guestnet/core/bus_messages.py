@@ -14,8 +14,8 @@ import struct
 
 from .namedtuple import NamedTuple
 
-LONGEST = 1 << 16  # bytes of a message with its header; the longest expected answer has some thousand
-START = 16  # bytes at the start of a message from which its length follows
+LONGEST = 1 << 16  # bytes of a message with its header; the longest expected answer has a few thousand
+START = 16  # bytes at the start of a message that determine its length
 RETURN, ERROR, SIGNAL = 2, 3, 4
 BUS = "org.freedesktop.DBus"
 PROPERTIES = "org.freedesktop.DBus.Properties"
@@ -36,17 +36,17 @@ class TooLong(Malformed):
 
 
 class Message(NamedTuple):
-    """A whole message.
+    """A complete message.
 
     Args:
         kind: RETURN, ERROR, SIGNAL, or another number of the specification.
-        sender: name of the connection that sent it, as the bus wrote it; "" for none.
-        reply_serial: of the call that it answers; 0 for none.
-        interface: of a signal.
+        sender: name of the sending connection, as the bus wrote it; "" for none.
+        reply_serial: serial of the answered call; 0 for none.
+        interface: interface of a signal.
         member: name of a signal.
-        error_name: of an error.
-        data: all of it, with the header.
-        body: where its body begins in `data`.
+        error_name: name of an error.
+        data: the whole message, including the header.
+        body: offset of the body in `data`.
     """
 
     kind: int
@@ -60,11 +60,11 @@ class Message(NamedTuple):
 
 
 def length(start: bytes) -> int:
-    """Return bytes of a message, of which the first START are given.
+    """Return the length of a message in bytes, from its first START bytes.
 
     Raises:
-        Malformed: they are not the start of a message.
-        TooLong: it would have more than LONGEST.
+        Malformed: the bytes are not the start of a message.
+        TooLong: the message is longer than LONGEST.
     """
     order = _ORDERS.get(start[0])
     if order is None or start[3] != 1:
@@ -77,12 +77,12 @@ def length(start: bytes) -> int:
 
 
 def parse(data: bytes) -> Message:
-    """Return a message from its bytes, as many as `length` says.
+    """Parse a complete message, as long as `length` returned.
 
-    A field that this module does not know is skipped if its type is a basic one.
+    An unknown header field is skipped if it has a basic type.
 
     Raises:
-        Malformed: the header is not what the specification says, or has a field of a container's type.
+        Malformed: the header violates the specification, or has a field of a container type.
     """
     try:
         fields, body = _fields(data)
@@ -111,7 +111,7 @@ def _fields(data: bytes) -> tuple[dict[int, str | int], int]:
 
 
 def _basic(data: bytes, at: int, kind: bytes, order: str) -> tuple[str | int, int]:
-    """Return the value of a basic type that is at `at`, a multiple of 4; and where it ends."""
+    """Return the value of a basic type at offset `at`, a multiple of 4, and the offset of its end."""
     if kind in b"so":
         return _text(data, at + 4, struct.unpack_from(order + "I", data, at)[0])
     if kind == b"g":
@@ -124,7 +124,7 @@ def _basic(data: bytes, at: int, kind: bytes, order: str) -> tuple[str | int, in
     return 0, -(-at // size) * size + size
 
 
-# Bytes of the basic types that no known field has.
+# Sizes, in bytes, of the basic types that no known field has.
 _UNKNOWN = {b"y": 1, b"n": 2, b"q": 2, b"i": 4, b"x": 8, b"t": 8, b"d": 8}
 
 
@@ -136,10 +136,10 @@ def _text(data: bytes, at: int, size: int) -> tuple[str, int]:
 
 
 def texts(message: Message) -> tuple[str, ...]:
-    """Return the body of a message that is nothing but strings.
+    """Return the body of a message that consists only of strings.
 
     Raises:
-        Malformed: it is something else.
+        Malformed: the body has another type.
     """
     found, at, order = [], message.body, _ORDERS[message.data[0]]
     try:
@@ -180,9 +180,9 @@ class Stream:
 class Exchange:
     """The calls on one connection, and the selection of relevant messages.
 
-    An answer is a return or an error with the serial of the question, from the connection that was asked; or an error
-    of the bus itself, which says so when that connection went away. NameOwnerChanged counts from the bus alone,
-    PropertiesChanged from the connection that owns a watched service.
+    An answer is a return or an error with the serial of the call, from the called connection, or an error of the bus
+    itself, which reports that this connection has gone. NameOwnerChanged is accepted only from the bus, and
+    PropertiesChanged only from the connection that owns a watched service.
     """
 
     def __init__(self) -> None:
@@ -197,19 +197,19 @@ class Exchange:
         """Register a call.
 
         Args:
-            serial: its serial. Random, so that no other program can know it.
-            name: the unique name of the connection asked, or BUS.
+            serial: its serial, random so that no other program can know it.
+            name: the unique name of the called connection, or BUS.
         """
         self._question = (serial, name)
         self._mark()
 
     def give_up(self) -> None:
-        """Stop waiting for the answer. A late answer is a wake-up."""
+        """Stop waiting for the answer. A late answer wakes the agent."""
         self._late, self._question = self._question, None
 
     @property
     def late(self) -> bool:
-        """Whether the answer of an abandoned call is still missing."""
+        """Return whether the answer to an abandoned call is still missing."""
         return self._late is not None
 
     def watch(self, service: str, owner: str) -> None:
@@ -218,11 +218,11 @@ class Exchange:
         self._mark()
 
     def owner(self, service: str) -> str:
-        """Return the unique name of the connection that owns a watched service as far as it is known, else ""."""
+        """Return the unique name of the connection that owns a watched service; "" if unknown."""
         return self._owners.get(service, "")
 
     def take_signalled(self) -> bool:
-        """Return whether a watched service came, went or changed, or answered late, since this was last asked."""
+        """Return whether a watched service appeared, went, changed, or answered late since the last call."""
         signalled, self._signalled = self._signalled, False
         return signalled
 

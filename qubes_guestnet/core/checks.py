@@ -12,7 +12,7 @@ import ipaddress
 
 from .values import BACKEND_MAC, IPAddress, IPNetwork
 
-# To be completed by an example.
+# The caller inserts an example.
 HOST4_EXPECTED = "the IPv4 address of a host such as {}, not 0.x, loopback, multicast or broadcast"
 HOST6_EXPECTED = "the IPv6 address of a host such as {}, not ::, loopback, multicast or IPv4-mapped"
 
@@ -44,7 +44,7 @@ def host4(untrusted_value: bytes) -> ipaddress.IPv4Address:
 
 
 def host6(untrusted_value: bytes) -> ipaddress.IPv6Address:
-    """Return the IPv6 address of a host, also a link-local one."""
+    """Return the IPv6 address of a host; it may be link-local."""
     address = ipaddress.IPv6Address(_text(untrusted_value, _IPV6_BYTES, 45))
     if not is_host(address):
         raise ValueError("not the address of a host")
@@ -66,11 +66,11 @@ def address(untrusted_value: bytes) -> IPAddress:
 
 
 def netmask4(untrusted_value: bytes) -> int:
-    """Return a prefix length from 1 to 32, also where it is written as a netmask."""
+    """Return a prefix length from 1 to 32, from a length or a netmask."""
     if b"." not in untrusted_value:
         return _length(untrusted_value, 32)
     host_bits = 0xFFFFFFFF ^ int(ipaddress.IPv4Address(_text(untrusted_value, _IPV4_BYTES, 15)))
-    # A netmask is ones, then zeros: what is left for the hosts is 0…01…1, one less than a power of two.
+    # A netmask is ones, then zeros: its complement is 0…01…1, one less than a power of two.
     if host_bits & (host_bits + 1) or host_bits == 0xFFFFFFFF:
         raise ValueError("no netmask")
     return 32 - host_bits.bit_length()
@@ -87,7 +87,7 @@ def mac(untrusted_value: bytes) -> str:
     if len(octets) != 6 or not all(len(octet) == 2 and _HEX.issuperset(octet) for octet in octets):
         raise ValueError("no MAC address")
     found = untrusted_value.decode("ascii").lower()
-    # The backend's address is on every vif of a provider: as "our own" it would make an uplink of a vif.
+    # Every vif of a provider has the backend's address: as `/qubes-mac` it would make a vif the uplink.
     if int(octets[0], 16) & 1 or found in ("00:00:00:00:00:00", BACKEND_MAC):
         raise ValueError("not the MAC address of a single interface")
     return found
@@ -101,14 +101,14 @@ def word(untrusted_value: bytes) -> str:
 
 
 def _text(untrusted_value: bytes, allowed: frozenset[int], longest: int) -> str:
-    """Return the value as text when all its bytes are allowed ones and it is not too long."""
+    """Return the value as text. Raises ValueError if it is too long or has a disallowed byte."""
     if len(untrusted_value) > longest or not allowed.issuperset(untrusted_value):
         raise ValueError("disallowed bytes or length")
     return untrusted_value.decode("ascii")
 
 
 def _length(untrusted_value: bytes, longest: int) -> int:
-    """Return a prefix length of 1 to `longest`. Not 0: the whole Internet would then count as directly connected."""
+    """Return a prefix length from 1 to `longest`. With 0 the whole Internet would count as directly connected."""
     digits = _text(untrusted_value, _DECIMAL, 3)
     if digits.startswith("0") or not 1 <= int(digits) <= longest:
         raise ValueError("no prefix length")

@@ -20,7 +20,7 @@ KNOWN: Mapping[str, frozenset[str]] = {
 }
 
 
-# Characters. tomllib takes minutes for a key of some ten thousand parts (B122); nothing that is meant is so long.
+# In characters. tomllib takes minutes for a key of some ten thousand parts (B122); no valid line is so long.
 LONGEST_LINE = 1024
 
 
@@ -28,8 +28,8 @@ class Unknown(ValueError):
     """A table or a key that the program does not know.
 
     Args:
-        problem: names it.
-        remedy: names the existing ones.
+        problem: one line that names it.
+        remedy: one line that lists the known ones.
     """
 
     def __init__(self, problem: str, remedy: str) -> None:
@@ -62,7 +62,7 @@ def check_keys(name: str, table: object) -> None:
         table: what the file has under that name.
 
     Raises:
-        Unknown: it is no table, or has a key that the program does not know.
+        Unknown: it is not a table, or has an unknown key.
     """
     if not isinstance(table, dict):
         raise Unknown(f"{name} is not a table", f"write [{name}] on a line of its own, and its keys below")

@@ -17,8 +17,8 @@ class Endpoint(NamedTuple):
     """The socket address of a name server.
 
     Args:
-        address: of either family.
-        port: of UDP and TCP.
+        address: its address, of either family.
+        port: its port, for UDP and TCP.
     """
 
     address: IPAddress
@@ -40,10 +40,10 @@ def port(text: str) -> int:
 
 
 def parse(text: str) -> Endpoint:
-    """`10.8.0.1` or `10.8.0.1:5353`: the IPv4 address of a host, which the virtual addresses can lead to.
+    """Parse `10.8.0.1` or `10.8.0.1:5353`, a server to which the virtual addresses can be redirected.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is not the IPv4 address of a host, with or without a port.
     """
     host, colon, number = text.partition(":")
     address = checks.host4(host.encode())
@@ -51,10 +51,10 @@ def parse(text: str) -> Endpoint:
 
 
 def of(addresses: tuple[IPAddress, ...]) -> tuple[Endpoint, ...]:
-    """Return servers at the usual port."""
+    """Return the servers with these addresses at port 53."""
     return tuple(Endpoint(address) for address in addresses)
 
 
 def host_of(address: IPAddress) -> ipaddress.IPv4Address | None:
-    """Return the address if another qube can ask it by an IPv4 address of ours; else None."""
+    """Return the address if client qubes can reach it through the virtual addresses; else None."""
     return address if isinstance(address, ipaddress.IPv4Address) and checks.is_host(address) else None

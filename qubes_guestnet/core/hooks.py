@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from .namedtuple import NamedTuple
 from .values import IPAddress, State
 
-# The second name is from before Qubes 4.0 and still in use.
+# The second name dates from before Qubes 4.0 and is still in use.
 HOOKS = ("/rw/config/qubes-ip-change-hook", "/rw/config/qubes_ip_change_hook")
 LIMIT_SECONDS = 60.0
 # Called for each vif of a provider as COMMAND VIF TYPE ADDRESS (behaviour B59). Xen waits for them.
@@ -21,12 +21,12 @@ NETWORK_LIMIT_SECONDS = 10.0
 
 
 class HookFacts(NamedTuple):
-    """One hook as it is on disk.
+    """A hook on disk.
 
     Args:
-        path: where.
-        executable: a regular file with an executable bit.
-        target: where it is after links, so that two names of one file are one hook.
+        path: its path.
+        executable: it is a regular file with an executable bit.
+        target: its path with links resolved, so that two names of one file are one hook.
     """
 
     path: str
@@ -35,7 +35,7 @@ class HookFacts(NamedTuple):
 
 
 def fingerprint(desired: State, servers: Iterable[IPAddress]) -> str:
-    """Return what the hooks are told about, in one word without spaces: it goes into the owned record."""
+    """Return the input of the hooks as one word without spaces, for the owned record."""
     gateways = {str(neighbour.address) for neighbour in desired.neighbours}
     gateways |= {str(route.gateway) for route in desired.routes if route.gateway is not None}
     parts = (sorted(map(str, desired.addresses)), sorted(gateways), map(str, servers))
@@ -46,10 +46,10 @@ def due(told: str, now: str, *, provider: bool, configured: bool) -> bool:
     """Return whether the hooks are to run.
 
     Args:
-        told: fingerprint at their last run for this interface, "" for never.
+        told: fingerprint of their last run for this interface, "" for none.
         now: present fingerprint.
-        provider: this qube gives network to others.
-        configured: the interface is as asked for; a hook that ran earlier would find half of it.
+        provider: this qube provides network to others.
+        configured: the interface is completely configured; before that a hook would see an incomplete state.
     """
     return provider and configured and now != told
 

@@ -32,7 +32,7 @@ else:
 
 
 def distinct(cls: type[Made]) -> type[Made]:
-    """Make a class whose values are equal to those of the same class alone; else any tuple of equal fields is."""
+    """Make values of a class equal only to values of the same class, not to every tuple with equal fields."""
 
     same = tuple.__eq__
 

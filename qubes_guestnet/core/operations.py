@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Everything that a pass changes outside of this process is an operation: a frozen value. This is their order.
+"""Operations, which are frozen values, and their order. A pass changes things outside of this process by them alone.
 
-A planner looks at facts and returns operations. What `plan` prints is their text, a dry run is not carrying them out,
-and a pass is over when a plan made of fresh facts is empty. `dispatch` says which adapter carries out which kind, and
-`flow` does it. A new kind takes a class, its place in ORDER, and a row in `dispatch`; a test says what is missing. The
-tables here and there name a kind by its class, because most qubes never load most of them.
+A planner reads facts and returns operations. `plan` prints their text; a dry run does not carry them out; a pass ends
+when a plan from fresh facts is empty. `dispatch` maps each kind to its adapter, and `flow` calls the adapters. A new
+kind needs a class, a place in ORDER, and a row in `dispatch`; a test names what is missing. The tables name a kind by
+the name of its class, because most qubes never load most of the classes.
 
-Rules, each held by a property test:
+Rules, each verified by a property test:
 
-1. The order is ORDER's and no caller's; within a kind it is the planner's.
-2. An operation that failed stops those behind it that are about the same thing, and no other (`hinders`).
-3. What failed is in the next plan, because that comes from the world and not from what was tried.
-4. The record is on disk before the operations that it tells of; where it cannot be, what must not happen twice is left
-   out (NEEDS_RECORD).
+1. ORDER decides the order, not the caller; within a kind the planner does.
+2. A failed operation stops later ones that depend on it, and no others (`hinders`).
+3. A failed operation is planned again in the next pass, because a plan comes from the observed state, not from former
+   attempts.
+4. The record is on disk before the operations that it describes. If it cannot be written, operations that must not
+   happen twice are left out (NEEDS_RECORD).
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ if TYPE_CHECKING:
     from .shared_operations import SharedOperation
     from .uplink.service_operations import ServiceOperation
 
-# The sysctl.d files count before a link goes up (behaviour B17). A profile is on disk before NetworkManager is told to
-# read it, and read before it is put in force. The kernel is ready before a service is asked that may hang, and
-# systemd-resolved, which may, is the last one.
-# What is offloaded passes by the rules and by the switch of forwarding: the flowtable ends first, and comes last.
-# Forwarding closes before anything else changes, and opens when all that protects others is in.
-# Of a vif, the link goes down before its elements go, and these are in, with its record, before it goes up. What is in
-# conntrack is forgotten in between, so that no connection of a former holder of its addresses is left.
-# What one qube may do is in force before the connections that it refuses now are cut, and both before dom0's programs
-# are told that it is.
+# sysctl.d is applied before a link goes up (behaviour B17). A profile is on disk before NetworkManager loads it, and
+# loaded before it is activated. The kernel is configured before any call to a service that may hang; systemd-resolved
+# comes last.
+# Offloaded packets bypass the rules and the forwarding sysctl: the flowtable is removed first, and created last.
+# Forwarding closes before anything else changes, and opens when all protecting rules are loaded.
+# A vif's link goes down before its elements are removed; before it goes up, its elements and its record are in place.
+# In between, connections in conntrack are deleted, so that none of a former holder of its addresses remains.
+# The rules of a qube are in force before the connections that they refuse are deleted; both come before dom0's programs
+# are notified.
 ORDER = (
     "EndFlowtable",
     "CloseForwarding",
@@ -81,7 +82,7 @@ ORDER = (
     "CountHandled",
     "UnitJob",
     "ApplySysctl",
-    "Op",  # among themselves by plan.ORDER
+    "Op",  # plan.ORDER sorts these among themselves
     "PublishFile",
     "RewriteProfile",
     "PublishProfile",
@@ -98,16 +99,16 @@ ORDER = (
 )
 _POSITION = {kind: position for position, kind in enumerate(ORDER)}
 
-# What follows from these is observed before anything else is done: a user's file may switch IPv6 off, and
-# NetworkManager puts a profile that it has read in force by itself.
+# After these the state is observed again before any other operation: a user's file may disable IPv6, and NetworkManager
+# activates a profile that it has loaded by itself.
 ENDS_ROUND = frozenset({"ApplySysctl", "LoadProfile"})
-# Without a record of it this would be done again in each pass.
-# For the second one forwarding is held by the record.
+# Without a record each pass would start the hooks again, and forwarding would not be held after LoadRulesInParts.
 NEEDS_RECORD = frozenset({"StartHooks", "LoadRulesInParts"})
-# Those that follow each other are one transaction of nft, and how the adapters call it; what may be done meanwhile.
+# Consecutive operations of these kinds form one nft transaction, which `dispatch` has under the name TRANSACTION.
 JOINED = frozenset({"RemoveElements", "ChangeDownstream", "SetLimits", "SetElement"})
 TRANSACTION = "Transaction"
-# The same, but of any size: the firewall of all qubes changes at once. One that is refused is halved (`firewall`).
+# The same, without a limit on the size: the firewall of all qubes changes at once. A refused transaction is halved
+# (`firewall`).
 WHOLE = frozenset(
     {
         "LoadFirewallTable",
@@ -119,14 +120,15 @@ WHOLE = frozenset(
         "RemoveName",
     }
 )
-# The limits of five vifs in both families. Those of ten are longer than the kernel accepts at once in a user namespace,
-# and a refusal, or a slow kernel, holds up no more than a few of 250.
+# The limits of five vifs in both families. In a user namespace the kernel does not accept those of ten in one message;
+# and a refusal, or a slow kernel, delays only a few of 250 qubes.
 PIECE_LINES = 500
+# The adapters may carry these out while a transaction is running.
 BESIDE = frozenset({"WriteTunable", "PrepareVif"})
-# Where the interface is gone the round goes on with the others.
+# If the interface of one of these has vanished, the round continues with the other interfaces.
 VANISHES_ALONE = frozenset({"CloseVif", "PrepareVif", "OpenVif"})
 
-# By which failed ones an operation is stopped, where both have one name.
+# The kinds whose failure stops an operation with the same name.
 _PROFILE = frozenset({"PublishProfile", "LoadProfile", "ReapplyProfile", "ActivateProfile"})
 _READY = frozenset({"PurgeConntrack", "WriteVifRecord", "SetLimits"})
 _ENDED = frozenset({"CloseVif", "RemoveElements", "PurgeConntrack", "WriteTunable"})
@@ -144,7 +146,7 @@ _STOPPED_BY = {
 
 @distinct
 class ApplySysctl(NamedTuple):
-    """Have systemd-sysctl apply the files of sysctl.d to an interface."""
+    """Make systemd-sysctl apply the files of sysctl.d to an interface."""
 
     interface: str
 
@@ -168,13 +170,13 @@ if TYPE_CHECKING:
 
 
 class Planned(NamedTuple):
-    """What a planner makes of facts.
+    """The result of a planner.
 
     Args:
-        ops: to carry out, in order.
-        record: the owned record as it has to be on disk before them.
+        ops: operations to carry out, in order.
+        record: the owned record that must be on disk before them.
         waits: steps of other programs that must come first, in words.
-        errors: what could not be observed.
+        errors: errors of observations.
     """
 
     ops: tuple[Operation, ...]
@@ -184,12 +186,12 @@ class Planned(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of operations.
+    """The result of carrying out operations.
 
     Args:
-        done: carried out, in order.
-        failed: refused, or left out because they depend on a refused one.
-        errors: why.
+        done: operations that succeeded, in order.
+        failed: operations that were refused, or left out because they depend on a refused one.
+        errors: the reasons.
     """
 
     done: tuple[Operation, ...] = ()
@@ -197,7 +199,7 @@ class Outcome(NamedTuple):
     errors: tuple[GuestnetError, ...] = ()
 
     def and_then(self, later: Outcome) -> Outcome:
-        """This and what came of later ones."""
+        """Return this result combined with that of later operations."""
         return Outcome(self.done + later.done, self.failed + later.failed, self.errors + later.errors)
 
 
@@ -212,7 +214,7 @@ def in_order(ops: Iterable[Operation]) -> tuple[Operation, ...]:
 
 
 def together(ops: Iterable[Operation]) -> Iterator[tuple[Operation, ...]]:
-    """Operations one by one, but for those that are one transaction, of at most PIECE_LINES where there are several."""
+    """Yield operations one by one, and those of one transaction together, in pieces of at most PIECE_LINES lines."""
     for joined, part in groupby(ops, lambda op: (kind(op) in JOINED, kind(op) in WHOLE)):
         if joined == (True, False):
             yield from _pieces(part)
@@ -246,5 +248,5 @@ def hinders(failed: Operation, op: Operation) -> bool:
 
 
 def instead(op: Operation) -> Operation | None:
-    """Return what to do in place of an operation that was refused; None for nothing."""
+    """Return the operation that replaces a refused one; None for none."""
     return getattr(op, "instead", None)

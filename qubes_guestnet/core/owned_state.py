@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The owned record: what we made, kept in /run so that a restarted agent removes that and nothing else.
+"""The owned record: the agent's own configuration, kept in /run so that a restarted agent removes nothing else.
 
-One line a fact, for people and for `split()`; JSON would cost 5 ms and 120 kB to import. A line that does not parse is
-left out: owning too little leaves an address behind, owning what a damaged file invents could remove a user's.
+It has one line per fact, for readers and for `split()`; JSON would cost 5 ms and 120 kB to import. An invalid line is
+ignored: a missing entry can leave an address behind, but a false entry from a damaged file could remove a user's
+address.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from .namedtuple import NamedTuple
 from .values import IPV4, IPV6, IPAddress, IPInterface, Link, Owned
 
 OFFLOADED = "on "
-HELD, FIREWALL = "held", "firewall"  # as the owner of the qube wants; until the firewall of the qubes is there again
+HELD, FIREWALL = "held", "firewall"  # the reasons of a hold: the owner's setting; the firewall is not ready again yet
 HEADER = "# Record of the configuration by qubes-guestnet. Do not edit.\n"
 
 
 class Fallback(NamedTuple):
-    """Why an interface left the device route. Holds as long as the gateway is the same.
+    """The reason why an interface no longer has a device route. It is valid as long as the gateway is the same.
 
     Args:
-        gateway: the IPv4 gateway the interface had.
-        reason: for people.
+        gateway: the IPv4 gateway of the interface at that time.
+        reason: the reason in words.
     """
 
     gateway: IPAddress
@@ -33,16 +34,16 @@ class Fallback(NamedTuple):
 
 
 class Interface(NamedTuple):
-    """What the record knows of one interface. A replugged one has a new index, and starts empty.
+    """The entry of one interface. A replugged interface has a new index and thus an empty entry.
 
     Args:
         ifindex: interface index.
         mac: link-layer address.
-        owned: what we made on it.
+        owned: our configuration on it.
         fallback: None while the default-route style is as configured.
-        removed: taken down by `uplink remove`, and kept down until `uplink add` or `apply`.
-        profile: sum of the NetworkManager profile that NetworkManager has taken up, "" for none.
-        hooked: what the user's hooks were told last, see `hooks.fingerprint`.
+        removed: `uplink remove` took it down; it stays down until `uplink add` or `apply`.
+        profile: checksum of the profile that NetworkManager has loaded, "" for none.
+        hooked: input of the last run of the user's hooks, see `hooks.fingerprint`.
         resolved: we set name servers for this link in systemd-resolved.
     """
 
@@ -56,7 +57,7 @@ class Interface(NamedTuple):
     resolved: bool = False
 
 
-# In place of a sum: another program's is kept (behaviour B123); nothing is there; others changed it before our look.
+# Instead of a checksum: another program's text stays (behaviour B123); there is none; it was changed before we read it.
 FOREIGN, MISSING, DOUBTED = "foreign", "-", "?"
 
 
@@ -64,10 +65,10 @@ class Last(NamedTuple):
     """The answer of systemd-resolved that the virtual DNS addresses follow (behaviour B128).
 
     Args:
-        servers: where they lead to; none: questions were refused.
-        link: interface index of the link that had the names, 0 for the whole qube.
-        lost: since when it is not heard any more, in seconds of a clock that only goes forward; 0 while it is.
-        name: of that link. A VPN that starts anew makes another device of the same name.
+        servers: targets of the redirection; none: queries were rejected.
+        link: interface index of the link that had the servers, 0 for the whole qube.
+        lost: when systemd-resolved stopped answering, in seconds of a monotonic clock; 0 while it answers.
+        name: name of that link; a restarted VPN creates another device with the same name.
     """
 
     servers: tuple[Endpoint, ...] = ()
@@ -80,8 +81,8 @@ class Loaded(NamedTuple):
     """One nft transaction of ours that is in force.
 
     Args:
-        text: sum of the text that was loaded, "" for never, FOREIGN for one that is not ours.
-        seen: sum of what nft listed right after. If a later listing has another sum, another program changed the rules.
+        text: checksum of the loaded text, "" for none, FOREIGN for a text that is not ours.
+        seen: checksum of nft's listing right after. If a later one differs, another program changed the rules.
     """
 
     text: str = ""
@@ -89,30 +90,30 @@ class Loaded(NamedTuple):
 
 
 class Provided(NamedTuple):
-    """What was made for the qubes behind this one, apart from their interfaces.
+    """Our configuration for client qubes, apart from their interfaces.
 
     Args:
         rules: the base rules.
         names: the redirection of the virtual DNS addresses.
-        servers: where it leads to.
-        proxied: what the updates proxy was last started with.
-        last: the answer of systemd-resolved that is in force; None when something else counts.
-        hooks: when the user's hooks were started last, in seconds of the wall clock; 0 for never.
-        forwarding: families (4, 6) whose forwarding we switched on. What another switched on is not ours to end.
+        servers: its targets.
+        proxied: name servers of the last start of the updates proxy.
+        last: the answer of systemd-resolved in force; None if the servers have another source.
+        hooks: time of the last start of the user's hooks, in seconds of the wall clock; 0 for never.
+        forwarding: families (4, 6) whose forwarding we enabled. We do not disable what another program enabled.
         closed: `forwarding off` was run; forwarding stays closed until `forwarding on`.
         offload: whether connections are offloaded, in words that begin with OFFLOADED if they may be; "" before the
-            resident agent, which alone does it, has looked.
-        connected: sum of the addresses that dom0 lists as behind this qube, when they were last protected.
-        shut: families whose forwarding we have closed, or are about to open: that one is closed is our doing.
+            resident agent, which alone decides that, has decided.
+        connected: checksum of the addresses in dom0's list of client qubes when they were last protected.
+        shut: families whose forwarding we closed, or are about to open: a closed one is our doing.
         stopped: families that another program closed. They stay closed until `forwarding on` (behaviour B133).
-        hold: why forwarding stays closed after the rules were lost: HELD or FIREWALL, "" for no such reason.
-        lost: what others had beside our rules, and lost together with them, in words.
-        unfiltered: `forwarding hold` was said: the firewall of the qubes is not ready, and nothing is forwarded before
+        hold: why forwarding stays closed after the rules were lost: HELD or FIREWALL, "" for neither.
+        lost: tables and rules of other programs that were lost together with our rules, in words.
+        unfiltered: `forwarding hold` was run: the firewall of the qubes is not ready, and nothing is forwarded before
             `forwarding release`.
-        filtered: at `forwarding release` the firewall's chains were there: nothing is forwarded when they go (B155).
-        reloaded: sum of the servers that qubes-firewall.service was last reloaded for; "" for none.
-        synced: sum of where the virtual DNS addresses led to when `dns sync` was last run.
-        pending: where a redirection that is about to be loaded leads to; None when there is none.
+        filtered: at `forwarding release` the firewall's chains existed: forwarding closes when they go (B155).
+        reloaded: checksum of the servers for which qubes-firewall.service was last reloaded; "" for none.
+        synced: checksum of the redirection's targets at the last run of `dns sync`.
+        pending: targets of a redirection that is about to be loaded; None for none.
     """
 
     rules: Loaded = Loaded()
@@ -137,12 +138,12 @@ class Provided(NamedTuple):
 
     @property
     def leading(self) -> str:
-        """Sum of where the virtual DNS addresses lead to."""
+        """Return the checksum of the targets of the virtual DNS addresses."""
         return checksum(" ".join((self.names.text, *self.servers)).encode())
 
     @property
     def offloading(self) -> bool:
-        """Whether there may be a flowtable of ours."""
+        """Return whether a flowtable of ours may exist."""
         return self.offload.startswith(OFFLOADED)
 
 
@@ -150,11 +151,11 @@ class Record(NamedTuple):
     """The whole record.
 
     Args:
-        interfaces: those present in the last pass.
-        detached: addresses of interfaces that were there and went, with no key written since. dom0 leaves the keys
-            behind when it takes a provider away, so they alone do not say that an interface is expected.
-        provided: what was made for others.
-        published: sum of what we published last as resolv.conf, with that of what we are about to; "" for nothing.
+        interfaces: entries of the interfaces that were present in the last pass.
+        detached: MAC addresses of interfaces that went, with no key written since. dom0 leaves the keys behind when it
+            removes a provider, so keys alone do not mean that an interface is expected.
+        provided: our configuration for client qubes.
+        published: checksum of our last resolv.conf, and that of the one about to be published; "" for none.
     """
 
     interfaces: tuple[Interface, ...] = ()
@@ -163,7 +164,7 @@ class Record(NamedTuple):
     published: str = ""
 
     def interface(self, link: Link) -> Interface:
-        """Return the entry of a link; an empty one where there is none."""
+        """Return the entry of a link; an empty entry if the record has none."""
         for entry in self.interfaces:
             if (entry.ifindex, entry.mac) == (link.ifindex, link.mac):
                 return entry
@@ -175,10 +176,10 @@ class Record(NamedTuple):
         return self._replace(interfaces=(*others, changed))
 
     def seen(self, macs: Iterable[str], present: Iterable[Link], keys_written: bool) -> Record:
-        """Return a record brought up to date with which of the interfaces that the keys name are there.
+        """Return the record updated with the presence of the interfaces that the keys name.
 
         Args:
-            macs: addresses of the interfaces that the keys name.
+            macs: MAC addresses of the interfaces that the keys name.
             present: the links found.
             keys_written: dom0 wrote keys since the last pass; an interface will follow.
         """
@@ -191,26 +192,26 @@ class Record(NamedTuple):
         return self._replace(interfaces=known + fresh, detached=gone)
 
     def revived(self, links: Iterable[Link]) -> Record:
-        """Return a record in which these links are not taken down any longer."""
+        """Return a record in which these links are no longer marked as taken down."""
         wanted = {(link.ifindex, link.mac) for link in links}
         removed = ((entry, entry.removed and (entry.ifindex, entry.mac) not in wanted) for entry in self.interfaces)
         return self._replace(interfaces=tuple(entry._replace(removed=still) for entry, still in removed))
 
 
 def checksum(data: bytes) -> str:
-    """Return a word that tells one text from another; against change by accident, not by intent."""
-    import binascii  # 0.3 ms that a qube without NetworkManager and without others behind it need not pay
+    """Return a checksum of a text, which detects accidental changes, not forged ones."""
+    import binascii  # costs 0.3 ms, only with NetworkManager or in a provider
 
     return f"{binascii.crc32(data):08x}"
 
 
 def render(record: Record) -> bytes:
-    """Return the record as the file holds it; a stable order, so that an unchanged record is an unchanged file."""
+    """Return the content of the file for a record; its order is stable, so an unchanged record gives the same file."""
     return (HEADER + "".join(f"{line}\n" for line in _lines(record))).encode()
 
 
 def parse(data: bytes) -> Record:
-    """Return the file's content as a record; what does not parse is left out."""
+    """Parse the content of the file; invalid lines are ignored."""
     interfaces: dict[int, Interface] = {}
     detached: set[str] = set()
     provided, published = Provided(), ""
@@ -219,7 +220,7 @@ def parse(data: bytes) -> Record:
         word, _, rest = line.partition(" ")
         try:
             if word == "interface":
-                index = 0  # facts below a damaged line belong to no interface
+                index = 0  # facts below an invalid interface line belong to no interface
                 entry = _interface(rest)
                 index = entry.ifindex
                 interfaces[index] = entry
@@ -266,7 +267,7 @@ def _lines(record: Record) -> Iterator[str]:
         yield f"proxied {' '.join(provided.proxied)}"
     if provided.last is not None:
         last = provided.last
-        name = last.name.encode("utf-8", "surrogateescape").hex() or "-"  # the kernel takes any name without blanks
+        name = last.name.encode("utf-8", "surrogateescape").hex() or "-"  # the kernel accepts any name without blanks
         yield " ".join(map(str, ("heard", last.link, last.lost, name, *last.servers)))
     if provided.hooks:
         yield f"hooks {provided.hooks}"

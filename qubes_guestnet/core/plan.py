@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From what is to what should be: an ordered tuple of operations.
+"""The plan for an uplink: the ordered operations from the observed to the desired state.
 
-Rules, each held by a property test against a model of the kernel:
+Rules, each verified by a property test against a model of the kernel:
 
-1. Only what we made is removed: routes with our protocol number, addresses and neighbours in the owned record. A VPN's
-   default route, a user's second address, an entry the kernel learned stay (what others add is never undone).
+1. Only our own configuration is removed: routes with our protocol number, addresses and neighbours in the owned record.
+   A VPN's default route, a user's second address, and an entry that the kernel learned stay.
 2. Add before delete. An interface without any IPv4 address loses its IPv4 routes and neighbours at once
-   (fib_disable_ip in the kernel), and a qube without a default route drops what is on its way.
-3. The one exception: IPv6 takes an address once, whatever its prefix length, so a changed length is deleted first.
-4. A held family (dom0 wrote something invalid) is left exactly as it is.
-5. Applied in full, the plan makes a second plan empty. `reconcile` checks that by observing again.
-6. A setting of the interface is written before the link goes up, also where it was found right: systemd-sysctl runs in
-   between, and a user's file for every interface must not take it away by accident (behaviour B116).
+   (fib_disable_ip in the kernel), and a qube without a default route drops its packets.
+3. The only exception: IPv6 accepts an address once, whatever its prefix length, so an address with another length is
+   deleted first.
+4. A held family (dom0 wrote something invalid) is left unchanged.
+5. After a complete plan a second plan is empty. `reconcile` verifies that by observing again.
+6. The settings of an interface are written before its link goes up, even if they were correct when observed:
+   systemd-sysctl runs in between, and a user's file for all interfaces could overwrite them (behaviour B116).
 7. A route is appended, never replaced: RTM_NEWROUTE with NLM_F_REPLACE overwrites the first route of the same
    destination, metric and TOS, and that may be a VPN's.
 
@@ -44,7 +45,7 @@ Subject = IPInterface | IPAddress | Neighbour | Route | Tunable | int | None
 
 
 class Verb(enum.Enum):
-    """What an operation does; the value is the start of its command, of `ip` or `sysctl`."""
+    """The verb of an operation; its value is the start of the command of `ip` or `sysctl`."""
 
     TUNABLE = "sysctl"
     LINK_GROUP = "link set"
@@ -60,7 +61,7 @@ class Verb(enum.Enum):
 
 
 class Meaning(enum.Enum):
-    """What an errno says about the operation that got it."""
+    """The meaning of an errno for the refused operation."""
 
     DONE = "the desired state exists already"
     VANISHED = "the interface is gone: observe again"
@@ -72,9 +73,9 @@ class Op(NamedTuple):
     """One change to one interface.
 
     Args:
-        verb: what to do.
-        ifindex: interface index; a rename between observe and apply does no harm.
-        name: interface name, for people.
+        verb: the verb.
+        ifindex: interface index, so that a rename between observe and apply is harmless.
+        name: interface name, for messages.
         subject: the setting, address, neighbour, route or group; None for up and down.
     """
 
@@ -85,7 +86,7 @@ class Op(NamedTuple):
 
     @property
     def family(self) -> int:
-        """4 or 6, or 0 for an operation on the link itself."""
+        """Return 4 or 6, or 0 for an operation on the link itself."""
         if isinstance(self.subject, Neighbour):
             return self.subject.address.version
         if isinstance(self.subject, Route):
@@ -95,9 +96,10 @@ class Op(NamedTuple):
         return 0
 
     def hinders(self, other: object) -> bool:
-        """Return whether another operation cannot be done because this one failed.
+        """Return whether another operation must be left out because this one failed.
 
-        Without the address of its family it would fail for the same reason, or be a route without a source address.
+        Without the address of its family the other operation would fail for the same reason, or create a route without
+        a source address.
         """
         if not isinstance(other, Op) or (self.ifindex, self.family) != (other.ifindex, other.family):
             return False
@@ -125,7 +127,7 @@ _POSITION = {verb: position for position, verb in enumerate(ORDER)}
 ADDING = frozenset({Verb.ADDRESS_ADD, Verb.NEIGHBOUR_SET, Verb.ROUTE_ADD})
 REMOVING = frozenset({Verb.ADDRESS_DEL, Verb.NEIGHBOUR_DEL, Verb.ROUTE_DEL, Verb.LINK_DOWN})
 
-# (operations, errno) -> meaning. What is not listed is REFUSED.
+# (operations, errno) -> meaning. Any other pair means REFUSED.
 _ERRNO: tuple[tuple[frozenset[Verb], int, Meaning], ...] = (
     (ADDING, errno.EEXIST, Meaning.DONE),
     (REMOVING, errno.ESRCH, Meaning.DONE),
@@ -151,7 +153,7 @@ REMEDIES = {
 
 
 def meaning(verb: Verb, number: int) -> Meaning:
-    """Return what `errno` number means as the kernel's answer to `verb`; the first fitting row counts."""
+    """Return the meaning of an errno in the kernel's reply to `verb`; the first matching row counts."""
     for verbs, listed, result in _ERRNO:
         if listed == number and verb in verbs:
             return result
@@ -167,15 +169,15 @@ def plan(
     *,
     peer: str = BACKEND_MAC,
 ) -> tuple[Op, ...]:
-    """Return the operations that turn `observed` into `desired`, in the order to do them; empty when nothing is to do.
+    """Return the operations that turn `observed` into `desired`, in order; empty if the states are equal.
 
     Args:
         link: the interface.
-        desired: what should be there.
-        observed: what is there.
-        owned: what of it we made (routes tell by themselves).
+        desired: desired state.
+        observed: present state.
+        owned: our part of the present state (routes have our protocol number instead).
         held: families (4, 6) to leave alone.
-        peer: link-layer address of the other end, which the neighbours that we made have.
+        peer: link-layer address of the other end, which our neighbour entries have.
     """
     ops: list[tuple[Verb, Subject]] = []
     if desired.up:
@@ -194,7 +196,7 @@ def plan(
     ops += ((Verb.ROUTE_ADD, route) for route in missing_routes(desired.routes, observed.routes))
     ops += ((Verb.ROUTE_DEL, route) for route in stale_routes(desired.routes, observed.routes))
     wanted = {neighbour.address for neighbour in desired.neighbours}
-    # An entry with another MAC, or one that the kernel learned, has taken the place of the one we made.
+    # An entry with another MAC, or one that the kernel learned, has replaced ours.
     ours = {Neighbour(address, peer) for address in owned.neighbours}
     present = {neighbour.address for neighbour in ours & observed.neighbours}
     ops += ((Verb.NEIGHBOUR_DEL, address) for address in present - wanted)
@@ -217,7 +219,7 @@ def in_order(ops: Iterable[Op]) -> tuple[Op, ...]:
 
 
 def takedown(link: Link) -> tuple[Op, ...]:
-    """Return what `uplink remove` does: link down, and the kernel drops addresses' routes and neighbours with it."""
+    """Return the operations of `uplink remove`: link down, with which the kernel removes routes and neighbours."""
     return (Op(Verb.LINK_DOWN, link.ifindex, link.name),)
 
 
@@ -228,33 +230,33 @@ def missing_routes(desired: Iterable[Route], observed: Iterable[Route]) -> list[
 
 
 def stale_routes(desired: Iterable[Route], observed: Iterable[Route]) -> list[Route]:
-    """Routes of ours that are not wanted any more."""
+    """Return our routes that are no longer wanted."""
     wanted = {way(route) for route in desired}
     return [route for route in observed if route.protocol == ROUTE_PROTOCOL and way(route) not in wanted]
 
 
 def _wrong_tunables(desired: State, observed: State) -> Iterable[Tunable]:
-    """Settings to write: those that differ, and before the link goes up all that this kernel has (rule 6)."""
+    """Return the settings to write: those that differ; before the link goes up, all that this kernel has (rule 6)."""
     values = {tunable.path: tunable.value for tunable in observed.tunables}
     there = (tunable for tunable in desired.tunables if tunable.path in values)
     return (tunable for tunable in there if not observed.up or values[tunable.path] != tunable.value)
 
 
 def still_there(owned: Owned, observed: State) -> Owned:
-    """Return what of the record is there still.
+    """Return the recorded items that still exist.
 
-    Another program or the kernel removed the others, so they are no longer ours: if they return, another program added
-    them.
+    Another program or the kernel removed the others, so they are no longer ours: if they reappear, another program
+    added them.
     """
     neighbours = {neighbour.address for neighbour in observed.neighbours}
     return Owned(owned.addresses & observed.addresses, owned.neighbours & neighbours)
 
 
 def ahead(owned: Owned, ops: Iterable[Op]) -> Owned:
-    """Return the owned record that has to be on disk before `ops` are applied; `still_there` puts it right afterwards.
+    """Return the owned record that must be on disk before `ops` are applied; `still_there` corrects it afterwards.
 
-    An agent killed in between owns too much, which does no harm, and never too little, which would leave an address
-    behind for ever.
+    After an agent was killed in between, the record may contain too much, which is harmless, but never too little,
+    which would leave an address behind for ever.
     """
     addresses, neighbours = set(owned.addresses), set(owned.neighbours)
     for op in ops:
@@ -266,7 +268,7 @@ def ahead(owned: Owned, ops: Iterable[Op]) -> Owned:
 
 
 def way(route: Route) -> tuple[object, ...]:
-    """Return what tells routes of one interface apart; not which program made them."""
+    """Return the fields that distinguish routes of one interface, without the program that added them."""
     return route.destination, route.gateway, route.metric
 
 
@@ -300,7 +302,7 @@ def _words(op: Op) -> Iterable[str]:
 
 
 def route_words(route: Route, name: str) -> Iterable[str]:
-    """Return a route as `ip route` takes it."""
+    """Yield the words of a route, in the syntax of `ip route`."""
     yield str(route.destination) if route.destination.prefixlen else "default"
     if route.gateway is not None:
         yield f"via {route.gateway}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a pass found and did. How it reads is in `render.status`, what it means for a person in `check.findings`."""
+"""The report of a pass. `render.status` formats it, and `check.findings` derives findings from it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Note(NamedTuple):
-    """What the owner of the qube should know of a pass that went well. `check` gives it as a finding.
+    """A fact about a successful pass that the owner of the qube should know. `check` prints it as a finding.
 
     Args:
-        code: of the finding.
-        severity: of it.
-        problem: what is so, one line.
-        remedy: what to do about it.
+        code: code of the finding.
+        severity: its severity.
+        problem: one line.
+        remedy: one line.
     """
 
     code: str
@@ -39,21 +39,21 @@ class Note(NamedTuple):
 
 
 class InterfaceReport(NamedTuple):
-    """One uplink in one pass.
+    """The report of one uplink.
 
     Args:
-        settings: what dom0 asks for.
-        link: the interface, None while it is not there.
-        choice: default-route style and why.
-        desired: state asked for.
-        observed: state found at the end of the pass.
-        plan: what was still to do then; after a pass that was not dry, empty or an error.
-        detached: it was there and went, and dom0 has written nothing since.
+        settings: settings from dom0.
+        link: the interface; None if it does not exist.
+        choice: default-route style, and the reason.
+        desired: desired state.
+        observed: state at the end of the pass.
+        plan: operations still pending then; unless the pass was dry, any of them is an error.
+        detached: the interface went, and dom0 has written nothing since.
         removed: `uplink remove` took it down, and it stays down.
         manager: the program that configures it.
-        waiting: what NetworkManager has still to do on it, "" for nothing.
+        waiting: the pending step of NetworkManager, "" for none.
         rank: 0 for the interface of /qubes-mac, 1 and up for further ones.
-        no_ipv6: why IPv6, which dom0 asks for, is left out; "" where it is not.
+        no_ipv6: why IPv6 is left out although dom0 gives it; "" if it is not left out.
     """
 
     settings: UplinkSettings
@@ -71,40 +71,40 @@ class InterfaceReport(NamedTuple):
 
     @property
     def asked(self) -> UplinkSettings:
-        """What dom0 asks for, without what cannot be had here."""
+        """Return dom0's settings, without IPv6 if it is left out."""
         return self.settings._replace(ipv6=None) if self.no_ipv6 else self.settings
 
     @property
     def notes(self) -> Iterator[Note]:
-        """What is different from what dom0 may have meant."""
+        """Yield notes on differences from dom0's probable intention."""
         link, ipv4 = self.link, self.settings.ipv4
         if link is None or self.removed:
             return
         if self.no_ipv6:
-            problem = f"IPv6 is off on {link.name} ({self.no_ipv6}): what dom0 gives this qube of it is left out"
-            yield Note("ipv6-off", "note", problem, "nothing to do if that is meant")
+            problem = f"IPv6 is off on {link.name} ({self.no_ipv6}): dom0's IPv6 settings for this qube are left out"
+            yield Note("ipv6-off", "note", problem, "nothing, if that is intended")
         if ipv4 is None or ipv4.gateway is not None or self.rank or self.settings.custom:
             return
-        missing = f"dom0 gives {link.name} an IPv4 address and no gateway (/qubes-gateway)"
-        anew = "set the provider anew: qvm-prefs QUBE netvm PROVIDER"
+        missing = f"dom0 gives {link.name} an IPv4 address but no gateway (/qubes-gateway)"
+        remedy = "set the provider again: qvm-prefs QUBE netvm PROVIDER"
         if DEFAULT[IPV4] in {route.destination for route in self.desired.routes}:
-            yield Note("gateway-missing", "warning", f"{missing}: the default route does without it", anew)
+            yield Note("gateway-missing", "warning", f"{missing}: the device route needs none", remedy)
         elif self.choice.style is Style.GATEWAY:
-            problem = f"{missing}, and the style `gateway` has none to use: no default route ({self.choice.reason})"
-            yield Note("no-default-route", "error", problem, anew)
+            problem = f"{missing}, which the style `gateway` requires: no default route ({self.choice.reason})"
+            yield Note("no-default-route", "error", problem, remedy)
 
     @property
     def expected(self) -> bool:
-        """Whether the interface is there or about to come."""
+        """Return whether the interface exists or is about to appear."""
         asked = self.asked.ipv4 is not None or self.asked.ipv6 is not None or bool(self.settings.held)
         return asked and not self.removed and (self.link is not None or not self.detached)
 
     @property
     def configured(self) -> bool:
-        """Present, up and as the settings ask, of which at least one family is valid.
+        """Return whether the interface is present, up and completely configured, with at least one valid family.
 
-        A setting of the kernel's that another program changed since (udev runs systemd-sysctl for a new interface) does
-        not count: the qube has its network, the rules keep out what the setting would, and the next pass writes it.
+        A sysctl that another program has changed since (udev runs systemd-sysctl for a new interface) is ignored: the
+        qube has its network, the rules drop the same packets as the sysctl, and the next pass writes it.
         """
         there = self.link is not None and self.observed.up and not self.removed
         left = any(op.verb is not Verb.TUNABLE for op in self.plan)
@@ -112,16 +112,16 @@ class InterfaceReport(NamedTuple):
 
 
 class ResolverReport(NamedTuple):
-    """resolv.conf in one pass.
+    """The report of resolv.conf.
 
     Args:
         path: the file.
         decision: its owner, and the reason.
-        wanted: content asked for, None where the file is not ours to write.
-        current: content at the end of the pass, b"" where it is no file.
+        wanted: desired content; None if another program owns the file.
+        current: content at the end of the pass; b"" if it is not a file.
         written: whether this pass wrote it.
-        replaced: servers of another program's that it named before that, in words.
-        down: the VPN's device whose file it is, while that is set down; "" for none.
+        replaced: another program's servers in the file before that, in words.
+        down: the device of the VPN that owns the file, while the device is set down; "" for none.
     """
 
     path: str
@@ -134,39 +134,39 @@ class ResolverReport(NamedTuple):
 
     @property
     def in_force(self) -> bool:
-        """Whether the file holds what we want it to."""
+        """Return whether the file has the desired content."""
         return self.wanted is not None and not self.pending
 
     @property
     def kept(self) -> bool:
-        """Whether the file is another program's or a hook's to write, and names servers of its own."""
+        """Return whether another program or a hook owns the file, and names servers of its own."""
         return self.decision.owner in KEPT
 
     @property
     def written_back(self) -> str:
-        """For the journal, after another program's servers were overwritten."""
+        """Return the line for the journal after another program's servers were overwritten."""
         remedy = f"list {self.path} in a file in /rw/config/protected-files.d to keep such content"
         return f"{self.path} named {self.replaced}, and neither a VPN nor a hook explains that; {remedy}"
 
     @property
     def operation(self) -> str:
-        """How a plan names the writing of it."""
+        """Return the line of a plan for writing the file."""
         return f"publish {self.path}: {server_words(self.wanted or b'')}"
 
     @property
     def pending(self) -> bool:
-        """Whether the file still differs from what is wanted."""
+        """Return whether the file still differs from the desired content."""
         return self.wanted is not None and self.wanted != self.current
 
 
 class Uplinks(NamedTuple):
-    """What a pass has found and done so far, for the services beside the kernel.
+    """The state of a pass before it handles the other services.
 
     Args:
-        settings: validated.
-        flags: of this qube.
+        settings: validated settings.
+        flags: flags of this qube.
         interfaces: the uplinks.
-        complete: they are all there are.
+        complete: `interfaces` has all uplinks.
     """
 
     settings: Settings
@@ -176,21 +176,21 @@ class Uplinks(NamedTuple):
 
 
 class Report(NamedTuple):
-    """One pass.
+    """The report of one pass.
 
     Args:
-        settings: as parsed.
-        interfaces: one entry an uplink that the keys name.
-        resolver: None where no interface is there, or the file could not be looked at.
-        applied: operations of the kernel's carried out, in order.
-        errors: everything that went wrong, settings first.
+        settings: parsed settings.
+        interfaces: one entry per uplink that the keys name.
+        resolver: None if there is no interface, or if the file could not be read.
+        applied: operations carried out in the kernel, in order.
+        errors: all errors, those of settings first.
         done: operations carried out on the other services, in words.
-        todo: those that are still to be carried out, as values, and what has to come first, in words.
-        provided: what it does for the qubes behind this one; None where that is not asked.
-        rules_todo: pending operations for lost base rules, in a qube that is no provider.
-        rules_done: what was done for them, in words.
-        blind: the pass did not look at the uplinks, because of an error or of `late`, so none of them counts as gone.
-        late: an uplink came after the entries were read; the next pass, with newer entries, handles the uplinks.
+        todo: pending operations on them, as values, and steps that must come first, in words.
+        provided: the report of the provider role; None if the pass did not include it.
+        rules_todo: pending operations for lost base rules, in a qube that is not a provider.
+        rules_done: operations carried out for them, in words.
+        blind: the pass did not observe the uplinks, because of an error or of `late`, so none of them counts as gone.
+        late: an uplink appeared after the entries were read; the next pass, with newer entries, handles the uplinks.
     """
 
     settings: Settings
@@ -208,7 +208,7 @@ class Report(NamedTuple):
 
     @property
     def plan(self) -> tuple[str, ...]:
-        """What is still to do, one line an operation."""
+        """Return the pending operations, one line each."""
         lines = [str(op) for interface in self.interfaces for op in interface.plan]
         if self.resolver is not None and self.resolver.pending:
             lines.append(self.resolver.operation)
@@ -217,24 +217,24 @@ class Report(NamedTuple):
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """Of all interfaces."""
+        """Return the notes of all interfaces."""
         return tuple(note for interface in self.interfaces for note in interface.notes)
 
     @property
     def waited_for(self) -> bool:
-        """Whether NetworkManager is at work on an interface, and not only to be started some day."""
+        """Return whether a running NetworkManager is configuring an interface."""
         return any(interface.waiting for interface in self.interfaces) and not self.todo
 
     @property
     def waiting(self) -> str:
-        """Pending steps of other programs, for a line of text."""
+        """Return the pending steps of other programs, for a line of text."""
         return next((interface.waiting for interface in self.interfaces if interface.waiting), "interface missing")
 
     @property
     def unready(self) -> tuple[InterfaceReport, ...]:
-        """Interfaces that are attached and have something of ours to do; NetworkManager may start only after us.
+        """Return attached interfaces with pending operations of ours, which do not wait for NetworkManager's start.
 
-        One whose settings are not valid is none of them: nothing is done before dom0 writes others.
+        Interfaces with invalid settings are not included: nothing can be done before dom0 writes others.
         """
         there = (report for report in self.interfaces if report.link is not None and report.expected)
         asked = (report for report in there if report.desired.addresses and not report.configured)
@@ -242,18 +242,18 @@ class Report(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """True when every interface that is expected is there and configured, at once when none is expected."""
+        """Return whether every expected interface exists and is configured; True if none is expected."""
         known = not self.settings.held or any(report.configured for report in self.interfaces)
         return known and not self.late and all(report.configured for report in self.interfaces if report.expected)
 
 
 class Standing(NamedTuple):
-    """What the resident agent left in /run for others to read.
+    """The state of the resident agent, which it publishes in /run.
 
     Args:
-        running: whether an agent is there now.
-        since: when the present state was reached, ISO 8601; "" when unknown.
-        error: its last error, "" when the last pass had none.
+        running: whether an agent is running.
+        since: when it reached the present state, ISO 8601; "" if unknown.
+        error: its last error; "" if the last pass had none.
     """
 
     running: bool = False

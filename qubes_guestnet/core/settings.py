@@ -7,7 +7,7 @@ Rules:
 2. `parse` never raises on bad data: a bad value becomes a `SettingsError` with key, value and valid form.
 3. IPv4, IPv6 and DNS are independent. A bad value *holds* its own family: its configuration stays until the value is
    valid.
-4. An empty value is no value: dom0 overwrites, it does not remove.
+4. An empty value counts as absent: dom0 overwrites keys instead of removing them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ PROVIDER_KEY = "/qubes-netvm-network"
 PER_INTERFACE = "/net-config/"
 MTU_KEY = "/vm-config/net-mtu"
 
-# MULTIREADs with these prefixes read all there is to know.
+# MULTIREADs with these prefixes read all relevant entries.
 UPLINK_PREFIXES: tuple[str, ...] = ("/qubes-", PER_INTERFACE, MTU_KEY)
-# The same for a provider, where "/qubes-" would also read the rules of every qube behind it: 5000 entries below
-# /qubes-firewall/ with 250 of them. "/qubes-net" covers the netmasks and all of /qubes-netvm-….
+# The same for a provider, in which "/qubes-" would also read the rules of every client qube: 5000 entries below
+# /qubes-firewall/ for 250 qubes. "/qubes-net" covers the netmasks and all of /qubes-netvm-….
 UPLINK_PREFIXES_OF_A_PROVIDER: tuple[str, ...] = (
     MAC_KEY,
     "/qubes-ip",
@@ -53,17 +53,17 @@ class _FamilyFields(NamedTuple):
 
 
 class Family(_FamilyFields):
-    """What dom0 asks of one address family.
+    """The settings of one address family.
 
     Args:
         interface: address and prefix length.
-        gateway: of the same family, or None when dom0 names none (usual for IPv6 in a qube that provides it itself).
+        gateway: of the same family; None if dom0 names none (usual for IPv6 in a qube that provides it itself).
     """
 
     __slots__ = ()
 
     def __new__(cls, interface: IPInterface, gateway: IPAddress | None = None) -> Family:
-        """Raise ValueError when the two are not of one family."""
+        """Raise ValueError if the two are of different families."""
         if gateway is not None and gateway.version != interface.version:
             raise ValueError(f"{gateway} cannot be the gateway of {interface}")
         return super().__new__(cls, interface, gateway)
@@ -79,15 +79,15 @@ class _UplinkFields(NamedTuple):
 
 
 class UplinkSettings(_UplinkFields):
-    """What dom0 asks of one interface.
+    """The settings of one interface.
 
     Args:
-        mac: lower-case; names the interface.
-        ipv4: None when not asked for, or not valid (then 4 is in `held`).
-        ipv6: None when not asked for, or not valid (then 6 is in `held`).
-        custom: `/net-config/MAC/custom` exists: the peer is no Qubes provider, so its MAC is not known.
-        held: families with a value that is not valid: what is configured of them stays as it is.
-        errors: one for each value that is not valid.
+        mac: its MAC address, lower-case.
+        ipv4: None if absent, or if invalid (then 4 is in `held`).
+        ipv6: None if absent, or if invalid (then 6 is in `held`).
+        custom: `/net-config/MAC/custom` exists: the peer is not a Qubes provider, so its MAC is unknown.
+        held: families with an invalid value, whose configuration stays unchanged.
+        errors: one for each invalid value.
     """
 
     __slots__ = ()
@@ -102,7 +102,7 @@ class UplinkSettings(_UplinkFields):
         held: frozenset[int] = frozenset(),
         errors: tuple[SettingsError, ...] = (),
     ) -> UplinkSettings:
-        """Raise ValueError for a family in the place of the other, or both valid and held."""
+        """Raise ValueError for IPv4 settings in `ipv6` or the reverse, or for a family that is both valid and held."""
         for family, version in ((ipv4, IPV4), (ipv6, IPV6)):
             if family is not None and (family.interface.version != version or version in held):
                 raise ValueError(f"{family.interface} is not a valid IPv{version} setting")
@@ -117,9 +117,9 @@ class DnsSettings(NamedTuple):
     """The virtual DNS servers.
 
     Args:
-        servers: in the order of use, without repetition; empty when dom0 names none.
-        held: a value they depend on is not valid: the servers in use stay.
-        errors: one for each value that is not valid.
+        servers: in the order of use, without duplicates; empty if dom0 names none.
+        held: a value that they depend on is invalid, so the servers in use stay.
+        errors: one for each invalid value.
     """
 
     servers: tuple[ipaddress.IPv4Address, ...] = ()
@@ -128,15 +128,15 @@ class DnsSettings(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """All that QubesDB says about this qube's own network.
+    """The settings of this qube's own network, from QubesDB.
 
     Args:
-        primary_mac: of `/qubes-mac`; None when absent (no interface is expected) or not valid (then `held`).
-        uplinks: the one of `primary_mac` first, then those of `/net-config/MAC/`, in the order of their MAC.
+        primary_mac: from `/qubes-mac`; None if absent (no interface is expected) or invalid (then `held`).
+        uplinks: the uplink of `primary_mac` first, then those of `/net-config/MAC/`, in the order of their MAC.
         dns: the DNS servers.
-        provider: other qubes get their network from this one.
+        provider: this qube provides network to others.
         errors: every error, each once.
-        held: it is not known which interface dom0 manages, so none may lose its settings for not being in `uplinks`.
+        held: the interface that dom0 manages is unknown, so an interface that is not in `uplinks` keeps its settings.
     """
 
     primary_mac: str | None = None
@@ -148,7 +148,7 @@ class Settings(NamedTuple):
 
 
 class _Key(NamedTuple):
-    """One key: its path in the global set, its name below `/net-config/MAC/`, its check, and what would be right."""
+    """One key: its path in the global set, its name below `/net-config/MAC/`, its check, and its valid form."""
 
     path: str
     leaf: str
@@ -156,12 +156,12 @@ class _Key(NamedTuple):
     expected: str
 
     def where(self, folder: str) -> str:
-        """Return the path to read: in the folder of an interface, or in the global set when that is ""."""
+        """Return the path to read: in the folder of an interface, or in the global set if `folder` is ""."""
         return folder + self.leaf if folder else self.path
 
 
 class _FamilyKeys(NamedTuple):
-    """The keys of one family; `longest` is the prefix length where none is given."""
+    """The keys of one family; `longest` is the default prefix length."""
 
     version: int
     longest: int
@@ -198,7 +198,7 @@ _DNS = tuple(
 _CUSTOM = "custom"
 _PATH_BYTES = frozenset(b"/-_.:@0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
-# What a watch must be set on to hear of every change of the settings; a path that ends in / stands for all below it.
+# Watches on these paths report every change of the settings; a path that ends in / covers everything below it.
 WATCHED: tuple[str, ...] = (
     MAC_KEY,
     *(key.path for keys in _FAMILIES for key in (keys.address, keys.prefix, keys.gateway)),
@@ -210,22 +210,22 @@ WATCHED: tuple[str, ...] = (
 
 
 class _Reader:
-    """The entries, and the errors met while reading them."""
+    """The entries, and the errors found while reading them."""
 
     def __init__(self, untrusted_entries: Mapping[str, bytes]) -> None:
         self._untrusted_entries = untrusted_entries
         self.errors: list[SettingsError] = []
 
     def exists(self, path: str) -> bool:
-        """There is such a key, with or without a value."""
+        """Return whether the key exists, with or without a value."""
         return path in self._untrusted_entries
 
     def present(self, path: str) -> bool:
-        """There is such a key, with a value."""
+        """Return whether the key exists and has a value."""
         return bool(self._untrusted_entries.get(path))
 
     def value(self, path: str, key: _Key) -> Any:
-        """Return the checked value; None when it is absent, and None with an error when it is not valid."""
+        """Return the checked value; None if it is absent, and None with an error if it is invalid."""
         if not self.present(path):
             return None
         try:
@@ -238,10 +238,10 @@ class _Reader:
         self.errors.append(SettingsError(path, self._untrusted_entries[path], expected))
 
     def folders(self) -> dict[str, str]:
-        """MAC → its folder below /net-config/. What is no MAC, or a second spelling of one, becomes one error."""
+        """Return MAC → its folder below /net-config/. An invalid MAC, or a second spelling of one, is one error."""
         folders: dict[str, str] = {}
         ignored: set[str] = set()
-        # Sorted backwards, lower case comes before upper case, and that is how the kernel and dom0 spell a MAC.
+        # In reverse order lower case precedes upper case; the kernel and dom0 write a MAC in lower case.
         for untrusted_path in sorted(self._untrusted_entries, reverse=True):
             if not untrusted_path.startswith(PER_INTERFACE):
                 continue
@@ -259,7 +259,7 @@ class _Reader:
         return folders
 
     def _ignore(self, untrusted_path: str, mac: str) -> None:
-        # Here the path itself is hostile. QubesDB limits what is in a path, but the message is safe without that.
+        # Here the path itself is untrusted. The message escapes it, although QubesDB restricts the bytes of a path.
         untrusted_bytes = untrusted_path.encode("utf-8", "backslashreplace")
         name = untrusted_path if _PATH_BYTES.issuperset(untrusted_bytes) else shown(untrusted_bytes)
         expected = f"no second spelling of {mac}" if mac else f"the name of a folder to be {_MAC.expected}"
@@ -267,13 +267,13 @@ class _Reader:
 
 
 def parse(untrusted_entries: Mapping[str, bytes]) -> Settings:
-    """Return entries as read with `UPLINK_PREFIXES` → settings.
+    """Parse the entries below `UPLINK_PREFIXES` into settings.
 
     Args:
-        untrusted_entries: path → raw value; paths that mean nothing to the uplink are passed over.
+        untrusted_entries: path → raw value; paths that do not concern the uplink are ignored.
 
     Returns:
-        Settings of which every value has passed its check. It does not raise, whatever the entries are.
+        Settings whose values have all passed their checks. The function raises no error, whatever the entries are.
     """
     reader = _Reader(untrusted_entries)
     primary_mac = reader.value(_MAC.path, _MAC)
@@ -298,7 +298,7 @@ def _uplink(reader: _Reader, mac: str, folder: str, own: bool) -> UplinkSettings
     before = len(reader.errors)
     (ipv4, valid4), (ipv6, valid6) = (_family(reader, keys, folder if own else "") for keys in _FAMILIES)
     held = frozenset(version for version, valid in ((IPV4, valid4), (IPV6, valid6)) if not valid)
-    # The one key that counts by being there, whatever its value (behaviour B11).
+    # This is the only key whose presence counts, whatever its value (behaviour B11).
     custom = bool(folder) and reader.exists(folder + _CUSTOM)
     return UplinkSettings(mac, ipv4, ipv6, custom=custom, held=held, errors=tuple(reader.errors[before:]))
 
@@ -321,14 +321,14 @@ def _family(reader: _Reader, keys: _FamilyKeys, folder: str) -> tuple[Family | N
 
 
 def _dns(reader: _Reader, primary: UplinkSettings | None, primary_unknown: bool) -> DnsSettings:
-    """Return the DNS servers. The gateway stands in for a missing primary one, and for nothing else (behaviour B22)."""
+    """Return the DNS servers. The gateway replaces only a missing primary server (behaviour B22)."""
     before = len(reader.errors)
     first, second = (reader.value(key.path, key) for key in _DNS)
     errors = tuple(reader.errors[before:])
     if reader.present(PRIMARY_DNS_KEY):
         held = bool(errors)
     else:
-        # A gateway that is not known for now is not the same as none.
+        # A gateway that is temporarily unknown is not the same as none.
         held = bool(errors) or primary_unknown or (primary is not None and IPV4 in primary.held)
         gateway = primary.ipv4.gateway if primary is not None and primary.ipv4 is not None else None
         first = gateway if isinstance(gateway, ipaddress.IPv4Address) else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Operations that the plans of several parts have: connections to forget, and jobs of systemd."""
+"""Operations that several planners use: deleting connections, and systemd jobs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @distinct
 class PurgeConntrack(NamedTuple):
-    """Forget the connections of these addresses, in either direction and translated or not (behaviours B50, B53).
+    """Delete the connections of these addresses, in either direction and translated or not (behaviours B50, B53).
 
     Args:
-        addresses: of both families.
-        name: of the vif that it is done for; "" for none.
+        addresses: addresses of both families.
+        name: the vif that this is done for; "" for none.
     """
 
     addresses: tuple[IPAddress, ...]
@@ -28,11 +28,11 @@ class PurgeConntrack(NamedTuple):
 
 @distinct
 class UnitJob(NamedTuple):
-    """Queue a job of systemd for a unit, and do not wait for its end.
+    """Queue a systemd job for a unit, without waiting for its end.
 
     Args:
-        verb: `reload`, `try-restart` or another one of systemctl.
-        unit: with its suffix.
+        verb: a verb of systemctl, such as `reload` or `try-restart`.
+        unit: name of the unit, with its suffix.
     """
 
     verb: str

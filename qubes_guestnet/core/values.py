@@ -11,10 +11,10 @@ import ipaddress
 
 from .namedtuple import NamedTuple
 
-# Number of our routes in rtm_protocol, named `qubes` in rt_protos.d. It is what tells our routes from a VPN's.
+# The rtm_protocol of our routes, named `qubes` in rt_protos.d. It distinguishes our routes from a VPN's.
 ROUTE_PROTOCOL = 81
 GROUP_UPLINK = 1
-# Xen gives every backend interface this address (xl network configuration: vif MAC of the backend side).
+# Xen gives every backend interface this MAC address (xl network configuration: vif MAC of the backend side).
 BACKEND_MAC = "fe:ff:ff:ff:ff:ff"
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -38,7 +38,7 @@ class _LinkFields(NamedTuple):
 
 
 class Link(_LinkFields):
-    """A network interface as the kernel shows it.
+    """A network interface of the kernel.
 
     Args:
         ifindex: interface index, positive.
@@ -47,8 +47,8 @@ class Link(_LinkFields):
         up: administratively up (IFF_UP).
         running: has carrier (IFF_LOWER_UP).
         group: interface group (1 = uplink).
-        driver: what ethtool calls it: "vif" on Xen, "veth" in the lab, "" when unknown.
-        mtu: in bytes, 0 when unknown.
+        driver: its driver as ethtool names it: "vif" on Xen, "veth" in the lab, "" if unknown.
+        mtu: in bytes, 0 if unknown.
     """
 
     __slots__ = ()
@@ -81,14 +81,14 @@ class _RouteFields(NamedTuple):
 class Route(_RouteFields):
     """A route of the main table out of one interface.
 
-    A route without a gateway has scope link in IPv4: the kernel asks for the destination itself by ARP.
+    An IPv4 route without a gateway has scope link: the kernel resolves each destination by ARP.
 
     Args:
         destination: network; the default route is 0.0.0.0/0 or ::/0.
         gateway: of the same family, or None for a device route.
-        onlink: the gateway is reachable on the interface whatever the other routes say.
-        metric: priority, lower wins; IPv6 shows 1024 where none was given.
-        protocol: of the program that added it (rtm_protocol).
+        onlink: the gateway is reachable on the interface, whatever the other routes are.
+        metric: priority, the lowest wins; the IPv6 default is 1024.
+        protocol: the program that added it (rtm_protocol).
     """
 
     __slots__ = ()
@@ -120,8 +120,8 @@ class Neighbour(_NeighbourFields):
 
     Args:
         address: the neighbour's IP address.
-        mac: its link-layer address, "" when the kernel has none.
-        permanent: NUD_PERMANENT, as an administrator's entry.
+        mac: its link-layer address, "" if the kernel has none.
+        permanent: NUD_PERMANENT, as in an administrator's entry.
     """
 
     __slots__ = ()
@@ -131,11 +131,11 @@ class Neighbour(_NeighbourFields):
 
 
 class Tunable(NamedTuple):
-    """A file below /proc/sys/net.
+    """A file below /proc/sys/net and its value.
 
     Args:
         path: the words of its path.
-        value: what it is to hold.
+        value: its desired value.
     """
 
     path: tuple[str, ...]
@@ -147,16 +147,16 @@ class Tunable(NamedTuple):
 
 
 class State(NamedTuple):
-    """What an interface has, or should have. Used for both sides of a diff.
+    """The observed or the desired state of an interface.
 
     Args:
         up: administratively up.
         group: interface group.
-        addresses: addresses with their prefix length (IPv6 link-local ones are the kernel's and left out).
-        neighbours: the entries that matter, not the whole cache.
-        routes: routes of the main table out of the interface: ours, and others to everywhere or to one host.
-        mtu: in bytes; of a desired state, 0 for leaving it as it is.
-        tunables: settings of the interface below /proc/sys/net; what this kernel does not have is in no observed state.
+        addresses: addresses with their prefix length, without the kernel's IPv6 link-local ones.
+        neighbours: the relevant entries, not the whole cache.
+        routes: routes of the main table out of the interface: all of ours; of others only default and host routes.
+        mtu: in bytes; 0 in a desired state leaves it unchanged.
+        tunables: settings of the interface below /proc/sys/net; an observed state lacks those that this kernel lacks.
     """
 
     up: bool = False
@@ -169,11 +169,11 @@ class State(NamedTuple):
 
 
 class Owned(NamedTuple):
-    """What we made on one interface, as the record in /run says. Routes need no record: they carry our protocol.
+    """Our configuration of one interface in the record in /run. Routes need no record: they have our protocol.
 
     Args:
-        addresses: addresses we added.
-        neighbours: addresses of the neighbour entries we made permanent.
+        addresses: addresses that we added.
+        neighbours: addresses of our permanent neighbour entries.
     """
 
     addresses: frozenset[IPInterface] = frozenset()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The name of a vif, which says the domain at its other end (behaviour B58)."""
+"""The name of a vif, which contains the number of the domain at its other end (behaviour B58)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .namedtuple import NamedTuple
 
 # Xen's highest domain number is one less than DOMID_FIRST_RESERVED (0x7ff0).
 HIGHEST_DOMID = 0x7FF0
-# IFNAMSIZ less the terminating zero.
+# IFNAMSIZ without the terminating zero.
 _LONGEST_NAME = 15
 _DIGITS = frozenset("0123456789")
 
@@ -23,24 +23,24 @@ class VifName(_VifNameFields):
 
     Args:
         text: `vifDOMID.DEVID`.
-        domid: number of the domain at the other end, 0 to 32752. dom0 (0) is legal.
+        domid: number of the domain at the other end, 0 to 32752; dom0 (0) is valid.
         devid: number of the interface there.
     """
 
     __slots__ = ()
 
     def __new__(cls, text: str, domid: int, devid: int) -> VifName:
-        """Raise ValueError when the name does not say what the numbers say."""
+        """Raise ValueError if the name does not match the numbers."""
         if text != f"vif{domid}.{devid}" or not 0 <= domid <= HIGHEST_DOMID or devid < 0 or len(text) > _LONGEST_NAME:
             raise ValueError(f"{text!r} is not the name of a vif")
         return super().__new__(cls, text, domid, devid)
 
 
 def parse_name(text: str) -> VifName:
-    """Return the name of a vif such as `vif4.0`.
+    """Parse the name of a vif such as `vif4.0`.
 
     Raises:
-        ValueError: it is not one (behaviour B58).
+        ValueError: it is not the name of a vif (behaviour B58).
     """
     domid, dot, devid = text.removeprefix("vif").partition(".")
     numbers = (domid, devid) if dot and len(text) <= _LONGEST_NAME else ()

@@ -242,8 +242,8 @@ def test_what_check_finds(evidence: Evidence, expected: list[tuple[str, str]]) -
 
 def test_a_note_is_one_line() -> None:
     (note,) = no_gateway(Style.DEVICE).notes
-    assert str(note).startswith("dom0 gives eth0 an IPv4 address and no gateway (/qubes-gateway): ")
-    assert str(note).endswith("; set the provider anew: qvm-prefs QUBE netvm PROVIDER")
+    assert str(note).startswith("dom0 gives eth0 an IPv4 address but no gateway (/qubes-gateway): ")
+    assert str(note).endswith("; set the provider again: qvm-prefs QUBE netvm PROVIDER")
 
 
 def test_the_gravest_comes_first() -> None:

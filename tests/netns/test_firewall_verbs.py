@@ -251,9 +251,9 @@ def test_log_of_all_qubes_ends_by_itself_and_at_ctrl_c() -> None:
     assert log.wait(10) == 0
     assert not is_logging(host)
     for words, problem in (
-        (("0",), "no number of seconds"),
-        (("vif4.0", "x"), "no number of seconds"),
-        (("vif7.0",), "no qube"),
+        (("0",), "not a number of seconds"),
+        (("vif4.0", "x"), "not a number of seconds"),
+        (("vif7.0",), "not a client qube"),
     ):
         done = host.qube.guestnet("firewall", "log", *words, check=False)
         assert (done.returncode, problem in done.stderr) == (2, True), done.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""dom0 names no gateway: a device route needs none; the style `gateway` has none to use, and says so."""
+"""dom0 names no gateway: a device route needs none; the style `gateway` requires one, and an error says so."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def test_the_style_gateway_has_none_to_use_and_says_so() -> None:
     appvm = AppVm(WITHOUT)
     appvm.qube.set_flag(GATEWAY_FLAG)
     appvm.agent()
-    eventually(lambda: appvm.said("the style `gateway` has none to use") == 1, trouble=appvm.log)
+    eventually(lambda: appvm.said("which the style `gateway` requires: no default route") == 1, trouble=appvm.log)
     assert appvm.routes() == []
     assert "no-default-route" in appvm.codes()
