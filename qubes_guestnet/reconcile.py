@@ -71,7 +71,7 @@ class Pass(NamedTuple):
         revive: configure an interface that `uplink remove` took down.
         may_rewrite: called with the content before another program's change of resolv.conf is reverted.
         others: the other services of the qube; None leaves them alone.
-        provider: the provider role; None in a qube that is no provider.
+        provider: the provider role; None in a qube that is not a provider.
     """
 
     present: Collection[int]
@@ -89,7 +89,7 @@ def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Pat
     Args:
         untrusted_entries: all of QubesDB below `settings.UPLINK_PREFIXES`.
         kernel: the adapter.
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
         asked: what to do.
 
     Returns:
@@ -152,7 +152,7 @@ def take_down(index: int, kernel: Kernel, paths: Paths, others: OtherServices | 
         index: interface index when the command came. Not the name: while we wait for the lock the interface can go
             and a new one of the same name come, which this command did not mean (#8237).
         kernel: the adapter.
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
         others: the other services of the qube; they let go of the interface first, or would take it up again.
 
     Raises:

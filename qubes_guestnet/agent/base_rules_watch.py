@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The base rules of a qube that is no provider: the resident agent reloads them after a removal.
+"""The base rules of a qube that is not a provider: the resident agent reloads them after a removal.
 
 While no other program changes rules this costs one socket. The loading modules are imported only after such a change
 (behaviour B140).
@@ -37,7 +37,7 @@ def load_lost(untrusted_entries: dict[str, bytes], paths: Paths) -> Kept:
 
     Args:
         untrusted_entries: of QubesDB.
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
 
     Returns:
         What was done, in words, and what went wrong.
@@ -69,7 +69,7 @@ class Keeper:
     """Knows whether other programs have changed rules since the base rules were looked at.
 
     Args:
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
 
     Attributes:
         rules: wakes the loop when rules change.

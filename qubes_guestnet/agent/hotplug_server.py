@@ -59,7 +59,7 @@ class Host:
     """The provider's part of the agent's loop.
 
     Args:
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
         kernel: the adapter.
         others: the other services of the qube.
         entries: reads QubesDB afresh.

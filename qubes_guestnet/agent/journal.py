@@ -23,7 +23,7 @@ class Journal:
     """What the agent has reported so far, so that it reports each change once.
 
     Args:
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
 
     Attributes:
         ready: systemd knows that the first pass is over.

@@ -55,7 +55,7 @@ class Agent:
     """The resident agent of one qube.
 
     Args:
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
     """
 
     def __init__(self, paths: Paths) -> None:

@@ -34,7 +34,7 @@ def findings(paths: Paths) -> tuple[Finding, ...]:
     """Gather all facts, and return the findings; change nothing.
 
     Args:
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
     """
     agent = agent_status.read(paths.run)
     try:

@@ -55,7 +55,7 @@ def online(environment: Mapping[str, str], paths: Paths) -> tuple[str, ...]:
 
     Args:
         environment: of the process: `vif`, `ip`, `XENBUS_PATH`.
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
 
     Returns:
         The applied changes, in words.

@@ -239,7 +239,7 @@ class Vm:
         return written
 
     def provider_entries(self) -> dict[str, str]:
-        """Return the entries of the provider role; none if it is no provider."""
+        """Return the entries of the provider role; none if it is not a provider."""
         if not self.provides_network:
             return {}
         written = {"/qubes-netvm-network": self.visible_address, "/qubes-netvm-gateway": self.visible_address}

@@ -33,7 +33,7 @@ class Loading:
 
     Args:
         work: the pass.
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
         transactions: of this process.
         refuse6: IPv6 of the qubes is refused instead of dropped.
 

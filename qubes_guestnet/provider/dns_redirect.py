@@ -53,7 +53,7 @@ class DnsRedirect:
     """The virtual DNS.
 
     Args:
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
         kernel: the adapter, which knows the way to an address.
         others: the other services of the qube, for systemd-resolved's servers.
         transactions: of this process.
@@ -245,7 +245,7 @@ class DnsRedirect:
             servers: where names go, be it by rules of another program.
             chosen: where this qube would have them go.
             record: the owned record.
-            so_far: what came of the operations of this pass.
+            so_far: result of the operations of this pass so far.
         """
         errors: list[GuestnetError] = []
         facts = dependents.Facts(servers, chosen, proxy=services.has_updates_proxy(self._paths.flags))

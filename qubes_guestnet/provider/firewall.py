@@ -79,7 +79,7 @@ class Firewall:
     """The firewall of single qubes.
 
     Args:
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
         kernel: the adapter, which knows what addresses this qube has.
         transactions: of this process.
         source: where the entries come from; None in a command.

@@ -38,7 +38,7 @@ class FirewallNames:
     """What is known of the names in firewall rules.
 
     Args:
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
     """
 
     def __init__(self, paths: Paths) -> None:

@@ -34,7 +34,7 @@ def start(paths: Paths, *, provides: bool) -> Iterator[str]:
     """Have the lists enforced, and run the users' scripts.
 
     Args:
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
         provides: this qube is a provider, so there is an agent that has lists to load.
 
     Yields:
@@ -65,7 +65,7 @@ def stop(paths: Paths, jobs: Mapping[str, str]) -> Iterator[str]:
     """Close forwarding, have nothing enforced, and leave tables that refuse everything; unless it is a restart.
 
     Args:
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
         jobs: of systemd.
 
     Yields:

@@ -41,7 +41,7 @@ class Offload:
     """The flowtable; remembers what it holds, what was against it, and whether the kernel has any.
 
     Args:
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
         transactions: of this process.
     """
 

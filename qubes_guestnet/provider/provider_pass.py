@@ -52,7 +52,7 @@ class Provider:
     """The provider's half; one for each process, because it remembers what it need not look at again.
 
     Args:
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
         kernel: the adapter.
         others: the other services of the qube, for systemd-resolved's servers.
         resident: it is the agent's, which stays, and so may offload connections: it ends that when rules change.

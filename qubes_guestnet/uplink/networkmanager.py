@@ -21,7 +21,7 @@ def plan(uplinks: Uplinks, record: Record, so_far: Outcome, *, saved: bool) -> P
     Args:
         uplinks: of this pass.
         record: the owned record.
-        so_far: what came of the operations of this pass.
+        so_far: result of the operations of this pass so far.
         saved: look at the profiles of the user's as well.
     """
     ours = networkmanager.profiles() if uplinks.complete else ()

@@ -88,7 +88,7 @@ class OtherServices:
         Args:
             uplinks: what the pass has found and done.
             record: the owned record.
-            so_far: what came of the operations of this pass.
+            so_far: result of the operations of this pass so far.
         """
         if not self._attending:
             return Planned((), record)

@@ -50,7 +50,7 @@ class ResolvConf:
 
     Args:
         ground: of the pass.
-        paths: where the qube's files are.
+        paths: locations of the qube's files.
         may_rewrite: asked with the content before another program's overwriting is undone.
 
     Attributes:
@@ -67,7 +67,7 @@ class ResolvConf:
 
         Args:
             record: the owned record.
-            so_far: what came of the operations of this pass.
+            so_far: result of the operations of this pass so far.
 
         Raises:
             GuestnetError: it cannot be looked at.

@@ -35,10 +35,10 @@ def test_a_single_interface_that_does_not_forward_is_named_and_left_until_forwar
     eventually(lambda: host.works(behind), trouble=host.trouble)
     assert checked(host) == []
     host.qube.wire(f"echo 0 > /proc/sys/net/{path}")
-    wanted = f"what comes in by {name} is not forwarded: the user or another program set net/{path} to 0"
+    wanted = f"packets from {name} are not forwarded: the user or another program set net/{path} to 0"
     assert checked(host) == [wanted]
     status = host.qube.guestnet("status", check=False).stdout
-    assert f"but not what comes in by {name}, whose own forwarding is 0" in status
+    assert f"but not packets from {name}, whose own forwarding is 0" in status
     data = json.loads(host.qube.guestnet("status", "--json", check=False).stdout)["provider"]
     assert data["not_forwarded"] == [name]
     host.agent.signal(signal.SIGHUP)

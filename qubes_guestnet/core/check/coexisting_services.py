@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which other programs are about in this qube, and what they do to our work. Pure: facts in, findings out."""
+"""Findings about other network programs in this qube, and their effect on ours. Pure: facts in, findings out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class DefaultRoute(NamedTuple):
     Args:
         interface: its name.
         metric: of the route.
-        half: it covers one half of all addresses; some VPNs have two of them and leave the default route alone.
+        half: it covers one half of all addresses; some VPNs add two such routes and leave the default route alone.
     """
 
     interface: str
@@ -27,13 +27,13 @@ class DefaultRoute(NamedTuple):
 
 
 class Presence(NamedTuple):
-    """What was seen.
+    """The other programs in this qube.
 
     Args:
-        programs: names of running processes as the kernel shortens them to 15 characters.
-        tunnels: interfaces of a VPN: WireGuard, and tun.
+        programs: names of running processes, which the kernel shortens to 15 characters.
+        tunnels: interfaces of VPNs: WireGuard and tun.
         defaults: the IPv4 default routes, in the kernel's order.
-        pasta: name of the program that connects rootless containers (pasta, passt), "" where it is not installed.
+        pasta: the installed program that connects rootless containers (pasta or passt); "" for none.
     """
 
     programs: frozenset[str] = frozenset()
@@ -43,7 +43,7 @@ class Presence(NamedTuple):
 
     @property
     def leading(self) -> str:
-        """Interface of the default route in force, "" for none: a half is more specific, then the metric counts."""
+        """Return the interface of the default route in force, "" for none. A half precedes, then the lowest metric."""
         ranked = sorted(self.defaults, key=lambda route: (not route.half, route.metric))
         return ranked[0].interface if ranked else ""
 
@@ -52,7 +52,7 @@ ABSENT = Presence()
 
 
 class Remark(NamedTuple):
-    """One finding: code, severity, what is so, and what to do; see `findings.Finding`."""
+    """One finding: code, severity, problem and remedy; see `findings.Finding`."""
 
     code: str
     severity: str
@@ -66,7 +66,7 @@ _NOTHING = "nothing to do"
 
 
 def programs(presence: Presence) -> tuple[str, ...]:
-    """Return the programs that have to do with an uplink, for a line of text."""
+    """Return the programs that affect an uplink, for a line of text."""
     known = (_NETWORKMANAGER, _RESOLVED, _NETWORKD, *_DHCP, "dockerd", "openvpn", "tailscaled", "iwd")
     return tuple(_full(name) for name in known if name in presence.programs) + tuple(
         f"VPN {name}" for name in presence.tunnels

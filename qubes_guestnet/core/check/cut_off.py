@@ -17,12 +17,12 @@ CHAIN = "custom-forward"
 
 
 class Drop(NamedTuple):
-    """A rule that drops or refuses.
+    """A rule that drops or rejects packets.
 
     Args:
-        family: of its table, ip or ip6.
-        rule: in nft's words.
-        uplink: it drops all that goes out by the Qubes uplink.
+        family: family of its table, ip or ip6.
+        rule: the rule as nft prints it.
+        uplink: it drops all packets to the Qubes uplink.
     """
 
     family: str
@@ -31,14 +31,14 @@ class Drop(NamedTuple):
 
 
 def drops(listings: Iterable[tuple[str, str]], uplinks: Iterable[str]) -> tuple[Drop, ...]:
-    """Return the rules that drop or refuse.
+    """Return the rules that drop or reject packets.
 
     Args:
-        listings: family, and what `nft list table FAMILY qubes` prints.
+        listings: pairs of a family and the output of `nft list table FAMILY qubes`.
         uplinks: names of this qube's uplinks.
 
     Raises:
-        ValueError: a listing is not whole.
+        ValueError: a listing is incomplete.
     """
     uplinks = tuple(uplinks)
     found = []
@@ -55,7 +55,7 @@ def drops(listings: Iterable[tuple[str, str]], uplinks: Iterable[str]) -> tuple[
 
 
 def _is_met(key: str, negated: bool, value: str, uplinks: tuple[str, ...]) -> bool:
-    """Return whether a condition is met by whatever a qube begins with the outside by an uplink, be it TCP or UDP."""
+    """Return whether a condition matches every TCP or UDP connection from a client qube to an uplink."""
     values = {word.strip('",') for word in value.strip("{} ").replace(",", " ").split()}
     if key == "ct state":
         met = "new" in values
@@ -68,7 +68,7 @@ def _is_met(key: str, negated: bool, value: str, uplinks: tuple[str, ...]) -> bo
     elif key in ("oif", "oifname"):
         met = bool(uplinks) and all(any(_fits(name, word) for word in values) for name in uplinks)
     else:
-        return False  # only some of it
+        return False  # it matches only some of them
     return met != negated
 
 

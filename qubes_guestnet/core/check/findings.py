@@ -37,11 +37,11 @@ class Evidence(NamedTuple):
     """The facts that `check` has gathered.
 
     Args:
-        report: of a dry pass, None when QubesDB did not answer.
-        store_error: why it did not answer.
+        report: the report of a dry pass; None if QubesDB did not answer.
+        store_error: why QubesDB did not answer.
         standing: state of the agent.
-        silent_servers: nameservers that did not answer a query.
-        neighbour_limit: net.ipv4.neigh.default.gc_thresh3, 0 when it cannot be read here.
+        silent_servers: name servers that did not answer a query.
+        neighbour_limit: net.ipv4.neigh.default.gc_thresh3; 0 if it cannot be read here.
         presence: other programs in this qube.
         ground: the rules and the vifs found.
         refusing6: IPv6 gateways that refused a ping as administratively prohibited.
@@ -57,12 +57,12 @@ class Evidence(NamedTuple):
     refusing6: tuple[str, ...] = ()
 
 
-# A device route takes a neighbour entry a destination; at the kernel's default of 1024 the 1022nd fails for 40 s.
+# A device route takes one neighbour entry per destination; at the kernel's default of 1024 the 1022nd fails for 40 s.
 ENOUGH_NEIGHBOURS = 32768
 
 
 def findings(evidence: Evidence) -> tuple[Finding, ...]:
-    """Return the findings, the most severe first; empty when all is well."""
+    """Return the findings, the most severe first; empty if there is no problem."""
     found = list(_machine_findings(evidence))
     if evidence.report is not None:
         found += _settings_findings(evidence.report, unseen=evidence.ground.rules == UNSEEN)
@@ -101,7 +101,7 @@ def _settings_findings(report: Report, *, unseen: bool) -> Iterator[Finding]:
         code = {SettingsError: "settings-invalid", ConfigError: "config-invalid"}.get(type(error), "pass-failed")
         seen &= code != "pass-failed"
         yield Finding(code, "error", error.problem, error.remedy or "see the journal of qubes-guestnet")
-    # A provider needs no interface of dom0's: it may be the one with the network card (B108).
+    # A provider may have no interface from dom0, if it has the network card (B108).
     seen &= report.provided is None or not report.provided.active
     known = (interface.expected or interface.removed or interface.no_ipv6 for interface in report.interfaces)
     if seen and not any(known):
@@ -131,7 +131,7 @@ def _interface_findings(interface: InterfaceReport) -> Iterator[Finding]:
 
 
 def _second_default_route(interface: InterfaceReport) -> Iterator[Finding]:
-    """Find default routes of other programs; of two with one metric the older one is in force (behaviour B157)."""
+    """Find default routes of other programs; of two with the same metric the older one is in force (behaviour B157)."""
     defaults = [route for route in interface.observed.routes if not route.destination.prefixlen]
     ours = (route for route in interface.desired.routes if not route.destination.prefixlen)
     wanted = {route.destination.version: route.metric for route in ours}
@@ -141,7 +141,7 @@ def _second_default_route(interface: InterfaceReport) -> Iterator[Finding]:
         if not before or interface.manager.networkmanager or interface.link is None:
             continue
         way = f"via {route.gateway}" if route.gateway is not None else "without a gateway"
-        problem = f"{interface.link.name} has another IPv{version} default route, {way}, which may win over ours"
+        problem = f"{interface.link.name} has another IPv{version} default route, {way}, which may precede ours"
         family = "-6 " if version == IPV6 else ""
         words = f"default via {route.gateway}" if route.gateway is not None else "default"
         remedy = f"if unwanted: ip {family}route delete {words} dev {interface.link.name} proto {route.protocol}"
@@ -163,7 +163,7 @@ def _resolver_findings(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("resolv-conf-differs", "error", problem, remedy)
     for server in evidence.silent_servers:
         problem = f"nameserver {server} does not answer"
-        remedy = "is the provider, or the VPN it belongs to, online? run qubes-guestnet check there"
+        remedy = "is the provider, or the VPN of this server, online? run qubes-guestnet check there"
         yield Finding("dns-unreachable", "error", problem, remedy)
 
 

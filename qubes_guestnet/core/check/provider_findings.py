@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The findings of `check` about the rules, which every qube has, and about the provider role. Pure."""
+"""The findings of `check` about the rules of every qube, and about the provider role. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..owned_state import FIREWALL, HELD
 from ..values import IPV4, IPV6
 from .coexisting_services import Remark
 
-TYPE_CHECKING = False  # a qube that is no provider loads no module of that role
+TYPE_CHECKING = False  # a qube that is not a provider loads no module of that role
 if TYPE_CHECKING:
     from ..firewall.condition import Condition
     from ..nft.foreign_chains import Shadow
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from ..values import IPAddress
     from .cut_off import Drop
 
-SHOWN = 5  # rules that get a finding each
+SHOWN = 5  # rules with a finding of their own
 GOOD, MISSING, CHANGED, UNSEEN = "good", "missing", "changed", "unseen"
 # Why forwarding is closed after the rules were removed, and the first step of the remedy.
 _HOLDS = {
-    HELD: "our rules were removed by another program; [provider] hold_after_flush is set, or others' are not restored",
-    FIREWALL: "our rules were removed by another program, and qubes-firewall.service is not ready yet",
+    HELD: "another program removed our rules; [provider] hold_after_flush is set, or other rules are not restored",
+    FIREWALL: "another program removed our rules, and qubes-firewall.service is not ready yet",
 }
 _SEE_TO = {HELD: "restore your own rules", FIREWALL: "systemctl restart qubes-firewall; or, without a firewall"}
 _TABLES = "ip qubes, ip6 qubes and arp qubes"
@@ -39,9 +39,9 @@ class Ground(NamedTuple):
     Args:
         rules: GOOD, MISSING, CHANGED, or UNSEEN without root; CHANGED only in a provider.
         unknown: names of vifs without a record.
-        gone: names of vifs with a record and without a device.
+        gone: names of vifs with a record but without a device.
         shadows: chains of other programs that run before ours.
-        drops: rules in `custom-forward` that drop or refuse.
+        drops: rules in `custom-forward` that drop or reject packets.
         tunnel: the device of a VPN, "" for none.
         firewall: problem of qubes-firewall, see `foreign_chains.firewall`.
         arp: the kernel has nftables for ARP.
@@ -61,7 +61,7 @@ def remarks(report: ProviderReport | None, ground: Ground) -> Iterator[Remark]:
     """Yield the findings.
 
     Args:
-        report: of a dry pass; None in a qube that is no provider.
+        report: the report of a dry pass; None in a qube that is not a provider.
         ground: the other facts.
     """
     if ground.rules == MISSING:
@@ -114,11 +114,11 @@ def _firewall(state: str) -> Remark:
     )
 
 
-_SEE_JOURNAL = "the journal of qubes-guestnet has the reason of nft; `Message too long`: raise net.core.wmem_max"
+_SEE_JOURNAL = "the journal of qubes-guestnet has nft's reason; for `Message too long` raise net.core.wmem_max"
 
 
 def _lists(report: ProviderReport) -> Iterator[Remark]:
-    """The firewall of single qubes."""
+    """Yield the findings about the firewall of client qubes."""
     for path, reason in report.scripts.failed if report.scripts is not None else ():
         problem = f"the firewall script {printable(path)} failed ({reason}): rules that it makes may be missing"
         remedy = "correct it; its output: journalctl -u qubes-firewall; then systemctl restart qubes-firewall"
@@ -130,7 +130,7 @@ def _lists(report: ProviderReport) -> Iterator[Remark]:
 
     for address, condition in report.conditions.items():
         if condition.state == WAITING:
-            problem = f"{address} has no rules yet: dom0 has not committed any since its vif came, nothing of it passes"
+            problem = f"{address} has no rules: dom0 has committed none since its vif appeared; its packets are dropped"
             yield Remark("firewall-not-committed", "warning", problem, "in dom0: qvm-firewall --reload QUBE")
         elif condition.state == BLOCKED:
             unknown = tuple(f"{name} is {words}" for name, code, words in condition.names if code == name_news.UNKNOWN)
@@ -146,7 +146,7 @@ def _lists(report: ProviderReport) -> Iterator[Remark]:
     if report.firewall_changed:
         chains = ", ".join(report.firewall_changed)
         problem = f"another program has removed rules of qubes-guestnet from {chains}"
-        remedy = "nothing to do if that is intended; else delete the rest of ours there, and the agent adds all again"
+        remedy = "nothing to do if that is intended; else delete our other rules there, and the agent restores all"
         yield Remark("firewall-table-changed", "warning", problem, remedy)
 
 
@@ -173,9 +173,7 @@ def _forwarding(report: ProviderReport) -> Iterator[Remark]:
         yield Remark("forwarding-off", "error", f"{missing} is not forwarded: {reason}", remedy)
     for name, setting in report.apart:
         shown = printable(name)
-        problem = (
-            f"what comes in by {shown} is not forwarded: the user or another program set {printable(setting)} to 0"
-        )
+        problem = f"packets from {shown} are not forwarded: the user or another program set {printable(setting)} to 0"
         yield Remark("forwarding-off", "error", problem, on_again)
     if report.lost:
         problem = f"removed together with our rules and still missing: {', '.join(report.lost)}"
@@ -230,13 +228,13 @@ def reason(report: ProviderReport) -> str:
 
 
 def _looked_up(address: IPAddress, condition: Condition) -> Iterator[Remark]:
-    """The names in the list of an address with which something is wrong."""
+    """Yield the findings about names in the list of an address."""
     from ..firewall import name_news
 
     for name, code, words in condition.names:
         problem = f"{name} in the list of {address}: {words}"
         if code in (name_news.UNKNOWN, name_news.INVALID, name_news.PART):
-            remedy = "is the name right, and do the name servers answer? Else give addresses in dom0"
+            remedy = "is the name correct, and do the name servers answer? Else use addresses in dom0"
             yield Remark("name-unresolved", "warning", problem, remedy)
         else:
             remedy = "do the name servers answer? Else see: journalctl -u qubes-guestnet-names"
@@ -244,9 +242,9 @@ def _looked_up(address: IPAddress, condition: Condition) -> Iterator[Remark]:
 
 
 def _cut_off(ground: Ground, *, ipv6: bool) -> Iterator[Remark]:
-    """Find users' rules that refuse; without a tunnel, those at the uplink cut client qubes off completely.
+    """Find users' rules that drop packets; without a tunnel, those at the uplink cut client qubes off completely.
 
-    A rule for IPv6 where client qubes have none cuts nothing off, and is not told.
+    If client qubes have no IPv6, rules for IPv6 are not reported.
     """
     drops = [drop for drop in ground.drops if ipv6 or drop.family == "ip"]
     closed = {drop for drop in drops if drop.uplink and not ground.tunnel}
@@ -285,5 +283,5 @@ def _vifs(report: ProviderReport, ground: Ground) -> Iterator[Remark]:
         remedy = "systemctl reload qubes-guestnet looks it up in xenstore; or attach the qube again"
         yield Remark("vif-unknown", "error", problem, remedy)
     for name in ground.gone:
-        problem = f"the device of {name} is gone, but Xen's hotplug has not reported it"
+        problem = f"the device of {name} no longer exists, but Xen's hotplug has not reported that"
         yield Remark("vif-gone", "warning", problem, f"{_APPLY}; it removes the rest of the vif")

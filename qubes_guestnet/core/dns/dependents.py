@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Plan the updates of the services that depend on the upstream DNS servers.
 
-* The set `dns-addr` of the firewall's table (behaviour B45), which the firewall's service makes and else fills.
-* The updates proxy, which reads its name servers at its start only (#3135). With no server there is nothing to start
-  it for.
-* The firewall's daemon of core-agent, which looks names up anew when it is reloaded, and only then (behaviour B136).
+* The set `dns-addr` of the firewall's table (behaviour B45), which the firewall's service creates and initially fills.
+* The updates proxy, which reads its name servers only when it starts (#3135). It is not started without a server.
+* The firewall's daemon of core-agent, which looks names up again only when it is reloaded (behaviour B136).
 
 The record is written after each update of the two services, so the next pass repeats a failed one (behaviour B147).
 """
@@ -30,15 +29,15 @@ FIREWALL = UnitJob("reload", "qubes-firewall.service")
 
 
 class Facts(NamedTuple):
-    """All that is looked at.
+    """The observed facts.
 
     Args:
-        servers: where names go, be it by rules of another program.
-        chosen: where this qube would have them go.
-        held: what the firewall's set holds, in words of `vif_order.listed`; None where it is not there, or is known to
-            be right.
-        proxy: there is an updates proxy to tell.
-        firewall: the firewall's service is active; asked for only where it is `behind`, None where that is not known.
+        servers: servers in force, even if another program's rules chose them.
+        chosen: servers that this qube would choose.
+        held: elements of the firewall's set, in the form of `vif_order.listed`; None if it does not exist, or is known
+            to be correct.
+        proxy: an updates proxy runs here.
+        firewall: the firewall's service is active; read only if it is `behind`, None if unknown.
     """
 
     servers: tuple[Endpoint, ...] = ()
@@ -49,7 +48,7 @@ class Facts(NamedTuple):
 
 
 def behind(record: Record) -> bool:
-    """Return whether the firewall's service was last reloaded for other servers than those in force."""
+    """Return whether the firewall's service was last reloaded for servers other than those in force."""
     return record.provided.reloaded != _sum(record)
 
 
@@ -57,9 +56,9 @@ def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
     """Return the pending operations.
 
     Args:
-        facts: observed.
+        facts: observed facts.
         record: the owned record.
-        so_far: what came of the operations of this pass.
+        so_far: result of the operations of this pass so far.
     """
     ops: list[Operation] = []
     provided = record.provided

@@ -21,8 +21,8 @@ from ..namedtuple import NamedTuple
 from ..nft import listing as nft_listing
 
 CHAIN = "dnat-dns"
-_DEPTH = 16  # the kernel follows jumps no further
-# Ends other than a server. THROUGH: translated by nothing, so it stays a virtual address.
+_DEPTH = 16  # the kernel's limit for nested jumps
+# Ends other than a server. THROUGH: no rule translates the query, so its target stays a virtual address.
 HERE, DROPPED, UNKNOWN, THROUGH = "this qube", "dropped", "an unknown target", "nowhere"
 _NEXT = "next rule"  # a rule that only counts or marks
 _PERHAPS_THROUGH = "refused"
@@ -30,16 +30,16 @@ _VERDICTS = {"accept": THROUGH, "drop": DROPPED, "reject": DROPPED, "queue": UNK
 _UDP = frozenset({"udp", "17"})
 
 End = Endpoint | str
-_Sure = tuple[End, bool]  # an end, and whether questions certainly come to it
+_Sure = tuple[End, bool]  # an end, and whether queries certainly reach it
 
 
 class Judgement(NamedTuple):
     """The effect of the rules in the chain.
 
     Args:
-        kept: they are the owner's to have.
-        words: where the virtual addresses end, or why the rules are not kept, in one line.
-        servers: name servers among the ends, each once.
+        kept: whether the rules stay.
+        words: the targets of the virtual addresses, or why the rules are replaced, in one line.
+        servers: name servers among the targets, each once.
     """
 
     kept: bool
@@ -52,7 +52,7 @@ QUIET_SECONDS, LONGEST_SECONDS = 1, 5
 
 
 def rules(listing: str) -> tuple[str, ...]:
-    """Return the rules of the chain; none where it is not there or not understood."""
+    """Return the rules of the chain; none if it is missing or not understood."""
     try:
         return nft_listing.chains(listing).get(CHAIN, ())
     except ValueError:
@@ -63,21 +63,21 @@ def unfinished(first: float, last: float, now: float) -> bool:
     """Return whether to wait before the chain is restored.
 
     Args:
-        first: when it was first seen changed by another program, in seconds.
-        last: when it was seen to change last.
-        now: the same clock.
+        first: when a change by another program was first seen, in seconds.
+        last: when the last change was seen.
+        now: present time of the same clock.
     """
     return now - last < QUIET_SECONDS and now - first < LONGEST_SECONDS
 
 
 def refreshed(there: Iterable[str], former: Iterable[str], ours: Iterable[str]) -> tuple[str, ...]:
-    """Return the rules of a chain in which others have put theirs beside ours, with ours as they are to be now.
+    """Return the rules of a chain with rules of ours and of others, after an update of ours.
 
     Args:
-        there: the rules that are in it.
-        former: ours as they were loaded last.
-        ours: as they are to be; they take the place of the first of the former ones. Where there is none, the chain is
-            another program's alone and stays.
+        there: present rules of the chain.
+        former: our rules as last loaded.
+        ours: our new rules; they replace the first of the former ones. If the chain has none of these, it belongs to
+            another program and stays unchanged.
     """
     there, former = tuple(there), frozenset(former)
     first = next((place for place, rule in enumerate(there) if rule in former), None)
@@ -91,7 +91,7 @@ def judge(listing: str, virtual: Iterable[ipaddress.IPv4Address]) -> Judgement:
 
     Args:
         listing: `nft -s list table ip qubes`.
-        virtual: the addresses that the qubes ask.
+        virtual: the addresses that client qubes query.
     """
     try:
         chains = nft_listing.chains(listing)
@@ -118,7 +118,7 @@ def _is_nowhere(end: End, virtual: tuple[ipaddress.IPv4Address, ...]) -> bool:
 
 
 def _base(chains: Mapping[str, tuple[str, ...]], address: ipaddress.IPv4Address) -> Iterator[_Sure]:
-    """Yield every end that a question for this address may come to."""
+    """Yield every possible end of a query to this address."""
     for end, sure in _walk(chains, CHAIN, address, 0, sure=True):
         yield (THROUGH if end == _NEXT else end), sure
 
@@ -126,7 +126,7 @@ def _base(chains: Mapping[str, tuple[str, ...]], address: ipaddress.IPv4Address)
 def _walk(
     chains: Mapping[str, tuple[str, ...]], name: str, address: ipaddress.IPv4Address, depth: int, *, sure: bool
 ) -> Iterator[_Sure]:
-    """Yield the ends within a chain; _NEXT if its caller goes on. `sure`: questions certainly come into it."""
+    """Yield the ends within a chain; _NEXT if its caller continues. `sure`: queries certainly enter the chain."""
     if depth > _DEPTH or name not in chains:
         yield THROUGH, sure
         return
@@ -139,7 +139,7 @@ def _walk(
             found: tuple[_Sure, ...] = ((_NEXT, here),)
         elif verdict[0] in ("jump", "goto") and len(verdict) == 2:
             found = tuple(_walk(chains, verdict[1], address, depth + 1, sure=here))
-            if verdict[0] == "jump":  # what `goto` calls comes back to the caller of this chain
+            if verdict[0] == "jump":  # a chain called by `goto` returns to the caller of this chain
                 goes_on = any(end == _NEXT for end, _ in found)
                 found = tuple(each for each in found if each[0] != _NEXT)
         else:
@@ -152,7 +152,7 @@ def _walk(
 
 
 def _ends(verdict: list[str], address: ipaddress.IPv4Address) -> Iterator[End]:
-    """Yield where a verdict other than a jump leads to."""
+    """Yield the ends of a verdict other than a jump."""
     if verdict[0] == "vmap":
         yield UNKNOWN
     elif verdict[0] in _VERDICTS:
@@ -164,14 +164,14 @@ def _ends(verdict: list[str], address: ipaddress.IPv4Address) -> Iterator[End]:
 
 
 def _targets(words: list[str], address: ipaddress.IPv4Address) -> Iterator[End]:
-    """Behind `dnat`: `to 10.8.0.1`, `ip to 10.8.0.1:5353`, `to ip daddr map { 10.139.1.1 : 10.8.0.1, … }`."""
+    """Yield the targets after `dnat`: `to 10.8.0.1`, `ip to 10.8.0.1:5353`, `to ip daddr map { 10.139.1.1 : … }`."""
     words = words[words.index("to") + 1 :] if "to" in words else []
     if not words:
         yield UNKNOWN
     elif "map" not in words:
         yield _target(words[0])
     elif "{" not in words:
-        yield UNKNOWN  # a named one, which may change without a word
+        yield UNKNOWN  # a named map, which may change without notice
     else:
         inner = " ".join(words[words.index("{") + 1 :]).rpartition("}")[0]
         entries = [tuple(part.strip() for part in entry.partition(" : ")[::2]) for entry in inner.split(",")]
@@ -196,9 +196,9 @@ def _target(word: str) -> End:
 
 
 def _taken_apart(rule: str, address: ipaddress.IPv4Address) -> tuple[bool | None, list[str]]:
-    """Whether a question by UDP from a qube for this address meets the conditions (None: perhaps), and the verdict."""
+    """Return whether a UDP query from a qube to this address matches (None: perhaps), and the verdict."""
     words = _words(rule)
-    if "vmap" in words:  # of verdicts, which are not followed
+    if "vmap" in words:  # verdict maps are not followed
         return None, ["vmap"]
     met: bool | None = True
     while words:
@@ -230,10 +230,10 @@ def _words(rule: str) -> list[str]:
 
 
 def _condition(words: list[str], address: ipaddress.IPv4Address) -> tuple[int, bool | None]:
-    """Return how many words the first condition has, and whether it is met; None where it is not understood."""
+    """Return the number of words of the first condition, and whether it matches (None if it is not understood)."""
     if words[0] == "counter":
         return (3 if words[1:2] == ["name"] else 1), True
-    if words[2:3] == ["set"]:  # `meta mark set 0x1`, `ct mark set meta mark` change the packet and ask nothing
+    if words[2:3] == ["set"]:  # `meta mark set 0x1`, `ct mark set meta mark` change the packet; they match all packets
         return (5 if words[3:4] in (["ct"], ["meta"]) else 4), True
     if "." in words[1:3]:
         return _concatenation(words)
@@ -254,7 +254,7 @@ def _condition(words: list[str], address: ipaddress.IPv4Address) -> tuple[int, b
 
 
 def _concatenation(words: list[str]) -> tuple[int, None]:
-    """`meta l4proto . th dport { tcp . 53, udp . 53 }`, which perhaps is met: as far as its values, and those too."""
+    """Return the number of words of `meta l4proto . th dport { tcp . 53, udp . 53 }`, values included; it may match."""
     if "}" in words:
         return words.index("}") + 1, None
     return next((place for place, word in enumerate(words) if word in _ENDING), len(words)), None
@@ -282,7 +282,7 @@ def _port(value: str, _address: object) -> bool | None:
 
 
 def _vif(value: str, _address: object) -> bool | None:
-    """Of a qube's interface: all of them, one of them, or none."""
+    """Return whether an interface pattern matches all vifs (True), one of them (None) or none (False)."""
     if value in ("vif*", "2") or (value.endswith("*") and "vif".startswith(value[:-1])):
         return True
     return None if value.startswith(("vif", "@")) else False

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The redirection of the virtual DNS addresses, from what nft lists of it to operations.
+"""Plan the redirection of the virtual DNS addresses from nft's listing.
 
-Rules of another program in `dnat-dns` stay in place of ours if `foreign_redirection` keeps them (behaviour B123).
-They are told from ours by the sum of what nft listed after our last load. The record says beforehand where a
-redirection is about to lead: a killed agent would else take it for another program's (B148).
+Rules of another program in `dnat-dns` replace ours if `foreign_redirection` keeps them (behaviour B123). The checksum
+of nft's listing after our last load distinguishes them from ours. The record has the targets of a redirection before it
+is loaded; otherwise an agent that was killed meanwhile would attribute it to another program (B148).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from .upstream_servers import Choice
 
 
 class Asked(NamedTuple):
-    """What is asked for.
+    """The desired redirection.
 
     Args:
-        virtual: the addresses that the qubes ask.
-        choice: where they are to lead.
+        virtual: the addresses that client qubes query.
+        choice: their targets.
     """
 
     virtual: tuple[IPv4Address, ...]
@@ -37,7 +37,7 @@ class Asked(NamedTuple):
 
     @property
     def load(self) -> LoadRedirection:
-        """The operation that does it where no rule of another program is kept."""
+        """Return the operation that loads it, if no rules of another program are kept."""
         refused = (
             "" if self.choice.servers else ("rejected" if self.choice.problem else f"rejected, {self.choice.reason}")
         )
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
 
     @property
     def ways(self) -> _Ways:
-        """What rules of other programs are judged for."""
+        """Return the facts for which rules of other programs are judged."""
         return self.virtual, self.choice.servers
 
 
@@ -53,15 +53,15 @@ _Ways = tuple[tuple[IPv4Address, ...], tuple[Endpoint, ...]]
 
 
 class Facts(NamedTuple):
-    """All that is looked at.
+    """The observed facts.
 
     Args:
-        generation: of the rules, before they were listed.
+        generation: generation of the rules before the listing.
         listing: `nft -s list table ip qubes`.
-        undisturbed: between our last transaction and the end of the listing no other program changed rules.
-        ours: the generation that our last transaction made.
-        now: in seconds.
-        patient: another program may still be at work on the chain, and is waited for. A command ends and cannot wait.
+        undisturbed: no other program changed rules between our last transaction and the end of the listing.
+        ours: generation after our last transaction.
+        now: time in seconds.
+        patient: wait for another program that may still be changing the chain. A command ends and cannot wait.
     """
 
     generation: int
@@ -73,18 +73,18 @@ class Facts(NamedTuple):
 
     @property
     def sum(self) -> str:
-        """Of the chains as they are now."""
+        """Return the checksum of the present chains."""
         listed = chosen({"ip": self.listing}, "chain", rules_text.DNS_CHAINS)
         return checksum(listed.encode()) if listed else MISSING
 
 
 class Memory(NamedTuple):
-    """What one process remembers from pass to pass.
+    """The state of a process between passes.
 
     Args:
-        foreign: what rules of another program were kept for, and where they lead; None: none are kept.
+        foreign: the facts for which another program's rules were kept, and their targets; None if none are kept.
         judged: generation of the rules when they were judged.
-        disturbed: when the chain was first seen changed by another program, when it changed last, and its sum then.
+        disturbed: time of the first change by another program, time of the last one, and the checksum then.
     """
 
     foreign: tuple[_Ways, Judgement] | None = None
@@ -93,13 +93,13 @@ class Memory(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What comes of it.
+    """The result of `plan`.
 
     Args:
         planned: operations, and the record before them.
-        memory: for the next time.
-        choice: where names go; by rules of another program, where these are kept.
-        right: the generation of the rules at which the chains are as they should be; None: at none.
+        memory: for the next pass.
+        choice: the redirection; that of another program's rules if these are kept.
+        right: generation of the rules at which the chains are correct; None if they are not.
     """
 
     planned: Planned
@@ -112,8 +112,8 @@ def known(asked: Asked, memory: Memory, record: Record) -> Choice | None:
     """Return the redirection known from the last listing; None if the chains have to be listed.
 
     Args:
-        asked: what is wanted now.
-        memory: of the process.
+        asked: the desired redirection.
+        memory: state of the process.
         record: the owned record.
     """
     there = record.provided.names.text
@@ -126,11 +126,11 @@ def plan(asked: Asked, facts: Facts, memory: Memory, record: Record, so_far: Out
     """Return the pending operations.
 
     Args:
-        asked: what is wanted.
-        facts: observed.
-        memory: of the process.
+        asked: the desired redirection.
+        facts: observed facts.
+        memory: state of the process.
         record: the owned record.
-        so_far: what came of the operations of this pass.
+        so_far: result of the operations of this pass so far.
     """
     if any(isinstance(op, LoadRedirection | KeepForeignRedirection) for op in so_far.done):
         return _loaded(asked, facts, memory, record, so_far)
@@ -138,18 +138,18 @@ def plan(asked: Asked, facts: Facts, memory: Memory, record: Record, so_far: Out
     if (there.text, there.seen) == (_sum(asked), now):
         memory = memory._replace(disturbed=None)
         purge = (PurgeConntrack(asked.virtual),) if asked.virtual and record.provided.pending is not None else ()
-        if purge and purge[0] not in so_far.done:  # the same was loaded again by an agent that was killed after it
+        if purge and purge[0] not in so_far.done:  # an agent was killed after it loaded the same redirection again
             return Decision(Planned(purge, record), memory, asked.choice)
         return Decision(Planned((), _noted(record, pending=None)), memory, asked.choice, facts.generation)
     changed = now not in (there.seen, MISSING)
     if not changed and there.text != FOREIGN:
         return _replaced(asked, memory, record)
     found = _Found(asked, facts, record)
-    # The same as ours is ours: left behind by a script that did this before, or by an agent without its record, or by
-    # one that was killed between the load and the record (behaviour B148).
+    # Rules equal to ours are ours: left by a script that did this before, by an agent that lost its record, or by an
+    # agent that was killed between the load and the record (behaviour B148).
     if found.judgement.kept and not found.same:
         return _kept(asked, facts, found, record, so_far, changed=changed)
-    # No other program is at work on it.
+    # No other program is changing the chain.
     doubted = found.same and (there.seen == DOUBTED or record.provided.pending is not None)
     if not changed or not there.text or doubted or not facts.patient:
         return _replaced(asked, memory, record)
@@ -163,14 +163,14 @@ def plan(asked: Asked, facts: Facts, memory: Memory, record: Record, so_far: Out
 
 
 class _Found:
-    """The rules that are in the chain.
+    """The present rules of the chain.
 
     Attributes:
-        rules: all of them.
-        ours: those that are to be there by us.
-        fresh: all, with ours among them as they are to be.
-        same: there are no others than ours.
-        judgement: where they lead.
+        rules: all rules.
+        ours: our desired rules.
+        fresh: all rules, with ours updated.
+        same: all rules are ours.
+        judgement: the effect of the rules.
     """
 
     def __init__(self, asked: Asked, facts: Facts, record: Record) -> None:
@@ -178,7 +178,7 @@ class _Found:
         self.rules = foreign_redirection.rules(facts.listing)
         self.ours = rules_text.dnat_rules(upstream_servers.pairs(*asked.ways))
         former, announced = _rules(provided.servers, virtual), _rules(provided.pending or (), virtual)
-        # Our former rules too: servers may change while another program empties the other chain.
+        # Include our former rules: servers may change while another program empties the other chain.
         known = (self.ours, former) if provided.pending is None else (self.ours, former, announced)
         self.same = self.rules in known
         kept = foreign_redirection.refreshed(self.rules, former, self.ours)
@@ -192,24 +192,24 @@ def _kept(asked: Asked, facts: Facts, found: _Found, record: Record, so_far: Out
     choice = _by_others(found.judgement, asked.choice)
     if not changed and found.fresh == found.rules:
         return Decision(Planned((), record), memory, choice, facts.generation)
-    # Where ours go on beside theirs, what is led to the provider of this qube by its own address passes.
+    # If our rules stay beside theirs, queries redirected to the own addresses of this qube's provider pass.
     passing = asked.choice.servers if frozenset(found.ours) & frozenset(found.fresh) else ()
     rules = found.fresh if found.fresh != found.rules else None
     op = KeepForeignRedirection(rules, asked.virtual, passing, found.judgement.words)
     if op in so_far.failed:
-        memory = Memory()  # else the next pass takes it for done
+        memory = Memory()  # otherwise the next pass would consider it done
     return Decision(_announced(op, asked, record), memory, choice)
 
 
 def _replaced(asked: Asked, memory: Memory, record: Record, trouble: str = "") -> Decision:
-    """Ours take the place of what is there."""
+    """Replace the present rules by ours."""
     op = asked.load._replace(trouble=trouble)
     memory = memory._replace(foreign=None, disturbed=None)
     return Decision(_announced(op, asked, record), memory, asked.choice)
 
 
 def _announced(op: LoadRedirection | KeepForeignRedirection, asked: Asked, record: Record) -> Planned:
-    # Else a qube that asks from the same port is led to the former server for ever.
+    # Otherwise a qube that keeps using the same source port would reach the former server for ever.
     purge = (PurgeConntrack(asked.virtual),) if asked.virtual else ()
     return Planned((op, *purge), _noted(record, pending=tuple(map(str, asked.choice.servers))))
 
@@ -220,7 +220,7 @@ def _loaded(asked: Asked, facts: Facts, memory: Memory, record: Record, so_far: 
     choice = asked.choice if judgement is None else _by_others(judgement, asked.choice)
     if any(isinstance(op, PurgeConntrack) for op in so_far.failed):
         return Decision(Planned((), record), memory, choice)  # the next pass does both again
-    # Whatever was done between is not taken for ours; the next pass judges it (behaviour B148).
+    # A change made in between does not count as ours; the next pass judges it (behaviour B148).
     good = facts.undisturbed and (judgement is None or memory.judged == facts.ours - 1)
     loaded = Loaded(_sum(asked) if judgement is None else FOREIGN, facts.sum if good else DOUBTED)
     servers = tuple(map(str, asked.choice.servers)) or record.provided.servers
@@ -229,7 +229,7 @@ def _loaded(asked: Asked, facts: Facts, memory: Memory, record: Record, so_far: 
 
 
 def _by_others(judgement: Judgement, choice: Choice) -> Choice:
-    """Return the redirection that the chain's rules make."""
+    """Return the redirection by the chain's rules."""
     reason = f"rules of another program in the chain ip qubes dnat-dns: {judgement.words}"
     return Choice(judgement.servers, reason, upstream_servers.FOREIGN, choice.last)
 

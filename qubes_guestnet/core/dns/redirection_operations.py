@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @distinct
 class LoadRedirection(NamedTuple):
-    """Redirect the virtual DNS addresses, and refuse what is not redirected, in one transaction.
+    """Redirect the virtual DNS addresses, and reject queries that are not redirected, in one transaction.
 
     Args:
-        virtual: the addresses that the qubes ask.
-        servers: name servers that they are redirected to in turn; none: all that goes to them is refused.
-        refused: how that reads, and why.
-        trouble: what is wrong with rules of another program whose place it takes, "" where there are none.
-        allows: the rules for DNS of single qubes accept these servers and no others, from the same moment on.
+        virtual: the addresses that client qubes query.
+        servers: name servers, used in turn; if there are none, all queries are rejected.
+        refused: the text for rejected queries, with the reason.
+        trouble: why another program's rules are replaced, "" if there are none.
+        allows: whether the same transaction makes the client qubes' rules for DNS accept exactly these servers.
     """
 
     virtual: tuple[IPv4Address, ...]
@@ -35,7 +35,7 @@ class LoadRedirection(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As nft takes it."""
+        """Return the text for nft."""
         from ..nft import rules_text
 
         text = rules_text.dnat(self._pairs, self.virtual, self.servers)
@@ -47,12 +47,12 @@ class LoadRedirection(NamedTuple):
 
     @property
     def allowed(self) -> tuple[IPAddress, ...]:
-        """The servers for the rules for DNS of single qubes."""
+        """Return the servers for the client qubes' rules for DNS."""
         return tuple(sorted({server.address for server in self.servers if server.address.version == IPV4}, key=int))
 
     @property
     def instead(self) -> LoadRedirection | None:
-        """Where both together are refused: names work, and the pass that follows mends the other table."""
+        """Return the redirection alone, for a refused transaction; the next pass corrects the firewall's table."""
         return self._replace(allows=False) if self.allows else None
 
     @property
@@ -62,7 +62,7 @@ class LoadRedirection(NamedTuple):
         return upstream_servers.pairs(self.virtual, self.servers)
 
     def hinders(self, other: object) -> bool:
-        """Return whether another operation must not be done because this one failed."""
+        """Return whether another operation must be left out because this one failed."""
         return other == PurgeConntrack(self.virtual)
 
     def __str__(self) -> str:
@@ -72,13 +72,13 @@ class LoadRedirection(NamedTuple):
 
 @distinct
 class KeepForeignRedirection(NamedTuple):
-    """Leave the rules of another program in `dnat-dns`, and refuse what they do not redirect (behaviour B123).
+    """Keep another program's rules in `dnat-dns`, and reject queries that they do not redirect (behaviour B123).
 
     Args:
-        rules: all of the chain, where some among them are ours and change; None: the chain stays as it is.
-        virtual: the addresses that the qubes ask.
-        passing: those of our servers that have a virtual address, and are led to by rules of ours in the chain.
-        ends: where the rules lead, in words.
+        rules: all rules of the chain, if some of them are ours and change; None: the chain stays unchanged.
+        virtual: the addresses that client qubes query.
+        passing: targets of our rules in the chain that are virtual addresses themselves.
+        ends: the targets of the rules, in words.
     """
 
     rules: tuple[str, ...] | None
@@ -88,14 +88,14 @@ class KeepForeignRedirection(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As nft takes it."""
+        """Return the text for nft."""
         from ..nft import rules_text
 
         first = rules_text.redirection(self.rules) if self.rules is not None else ""
         return first + rules_text.refusal(self.virtual, self.passing)
 
     def hinders(self, other: object) -> bool:
-        """Return whether another operation must not be done because this one failed."""
+        """Return whether another operation must be left out because this one failed."""
         return other == PurgeConntrack(self.virtual)
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ class KeepForeignRedirection(NamedTuple):
 
 @distinct
 class SetFirewallServers(NamedTuple):
-    """Have the set of the firewall's table hold these name servers and no others (behaviour B45)."""
+    """Set the elements of the firewall's set to exactly these name servers (behaviour B45)."""
 
     addresses: tuple[IPv4Address, ...]
 

@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""resolv.conf: its text, whose file it is and why, and how often we fight for it.
+"""resolv.conf: its text, its owner and the reason, and how often we restore it.
 
 All pure: `system/files.py` gathers the facts and publishes the bytes.
 
-Whose file it is follows from what the file *is* and what the user said about it, never from what is in its comments.
-A file is ours while it holds what we published last, by the sum in the owned record: ppp's `usepeerdns`, `sed` in an
-up-script and `echo >>` leave our first lines where they are, and what such a program wrote is not ours (B124). A former
-release left no sum; then ours is what has exactly the form that we publish. The first fact in this order that is true
-decides:
+The owner follows from the file itself and from the user's settings, never from its comments. A file is ours while its
+content has the checksum of our last publication in the owned record: ppp's `usepeerdns`, `sed` in an up-script and
+`echo >>` keep our first lines, but the result is not ours (B124). A former release recorded no checksum; then a file is
+ours if it has exactly the form that we publish. The first true fact in this order decides:
 
-1. protected: the user listed it in a protected-files.d; scripts keep their hands off (Whonix needs it, B23).
-2. immutable: `chattr +i` says the same to everybody.
-3. disabled: the service `disable-dns-server`. What we wrote is emptied, what another wrote stays (B15).
-4. networkmanager: NetworkManager configures the uplink and with it the servers.
-5. hook: a user's hook wrote it, and it names servers other than dom0's (B124).
-6. tunnel: another program wrote it while a VPN is there, and it names servers other than dom0's. Written back, the
-   names of this qube and of those behind it left outside of the tunnel (B124). It is ours again when the tunnel goes.
-   A device of a VPN that is set down has not gone: its file stays, and `upstream_servers` refuses the questions.
-7. else it is ours. A symbolic link is replaced by a file, wherever it leads: systemd leaves one that leads to nothing
+1. protected: the user listed the file in a protected-files.d, so no program may change it (Whonix needs this, B23).
+2. immutable: `chattr +i` means the same.
+3. disabled: the service `disable-dns-server`. We empty our own file; another program's file stays (B15).
+4. networkmanager: NetworkManager configures the uplink and its servers.
+5. hook: a user's hook wrote the file, and it names servers other than dom0's (B124).
+6. tunnel: another program wrote the file while a VPN was up, and it names servers other than dom0's. When we restored
+   ours, queries of this qube and its client qubes left outside of the tunnel (B124). The file is ours again when the
+   tunnel is deleted. While the VPN's device is set down, the file stays, and `upstream_servers` rejects queries.
+7. otherwise we own the file. We replace a symbolic link by a file, whatever its target: systemd leaves a dangling link
    when its resolver is off (B19).
 """
 
@@ -31,11 +30,11 @@ from qubes_guestnet.core.namedtuple import NamedTuple
 from qubes_guestnet.core.owned_state import Record, checksum
 from qubes_guestnet.core.values import IPAddress
 
-# resolv.conf(5): the C library uses the first three and no more (MAXNS).
+# resolv.conf(5): the C library uses only the first three (MAXNS).
 MAX_NAMESERVERS = 3
-# What a hook leaves to a process of its own, which ends a moment later, is still its doing.
+# A hook may leave the writing to a child process that ends a moment later.
 HOOK_GRACE_SECONDS = 1.0
-# A file of a former release is known by it, so it is the same in every version.
+# It identifies a file of a former release, so it is the same in every version.
 HEADER = (
     b"# Made by qubes-guestnet from what dom0 wrote into QubesDB.\n"
     b"# Changes here do not last; `qubes-guestnet status` shows which program owns this file.\n"
@@ -43,7 +42,7 @@ HEADER = (
 
 
 class Resolver(NamedTuple):
-    """What a resolv.conf says.
+    """The content of a resolv.conf.
 
     Args:
         servers: the name servers in the order of the file, at most as many as the C library uses.
@@ -59,14 +58,14 @@ def render(servers: Iterable[IPAddress]) -> bytes:
 
 
 def parse(data: bytes, *, every: bool = False) -> Resolver:
-    """Read a resolv.conf as the C library does; what it would not understand is passed over.
+    """Parse a resolv.conf as the C library does; unknown lines are ignored.
 
-    A keyword counts only at the very start of a line, and `#` or `;` there makes a comment (resolv.conf(5)).
+    A keyword counts only at the very start of a line; `#` or `;` there starts a comment (resolv.conf(5)).
 
     Args:
-        data: the file.
-        every: all servers, also those that the C library does not come to. For callers that cannot use each: three IPv6
-            servers in front hid the only one that other qubes can ask (behaviour B130).
+        data: content of the file.
+        every: return all servers, even those that the C library does not use. It is for callers that cannot use every
+            server: three IPv6 servers hid the only one that client qubes can query (behaviour B130).
     """
     servers: list[IPAddress] = []
     for line in data.split(b"\n"):
@@ -76,28 +75,28 @@ def parse(data: bytes, *, every: bool = False) -> Resolver:
         if len(words) > 1 and (every or len(servers) < MAX_NAMESERVERS):
             try:
                 servers.append(ipaddress.ip_address(words[1].decode("ascii")))
-            except ValueError:  # also UnicodeDecodeError
+            except ValueError:  # includes UnicodeDecodeError
                 continue
     return Resolver(tuple(servers))
 
 
 class FileFacts(NamedTuple):
-    """All that the decision needs to know of a resolv.conf, gathered in one go.
+    """The facts about a resolv.conf for the decision about its owner.
 
     Args:
         kind: "missing", "regular", "symlink" or "other" (a folder, a device).
-        data: what a regular file holds, cut after `system.files.LONGEST`; empty for the other kinds.
+        data: content of a regular file, cut after `system.files.LONGEST`; empty for the other kinds.
         mode: permission bits of a regular file, 0 for the other kinds.
-        link_target: where a symbolic link leads, as it is written in it.
+        link_target: target of a symbolic link, as written in the link.
         protected_by: the list that names the file, "" for none.
-        immutable: has the immutable or append-only attribute.
+        immutable: it has the immutable or append-only attribute.
         disabled: the service `disable-dns-server` is set.
         networkmanager: NetworkManager configures the uplink.
-        linked: what is behind a symbolic link, empty where that is nothing.
+        linked: content of a symbolic link's target, empty if it dangles.
         hook: the hook that wrote it, "" for none.
-        tunnel: what shows that a VPN is there, "" for none; see `tunnel`. Neither counts for a file that names no
-            servers other than dom0's.
-        published: sum of what we published last, and perhaps of what we were about to; "" where that is not known.
+        tunnel: the device that proves that a VPN is up, "" for none; see `tunnel`. `hook` and `tunnel` do not count if
+            the file names no servers other than dom0's.
+        published: checksum of our last publication, and perhaps that of the next one; "" if unknown.
         down: the device of `tunnel` is set down.
     """
 
@@ -117,7 +116,7 @@ class FileFacts(NamedTuple):
 
     @property
     def ours(self) -> bool:
-        """It holds what we wrote. We never make a link, so a link to our words is not ours."""
+        """Return whether we wrote the file. We never create a link, so a link to our text is not ours."""
         if self.kind != "regular" or not self.data:
             return False
         if self.published:
@@ -126,16 +125,16 @@ class FileFacts(NamedTuple):
 
     @property
     def content(self) -> bytes:
-        """What a program that opens the file reads."""
+        """Return the content that a program reads from the file, through a link if it is one."""
         return self.linked if self.kind == "symlink" else self.data
 
     def holds(self, data: bytes, mode: int = 0o644) -> bool:
-        """It already is what publishing `data` would make of it."""
+        """Return whether the file already is as publishing `data` would make it."""
         return (self.kind, self.data, self.mode) == ("regular", data, mode)
 
 
 class Owner(enum.Enum):
-    """Whose word counts for the file."""
+    """The owner of the file, by the deciding fact."""
 
     PROTECTED = "protected"
     IMMUTABLE = "immutable"
@@ -146,17 +145,17 @@ class Owner(enum.Enum):
     DIRECT = "direct"
 
 
-# Of these the file is as long as it names servers of theirs.
+# These own the file only while it names their servers.
 KEPT = frozenset({Owner.HOOK, Owner.TUNNEL})
 
 
 class Decision(NamedTuple):
-    """Whose file it is.
+    """The decision about the owner of the file.
 
     Args:
-        owner: whose word counts.
-        reasons: every fact looked at and the outcome, in one line, for programs.
-        detail: what the deciding fact names: a list, a hook or a device; "" where it names nothing.
+        owner: the owner.
+        reasons: every examined fact and the outcome, in one line, for programs.
+        detail: the list, hook or device of the deciding fact; "" for none.
     """
 
     owner: Owner
@@ -164,7 +163,7 @@ class Decision(NamedTuple):
     detail: str = ""
 
 
-# In the order in which they count.
+# In the order of precedence.
 _OWNERS: tuple[tuple[Owner, Callable[[FileFacts], object]], ...] = (
     (Owner.PROTECTED, lambda facts: facts.protected_by),
     (Owner.IMMUTABLE, lambda facts: facts.immutable),
@@ -176,13 +175,13 @@ _OWNERS: tuple[tuple[Owner, Callable[[FileFacts], object]], ...] = (
 
 
 def others(facts: FileFacts, servers: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
-    """Servers in the file that are not dom0's, of a file that is not ours; what a VPN or a hook may have written.
+    """Return servers other than dom0's in a file that is not ours, which a VPN or a hook may have written.
 
-    A link to a stub resolver (127.0.0.53) is what systemd leaves behind, and no VPN's (B19).
+    A link to a stub resolver (127.0.0.53) is left behind by systemd and does not belong to a VPN (B19).
 
     Args:
         facts: the file.
-        servers: dom0's.
+        servers: dom0's servers.
     """
     if facts.ours:
         return ()
@@ -192,11 +191,11 @@ def others(facts: FileFacts, servers: Iterable[IPAddress]) -> tuple[IPAddress, .
 
 
 class Way(NamedTuple):
-    """By which device a server of the file would be asked; names of devices, "" for none.
+    """The route to a server of the file.
 
     Args:
-        server: of the file.
-        device: by which packets to it leave.
+        server: the server.
+        device: name of the device by which packets to it leave, "" for none.
     """
 
     server: IPAddress
@@ -204,14 +203,14 @@ class Way(NamedTuple):
 
 
 class TunnelFacts(NamedTuple):
-    """What may show that a VPN is there. Every device is one that is neither an uplink of ours nor a vif nor lo.
+    """The facts that may prove that a VPN is up. No device among them is an uplink of ours, a vif or lo.
 
     Args:
-        ways: of the file's servers.
-        links: devices without a link layer that are up: tun, WireGuard, PPP. A client tells of its servers before it
-            sets its routes (wg-quick, OpenVPN).
-        defaults: devices that carry a default route, or half of one (0.0.0.0/1).
-        down: devices of a VPN (tun, WireGuard, PPP) that are not up; the kernel's own ones, as tunl0, do not count.
+        ways: routes to the file's servers.
+        links: devices without a link layer that are up: tun, WireGuard, PPP. A client announces its servers before it
+            adds its routes (wg-quick, OpenVPN).
+        defaults: devices with a default route, or half of one (0.0.0.0/1).
+        down: devices of a VPN (tun, WireGuard, PPP) that are not up, without those of the kernel, such as tunl0.
     """
 
     ways: tuple[Way, ...] = ()
@@ -221,12 +220,12 @@ class TunnelFacts(NamedTuple):
 
 
 def tunnel(facts: TunnelFacts) -> str:
-    """The device that shows that a VPN is there, "" for none: one that leads to a server, else the others in turn."""
+    """Return the device that proves that a VPN is up, "" for none. A device that routes to a server precedes others."""
     return next(iter((*_up(facts), *facts.down)), "")
 
 
 def is_down(facts: TunnelFacts) -> bool:
-    """Return whether all that shows a VPN is a device that is set down: no question can take its way."""
+    """Return whether the only evidence of a VPN is a device that is set down, so that no query can use it."""
     return bool(facts.down) and not _up(facts)
 
 
@@ -235,23 +234,23 @@ def _up(facts: TunnelFacts) -> tuple[str, ...]:
 
 
 def hook_wrote(modified: float, began: int, ended: Iterable[float | None], limit: float) -> bool:
-    """Return whether the file was written while one of the hooks ran that were started last.
+    """Return whether the file was written while one of the last started hooks was running.
 
     Args:
-        modified: when the file was written, seconds of the wall clock.
+        modified: when the file was written, in seconds of the wall clock.
         began: when the hooks were started; 0 for never.
-        ended: when each of them ended, None for one that runs still; an end before `began` is of a run before.
-        limit: how long they may run, in seconds. It counts where the end of one is not known.
+        ended: when each hook ended, None if it is still running; an end before `began` is that of an earlier run.
+        limit: how long they may run, in seconds; used if the end of a hook is unknown.
     """
     ends = (began + limit if end is None or end < began else end + HOOK_GRACE_SECONDS for end in ended)
     return bool(began) and any(began <= modified <= end for end in ends)
 
 
 def choose_owner(facts: FileFacts) -> Decision:
-    """Decide whose file it is; the first fact of the list that is true wins, and all of them are in the reasons."""
+    """Decide about the owner of the file; the first true fact of the list decides, and the reasons contain all."""
     answers = [(owner, fact(facts)) for owner, fact in _OWNERS]
     owner, deciding = next(((owner, answer) for owner, answer in answers if answer), (Owner.DIRECT, ""))
-    # What shows a VPN or a hook is looked at only where the file names servers of theirs.
+    # Evidence of a VPN or a hook counts only if the file names their servers.
     words = [f"{name.value}={_word(answer)}" for name, answer in answers if answer or name not in KEPT]
     kind = f"symlink:{facts.link_target}" if facts.kind == "symlink" else facts.kind
     words += [f"kind={kind}", f"ours={_word(facts.ours)}", f"owner={owner.value}"]
@@ -264,19 +263,19 @@ def _word(answer: object) -> str:
 
 
 def wanted(decision: Decision, facts: FileFacts, servers: Iterable[IPAddress]) -> bytes | None:
-    """Return what the file is to hold.
+    """Return the desired content of the file.
 
     Args:
-        decision: of `choose_owner` for these facts.
-        facts: the file as it is.
-        servers: the name servers dom0 wants.
+        decision: result of `choose_owner` for these facts.
+        facts: the present file.
+        servers: the name servers from dom0.
 
     Returns:
-        The bytes to publish, or None for hands off. Where no server is to be written, a file of ours becomes empty
-        (its servers are dom0's old ones) and anything else stays as it is.
+        The bytes to publish, or None to leave the file alone. Without servers our own file becomes empty (it has dom0's
+        former servers), and any other file stays unchanged.
     """
     data = b""
-    # Until NetworkManager writes it: a link is made a file, for NetworkManager would write through it (B20).
+    # Until NetworkManager writes the file: replace a link, because NetworkManager would write through it (B20).
     nobodys = facts.kind != "regular" or facts.ours or not facts.data
     before_networkmanager = decision.owner is Owner.NETWORKMANAGER and nobodys
     if decision.owner is Owner.DIRECT or before_networkmanager:
@@ -287,37 +286,38 @@ def wanted(decision: Decision, facts: FileFacts, servers: Iterable[IPAddress]) -
 
 
 def announced(record: Record, data: bytes) -> Record:
-    """A record that says what the file is about to hold: a killed agent would else take it for another's (B148)."""
+    """Return a record with the next content, or a killed agent would attribute it to another program (B148)."""
     sums, own = record.published.split(), checksum(data)
     return record if sums[1:] and sums[-1] == own else record._replace(published=" ".join((*sums[-2:], own)))
 
 
 def noted(record: Record, data: bytes) -> Record:
-    """Return a record that says what the file holds by us; what another program makes of it is known by that (B124)."""
+    """Return a record with our published content, by which another program's change is detected (B124)."""
     return record._replace(published=checksum(data))
 
 
-# A program that truncates a file writes it in the same moment; on a loaded machine some milliseconds can be in between.
+# A program that truncates a file usually writes it at once; on a loaded machine some milliseconds can pass in between.
 TRUNCATED_SECONDS = 0.1
 
 
 def may_be_truncated(facts: FileFacts, data: bytes) -> bool:
     """Return whether another program may have emptied a file in order to write it (B124).
 
-    What that program then writes is lost if the file is replaced in between: it goes into the replaced one.
+    If the file is replaced in between, that program's text is lost, because it goes into the replaced file.
 
     Args:
-        facts: of the file.
-        data: that it is to hold.
+        facts: facts about the file.
+        data: the desired content.
     """
     return facts.kind == "regular" and not facts.data and bool(data)
 
 
 class RewriteBudget:
-    """How often the same content is written back over what another program wrote.
+    """A limit on restoring the same content over another program's.
 
-    Two programs that both insist would write for ever. After `LIMIT` write-backs within `WINDOW` we report and leave
-    the other's content, until the window has moved on or something else is wanted. The clock is the caller's.
+    Two programs that keep restoring their content would never stop. After `LIMIT` restores within `WINDOW` we report an
+    error and leave the other content, until the window has passed or the desired content changes. The caller passes the
+    time.
     """
 
     LIMIT = 5
@@ -328,10 +328,10 @@ class RewriteBudget:
         self._spent: list[float] = []
 
     def allow(self, data: bytes, now: float) -> bool:
-        """Return whether to publish `data` over content that differs from it; True counts as done.
+        """Return whether to publish `data` over different content; True counts as published.
 
         Args:
-            data: the bytes to publish. The first time it is these, it is news and no write-back, and always allowed.
+            data: the bytes to publish. New content is not a restore, and is always allowed.
             now: monotonic time in seconds.
         """
         if data != self._wanted:
@@ -344,13 +344,13 @@ class RewriteBudget:
         return True
 
     def failed(self) -> None:
-        """Refund the last permitted write, which failed; news that was not written stays news."""
+        """Refund the last permitted write, which failed; new content that was not written stays new."""
         if not self._spent:
             self._wanted = None
         del self._spent[-1:]
 
     def next_try(self, now: float) -> float | None:
-        """Seconds until `allow` says yes again for the same content; None when it does so now."""
+        """Return the seconds until `allow` permits the same content again; None if it does so now."""
         if len(self._spent) < self.LIMIT:
             return None
         left = self.WINDOW - (now - self._spent[0])

@@ -12,7 +12,7 @@ from ..namedtuple import NamedTuple
 from ..uplink.desired import Flags
 from ..values import IPAddress
 
-# A domain "." for routing only: names of every domain go to this link's servers.
+# The routing-only domain ".": queries for every domain go to this link's servers.
 EVERY_DOMAIN = "~."
 
 
@@ -20,9 +20,9 @@ class LinkNames(NamedTuple):
     """The name service of one link.
 
     Args:
-        servers: name servers, in order; their texts.
-        domains: with "~" in front where only for routing.
-        default_route: names that no link's domain fits are asked here.
+        servers: name servers as text, in order.
+        domains: domains, with a leading "~" if routing-only.
+        default_route: names that match no link's domain are looked up on this link.
     """
 
     servers: tuple[str, ...] = ()
@@ -31,13 +31,13 @@ class LinkNames(NamedTuple):
 
 
 def wanted(servers: Iterable[IPAddress], flags: Flags, *, networkmanager: bool, there: bool) -> LinkNames | None:
-    """Return what we ask for on a link; None: nothing of ours is to be there.
+    """Return the desired settings of a link; None if we set nothing on it.
 
     Args:
-        servers: from dom0.
-        flags: of this qube; `disable-dns-server` counts.
-        networkmanager: it owns the link and tells systemd-resolved itself, from its profile.
-        there: the interface is present and ours to configure.
+        servers: servers from dom0.
+        flags: flags of this qube; `disable-dns-server` is relevant.
+        networkmanager: NetworkManager owns the link and sets its servers in systemd-resolved from its profile.
+        there: the interface is present and we configure it.
     """
     texts = tuple(map(str, servers))
     if not there or not texts or networkmanager or flags.disable_dns_server:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Plan the servers of the uplinks in systemd-resolved.
 
-The owned record is written before servers of a link are set: an agent that is killed in between reverts too much, which
-is harmless, and never too little.
+The owned record is written before the servers of a link are set: after an agent was killed in between, the next one
+reverts too much, which is harmless, and never too little.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class LinkFacts(NamedTuple):
 
     Args:
         link: the interface.
-        wanted: what we ask for on it; None: nothing of ours is to be there.
-        seen: what it has; None while it is not known, as when systemd-resolved is not running.
+        wanted: desired settings; None if we set nothing on it.
+        seen: present settings; None if unknown, as when systemd-resolved is not running.
     """
 
     link: Link
@@ -40,7 +40,7 @@ class LinkFacts(NamedTuple):
 
 
 def asked(interface: InterfaceReport, settings: Settings, flags: Flags) -> LinkFacts | None:
-    """Return what an interface is to have; None where that which it has stays."""
+    """Return the desired settings of an interface; None if its present settings stay."""
     if interface.link is None or settings.dns.held:
         return None
     there = not interface.removed and bool(interface.desired.addresses or interface.settings.held)
@@ -50,7 +50,7 @@ def asked(interface: InterfaceReport, settings: Settings, flags: Flags) -> LinkF
 
 
 def concerned(facts: LinkFacts, record: Record) -> bool:
-    """Return whether a link has, or is to have, anything of ours: else systemd-resolved is not asked."""
+    """Return whether a link has or needs settings of ours; if not, systemd-resolved is not called."""
     return facts.wanted is not None or record.interface(facts.link).resolved
 
 
@@ -58,9 +58,9 @@ def plan(links: Iterable[LinkFacts], record: Record, so_far: Outcome) -> Planned
     """Return the pending operations.
 
     Args:
-        links: those that are `concerned`, as observed.
+        links: observed links that are `concerned`.
         record: the owned record.
-        so_far: what came of the operations of this pass.
+        so_far: result of the operations of this pass so far.
     """
     ops: list[Operation] = []
     for link, names, seen in links:
@@ -79,6 +79,6 @@ def plan(links: Iterable[LinkFacts], record: Record, so_far: Outcome) -> Planned
 
 
 def forget(entry: Interface, link: Link) -> Iterable[Operation]:
-    """Return what takes the servers of an interface away that is taken out of service."""
+    """Return the operations that remove the servers of an interface that is taken down."""
     if entry.resolved:
         yield RevertLinkNames(link.ifindex, link.name)

@@ -19,18 +19,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-# As the service gives them: link (0 for none), server; and link, domain without "~".
+# In the service's form: link (0 for none) and server; link and domain without "~".
 Server = tuple[int, Endpoint]
 Domain = tuple[int, str]
-_TLS_ONLY = "yes"  # "opportunistic" asks in clear where there is no TLS
+_TLS_ONLY = "yes"  # "opportunistic" sends clear text to a server without TLS
 
 
 class Ways(NamedTuple):
-    """How the servers of one link are to be asked.
+    """How the servers of one link are used.
 
     Args:
-        default_route: names that no link's domain fits are asked here.
-        tls_only: by TLS and never in clear.
+        default_route: names that match no link's domain are looked up on this link.
+        tls_only: queries are sent over TLS, never in clear text.
     """
 
     default_route: bool = True
@@ -38,12 +38,12 @@ class Ways(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """All that the service says.
+    """The reply of the service.
 
     Args:
         servers: in the order of use.
-        domains: that are searched, or whose names are asked there.
-        ways: by link, 0 for the whole qube; a link that is not in here is as usual.
+        domains: search and routing domains.
+        ways: link → its settings, 0 for the whole qube; a missing link has the defaults.
     """
 
     servers: tuple[Server, ...]
@@ -52,12 +52,12 @@ class Answer(NamedTuple):
 
 
 def link_servers(answer: Answer, uplinks: frozenset[int]) -> tuple[LinkServers, ...]:
-    """Return the answer link by link, by index; a link without servers is none of interest.
+    """Return the servers of each link, by index; links without servers are left out.
 
-    By the bus links come in an order that is another one after each start of the service.
+    They are sorted, because their order on the bus changes with each start of the service.
 
     Args:
-        answer: of the service.
+        answer: the service's reply.
         uplinks: interface indexes of this qube's uplinks.
     """
     found: dict[int, list[Endpoint]] = {}
@@ -76,13 +76,13 @@ def link_servers(answer: Answer, uplinks: frozenset[int]) -> tuple[LinkServers, 
 
 
 def bus_answer(untrusted_properties: object) -> Answer:
-    """Return the properties of the manager; how links are to be asked is added by `bus_ways`, link by link.
+    """Parse the properties of the manager; `bus_ways` adds the settings of each link.
 
     Args:
         untrusted_properties: name → (signature, value).
 
     Raises:
-        ValueError: they are not those of systemd-resolved.
+        ValueError: they are not the properties of systemd-resolved.
     """
     listed = _property(untrusted_properties, "DNSEx") or _property(untrusted_properties, "DNS")
     domains = _property(untrusted_properties, "Domains")
@@ -92,10 +92,10 @@ def bus_answer(untrusted_properties: object) -> Answer:
 
 
 def bus_ways(untrusted_properties: object) -> Ways:
-    """Return the properties of one link, as `bus_answer`; a service that does not say is asked as usual.
+    """Parse the properties of one link, as `bus_answer` does; missing ones have the defaults.
 
     Raises:
-        ValueError: they are not those of a link.
+        ValueError: they are not the properties of a link.
     """
     default = _property(untrusted_properties, "DefaultRoute")
     mode = _property(untrusted_properties, "DNSOverTLS")
@@ -122,7 +122,7 @@ def _list(untrusted: object) -> Iterable[object]:
 
 
 def _bus_server(entry: Any) -> Server:
-    """(link, family, octets) of DNS, or with (port, name of the certificate) behind it of DNSEx."""
+    """Parse (link, family, octets) of DNS; DNSEx adds (port, name in the certificate)."""
     if not isinstance(entry, tuple | list) or len(entry) not in (3, 5):
         raise ValueError("no server")
     ifindex, _, octets, *more = entry
@@ -145,10 +145,10 @@ def _bus_domain(entry: Any) -> Domain:
 
 
 def printed_answer(dns: str, domain: str, default_route: str, tls: str) -> Answer:
-    """Return what the verbs `dns`, `domain`, `default-route` and `dnsovertls` of resolvectl print.
+    """Parse the output of resolvectl's verbs `dns`, `domain`, `default-route` and `dnsovertls`.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the output is malformed.
     """
     usual, modes = dict(_one_by_link(default_route)), dict(_one_by_link(tls))
     links = {ifindex for ifindex, _ in _by_link(dns)}
@@ -157,25 +157,25 @@ def printed_answer(dns: str, domain: str, default_route: str, tls: str) -> Answe
 
 
 def printed_servers(dns: str) -> list[Server]:
-    """Return what `resolvectl dns` prints. A server can be followed by a port, a link, and the name in its certificate.
+    """Parse the output of `resolvectl dns`. A server may be followed by a port, a link, and its certificate's name.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the output is malformed.
     """
     return [(ifindex, _server(word)) for ifindex, word in _by_link(dns)]
 
 
 def printed_domains(domain: str) -> list[Domain]:
-    """Return what `resolvectl domain` prints.
+    """Parse the output of `resolvectl domain`.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the output is malformed.
     """
     return [(ifindex, word.removeprefix("~")) for ifindex, word in _by_link(domain)]
 
 
 def _one_by_link(text: str) -> Iterable[tuple[int, str]]:
-    """Return lines with one word each. Others, which `default-route` prints for the whole qube, say nothing here."""
+    """Yield the links with exactly one word; other lines, which `default-route` prints globally, are ignored."""
     for line in text.splitlines():
         title, colon, rest = line.partition(":")
         words = title.split()
@@ -186,7 +186,7 @@ def _one_by_link(text: str) -> Iterable[tuple[int, str]]:
 
 
 def _by_link(text: str) -> list[tuple[int, str]]:
-    """Words of lines such as `Global: …` and `Link 2 (eth0): …`, which goes on in indented lines."""
+    """Return the words of lines such as `Global: …` and `Link 2 (eth0): …`, which indented lines continue."""
     found, ifindex = [], -1
     for line in text.splitlines():
         rest = line
@@ -204,7 +204,7 @@ def _by_link(text: str) -> list[tuple[int, str]]:
 
 
 def _server(word: str) -> Endpoint:
-    """`10.8.0.1`, `10.8.0.1:853`, `[fd00::1]:853`, each with `%LINK` and `#NAME` behind it."""
+    """Parse `10.8.0.1`, `10.8.0.1:853` or `[fd00::1]:853`, each optionally followed by `%LINK` and `#NAME`."""
     text = word.partition("#")[0].partition("%")[0]
     if text.startswith("["):
         host, _, number = text[1:].partition("]")

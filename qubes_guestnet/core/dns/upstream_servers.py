@@ -6,17 +6,17 @@ serves only this qube), and only IPv4, like the virtual addresses. If a VPN brin
 used (behaviour B37); likewise the user's global servers (behaviour B38). Queries are rejected rather than redirected
 elsewhere, so that none leaves outside of its tunnel.
 
-What decides, the first that says something:
+The first source that has an answer decides:
 
-1. `[dns] servers` of guestnet.toml: the owner's word.
-2. systemd-resolved, by `_RANKS`. A server that requires TLS is useless for client qubes, which send plain DNS;
-   a link that is down carries no question: in both cases the questions are refused (B127).
-3. systemd-resolved was heard before and is not heard now: what it said last, for `HOLD_SECONDS`; then the questions are
-   refused until it is heard again, or the link that had the names is gone as a device (B128). A file that leads out
-   by that same link is no way around it, and is used at once.
-4. /etc/resolv.conf, if it names others than this qube's own virtual addresses. All of its lines count (B130). While
-   the VPN's device whose servers they are is set down, the questions are refused, as with systemd-resolved.
-5. the virtual addresses of this qube's own provider.
+1. `[dns] servers` of guestnet.toml, the owner's choice.
+2. systemd-resolved, by `_RANKS`. Queries are rejected if a server requires TLS, because client qubes send plain DNS, or
+   if the link of the servers is down (B127).
+3. If systemd-resolved has stopped answering: its last answer, for `HOLD_SECONDS`. Then queries are rejected until it
+   answers again, or until the device of the last answer's link no longer exists (B128). A resolv.conf whose servers are
+   routed by that same link cannot bypass it, and is used at once.
+4. /etc/resolv.conf, if it names servers other than this qube's own virtual addresses. All of its lines count (B130).
+   While the device of the VPN that they belong to is set down, queries are rejected, as with systemd-resolved.
+5. The virtual addresses of this qube's own provider.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# A restart of systemd-resolved takes a second, and one that hangs is ended by its watchdog after three minutes: longer
-# than most restarts, and short enough that a server that is no more is not asked for long. `[dns] hold` changes it.
+# A restart of systemd-resolved takes a second, and its watchdog ends a hanging one after three minutes. This is longer
+# than most restarts, but short enough that queries do not go to a vanished server for long. `[dns] hold` changes it.
 HOLD_SECONDS = 60
 LONGEST_HOLD = 3600
-# Until it is looked at again; a look at one that hangs costs half a second.
+# Pause before the next request; a request to a hanging service costs half a second.
 PATIENCE_SECONDS, LONG_PATIENCE_SECONDS = 3, 15
 
 
 class LinkServers(NamedTuple):
-    """The servers that systemd-resolved has of one link.
+    """The servers of one link in systemd-resolved.
 
     Args:
-        ifindex: of the link; 0 for those of the whole qube.
+        ifindex: index of the link; 0 for the global servers.
         servers: in the order of use.
-        everything: names of every domain are asked here (it routes `~.`).
+        everything: the link takes all names (it routes `~.`).
         uplink: the link is this qube's own uplink, whose servers we set ourselves.
-        default_route: names that no link's domain fits are asked here.
-        tls_only: its servers are to be asked by TLS and never in clear (DNSOverTLS=yes).
+        default_route: names that match no link's domain are looked up on this link.
+        tls_only: queries must be sent over TLS, never in clear text (DNSOverTLS=yes).
     """
 
     ifindex: int
@@ -63,11 +63,11 @@ class LinkServers(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """What came of asking systemd-resolved.
+    """The result of a request to systemd-resolved.
 
     Args:
-        links: its servers; None when there was no answer.
-        problem: why there was none, in words; "" where it is not installed, or was never started.
+        links: its servers; None if it did not answer.
+        problem: why it did not answer, in words; "" if it is not installed or was never started.
     """
 
     links: tuple[LinkServers, ...] | None = None
@@ -78,27 +78,26 @@ NEVER_THERE = Heard()
 
 
 class NameFacts(NamedTuple):
-    """All that the decision needs to know.
+    """The facts for the decision.
 
     Args:
-        own: the virtual addresses of this qube's own provider. They are the way of last resort: they are on each
-            uplink, also where the names are meant to go elsewhere.
-        uplink: there is one. Without, its provider's addresses lead nowhere: questions are then refused at once,
-            instead of running out.
-        configured: `[dns] servers` of guestnet.toml; None where it says nothing.
-        heard: of systemd-resolved.
-        resolv_conf: what is in /etc/resolv.conf, empty for nothing.
-        unreadable: why it cannot be read, "" when it can.
-        kept: the file is taken to be a VPN's or a hook's, see `resolv_conf.choose_owner`.
-        last: the answer of systemd-resolved that is in force; None when it was never heard, or something else counts.
-        up: interface index of each device there is, and whether it is up.
-        names: interface index of each device there is, and its name.
-        ways: by which device a server of the file is reached; needed only while `last` counts.
-        hold: how long the last answer holds, in seconds.
+        own: the virtual addresses of this qube's own provider. They are the last resort, because every uplink has them,
+            even if names are meant to be looked up elsewhere.
+        uplink: an uplink exists. Without one, queries to its provider would time out, so they are rejected at once.
+        configured: `[dns] servers` of guestnet.toml; None if not set.
+        heard: reply of systemd-resolved.
+        resolv_conf: content of /etc/resolv.conf, empty for none.
+        unreadable: why it cannot be read, "" if it can.
+        kept: the file belongs to a VPN or a hook, see `resolv_conf.choose_owner`.
+        last: the answer of systemd-resolved in force; None if it never answered, or if another source is in force.
+        up: interface index of each device → whether it is up.
+        names: interface index of each device → its name.
+        ways: routes to the file's servers; needed only while `last` is in force.
+        hold: how long the last answer stays valid, in seconds.
         now: seconds, of the same clock as `Last.lost`.
-        virtual: the addresses that the qubes behind this one ask. Where its own provider does not have them, one of
-            them is no server: led to itself, a question left by the uplink as it was.
-        down: the device of the VPN whose file it is, while that is set down; "" for none.
+        virtual: the addresses that client qubes query. Unless this qube's own provider has them too, none of them is a
+            server: a query redirected to itself left by the uplink unchanged.
+        down: the device of the VPN that owns the file, while the device is set down; "" for none.
     """
 
     own: tuple[IPAddress, ...] = ()
@@ -119,24 +118,24 @@ class NameFacts(NamedTuple):
 
     @property
     def nowhere(self) -> frozenset[IPAddress]:
-        """Virtual addresses that are not those of this qube's own provider."""
+        """Return the virtual addresses that this qube's own provider does not have."""
         return frozenset(self.virtual) - frozenset(self.own)
 
 
-# Why names are not led where the owner would expect; codes of `check`.
+# Why queries do not go to the expected servers; codes of `check`.
 HELD, REFUSED, TLS_ONLY = "dns-held", "dns-refused", "dns-tls-only"
 LINK_DOWN, UNREADABLE, FOREIGN = "dns-link-down", "dns-unreadable", "dns-foreign"
 
 
 class Choice(NamedTuple):
-    """The answer.
+    """The chosen servers.
 
     Args:
-        servers: in the order of use, without repetition; none: questions are refused.
-        reason: in one line where they are from, or why there are none.
-        problem: one of the codes above, "" where all is well.
-        last: what to remember of systemd-resolved's answer.
-        again: look again after so many seconds, for no event will tell; 0 for no need.
+        servers: in the order of use, without duplicates; if there are none, queries are rejected.
+        reason: their source, or why there are none, in one line.
+        problem: one of the codes above, "" for none.
+        last: systemd-resolved's answer to be recorded.
+        again: choose again after this many seconds, because no event will cause it; 0 for never.
     """
 
     servers: tuple[Endpoint, ...]
@@ -147,14 +146,13 @@ class Choice(NamedTuple):
 
 
 class _Rank(NamedTuple):
-    """Links whose servers count alike.
+    """A rank of links whose servers have the same precedence.
 
     Args:
-        reason: what they are, for people.
-        counts: which links.
-        final: that there are such servers is the answer, also when no other qube can ask them: to ask others
-            instead would be a leak.
-        version: only servers of this family make it the answer; 0 for any.
+        reason: a description of the links, for messages.
+        counts: selects the links.
+        final: such servers decide even if client qubes cannot reach them, because using others would be a leak.
+        version: only servers of this family decide; 0 for any.
     """
 
     reason: str
@@ -163,7 +161,7 @@ class _Rank(NamedTuple):
     version: int = 0
 
 
-# The first that has any. A link that is asked for some domains only (DefaultRoute=no, without `~.`) is in none.
+# The first rank with servers decides. A link that serves only certain domains (DefaultRoute=no, no `~.`) has no rank.
 _RANKS = (
     _Rank("global servers", lambda link: link.ifindex == 0, final=True, version=IPV4),
     _Rank("a link that takes all names", lambda link: link.everything and not link.uplink, final=True),
@@ -189,12 +187,12 @@ NOWHERE_WORDS = "only the virtual DNS addresses themselves"
 
 
 def leads_nowhere(facts: NameFacts) -> bool:
-    """Return whether all servers of the owner's file are addresses of the virtual DNS itself."""
+    """Return whether all servers in the owner's file are virtual DNS addresses themselves."""
     return facts.configured is not None and all(server.address in facts.nowhere for server in facts.configured)
 
 
 def _configured(facts: NameFacts, servers: tuple[Endpoint, ...]) -> Choice:
-    """Return the owner's own; its provider's addresses lead somewhere only while there is an uplink."""
+    """Return the owner's choice; addresses of this qube's provider are usable only while an uplink exists."""
     where = "guestnet.toml, [dns] servers"
     somewhere = [server for server in servers if server.address not in facts.nowhere]
     if not somewhere:
@@ -204,7 +202,7 @@ def _configured(facts: NameFacts, servers: tuple[Endpoint, ...]) -> Choice:
 
 
 def _by_rank(facts: NameFacts, links: tuple[LinkServers, ...]) -> Choice | None:
-    """Return what systemd-resolved says, if that is an answer."""
+    """Return systemd-resolved's choice; None if it has none."""
     for rank in _RANKS:
         counting = [link for link in links if rank.counts(link)]
         if not rank.final:
@@ -215,7 +213,7 @@ def _by_rank(facts: NameFacts, links: tuple[LinkServers, ...]) -> Choice | None:
         ready = [(link, server) for link, server in clear if not link.ifindex or facts.up.get(link.ifindex, True)]
         found = tuple(dict.fromkeys(server for _, server in ready))
         index = next((link.ifindex for link, _ in ready or usable or chosen), 0)
-        # systemd-resolved may not have heard yet that the device is another one by now.
+        # systemd-resolved may not know yet that another device has the same name by now.
         last = Last(found, index, name=facts.names.get(index, facts.last.name if facts.last else ""))
         if found:
             return Choice(found, reason, last=last)
@@ -229,13 +227,13 @@ def _by_rank(facts: NameFacts, links: tuple[LinkServers, ...]) -> Choice | None:
 
 
 def _others(links: Iterable[LinkServers], facts: NameFacts) -> list[tuple[LinkServers, Endpoint]]:
-    """Return servers of these links, without those of this qube's own provider and what leads nowhere."""
+    """Return servers of these links, without virtual addresses and those of this qube's own provider."""
     left_out = facts.nowhere.union(facts.own)
     return [(link, server) for link in links for server in link.servers if server.address not in left_out]
 
 
 def _held(facts: NameFacts, last: Last) -> Choice:
-    """systemd-resolved was there and is not heard: what it said last, for a bounded time, and then nothing."""
+    """Return the last answer of systemd-resolved, which stopped answering, for a bounded time; then no servers."""
     named = _named(facts)
     foreign = [server for server in named if server.address not in facts.own]
     same_way = last.link and all(facts.ways.get(server.address) == last.link for server in foreign)
@@ -244,7 +242,7 @@ def _held(facts: NameFacts, last: Last) -> Choice:
     if foreign and (facts.kept or same_way):
         return Choice(named, f"/etc/resolv.conf, because systemd-resolved {facts.heard.problem}", last=last)
     last = last._replace(lost=last.lost or max(facts.now, 1))
-    # Of whole seconds one may have passed already: rather longer than shorter.
+    # The clock has whole seconds, so up to one more may have passed: rather hold longer than shorter.
     left, problem = facts.hold + 1 - (facts.now - last.lost), facts.heard.problem
     if left > 0 and facts.hold:
         reason = f"systemd-resolved {problem}; its last answer stays valid for {facts.hold} s"
@@ -254,7 +252,7 @@ def _held(facts: NameFacts, last: Last) -> Choice:
 
 
 def _without(facts: NameFacts) -> Choice:
-    """Without systemd-resolved: the file, else this qube's own provider."""
+    """Choose without systemd-resolved: the file, else this qube's own provider."""
     if facts.unreadable:
         return Choice((), f"/etc/resolv.conf cannot be read: {facts.unreadable}", UNREADABLE)
     named, found = _lines(facts), _named(facts)
@@ -264,13 +262,13 @@ def _without(facts: NameFacts) -> Choice:
         servers = tuple(server for server in found if facts.uplink or server.address not in facts.own)
         return Choice(servers, "/etc/resolv.conf")
     if facts.heard.links is None and named and not found:
-        # Addresses that only this qube can ask mean a resolver of its own, and its provider's is another.
+        # Addresses that only this qube can reach mean a resolver of its own, different from its provider's.
         return Choice((), "/etc/resolv.conf: a resolver that only this qube can reach")
     return _own(facts)
 
 
 def _down(facts: NameFacts) -> Choice:
-    """The way of the file's servers is another one while their device is down, and leads outside of the tunnel."""
+    """Reject queries while the device of the file's servers is down: the route would be outside of the tunnel."""
     return Choice((), f"/etc/resolv.conf: servers of {facts.down}, and it is down", LINK_DOWN)
 
 
@@ -287,23 +285,23 @@ def _own(facts: NameFacts) -> Choice:
 
 
 def _named(facts: NameFacts) -> tuple[Endpoint, ...]:
-    """Return servers of the file that another machine can ask, all of its lines."""
+    """Return servers of the file that client qubes can reach, from all of its lines."""
     return _usable(_lines(facts))
 
 
 def _lines(facts: NameFacts) -> tuple[IPAddress, ...]:
-    """Return servers of the file, without what leads nowhere."""
+    """Return servers of the file, without virtual addresses."""
     named = resolver.parse(facts.resolv_conf, every=True).servers
     return tuple(address for address in named if address not in facts.nowhere)
 
 
 def _usable(addresses: Iterable[IPAddress]) -> tuple[Endpoint, ...]:
-    """Return those that another machine can ask, each once."""
+    """Return the addresses that client qubes can reach, each once."""
     return tuple(dict.fromkeys(Endpoint(address) for address in addresses if host_of(address)))
 
 
 def asked_by_route(facts: NameFacts) -> tuple[IPAddress, ...]:
-    """Return servers of the file whose way out decides, because systemd-resolved is not heard any more; mostly none."""
+    """Return servers of the file whose route decides, because systemd-resolved has stopped answering; usually none."""
     if facts.configured is not None or facts.heard.links is not None or facts.last is None:
         return ()
     return tuple(server.address for server in _named(facts) if server.address not in facts.own)
@@ -313,10 +311,10 @@ _Address = ipaddress.IPv4Address
 
 
 def pairs(virtual: Iterable[_Address], servers: Iterable[Endpoint]) -> tuple[tuple[_Address, Endpoint], ...]:
-    """Return virtual address → server, for each virtual address exactly one.
+    """Return pairs of virtual address and server, exactly one per virtual address; none without servers.
 
-    Fewer servers than virtual addresses are used in turn: an address left out was a question that left this qube as it
-    was, into a network where it is never answered (behaviour B39). No server, no pair.
+    If there are fewer servers than virtual addresses, they are used in turn: queries to an address without a server
+    would leave this qube unchanged, into a network that never answers them (behaviour B39).
     """
     servers = tuple(servers)
     return tuple((address, servers[i % len(servers)]) for i, address in enumerate(virtual) if servers)
@@ -326,11 +324,11 @@ def pairs(virtual: Iterable[_Address], servers: Iterable[Endpoint]) -> tuple[tup
 
 
 class DnsSettings(NamedTuple):
-    """What the owner says of names.
+    """The owner's settings of the redirection.
 
     Args:
-        servers: where the virtual addresses are to lead; None for where this qube asks itself.
-        hold: how long the last answer of systemd-resolved holds, in seconds.
+        servers: targets of the virtual addresses; None for the servers that this qube uses itself.
+        hold: how long the last answer of systemd-resolved stays valid, in seconds.
     """
 
     servers: tuple[Endpoint, ...] | None = None
@@ -344,13 +342,13 @@ HOLD_EXPECTED = f"[dns] hold is a number of seconds from 0 to {LONGEST_HOLD}"
 
 
 def parse_settings(table: object) -> DnsSettings:
-    """Return the table `[dns]`.
+    """Parse the table `[dns]`.
 
     Args:
-        table: as the TOML parser gives it; {} where there is none.
+        table: the TOML parser's value; {} for none.
 
     Raises:
-        ValueError: of something that is not valid, in words that name the key and what would be right.
+        ValueError: it is invalid; the message names the key and the valid form.
     """
     if not isinstance(table, dict):
         raise ValueError("dns is a table: [dns]")

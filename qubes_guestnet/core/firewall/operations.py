@@ -35,7 +35,7 @@ class LoadFirewallTable(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As nft takes it."""
+        """Return the text for nft."""
         return ruleset.tables(self.version, self.fill)
 
     def __str__(self) -> str:
@@ -52,7 +52,7 @@ class SetDnsServers(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As nft takes it."""
+        """Return the text for nft."""
         return ruleset.dns_servers(self.version, self.servers)
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ class ChangeName(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As nft takes it."""
+        """Return the text for nft."""
         return ruleset.name(self.version, self.host, self.add, self.remove, make=self.make)
 
     def __str__(self) -> str:
@@ -101,7 +101,7 @@ class SetQubeRules(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As nft takes it."""
+        """Return the text for nft."""
         return ruleset.qube(self.bound, displaces=self.displaces)
 
     @property
@@ -127,7 +127,7 @@ class RemoveQubeRules(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As nft takes it."""
+        """Return the text for nft."""
         return ruleset.without_element(self.address)
 
     def __str__(self) -> str:
@@ -150,7 +150,7 @@ class RemoveQubeChain(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As nft takes it."""
+        """Return the text for nft."""
         return ruleset.without_chain(self.version, self.chain, keep=self.keep)
 
     def __str__(self) -> str:
@@ -167,7 +167,7 @@ class RemoveName(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As nft takes it."""
+        """Return the text for nft."""
         return ruleset.without_name(self.version, self.host)
 
     def __str__(self) -> str:

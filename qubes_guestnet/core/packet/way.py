@@ -185,7 +185,7 @@ class _Journey:
         if version not in self._facts.forwarding:
             return f"IPv{version} is not forwarded: {self._facts.why_not or 'the sysctl is 0'}"
         if device in self._facts.shut:
-            return f"what comes in by {device} is not forwarded: its own sysctl is 0"
+            return f"packets from {device} are not forwarded: its own sysctl is 0"
         return ""
 
     def _hook(self, hook: str) -> Iterator[Step]:

@@ -109,7 +109,7 @@ def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
     Args:
         facts: observed.
         record: the owned record.
-        so_far: what came of the operations of this pass.
+        so_far: result of the operations of this pass so far.
     """
     loads = sum(kind(op) in _KINDS for op in so_far.done)
     if loads:

@@ -85,7 +85,7 @@ def plan_lost(record: Record, so_far: Outcome) -> Planned:
 
     Args:
         record: the owned record.
-        so_far: what came of the operations of this pass.
+        so_far: result of the operations of this pass so far.
     """
     held = record._replace(provided=record.provided._replace(unfiltered=True))
     return Planned(() if RESTART in so_far.done else (RESTART,), held)

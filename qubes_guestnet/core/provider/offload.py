@@ -54,7 +54,7 @@ def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
     Args:
         facts: observed.
         record: the owned record.
-        so_far: what came of the operations of this pass.
+        so_far: result of the operations of this pass so far.
     """
     wanted, reason = facts.wanted, facts.reason
     names, refused = len(wanted.names), wanted in so_far.failed
@@ -78,7 +78,7 @@ def plan_ending(record: Record, so_far: Outcome) -> Planned:
 
     Args:
         record: the owned record.
-        so_far: what came of the operations of this pass.
+        so_far: result of the operations of this pass so far.
     """
     if record.provided.offloading and EndFlowtable() not in so_far.done:
         return Planned((EndFlowtable(),), record)

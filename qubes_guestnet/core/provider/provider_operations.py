@@ -72,7 +72,7 @@ class ChangeDownstream(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As nft takes it."""
+        """Return the text for nft."""
         from ..nft import rules_text
 
         return rules_text.downstream(self.add, self.remove)

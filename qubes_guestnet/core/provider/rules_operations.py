@@ -75,7 +75,7 @@ class UnloadRules(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As nft takes it."""
+        """Return the text for nft."""
         from ..nft import flowtable, rules_text
 
         return flowtable.END + rules_text.unload(arp=ARP in self.families)

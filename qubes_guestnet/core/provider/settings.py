@@ -122,7 +122,7 @@ class _Reader:
 def parse_provider(untrusted_entries: Entries[str, bytes]) -> ProviderSettings:
     """Return entries as read with `PROVIDER_PREFIXES` and those of the uplink → settings. It does not raise.
 
-    In a qube that is no provider all other keys are ignored: they may be left from a former role.
+    In a qube that is not a provider all other keys are ignored: they may be left from a former role.
     """
     reader = _Reader(untrusted_entries)
     if not reader.present(PROVIDER_KEY):

@@ -116,7 +116,7 @@ class SetElement(NamedTuple):
 
     @property
     def text(self) -> str:
-        """As nft takes it."""
+        """Return the text for nft."""
         return f"{self.line}\n"
 
     def __str__(self) -> str:

@@ -238,7 +238,7 @@ def close(vif: Vif, locking: tuple[Operation, ...], so_far: Outcome) -> tuple[Op
     Args:
         vif: as recorded.
         locking: by `lock_out`.
-        so_far: what came of the operations of this pass.
+        so_far: result of the operations of this pass so far.
     """
     last = MarkVifClosed(vif._replace(device=GONE))
     return () if last in so_far.done or so_far.failed else (*locking, last)
@@ -262,7 +262,7 @@ def drop(
         link: the interface, None where it is gone or another vif's.
         observed: what it has.
         locking: by `lock_out`.
-        so_far: what came of the operations of this pass.
+        so_far: result of the operations of this pass so far.
         taken: another device has the name, and is a stranger until hotplug says whose it is (behaviour B117).
     """
     name = vif.name.text

@@ -20,7 +20,7 @@ SCHEMA = 1
 OURS, ANOTHER, OFF = "qubes-guestnet", "another", "none"
 _STATES: Mapping[str, tuple[Callable[[str], Piece], str]] = {
     IN_FORCE: (good, "in force"),
-    WAITING: (warn, "waiting: dom0 has committed no list since its vif came, so nothing passes"),
+    WAITING: (warn, "waiting: dom0 has committed no list since its vif appeared, so nothing passes"),
     BLOCKED: (bad, "BLOCKED: everything is refused"),
     UNSEEN: (warn, "run as root to see whether it is in force"),
 }

@@ -109,7 +109,7 @@ def _decided(tested: Judged, step: Step) -> str:
     if place is None or place.chain[1] != FIREWALL:
         return ""
     if place.rule is None:
-        waits = "dom0 has committed none since its vif came"
+        waits = "dom0 has committed none since its vif appeared"
         return f"the table {FIREWALL}, which has no list of {source} ({waits}),"
     if not ruleset.is_chain(place.chain[2]):
         return ""

@@ -27,7 +27,7 @@ _HOLDS = {
 
 
 def as_data(report: ProviderReport | None, traffic: Mapping[str, Traffic]) -> dict[str, Any] | None:
-    """Return the provider's half for `--json`; None in a qube that is no provider. Keys are part of the interface."""
+    """Return the provider's half for `--json`, whose keys are stable; None in a qube that is not a provider."""
     if report is None:
         return None
     return {
@@ -168,7 +168,7 @@ def _stopped(report: ProviderReport) -> str:
 
 def _apart(report: ProviderReport) -> str:
     names = ", ".join(dict.fromkeys(printable(name) for name, _ in report.apart))
-    return f", but not what comes in by {names}, whose own forwarding is 0: `forwarding on` ends that" if names else ""
+    return f", but not packets from {names}, whose own forwarding is 0: `forwarding on` ends that" if names else ""
 
 
 def _refuses6(report: ProviderReport) -> bool:

@@ -43,7 +43,7 @@ def plan(
         found: the hooks as they are on disk.
         record: the owned record.
         clock: seconds of the wall clock: what the hooks write from then on is theirs (behaviour B124).
-        so_far: what came of the operations of this pass.
+        so_far: result of the operations of this pass so far.
     """
     paths, ops = hooks.runnable(found), []
     refused = {op.ifindex for op in so_far.failed if isinstance(op, StartHooks)}

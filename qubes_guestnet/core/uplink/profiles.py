@@ -135,7 +135,7 @@ def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
     Args:
         facts: observed.
         record: the owned record.
-        so_far: what came of the operations of this pass.
+        so_far: result of the operations of this pass so far.
     """
     ops: list[Operation] = []
     waits: list[str] = []
@@ -178,7 +178,7 @@ def _take_up(
     Args:
         profile: not known to be in force.
         entry: of its interface.
-        so_far: what came of the operations of this pass.
+        so_far: result of the operations of this pass so far.
     """
     name, interface, uuid = _name(profile), profile.link.name, nm.profile_uuid(profile.mac)
     if profile.device is Device.UNASKED:

@@ -163,7 +163,7 @@ def test_check_names_every_error_of_a_list() -> None:
     assert "nft refuses its rules" in found[2].problem
     assert [each.remedy.partition(":")[0] for each in found[1:3]] == [
         "correct its rules in dom0",
-        "the journal of qubes-guestnet has the reason of nft; `Message too long`",
+        "the journal of qubes-guestnet has nft's reason; for `Message too long` raise net.core.wmem_max",
     ]
     assert "ip qubes-firewall forward, ip6 qubes-firewall forward" in found[3].problem
 

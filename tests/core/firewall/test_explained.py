@@ -127,8 +127,8 @@ def test_the_lines() -> None:
         (step("blocked"), REFUSED, "the list of 10.137.0.5 has an error, which refuses it; the qube is told at once"),
         (
             step(None, DROPPED, ("ip", FIREWALL, "forward")), DROPPED,
-            "the table qubes-firewall, which has no list of 10.137.0.5 (dom0 has committed none since its vif came),"
-            " drops it; the qube gets no answer",
+            "the table qubes-firewall, which has no list of 10.137.0.5 (dom0 has committed none since its vif "
+            "appeared), drops it; the qube gets no answer",
         ),
         (step("", DROPPED, ("ip", "qubes", "c")), DROPPED, "firewall: words; the qube gets no answer"),
         (Step("route", REFUSED, "no route"), REFUSED, "route: no route; the qube is told at once"),

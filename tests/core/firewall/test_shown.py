@@ -150,7 +150,7 @@ def test_a_list_with_an_error_shows_all_of_it() -> None:
 def test_dom0_has_written_nothing_yet() -> None:
     given = facts()._replace(stored=by_address({}), listed={})
     assert text(given) == [
-        "vif4.0 10.137.0.5: waiting: dom0 has committed no list since its vif came, so nothing passes"
+        "vif4.0 10.137.0.5: waiting: dom0 has committed no list since its vif appeared, so nothing passes"
     ]
     assert one(given, SIX).same is None
 

@@ -152,7 +152,7 @@ def test_where_it_is_not_forwarded(target: str, outcome: str, words: str) -> Non
     [
         ({"forwarding": frozenset()}, "IPv4 is not forwarded: the sysctl is 0"),
         ({"forwarding": frozenset(), "why_not": "closed"}, "IPv4 is not forwarded: closed"),
-        ({"shut": frozenset({"vif4.0"})}, "what comes in by vif4.0 is not forwarded: its own sysctl is 0"),
+        ({"shut": frozenset({"vif4.0"})}, "packets from vif4.0 are not forwarded: its own sysctl is 0"),
     ],
 )
 def test_why_nothing_is_forwarded(changed: dict[str, Any], words: str) -> None:
