@@ -16,6 +16,8 @@ from bench import (
     bus,
     event,
     firewall,
+    firewall_memory,
+    firewall_packets,
     forwarding,
     generations,
     memory,
@@ -55,6 +57,8 @@ def runs(name: str) -> Iterator[Run]:
         yield packet.measure
     elif name == "firewall":
         yield firewall.measure
+        yield firewall_packets.measure
+        yield firewall_memory.measure
     elif name == "bus":
         yield bus.measure
     else:

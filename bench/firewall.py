@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The firewall of single qubes: from a commit to rules in force, from a start to all of them, and names that move.
 
+What a packet costs is in firewall_packets, and the memory in firewall_memory.
+
 Beside each stands a yardstick that does what today's daemon does (baseline/firewall.py): a process of nft for each of
 two transactions of a qube, and conntrack as a program. It is resident as well, and reads by the same QubesDB client.
 Both have the same 50 vifs and the same lists, and take turns. What is measured ends when the commit is counted as
@@ -30,8 +32,9 @@ from qubes_guestnet.system.nft import program as nft
 from qubes_guestnet.system.qubesdb import store as qubesdb
 
 QUBES, RULES = 50, 20
-ROUNDS, STARTS, REFRESHES = 40, 7, 60
-BUDGET_MS, BUDGET_P99_MS, BUDGET_REFRESH_MS = 5.0, 15.0, 2.0
+SHORT, LONG = 10, 1000
+ROUNDS, LONG_ROUNDS, STARTS, REFRESHES = 40, 12, 7, 60
+BUDGET_MS, BUDGET_P99_MS, BUDGET_LONG_MS, BUDGET_REFRESH_MS = 5.0, 15.0, 60.0, 2.0
 BUDGET_START = 0.10
 _SECONDS = 30.0
 _PAUSE_SECONDS = 0.15  # longer than the quiet period of the agent
@@ -135,13 +138,16 @@ def _houses() -> Iterator[tuple[_House, _House]]:
 def measure() -> tuple[Result, ...]:
     """Run inside `isolate()`."""
     with _houses() as (ours, yardstick):
-        commits = _commits(ours, yardstick, 10, ROUNDS)
+        commits = _commits(ours, yardstick, SHORT, ROUNDS)
+        long = _commits(ours, yardstick, LONG, LONG_ROUNDS)
+        for house in (ours, yardstick):
+            house.commit(1, SHORT, 0)
         for house in (ours, yardstick):
             for number in range(1, QUBES + 1):
                 house.write(number, RULES, number, committed=True)
             house.provider.settle(2.0)
         starts = [(ours.begin(), yardstick.begin()) for _ in range(STARTS)]
-    return (_short(commits), _started(starts), _refreshed())
+    return (_short(commits), _long(long), _started(starts), _refreshed())
 
 
 def _commits(ours: _House, yardstick: _House, count: int, rounds: int) -> list[tuple[float, float]]:
@@ -164,10 +170,21 @@ def _ratio(took: list[tuple[float, float]]) -> float:
 def _short(took: list[tuple[float, float]]) -> Result:
     mine = spread([each for each, _ in took])
     return Result(
-        "10 rules of a qube, commit to in force and counted, against a process of nft a step",
+        f"{SHORT} rules of a qube, commit to in force and counted, against a process of nft a step",
         _ratio(took),
         f"{BUDGET_MS:g} ms, median, {BUDGET_P99_MS:g} ms p99",
         mine.median <= BUDGET_MS and mine.p99 <= BUDGET_P99_MS,
+        _lines(took),
+    )
+
+
+def _long(took: list[tuple[float, float]]) -> Result:
+    mine = spread([each for each, _ in took])
+    return Result(
+        f"{LONG} rules of a qube, commit to in force and counted, against a process of nft a step",
+        _ratio(took),
+        f"{BUDGET_LONG_MS:g} ms, median",
+        mine.median <= BUDGET_LONG_MS,
         _lines(took),
     )
 

@@ -27,13 +27,13 @@ from tests.support.eventually import eventually
 
 BUDGET = 3.0
 NUMBER = 250
-_ENTRIES = {**hosting.ENTRIES, **IPV4_ENTRIES, **IPV6_ENTRIES}
-_FLAG = Path("/run/qubes-service/qubes-network")
+ENTRIES = {**hosting.ENTRIES, **IPV4_ENTRIES, **IPV6_ENTRIES}
+FLAG = Path("/run/qubes-service/qubes-network")
 _ANSWER_SECONDS = 15.0
 _IDLE_SECONDS = 2.0
 
 
-def _far_end() -> int:
+def far_end() -> int:
     """A network namespace for the other ends of the vifs, kept by its descriptor."""
     home = namespace()
     unshare(CLONE_NEWNET)
@@ -43,7 +43,13 @@ def _far_end() -> int:
     return far
 
 
-def _plug(far: int, numbers: range) -> None:
+def plug(far: int, numbers: range) -> None:
+    """The devices of vifs come.
+
+    Args:
+        far: the namespace of their other ends.
+        numbers: of the qubes, from 1.
+    """
     lines = "".join(
         f"link add {hosting.name(number)} address {hosting.VIF_MAC} type veth "
         f"peer name x{number} address {hosting.QUBE_MAC} netns /proc/self/fd/{far}\n"
@@ -52,7 +58,8 @@ def _plug(far: int, numbers: range) -> None:
     subprocess.run(["ip", "-batch", "-"], input=lines.encode(), check=True, pass_fds=(far,))
 
 
-def _online(numbers: range) -> None:
+def online(numbers: range) -> None:
+    """Have the agent set vifs up. Raises Failed."""
     for number in numbers:
         text = " ".join(hosting.addresses(number)).encode()
         vif = vif_rules.described(hosting.name(number), hosting.QUBE_MAC.encode(), b"vif", text)
@@ -62,7 +69,7 @@ def _online(numbers: range) -> None:
             raise Failed(f"{hosting.name(number)}: {problem}")
 
 
-def _come_to_rest(process: subprocess.Popen[bytes]) -> None:
+def come_to_rest(process: subprocess.Popen[bytes]) -> None:
     """Have it look at everything, and wait until it has used no processor time for a while."""
     process.send_signal(signal.SIGHUP)
     last, since = "", time.monotonic()
@@ -89,12 +96,12 @@ class _Weighed:
     """An agent that was weighed with 1 and with NUMBER vifs."""
 
     def __init__(self, python: str, *, reporting: bool = False) -> None:
-        stage = Stage(_ENTRIES, python)
+        stage = Stage(ENTRIES, python)
         self.modules: list[str] = []
         try:
             stage.fresh()
-            _FLAG.touch()
-            far = _far_end()
+            FLAG.touch()
+            far = far_end()
             own, other = OwnCopy(), OwnCopy()
             own.use()
             with agent(stage, reporting=reporting) as process:
@@ -106,16 +113,16 @@ class _Weighed:
                 if reporting:
                     self.modules = modules(process)
         finally:
-            _FLAG.unlink(missing_ok=True)
+            FLAG.unlink(missing_ok=True)
             stage.close()
 
     @staticmethod
     def _with(
         stage: Stage, process: subprocess.Popen[bytes], far: int, numbers: range, copies: tuple[OwnCopy, OwnCopy]
     ) -> Sizes:
-        _plug(far, numbers)
-        _online(numbers)
-        _come_to_rest(process)
+        plug(far, numbers)
+        online(numbers)
+        come_to_rest(process)
         if _in_service() != numbers[-1]:
             raise Failed(f"{_in_service()} vifs are in service and should be {numbers[-1]}")
         return weigh(stage, process, *copies)

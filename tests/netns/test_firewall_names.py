@@ -117,6 +117,38 @@ def test_a_name_that_ends_is_forgotten_and_one_whose_server_hangs_is_not() -> No
     eventually(lambda: "answered again, nothing is wrong any more" in host.agent.output(), 60, trouble=host.trouble)
 
 
+@pytest.mark.behaviour("B75")
+@pytest.mark.parametrize(("version", "address"), [(4, WORLD), (6, WORLD6)])
+def test_a_name_is_forgotten_at_the_second_answer_that_it_does_not_exist(version: int, address: str) -> None:
+    """One such answer is an accident of its servers: its addresses stay. Two, some time apart, are none."""
+    host = Enforcing(agent=False)
+    server, _unit = NameServer(host, ttl=1), NamesUnit(host)
+    server.says(www=[address])
+    host.qube.start_agent(env=hastened(host, apart=8))
+    behind = host.attach()
+    host.applied(behind.ip if version == 4 else behind.ip6, *RULES)
+    eventually(lambda: host.named(NAME, version) == {address}, trouble=host.trouble)
+
+    def refused() -> int:
+        return server.log().count(f"{NAME} is NXDOMAIN")
+
+    for back in (True, False):
+        before = refused()
+        server.says()
+        eventually(lambda: refused() == before + 1, 20, trouble=server.log)  # noqa: B023
+        assert host.named(NAME, version) == {address}
+        assert host.passes(behind, 9, version), host.trouble()
+        if back:
+            server.says(www=[address])
+            answered = server.log().count(f"{NAME} is {address}")
+            eventually(lambda: server.log().count(f"{NAME} is {address}") > answered + 1, 40, trouble=server.log)  # noqa: B023
+            assert host.named(NAME, version) == {address}
+            assert refused() == before + 1
+    eventually(lambda: host.named(NAME, version) == set(), 40, trouble=host.trouble)
+    assert refused() == before + 2
+    assert not host.passes(behind, 9, version)
+
+
 @pytest.mark.behaviour("B45")
 @pytest.mark.behaviour("B76")
 def test_other_name_servers_are_asked_in_the_pass_that_redirects_to_them() -> None:

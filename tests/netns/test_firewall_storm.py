@@ -26,40 +26,46 @@ def entries(number: int) -> tuple[str, ...]:
 
 
 @pytest.mark.scenario("S-034")
-def test_all_lists_change_twenty_times_while_the_agent_is_killed() -> None:
+@pytest.mark.parametrize("version", [4, 6])
+def test_all_lists_change_twenty_times_while_the_agent_is_killed(version: int) -> None:
     host = Enforcing(agent=False)
     clients = [host.plug(number) if number in REAL else host.plug_bare(number) for number in range(4, 4 + QUBES)]
-    for client in clients:
-        host.commit(client.ip, *entries(0))
+    addresses = [client.ip if version == 4 else client.ip6 for client in clients]
+    for address in addresses:
+        host.commit(address, *entries(0))
     host.qube.start_agent()  # it finds the vifs, as at the start of a provider under running qubes
-    eventually(lambda: host.mapped() == {client.ip for client in clients} and host.forwards(), 60, trouble=host.trouble)
-    talking, beside = clients[0], clients[1]
-    talk, outside = Talk(host, talking, 443), host.outside()
+    eventually(lambda: host.mapped(version) == set(addresses) and host.forwards(version), 60, trouble=host.trouble)
+    talking, beside = clients[:2]
+    talk, outside = Talk(host, talking, 443, version), host.outside()
     shots = [
-        shot(each.port, each.ip, WORLD, FORBIDDEN, dport=port) for each in (talking, beside) for port in (9, 99, NEVER)
+        shot(each.port, address, WORLD if version == 4 else WORLD6, FORBIDDEN, dport=port)
+        for each, address in zip((talking, beside), addresses, strict=False)
+        for port in (9, 99, NEVER)
     ]
     with storm(shots) as rounds, listening(outside):
         for number in range(1, ROUNDS + 1):
             if number == ROUNDS // 2:
                 host.agent.kill()
-            for client in clients:
-                host.commit(client.ip, *entries(number))
+            for address in addresses:
+                host.commit(address, *entries(number))
             if number == ROUNDS // 2 + 2:
                 host.qube.start_agent(wait=False)
             assert talk.goes_on(5.0), number
         rounds(50)
     last = f"th dport {100 + ROUNDS} "
-    eventually(lambda: all(last in f"{_chain(host, client.ip)} " for client in clients), 60, trouble=host.trouble)
+    eventually(
+        lambda: all(last in f"{_chain(host, address, version)} " for address in addresses), 60, trouble=host.trouble
+    )
     assert talk.goes_on(5.0)
     for client in (talking, beside):
-        assert host.passes(client, 100 + ROUNDS), host.trouble()
-        assert not host.passes(client, 100 + ROUNDS - 1)
+        assert host.passes(client, 100 + ROUNDS, version), host.trouble()
+        assert not host.passes(client, 100 + ROUNDS - 1, version)
     assert FORBIDDEN not in outside.words()
     talk.close()
 
 
-def _chain(host: Enforcing, address: str) -> str:
-    return " ".join(host.chain(address)).replace("udp dport", "th dport")
+def _chain(host: Enforcing, address: str, version: int) -> str:
+    return " ".join(host.chain(address, version)).replace("udp dport", "th dport")
 
 
 @pytest.mark.scenario("S-035")

@@ -1,30 +1,48 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The name look-up under systemd: started by a request of root alone, in its sandbox, and gone when it is idle."""
+"""The name look-up under systemd: started by a request of root alone, in its sandbox, and gone when it is idle.
+
+The machine is a provider: its agent, in its own sandbox, asks for the names that rules have.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.machines.machine import Machine, Mounts, end, line_of, spawn
+from tests.support.machines import client
+from tests.support.machines.client import Client, attached, commit
+from tests.support.machines.machine import Machine, Mounts, Process, end, line_of, spawn
 from tests.support.machines.packages import TREE
-from tests.system.test_boot import ENTRIES, UNIT, configured
+from tests.system.test_boot import UNIT, configured
+from tests.system.test_provider import GATEWAY6, OUTSIDE, OUTSIDE6, PROVIDER, outside
 
 SERVICE, SOCKET = "qubes-guestnet-names.service", "qubes-guestnet-names.socket"
 PATH = "/run/qubes-guestnet/names.sock"
 LIMIT = 1.2
-# In the router's namespace, at the address of the virtual DNS: a server that answers queries.
+# In the router's namespace, at the address of the virtual DNS: a server that answers queries. One name has the
+# addresses of the last line that it was given, of IPv4 and IPv6, for a second.
 SERVE = """\
-import time
-from tests.support.programs.name_server import Server
-servers = [Server("10.139.1.1"), Server("10.139.1.2", says="good")]
+import sys
+from tests.support.programs import name_server
+has = [""]
+def moves(query):
+    version = 4 if query.kind == name_server.A else 6
+    found = [each for each in has[0].split() if (":" in each) == (version == 6)]
+    return name_server.reply(query, *(name_server.address(name_server.OWNER, each, ttl=1) for each in found))
+name_server.REPLIES["moves"] = moves
+servers = [name_server.Server("10.139.1.1"), name_server.Server("10.139.1.2", says="good")]
 print("ready", flush=True)
-time.sleep(3600)
+for line in sys.stdin:
+    has[0] = line
+    print("moved", flush=True)
 """
+MOVES, ELSEWHERE = "moves.hostile.test", "192.0.2.81"
+LEAST_TTL = 30  # the shortest that may be chosen
 ASK = """\
 import ipaddress, select, sys
 from qubes_guestnet.core import endpoint
@@ -47,17 +65,25 @@ except GuestnetError as error:
 
 @pytest.fixture(scope="module")
 def qube(mounts: Mounts, base: Path, plain: Path, installed: Path) -> Iterator[Machine]:
-    machine = Machine(mounts, mounts.root(base, plain, installed), "names", ENTRIES)
-    command = [*machine.router.prefix, "env", f"PYTHONPATH={TREE}", sys.executable, "-c", SERVE]
-    server = spawn(*command)
+    root = mounts.root(base, plain, installed)
+    client.put_xenstore(mounts, root)
+    machine = Machine(mounts, root, "names", PROVIDER, flags=("qubes-network", "qubes-firewall"))
     try:
-        assert line_of(server) == "ready"
+        outside(machine)
         eventually(lambda: configured(machine), 60, "the network", machine.jobs)
-        machine.router.run("ip", "route", "replace", ENTRIES["/qubes-ip"], "dev", "vif4.0")
         yield machine
     finally:
-        end(server)
         machine.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(qube: Machine) -> Iterator[Process]:
+    process = spawn(*qube.router.prefix, "env", f"PYTHONPATH={TREE}", sys.executable, "-c", SERVE)
+    try:
+        assert line_of(process) == "ready"
+        yield process
+    finally:
+        end(process)
 
 
 def ask(qube: Machine, *names: str, user: str = "", servers: str = "10.139.1.1") -> list[str]:
@@ -187,3 +213,79 @@ def test_without_its_unit_the_agent_is_told_the_remedy(qube: Machine) -> None:
         qube.run("systemctl", "unmask", "--runtime", SOCKET)
         qube.run("systemctl", "start", SOCKET)
     assert ask(qube, "good.hostile.test") == ["good.hostile.test addresses 192.0.2.1"]
+
+
+# --- the agent, in its sandbox, and this unit ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def behind(qube: Machine) -> Iterator[Client]:
+    with ExitStack() as stack:
+        yield attached(qube, stack, 4, GATEWAY6)
+
+
+def moved(server: Process, *addresses: str) -> None:
+    """The name has these addresses from now on."""
+    assert server.stdin is not None
+    server.stdin.write(" ".join(addresses) + "\n")
+    server.stdin.flush()
+    assert line_of(server) == "moved"
+
+
+def named(qube: Machine, family: str = "ip") -> set[str]:
+    """The addresses that rules have for it."""
+    listed = qube.run("nft", "list", "set", family, "qubes-firewall", f"n-{MOVES}", check=False)
+    return set(listed.partition("elements = {")[2].partition("}")[0].replace(",", " ").split())
+
+
+def told(qube: Machine) -> str:
+    return qube.journal(UNIT) + qube.journal(SERVICE)
+
+
+@pytest.mark.behaviour("B74")
+@pytest.mark.behaviour("B78")
+def test_a_rule_by_name_lets_packets_to_its_addresses_through(qube: Machine, server: Process, behind: Client) -> None:
+    qube.run("systemctl", "stop", SERVICE)
+    qube.run(
+        "sh", "-c", f"mkdir -p /etc/qubes; printf '[firewall]\\nleast_ttl = {LEAST_TTL}\\n' >>/etc/qubes/guestnet.toml"
+    )
+    qube.router.run("ip", "address", "replace", f"{ELSEWHERE}/32", "dev", "lo")
+    before = times(qube)
+    moved(server, OUTSIDE, OUTSIDE6)
+    commit((behind,), f"action=accept dsthost={MOVES} proto=icmp", "action=drop")
+    for family, address in (("ip", OUTSIDE), ("ip6", OUTSIDE6)):
+        eventually(lambda: named(qube, family) == {address}, 60, MOVES, lambda: told(qube))  # noqa: B023
+        eventually(lambda: behind.reaches(address), 20, "a packet through", lambda: told(qube))  # noqa: B023
+    assert not behind.inside.reaches(ELSEWHERE, within_s=0.5)
+    assert times(qube) == before + 1
+    assert qube.property(SERVICE, "ActiveState") == "active"
+    shown = qube.run("qubes-guestnet", "firewall", "show", behind.address)
+    assert MOVES in shown
+    assert OUTSIDE in shown
+    exported = qube.run("qubesdb-read", f"/dns/{behind.address}/{MOVES}")
+    assert f"{OUTSIDE}/32" in exported
+
+
+@pytest.mark.behaviour("B74")
+def test_a_name_that_moves_is_followed_when_its_time_to_live_is_over(
+    qube: Machine, server: Process, behind: Client
+) -> None:
+    """By the agent's own timer. The address before counts for a while: a client may have it still."""
+    chain = ("nft", "-s", "list", "chain", "ip", "qubes-firewall", f"qbs-{behind.address.replace('.', '-')}")
+    before = qube.run(*chain)
+    moved(server, ELSEWHERE)
+    eventually(lambda: ELSEWHERE in named(qube), 4 * LEAST_TTL, "the other address", lambda: told(qube))
+    assert behind.reaches(ELSEWHERE), told(qube)
+    assert named(qube) == {OUTSIDE, ELSEWHERE}
+    assert qube.run(*chain) == before, "elements change, and no rule"
+
+
+def test_what_is_known_of_names_outlives_the_agent(qube: Machine, server: Process, behind: Client) -> None:
+    """Also where no name server answers any more: nothing of the look-up is asked before the rules are in force."""
+    before = named(qube)
+    moved(server)
+    with behind.every_packet_returns(ELSEWHERE):
+        qube.run("systemctl", "restart", UNIT)
+    assert ELSEWHERE in named(qube), told(qube)
+    assert named(qube) <= before
+    assert qube.run("systemctl", "--failed", "--no-legend", "--plain") == "", qube.jobs()

@@ -24,16 +24,21 @@ HOSTS = "/run/lab/hosts"
 _HASTE = """
 from qubes_guestnet.core.firewall import name_cache
 name_cache.SHORTEST = name_cache._GRID = name_cache.LINGER = name_cache.FIRST_RETRY = 1
-name_cache.APART = 2
+name_cache.APART = {apart}
 from qubes_guestnet.core.firewall import name_settings
 name_settings.LEAST = 1
 """
 _FOLDER = "/run/lab/haste"
 
 
-def hastened(host: Enforcing) -> dict[str, str]:
-    """An environment for the agent, in which times to live are over within seconds."""
-    host.qube.write(f"{_FOLDER}/sitecustomize.py", _HASTE)
+def hastened(host: Enforcing, apart: int = 2) -> dict[str, str]:
+    """An environment for the agent, in which times to live are over within seconds.
+
+    Args:
+        host: the provider.
+        apart: seconds between two answers that a name does not exist, for it to be forgotten.
+    """
+    host.qube.write(f"{_FOLDER}/sitecustomize.py", _HASTE.format(apart=apart))
     return {"PYTHONPATH": ":".join((_FOLDER, *sys.path))}
 
 
