@@ -6,7 +6,6 @@ from __future__ import annotations
 from ..core import settings
 from ..errors import StoreError
 from ..system.qubesdb import store as qubesdb
-from ..system.qubesdb import wire
 from ..system.signals import Signals
 from ..system.systemd import INFO, WARNING, log
 
@@ -67,7 +66,9 @@ class Connection:
         """Consume pending watch events; return whether there were any. Raises StoreError."""
         if self._watches is None or not self._watches.drain():
             return False
-        self._seen = dict.fromkeys(wire.in_order((*self._seen, *self._watches.paths)))
+        for path in self._watches.paths:  # each in the place of its last event
+            self._seen.pop(path, None)
+            self._seen[path] = None
         if len(self._seen) > _MOST_SEEN:
             from ..core.firewall import entries  # of a list with very many rules
 

@@ -38,6 +38,7 @@ from tests.support.machines.kinds import (
     cells,
 )
 from tests.support.machines.machine import Mounts
+from tests.support.machines.takeover import check_takeover
 from tests.support.packets.losses import at_most_arrive, every_packet_returns
 from tests.system.conftest import SUITES
 
@@ -337,8 +338,7 @@ def test_core_agent_s_package_is_purged_and_returns(qube: Qube, core_agent: Path
     assert qube.machine.run("systemctl", "--failed", "--no-legend", "--plain") == "", qube.told()
 
 
-@pytest.mark.behaviour("B145")
-@pytest.mark.behaviour("B152")
+@pytest.mark.behaviour("B145", "B152")
 def test_removal_loses_nothing_and_leaves_nothing_dangling(qube: Qube) -> None:
     with every_packet_returns(qube.machine.network, qube.target, "removal"):
         said = qube.dpkg("--remove", "qubes-guestnet")
@@ -371,8 +371,7 @@ def test_after_removal_it_boots_with_core_agent_alone(qube: Qube) -> None:
         eventually(lambda: Oracle(machine.network).reaches(SERVER), LONG, "a packet", qube.told)
 
 
-@pytest.mark.behaviour("B152")
-@pytest.mark.behaviour("B157")
+@pytest.mark.behaviour("B65", "B152", "B157")
 def test_installed_into_a_running_qube_and_purged_with_the_other_one_first(qube: Qube, built: Path) -> None:
     """core-agent's default route was there before ours, and stays in force: the owner may want it. It is logged."""
     machine = qube.machine
@@ -380,6 +379,7 @@ def test_installed_into_a_running_qube_and_purged_with_the_other_one_first(qube:
     with every_packet_returns(machine.network, qube.target, "install"):
         said = qube.dpkg("--install", target)
     assert qube.configured(), said
+    check_takeover(qube)
     if qube.kind.uplink and not qube.kind.networkmanager:
         told = machine.run("qubes-guestnet", "check", check=False)
         assert "note: second-default-route: eth0" in told

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from ...errors import shown
 from ..namedtuple import NamedTuple
@@ -145,6 +146,10 @@ class _Reader:
         """Return each option with its checked value; None for one that is not valid, with a problem."""
         given: dict[str, Any] = {}
         for part in untrusted_value.split(b" "):
+            checked = _checked(part)
+            if checked is not None and checked[0] not in given:
+                given[checked[0]] = checked[1]
+                continue
             word, equals, value = part.partition(b"=")
             option = _OPTIONS.get(word)
             name = word.decode("ascii", "replace")
@@ -157,11 +162,8 @@ class _Reader:
             elif name in given:
                 self.add(key, untrusted_value, f"{name} is given twice")
             else:
-                try:
-                    given[name] = option.check(value)
-                except ValueError:
-                    given[name] = None
-                    self.add(key, untrusted_value, f"{name} is not {option.expected}")
+                given[name] = None
+                self.add(key, untrusted_value, f"{name} is not {option.expected}")
         return given
 
     def _explain(self, rule: Rule, key: str, untrusted_value: bytes) -> None:
@@ -178,6 +180,19 @@ class _Reader:
             own = _ECHO[self._version]
             problem = f"{other} is not the echo request of IPv{self._version}"
             self.add(key, untrusted_value, problem, f"to allow ping, add a rule with icmptype={own}", blocks=False)
+
+
+@lru_cache(maxsize=512)  # of a list, most rules have the same action, protocol and ports
+def _checked(untrusted_part: bytes) -> tuple[str, Any] | None:
+    """Return an option and its checked value; None for what is not valid."""
+    word, equals, untrusted_value = untrusted_part.partition(b"=")
+    option = _OPTIONS.get(word)
+    if option is None or not equals or b"=" in untrusted_value:
+        return None
+    try:
+        return word.decode("ascii"), option.check(untrusted_value)
+    except ValueError:
+        return None
 
 
 def _contradictions(given: Mapping[str, Any], version: int) -> list[str]:
