@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bind the host names of a list to the addresses that they have now.
+"""Bind the host names of a list to their present addresses.
 
-While the addresses of a name are not all known, an `accept` matches those that are, and a `drop` matches every
-destination. So the list allows a part of what it would allow whatever the addresses are: stricter than to ignore the
-rule, which would let a `drop` through, and milder than to refuse everything, which is what users met (behaviours B66,
-B74, B75).
+While some addresses of a name are unknown, an `accept` matches the known ones, and a `drop` matches every destination.
+So the list never allows more than it would with all addresses. Ignoring the rule would be too lax, because a `drop`
+would have no effect; refusing everything, as users experienced, would be too strict (behaviours B66, B74, B75).
 
-What a name has is known when it was answered, also by "no address of this family", which matches nothing.
+A name is known after an answer, even if that is "no address of this family", which matches nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .rules import INVALID_HOST, Rule, Ruleset
 
 UNKNOWN = Known((), False)
 
-# (family, name) → what was answered; a name that is missing never was.
+# (family, name) → its answer; a missing name was never answered.
 Names = Mapping[tuple[int, str], Known]
 
 
@@ -34,47 +33,46 @@ class _BoundFields(NamedTuple):
 
 
 class Bound(_BoundFields):
-    """A list with what is known of its names.
+    """A list with the known addresses of its names.
 
     Args:
-        ruleset: as parsed.
-        known: name → what is known of it; a name that was never answered is missing.
-        refused: everything is, whatever the rules say: an error of the list, or a name without an answer where that is
-            to block the qube.
+        ruleset: the parsed list.
+        known: name → its addresses; a name that was never answered is missing.
+        refused: everything is refused, because the list has an error, or because an unknown name blocks the qube.
         warnings: names with too many addresses.
 
-    What follows from these is worked out once: a list of 1000 rules is looked at in every pass.
+    Derived values are cached, because every pass uses them and a list may have 1000 rules.
     """
 
     def __hash__(self) -> int:
-        """Return that of what can have one; operations are compared by it."""
+        """Return the hash of the hashable fields, by which operations are compared."""
         return hash((self.ruleset, self.refused))
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Valid names whose addresses are not all known, in the order of the list."""
+        """Return valid names whose addresses are not all known, in the order of the list."""
         return tuple(host for host in self.ruleset.hosts if not self.of(host).whole)
 
     def of(self, host: str | None) -> Known:
-        """Return what is known of a name."""
+        """Return the known addresses of a name."""
         return self.known.get(host or INVALID_HOST, UNKNOWN)
 
     @property
     def accept(self) -> bool:
-        """What becomes of a packet that no line matches."""
+        """Return whether a packet that no line matches is accepted."""
         return self.ruleset.accept and not self.refused
 
     @cached_property
     def lines(self) -> tuple[Line, ...]:
-        """Return what is in force, in order; nothing of it depends on what is not known."""
+        """Return the lines in force, in order; none of them depends on unknown addresses."""
         if self.refused:
             return ()
         return tuple(self._line(rule) for rule in self.ruleset.rules if not self._is_idle(rule))
 
     def _is_idle(self, rule: Rule) -> bool:
-        """Whether a rule matches nothing now and gets no line.
+        """Return whether a rule matches nothing now and gets no line.
 
-        An accept by a name that is only not known yet has one: its answer is then an element and no new chain.
+        An accept with an unknown name gets a line: its answer then only adds an element instead of replacing the chain.
         """
         return rule.is_empty or (rule.accept and rule.host == INVALID_HOST)
 
@@ -99,7 +97,7 @@ class Bound(_BoundFields):
 
     @property
     def comments(self) -> tuple[str, ...]:
-        """The comments of these rules."""
+        """Return the comments of these rules."""
         return (*(line.comment for line in self.lines), BLOCKED if self.refused else POLICY)
 
     @cached_property
@@ -109,7 +107,7 @@ class Bound(_BoundFields):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The names that its lines look up."""
+        """Return the names whose sets its lines use."""
         return tuple(dict.fromkeys(line.host for line in self.lines if line.host is not None))
 
 
@@ -117,10 +115,10 @@ def bind(ruleset: Ruleset, names: Names, *, block_unresolved: bool = False, befo
     """Return a list with the addresses of its names.
 
     Args:
-        ruleset: as parsed.
-        names: what was answered; addresses of the other family are ignored.
-        block_unresolved: refuse everything while an address of a name is not known.
-        before: the list of the last pass; it is returned where the result is equal.
+        ruleset: the parsed list.
+        names: answers; addresses of the other family are ignored.
+        block_unresolved: refuse everything while an address of a name is unknown.
+        before: the list of the last pass; it is returned if the result is equal.
     """
     known, warnings = {}, list[str]()
     version = ruleset.address.version
@@ -128,13 +126,13 @@ def bind(ruleset: Ruleset, names: Names, *, block_unresolved: bool = False, befo
         answer = names.get((version, host))
         if answer is None:
             continue
-        # Sorted: of a name with more, those that are kept are the same ones each time.
+        # Sorted, so that a name with too many addresses keeps the same ones each time.
         addresses = sorted({address for address in answer.addresses if address.version == version}, key=int)
         fits = len(addresses) <= MOST_ADDRESSES
         known[host] = Known(tuple(addresses[:MOST_ADDRESSES]), answer.whole and fits)
         if not fits:
-            kept = f"{host} has {len(addresses)} addresses; an accept is for the first {MOST_ADDRESSES}"
-            warnings.append(f"{ruleset.address}: {kept}, a drop for every destination; use networks")
+            kept = f"{host} has {len(addresses)} addresses; an accept matches the first {MOST_ADDRESSES}"
+            warnings.append(f"{ruleset.address}: {kept}, a drop every destination; use networks")
     bound = Bound(ruleset, known, ruleset.blocked, tuple(warnings))
     if block_unresolved and (bound.unknown or any(rule.host == INVALID_HOST for rule in ruleset.rules)):
         bound = Bound(ruleset, known, True, tuple(warnings))

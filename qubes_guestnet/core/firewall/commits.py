@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which sets of entries are in force: dom0's commit protocol, as one function from state to state.
+"""The sets of entries in force: dom0's commit protocol, as one function from state to state.
 
-dom0 removes a folder, writes policy and rules, and at last the empty key that commits them. QubesDB has no transaction,
-so what is read may be half of a set: of a second one too, which dom0 began after the commit. Rules:
+dom0 removes a folder, writes policy and rules, and finally the empty key that commits them. QubesDB has no transaction,
+so a reading may contain half of a set, possibly of a second one that dom0 began after the commit. Rules:
 
-1. A set counts when a commit of its address was seen; what was in force before stays until then.
-2. A set is whole when it has its policy, did not change while it was read, and the last event of its address is a
-   commit. Until it is whole, what was in force before stays for 100 ms at most; then everything is refused.
-3. Between the attachment of a vif and the first commit since it was last detached nothing passes, without an answer:
-   dom0 writes at once, a lost packet is sent again, and a refused one ends a program's start for good.
+1. A set takes effect when a commit of its address was seen; until then the former set stays in force.
+2. A set is complete if it has its policy, did not change while it was read, and the last event of its address is a
+   commit. Until it is complete, the former set stays in force for at most 100 ms; then everything is refused.
+3. From the attachment of a vif until its first commit all its packets are dropped without an answer: dom0 writes soon,
+   and programs re-send a lost packet, but give up after a refused one.
 4. Entries of an address without a vif have no effect, and stay in QubesDB (behaviour B80).
-5. When the agent starts, a committed set counts if its address has a vif: a restart changes nothing.
-6. When the provider boots, a committed set counts for the first vif of its address: dom0 has written the lists of all
-   running qubes by then, attaches their vifs, and commits no more.
-7. Of a vif that was there before the agent heard of it, and of one that gets a late fake address (#9318), dom0 has
-   committed: a committed set counts, and one in force stays.
+5. When the agent starts, a committed set takes effect if its address has a vif: a restart changes nothing.
+6. When the provider boots, a committed set takes effect for the first vif of its address: by then dom0 has written the
+   lists of all running qubes, and attaches their vifs without another commit.
+7. For a vif that existed before the agent was notified of it, and for one that gets a late fake address (#9318), dom0
+   has already committed: a committed set takes effect, and one in force stays.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ PATIENCE, QUIET, ABANDONED = 0.100, 0.005, 1.0
 
 
 class State(NamedTuple):
-    """What one pass leaves for the next.
+    """The state between passes.
 
     Args:
         lists: address → the list in force.
-        due: address → when its commit was first seen, while no whole set was read since.
-        writing: address → when its last event came, where that was no commit.
-        committed: addresses without a vif of which a commit was seen since they lost it, or since the boot.
+        due: address → when its commit was first seen, if no complete set was read since.
+        writing: address → time of its last event, if that was not a commit.
+        committed: addresses without a vif that have a commit since they lost it, or since the boot.
         attached: addresses that had a vif.
-        kept: addresses of which a former agent's rules, if any, stay loaded until their set is whole.
+        kept: addresses for which a former agent's rules, if any, stay loaded until their set is complete.
     """
 
     lists: Mapping[IPAddress, Ruleset] = {}
@@ -53,19 +53,19 @@ class State(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a pass has read.
+    """The facts that a pass has read.
 
     Args:
         now: monotonic, in seconds.
         stored: the entries.
-        seen: paths that the watch gave before the entries were read, in order.
-        meanwhile: paths that it gave from then on until the read was over, in order.
+        seen: paths from the watch before the entries were read, in order.
+        meanwhile: paths from the watch while the entries were read, in order.
         attached: addresses that have a vif.
-        detached: addresses of which a vif was detached since the last pass, also when they have one again.
+        detached: addresses whose vif was detached since the last pass, even if they have one again.
         starts: the agent has just started, or has connected to QubesDB again and may have missed commits. The watches
             were set before the entries were read (behaviour B77).
         boots: nothing has been enforced since this qube booted.
-        found: addresses of vifs that the agent had set up, and not Xen's hotplug (rule 7).
+        found: addresses of vifs that the agent itself found, not announced by Xen's hotplug (rule 7).
     """
 
     now: float
@@ -80,14 +80,14 @@ class Facts(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What is in force.
+    """The lists in force.
 
     Args:
         state: for the next pass.
-        incomplete: addresses in `lists` that are refused only until their set is whole. Their connections stay; what
-            the next list ends is judged as if there had been none before (`connections.to_end`).
-        handled: addresses whose commit was handled now, well or not, for /qubes-firewall-handled/.
-        again: when to read again without another event, in seconds of `now`; None: no need.
+        incomplete: addresses in `lists` that are refused only until their set is complete. Their connections stay; the
+            next list is compared with no former one (`connections.to_end`).
+        handled: addresses whose commit was handled now, successfully or not, for /qubes-firewall-handled/.
+        again: when to read again without another event, on the clock of `now`; None for never.
     """
 
     state: State = State()
@@ -97,26 +97,26 @@ class Outcome(NamedTuple):
 
     @property
     def lists(self) -> Mapping[IPAddress, Ruleset]:
-        """Address → its list, of all that have a vif and a set in force."""
+        """Return address → list, for all addresses with a vif and a set in force."""
         return self.state.lists
 
     @property
     def kept(self) -> frozenset[IPAddress]:
-        """Addresses of which what is loaded stays as it is."""
+        """Return the addresses whose loaded rules stay unchanged."""
         return self.state.kept
 
     @property
     def waiting(self) -> frozenset[IPAddress]:
-        """Addresses that have a vif and no set: nothing of them passes."""
+        """Return the addresses with a vif but without a set, whose packets are dropped."""
         return self.state.attached - set(self.lists) - self.kept
 
 
 def advance(before: State, facts: Facts) -> Outcome:
-    """Return what is in force now.
+    """Return the lists in force now.
 
     Args:
-        before: of the last pass; `State()` at the start.
-        facts: of this one.
+        before: state of the last pass; `State()` at the start.
+        facts: facts of this pass.
     """
     told = map(told_of, (*facts.seen, *facts.meanwhile))
     commits = frozenset(address for address, commit in told if commit and address is not None)
@@ -146,7 +146,7 @@ def advance(before: State, facts: Facts) -> Outcome:
 
 
 def _writing(before: State, facts: Facts) -> dict[IPAddress, float]:
-    """Return the addresses whose set is being written, and when the last event came."""
+    """Return the addresses whose set is being written, and the time of their last event."""
     writing = dict(before.writing)
     for address, commit in map(told_of, (*facts.seen, *facts.meanwhile)):
         if address is not None:
@@ -157,14 +157,14 @@ def _writing(before: State, facts: Facts) -> dict[IPAddress, float]:
 
 
 class _Read:
-    """What was read, and what of it can be trusted."""
+    """The entries, and which sets among them are complete."""
 
     def __init__(self, facts: Facts, writing: Mapping[IPAddress, float]) -> None:
         self._now, self._sets, self._writing = facts.now, facts.stored.sets, writing
         self._stirred = frozenset(address for address, _ in map(told_of, facts.meanwhile))
 
     def is_whole(self, address: IPAddress) -> bool:
-        """Return whether the set of an address is whole."""
+        """Return whether the set of an address is complete."""
         return (
             POLICY in self._sets.get(address, {})
             and address not in self._stirred
@@ -172,7 +172,7 @@ class _Read:
         )
 
     def again(self, due: Mapping[IPAddress, float], late: Iterable[IPAddress]) -> float | None:
-        """Return when to read again. A set that stays without a policy after all waits for an event."""
+        """Return when to read again. A set that still has no policy after that waits for an event."""
         times = [min(self._now + QUIET, since + PATIENCE) for address, since in due.items() if address not in late]
         for address in late:
             ended = self._writing.get(address, self._now) + ABANDONED
@@ -182,14 +182,14 @@ class _Read:
 
 
 def _started(facts: Facts) -> frozenset[IPAddress]:
-    """Return the addresses of which a committed set counts though its commit was not seen."""
+    """Return the addresses whose committed set takes effect although its commit was not seen."""
     return facts.attached & facts.stored.committed
 
 
 def _due(
     before: State, facts: Facts, commits: frozenset[IPAddress], lost: frozenset[IPAddress]
 ) -> dict[IPAddress, float]:
-    """Return the addresses with a vif and a commit that was not handled yet, and since when."""
+    """Return the addresses with a vif and an unhandled commit, and the time of the commit."""
     due = {address: since for address, since in before.due.items() if address in facts.attached - lost}
     fresh = commits | (before.committed - facts.detached) | ((facts.found & facts.stored.committed) - set(before.lists))
     if facts.starts:
@@ -202,11 +202,11 @@ def _due(
 def _unattached(
     before: State, facts: Facts, commits: frozenset[IPAddress], lost: frozenset[IPAddress]
 ) -> frozenset[IPAddress]:
-    """Return the addresses whose next vif needs no other commit; what QubesDB has no more is forgotten."""
+    """Return the addresses whose next vif needs no other commit, if QubesDB still has their entries."""
     known = facts.stored.committed if facts.boots else frozenset[IPAddress]()
     return (((before.committed - lost) | commits | known) - facts.attached) & facts.stored.committed
 
 
 def ordered(addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
-    """Return addresses in the order in which they are shown: IPv4 first, by number."""
+    """Return addresses in display order: IPv4 first, by number."""
     return tuple(sorted(addresses, key=lambda address: (address.version, int(address))))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `status` and `check` say of the firewall of each qube: from its entries, and from what is loaded."""
+"""The condition of each client qube's firewall for `status` and `check`, from its entries and the loaded rules."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Condition(NamedTuple):
     """The firewall of one address.
 
     Args:
-        state: IN_FORCE; WAITING: dom0 has committed no rules since its vif came, and its packets are dropped; BLOCKED:
-            all is refused because of an error in the list; UNSEEN: what is loaded cannot be read.
-        problems: all that is wrong with the list, in words.
-        shadowed: name servers that the list allows as such and that an entry before that refuses, with that entry.
-        names: those of its names with which something is wrong: name, code of `name_news`, and what it is, in words.
+        state: IN_FORCE; WAITING: dom0 has committed no rules since its vif appeared, and its packets are dropped;
+            BLOCKED: everything is refused because of an error in the list; UNSEEN: the loaded rules are unreadable.
+        problems: all problems of the list, in words.
+        shadowed: name servers that the list allows as such but an earlier entry refuses, with that entry.
+        names: names with a problem: name, code of `name_news`, and the problem in words.
     """
 
     state: str
@@ -47,10 +47,10 @@ def conditions(
     """Return the condition of each address.
 
     Args:
-        addresses: that have a vif.
+        addresses: addresses with a vif.
         stored: the entries.
-        listed: what is loaded, by family; None where it cannot be read.
-        cache: what the agent knows of names.
+        listed: the loaded rules, by family; None if unreadable.
+        cache: the agent's cache of names.
     """
     return {address: _condition(address, stored, listed, cache) for address in ordered(addresses)}
 
@@ -81,7 +81,7 @@ def _names(found: Ruleset, cache: Cache) -> Iterator[tuple[str, str, str]]:
 
 
 def changed(listed: Mapping[int, Listed]) -> tuple[str, ...]:
-    """Return table and chain of those that have lost some of our rules to another program."""
+    """Return table and chain of each chain from which another program has removed rules of ours."""
     return tuple(
         f"{lines.FAMILIES[version].table} {chain}"
         for version, table in sorted(listed.items())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which connections a change of rules ends: those that it turned from accepted to refused, and no others.
+"""Select the connections that a change of rules ends: those that were accepted and are now refused.
 
-A connection is judged by what the chain `forward` saw of its first packet: after DNAT, the destination is the source of
-the answers, and the port is theirs (behaviour B71: the daemon of core-agent compared ports as texts, and destinations
-before DNAT). Where the rules are the same there is nothing to end.
+A connection is judged as the chain `forward` saw its first packet, after DNAT: its destination is the source address of
+the answers, and its port is their source port (behaviour B71: the daemon of core-agent compared ports as texts, and
+destinations before DNAT). If the rules are unchanged, no connection ends.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class Connection(NamedTuple):
 
     Args:
         number: its id, by which it is deleted.
-        source: of the first packet.
-        server: source of the answers: the destination after DNAT.
+        source: source of the first packet.
+        server: source of the answers, which is the destination after DNAT.
         protocol: IP protocol number.
-        port: source port of the answers, of TCP and UDP.
-        icmp_type: of the first packet, of ICMP.
+        port: source port of the answers, for TCP and UDP.
+        icmp_type: type of the first packet, for ICMP.
     """
 
     number: int
@@ -37,10 +37,10 @@ class Connection(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What was or is in force.
+    """The rules in force at one time.
 
     Args:
-        lists: by address.
+        lists: the lists by address.
         dns: the name servers, of both families.
     """
 
@@ -49,9 +49,9 @@ class Rules(NamedTuple):
 
 
 def is_same_list(one: Bound | None, other: Bound | None) -> bool:
-    """Return whether two are one list of dom0's, whatever the addresses of its names are.
+    """Return whether both are the same list from dom0, whatever the addresses of its names.
 
-    A name server's answer ends no connection, only a commit does: round-robin names would cut each download (F-24).
+    Only a commit ends connections, not a name server's answer: round-robin names would interrupt downloads (F-24).
     """
     if one is None or other is None:
         return one is other
@@ -61,15 +61,16 @@ def is_same_list(one: Bound | None, other: Bound | None) -> bool:
 def to_end(
     connections: Iterable[Connection], before: Rules, after: Rules, own: Collection[IPAddress] = ()
 ) -> tuple[int, ...]:
-    """Return the ids of the connections that were accepted and are refused.
+    """Return the ids of the connections that were accepted and are now refused.
 
     Args:
-        connections: of any source.
-        before: an address without a list here may have had anything: what is refused now ends. So it is after a restart
-            of the agent, because a former one may have been killed between the load of a list and this; a connection
-            to an address that has left the answer of a name ends then too, which is the limit of F-24.
-        after: of an address without a list here nothing ends: its vif is gone, or its list is not whole.
-        own: addresses of this provider. What ends here is not forwarded, so these rules are not about it.
+        connections: connections of any source.
+        before: former rules. If an address has no list here, all of its refused connections end. This is the case after
+            a restart, because a former agent may have been killed between the load of a list and this step; then a
+            connection to an address that a name no longer has ends too, which is the limit of F-24.
+        after: present rules. If an address has no list here, none of its connections end: its vif is gone, or its list
+            is incomplete.
+        own: addresses of this provider, whose connections are not forwarded and thus not subject to the rules.
     """
     found, same_servers = [], frozenset(before.dns) == frozenset(after.dns)
     verdicts: dict[tuple[IPAddress, Packet], bool] = {}
@@ -88,9 +89,9 @@ def to_end(
 
 
 def _may_have_passed(then: Bound | None, packet: Packet, dns: Collection[IPAddress]) -> bool:
-    """Return whether a former list let a packet pass, by what its names have now or by what they had before.
+    """Return whether a former list accepted a packet, by the present or the former addresses of its names.
 
-    A connection outlives an address that left the answer of a name, up to the next commit and not longer (F-24).
+    A connection to an address that a name no longer has continues until the next commit (F-24).
     """
     if then is None or judge(then, packet, dns).passes:
         return True

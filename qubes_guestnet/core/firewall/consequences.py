@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What follows from rules that have come into force: connections are cut, and QubesDB is written, in this order."""
+"""The steps after new rules are in force: delete connections, then write to QubesDB."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
 HANDLED = "/qubes-firewall-handled/"
-# dom0's programs compare it; a counter that was written by another program starts anew.
+# dom0's programs compare the counter; if another program overwrote it, it starts again.
 _LONGEST_COUNTER = 18
 _DIGITS = frozenset(b"0123456789")
 
 
 @distinct
 class EndConnections(NamedTuple):
-    """Delete the conntrack entries of connections that were accepted and are refused.
+    """Delete the conntrack entries of connections that were accepted and are now refused.
 
     Args:
-        entries: as the kernel dumped them, which names each of them by its id.
+        entries: the kernel's dump of the entries, each with its id.
     """
 
     entries: tuple[bytes, ...]
@@ -36,10 +36,10 @@ class EndConnections(NamedTuple):
 
 @distinct
 class ExportNames(NamedTuple):
-    """Write the addresses of the names of qubes below /dns/ (behaviours B68, B78), all by one connection.
+    """Write the addresses of names below /dns/ (behaviours B68, B78), all over one connection.
 
     Args:
-        exports: of each qube whose list was committed, or whose names have other addresses.
+        exports: one per qube whose list was committed, or whose names have new addresses.
     """
 
     exports: tuple[Export, ...]
@@ -58,7 +58,7 @@ class CountHandled(NamedTuple):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Of the counters."""
+        """Return the paths of the counters."""
         return tuple(f"{HANDLED}{address}" for address in self.addresses)
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ def counted(untrusted_value: bytes | None) -> bytes:
     """Return the next value of a counter.
 
     Args:
-        untrusted_value: the present one, None where there is none; what is no number counts as none.
+        untrusted_value: the present value, None if absent; a value that is not a number counts as absent.
     """
     value = untrusted_value or b""
     number = int(value) if 0 < len(value) <= _LONGEST_COUNTER and _DIGITS.issuperset(value) else 0
@@ -77,7 +77,7 @@ def counted(untrusted_value: bytes | None) -> bytes:
 
 
 def handled(addresses: Iterable[IPAddress]) -> tuple[CountHandled, ...]:
-    """Return the operation that counts commits of these qubes; none for none."""
+    """Return the operation that counts commits of these qubes, if there are any."""
     addresses = tuple(addresses)
     return (CountHandled(addresses),) if addresses else ()
 

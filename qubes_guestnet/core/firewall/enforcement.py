@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a pass remembers of the firewall of single qubes, and what it wants to be in force. Functions between values.
+"""The state of the client qubes' firewall between passes, and its desired rules. Functions between values.
 
-A pass reads, decides which lists are in force (`commits`), loads the difference (`plan`), cuts the connections that the
-change refuses, and then tells QubesDB. A step that failed is left undone in `Memory`, so the next pass has it again.
+A pass reads, decides which lists are in force (`commits`), loads the difference (`plan`), deletes the connections that
+the change refuses, and then writes to QubesDB. A failed step stays pending in `Memory`, so the next pass repeats it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 
 class Memory(NamedTuple):
-    """What one pass leaves for the next.
+    """The state between passes.
 
     Args:
-        outcome: which lists are in force.
-        devices: address → the interface that has it.
-        refused: address → a list that nft refused; all of the address is refused as long as it has no other.
+        outcome: the lists in force.
+        devices: address → its interface.
+        refused: address → a list that nft refused; the address is refused everything until it has another list.
         judged: the lists by which connections were last judged.
-        owed: addresses whose commit was handled and is not counted yet.
+        owed: addresses whose handled commit is not counted yet.
         exported: address → the list whose names were last written below /dns/.
-        wanted: what was last found to be in force; None: not known.
-        began: a pass went by.
+        wanted: the rules last found in force; None if unknown.
+        began: a pass was made.
     """
 
     outcome: Outcome = Outcome()
@@ -52,16 +52,16 @@ class Memory(NamedTuple):
     began: bool = False
 
     def is_due(self, devices: Mapping[IPAddress, Device | None]) -> bool:
-        """Return whether entries have to be read again though no watch told of any."""
+        """Return whether entries must be read again although no watch reported a change."""
         return not self.began or self.outcome.again is not None or devices != self.devices
 
 
 def advanced(memory: Memory, facts: Facts, devices: Mapping[IPAddress, Device | None]) -> Memory:
-    """Return the memory with what entries say now.
+    """Return the memory updated with the present entries.
 
     Args:
-        memory: of the last pass.
-        facts: of this one; the attached addresses are those of `devices`, which also tell of detached ones.
+        memory: memory of the last pass.
+        facts: facts of this pass; `devices` determines the attached and detached addresses.
         devices: address → its interface.
     """
     replaced = {each for each, device in devices.items() if memory.devices.get(each, device) != device}
@@ -73,16 +73,16 @@ def advanced(memory: Memory, facts: Facts, devices: Mapping[IPAddress, Device | 
     )
     outcome = commits.advance(memory.outcome.state, facts)
     owed = (memory.owed | outcome.handled) & facts.attached
-    # A commit of the same list is a reason to try it again.
+    # A new commit of the same list makes nft try it again.
     refused = {each: bound for each, bound in memory.refused.items() if each not in outcome.handled}
     return memory._replace(outcome=outcome, devices=dict(devices), owed=owed, refused=refused, began=True)
 
 
 def questions(lists: Mapping[IPAddress, Ruleset]) -> Mapping[str, tuple[Question, ...]]:
-    """Return what name servers are asked for, by qube; nothing of a list without names.
+    """Return the questions to name servers, by qube; a list without names has none.
 
     Args:
-        lists: in force.
+        lists: lists in force.
     """
     return {
         str(address): tuple(Question(address.version, host) for host in hosts)
@@ -94,13 +94,13 @@ def questions(lists: Mapping[IPAddress, Ruleset]) -> Mapping[str, tuple[Question
 def want(
     memory: Memory, names: Names, dns: Mapping[int, frozenset[IPAddress]], *, block_unresolved: bool = False
 ) -> Wanted:
-    """Return what is to be in force.
+    """Return the desired rules.
 
     Args:
-        memory: of this pass.
-        names: what name servers answered.
-        dns: the name servers by family; one that is missing is left as it is.
-        block_unresolved: everything of a qube is refused while an address of one of its names is not known.
+        memory: memory of this pass.
+        names: answers of name servers.
+        dns: the name servers by family; a missing family is left unchanged.
+        block_unresolved: refuse everything from a qube while an address of one of its names is unknown.
     """
     lists = {}
     for address, ruleset in memory.outcome.lists.items():
@@ -113,7 +113,7 @@ def want(
 
 
 def refusal(bound: Bound) -> Bound:
-    """Return the list that refuses everything in place of one that nft does not take."""
+    """Return a list that refuses everything and replaces one that nft refused."""
     instead = SetQubeRules(bound).instead
     return bound if instead is None else instead.bound
 
@@ -122,9 +122,9 @@ def in_force(memory: Memory, wanted: Wanted, came: Came) -> Mapping[IPAddress, B
     """Return the lists that are loaded after all operations of a pass.
 
     Args:
-        memory: of this pass.
-        wanted: what was to be in force.
-        came: what came of the operations.
+        memory: memory of this pass.
+        wanted: the desired rules.
+        came: result of the operations.
     """
     lists = dict(wanted.lists)
     for op in came.failed:
@@ -139,14 +139,14 @@ def in_force(memory: Memory, wanted: Wanted, came: Came) -> Mapping[IPAddress, B
 
 
 def unloaded(came: Came) -> frozenset[IPAddress]:
-    """Return the addresses whose rules were neither loaded nor refused by nft: their turn comes in another pass."""
+    """Return the addresses whose rules were neither loaded nor refused by nft; another pass handles them."""
     failed = [op for op in came.failed if isinstance(op, SetQubeRules)]
     tried = {op.instead for op in failed} & {*came.done, *came.failed}
     return frozenset(op.bound.ruleset.address for op in failed if op.instead is not None and op.instead not in tried)
 
 
 def to_judge(memory: Memory, lists: Mapping[IPAddress, Bound], dns: Collection[IPAddress]) -> frozenset[IPAddress]:
-    """Return the addresses whose connections may be accepted by former rules and refused by those in force."""
+    """Return the addresses that may have connections which former rules accepted and present rules refuse."""
     same = frozenset(memory.judged.dns) == frozenset(dns)
     judged = memory.judged.lists
     return frozenset(
@@ -162,13 +162,13 @@ def ending(
     found: Iterable[tuple[Connection, bytes]],
     is_own: Callable[[IPAddress], bool],
 ) -> tuple[EndConnections, ...]:
-    """Return the operation that cuts connections; none for none.
+    """Return the operation that deletes connections, if there are any.
 
     Args:
-        memory: of this pass.
-        rules: in force.
-        found: connections, with their entries of conntrack.
-        is_own: whether an address is one of this provider: what ends here is not forwarded.
+        memory: memory of this pass.
+        rules: rules in force.
+        found: connections, with their conntrack entries.
+        is_own: whether an address is one of this provider, whose connections are not forwarded.
     """
     entries = {connection.number: (connection, entry) for connection, entry in found}
     numbers = to_end((connection for connection, _ in entries.values()), memory.judged, rules)
@@ -184,11 +184,11 @@ def ending(
 
 
 def written(memory: Memory, wanted: Wanted, later: frozenset[IPAddress]) -> tuple[ExportNames | CountHandled, ...]:
-    """Return what is written to QubesDB for each commit that was handled, and for names that have other addresses.
+    """Return the operations that write to QubesDB, for each handled commit and for names with new addresses.
 
     Args:
-        memory: of this pass.
-        wanted: what is in force.
+        memory: memory of this pass.
+        wanted: rules in force.
         later: addresses whose rules are not in force yet.
     """
     counted = ordered(memory.owed - later)
@@ -204,7 +204,7 @@ def written(memory: Memory, wanted: Wanted, later: frozenset[IPAddress]) -> tupl
 
 
 def _names_differ(before: Bound | None, bound: Bound) -> bool:
-    """Whether what scripts read of a list's names below /dns/ is another now."""
+    """Return whether the entries of a list's names below /dns/ have changed."""
     if before is None:
         return bool(bound.ruleset.hosts)
     hosts = bound.ruleset.hosts if before is not bound else ()
@@ -215,10 +215,10 @@ def settled(memory: Memory, wanted: Wanted, rules: Rules, came: Came) -> Memory:
     """Return the memory after all operations of a pass.
 
     Args:
-        memory: of this pass.
-        wanted: what was to be in force.
-        rules: that are, and by which connections were judged.
-        came: what came of the operations.
+        memory: memory of this pass.
+        wanted: the desired rules.
+        rules: rules in force, by which connections were judged.
+        came: result of the operations.
     """
     counted = frozenset(address for op in came.done if isinstance(op, CountHandled) for address in op.addresses)
     uncut = any(isinstance(op, EndConnections) for op in came.failed)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The entries below /qubes-firewall/, by address of the qube; and of which address a watch tells.
+"""The entries below /qubes-firewall/, by address of the qube, and the addresses in events of a watch.
 
-dom0 writes `/qubes-firewall/IP/policy`, `/qubes-firewall/IP/NNNN`, and at last an empty `/qubes-firewall/IP`, which is
-the commit. It spells an address in one way. Another spelling is no second source of rules for it, but an error.
+dom0 writes `/qubes-firewall/IP/policy`, `/qubes-firewall/IP/NNNN`, and finally an empty `/qubes-firewall/IP`, which is
+the commit. It spells each address in one way; any other spelling is an error, not a second source of rules.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _EXPECTED = "the address of a qube as dom0 writes it, such as 10.137.0.5 or fd09
 
 
 class Stored(NamedTuple):
-    """What QubesDB holds.
+    """The firewall entries in QubesDB.
 
     Args:
-        sets: address → the last part of each key below its folder → raw value. An address with a commit alone has an
+        sets: address → the last part of each key below its folder → raw value. An address that has only a commit has an
             empty set.
-        committed: addresses with a commit, of now or of any former time.
-        problems: of the names of folders; such a folder means nothing.
+        committed: addresses with a commit, new or old.
+        problems: invalid names of folders; such folders are ignored.
     """
 
     sets: Mapping[IPAddress, Mapping[str, bytes]] = {}
@@ -36,7 +36,7 @@ class Stored(NamedTuple):
 
 
 def by_address(untrusted_entries: Mapping[str, bytes]) -> Stored:
-    """Return the entries by address. It does not raise, whatever they are.
+    """Return the entries by address. The function raises no error, whatever the entries are.
 
     Args:
         untrusted_entries: path → raw value; paths outside the folder are ignored.
@@ -63,10 +63,10 @@ def by_address(untrusted_entries: Mapping[str, bytes]) -> Stored:
 
 
 def told_of(path: str) -> tuple[IPAddress | None, bool]:
-    """Return the address that a path of a watch is about, and whether it is its commit.
+    """Return the address in a path from a watch, and whether the path is its commit.
 
     Args:
-        path: as the watch gave it; (None, False) for one of no address.
+        path: path from the watch; (None, False) is returned for a path without an address.
     """
     if not path.startswith(FOLDER):
         return None, False
@@ -76,12 +76,12 @@ def told_of(path: str) -> tuple[IPAddress | None, bool]:
 
 
 def gathered(paths: Iterable[str]) -> tuple[str, ...]:
-    """Return paths that say the same of commits and of what is being written, at most two for each address.
+    """Return at most two paths per address that carry the same information on commits and unfinished writes.
 
-    A list of 4096 rules is as many events before its commit.
+    A list of 4096 rules causes as many events before its commit.
 
     Args:
-        paths: as watches gave them, in order; those that are about no address are left out.
+        paths: paths from watches, in order; those without an address are left out.
     """
     found: dict[str, None] = {}
     for path in paths:
@@ -94,18 +94,18 @@ def gathered(paths: Iterable[str]) -> tuple[str, ...]:
 
 
 def commits(paths: Iterable[str]) -> bool:
-    """Return whether a watch told of a commit."""
+    """Return whether a watch reported a commit."""
     return any(told_of(path)[1] for path in paths)
 
 
 def others(paths: Iterable[str]) -> tuple[str, ...]:
-    """Return the paths that are not the firewall's."""
+    """Return the paths outside the firewall's folder."""
     return tuple(path for path in paths if not path.startswith(FOLDER))
 
 
 @lru_cache(maxsize=512)  # a list of 1000 rules has as many paths, all with one address
 def _address(untrusted_name: str) -> IPAddress | None:
-    """Return an address that is written as dom0 writes it; None for all else."""
+    """Return an address in dom0's spelling; None for any other text."""
     try:
         address = checks.address(untrusted_name.encode("ascii"))
     except ValueError:

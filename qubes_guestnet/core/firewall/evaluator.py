@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a list says about a packet, and which entry decides.
+"""Evaluate a list for a packet: the verdict, and the entry that decides.
 
-One evaluator for all: the connections that a change ends, `firewall test`, and the tests, which compare it with the
-kernel. It judges what the chain `forward` sees: a destination after DNAT.
+The same evaluator selects the connections that a change ends and serves `firewall test`; tests compare it with the
+kernel. It judges a packet as the chain `forward` sees it, with its destination after DNAT.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ POLICY, BLOCKED = -1, -2
 
 
 class Packet(NamedTuple):
-    """The first packet of a connection, of the qube.
+    """The first packet of a connection from a qube.
 
     Args:
-        destination: after DNAT.
-        protocol: IP protocol number (of IPv6 the one behind the extension headers).
-        port: destination port of TCP and UDP, after DNAT.
-        icmp_type: of ICMP.
+        destination: destination address after DNAT.
+        protocol: IP protocol number (in IPv6 that after the extension headers).
+        port: destination port after DNAT, for TCP and UDP.
+        icmp_type: ICMP type, for ICMP.
     """
 
     destination: IPAddress
@@ -37,13 +37,13 @@ class Packet(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The answer for a packet.
+    """The verdict for a packet.
 
     Args:
-        answer: ACCEPT or REFUSE whatever the addresses of unanswered names are; DEPENDS: on one of these, and until
-            they are known the packet is refused.
-        entry: number of the entry that decides; POLICY where none matches, BLOCKED where the list is refused as a
-            whole. Of DEPENDS: that of the first unanswered name that matters.
+        answer: ACCEPT or REFUSE, whatever the addresses of unanswered names are; DEPENDS: the addresses of such a name
+            decide, and until they are known the packet is refused.
+        entry: number of the entry that decides; POLICY if none matches, BLOCKED if the whole list is refused. For
+            DEPENDS: the entry of the first unanswered name that matters.
     """
 
     answer: str
@@ -51,7 +51,7 @@ class Verdict(NamedTuple):
 
     @property
     def passes(self) -> bool:
-        """Whether the packet passes now."""
+        """Return whether the packet passes now."""
         return self.answer == ACCEPT
 
 
@@ -60,8 +60,8 @@ def judge(bound: Bound, packet: Packet, dns: Collection[IPAddress] = ()) -> Verd
 
     Args:
         bound: the list.
-        packet: of its address.
-        dns: the name servers, as the set `dns-addr` has them.
+        packet: a packet from its address.
+        dns: the name servers in the set `dns-addr`.
     """
     if bound.refused:
         return Verdict(REFUSE, BLOCKED)
@@ -81,9 +81,9 @@ def judge(bound: Bound, packet: Packet, dns: Collection[IPAddress] = ()) -> Verd
 
 
 def shadowed(bound: Bound, dns: Collection[IPAddress]) -> tuple[tuple[IPAddress, int], ...]:
-    """Return the name servers that a list allows as such, and that an entry before that refuses; and that entry.
+    """Return the name servers that a list allows as such but an earlier entry refuses, with that entry.
 
-    "No LAN, but names" is such a list where the name server is in the LAN: the order decides, as written.
+    An example is "drop the LAN, then accept DNS" if the name server is in the LAN: the first match decides.
 
     Args:
         bound: the list.
@@ -102,12 +102,12 @@ def shadowed(bound: Bound, dns: Collection[IPAddress]) -> tuple[tuple[IPAddress,
 
 
 class Explained(NamedTuple):
-    """What one rule says about a packet.
+    """The result of one rule for a packet.
 
     Args:
-        rule: of the list.
-        matches: None where that depends on the addresses of a name that are not known.
-        why: what of it does not match, in words; "" where it does.
+        rule: the rule.
+        matches: whether it matches; None if that depends on unknown addresses of a name.
+        why: the condition that does not match, in words; "" if all match.
     """
 
     rule: Rule
@@ -116,18 +116,18 @@ class Explained(NamedTuple):
 
 
 def explained(bound: Bound, packet: Packet, dns: Collection[IPAddress] = ()) -> Iterator[Explained]:
-    """Yield what each rule says, up to the one that decides.
+    """Yield the result of each rule, up to the one that decides.
 
     Args:
         bound: the list.
-        packet: of its address, and of its family.
+        packet: a packet from its address, and thus of its family.
         dns: the name servers.
     """
     for rule in bound.ruleset.rules:
         why = _mismatch(rule, packet, dns)
         matches = False if why else _has(bound.of(rule.host), rule.host, packet.destination)
         if matches is False:
-            why = why or f"{packet.destination} is no address of {rule.host}"
+            why = why or f"{packet.destination} is not an address of {rule.host}"
         elif matches is None:
             why = f"not all addresses of {rule.host} are known" if rule.host else "the name is never looked up"
         yield Explained(rule, matches, why)
@@ -136,7 +136,7 @@ def explained(bound: Bound, packet: Packet, dns: Collection[IPAddress] = ()) -> 
 
 
 def _matching(bound: Bound, packet: Packet, dns: Collection[IPAddress]) -> Iterator[tuple[Rule, bool]]:
-    """Return the rules that match or may match, and whether they surely do."""
+    """Return the rules that match or may match, and whether they certainly match."""
     for rule in bound.ruleset.rules:
         if not _mismatch(rule, packet, dns):
             found = _has(bound.of(rule.host), rule.host, packet.destination)
@@ -145,14 +145,14 @@ def _matching(bound: Bound, packet: Packet, dns: Collection[IPAddress]) -> Itera
 
 
 def _has(known: Known, host: str | None, address: IPAddress) -> bool | None:
-    """Return whether a name has an address; None where that is not known. Any host has it."""
+    """Return whether a name has an address; None if unknown. A rule without a name matches any address."""
     if host is None or address in known.addresses:
         return True
     return False if known.whole else None
 
 
 def _mismatch(rule: Rule, packet: Packet, dns: Collection[IPAddress]) -> str:
-    """Return the condition that a packet does not meet, in words; "" for none, that about a name left out."""
+    """Return the condition that a packet does not match, in words, without that about a name; "" for none."""
     version = packet.destination.version
     if rule.network is not None and packet.destination not in rule.network:
         return "another destination"
@@ -162,9 +162,9 @@ def _mismatch(rule: Rule, packet: Packet, dns: Collection[IPAddress]) -> str:
         return "another ICMP type"
     with_ports = packet.protocol in (number_of(protocol, version) for protocol in WITH_PORTS)
     if rule.dns and not (with_ports and packet.port == DNS_PORT):
-        return "no query of a name server"
+        return "not a DNS query"
     if rule.dns and packet.destination not in dns:
-        return "the destination is no name server of this provider"
+        return "the destination is not a name server of this provider"
     if rule.ports is not None and not (with_ports and packet.port in rule.ports):
         return "another port"
     return ""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The lines of a qube's chain: its rules as they are in force, as values, and each as a rule for nft.
+"""The lines of a qube's chain: its rules in force, as values and as rules for nft.
 
-Protocols are matched by `meta l4proto`: behind extension headers and in fragments `ip6 nexthdr` is another one.
+Protocols are matched by `meta l4proto`, because `ip6 nexthdr` differs after extension headers and in fragments.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Family(NamedTuple):
 
     @property
     def refuse(self) -> str:
-        """The statement for what is refused: the sender learns it at once (behaviour B85)."""
+        """Return the statement for refused packets, which notifies the sender at once (behaviour B85)."""
         return f"reject with {self.icmp} admin-prohibited"
 
 
@@ -41,17 +41,17 @@ FAMILIES = {IPV4: Family("ip", "ipv4_addr", "icmp"), IPV6: Family("ip6", "ipv6_a
 
 
 class Line(NamedTuple):
-    """A rule as it is in force: what becomes one line of the qube's chain.
+    """A rule in force, which becomes one line of the qube's chain.
 
     Args:
-        number: of the entry.
-        accept: else a packet that matches is refused.
-        network: the destination is in it; None: any.
-        host: the destination is in the set of this name; None: any.
-        dns: the destination is one of the name servers.
-        protocols: that it matches; () for any.
-        ports: the destination port, of TCP and UDP; None: any.
-        icmp_type: None: any.
+        number: number of the entry.
+        accept: accept a matching packet; otherwise refuse it.
+        network: match destinations in this network; None for any.
+        host: match destinations in the set of this name; None for any.
+        dns: match destinations that are name servers.
+        protocols: match these protocols; () for any.
+        ports: match these destination ports of TCP and UDP; None for any.
+        icmp_type: match this ICMP type; None for any.
     """
 
     number: int
@@ -65,7 +65,7 @@ class Line(NamedTuple):
 
     @property
     def comment(self) -> str:
-        """The comment of its rule: the number as dom0 writes it."""
+        """Return the comment of its rule, the number in dom0's form."""
         return f"{self.number:04}"
 
 
@@ -109,6 +109,6 @@ def last_rule(accept: bool, comment: str, version: int) -> str:
 
 
 def signature(rules: Iterable[str]) -> str:
-    """Return a checksum of the rules of a chain, by which they are known again: nft prints them in other words."""
+    """Return a checksum of the rules of a chain, which identifies them, because nft prints rules in another form."""
     data = "\n".join(rules).encode()
     return f"{len(data):x}-{binascii.crc32(data):08x}{binascii.crc_hqx(data, 0):04x}"

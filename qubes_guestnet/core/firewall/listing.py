@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is loaded, read back from `nft -s list table` of our tables, as far as a plan has to know it."""
+"""The loaded rules, parsed from `nft -s list table` of our tables, as far as a plan needs them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Element(NamedTuple):
     """An element of the map.
 
     Args:
-        verdict: in the words of nft: "jump" and a chain.
-        comment: the signature of the rules there.
+        verdict: as nft prints it: "jump" and a chain.
+        comment: the signature of the rules in that chain.
     """
 
     verdict: str
@@ -34,15 +34,15 @@ class Element(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """What the table of one family holds; nothing where it is missing.
+    """The content of one family's table; empty if the table is missing.
 
     Args:
         rules: chain → its rules.
         qubes: address → its element.
         names: host name → its addresses.
         dns: the name servers; None: the set is missing.
-        targets: chains that rules, or elements of other maps, lead to.
-        is_whole: whether the map and all chains are there, nothing is dormant, and what is not judged is dropped.
+        targets: chains to which rules, or elements of other maps, jump.
+        is_whole: the map and all chains exist, nothing is dormant, and the policy is drop.
     """
 
     rules: Mapping[str, tuple[str, ...]] = {}
@@ -58,13 +58,13 @@ class Listed(NamedTuple):
 
 
 def parse(text: str) -> Listed:
-    """Return what a table holds.
+    """Parse the content of a table.
 
     Args:
-        text: of `nft -s list table ip qubes-firewall`, or ip6; "" for a missing table.
+        text: output of `nft -s list table ip qubes-firewall`, or ip6; "" for a missing table.
 
     Raises:
-        ValueError: the listing is not whole.
+        ValueError: the listing is incomplete.
     """
     own, blocks = taken_apart(text)
     qubes: dict[IPAddress, Element] = {}
@@ -91,15 +91,15 @@ def parse(text: str) -> Listed:
 
 
 def packets(text: str) -> dict[str, dict[str, int]]:
-    """Return how many packets each rule of a qube has judged: chain → comment → number.
+    """Return the packet counts of each qube's rules: chain → comment → number.
 
-    Only the first packet of a connection is judged, and one that is refused again each time it is sent.
+    The rules see only the first packet of a connection, and each repetition of a refused one.
 
     Args:
-        text: of `nft list table`, with its counters.
+        text: output of `nft list table`, with its counters.
 
     Raises:
-        ValueError: the listing is not whole.
+        ValueError: the listing is incomplete.
     """
     found: dict[str, dict[str, int]] = {}
     for chain, rules in nft_listing.chains(text).items():
@@ -117,7 +117,7 @@ def _elements(block: str) -> Iterator[tuple[IPAddress, Element]]:
 
 
 def _members(block: str) -> Iterator[str]:
-    """Return the elements of a set's block, which may go over several lines."""
+    """Return the elements of a set's block, which may span several lines."""
     _, found, tail = block.partition("elements = {")
     for member in " ".join(tail.partition("}")[0].split()).split(","):
         if found and member.strip():

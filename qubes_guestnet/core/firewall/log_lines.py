@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The lines of `firewall log`: which of the packets that the kernel reports a list refuses, and by which entry.
+"""The lines of `firewall log`: the reported packets that a list refuses, and the entry that refuses them.
 
-The kernel reports the first packets of connections, of one qube, up to a rate (`system/nft/log`). They are judged here,
-by the list in force at that moment.
+The kernel reports first packets of connections, of one qube or all, up to a rate (`system/nft/log`). This module judges
+them by the list in force at that moment.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Seen(NamedTuple):
 
     Args:
         source: its sender.
-        packet: as the list judges it.
+        packet: the packet for the evaluator.
     """
 
     source: IPAddress
@@ -45,8 +45,8 @@ class Refusal(NamedTuple):
 
     Args:
         seen: the packet.
-        verdict: of the list; None where there is no list in force: the packet is dropped.
-        words: why, for people.
+        verdict: verdict of the list; None if no list is in force, so that the packet is dropped.
+        words: the reason in words.
     """
 
     seen: Seen
@@ -55,13 +55,13 @@ class Refusal(NamedTuple):
 
 
 def parse(untrusted_packet: bytes) -> Seen:
-    """Return the beginning of an IP packet as values.
+    """Parse the beginning of an IP packet.
 
     Args:
-        untrusted_packet: from its IP header on; any qube can send anything.
+        untrusted_packet: the packet from its IP header on; its qube may send anything.
 
     Raises:
-        ValueError: it is too short, or malformed.
+        ValueError: the packet is too short, or malformed.
     """
     version = untrusted_packet[0] >> 4 if untrusted_packet else 0
     if version == IPV4:
@@ -77,7 +77,7 @@ def _parse4(data: bytes) -> Seen:
         raise ValueError("the header is not whole")
     (fragment,) = struct.unpack_from("!H", data, 6)
     source, destination = ipaddress.IPv4Address(data[12:16]), ipaddress.IPv4Address(data[16:20])
-    # Of a later fragment the transport header is not there; the kernel puts them together before it judges.
+    # A later fragment has no transport header; the kernel reassembles fragments before the rules see them.
     return Seen(source, _transport(destination, data[9], b"" if fragment & 0x1FFF else data[length:]))
 
 
@@ -106,7 +106,7 @@ def _transport(destination: IPAddress, protocol: int, data: bytes) -> Packet:
 
 
 def refusal(seen: Seen, bound: Bound | None, dns: Collection[IPAddress]) -> Refusal | None:
-    """Return why a packet is refused; None if its list lets it pass.
+    """Return why a packet is refused; None if its list accepts it.
 
     Args:
         seen: the packet.
@@ -114,23 +114,23 @@ def refusal(seen: Seen, bound: Bound | None, dns: Collection[IPAddress]) -> Refu
         dns: the name servers.
     """
     if bound is None:
-        return Refusal(seen, None, "dropped: dom0 has committed no list since the vif came")
+        return Refusal(seen, None, "dropped: dom0 has committed no list since the vif appeared")
     verdict = evaluator.judge(bound, seen.packet, dns)
     if verdict.passes:
         return None
     if verdict.entry == BLOCKED:
-        words = "like everything: its list has an error, or a name of it is not known"
+        words = "like everything: its list has an error, or an unknown name blocks it"
     elif verdict.entry == POLICY:
         words = "by the policy: no entry matches"
     elif verdict.answer == DEPENDS:
-        words = f"as long as not all addresses of the name in entry {verdict.entry:04} are known"
+        words = f"until all addresses of the name in entry {verdict.entry:04} are known"
     else:
         words = f"by entry {verdict.entry:04}"
     return Refusal(seen, verdict, f"refused {words}")
 
 
 def text(refused: Refusal) -> str:
-    """Return the line for people, such as "10.137.0.5 → 192.0.2.1 tcp port 443 refused by the policy …"."""
+    """Return the printed line, such as "10.137.0.5 → 192.0.2.1 tcp port 443 refused by the policy …"."""
     packet = refused.seen.packet
     words = {number_of(each, packet.destination.version): each for each in (TCP, UDP, ICMP)}
     protocol = words.get(packet.protocol, f"protocol {packet.protocol}")
@@ -142,7 +142,7 @@ def text(refused: Refusal) -> str:
 
 
 def data(refused: Refusal, when: float) -> dict[str, object]:
-    """Return the line for programs.
+    """Return the data of the line for `--json`.
 
     Args:
         refused: the packet.

@@ -87,10 +87,8 @@ def test_words_of_a_refusal() -> None:
     }  # fmt: skip
     words = {
         "by the policy: no entry matches": bound(),
-        "like everything: its list has an error, or a name of it is not known": bound("odd"),
-        "as long as not all addresses of the name in entry 0000 are known": bind(
-            ruleset("action=accept dsthost=a.org"), {}
-        ),
+        "like everything: its list has an error, or an unknown name blocks it": bound("odd"),
+        "until all addresses of the name in entry 0000 are known": bind(ruleset("action=accept dsthost=a.org"), {}),
     }
     for text, each in words.items():
         found = log_lines.refusal(other, each, ())
@@ -99,5 +97,5 @@ def test_words_of_a_refusal() -> None:
         assert log_lines.data(found, 0)["entry"] in (None, 0)
     found = log_lines.refusal(ping, None, ())
     assert found is not None
-    assert log_lines.text(found).endswith("icmp type 8 dropped: dom0 has committed no list since the vif came")
+    assert log_lines.text(found).endswith("icmp type 8 dropped: dom0 has committed no list since the vif appeared")
     assert log_lines.data(found, 0)["entry"] is None
