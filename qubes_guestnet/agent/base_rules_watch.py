@@ -13,6 +13,7 @@ from ..system.paths import Paths
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
+    from ..core.provider.pass_memory import PassMemory
     from ..core.report import Report
     from ..provider.pass_state import PassState
     from ..provider.rules import Rules
@@ -57,12 +58,13 @@ def _lost(untrusted_entries: dict[str, bytes], paths: Paths, *, applies: bool) -
         if not ledger.record.provided.rules.text:
             return None
     from ..flow import Applying, Planning
+    from ..provider.pass_state import Progress
     from ..provider.rules import Rules
     from ..provider.ruleset_generation import Transactions
 
     with Ledger(paths.run, reading=not applies) as ledger:
         run = Applying(ledger) if applies else Planning(ledger)
-        return Rules(paths, Transactions()).begin(untrusted_entries, run)
+        return Rules(paths, Transactions()).begin(untrusted_entries, Progress(run))
 
 
 class Keeper:
@@ -83,6 +85,7 @@ class Keeper:
         self.rules = nft_kernel.Events()
         self._looked = -1  # generation of the rules when all was well
         self._rules: Rules | None = None
+        self._memory: PassMemory | None = None  # of the last pass over them
 
     def close(self) -> None:
         """Leave it to the provider's half."""
@@ -112,7 +115,9 @@ class Keeper:
         return kept
 
     def _load(self, untrusted_entries: dict[str, bytes] | None) -> Kept:
+        from ..core.provider.pass_memory import PassMemory
         from ..flow import Applying
+        from ..provider.pass_state import Progress
         from ..provider.rules import Rules
         from ..provider.ruleset_generation import Transactions
         from ..system.owned_state import Ledger
@@ -122,5 +127,9 @@ class Keeper:
         if untrusted_entries is None:
             return self._rules.load(None), ()
         with Ledger(self._paths.run) as ledger:
-            work = self._rules.begin(untrusted_entries, Applying(ledger))
+            progress = Progress(Applying(ledger), self._memory or PassMemory())
+            try:
+                work = self._rules.begin(untrusted_entries, progress)
+            finally:
+                self._memory = progress.memory
             return work.done, work.errors

@@ -10,6 +10,7 @@ from ..core.operations import Outcome, Planned
 from ..core.owned_state import Record
 from ..core.provider import base_rules
 from ..core.provider.base_rules import Facts
+from ..core.provider.pass_memory import Mark
 from ..core.provider.rules_operations import LoadRules, LoadRulesInParts
 from ..dispatch import of_base_rules
 from ..system import services
@@ -38,7 +39,7 @@ class Loading:
         refuse6: IPv6 of the qubes is refused instead of dropped.
 
     Attributes:
-        generation: of the rules when they were last looked at.
+        looked: when the rules were last looked at.
         now: what nft listed then, by family.
     """
 
@@ -46,9 +47,8 @@ class Loading:
         self._work, self._paths, self._nft, self._refuse6 = work, paths, transactions, refuse6
         self._before = work.provided
         self._facts: Facts | None = None
-        self._looked = self._marked = (-1, 0)  # at the last look, and at the one before the last load
+        self.looked = self._marked = Mark(-1, 0)  # at the last look, and at the one before the last load
         self.now: Mapping[str, str] = {}
-        self.generation = -1
         # The first load does not need it, and asking for it would cost each boot 10 ms.
         self._knows_families = bool(self._before.rules.text)
 
@@ -95,13 +95,12 @@ class Loading:
         self._facts = facts
         planned = base_rules.plan(facts, record, so_far)
         if any(isinstance(op, LoadRules | LoadRulesInParts) for op in planned.ops):
-            self._marked = self._looked
+            self._marked = self.looked
         return planned
 
     def _look(self, families: tuple[str, ...]) -> None:
         """Have nft list our tables, those that the kernel has."""
-        self._looked = self._nft.mark()
-        self.now, self.generation = {}, self._looked[0]
+        self.looked, self.now = self._nft.mark(), {}
         self.now = self._nft.tables(families)
 
     def _first(self, families: tuple[str, ...]) -> Facts:

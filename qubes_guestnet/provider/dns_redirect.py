@@ -16,9 +16,10 @@ from functools import partial
 from ipaddress import IPv4Address
 
 from ..core.dns import dependents, redirection, upstream_servers
-from ..core.dns.redirection import Asked
+from ..core.dns.redirection import Asked, RedirectMemory
 from ..core.dns.redirection_operations import LoadRedirection, SetFirewallServers
 from ..core.dns.upstream_servers import NameFacts
+from ..core.namedtuple import NamedTuple
 from ..core.nft import tables
 from ..core.operations import Outcome, Planned
 from ..core.owned_state import Record
@@ -27,7 +28,6 @@ from ..core.provider import vif_order
 from ..dispatch import of_rules
 from ..errors import GuestnetError
 from ..system import devices, files, services
-from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.systemd import INFO, WARNING, log
 from .pass_state import PassState
@@ -37,16 +37,36 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/defe
 if TYPE_CHECKING:
     from ..core.dns.upstream_servers import Choice
     from ..core.endpoint import Endpoint
+    from ..core.operations import Operation
     from ..core.report import ResolverReport
     from ..system.netlink.rtnl import Kernel
     from ..system.paths import Paths
     from ..uplink.other_services import OtherServices
     from .firewall import Firewall
 
+    _Servers = tuple[Endpoint, ...]
+
 REDIRECTION = "virtual DNS"
 FIREWALL = "firewall's servers"
 _LOOKS = 3
-_Virtual = tuple[IPv4Address, ...]
+
+
+class _Ground(NamedTuple):
+    """What the choice of servers goes by, beside the record and what is looked at.
+
+    Args:
+        own: the virtual DNS servers that this qube was given.
+        virtual: those that the qubes ask.
+        uplinks: interface indexes of its uplinks.
+        file: resolv.conf, and whose it is taken to be; None where that is not known.
+        firewall: of single qubes; None where this process does not enforce it.
+    """
+
+    own: tuple[IPv4Address, ...]
+    virtual: tuple[IPv4Address, ...]
+    uplinks: frozenset[int]
+    file: ResolverReport | None
+    firewall: Firewall | None
 
 
 class DnsRedirect:
@@ -65,10 +85,6 @@ class DnsRedirect:
     ) -> None:
         self._paths, self._kernel, self._others, self._nft = paths, kernel, others, transactions
         self._resident = resident
-        self._told: tuple[Endpoint, ...] | None = None  # what the firewall's set was last made to hold
-        self._memory = redirection.Memory()
-        self._trouble = ""  # what the journal was told last
-        self._firewall: Firewall | None = None
 
     def apply(
         self,
@@ -92,31 +108,23 @@ class DnsRedirect:
         Returns:
             The state with `names`.
         """
-        self._firewall = firewall
         virtual = work.settings.virtual_dns
         if "dns" in work.settings.held:
             if work.provided.names.text:
                 return work
             virtual = provider.VIRTUAL_DNS  # what the qubes were told all the same; nothing is to pass by the rules
-        work, choice = self._follow(work, (own_servers, virtual), uplinks, file=file)
+        work, choice = self._follow(work, _Ground(own_servers, virtual, uplinks, file, firewall))
         if choice is None:
             return work
         servers = work.names.servers if work.names is not None else choice.servers
-        work.settle(partial(self._plan_followers, servers, choice.servers), of_rules(self._nft))
-        self._log(work.names)
+        work.settle(partial(self._plan_followers, work, servers, choice.servers), of_rules(self._nft))
+        self._log(work)
         return work
 
-    def _follow(
-        self,
-        work: PassState,
-        addresses: tuple[_Virtual, _Virtual],
-        uplinks: frozenset[int],
-        *,
-        file: ResolverReport | None,
-    ) -> tuple[PassState, Choice | None]:
+    def _follow(self, work: PassState, ground: _Ground) -> tuple[PassState, Choice | None]:
         """Choose, load, and choose again: while nft is at it a VPN's client may tell of other servers.
 
-        The next pass may be half a second off. For the arguments see `_choose`.
+        The next pass may be half a second off.
 
         Returns:
             The state with `names`, and the last choice; None where nothing is to follow.
@@ -124,7 +132,7 @@ class DnsRedirect:
         known = len(work.errors)
         for _ in range(_LOOKS):
             work.progress.withdraw(work.errors[known:])
-            choice = self._choose(work, addresses, uplinks, file=file)
+            choice = self._choose(work, ground)
             if choice is None:
                 return work, None
             if choice.last != work.provided.last:
@@ -133,30 +141,16 @@ class DnsRedirect:
                 except GuestnetError as error:
                     work.failed(error)
                     return work._replace(names=choice), None
-            work, outcome = self._redirect(work, Asked(addresses[1], choice))
+            work, outcome = self._redirect(work, Asked(ground.virtual, choice), ground.firewall)
             if outcome.errors:
                 return work, None
             if not outcome.done:
                 break
         return work, choice
 
-    def _choose(
-        self,
-        work: PassState,
-        addresses: tuple[_Virtual, _Virtual],
-        uplinks: frozenset[int],
-        *,
-        file: ResolverReport | None,
-    ) -> Choice | None:
-        """The decision; None for leaving what is in force, because the owner's file is not valid.
-
-        Args:
-            work: the pass.
-            addresses: the virtual DNS servers that this qube was given, and those that the qubes ask.
-            uplinks: interface indexes of its uplinks.
-            file: resolv.conf, and whose it is taken to be; None where that is not known.
-        """
-        own, virtual = addresses
+    def _choose(self, work: PassState, ground: _Ground) -> Choice | None:
+        """The decision; None for leaving what is in force, because the owner's file is not valid."""
+        file, down = ground.file, ground.file.down if ground.file is not None else ""
         try:
             settings = services.configured_dns(self._paths.config)
         except GuestnetError as error:
@@ -169,14 +163,14 @@ class DnsRedirect:
             data = files.read(self._paths.resolv_conf) or b""
         except GuestnetError as error:
             unreadable = error.problem
-        heard = self._others.hear_names(uplinks) if settings.servers is None else upstream_servers.NEVER_THERE
+        heard = self._others.hear_names(ground.uplinks) if settings.servers is None else upstream_servers.NEVER_THERE
         last = work.provided.last
         looked = heard.links is not None or last is not None
         up, names = (devices.up(), devices.names()) if looked else ({}, {})
         facts = NameFacts(
-            own, bool(uplinks), settings.servers, heard, data, unreadable,
+            ground.own, bool(ground.uplinks), settings.servers, heard, data, unreadable,
             file is not None and file.kept, last, up, names,
-            hold=settings.hold, now=int(time.monotonic()), virtual=virtual, down=file.down if file is not None else "",
+            hold=settings.hold, now=int(time.monotonic()), virtual=ground.virtual, down=down,
         )  # fmt: skip
         if upstream_servers.leads_nowhere(facts):
             problem = (
@@ -188,7 +182,7 @@ class DnsRedirect:
 
     # --- the chains ------------------------------------------------------------------------------------------------
 
-    def _redirect(self, work: PassState, asked: Asked) -> tuple[PassState, Outcome]:
+    def _redirect(self, work: PassState, asked: Asked, firewall: Firewall | None) -> tuple[PassState, Outcome]:
         """Have the chains lead where they should, or keep another program's rules.
 
         Returns:
@@ -198,50 +192,49 @@ class DnsRedirect:
 
         def plan(record: Record, so_far: Outcome) -> Planned:
             nonlocal names
-            names, planned = self._plan(asked, record, so_far)
-            return planned
+            names, planned = self._plan(work, asked, record, so_far)
+            allows = firewall is not None and firewall.has_servers(work) if _loads(planned) else False
+            return planned._replace(ops=tuple(_allowing(op) for op in planned.ops)) if allows else planned
 
         outcome = work.settle(plan, of_rules(self._nft))
         for op in outcome.done:
-            if isinstance(op, LoadRedirection) and op.allows and self._firewall is not None:
-                self._firewall.allowed(op.allowed)
+            if isinstance(op, LoadRedirection) and op.allows and firewall is not None:
+                firewall.allowed(work, op.allowed)
             if isinstance(op, LoadRedirection) and op.trouble:
                 log(WARNING, f"another program changed the chain ip qubes dnat-dns; restored it: {op.trouble}")
         return work._replace(names=names), outcome
 
-    def _plan(self, asked: Asked, record: Record, so_far: Outcome) -> tuple[Choice, Planned]:
+    def _plan(self, work: PassState, asked: Asked, record: Record, so_far: Outcome) -> tuple[Choice, Planned]:
         """Observe, where that may have changed, and plan. Return where names go, and the plan."""
-        known = None
-        if so_far == Outcome() and self._nft.settled(REDIRECTION):
-            known = redirection.known(asked, self._memory, record)
+        memory, known = _memory(work), None
+        if so_far == Outcome() and work.is_verified(REDIRECTION, self._nft):
+            known = redirection.known(asked, memory.chains, record)
         if known is not None:
             return known, Planned((), record)
+        mark = self._nft.mark()
         facts = redirection.Facts(
-            nft_kernel.generation(),
+            mark.generation,
             self._nft.tables(("ip",))["ip"],
             self._nft.undisturbed(),
             self._nft.ours,
             time.monotonic(),
             self._resident,
         )
-        decision = redirection.plan(asked, facts, self._memory, record, so_far)
-        self._memory = decision.memory
-        if decision.right is not None:
-            self._nft.found_right(REDIRECTION, decision.right)
-        loads = any(isinstance(op, LoadRedirection) for op in decision.planned.ops)
-        if not loads or self._firewall is None or not self._firewall.has_servers():
-            return decision.choice, decision.planned
-        ops = (op._replace(allows=True) if isinstance(op, LoadRedirection) else op for op in decision.planned.ops)
-        return decision.choice, decision.planned._replace(ops=tuple(ops))
+        decision = redirection.plan(asked, facts, memory.chains, record, so_far)
+        _remember(work, memory._replace(chains=decision.memory))
+        if decision.right == mark.generation:
+            work.mark_verified(REDIRECTION, mark)
+        return decision.choice, decision.planned
 
     # --- services and people that are told ---------------------------------------------------------------------------
 
     def _plan_followers(
-        self, servers: tuple[Endpoint, ...], chosen: tuple[Endpoint, ...], record: Record, so_far: Outcome
+        self, work: PassState, servers: _Servers, chosen: _Servers, record: Record, so_far: Outcome
     ) -> Planned:
         """Observe what has to know where names go, and plan; each is looked at only where it may not know yet.
 
         Args:
+            work: the pass.
             servers: where names go, be it by rules of another program.
             chosen: where this qube would have them go.
             record: the owned record.
@@ -251,7 +244,8 @@ class DnsRedirect:
         facts = dependents.Facts(servers, chosen, proxy=services.has_updates_proxy(self._paths.flags))
         if services.enforces(self._paths.flags, self._paths.run):
             return dependents.plan(facts, record, so_far)  # `provider.firewall` has the set and the names
-        generation, right = nft_kernel.generation(), self._told == servers and self._nft.settled(FIREWALL)
+        mark, memory = self._nft.mark(), _memory(work)
+        right = memory.followers == servers and work.is_verified(FIREWALL, self._nft)
         try:
             listing = "" if right else nft.named_set("ip", tables.FIREWALL, tables.DNS_SET)
             facts = facts._replace(held=vif_order.listed(listing) if listing else None)
@@ -266,19 +260,37 @@ class DnsRedirect:
             errors.append(error)
         planned = dependents.plan(facts, record, so_far)
         if right and not any(isinstance(op, SetFirewallServers) for op in planned.ops):
-            self._nft.found_right(FIREWALL, generation)
-            self._told = servers
+            work.mark_verified(FIREWALL, mark)
+            _remember(work, memory._replace(followers=servers))
         return planned._replace(errors=tuple(errors))
 
-    def _log(self, names: Choice | None) -> None:
+    def _log(self, work: PassState) -> None:
         """The journal, once for each time that names do not go where they usually do."""
+        names, memory = work.names, _memory(work)
         if names is None or not self._resident:
             return
         trouble = names.reason if names.problem else ""
-        if trouble != self._trouble:
+        if trouble != memory.trouble:
             lead = " ".join(map(str, names.servers)) or "refused"
             if names.servers or names.problem != upstream_servers.FOREIGN:  # theirs may lead to this qube itself
                 log(WARNING if trouble else INFO, f"virtual DNS -> {lead}: {names.reason}")
             else:
                 log(WARNING, f"virtual DNS: {names.reason}")
-        self._trouble = trouble
+        _remember(work, memory._replace(trouble=trouble))
+
+
+def _memory(work: PassState) -> RedirectMemory:
+    return work.memory.redirect or RedirectMemory()
+
+
+def _remember(work: PassState, memory: RedirectMemory) -> None:
+    work.remember(work.memory._replace(redirect=memory))
+
+
+def _loads(planned: Planned) -> bool:
+    return any(isinstance(op, LoadRedirection) for op in planned.ops)
+
+
+def _allowing(op: Operation) -> Operation:
+    """With the servers that rules for DNS of single qubes accept."""
+    return op._replace(allows=True) if isinstance(op, LoadRedirection) else op

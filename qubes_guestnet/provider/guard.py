@@ -27,8 +27,7 @@ class Guarding:
 
     def __init__(self, transactions: Transactions) -> None:
         self._nft = transactions
-        self._guard = nft_guard.Guard()
-        self._refused = False
+        self._guard = nft_guard.Guard()  # with the socket that owns the table
 
     def bring(self, work: PassState) -> None:
         """After the base rules, without which it lets nothing pass; rules that went meanwhile are what it is for.
@@ -36,7 +35,7 @@ class Guarding:
         Args:
             work: the pass.
         """
-        if self._refused:
+        if work.memory.guard_refused:
             return
 
         def plan(record: Record, _so_far: Outcome) -> Planned:
@@ -48,6 +47,6 @@ class Guarding:
         if failure is not None and guard_plan.is_lacking(failure.errno):
             # An older kernel. Forwarding is closed as soon as the agent hears that the rules are gone, and no sooner.
             work.run.tell(INFO, f"no guard for moments without rules: {failure}")
-            self._refused = True
+            work.remember(work.memory._replace(guard_refused=True))
             return
         work.failed(*outcome.errors)

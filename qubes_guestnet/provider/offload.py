@@ -16,14 +16,13 @@ from ..core.nft import flowtable
 from ..core.operations import Outcome, Planned
 from ..core.owned_state import Record
 from ..core.provider import offload
-from ..core.provider.offload import Facts
+from ..core.provider.offload import Facts, OffloadMemory
 from ..core.provider.provider_operations import LoadFlowtable
 from ..dispatch import of_rules
 from ..errors import FileError, GuestnetError
 from ..system import services
 from ..system.devices import listed
 from ..system.nft import foreign_chains
-from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.systemd import INFO, log
 from .forwarding import forwarded
@@ -38,7 +37,7 @@ OFFLOAD = "offload"
 
 
 class Offload:
-    """The flowtable; remembers what it holds, what was against it, and whether the kernel has any.
+    """The flowtable of the passes.
 
     Args:
         paths: locations of the qube's files.
@@ -47,10 +46,6 @@ class Offload:
 
     def __init__(self, paths: Paths, transactions: Transactions) -> None:
         self._paths, self._nft = paths, transactions
-        self._refused = ""  # why the kernel takes none; asked once in the life of an agent
-        self._judged: tuple[bool, str] | None = None  # for IPv6 or not: what is against it
-        self._holds: LoadFlowtable | None = None
-        self._told = ""
 
     def bring(self, work: PassState) -> None:
         """Load or remove the flowtable. An obstacle is a reason in `status`, and not an error.
@@ -68,49 +63,55 @@ class Offload:
         outcome, planned, _ = work.run.settle(plan, of_rules(self._nft))
         reason, refusal = "".join(planned.waits), _refusal(outcome)
         work.failed(*(error for error in (*errors, *outcome.errors) if not refusal or error.problem != refusal))
+        memory = _memory(work)
         for op in (*outcome.done, *outcome.failed):
-            self._holds = op if isinstance(op, LoadFlowtable) and op in outcome.done else None
+            holds = op if isinstance(op, LoadFlowtable) and op in outcome.done else None
+            memory = memory._replace(holds=holds)
+        words = ""
         if reason:
-            self._holds = None
-            if refusal and refusal in reason:
-                self._refused = reason
-            if not offload.is_quiet(reason):
-                self._tell(f"flow offload off: {reason}")
-        elif self._holds is not None:
-            self._tell("flow offload on")
+            memory = memory._replace(holds=None, refused=reason if refusal and refusal in reason else memory.refused)
+            words = "" if offload.is_quiet(reason) else f"flow offload off: {reason}"
+        elif memory.holds is not None:
+            words = "flow offload on"
+        if words and words != memory.told:
+            log(INFO, words)
+            memory = memory._replace(told=words)
+        _remember(work, memory)
 
     def _facts(self, work: PassState, errors: list[GuestnetError]) -> Facts:
         """What is looked at, each only where nothing is against it before."""
         allowed = services.may_offload(self._paths.flags)
         forwarding = bool(work.ruled and work.families and work.families <= forwarded())
-        reason = offload.against(allowed=allowed, forwarding=forwarding, refused=self._refused)
+        reason = offload.against(allowed=allowed, forwarding=forwarding, refused=_memory(work).refused)
         if reason:
             return Facts(reason)
         try:
-            reason = self._obstacle(ipv6=work.ipv6)
+            reason = self._obstacle(work)
         except (nft.NftError, FileError) as error:
             errors.append(error)
             reason = "the rules of other programs cannot be read"
         # By index as well, because one of the same name may be another one.
         devices = tuple(device for device in listed() if device[1] != "lo")
-        return Facts(reason, LoadFlowtable(devices, work.ipv6), self._holds)
+        return Facts(reason, LoadFlowtable(devices, work.ipv6), _memory(work).holds)
 
-    def _obstacle(self, *, ipv6: bool) -> str:
+    def _obstacle(self, work: PassState) -> str:
         """What the rules of others have against it; looked at once for each transaction of theirs. Raises NftError."""
-        settled = self._nft.settled(OFFLOAD)
-        if self._judged is not None and self._judged[0] == ipv6 and settled:
-            return self._judged[1]
-        generation = nft_kernel.generation()
-        self._judged = self._holds = None
-        reason = _looked(ipv6=ipv6)
-        self._nft.found_right(OFFLOAD, generation)
-        self._judged = (ipv6, reason)
+        memory, mark = _memory(work), self._nft.mark()
+        if memory.judged is not None and memory.judged[0] == work.ipv6 and work.is_verified(OFFLOAD, self._nft):
+            return memory.judged[1]
+        _remember(work, memory._replace(judged=None, holds=None))
+        reason = _looked(ipv6=work.ipv6)
+        work.mark_verified(OFFLOAD, mark)
+        _remember(work, memory._replace(judged=(work.ipv6, reason), holds=None))
         return reason
 
-    def _tell(self, words: str) -> None:
-        if words != self._told:
-            self._told = words
-            log(INFO, words)
+
+def _memory(work: PassState) -> OffloadMemory:
+    return work.memory.offload or OffloadMemory()
+
+
+def _remember(work: PassState, memory: OffloadMemory) -> None:
+    work.remember(work.memory._replace(offload=memory))
 
 
 def _refusal(outcome: Outcome) -> str:

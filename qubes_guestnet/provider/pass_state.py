@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ..core.namedtuple import NamedTuple
 from ..core.operations import kind
 from ..core.owned_state import Provided
+from ..core.provider.pass_memory import PassMemory
 from ..core.provider.settings import ProviderSettings
 from ..core.values import IPV4, IPV6, IPAddress
 from ..errors import GuestnetError, as_error
@@ -24,9 +25,14 @@ if TYPE_CHECKING:
     from ..core.operations import Operation, Outcome, Planned
     from ..core.owned_state import Record
     from ..core.provider.firewall_unit import Scripts
+    from ..core.provider.pass_memory import Mark
     from ..core.provider.provider_report import ProviderReport
     from ..core.provider.vif_order import VifReport
     from ..flow import Adapters, Applying
+    from .ruleset_generation import Transactions
+
+
+_NOTHING = PassMemory()
 
 
 class Progress:
@@ -34,15 +40,18 @@ class Progress:
 
     Args:
         run: carries out what is planned, or does not.
+        memory: what the pass before has left.
 
     Attributes:
         todo: operations that are planned and not carried out, in a pass that only plans.
         done: what was carried out, in words.
         errors: all that failed.
+        memory: what this pass leaves. It is here and not a field of `PassState`, because a step that fails has done and
+            seen what it has done and seen before that.
     """
 
-    def __init__(self, run: Applying) -> None:
-        self.run = run
+    def __init__(self, run: Applying, memory: PassMemory = _NOTHING) -> None:
+        self.run, self.memory = run, memory
         self.todo: list[Operation] = []
         self.done: list[str] = []
         self.errors: list[GuestnetError] = []
@@ -140,6 +149,31 @@ class PassState(NamedTuple):
         """The record of what was made for others, as it is now."""
         return self.run.record.provided
 
+    @property
+    def memory(self) -> PassMemory:
+        """What this pass leaves for the next, as it is now."""
+        return self.progress.memory
+
+    def remember(self, memory: PassMemory) -> None:
+        """Leave this for the next pass."""
+        self.progress.memory = memory
+
+    def is_verified(self, part: str, transactions: Transactions) -> bool:
+        """Return whether no other program has changed anything since a part of the rules was found right.
+
+        Args:
+            part: of the rules.
+            transactions: of this process.
+
+        Raises:
+            KernelError: the kernel has no nftables, or we may not ask.
+        """
+        return transactions.unchanged(self.memory.verified.get(part))
+
+    def mark_verified(self, part: str, mark: Mark) -> None:
+        """See `PassMemory.mark_verified`."""
+        self.remember(self.memory.mark_verified(part, mark))
+
     def save(self, provided: Provided) -> None:
         """Put the record on disk, in a pass that changes things. Raises FileError."""
         self.run.save(self.run.record._replace(provided=provided))
@@ -202,12 +236,13 @@ class PassState(NamedTuple):
         )  # fmt: skip
 
 
-def command(run: Applying, *, active: bool = False, ipv6: bool = False) -> PassState:
+def command(run: Applying, *, active: bool = False, ipv6: bool = False, memory: PassMemory = _NOTHING) -> PassState:
     """Return the state of a command that reads no settings.
 
     Args:
         run: carries out what is planned.
         active: this qube gives network to others.
         ipv6: IPv6 as well.
+        memory: of the last pass.
     """
-    return PassState(ProviderSettings(), active, ipv6, Progress(run))
+    return PassState(ProviderSettings(), active, ipv6, Progress(run, memory))

@@ -18,12 +18,12 @@ from ipaddress import IPv4Address
 
 from ..core.nft import limits
 from ..core.provider import settings as provider
+from ..core.provider.pass_memory import PassMemory
 from ..core.provider.provider_report import ProviderReport
 from ..core.provider.vif import Vif
 from ..errors import GuestnetError, KernelError
 from ..flow import Applying, Planning
 from ..system import procfs_sysctl, services
-from ..system.nft import kernel as nft_kernel
 from ..system.owned_state import Ledger
 from .dns_redirect import DnsRedirect
 from .forwarding import apart, forwarded
@@ -49,7 +49,7 @@ NETFILTER, CONNTRACK = "netfilter", "nf_conntrack_max"
 
 
 class Provider:
-    """The provider's half; one for each process, because it remembers what it need not look at again.
+    """The provider's half of each pass of a process; what one pass leaves for the next is its one value `memory`.
 
     Args:
         paths: locations of the qube's files.
@@ -58,6 +58,9 @@ class Provider:
         resident: it is the agent's, which stays, and so may offload connections: it ends that when rules change.
         counted: the report counts what each qube has without an answer.
         source: where the entries of the firewall come from; None in a command.
+
+    Attributes:
+        memory: what the last pass has left.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class Provider:
         self._dns = DnsRedirect(paths, kernel, others, self._nft, resident=resident)
         self._offload = _offload(paths, self._nft) if resident else None
         self._guard = _guard(self._nft) if resident else None
-        self._swept: object = None  # what the vifs were last made for
+        self.memory = PassMemory()
         self._source = source
         self._firewall: Firewall | None = None  # made where this program enforces it
 
@@ -84,12 +87,16 @@ class Provider:
             untrusted_entries: all of QubesDB below the provider's prefixes.
             run: carries out what is planned, or does not.
         """
-        work = self._rules.begin(untrusted_entries, run)
-        if work.reloaded:
-            self._swept = None
-        if self._guard is not None:
-            work.attempt(self._guard.bring)
-        return work
+        progress = Progress(run, self.memory)
+        try:
+            work = self._rules.begin(untrusted_entries, progress)
+            if work.reloaded:
+                work.remember(work.memory._replace(swept=None))
+            if self._guard is not None:
+                work.attempt(self._guard.bring)
+            return work
+        finally:
+            self.memory = progress.memory
 
     def _enforcing(self) -> Firewall | None:
         """The firewall of single qubes; None where this process does not enforce it."""
@@ -107,6 +114,7 @@ class Provider:
         if firewall is None and self._firewall is not None:
             self._firewall.close()
             self._firewall = None
+            work.remember(work.memory._replace(firewall=None))
         if firewall is not None:
             return firewall.bring(work, self._vifs.devices(), uplinks)
         if not work.run.applies and self.enforces:
@@ -157,6 +165,7 @@ class Provider:
             work.attempt(self._rules.forward)
             if self._offload is not None:
                 work.attempt(self._offload.bring)
+        self.memory = work.memory
         report = work.report(forwarded())
         # Only users ask for it: with 250 vifs it is 500 files.
         return report._replace(apart=apart()) if work.active and not work.run.applies else report
@@ -180,6 +189,7 @@ class Provider:
             if work.active:
                 file = self._file(settings, uplinks, ledger)
                 self._dns.apply(work, settings.dns.servers, uplinks, file=file)
+            self.memory = work.memory
             work.raise_first()
             if work.active and work.provided.synced != work.provided.leading:
                 # The agent is often faster; the caller asks whether it has to follow (B135).
@@ -213,18 +223,17 @@ class Provider:
     @property
     def has_lists_in_force(self) -> bool:
         """Whether the last pass had the lists of all single qubes in force."""
-        return self.enforces and self._firewall is not None and self._firewall.settled
+        return self.enforces and self.memory.firewall is not None and self.memory.firewall.settled
 
     def rules_changed(self) -> None:
         """Rules have changed: forwarding closes at once if ours are not all there. Raises GuestnetError."""
-        self._rules.close_if_lost()
+        self.memory = self._rules.close_if_lost(self.memory)
 
     def look_at_everything(self) -> None:
         """The next pass takes nothing for granted."""
-        self._nft.doubt()
-        self._swept = None
+        self.memory = self.memory.doubted()
         if self._firewall is not None:
-            self._firewall.forget()
+            self._firewall.ask_anew()
 
     def strangers(self) -> tuple[str, ...]:
         """Return the names of vifs that hotplug has not told of: they were there before the agent ran (#1990)."""
@@ -243,8 +252,9 @@ class Provider:
     def end_offload(self) -> None:
         """Until the next pass; with none to come it would not end when rules change. Raises GuestnetError."""
         with Ledger(self._paths.run) as ledger:
-            work = command(Applying(ledger))
+            work = command(Applying(ledger), memory=self.memory)
             self._rules.end_offload(work)
+            self.memory = work.memory
             work.raise_first()
 
     # --- one vif -----------------------------------------------------------------------------------------------
@@ -277,21 +287,27 @@ class Provider:
                 return ()
             work = self.before(untrusted_entries, Applying(ledger))
             work.raise_first()
-            if not self._resident:  # whose passes do it
-                self._vifs.follow(work)
-            for step in (self._keep, self._limit):
-                try:
-                    work = step(work)
-                except GuestnetError:
-                    break  # the pass and `check` tell what is wrong with the file; the qube has its network
-            firewall = self._enforcing()
-            if firewall is not None and found:
-                firewall.found(vif.addresses)
-            elif firewall is not None and not self._vifs.knows(vif):
-                firewall.shut(work, vif.addresses)
-                work.raise_first()
-            self._vifs.online(vif, work)
+            try:
+                self._online(vif, work, found=found)
+            finally:
+                self.memory = work.memory
             return work.done
+
+    def _online(self, vif: Vif, work: PassState, *, found: bool) -> None:
+        if not self._resident:  # whose passes do it
+            self._vifs.follow(work)
+        for step in (self._keep, self._limit):
+            try:
+                work = step(work)
+            except GuestnetError:
+                break  # the pass and `check` tell what is wrong with the file; the qube has its network
+        firewall = self._enforcing()
+        if firewall is not None and found:
+            firewall.found(work, vif.addresses)
+        elif firewall is not None and not self._vifs.knows(vif):
+            firewall.shut(work, vif.addresses)
+            work.raise_first()
+        self._vifs.online(vif, work)
 
     def offline(
         self, vif: Vif, untrusted_entries: Mapping[str, bytes], wanted: Callable[[], bool] = lambda: True
@@ -313,13 +329,14 @@ class Provider:
             if not wanted():
                 return ()
             settings = provider.parse_provider(untrusted_entries)
-            work = PassState(settings, active=True, ipv6=False, progress=Progress(Applying(ledger)))
+            progress = Progress(Applying(ledger), self.memory)
+            work = PassState(settings, active=True, ipv6=False, progress=progress)
             firewall = self._enforcing()
             if firewall is not None:
-                firewall.detached(self._vifs.leaving(vif))
+                firewall.detached(work, self._vifs.leaving(vif))
             self._vifs.drop(vif, work)
-            if work.errors:
-                self._swept = None  # what is left to do is done by the next sweep
+            # What is left to do is done by the next sweep.
+            self.memory = work.memory._replace(swept=None) if work.errors else work.memory
             work.raise_first()
             return work.done
 
@@ -331,12 +348,12 @@ class Provider:
         self._vifs.close_replaced(work)
         ipv6 = (settings.gateway6, work.ipv6, settings.refuse6)
         reason = (settings.connected, settings.gateway, ipv6, work.mtu, work.limits, work.kept)
-        if self._swept == reason:
-            if not self._nft.settled(SETS):
+        if work.memory.swept == reason:
+            if not work.is_verified(SETS, self._nft):
                 self._refill(work)
             return work
         try:
-            self._nft.found_right(SETS, nft_kernel.generation())
+            work.mark_verified(SETS, self._nft.mark())
         except KernelError as error:
             if error.needs_root and not work.run.applies:
                 work.failed(error)
@@ -345,16 +362,16 @@ class Provider:
         before = len(work.errors)
         work = self._vifs.sweep(work)
         if len(work.errors) == before:
-            self._swept = reason
+            work.remember(work.memory._replace(swept=reason))
         return work
 
     def _refill(self, work: PassState) -> None:
         """What the sets are to hold; where that fails, the next pass tries again."""
         before = len(work.errors)
-        self._nft.found_right(SETS, nft_kernel.generation())  # our own transactions from here on keep it so
+        work.mark_verified(SETS, self._nft.mark())  # our own transactions from here on keep it so
         work.attempt(self._vifs.refill)
         if len(work.errors) > before:
-            self._nft.found_wrong(SETS)
+            work.remember(work.memory.invalidate(SETS))
 
 
 def _offload(paths: Paths, transactions: Transactions) -> Offload:

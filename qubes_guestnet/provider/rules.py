@@ -13,6 +13,7 @@ from functools import partial
 from ..core.nft import rules_text, tables
 from ..core.owned_state import MISSING, Loaded, checksum
 from ..core.provider import settings as provider
+from ..core.provider.pass_memory import PassMemory
 from ..core.provider.settings import ProviderSettings
 from ..core.uplink import mtu
 from ..core.values import IPV4, IPV6
@@ -49,21 +50,19 @@ class Rules:
     def __init__(self, paths: Paths, transactions: Transactions | None = None) -> None:
         self._paths, self._nft = paths, transactions or Transactions()
         self._alone = transactions is None  # a command of the boot, which ends, and before which others have nothing
-        self._told = False  # that the kernel has no IPv6
-        self._scripts_lost = False  # with the tables of the firewall
-        self._handles = frozenset[tuple[str, str, bytes]]()  # of the base rules, as long as they are all there
 
-    def begin(self, untrusted_entries: Mapping[str, bytes], run: Applying) -> PassState:
+    def begin(self, untrusted_entries: Mapping[str, bytes], progress: Progress) -> PassState:
         """What has to be in force before anything else: the rules; and off with what is not wanted any more.
 
         Args:
             untrusted_entries: all of QubesDB below the provider's prefixes.
-            run: carries out what is planned, or does not.
+            progress: of a pass that begins.
         """
-        settings = self._possible(provider.parse_provider(untrusted_entries), run)
+        run = progress.run
+        settings = _possible(provider.parse_provider(untrusted_entries), progress)
         active = settings.active and services.provides(self._paths.flags)
         ipv6 = self._wants_ipv6(settings, active, run)
-        work = PassState(settings, active, ipv6, Progress(run), mtu.common(untrusted_entries), untrusted_entries)
+        work = PassState(settings, active, ipv6, progress, mtu.common(untrusted_entries), untrusted_entries)
         work = work.attempt(self._find_firewall)
         work = work.attempt(forwarding.obey)
         if work.provided.hold:
@@ -79,8 +78,9 @@ class Rules:
         record = work.provided
         if services.enforces(self._paths.flags, self._paths.run):
             unfiltered = record.unfiltered or not nft_kernel.filtering()
-            self._scripts_lost |= unfiltered and record.filtered and not record.unfiltered
-            if self._scripts_lost and work.run.applies:
+            if unfiltered and record.filtered and not record.unfiltered:
+                work.remember(work.memory._replace(scripts_lost=True))
+            if work.memory.scripts_lost and work.run.applies:
                 self._restart_firewall(work)
             return work._replace(unfiltered=unfiltered)
         if services.filters(self._paths.flags):
@@ -89,24 +89,13 @@ class Rules:
 
     def _restart_firewall(self, work: PassState) -> None:
         """Its tables were removed, and in them the rules of users' scripts, which its unit runs."""
+        still = False
         if services.has_firewall(self._paths.flags):
             from ..core.provider.firewall_unit import plan_lost
             from ..dispatch import of_base_rules
 
-            came = work.settle(plan_lost, of_base_rules(self._nft))
-            self._scripts_lost = bool(came.errors)
-        else:
-            self._scripts_lost = False
-
-    def _possible(self, settings: ProviderSettings, run: Applying) -> ProviderSettings:
-        """Without what the kernel does not have: IPv4 is set up all the same (behaviour B54, #5110)."""
-        if not (settings.active and settings.serves(IPV6)) or _has_ipv6():
-            self._told = False
-            return settings
-        if not self._told:
-            self._told = True
-            run.tell(WARNING, "IPv6 is switched off in the kernel: the qubes behind this one have IPv4 only")
-        return settings._replace(gateway6=None, held=settings.held - {"ipv6"}, refuse6=False)
+            still = bool(work.settle(plan_lost, of_base_rules(self._nft)).errors)
+        work.remember(work.memory._replace(scripts_lost=still))
 
     def _close(self, work: PassState) -> None:
         wanted = work.families
@@ -139,31 +128,37 @@ class Rules:
             return
         forwarding.open_wanted(work)
 
-    def close_if_lost(self) -> None:
+    def close_if_lost(self, memory: PassMemory) -> PassMemory:
         """Close forwarding at once if base rules, or the firewall of the qubes, are gone; a pass has to follow.
 
         To be called as soon as rules have changed. It costs a few messages to the kernel where only others' own
         changed, and reads what nft would list by no program. The firewall that is told to end by a signal takes its
         tables away while all is forwarded; systemd, and so `forwarding hold`, comes later (B155).
 
+        Args:
+            memory: of the last pass.
+
+        Returns:
+            It, without the handles of rules that are gone.
+
         Raises:
             GuestnetError: it could not be found out, or not be done.
         """
-        if not self._handles or self._nft.settled(RULES):
-            return
-        lost = not nft_kernel.handles(rules_text.CHAINS) >= self._handles
+        if not memory.handles or self._nft.unchanged(memory.verified.get(RULES)):
+            return memory
+        lost = not nft_kernel.handles(rules_text.CHAINS) >= memory.handles
         if not lost and (not services.filters(self._paths.flags) or nft_kernel.filtering()):
-            return
+            return memory
         with Ledger(self._paths.run) as ledger:
             work = command(Applying(ledger), active=services.provides(self._paths.flags))
             if not lost and not work.provided.filtered:
-                return
+                return memory
             forwarding.shut(work)
             gone = _RULES_GONE if lost else _FIREWALL_GONE
             for words in work.done:
                 log(WARNING, f"{words}: {gone}")
-            self._handles = frozenset() if lost else self._handles
             work.raise_first()
+            return memory._replace(handles=frozenset()) if lost else memory
 
     # --- what the command line asks ----------------------------------------------------------------------------
 
@@ -183,7 +178,7 @@ class Rules:
                 if seen(rules_text.chains(self._nft.families)) == MISSING:
                     self._load(work)
             else:
-                work = self.begin(untrusted_entries, Applying(ledger))
+                work = self.begin(untrusted_entries, Progress(Applying(ledger)))
                 work.raise_first()
                 if work.active:
                     self._protect(work)
@@ -263,7 +258,8 @@ class Rules:
         """Load the base rules, unless those that are there are ours."""
         refuse6 = work.active and _refuses6(work.settings, work.provided.rules)
         loading = Loading(work, self._paths, self._nft, refuse6=refuse6)
-        if self._nft.settled(RULES) and work.provided.rules.text == checksum(loading.text(loading.families).encode()):
+        verified = work.is_verified(RULES, self._nft)
+        if verified and work.provided.rules.text == checksum(loading.text(loading.families).encode()):
             return work._replace(ruled=True)
         work = loading.settle()
         return work.attempt(partial(self._verified, loading)) if work.ruled else work
@@ -272,14 +268,23 @@ class Rules:
         """Remember that the base rules are as they should be, and what others have beside them."""
         if work.run.applies and not self._alone:
             work.attempt(partial(_user_rules_restore().keep, self._paths.run, loading.now))
-            self._handles = nft_kernel.handles(rules_text.chains(loading.now))
-        self._nft.found_right(RULES, loading.generation)
+            work.remember(work.memory._replace(handles=nft_kernel.handles(rules_text.chains(loading.now))))
+        work.mark_verified(RULES, loading.looked)
 
 
 def _user_rules_restore() -> ModuleType:
     from . import user_rules  # not at boot, nor where all is as it was
 
     return user_rules
+
+
+def _possible(settings: ProviderSettings, progress: Progress) -> ProviderSettings:
+    """Without what the kernel does not have: IPv4 is set up all the same (behaviour B54, #5110)."""
+    missing = settings.active and settings.serves(IPV6) and not _has_ipv6()
+    if missing and not progress.memory.ipv6_missing:
+        progress.run.tell(WARNING, "IPv6 is switched off in the kernel: the qubes behind this one have IPv4 only")
+    progress.memory = progress.memory._replace(ipv6_missing=missing)
+    return settings._replace(gateway6=None, held=settings.held - {"ipv6"}, refuse6=False) if missing else settings
 
 
 def _has_ipv6() -> bool:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from ..core import owned_state
 from ..core.nft import tables
 from ..core.provider import base_rules
+from ..core.provider.pass_memory import Mark
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 
 MISSING = owned_state.MISSING
-Mark = tuple[int, int]  # a generation, and how many transactions this process had made
 # What vifs come and go by, and the addresses of names; anything else is not even looked at.
 _SHORT = (
     *(f"add table {family} {table}\n" for family in tables.IP_FAMILIES for table in (tables.LIMITS, tables.FIREWALL)),
@@ -22,10 +22,12 @@ _SHORT = (
 
 
 class Transactions:
-    """What this process does to the rules. The kernel counts the transactions of everybody; ours are known by count."""
+    """What this process does to the rules. The kernel counts the transactions of all programs; this counts ours.
+
+    It remembers nothing about what the rules should be: that is in `PassMemory`, as marks of this count.
+    """
 
     def __init__(self) -> None:
-        self._verified: dict[str, int] = {}
         self._made = 0  # of them, by us
         self.ours = -1  # generation that our last transaction makes, when no other one comes between
         self._families: tuple[str, ...] = ()
@@ -36,7 +38,7 @@ class Transactions:
         """Families of tables that the kernel has, of ours. What it is built with stays.
 
         Raises:
-            KernelError: as for `settled`.
+            KernelError: the kernel has no nftables, or we may not ask.
         """
         if not self._families:
             from ..system.nft import families as nft_families  # a boot finds out by loading
@@ -60,7 +62,7 @@ class Transactions:
             families: that the kernel may have.
 
         Raises:
-            KernelError: as for `settled`.
+            KernelError: as for `families`.
             NftError: nft does not run.
         """
         families, generation = tuple(families), nft_kernel.generation()
@@ -75,7 +77,7 @@ class Transactions:
 
     def mark(self) -> Mark:
         """Return a point in time, for `undisturbed`. Raises KernelError."""
-        return nft_kernel.generation(), self._made
+        return Mark(nft_kernel.generation(), self._made)
 
     def undisturbed(self, since: Mark | None = None) -> bool:
         """Return whether no other program has changed anything since a mark, or since just before our last transaction.
@@ -86,40 +88,19 @@ class Transactions:
             since: by `mark`, where what is looked at is of several transactions.
 
         Raises:
-            KernelError: as for `settled`.
+            KernelError: as for `families`.
         """
         if since is None:
             return nft_kernel.generation() == self.ours
-        generation, made = since
-        return nft_kernel.generation() == generation + self._made - made
+        return nft_kernel.generation() == since.generation + self._made - since.made
 
-    def settled(self, part: str) -> bool:
-        """Return whether no other program has changed anything since this part was found right.
-
-        Args:
-            part: a name for some of the rules.
+    def unchanged(self, since: Mark | None) -> bool:
+        """Return whether only this process has changed rules since a mark; False for no mark.
 
         Raises:
-            KernelError: the kernel has no nftables, or we may not ask.
+            KernelError: as for `families`.
         """
-        return self._verified.get(part) == nft_kernel.generation()
-
-    def found_right(self, part: str, generation: int) -> None:
-        """Note that a part is as it should be.
-
-        Args:
-            part: as for `settled`.
-            generation: asked before looking, so that a change meanwhile is noticed.
-        """
-        self._verified[part] = generation
-
-    def found_wrong(self, part: str) -> None:
-        """Note that a part is not as it should be, or that this is not known."""
-        self._verified.pop(part, None)
-
-    def doubt(self) -> None:
-        """Nothing is known to be right any more."""
-        self._verified.clear()
+        return since is not None and self.undisturbed(since)
 
     def run(self, text: str) -> None:
         """Load one transaction. Raises NftError when it was refused; nothing of it is in force then."""
@@ -158,12 +139,10 @@ class Transactions:
             self._listed = (self.ours, self._listed[1])
 
     def _count(self, before: int) -> None:
-        """After a transaction of ours: what was right before is right still, unless others made one meanwhile."""
-        self.ours = before + 1
-        self._made += 1
-        if nft_kernel.generation() == before + 1:
-            for part, generation in self._verified.items():
-                self._verified[part] = before + 1 if generation == before else generation
+        """After a transaction of ours, unless it changed nothing: then the kernel does not count it either."""
+        if nft_kernel.generation() != before:
+            self.ours = before + 1
+            self._made += 1
 
 
 def _begun(text: str) -> Callable[[], None]:

@@ -79,7 +79,7 @@ class Facts(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The state of a process between passes.
+    """What one pass leaves for the next of the chains.
 
     Args:
         foreign: the facts for which another program's rules were kept, and their targets; None if none are kept.
@@ -90,6 +90,20 @@ class Memory(NamedTuple):
     foreign: tuple[_Ways, Judgement] | None = None
     judged: int = -1
     disturbed: tuple[float, float, str] | None = None
+
+
+class RedirectMemory(NamedTuple):
+    """What one pass leaves for the next of the virtual DNS.
+
+    Args:
+        chains: of the rules that redirect.
+        followers: name servers that the set of the firewall beside us was last made to hold; None: not known.
+        trouble: what the journal was told last.
+    """
+
+    chains: Memory = Memory()
+    followers: tuple[Endpoint, ...] | None = None
+    trouble: str = ""
 
 
 class Decision(NamedTuple):

@@ -28,6 +28,18 @@ def due(last: Mapping[IPAddress, float], handled: Iterable[Bound], now: float) -
     return tuple(bound for bound in bad if now >= last.get(bound.ruleset.address, -PAUSE) + PAUSE)
 
 
+def noticed(last: Mapping[IPAddress, float], shown: Iterable[Bound], now: float) -> Mapping[IPAddress, float]:
+    """Return when notifications were shown, without those that delay no other one any more.
+
+    Args:
+        last: as for `due`.
+        shown: just now.
+        now: of the same clock.
+    """
+    recent = {address: at for address, at in last.items() if now < at + PAUSE}
+    return recent | {bound.ruleset.address: now for bound in shown}
+
+
 def text(bound: Bound) -> tuple[str, str]:
     """Return title and text of a notification."""
     problem = next(map(str, bound.ruleset.problems), "")

@@ -35,6 +35,22 @@ class Facts(NamedTuple):
     refusal: str = ""
 
 
+class OffloadMemory(NamedTuple):
+    """What one pass leaves for the next.
+
+    Args:
+        refused: why the kernel takes no flowtable; asked once in the life of an agent.
+        judged: what the rules of others have against it, and whether that was for IPv6 too; None: to be looked at.
+        holds: what was loaded last, as long as no other program changed any rule since.
+        told: what the journal was told last.
+    """
+
+    refused: str = ""
+    judged: tuple[bool, str] | None = None
+    holds: LoadFlowtable | None = None
+    told: str = ""
+
+
 def against(*, allowed: bool, forwarding: bool, refused: str) -> str:
     """Return what is against it before the rules of others are looked at, "" for nothing.
 

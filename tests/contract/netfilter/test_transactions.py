@@ -86,3 +86,20 @@ def test_the_sum_of_chains_is_of_what_is_there(oracle: Oracle) -> None:
     assert now == seen(rules_text.CHAINS, transactions.tables(tables.FAMILIES)) != MISSING
     oracle.run("nft", "flush chain ip qubes forward")
     assert seen(rules_text.CHAINS) not in (now, MISSING)
+
+
+def test_a_mark_holds_until_another_program_changes_rules(oracle: Oracle) -> None:
+    transactions = Transactions()
+    assert not transactions.unchanged(None)
+    transactions.run(rules_text.base(ipv6=True))
+    mark = transactions.mark()
+    assert transactions.unchanged(mark)
+    transactions.run(LIMITS)
+    assert transactions.unchanged(mark), "it was our own"
+    transactions.run("add table ip qubes\n")
+    assert transactions.unchanged(mark), "it changed nothing, so the kernel did not count it"
+    oracle.run("nft", ELEMENT)
+    assert not transactions.unchanged(mark)
+    transactions.run("delete table ip6 qubes\n")
+    assert not transactions.unchanged(mark), "one of ours does not make up for it"
+    assert transactions.unchanged(transactions.mark())

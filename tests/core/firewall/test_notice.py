@@ -27,6 +27,12 @@ def test_a_bad_list_is_shown_once_a_minute_and_a_good_one_never() -> None:
     assert len(text) <= 300
 
 
+def test_an_address_is_remembered_as_long_as_it_delays_a_notification() -> None:
+    assert notice.noticed({A: 10, B: 30}, (), 69) == {A: 10, B: 30}
+    assert notice.noticed({A: 10, B: 30}, (), 70) == {B: 30}
+    assert notice.noticed({B: 30}, (BAD,), 95) == {A: 95}
+
+
 @pytest.mark.parametrize("name", ["user", "_a-1", "u" * 32])
 def test_the_name_of_a_user(name: str) -> None:
     assert notice.user(name.encode()) == name
