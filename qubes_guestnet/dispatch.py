@@ -117,9 +117,9 @@ def _purge_untranslated(op: PurgeUntranslated) -> None:
 
 
 def _queue_job(op: UnitJob) -> None:
-    from .system import services
+    from .system import systemctl
 
-    services.queue_job(op.verb, op.unit)
+    systemctl.queue_job(op.verb, op.unit)
 
 
 def of_guard(guard: Guard, transactions: Transactions) -> Adapters:

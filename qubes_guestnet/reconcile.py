@@ -26,7 +26,7 @@ from .core.values import IPV4, IPV6, IPAddress, Link, State, Tunable
 from .dispatch import of_uplink
 from .errors import FileError, GuestnetError, as_error
 from .flow import Applying, Planning, carry_out
-from .system import services
+from .system import guestnet_toml, service_flags
 from .system.owned_state import Ledger
 from .system.paths import Paths
 from .uplink.resolv_conf import Ground, ResolvConf
@@ -108,10 +108,10 @@ def _pass(
     way: type[Applying],
 ) -> Report:  # fmt: skip
     settings = parse_settings(untrusted_entries)
-    flags = services.flags(paths.flags)
+    flags = service_flags.flags(paths.flags)
     errors: list[GuestnetError] = list(settings.errors)
     try:
-        configured = services.configured_style(paths.config)
+        configured = guestnet_toml.configured_style(paths.config)
     except GuestnetError as error:
         configured = None
         errors.append(error)

@@ -103,7 +103,7 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Grou
     from ..core.nft.rules_text import chains as base_chains
     from ..core.owned_state import checksum
     from ..provider.ruleset_generation import Transactions
-    from ..system import services, vif_records
+    from ..system import service_flags, systemctl, vif_records
     from ..system.owned_state import Ledger
 
     transactions = Transactions()
@@ -117,9 +117,9 @@ def _of_a_provider(paths: Paths, kernel: netlink.Kernel, report: Report) -> Grou
     vpn = tunnel(kernel.tunnels((), (link.ifindex for link in uplinks)))
     chains = called(nft.chains(), nft_kernel.dormant())
     state = ""
-    if services.filters(paths.flags):
+    if service_flags.filters(paths.flags):
         # If the agent enforces the rules, they are in force whatever the state of the unit.
-        unit = services.firewall_unit() if not services.enforces(paths.flags, paths.run) else ""
+        unit = systemctl.firewall_unit() if not service_flags.enforces(paths.flags, paths.run) else ""
         state = firewall(is_filtered(chains), unit)
     unknown, gone = tuple(sorted(there - known)), tuple(sorted(known - there))
     return Ground(rules, unknown, gone, shadows(chains), cut, vpn, state, transactions.arp)

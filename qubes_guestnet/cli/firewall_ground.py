@@ -17,7 +17,7 @@ from ..core.settings import PROVIDER_KEY
 from ..core.values import IPAddress
 from ..errors import GuestnetError, UsageError, shown
 from ..provider import firewall_names
-from ..system import services, vif_records
+from ..system import guestnet_toml, service_flags, vif_records
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.paths import Paths
@@ -52,8 +52,8 @@ def look(paths: Paths) -> Ground:
     untrusted_entries = read_entries()
     if not untrusted_entries.get(PROVIDER_KEY):
         raise UsageError("this qube is not a provider, so it has no lists of client qubes", "run it in the provider")
-    filters = services.filters(paths.flags)
-    ours = services.enforces(paths.flags, paths.run)
+    filters = service_flags.filters(paths.flags)
+    ours = service_flags.enforces(paths.flags, paths.run)
     listed, packets, unseen = None, {}, None
     try:
         texts = _texts()
@@ -65,7 +65,7 @@ def look(paths: Paths) -> Ground:
         if not error.needs_root:
             raise
         unseen = error
-    now, blocks = firewall_names.boot_seconds(), services.configured_names(paths.config).blocks_qube
+    now, blocks = firewall_names.boot_seconds(), guestnet_toml.configured_names(paths.config).blocks_qube
     facts = Facts(entries.by_address(untrusted_entries), listed, packets, _cache(paths), now, ours, blocks)
     return Ground(untrusted_entries, _vifs(paths), facts, OURS if ours else ANOTHER if filters else OFF, unseen)
 

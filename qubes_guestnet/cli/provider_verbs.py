@@ -10,7 +10,7 @@ import os
 
 from ..core.settings import PROVIDER_KEY
 from ..errors import GuestnetError, StoreError
-from ..system import services
+from ..system import service_flags
 from ..system.paths import Paths
 from . import reading
 from .output import complain, say
@@ -53,13 +53,13 @@ def firewall_unit(options: Options) -> int:
     from ..provider import firewall_unit as unit
 
     if options.action == "start":
-        provides = services.provides(PATHS.flags) and bool(reading.patiently(reading.entries).get(PROVIDER_KEY))
+        provides = service_flags.provides(PATHS.flags) and bool(reading.patiently(reading.entries).get(PROVIDER_KEY))
         steps = unit.start(PATHS, provides=provides)
     elif options.action == "stop":
         from ..core.uplink import unit_jobs as rules
-        from ..system import unit_jobs
+        from ..system import systemctl
 
-        steps = unit.stop(PATHS, rules.parse(unit_jobs.listed()) if unit_jobs.managed() else {})
+        steps = unit.stop(PATHS, rules.parse(systemctl.jobs()) if systemctl.managed() else {})
     else:
         steps = unit.reload(PATHS)
     for words in steps:

@@ -10,7 +10,7 @@ import time
 from ..core.settings import PROVIDER_KEY, parse
 from ..errors import GuestnetError, StoreError, UsageError, shown
 from ..reconcile import Pass, plan_only, reconcile, take_down
-from ..system import devices, services
+from ..system import devices, service_flags, systemctl
 from ..system.netlink import rtnl as netlink
 from ..system.paths import Paths
 from ..uplink.other_services import OtherServices
@@ -114,12 +114,11 @@ def uplink(options: Options) -> int:
 
 def _is_stopped_for_itself(interface: str) -> bool:
     from ..core.uplink import unit_jobs as rules
-    from ..system import unit_jobs
 
-    if not unit_jobs.managed():
+    if not systemctl.managed():
         remedy = f"to take the interface down, call `qubes-guestnet uplink remove {interface}`"
         raise GuestnetError("`uplink stop` is only for systemd's unit, and systemd is not running here", remedy)
-    return rules.takes_down(f"qubes-network-uplink@{interface}.service", rules.parse(unit_jobs.listed()))
+    return rules.takes_down(f"qubes-network-uplink@{interface}.service", rules.parse(systemctl.jobs()))
 
 
 def wait_uplink(options: Options) -> int:
@@ -150,7 +149,7 @@ def wait_uplink(options: Options) -> int:
 def _is_ready_to_boot(report: Report, others: OtherServices) -> bool:
     from ..core.report import Uplinks
 
-    uplinks = Uplinks(report.settings, services.flags(PATHS.flags), report.interfaces, complete=True)
+    uplinks = Uplinks(report.settings, service_flags.flags(PATHS.flags), report.interfaces, complete=True)
     return not report.unready and others.published(uplinks)
 
 

@@ -13,7 +13,7 @@ from ..core.provider.base_rules import Facts
 from ..core.provider.pass_memory import Mark
 from ..core.provider.rules_operations import LoadRules, LoadRulesInParts
 from ..dispatch import of_base_rules
-from ..system import services
+from ..system import service_flags
 from ..system.nft import program as nft
 from ..system.paths import Paths
 from ..system.systemd import WARNING, log
@@ -111,7 +111,7 @@ class Loading:
             return facts
         work, restore = self._work, _user_rules_restore()
         lost: Kept = restore.lost(self._paths.run, self.now)
-        holds, firewall = restore.is_to_hold(work, self._paths), services.has_firewall(self._paths.flags)
+        holds, firewall = restore.is_to_hold(work, self._paths), restore.has_firewall_unit(self._paths)
         return facts._replace(lost=lost, active=work.active, holds=holds, firewall=firewall)
 
     def _whole(self, families: tuple[str, ...]) -> str:
@@ -123,7 +123,7 @@ class Loading:
         """
         work = self._work
         coming = rules_text.downstream(work.settings.connected if work.active else (), ())
-        if services.provides(self._paths.flags):
+        if service_flags.provides(self._paths.flags):
             coming += _letting_send(self._paths.run, work.settings, arp=tables.ARP in families)
         return _ending(work) + self.text(families) + coming
 

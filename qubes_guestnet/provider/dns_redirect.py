@@ -27,7 +27,7 @@ from ..core.provider import settings as provider
 from ..core.provider import vif_order
 from ..dispatch import of_rules
 from ..errors import GuestnetError
-from ..system import devices, files, services
+from ..system import devices, files, guestnet_toml, service_flags, systemctl
 from ..system.nft import program as nft
 from ..system.systemd import INFO, WARNING, log
 from .pass_state import PassState
@@ -152,7 +152,7 @@ class DnsRedirect:
         """The decision; None for leaving what is in force, because the owner's file is not valid."""
         file, down = ground.file, ground.file.down if ground.file is not None else ""
         try:
-            settings = services.configured_dns(self._paths.config)
+            settings = guestnet_toml.configured_dns(self._paths.config)
         except GuestnetError as error:
             work.failed(error)
             if work.provided.names.text:
@@ -241,8 +241,9 @@ class DnsRedirect:
             so_far: result of the operations of this pass so far.
         """
         errors: list[GuestnetError] = []
-        facts = dependents.Facts(servers, chosen, proxy=services.has_updates_proxy(self._paths.flags))
-        if services.enforces(self._paths.flags, self._paths.run):
+        proxy = service_flags.proxies_updates(self._paths.flags) and systemctl.installed()
+        facts = dependents.Facts(servers, chosen, proxy=proxy)
+        if service_flags.enforces(self._paths.flags, self._paths.run):
             return dependents.plan(facts, record, so_far)  # `provider.firewall` has the set and the names
         mark, memory = self._nft.mark(), _memory(work)
         right = memory.followers == servers and work.is_verified(FIREWALL, self._nft)
@@ -254,8 +255,8 @@ class DnsRedirect:
             errors.append(error)
         try:
             if dependents.behind(record):
-                active = services.has_firewall(self._paths.flags) and services.firewall_state() == "active"
-                facts = facts._replace(firewall=active)
+                filters = service_flags.filters(self._paths.flags) and systemctl.managed()
+                facts = facts._replace(firewall=filters and systemctl.firewall_state() == "active")
         except GuestnetError as error:
             errors.append(error)
         planned = dependents.plan(facts, record, so_far)

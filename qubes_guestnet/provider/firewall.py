@@ -25,7 +25,7 @@ from ..core.owned_state import Record
 from ..core.values import IPV4, IPV6, IPAddress
 from ..dispatch import of_firewall
 from ..errors import GuestnetError
-from ..system import conntrack, services
+from ..system import conntrack, guestnet_toml
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.qubesdb import store as qubesdb
@@ -147,7 +147,7 @@ class Firewall:
     def _configure(self, work: PassState) -> None:
         """Read what the owner chose; while that is not valid, what was in force stays."""
         try:
-            settings = services.configured_names(self._paths.config)
+            settings = guestnet_toml.configured_names(self._paths.config)
         except GuestnetError as error:
             work.failed(error)
             return
@@ -317,7 +317,7 @@ class Firewall:
             work.failed(*(() if error.needs_root else (error,)))
         cache = name_cache.Cache()
         try:
-            services.configured_names(self._paths.config)
+            guestnet_toml.configured_names(self._paths.config)
             if listed is not None:  # by root, whose file the other one is
                 from .firewall_names import read  # not in the agent
 

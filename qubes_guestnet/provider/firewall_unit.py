@@ -15,7 +15,7 @@ from ..core.firewall.lines import FAMILIES
 from ..core.provider import firewall_unit, vif
 from ..core.provider.firewall_unit import Scripts
 from ..errors import GuestnetError, as_error
-from ..system import hotplug_socket, services, user_scripts
+from ..system import hotplug_socket, service_flags, user_scripts
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.owned_state import Ledger
@@ -45,12 +45,12 @@ def start(paths: Paths, *, provides: bool) -> Iterator[str]:
             rules were in force before.
     """
     rules = Rules(paths)
-    enforced = services.enforces(paths.flags, paths.run)
+    enforced = service_flags.enforces(paths.flags, paths.run)
     if firewall_unit.begins(enforced=enforced, filtered=nft_kernel.filtering()):
         yield from rules.close(unfiltered=True)
         with Ledger(paths.run):
             _refuse_everything()
-            services.set_enforced(paths.run)
+            service_flags.set_enforced(paths.run)
         yield _REFUSING
     yield from _run_scripts(paths)
     if provides:
@@ -74,12 +74,12 @@ def stop(paths: Paths, jobs: Mapping[str, str]) -> Iterator[str]:
     Raises:
         GuestnetError: something is refused; forwarding is closed first.
     """
-    if services.enforces(paths.flags, paths.run) and not firewall_unit.ends(jobs):
+    if service_flags.enforces(paths.flags, paths.run) and not firewall_unit.ends(jobs):
         yield "the unit is restarted: rules and forwarding stay as they are"
         return
     yield from Rules(paths).close(unfiltered=True)
     with Ledger(paths.run):
-        services.set_enforced(paths.run, on=False)
+        service_flags.set_enforced(paths.run, on=False)
         _refuse_everything()
     yield _REFUSING
 
@@ -90,7 +90,7 @@ def reload(paths: Paths) -> Iterator[str]:
     Raises:
         GuestnetError: nothing is enforced, or the agent does not answer.
     """
-    if not services.enforces(paths.flags, paths.run):
+    if not service_flags.enforces(paths.flags, paths.run):
         raise GuestnetError("the firewall of the qubes is not started", "systemctl start qubes-firewall")
     _have_loaded(paths)
     yield _IN_FORCE

@@ -20,7 +20,7 @@ from ..core.provider.offload import Facts, OffloadMemory
 from ..core.provider.provider_operations import LoadFlowtable
 from ..dispatch import of_rules
 from ..errors import FileError, GuestnetError
-from ..system import services
+from ..system import service_flags
 from ..system.devices import listed
 from ..system.nft import foreign_chains
 from ..system.nft import program as nft
@@ -80,7 +80,7 @@ class Offload:
 
     def _facts(self, work: PassState, errors: list[GuestnetError]) -> Facts:
         """What is looked at, each only where nothing is against it before."""
-        allowed = services.may_offload(self._paths.flags)
+        allowed = service_flags.may_offload(self._paths.flags)
         forwarding = bool(work.ruled and work.families and work.families <= forwarded())
         reason = offload.against(allowed=allowed, forwarding=forwarding, refused=_memory(work).refused)
         if reason:

@@ -23,7 +23,7 @@ from ..core.provider.provider_report import ProviderReport
 from ..core.provider.vif import Vif
 from ..errors import GuestnetError, KernelError
 from ..flow import Applying, Planning
-from ..system import procfs_sysctl, services
+from ..system import guestnet_toml, procfs_sysctl, service_flags
 from ..system.owned_state import Ledger
 from .dns_redirect import DnsRedirect
 from .forwarding import apart, forwarded
@@ -136,7 +136,7 @@ class Provider:
 
     def _limit(self, work: PassState) -> PassState:
         """Read what each qube may have of conntrack, as this kernel has it now."""
-        configured = services.configured_limits(self._paths.config)
+        configured = guestnet_toml.configured_limits(self._paths.config)
         return work._replace(limits=limits.possible(configured, int(procfs_sysctl.read((NETFILTER, CONNTRACK)) or 0)))
 
     def after(
@@ -203,7 +203,7 @@ class Provider:
             return None
         from ..uplink.resolv_conf import Ground, ResolvConf
 
-        flags, manager = services.flags(self._paths.flags), self._others.manager()
+        flags, manager = service_flags.flags(self._paths.flags), self._others.manager()
         file = ResolvConf(Ground(settings, flags, manager, self._kernel, uplinks), self._paths, lambda _data: False)
         Planning(ledger).settle(file.plan, {})
         return file.report
@@ -213,7 +213,7 @@ class Provider:
     @property
     def enforces(self) -> bool:
         """Whether this program enforces the lists of single qubes."""
-        return services.enforces(self._paths.flags, self._paths.run)
+        return service_flags.enforces(self._paths.flags, self._paths.run)
 
     @property
     def firewall_names(self) -> FirewallNames | None:

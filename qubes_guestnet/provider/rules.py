@@ -19,7 +19,7 @@ from ..core.uplink import mtu
 from ..core.values import IPV4, IPV6
 from ..errors import FileError, GuestnetError
 from ..flow import Applying
-from ..system import procfs_sysctl, services
+from ..system import procfs_sysctl, service_flags
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.owned_state import Ledger
@@ -60,7 +60,7 @@ class Rules:
         """
         run = progress.run
         settings = _possible(provider.parse_provider(untrusted_entries), progress)
-        active = settings.active and services.provides(self._paths.flags)
+        active = settings.active and service_flags.provides(self._paths.flags)
         ipv6 = self._wants_ipv6(settings, active, run)
         work = PassState(settings, active, ipv6, progress, mtu.common(untrusted_entries), untrusted_entries)
         work = work.attempt(self._find_firewall)
@@ -76,21 +76,21 @@ class Rules:
     def _find_firewall(self, work: PassState) -> PassState:
         """Find out whether the firewall of the qubes is missing, or not ready; one that never was is not waited for."""
         record = work.provided
-        if services.enforces(self._paths.flags, self._paths.run):
+        if service_flags.enforces(self._paths.flags, self._paths.run):
             unfiltered = record.unfiltered or not nft_kernel.filtering()
             if unfiltered and record.filtered and not record.unfiltered:
                 work.remember(work.memory._replace(scripts_lost=True))
             if work.memory.scripts_lost and work.run.applies:
                 self._restart_firewall(work)
             return work._replace(unfiltered=unfiltered)
-        if services.filters(self._paths.flags):
+        if service_flags.filters(self._paths.flags):
             return work._replace(unfiltered=record.unfiltered or (record.filtered and not nft_kernel.filtering()))
         return work
 
     def _restart_firewall(self, work: PassState) -> None:
         """Its tables were removed, and in them the rules of users' scripts, which its unit runs."""
         still = False
-        if services.has_firewall(self._paths.flags):
+        if _user_rules_restore().has_firewall_unit(self._paths):
             from ..core.provider.firewall_unit import plan_lost
             from ..dispatch import of_base_rules
 
@@ -147,10 +147,10 @@ class Rules:
         if not memory.handles or self._nft.unchanged(memory.verified.get(RULES)):
             return memory
         lost = not nft_kernel.handles(rules_text.CHAINS) >= memory.handles
-        if not lost and (not services.filters(self._paths.flags) or nft_kernel.filtering()):
+        if not lost and (not service_flags.filters(self._paths.flags) or nft_kernel.filtering()):
             return memory
         with Ledger(self._paths.run) as ledger:
-            work = command(Applying(ledger), active=services.provides(self._paths.flags))
+            work = command(Applying(ledger), active=service_flags.provides(self._paths.flags))
             if not lost and not work.provided.filtered:
                 return memory
             forwarding.shut(work)
@@ -214,10 +214,10 @@ class Rules:
         """
         with Ledger(self._paths.run) as ledger:
             work = command(Applying(ledger))
-            if unfiltered and not services.filters(self._paths.flags):
+            if unfiltered and not service_flags.filters(self._paths.flags):
                 return ()
             every = frozenset({IPV4, IPV6})
-            families = every if services.provides(self._paths.flags) else work.provided.forwarding
+            families = every if service_flags.provides(self._paths.flags) else work.provided.forwarding
             provided = work.provided._replace(forwarding=families)
             work.save(provided._replace(unfiltered=True) if unfiltered else provided._replace(closed=True))
             self._close(work)
@@ -241,7 +241,7 @@ class Rules:
         Raises:
             KernelError: it is not known whether its rules are there.
         """
-        filtered = services.filters(self._paths.flags) and nft_kernel.filtering()
+        filtered = service_flags.filters(self._paths.flags) and nft_kernel.filtering()
         with Ledger(self._paths.run) as ledger:
             provided = ledger.record.provided._replace(unfiltered=False, filtered=filtered)
             ledger.save(ledger.record._replace(provided=provided))

@@ -21,7 +21,7 @@ from ..core.provider.rules_operations import LoadRulesInParts
 from ..core.provider.user_rules import Block, Kept
 from ..core.values import IPAddress
 from ..errors import ConfigError, GuestnetError
-from ..system import files, services
+from ..system import files, guestnet_toml, service_flags, systemctl
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.paths import Paths
@@ -109,7 +109,7 @@ def wait(work: PassState) -> None:
     """
     if work.provided.hold != FIREWALL or not work.run.applies:
         return
-    state = services.firewall_state()
+    state = systemctl.firewall_state()
     if state == "active":
         work.save(work.provided._replace(hold=""))
         log(INFO, "qubes-firewall.service is ready again")
@@ -140,10 +140,15 @@ def untranslated(work: PassState, run: str, listings: Mapping[str, str]) -> tupl
     return ordered(behind) if conntrack.has_untranslated(behind) else ()
 
 
+def has_firewall_unit(paths: Paths) -> bool:
+    """Return whether the firewall of the qubes is a service of this qube: its flag is set, and systemd runs."""
+    return service_flags.filters(paths.flags) and systemctl.managed()
+
+
 def is_to_hold(work: PassState, paths: Paths) -> bool:
     """Whether the owner wants forwarding held when our rules were lost. An error is added to those of the pass."""
     try:
-        return services.holds_after_flush(paths.config)
+        return guestnet_toml.holds_after_flush(paths.config)
     except ConfigError as error:
         work.failed(error)
         return True  # what was meant is not known, and this is the safe side

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from ..core.namedtuple import NamedTuple
-from . import services
+
+FLAGS_FOLDER = "/run/qubes-service"
+CONFIG_FILE = "/etc/qubes/guestnet.toml"
 
 
 class Paths(NamedTuple):
@@ -12,5 +14,5 @@ class Paths(NamedTuple):
 
     run: str = "/run/qubes-guestnet"
     resolv_conf: str = "/etc/resolv.conf"
-    flags: str = services.FLAGS_FOLDER
-    config: str = services.CONFIG_FILE
+    flags: str = FLAGS_FOLDER
+    config: str = CONFIG_FILE

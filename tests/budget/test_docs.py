@@ -24,7 +24,7 @@ from qubes_guestnet.core.provider import settings as provider
 from qubes_guestnet.core.uplink import desired as uplink
 from qubes_guestnet.lab import cli as lab_cli
 from qubes_guestnet.lab import demo, dom0, firewall_rules, tree
-from qubes_guestnet.system import networkmanager, services
+from qubes_guestnet.system import guestnet_toml, networkmanager, service_flags
 from qubes_guestnet.system.qubesdb import store as qubesdb
 from tests.support.needs import needs
 from tests.support.qubes import lab_session
@@ -70,7 +70,14 @@ def test_no_key_of_the_program_is_missing_from_the_list_here() -> None:
 
 @pytest.mark.parametrize("document", [SETTINGS, MAN_PAGE], ids=lambda path: path.name)
 def test_every_flag_file_and_variable_is_documented(document: Path) -> None:
-    names = [*services._NAMES, services.PROVIDES, networkmanager.FLAG, *hooks.HOOKS, hooks.NETWORK_HOOKS, "XENBUS_PATH"]
+    names = [
+        *service_flags._NAMES,
+        service_flags.PROVIDES,
+        networkmanager.FLAG,
+        *hooks.HOOKS,
+        hooks.NETWORK_HOOKS,
+        "XENBUS_PATH",
+    ]
     names += ["guestnet.toml", "default-route", "[dns]", "servers", "hold", "[provider]", *limits.KEYS]
     names += ["[firewall]", *name_settings.KEYS]
     names += [qubesdb.DIRECTORY_VARIABLE]
@@ -99,17 +106,17 @@ def test_the_sample_of_guestnet_toml_has_every_key(tmp_path: Path) -> None:
     (block,) = re.findall(r"^## /etc/qubes/guestnet.toml$.*?^```toml\n(.*?)^```", text(SETTINGS), re.M | re.S)
     assert _keys_of(_uncommented(sample)) == _keys_of(block) != set()
     source = "".join(
-        text(TREE / "qubes_guestnet" / name) for name in ("system/services.py", "core/dns/upstream_servers.py")
+        text(TREE / "qubes_guestnet" / name) for name in ("system/guestnet_toml.py", "core/dns/upstream_servers.py")
     )
     assert {name for name, _ in _keys_of(block)} == set(re.findall(r'_Table\(path, "([\w-]+)"', source))
     read = re.findall(r'table\.get\("([\w-]+)"', source)
     assert {key for _, key in _keys_of(block)} == {*read, *limits.KEYS, *name_settings.KEYS}
     (tmp_path / "all.toml").write_text(_uncommented(sample), encoding="utf-8")
-    assert services.configured_style(str(tmp_path / "all.toml")) is uplink.Style.DEVICE
-    assert services.holds_after_flush(str(tmp_path / "all.toml")) is False
-    assert services.configured_dns(str(tmp_path / "all.toml")).servers
-    assert services.configured_limits(str(tmp_path / "all.toml")) == limits.Limits()
-    assert services.configured_names(str(tmp_path / "all.toml")) == name_settings.NameSettings()
+    assert guestnet_toml.configured_style(str(tmp_path / "all.toml")) is uplink.Style.DEVICE
+    assert guestnet_toml.holds_after_flush(str(tmp_path / "all.toml")) is False
+    assert guestnet_toml.configured_dns(str(tmp_path / "all.toml")).servers
+    assert guestnet_toml.configured_limits(str(tmp_path / "all.toml")) == limits.Limits()
+    assert guestnet_toml.configured_names(str(tmp_path / "all.toml")) == name_settings.NameSettings()
 
 
 @pytest.mark.parametrize("document", [MAN_PAGE, *COMPLETIONS], ids=lambda path: path.name)

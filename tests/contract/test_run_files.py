@@ -19,7 +19,7 @@ from qubes_guestnet.core.owned_state import Interface, Record
 from qubes_guestnet.core.uplink.desired import Flags, Style
 from qubes_guestnet.core.values import Owned
 from qubes_guestnet.errors import ConfigError, FileError
-from qubes_guestnet.system import agent_status, owned_state, services
+from qubes_guestnet.system import agent_status, guestnet_toml, owned_state, service_flags
 from qubes_guestnet.system.owned_state import Ledger
 from tests.support.faults.refuse import refuse
 
@@ -206,12 +206,12 @@ def test_a_standing_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_flags_are_files_whatever_is_in_them(tmp_path: Path) -> None:
-    assert services.flags(str(tmp_path / "none")) == Flags()
+    assert service_flags.flags(str(tmp_path / "none")) == Flags()
     (tmp_path / "disable-default-route").touch()
     (tmp_path / "guestnet-gateway-route").write_text("0")
-    assert services.flags(str(tmp_path)) == Flags(disable_default_route=True, gateway_route=True)
+    assert service_flags.flags(str(tmp_path)) == Flags(disable_default_route=True, gateway_route=True)
     (tmp_path / "disable-dns-server").touch()
-    assert services.flags(str(tmp_path)).disable_dns_server
+    assert service_flags.flags(str(tmp_path)).disable_dns_server
 
 
 STYLES = {
@@ -225,9 +225,9 @@ STYLES = {
 @pytest.mark.parametrize(("text", "style"), STYLES.items())
 def test_the_style_of_the_file(tmp_path: Path, text: str, style: Style | None) -> None:
     path = tmp_path / "guestnet.toml"
-    assert services.configured_style(str(path)) is None
+    assert guestnet_toml.configured_style(str(path)) is None
     path.write_text(text)
-    assert services.configured_style(str(path)) is style
+    assert guestnet_toml.configured_style(str(path)) is style
 
 
 @pytest.mark.parametrize(
@@ -246,4 +246,4 @@ def test_a_bad_file_is_an_error_that_says_what_would_be_right(tmp_path: Path, da
     path = tmp_path / "guestnet.toml"
     path.write_bytes(data)
     with pytest.raises(ConfigError, match=right):
-        services.configured_style(str(path))
+        guestnet_toml.configured_style(str(path))

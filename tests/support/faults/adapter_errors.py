@@ -53,7 +53,7 @@ PROVIDER = rows((
     ("vif_records:Folder.save", (FILE, FULL)),
     ("vif_records:Folder.names", (FILE, RAW)),
     ("hotplug_socket:Server.accept", (RAW, BUG)),
-    ("services:provides", (RAW,)),
+    ("service_flags:provides", (RAW,)),
     ("netlink.rtnl:Kernel.vifs", (KERNEL, RAW)),
     ("netlink.rtnl:Kernel.link_named", (KERNEL, GONE)),
     ("transient_unit:start", (PROGRAM,)),
@@ -102,8 +102,8 @@ EVERYWHERE = rows((
     ("agent_status:publish", (FULL, RAW)),
     ("systemd:notify", (RAW,)),
     ("systemd_sysctl:apply", (PROGRAM, RAW)),
-    ("services:flags", (RAW,)),
-    ("services:configured_style", (FILE, 'ConfigError("/thrown: bad")')),
+    ("service_flags:flags", (RAW,)),
+    ("guestnet_toml:configured_style", (FILE, 'ConfigError("/thrown: bad")')),
     ("networkmanager:facts", (FILE, RAW)),
     ("networkmanager:profiles", (FILE, RAW)),
     ("qubesdb.direct:DirectStore.multiread", (STORE, RAW)),
@@ -157,7 +157,7 @@ HANGING = rows((("program_tree:_found", (RAW,)),))
 NAMES = rows((
     ("names_client:LookUp.__init__", (LOOK_UP, RAW)),
     ("names_client:LookUp.read", (LOOK_UP, RAW, BUG)),
-    ("services:configured_names", ('ConfigError("/thrown: bad")',)),
+    ("guestnet_toml:configured_names", ('ConfigError("/thrown: bad")',)),
 ))  # fmt: skip
 
 # What it asks for a list that has an error.
@@ -192,7 +192,19 @@ NOT_ASKED: Mapping[str, tuple[str, frozenset[str]]] = {
     "other_programs": (_CHECK, frozenset({"cli.diagnosis", "cli.views"})),
     "qubesdb.wire": (_PURE, frozenset({"agent.connection", "system.qubesdb.binding", "system.qubesdb.direct"})),
     "retry_pause": ("it catches its library's errors: test_backoff", frozenset({"agent.loop", "uplink.system_bus"})),
-    "unit_jobs": ("by `uplink stop` and `firewall-unit stop`", frozenset({"cli.provider_verbs", "cli.verbs"})),
+    "systemctl": (
+        "where systemd runs, which it does in no namespace: B147 has what it refuses",
+        frozenset(
+            {
+                "cli.diagnosis",
+                "cli.provider_verbs",
+                "cli.verbs",
+                "dispatch",
+                "provider.dns_redirect",
+                "provider.user_rules",
+            }
+        ),
+    ),
     "user_scripts": (
         "by qubes-firewall.service, and for a person",
         frozenset({"provider.firewall", "provider.firewall_unit"}),
