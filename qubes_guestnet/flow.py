@@ -123,14 +123,15 @@ def settle(plan: Callable[[Record, Outcome], Planned], adapters: Adapters, ledge
 
     Returns:
         The last plan, and what came of all operations. A last plan is empty but for operations that failed; where
-        nothing could be observed it has the error.
+        nothing could be observed it has the error, and what was seen before.
     """
-    outcome = Outcome()
+    outcome, seen = Outcome(), None
     for left in range(ROUNDS, -1, -1):
         try:
             planned = plan(ledger.record, outcome)
         except Exception as error:
-            return Planned((), ledger.record, errors=(as_error(error),)), outcome
+            return Planned((), ledger.record, errors=(as_error(error),), seen=seen), outcome
+        seen = planned.seen
         outcome = outcome.and_then(_saved(planned, ledger))
         ops = [op for op in planned.ops if op not in outcome.failed]
         if not ops:

@@ -11,12 +11,13 @@ operation (`flow.settle`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 
 from .core import plan
 from .core.namedtuple import NamedTuple
 from .core.operations import ApplySysctl, Outcome, Planned, in_order
 from .core.owned_state import Fallback, Record
-from .core.report import InterfaceReport, Report, ResolverReport, Uplinks
+from .core.report import InterfaceReport, Report, Uplinks
 from .core.settings import Settings, UplinkSettings
 from .core.settings import parse as parse_settings
 from .core.uplink import arp_probe, mtu, networkmanager
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from .core.dns.resolv_conf import TunnelFacts
     from .core.operations import Operation
+    from .flow import Adapters
     from .provider.provider_pass import Provider
     from .uplink.other_services import OtherServices
 
@@ -118,28 +120,32 @@ def _pass(
     mtus, bad = mtu.parse(untrusted_entries, [interface.mac for interface in settings.uplinks])
     errors += bad
     manager = asked.others.manager() if asked.others is not None else ManagerChoice()
-    half = _UplinkPass(settings, flags, _Choices(configured, manager, mtus), kernel, asked)
-    half.failed(errors)
+    room = _Uplinks(settings, flags, _Choices(configured, manager, mtus), kernel, asked)
+    state = UplinkState().failed(errors)
     names, provided, blind = None, None, True
     try:
         with held as ledger:
             run = way(ledger)
             ruled = asked.provider.before(untrusted_entries, run) if asked.provider else None
-            half.uplinks(run)
-            blind = half.late
-            uplinks = frozenset(report.link.ifindex for report in half.interfaces if report.link is not None)
+            state, unseen = room.settle(state, run)
+            if unseen:
+                raise unseen[0]
+            blind = state.late
+            uplinks = frozenset(report.link.ifindex for report in state.interfaces if report.link is not None)
             if uplinks:
-                names = half.resolv_conf(Ground(settings, flags, manager, kernel, uplinks), paths, run)
+                file = ResolvConf(Ground(settings, flags, manager, kernel, uplinks), paths, asked.may_rewrite)
+                state = state.failed(run.settle(file.plan, room.adapters).outcome.errors)
+                names = file.report
             if asked.others is not None and not blind:
-                half.others(asked.others, run)
+                state = room.settle_others(state, asked.others, run)
             if asked.provider is not None and ruled is not None and not blind:
-                provided = asked.provider.after(ruled, settings.dns.servers, half.interfaces, names)
-                half.failed(provided.errors)
+                provided = asked.provider.after(ruled, settings.dns.servers, state.interfaces, names)
+                state = state.failed(provided.errors)
     except Exception as error:
-        half.failed((as_error(error),))
+        state = state.failed((as_error(error),))
     return Report(
-        settings, half.interfaces, names, tuple(half.applied), tuple(half.errors), tuple(half.done), tuple(half.todo),
-        provided, blind=blind, late=half.late,
+        settings, state.interfaces, names, state.applied, state.errors, state.done, state.todo,
+        provided, blind=blind, late=state.late,
     )  # fmt: skip
 
 
@@ -216,118 +222,143 @@ class _Choices(NamedTuple):
     mtus: Mapping[str, int]
 
 
-class _UplinkPass:
-    """One pass, but for the provider's half: what it knows, and what it has done so far.
+class UplinkState(NamedTuple):
+    """What a pass knows of the uplinks, and what it has done so far. A step takes it and returns the next one.
 
-    Attributes:
+    Args:
         interfaces: the uplinks as they were last observed.
+        late: an uplink came after the entries were read (`Pass.present`).
         applied: operations of the kernel's carried out, in order.
         done: operations carried out on the other services, in words.
         todo: those that are still to be carried out, and what has to come first.
         errors: everything that went wrong, each once.
-        late: an uplink came after the entries were read (`Pass.present`).
     """
 
-    def __init__(self, settings: Settings, flags: uplink.Flags, choices: _Choices, kernel: Kernel, asked: Pass) -> None:
-        self._settings, self._flags, self._choices, self._kernel, self._asked = settings, flags, choices, kernel, asked
-        self._adapters = of_uplink(kernel, asked.others)
-        self._notes = False  # what came and went is recorded
-        self.late = False
-        self.interfaces: tuple[InterfaceReport, ...] = ()
-        self.applied: list[plan.Op] = []
-        self.done: list[str] = []
-        self.todo: list[object] = []
-        self.errors: list[GuestnetError] = []
+    interfaces: tuple[InterfaceReport, ...] = ()
+    late: bool = False
+    applied: tuple[plan.Op, ...] = ()
+    done: tuple[str, ...] = ()
+    todo: tuple[object, ...] = ()
+    errors: tuple[GuestnetError, ...] = ()
 
-    def failed(self, errors: Iterable[GuestnetError]) -> None:
-        """Note errors; one that was met before is the same one."""
-        self.errors += [error for error in errors if str(error) not in map(str, self.errors)]
+    def failed(self, errors: Iterable[GuestnetError]) -> UplinkState:
+        """Return the state with these errors; one that was met before is the same one."""
+        known = dict.fromkeys(map(str, self.errors))
+        new = [error for error in errors if str(error) not in known]
+        return self._replace(errors=(*self.errors, *new))
 
-    def resolv_conf(self, ground: Ground, paths: Paths, run: Applying) -> ResolverReport | None:
-        """Publish resolv.conf if it is ours and differs, or only look at it."""
-        file = ResolvConf(ground, paths, self._asked.may_rewrite)
-        self.failed(run.settle(file.plan, self._adapters).outcome.errors)
-        return file.report
 
-    # --- the uplinks ---------------------------------------------------------------------------------------------
+class _Seen(NamedTuple):
+    """What one look at the uplinks shows: see `UplinkState`."""
 
-    def uplinks(self, run: Applying) -> None:
-        """Make them what they should be, or only look at them. Raises GuestnetError when they cannot be looked at."""
-        self._notes = run.applies
-        settled = run.settle(self._plan, self._adapters)
-        self.applied += (op for op in settled.outcome.done if isinstance(op, plan.Op))
-        self.failed(settled.outcome.errors)
-        for error in settled.planned.errors:
-            raise error
+    interfaces: tuple[InterfaceReport, ...] = ()
+    late: bool = False
 
-    def _plan(self, record: Record, so_far: Outcome) -> Planned:
-        """Observe and plan."""
-        uplinks = self._uplinks(record)
-        links = self._kernel.links(frozenset(settings.mac for settings in uplinks)) if uplinks else ()
-        self.late = any(link.ifindex not in self._asked.present for link in links)
-        if self.late:
-            self.interfaces = ()
-            return Planned((), record)
+
+class _Uplinks(NamedTuple):
+    """The uplinks of one pass: what they are to be, and the kernel that has them.
+
+    Args:
+        settings: validated.
+        flags: of the qube.
+        choices: of its owner and of dom0.
+        kernel: the adapter.
+        asked: of the pass.
+    """
+
+    settings: Settings
+    flags: uplink.Flags
+    choices: _Choices
+    kernel: Kernel
+    asked: Pass
+
+    @property
+    def adapters(self) -> Adapters:
+        """What carries out the operations on them, and beside them."""
+        return of_uplink(self.kernel, self.asked.others)
+
+    def settle(self, state: UplinkState, run: Applying) -> tuple[UplinkState, tuple[GuestnetError, ...]]:
+        """Make them what they should be, or only look at them.
+
+        Args:
+            state: of the pass.
+            run: carries out what is planned, or does not.
+
+        Returns:
+            The state, and why they cannot be looked at; nothing where they can.
+        """
+        settled = run.settle(partial(self._plan, notes=run.applies), self.adapters)
+        seen = settled.planned.seen if isinstance(settled.planned.seen, _Seen) else _Seen()
+        applied = tuple(op for op in settled.outcome.done if isinstance(op, plan.Op))
+        state = state._replace(interfaces=seen.interfaces, late=seen.late, applied=applied)
+        return state.failed(settled.outcome.errors), settled.planned.errors
+
+    def _plan(self, record: Record, so_far: Outcome, *, notes: bool) -> Planned:
+        """Observe and plan; `notes`: what came and went is recorded."""
+        uplinks, asked = self._wanted(record), self.asked
+        links = self.kernel.links(frozenset(settings.mac for settings in uplinks)) if uplinks else ()
+        if any(link.ifindex not in asked.present for link in links):
+            return Planned((), record, seen=_Seen(late=True))
         found = [(settings, uplink.choose_link(links, settings.mac)) for settings in uplinks]
         present = [link for _, link in found if link is not None]
-        if self._notes:
-            macs = [settings.mac for settings in self._settings.uplinks]
-            record = record.seen(macs, present, self._asked.keys_written)
-        if self._asked.revive:  # also what is only planned: `plan` says what `apply` does
-            record = record.revived(link for link in present if self._asked.only in ("", link.name))
+        if notes:
+            macs = [settings.mac for settings in self.settings.uplinks]
+            record = record.seen(macs, present, asked.keys_written)
+        if asked.revive:  # also what is only planned: `plan` says what `apply` does
+            record = record.revived(link for link in present if asked.only in ("", link.name))
         # The interface of /qubes-mac has rank 0, also while that key is invalid: no other interface then takes its
         # place.
-        self.interfaces = tuple(
+        interfaces = tuple(
             self._report(settings, link, record, rank)
-            for rank, (settings, link) in enumerate(found, start=int(self._settings.held))
-            if not self._asked.only or (link is not None and link.name == self._asked.only)
+            for rank, (settings, link) in enumerate(found, start=int(self.settings.held))
+            if not asked.only or (link is not None and link.name == asked.only)
         )
         ops: list[Operation] = []
-        for report in self.interfaces:
+        for report in interfaces:
             record = _ahead(record, report)
             ops += [*self._sysctl(report, so_far), *report.plan]
-        return Planned(in_order(ops), record)
+        return Planned(in_order(ops), record, seen=_Seen(interfaces))
 
     def _sysctl(self, report: InterfaceReport, so_far: Outcome) -> Iterable[ApplySysctl]:
         """The files of sysctl.d count before the link goes up, also for what is planned: they may switch IPv6 off."""
-        if self._asked.others is None or report.link is None:
+        if self.asked.others is None or report.link is None:
             return
         op = ApplySysctl(report.link.name)
         if op not in so_far.done and any(each.verb is plan.Verb.LINK_UP for each in report.plan):
             yield op
 
-    def _uplinks(self, record: Record) -> list[UplinkSettings]:
+    def _wanted(self, record: Record) -> list[UplinkSettings]:
         """Settings of every interface that the keys name, and of those that they named when we configured them.
 
         An interface that is not named any longer loses what we made on it; while it is not known which one dom0
         manages, none does.
         """
-        uplinks = list(self._settings.uplinks)
+        uplinks = list(self.settings.uplinks)
         named = {settings.mac for settings in uplinks}
-        held = frozenset({IPV4, IPV6}) if self._settings.held else frozenset[int]()
+        held = frozenset({IPV4, IPV6}) if self.settings.held else frozenset[int]()
         for mac in sorted({entry.mac for entry in record.interfaces} - named):
             uplinks.append(UplinkSettings(mac, held=held))
         return uplinks
 
     def _report(self, settings: UplinkSettings, link: Link | None, record: Record, rank: int) -> InterfaceReport:
-        manager = self._choices.manager
-        choice = uplink.choose_style(self._flags, self._choices.style, "")
+        manager = self.choices.manager
+        choice = uplink.choose_style(self.flags, self.choices.style, "")
         if link is None:
             detached = settings.mac in record.detached
             return InterfaceReport(settings, None, choice, detached=detached, manager=manager)
         entry = record.interface(link)
         if entry.removed:
-            observed = self._kernel.observe(link, ())
+            observed = self.kernel.observe(link, ())
             return InterfaceReport(settings, link, choice, observed=observed, removed=True, manager=manager)
         reason = arp_probe.standing(entry.fallback, settings)
-        choice = uplink.choose_style(self._flags, self._choices.style, reason)
-        mtu_asked = self._choices.mtus.get(settings.mac, 0)
+        choice = uplink.choose_style(self.flags, self.choices.style, reason)
+        mtu_asked = self.choices.mtus.get(settings.mac, 0)
         without = self._without_ipv6(link) if settings.ipv6 is not None else ""
         asked, held = (settings._replace(ipv6=None), settings.held | {IPV6}) if without else (settings, settings.held)
-        desired = uplink.desired(asked, choice.style, self._flags, rank, mtu_asked)
+        desired = uplink.desired(asked, choice.style, self.flags, rank, mtu_asked)
         desired = desired._replace(tunables=uplink.tunables(link.name))
         interesting = {neighbour.address for neighbour in desired.neighbours} | entry.owned.neighbours
-        observed = self._kernel.observe(link, interesting, desired.tunables)
+        observed = self.kernel.observe(link, interesting, desired.tunables)
         owned = plan.still_there(entry.owned, observed)
         ops = plan.plan(link, desired, observed, owned, held)
         waiting = ""
@@ -339,20 +370,18 @@ class _UplinkPass:
         )  # fmt: skip
 
     def _without_ipv6(self, link: Link) -> str:
-        by_manager = self._choices.manager.networkmanager
-        return uplink.ipv6_missing(self._kernel.ipv6_disabled(link), link.mtu, networkmanager=by_manager)
+        by_manager = self.choices.manager.networkmanager
+        return uplink.ipv6_missing(self.kernel.ipv6_disabled(link), link.mtu, networkmanager=by_manager)
 
-    # --- the other services --------------------------------------------------------------------------------------
-
-    def others(self, others: OtherServices, run: Applying) -> None:
+    def settle_others(self, state: UplinkState, others: OtherServices, run: Applying) -> UplinkState:
         """Bring the other services up to date, or only look at them."""
-        uplinks = Uplinks(self._settings, self._flags, self.interfaces, not self._asked.only)
-        settled = run.settle(lambda record, so_far: others.plan(uplinks, record, so_far), self._adapters)
+        uplinks = Uplinks(self.settings, self.flags, state.interfaces, not self.asked.only)
+        settled = run.settle(lambda record, so_far: others.plan(uplinks, record, so_far), self.adapters)
         if run.applies:
             others.looked_after()
-        self.done += map(str, settled.outcome.done)
-        self.todo += (*settled.todo, *settled.planned.waits)
-        self.failed(settled.outcome.errors)
+        done = (*state.done, *map(str, settled.outcome.done))
+        todo = (*state.todo, *settled.todo, *settled.planned.waits)
+        return state._replace(done=done, todo=todo).failed(settled.outcome.errors)
 
 
 def _ahead(record: Record, report: InterfaceReport) -> Record:

@@ -177,12 +177,14 @@ class Planned(NamedTuple):
         record: the owned record that must be on disk before them.
         waits: steps of other programs that must come first, in words.
         errors: errors of observations.
+        seen: what was observed, for the report of the pass.
     """
 
     ops: tuple[Operation, ...]
     record: Record
     waits: tuple[str, ...] = ()
     errors: tuple[GuestnetError, ...] = ()
+    seen: object = None
 
 
 class Outcome(NamedTuple):
