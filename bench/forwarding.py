@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from bench.figures import Result, spread
 from bench.stage import BASELINE, Failed
+from qubes_guestnet.core.plural import amount
 from qubes_guestnet.lab import probes, world
 from qubes_guestnet.lab.dom0 import INTERFACE, Dom0
 from qubes_guestnet.lab.provider import Vif
@@ -221,7 +222,7 @@ def _result(kind: _Kind, hops: int, rates: dict[str, list[float]]) -> Result:
     (beside,) = (name for name in _WORDS if name != kind.yardstick)
     figures = {name: spread(found) for name, found in rates.items()}
     return Result(
-        f"{kind.words} through {hops} provider{'s' if hops > 1 else ''}, against {_WORDS[kind.yardstick]}",
+        f"{kind.words} through {amount(hops, 'provider')}, against {_WORDS[kind.yardstick]}",
         judged.median,
         f"at least {BUDGET:g}",
         judged.median >= BUDGET,

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterable
 
 from .. import __version__
+from ..core.plural import amount
 from ..core.render import pass_log
 from ..core.render.pass_log import Causes
 from ..core.report import Report, server_words
@@ -213,4 +214,4 @@ def _status(report: Report) -> Iterable[str]:
         addresses = " ".join(sorted(map(str, interface.observed.addresses))) or "no address"
         yield f"{name}: {addresses if interface.link else 'not there'}"
     if report.errors:
-        yield f"{pass_log.counted(len(report.errors), 'error')}, first: {report.errors[0]}"
+        yield f"{amount(len(report.errors), 'error')}, first: {report.errors[0]}"

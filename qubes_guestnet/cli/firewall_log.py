@@ -7,17 +7,18 @@ import select
 import time
 from collections.abc import Mapping
 
+from ..core.checks import is_decimal
 from ..core.firewall import log_lines
 from ..core.firewall.shown import ListShown, lists
 from ..core.values import IPAddress
-from ..errors import UsageError
+from ..errors import GuestnetError, UsageError
 from ..system.nft import kernel as nft_kernel
 from ..system.nft.log import Log
 from ..system.paths import Paths
 from . import firewall_ground
 from .firewall_ground import Ground
 from .options import EXIT_DONE
-from .output import json_text, say
+from .output import complain, json_text, say
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
     from .options import Options
 
 SECONDS, LONGEST = 60, 3600
+_LOSSY = "packets come faster than they are read, and the kernel drops some: from here on refusals may be missing"
 PRINTED = 5  # lines a second for each qube
 
 
 def run(options: Options, paths: Paths) -> int:
     """Print each packet that a list refuses until the time is up, or until Ctrl-C."""
     words = list(options.arguments)
-    seconds = _seconds(words.pop()) if words and words[-1].isascii() and words[-1].isdigit() else SECONDS
+    seconds = _seconds(words.pop()) if words and is_decimal(words[-1], 100) else SECONDS
     if len(words) > 1:
         raise UsageError(f"firewall log: {words[1]} is not a number of seconds", f"give 1 to {LONGEST}")
     ground = firewall_ground.look(paths)
@@ -91,7 +93,7 @@ class _Pace:
 
 
 def _print(log: Log, known: _Lists, wanted: frozenset[IPAddress], seconds: int, *, as_json: bool) -> None:
-    pace, end = _Pace(), time.monotonic() + seconds
+    pace, end, lossy = _Pace(), time.monotonic() + seconds, False
     poll = select.poll()
     poll.register(log, select.POLLIN)
     try:
@@ -108,6 +110,9 @@ def _print(log: Log, known: _Lists, wanted: frozenset[IPAddress], seconds: int, 
                 refused = known.refusal(seen)
                 if refused is not None and pace.allows(seen.source, time.monotonic()):
                     _say(refused, as_json=as_json)
+            if log.lost and not lossy:
+                complain((GuestnetError(_LOSSY),))
+                lossy = True
     except KeyboardInterrupt:
         pass
     if pace.left_out and not as_json:

@@ -7,9 +7,11 @@ import ipaddress
 import os
 import socket
 
+from ..core.checks import is_decimal
 from ..core.firewall import shown as lists_shown
 from ..core.packet import loaded, way
 from ..core.packet.match import PROTOCOLS, TCP, UDP, Asked, Device, Packet
+from ..core.provider import closed_forwarding
 from ..core.render import firewall_way
 from ..core.render.firewall_way import Judged
 from ..core.values import IPAddress
@@ -28,7 +30,6 @@ from .output import print_json, show
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
-    from ..core.owned_state import Provided
     from .options import Options
 
 _STATUS = {way.PASSES: EXIT_DONE, way.UNCLEAR: EXIT_UNCLEAR}
@@ -68,7 +69,7 @@ def run(options: Options, paths: Paths) -> int:
 def _transport(words: list[str]) -> tuple[int | None, int | None]:
     """Return the protocol (None for ICMP) and its port or ICMP type (None if it has none). Raises UsageError."""
     protocol = words[0].lower() if words else "icmp"
-    if protocol.isascii() and protocol.isdigit() and len(protocol) < 4 and int(protocol) < 256:
+    if is_decimal(protocol, 3) and int(protocol) < 256:
         number = int(protocol)
     elif protocol in PROTOCOLS:
         number = PROTOCOLS[protocol]
@@ -77,7 +78,7 @@ def _transport(words: list[str]) -> tuple[int | None, int | None]:
         raise UsageError(problem, "give tcp, udp, icmp, or a number up to 255")
     icmp = number in _ICMP.values()
     most = 255 if icmp else 65535
-    value = int(words[1]) if len(words) > 1 and words[1].isascii() and words[1].isdigit() and len(words[1]) < 6 else -1
+    value = int(words[1]) if len(words) > 1 and is_decimal(words[1], 5) else -1
     if number in (TCP, UDP) or (icmp and len(words) > 1):
         if not 0 <= value <= most:
             what = f"an ICMP type is a number from 0 to {most}" if icmp else f"a port is a number from 0 to {most}"
@@ -127,12 +128,12 @@ class _Test:
     """The facts that all tested packets share, read once."""
 
     def __init__(self, paths: Paths, ground: Ground) -> None:
-        self._ground, self._kernel = ground, netlink.Kernel()
+        self._ground, self._kernel, self._names = ground, netlink.Kernel(), devices.names()
         self._loaded = _ruleset()
         with Ledger(paths.run, reading=True) as ledger:
             provided = ledger.record.provided
         self._provided = provided
-        self._facts = (forwarded(), _why_not(provided), frozenset(name for name, _ in apart()))
+        self._facts = (forwarded(), closed_forwarding.reason(provided), frozenset(name for name, _ in apart()))
 
     def one(self, source: IPAddress, target: IPAddress, protocol: int | None, detail: int | None) -> Judged:
         """Follow one packet, and return its verdict."""
@@ -140,7 +141,7 @@ class _Test:
         number = _ICMP[target.version] if protocol is None else protocol
         kind = (_ECHO[target.version] if detail is None else detail) if icmp else None
         port = None if icmp else detail
-        index = {name: each for each, name in devices.names().items()}.get(vif, 0)
+        index = {name: each for each, name in self._names.items()}.get(vif, 0)
         packet = Packet(self._device(vif), source, target, number, port, kind, Asked(source, target, port))
         facts = way.Facts(self._loaded, *self._facts, lambda address: self._way(address, source, index))
         walked = way.walk(packet, facts)
@@ -161,7 +162,7 @@ class _Test:
         out = out or self._kernel.way(address)
         if out == _LOOPBACK:
             return way.Way(None, own=True)
-        name = devices.names().get(out)
+        name = self._names.get(out)
         if name is None:
             return way.Way(None)
         return way.Way(self._device(name), leaves_as=self._kernel.own_address(address))
@@ -180,17 +181,6 @@ class _Test:
             notes.append(f"once it is established: offload {self._provided.offload or 'not decided yet'}")
         notes += [f"not evaluated: chain {name}, at an interface" for name in way.unjudged(self._loaded)]
         return notes
-
-
-def _why_not(provided: Provided) -> str:
-    """Return why forwarding is closed, in words; "" if no reason is recorded."""
-    if provided.closed:
-        return "`forwarding off` was run"
-    if provided.hold:
-        return "another program removed our rules"
-    if provided.unfiltered:
-        return "the firewall is not ready"
-    return ""
 
 
 def _ruleset() -> loaded.Loaded:

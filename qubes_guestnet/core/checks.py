@@ -30,6 +30,11 @@ _NO_HOST: tuple[IPNetwork, ...] = (
 LINK_LOCAL6 = ipaddress.IPv6Network("fe80::/10")
 
 
+def is_decimal(untrusted_value: str | bytes, longest: int) -> bool:
+    """Return whether it is a number of 1 to `longest` digits, which `int` reads; leading zeros count."""
+    return 0 < len(untrusted_value) <= longest and untrusted_value.isascii() and untrusted_value.isdigit()
+
+
 def is_host(address: IPAddress) -> bool:
     """Return whether it can be the address of a single other host."""
     return not any(address in network for network in _NO_HOST)

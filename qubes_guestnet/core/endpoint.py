@@ -10,7 +10,6 @@ from .namedtuple import NamedTuple
 from .values import IPAddress
 
 DNS_PORT = 53
-_DIGITS = frozenset("0123456789")
 
 
 class Endpoint(NamedTuple):
@@ -34,7 +33,7 @@ class Endpoint(NamedTuple):
 
 def port(text: str) -> int:
     """Return a port from 1 to 65535 in decimal digits. Raises ValueError."""
-    if not text or len(text) > 5 or not _DIGITS.issuperset(text) or not 0 < int(text) < 65536:
+    if not checks.is_decimal(text, 5) or not 0 < int(text) < 65536:
         raise ValueError(f"no port: {text[:8]!r}")
     return int(text)
 

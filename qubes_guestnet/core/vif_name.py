@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+from . import checks
 from .namedtuple import NamedTuple
 
 # Xen's highest domain number is one less than DOMID_FIRST_RESERVED (0x7ff0).
 HIGHEST_DOMID = 0x7FF0
 # IFNAMSIZ without the terminating zero.
 _LONGEST_NAME = 15
-_DIGITS = frozenset("0123456789")
 
 
 class _VifNameFields(NamedTuple):
@@ -44,6 +44,6 @@ def parse_name(text: str) -> VifName:
     """
     domid, dot, devid = text.removeprefix("vif").partition(".")
     numbers = (domid, devid) if dot and len(text) <= _LONGEST_NAME else ()
-    if not numbers or not all(number and _DIGITS.issuperset(number) for number in numbers):
+    if not numbers or not all(checks.is_decimal(number, _LONGEST_NAME) for number in numbers):
         raise ValueError(f"{text[:60]!r} is not the name of a vif: vifDOMID.DEVID, at most {_LONGEST_NAME} characters")
     return VifName(text, int(domid), int(devid))

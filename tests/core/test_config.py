@@ -8,6 +8,8 @@ import tomllib
 import pytest
 
 from qubes_guestnet.core import config
+from qubes_guestnet.core.firewall import name_settings
+from qubes_guestnet.core.nft import limits
 
 
 def judged(text: str) -> str:
@@ -56,3 +58,8 @@ def test_what_there_is(text: str) -> None:
 )
 def test_a_mistake_is_named_with_what_is_right(text: str, said: str) -> None:
     assert judged(text).startswith(said), judged(text)
+
+
+def test_each_key_that_a_parser_reads_is_known() -> None:
+    assert config.KNOWN["firewall"] == frozenset(name_settings.KEYS)
+    assert config.KNOWN["provider"] == {"hold_after_flush", *limits.KEYS}

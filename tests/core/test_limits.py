@@ -88,17 +88,6 @@ def test_a_value_that_is_not_valid_is_named_with_its_key(key: str, value: object
         limits.parse({key: value})
 
 
-@pytest.mark.parametrize("table", [[], 3, "x", [{}]])
-def test_what_is_no_table(table: object) -> None:
-    with pytest.raises(ValueError, match=r"provider is .* and not a table"):
-        limits.parse(table)
-
-
-def test_a_key_that_is_not_known_is_named() -> None:
-    with pytest.raises(ValueError, match=r"'unanswerd_names' is not known; its keys are unanswered_names, "):
-        limits.parse({"unanswerd_names": 3})
-
-
 @pytest.mark.behaviour("B112")
 def test_no_qube_may_have_more_than_a_quarter_of_conntrack() -> None:
     assert limits.possible(Limits(), 262144) == Limits()

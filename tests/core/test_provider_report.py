@@ -82,7 +82,7 @@ TEXTS = {
     "closed": (
         WELL._replace(forwarding=frozenset(), closed=True, vifs=()),
         [
-            "provider: forwards nothing (`forwarding off` was said)",
+            "provider: forwards nothing (`forwarding off` was run)",
             "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
             OFFLOAD,
         ],

@@ -34,7 +34,7 @@ TEXTS = {
     "held after the rules were lost": (
         WELL._replace(forwarding=frozenset(), hold="held", vifs=()),
         [
-            "provider: forwards nothing (our rules were removed; `forwarding on` ends it)",
+            "provider: forwards nothing (another program removed our rules; `forwarding on` ends it)",
             "virtual DNS: 10.139.1.1 10.139.1.2 -> 192.168.1.1 (/etc/resolv.conf)",
             OFFLOAD,
         ],

@@ -57,8 +57,6 @@ def test_the_table_of_names(table: dict[str, object], settings: DnsSettings) -> 
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ([], "is a table"),
-        ({"server": ["10.8.0.1"]}, "'server' is not a known key"),
         ({"servers": "10.8.0.1"}, "is a list"),
         ({"servers": []}, "is a list"),
         *(
@@ -73,7 +71,7 @@ def test_the_table_of_names(table: dict[str, object], settings: DnsSettings) -> 
         *(({"hold": bad}, "number of seconds") for bad in (-1, 3601, 1.5, "60", True)),
     ],
 )  # fmt: skip
-def test_what_is_not_valid_in_it_is_named_with_what_would_be_right(table: object, words: str) -> None:
+def test_what_is_not_valid_in_it_is_named_with_what_would_be_right(table: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         upstream_servers.parse_settings(table)
 

@@ -123,7 +123,7 @@ def test_what_keeps_it_from_forwarding_is_said() -> None:
     provider.qube.guestnet("apply")
     assert provider.lines("status")[1] == "provider: forwards IPv4"
     provider.qube.guestnet("forwarding", "off")
-    assert provider.lines("status")[1] == "provider: forwards nothing (`forwarding off` was said)"
+    assert provider.lines("status")[1] == "provider: forwards nothing (`forwarding off` was run)"
 
 
 # --- plan ------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from ..dns import upstream_servers
 from ..namedtuple import NamedTuple
 from ..nft.foreign_chains import NO_FIREWALL
 from ..owned_state import FIREWALL, HELD
+from ..provider import closed_forwarding
 from ..values import IPV4, IPV6
 from .coexisting_services import Remark
 
@@ -23,11 +24,8 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # rules with a finding of their own
 GOOD, MISSING, CHANGED, UNSEEN = "good", "missing", "changed", "unseen"
-# Why forwarding is closed after the rules were removed, and the first step of the remedy.
-_HOLDS = {
-    HELD: "another program removed our rules; [provider] hold_after_flush is set, or other rules are not restored",
-    FIREWALL: "another program removed our rules, and qubes-firewall.service is not ready yet",
-}
+# The reason why forwarding is held after the rules were removed, and the first step of the remedy.
+_HOLDS = {HELD: "; [provider] hold_after_flush is set, or other rules are not restored", FIREWALL: ""}
 _SEE_TO = {HELD: "restore your own rules", FIREWALL: "systemctl restart qubes-firewall; or, without a firewall"}
 _TABLES = "ip qubes, ip6 qubes and arp qubes"
 _APPLY = "run qubes-guestnet apply and read its output"
@@ -164,9 +162,10 @@ def _forwarding(report: ProviderReport) -> Iterator[Remark]:
             "firewall-not-ready", "error", f"{missing} is not forwarded: qubes-firewall.service {waits}", remedy
         )
     elif missing:
+        closed = closed_forwarding.reason(report)
         reason, remedy = (
-            ("`forwarding off` was run", on_again) if report.closed
-            else (_HOLDS[report.hold], f"{_SEE_TO[report.hold]}, then {on_again}") if report.hold
+            (closed, on_again) if report.closed
+            else (closed + _HOLDS[report.hold], f"{_SEE_TO[report.hold]}, then {on_again}") if report.hold
             else ("the user or another program set the sysctl to 0", on_again) if stopped
             else ("the sysctl is 0", _APPLY)
         )  # fmt: skip

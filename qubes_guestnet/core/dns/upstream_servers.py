@@ -22,7 +22,7 @@ The first source that has an answer decides:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from ..endpoint import Endpoint, host_of
 from ..namedtuple import NamedTuple
@@ -341,20 +341,15 @@ SERVERS_EXPECTED = (
 HOLD_EXPECTED = f"[dns] hold is a number of seconds from 0 to {LONGEST_HOLD}"
 
 
-def parse_settings(table: object) -> DnsSettings:
+def parse_settings(table: Mapping[str, object]) -> DnsSettings:
     """Parse the table `[dns]`.
 
     Args:
-        table: the TOML parser's value; {} for none.
+        table: the TOML parser's value, with known keys (`config.check_keys`); {} for none.
 
     Raises:
         ValueError: it is invalid; the message names the key and the valid form.
     """
-    if not isinstance(table, dict):
-        raise ValueError("dns is a table: [dns]")
-    for key in table:
-        if key not in ("servers", "hold"):
-            raise ValueError(f"[dns] {key[:40]!r} is not a known key; its keys are servers and hold")
     servers, hold = table.get("servers"), table.get("hold", HOLD_SECONDS)
     if type(hold) is not int or not 0 <= hold <= LONGEST_HOLD:
         raise ValueError(HOLD_EXPECTED)

@@ -52,12 +52,20 @@ def conditions(
         listed: the loaded rules, by family; None if unreadable.
         cache: the agent's cache of names.
     """
-    return {address: _condition(address, stored, listed, cache) for address in ordered(addresses)}
+    sets = stored.sets
+    found = (parse(each, sets[each]) if each in sets else Ruleset(each) for each in ordered(addresses))
+    return {each.address: condition(each, listed, cache) for each in found}
 
 
-def _condition(address: IPAddress, stored: Stored, listed: Mapping[int, Listed] | None, cache: Cache) -> Condition:
-    entries = stored.sets.get(address)
-    found = parse(address, entries) if entries is not None else Ruleset(address)
+def condition(found: Ruleset, listed: Mapping[int, Listed] | None, cache: Cache = _NOTHING) -> Condition:
+    """Return the condition of one address.
+
+    Args:
+        found: its list; an empty one where dom0 has written none.
+        listed: what is loaded, by family; None where it cannot be read.
+        cache: what the agent knows of names.
+    """
+    address = found.address
     problems = tuple(map(str, found.problems))
     if listed is None:
         return Condition(UNSEEN, problems)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .. import checks
 from ..namedtuple import NamedTuple, distinct
+from ..plural import amount
 from ..values import IPAddress
 from .name_export import Export
 
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
 HANDLED = "/qubes-firewall-handled/"
 # dom0's programs compare the counter; if another program overwrote it, it starts again.
 _LONGEST_COUNTER = 18
-_DIGITS = frozenset(b"0123456789")
 
 
 @distinct
@@ -31,7 +32,7 @@ class EndConnections(NamedTuple):
 
     def __str__(self) -> str:
         count = len(self.entries)
-        return f"conntrack -D: {count} connection{'' if count == 1 else 's'} that the firewall refuses now"
+        return f"conntrack -D: {amount(count, 'connection')} that the firewall refuses now"
 
 
 @distinct
@@ -47,7 +48,7 @@ class ExportNames(NamedTuple):
     def __str__(self) -> str:
         folders = " ".join(each.folder for each in self.exports)
         count = sum(len(each.entries) for each in self.exports)
-        return f"qubesdb-write {folders}: {count} name{'' if count == 1 else 's'}"
+        return f"qubesdb-write {folders}: {amount(count, 'name')}"
 
 
 @distinct
@@ -72,7 +73,7 @@ def counted(untrusted_value: bytes | None) -> bytes:
         untrusted_value: the present value, None if absent; a value that is not a number counts as absent.
     """
     value = untrusted_value or b""
-    number = int(value) if 0 < len(value) <= _LONGEST_COUNTER and _DIGITS.issuperset(value) else 0
+    number = int(value) if checks.is_decimal(value, _LONGEST_COUNTER) else 0
     return str(number + 1).encode("ascii")
 
 

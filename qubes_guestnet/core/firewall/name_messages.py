@@ -18,7 +18,7 @@ import ipaddress
 import itertools
 from collections.abc import Iterable
 
-from .. import endpoint
+from .. import checks, endpoint
 from ..endpoint import Endpoint
 from ..namedtuple import NamedTuple
 from ..values import IPV4, IPV6, IPAddress
@@ -45,8 +45,7 @@ REASONS = {
 }
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 _NAME = _LETTERS | {"."}
-_DIGITS = frozenset("0123456789")
-_ADDRESS = {IPV4: _DIGITS | {"."}, IPV6: frozenset("0123456789abcdef:.")}
+_ADDRESS = {IPV4: frozenset("0123456789."), IPV6: frozenset("0123456789abcdef:.")}
 # Never asked of a name server: RFC 6761 (6.3), RFC 6762 (3).
 _LOCAL = ("localhost", "local")
 
@@ -163,7 +162,7 @@ def problem_of(name: str) -> str:
         return "a name has letters, digits, hyphens, underscores and dots"
     if not all(0 < len(label) <= LONGEST_LABEL for label in labels):
         return f"each part of a name has 1 to {LONGEST_LABEL} characters"
-    if _DIGITS.issuperset(labels[-1]):
+    if checks.is_decimal(labels[-1], LONGEST_LABEL):
         return "a name that ends with a number is none: give addresses as such"
     if labels[-1] in _LOCAL:
         return f"names below {labels[-1]} are never asked of a name server"
@@ -253,7 +252,7 @@ def _server(untrusted_text: str) -> IPAddress:
 
 
 def _number(untrusted_text: str, most: int) -> int:
-    if not 0 < len(untrusted_text) <= 6 or not _DIGITS.issuperset(untrusted_text) or int(untrusted_text) > most:
+    if not checks.is_decimal(untrusted_text, 6) or int(untrusted_text) > most:
         raise ValueError("no number, or too large")
     return int(untrusted_text)
 

@@ -16,14 +16,14 @@ _UNKNOWN_MEANS = "an accept entry with it matches nothing, a drop entry every de
 _WORDS = {
     UNKNOWN: f"not known yet ({{why}}): {_UNKNOWN_MEANS}; the look-up is repeated",
     STALE: "cannot be looked up ({why}): the last addresses stay for up to 24 h; the look-up is repeated",
-    MISSING: "does not exist (any more): its last addresses are forgotten if the next answer, in a minute, says so too",
+    MISSING: "does not exist, says the last answer; its addresses are removed if the next, in a minute, says so too",
     INVALID: f"never asked of a name server ({{why}}): {_UNKNOWN_MEANS}; give an address instead",
     PART: "has too many addresses: an accept entry matches the first of them, a drop entry every destination",
 }
 
 
 def trouble(question: Question, entry: Entry) -> tuple[str, str]:
-    """Return a code and the words for what is wrong with a name; two times "" for nothing."""
+    """Return a code and the words for what is wrong with a name; both are "" for nothing."""
     if entry.reason == REFUSED:
         code, why = INVALID, name_messages.problem_of(question.name) or "the look-up refuses it"
     elif not entry.answered:
@@ -39,7 +39,7 @@ def trouble(question: Question, entry: Entry) -> tuple[str, str]:
 
 
 def unknown(entry: Entry | None) -> str:
-    """Return in short why no address of a name that was never answered is known, to stand behind the name."""
+    """Return in short why no address of a name is known, to be printed behind the name."""
     reason = entry.reason if entry is not None else ""
     return {NXDOMAIN: "does not exist", REFUSED: "is never looked up"}.get(reason, "is not known yet")
 
@@ -51,15 +51,15 @@ def news(before: Cache, after: Cache) -> tuple[str, ...]:
         code, words = trouble(question, entry)
         former = before.entries.get(question, name_cache.Entry())
         if code != trouble(question, former)[0]:
-            found.setdefault(words or "answered again, nothing is wrong any more", []).append(question)
+            found.setdefault(words or "answered again without a problem", []).append(question)
     return tuple(f"firewall: {_listed(names)}: {words}" for words, names in found.items())
 
 
 def left_out(share: name_cache.Share) -> tuple[str, ...]:
     """Return a line for each qube whose rules have more names than are looked up."""
     return tuple(
-        f"firewall of {qube}: {len(names)} names too many are not looked up ({_listed(names)}): {_UNKNOWN_MEANS}; "
-        "use fewer names"
+        f"firewall of {qube}: {len(names)} names over the limit are not looked up ({_listed(names)}): "
+        f"{_UNKNOWN_MEANS}; use fewer names"
         for qube, names in share.left_out.items()
     )
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..namedtuple import NamedTuple
 from .name_cache import SHORTEST
 
@@ -47,15 +49,13 @@ class NameSettings(_NameSettingsFields):
         return self.unresolved == BLOCK_QUBE
 
 
-def parse(table: object) -> NameSettings:
+def parse(table: Mapping[str, object]) -> NameSettings:
     """Return what the table `[firewall]` asks for.
 
+    Args:
+        table: its keys are known (`config.check_keys`).
+
     Raises:
-        ValueError: it is no table, or has something that is not valid; the message names the key.
+        ValueError: a value is not valid; the message names the key.
     """
-    if not isinstance(table, dict):
-        raise ValueError(f"firewall is {str(table)[:40]!r} and not a table: [firewall]")
-    for key in table:
-        if key not in KEYS:
-            raise ValueError(f"[firewall] {str(key)[:40]!r} is not known; its keys are {', '.join(KEYS)}")
     return NameSettings(**table)

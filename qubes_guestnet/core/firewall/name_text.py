@@ -7,7 +7,7 @@ cache costs one round of look-ups, and a wrong address would open the firewall.
 
 from __future__ import annotations
 
-from .. import endpoint
+from .. import checks, endpoint
 from ..endpoint import Endpoint
 from . import name_cache, name_messages
 from .name_cache import Cache, Entry, Held
@@ -17,7 +17,6 @@ HEADER = "names 1"
 LONGEST = 4 << 20
 _NONE = "-"
 _REASONS = frozenset({_NONE, NXDOMAIN, REFUSED, *name_messages.REASONS})
-_DIGITS = frozenset("0123456789")
 
 
 def render(cache: Cache) -> bytes:
@@ -107,6 +106,6 @@ def _check(cache: Cache) -> None:
 
 
 def _number(untrusted_text: str) -> int:
-    if not 0 < len(untrusted_text) <= 12 or not _DIGITS.issuperset(untrusted_text):
+    if not checks.is_decimal(untrusted_text, 12):
         raise ValueError(f"no number: {untrusted_text[:12]!r}")
     return int(untrusted_text)

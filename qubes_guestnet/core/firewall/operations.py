@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..namedtuple import NamedTuple, distinct
+from ..plural import amount
 from ..values import IPAddress
 from . import ruleset
 from .binding import Bound
@@ -115,7 +116,7 @@ class SetQubeRules(NamedTuple):
 
     def __str__(self) -> str:
         address, lines = self.bound.ruleset.address, len(self.bound.lines)
-        what = "everything is refused" if self.bound.refused else f"{lines} rule{'' if lines == 1 else 's'}"
+        what = "everything is refused" if self.bound.refused else amount(lines, "rule")
         return f"nft -f: firewall of {address}: {what}"
 
 

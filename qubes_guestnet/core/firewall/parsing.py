@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from ...errors import shown
+from .. import checks
 from ..namedtuple import NamedTuple
 from ..values import IPV4, IPV6, IPAddress, IPNetwork
 from .entries import FOLDER
@@ -44,10 +45,8 @@ POLICY = "policy"
 MOST_RULES = 4096
 _LONGEST_NUMBER = 5
 _ACTIONS = {b"accept": True, b"drop": False}
-_DECIMAL = frozenset(b"0123456789")
-_ADDRESS_BYTES = {IPV4: _DECIMAL | frozenset(b"."), IPV6: frozenset(b"0123456789abcdefABCDEF:.")}
+_ADDRESS_BYTES = {IPV4: frozenset(b"0123456789."), IPV6: frozenset(b"0123456789abcdefABCDEF:.")}
 _LONGEST_ADDRESS = {IPV4: 15, IPV6: 45}
-_DIGITS = frozenset("0123456789")
 # What people take for it: echo request, by family.
 _ECHO = {IPV4: 8, IPV6: 128}
 _REFUSED = "all traffic of this address is refused until it is corrected in dom0: qvm-firewall"
@@ -93,8 +92,10 @@ class _Reader:
         blocks: bool = True,
     ) -> None:
         """Keep a problem; what it quotes is safe to print then."""
-        plain = len(untrusted_key) <= _LONGEST_NUMBER and _DIGITS.issuperset(untrusted_key)
-        key = untrusted_key if plain or untrusted_key == POLICY else shown(untrusted_key.encode("utf-8", "replace"))
+        plain = checks.is_decimal(untrusted_key, _LONGEST_NUMBER)
+        key = (
+            untrusted_key if plain or untrusted_key in ("", POLICY) else shown(untrusted_key.encode("utf-8", "replace"))
+        )
         value = "" if untrusted_value is None else shown(untrusted_value)
         self.problems.append(Problem(self._folder + key, value, problem, remedy, blocks))
 
@@ -112,7 +113,7 @@ class _Reader:
         """Return the rules that are valid, by number, which may have gaps: each family lacks those of the other."""
         numbered: dict[int, str] = {}
         for key in sorted(untrusted_keys):
-            if not (0 < len(key) <= _LONGEST_NUMBER and _DIGITS.issuperset(key)):
+            if not checks.is_decimal(key, _LONGEST_NUMBER):
                 self.add(key, untrusted_entries[key], f"not the number of a rule: 1 to {_LONGEST_NUMBER} digits")
             elif int(key) in numbered:
                 self.add(key, untrusted_entries[key], f"the number of the rule {numbered[int(key)]} once more")
@@ -230,7 +231,7 @@ def _action(untrusted_value: bytes) -> bool:
 
 def _number(untrusted_value: bytes, most: int) -> int:
     # dom0 keeps what was typed: 192.0.2.1/08 arrives with its zero.
-    if not 0 < len(untrusted_value) <= len(str(most)) or not _DECIMAL.issuperset(untrusted_value):
+    if not checks.is_decimal(untrusted_value, len(str(most))):
         raise ValueError("no number")
     number = int(untrusted_value)
     if number > most:

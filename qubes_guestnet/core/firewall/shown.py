@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ...errors import printable
+from .. import checks
 from ..namedtuple import NamedTuple
 from ..values import IPAddress
 from . import condition, evaluator, lines, name_cache, name_news, ruleset
@@ -16,8 +17,8 @@ from .entries import Stored
 from .listing import Listed
 from .name_cache import Cache, Known
 from .name_messages import Question
-from .parsing import POLICY, parse
-from .rules import INVALID_HOST, Problem, Rule
+from .parsing import parse
+from .rules import INVALID_HOST, Problem, Rule, Ruleset
 from .shadowing import covered
 
 
@@ -128,21 +129,24 @@ def lists(addresses: Iterable[IPAddress], facts: Facts) -> tuple[ListShown, ...]
         addresses: that have a vif.
         facts: of now.
     """
-    addresses = ordered(addresses)
-    conditions = condition.conditions(addresses, facts.stored, facts.listed) if facts.enforced else {}
-    return tuple(_list(address, conditions.get(address), facts) for address in addresses)
+    return tuple(_list(parse(each, facts.stored.sets.get(each, {})), facts) for each in ordered(addresses))
 
 
 def names(addresses: Iterable[IPAddress], facts: Facts) -> Names:
     """Return what is known of the names in the lists of some addresses, from the cache or else from what is loaded."""
+    return _names((parse(address, facts.stored.sets.get(address, {})) for address in addresses), facts)
+
+
+def _names(rulesets: Iterable[Ruleset], facts: Facts) -> Names:
     found: dict[tuple[int, str], Known] = {}
-    for address in addresses:
-        for host in parse(address, facts.stored.sets.get(address, {})).hosts:
-            known = name_cache.known(facts.cache, Question(address.version, host))
-            if known is None and Question(address.version, host) not in facts.cache.entries:
-                known = _loaded(address.version, host, facts.listed)
+    for each in rulesets:
+        for host in each.hosts:
+            question = Question(each.address.version, host)
+            known = name_cache.known(facts.cache, question)
+            if known is None and question not in facts.cache.entries:
+                known = _loaded(question.family, host, facts.listed)
             if known is not None:
-                found[address.version, host] = known
+                found[question.family, host] = known
     return found
 
 
@@ -152,9 +156,11 @@ def _loaded(version: int, host: str, listed: Mapping[int, Listed] | None) -> Kno
     return Known(tuple(sorted(there, key=int)), False) if there else None
 
 
-def _list(address: IPAddress, state: Condition | None, facts: Facts) -> ListShown:
-    entries = facts.stored.sets.get(address, {})
-    bound = bind(parse(address, entries), names((address,), facts), block_unresolved=facts.block_unresolved)
+def _list(found: Ruleset, facts: Facts) -> ListShown:
+    address, entries = found.address, facts.stored.sets.get(found.address, {})
+    written = found if address in facts.stored.sets else Ruleset(address)
+    state = condition.condition(written, facts.listed) if facts.enforced else None
+    bound = bind(found, _names((found,), facts), block_unresolved=facts.block_unresolved)
     table = facts.listed.get(address.version, Listed()) if facts.listed is not None else None
     element = table.qubes.get(address) if table is not None else None
     same = element.comment == bound.signature if element is not None and facts.enforced else None
@@ -178,7 +184,7 @@ def _entries(bound: Bound, entries: Mapping[str, bytes], counts: Mapping[str, in
     """Yield the entries in order; those of a list with an error too."""
     rules, idle = {rule.number: rule for rule in bound.ruleset.rules}, covered(bound)
     loaded = {line.number for line in bound.lines}
-    keys = ((int(key), key) for key in entries if key != POLICY and key.isascii() and key.isdigit() and len(key) < 6)
+    keys = ((int(key), key) for key in entries if checks.is_decimal(key, 5))
     for number, key in sorted(keys):
         packets = counts.get(f"{number:04}") if counts is not None and number in loaded else None
         rule = rules.get(number)

@@ -21,7 +21,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_DIGITS = frozenset("0123456789")
 _MAC_CHARACTERS = frozenset("0123456789abcdef:")
 # dom0 gives two. What is done for each is told in one message of the agent's socket, which has its limit.
 MOST_ADDRESSES = 64
@@ -222,7 +221,7 @@ def parse(data: bytes) -> Vif | None:
                 gateways.add(ipaddress.ip_interface(values[0]))
             elif fact == _TOLD:
                 told = True
-            elif key == "device" and len(values) in (1, 2) and device is None and _DIGITS.issuperset(values[0]):
+            elif key == "device" and len(values) in (1, 2) and device is None and checks.is_decimal(values[0], 10):
                 device = Device(int(values[0]), "".join(values[1:]))
             elif key == _HOOKED and hooked is None:
                 hooked = tuple(map(ipaddress.ip_address, values))

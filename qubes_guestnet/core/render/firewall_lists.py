@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..firewall.condition import BLOCKED, IN_FORCE, UNSEEN, WAITING
+from ..plural import amount
 from ..values import IPAddress
 from .styled import Line, Piece, bad, dim, good, line, name, warn
 
@@ -74,7 +75,7 @@ def _entry(entry: EntryShown) -> Line:
 
 
 def _packets(packets: int | None) -> tuple[str | Piece, ...]:
-    return () if packets is None else ("  ", dim(f"{packets} packet{'' if packets == 1 else 's'}"))
+    return () if packets is None else ("  ", dim(amount(packets, "packet")))
 
 
 def _name(host: NameShown) -> Iterator[Line]:

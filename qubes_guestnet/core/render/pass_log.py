@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from ..namedtuple import NamedTuple
+from ..plural import amount
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
@@ -110,16 +111,11 @@ def pass_line(causes: Causes, operations: int, errors: int = 0, *, moved: bool =
         errors: how many it met that the pass before did not.
         moved: an interface came or went, which explains what was done.
     """
-    counts = [counted(count, word) for count, word in ((operations, "operation"), (errors, "error")) if count]
+    counts = [amount(count, word) for count, word in ((operations, "operation"), (errors, "error")) if count]
     did = ", ".join(counts) or "nothing to do"
     if operations and causes.foreign and not moved:
         return PassLine(f"repair, because another program changed {causes.foreign}: {did}", True)
     return PassLine(f"woken by {causes.words}: {did}", bool(operations or errors))
-
-
-def counted(count: int, word: str) -> str:
-    """Return a count with its word, in the plural except of 1."""
-    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def start_line(version: str, roles: str) -> str:

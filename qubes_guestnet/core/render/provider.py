@@ -10,7 +10,8 @@ from ...errors import SettingsError, printable
 from ..dns import upstream_servers
 from ..dns.upstream_servers import FOREIGN
 from ..nft.foreign_chains import NO_FIREWALL
-from ..owned_state import FIREWALL, HELD, OFFLOADED
+from ..owned_state import HELD, OFFLOADED
+from ..provider import closed_forwarding
 from ..values import IPAddress, Link
 from .styled import Line, Piece, bad, good, line, name, warn
 from .traffic import Traffic
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
     from ..provider.provider_report import ProviderReport
     from ..provider.vif import Mapping as Mapped
     from ..provider.vif_order import VifReport
-
-_HOLDS = {
-    HELD: "our rules were removed; `forwarding on` ends it",
-    FIREWALL: "our rules were removed; qubes-firewall.service is not ready again yet",
-}
 
 
 def as_data(report: ProviderReport | None, traffic: Mapping[str, Traffic]) -> dict[str, Any] | None:
@@ -144,14 +140,12 @@ def _forwarding(report: ProviderReport) -> str:
         return f"{what} (service flag qubes-network is not set)"
     if report.forwarding:
         return f"forwards {named}{_filtered(report.firewall)}{_stopped(report)}{_apart(report)}"
-    if report.unfiltered:
-        running = report.scripts.running if report.scripts is not None else ""
-        state = f"runs {printable(running)}" if running else "is not ready"
-        return f"forwards nothing (qubes-firewall.service {state})"
-    if report.closed:
-        return "forwards nothing (`forwarding off` was said)"
-    if report.hold:
-        return f"forwards nothing ({_HOLDS[report.hold]})"
+    running = report.scripts.running if report.unfiltered and report.scripts is not None else ""
+    if running:
+        return f"forwards nothing (qubes-firewall.service runs {printable(running)})"
+    reason = closed_forwarding.reason(report)
+    if reason:
+        return f"forwards nothing ({reason}{'; `forwarding on` ends it' if report.hold == HELD else ''})"
     return f"forwards nothing{_stopped(report) or ' yet'}"
 
 

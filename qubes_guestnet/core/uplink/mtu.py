@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ...errors import SettingsError
+from .. import checks
 from ..settings import MTU_KEY, PER_INTERFACE
 
 # Below it the kernel takes IPv6 away from an interface (RFC 8200, 5).
@@ -17,7 +18,6 @@ LOWEST = 1280
 # XEN_NETIF_MAX_TX_SIZE (65535) less the longest Ethernet header, as xen-netfront has it.
 HIGHEST = 65517
 _EXPECTED = f"a number from {LOWEST} to {HIGHEST}"
-_DIGITS = frozenset(b"0123456789")
 
 
 def parse(untrusted_entries: Mapping[str, bytes], macs: Iterable[str]) -> tuple[dict[str, int], list[SettingsError]]:
@@ -52,7 +52,7 @@ def _value(untrusted_entries: Mapping[str, bytes], path: str, errors: list[Setti
     untrusted_value = untrusted_entries.get(path, b"")
     if not untrusted_value:
         return None
-    if len(untrusted_value) <= 5 and _DIGITS.issuperset(untrusted_value) and not untrusted_value.startswith(b"0"):
+    if checks.is_decimal(untrusted_value, 5) and not untrusted_value.startswith(b"0"):
         mtu = int(untrusted_value)
         if LOWEST <= mtu <= HIGHEST:
             return mtu

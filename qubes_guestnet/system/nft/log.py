@@ -45,11 +45,15 @@ class Log:
     Args:
         vif: name of the qube's interface; "" for all qubes.
 
+    Attributes:
+        lost: how often the kernel dropped messages, because this process did not read them in time (ENOBUFS).
+
     Raises:
         KernelError: it cannot be had: the kernel has no nflog or is older than 5.12, or this process lacks the right.
     """
 
     def __init__(self, vif: str) -> None:
+        self.lost = 0
         self._owner: socket.socket | None = None
         self._socket = _bound()
         try:
@@ -76,7 +80,7 @@ class Log:
         self._socket.close()
 
     def packets(self) -> Iterator[bytes]:
-        """Yield the beginning of each packet that is there, untrusted; those that did not fit are lost.
+        """Yield the beginning of each packet that is there, untrusted; see `lost` for those that did not fit.
 
         Raises:
             KernelError: the socket cannot be read.
@@ -88,6 +92,7 @@ class Log:
                 return
             except OSError as error:
                 if error.errno == errno.ENOBUFS:
+                    self.lost += 1
                     continue
                 raise KernelError("nflog", error.errno or errno.EIO) from None
             for offset, length, kind, _, _ in wire.messages(data):

@@ -26,7 +26,7 @@ FINE = Entry(HELD, 900, due=1200)
         (Entry(due=900, failures=1, reason="timeout"), "unknown", "(the name servers do not answer): an accept entry"),
         (Entry(due=900, reason="nxdomain", missing=800), "unknown", "(it does not exist): an accept entry"),
         (FINE._replace(failures=1, reason="server"), "stale", "(the name servers refuse or fail): the last addresses"),
-        (FINE._replace(reason="nxdomain", missing=950), "missing", "forgotten if the next answer"),
+        (FINE._replace(reason="nxdomain", missing=950), "missing", "are removed if the next, in a minute, says so too"),
         (FINE._replace(whole=False), "part", "matches the first of them"),
         (Entry(reason="refused"), "invalid", "(the look-up refuses it)"),
     ],
@@ -60,7 +60,7 @@ def test_each_failing_name_is_told_once() -> None:
 def test_the_end_of_a_trouble_is_told() -> None:
     before = Cache(SERVERS, {Q: FINE._replace(failures=3, reason="timeout")})
     assert name_news.news(before, Cache(SERVERS, {Q: FINE})) == (
-        "firewall: example.org (IPv4): answered again, nothing is wrong any more",
+        "firewall: example.org (IPv4): answered again without a problem",
     )
     assert name_news.news(before, Cache(SERVERS, {})) == ()
 
@@ -68,7 +68,7 @@ def test_the_end_of_a_trouble_is_told() -> None:
 def test_names_beyond_the_bound_are_told() -> None:
     many = [Question(4, f"a{number:03}.org") for number in range(name_cache.MOST_NAMES + 7)]
     (line,) = name_news.left_out(name_cache.share({"10.137.0.5": many, "10.137.0.6": [Q]}))
-    assert line.startswith("firewall of 10.137.0.5: 7 names too many are not looked up (a256.org (IPv4), ")
+    assert line.startswith("firewall of 10.137.0.5: 7 names over the limit are not looked up (a256.org (IPv4), ")
     assert "and 2 more)" in line
 
 
