@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is known of the names in firewall rules, and when to ask again (F-20 to F-25).
+"""The cache of names in firewall rules, and the times of their next look-ups (F-20 to F-25).
 
 The cache is a value: each function takes one and returns the next. Times are whole seconds, from 1 on, of a clock that
-only goes forward as long as /run lasts and that counts suspended time too (CLOCK_BOOTTIME).
+never goes back while /run exists and that includes suspended time (CLOCK_BOOTTIME).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ..values import IPAddress
 from . import name_messages
 from .name_messages import ADDRESSES, FAILED, NODATA, NXDOMAIN, PART, REFUSED, Answer, Question
 
-SHORTEST = 60  # between two look-ups of one name, where its time to live is shorter
+SHORTEST = 60  # between two look-ups of one name, if its time to live is shorter
 LONGEST = 3600
-LONGEST_NEGATIVE = 300  # of a name without addresses: a new one is found after so long at the latest
+LONGEST_NEGATIVE = 300  # between two look-ups of a name without addresses
 FIRST_RETRY, LONGEST_RETRY = 5, 300
-LINGER = 60  # an address that left the answer, after its time to live (F-24)
-STALE = 86_400  # a name that cannot be looked up any more (F-23)
+LINGER = 60  # an address that a name no longer has stays so long after its time to live (F-24)
+STALE = 86_400  # the addresses of a name stay so long after its look-ups fail (F-23)
 APART = 60  # between two answers that say that a name does not exist
-MOST_NAMES = 256  # of one qube
-MOST_QUESTIONS = 4096  # of all qubes
-MOST_ADDRESSES = 16_384  # of all names
-# Look-ups are due on a grid, so that one request carries many, and the look-up service can end in between.
+MOST_NAMES = 256  # per qube
+MOST_QUESTIONS = 4096  # for all qubes
+MOST_ADDRESSES = 16_384  # for all names
+# Look-ups are due on a time grid, so that one request contains many, and the look-up service can end in between.
 _GRID = 5
 _MOST_FAILURES = 1000
 
@@ -35,9 +35,9 @@ class Held(NamedTuple):
     """An address of a name.
 
     Args:
-        address: of the question's family.
-        heard: when the last answer that had it came.
-        ttl: of that answer, in seconds.
+        address: an address of the question's family.
+        heard: time of the last answer that contained it.
+        ttl: time to live in that answer, in seconds.
     """
 
     address: IPAddress
@@ -46,17 +46,17 @@ class Held(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What is known of one question.
+    """The state of one question.
 
     Args:
-        held: sorted by address: those of the last answer, and those that left it not long ago.
-        answered: when the last answer with addresses, or of a name without any, came; 0 for never: the name is unknown.
-        whole: all addresses of that answer are held.
-        failures: look-ups in a row without an answer.
-        reason: why the last look-up has not given an answer: one of `name_messages.REASONS`, NXDOMAIN or REFUSED; "".
-        missing: when the name was first said not to exist, without an answer since; 0 for not.
-        due: when to ask; 0 for never.
-        asked: since when a look-up is in flight; 0 for none.
+        held: sorted by address: those of the last answer, and those that the name had until recently.
+        answered: time of the last answer, with or without addresses; 0 for never, so the name is unknown.
+        whole: `held` has all addresses of that answer.
+        failures: consecutive look-ups without an answer.
+        reason: why the last look-up failed: one of `name_messages.REASONS`, NXDOMAIN or REFUSED; "" if it succeeded.
+        missing: time of the first answer that the name does not exist, if no other came since; 0 for none.
+        due: time of the next look-up; 0 for never.
+        asked: start of the look-up in flight; 0 for none.
     """
 
     held: tuple[Held, ...] = ()
@@ -70,11 +70,11 @@ class Entry(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """All of it.
+    """The cache of all questions.
 
     Args:
-        servers: that are asked; none: nothing can be.
-        entries: for exactly the questions that rules have. It is never changed.
+        servers: the queried servers; without any no look-up is possible.
+        entries: one per question in the rules; the mapping is never modified.
     """
 
     servers: tuple[Endpoint, ...] = ()
@@ -82,11 +82,11 @@ class Cache(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What rules go by.
+    """The known addresses of a name, for rules.
 
     Args:
-        addresses: sorted; none, if the name has none of this family.
-        whole: these are all. If not, what is not listed may be the name's too, so an entry that drops has to widen.
+        addresses: sorted; empty if the name has none of this family.
+        whole: these are all. If not, any other address may belong to the name, so a `drop` must match all of them.
     """
 
     addresses: tuple[IPAddress, ...]
@@ -97,8 +97,8 @@ class Share(NamedTuple):
     """The questions of all qubes, within the bounds.
 
     Args:
-        questions: that are asked.
-        left_out: those that are not, and so stay unknown, by qube; empty where there are none.
+        questions: the questions to look up.
+        left_out: questions beyond the bounds, which stay unknown, by qube; empty if there are none.
     """
 
     questions: frozenset[Question]
@@ -106,7 +106,7 @@ class Share(NamedTuple):
 
 
 def share(lists: Mapping[str, Iterable[Question]]) -> Share:
-    """Bound what is asked for: 256 names of a qube, and an equal share of 4096 where there are many qubes (F-25).
+    """Limit the questions to 256 names per qube, and to an equal share of 4096 if there are many qubes (F-25).
 
     Args:
         lists: the questions of each qube's rules.
@@ -125,16 +125,16 @@ def share(lists: Mapping[str, Iterable[Question]]) -> Share:
 def follow(
     cache: Cache, questions: Iterable[Question], servers: tuple[Endpoint, ...], now: int, *, anew: bool = False
 ) -> Cache:
-    """Return the cache for what rules and the redirection say now.
+    """Return the cache for the present rules and redirection.
 
-    New servers are asked for everything at once (F-20, F-43); what is in flight to the former ones does not count.
+    New servers are queried for everything at once (F-20, F-43); answers of the former ones are then ignored.
 
     Args:
-        cache: before.
-        questions: of all rules.
-        servers: that are asked from now on.
+        cache: the former cache.
+        questions: questions of all rules.
+        servers: servers to query from now on.
         now: the time.
-        anew: ask for everything at once also where the servers are the same: they are in another network.
+        anew: query everything at once even if the servers are the same, because they are in another network.
     """
     changed = anew or servers != cache.servers
     entries = {}
@@ -149,7 +149,7 @@ def follow(
 
 
 def due(cache: Cache, now: int) -> tuple[Question, ...]:
-    """Return what to ask in one request; first what is most likely to have an answer."""
+    """Return the questions for one request, those most likely to be answered first."""
     if not cache.servers:
         return ()
     found = [
@@ -161,7 +161,7 @@ def due(cache: Cache, now: int) -> tuple[Question, ...]:
 
 
 def next_time(cache: Cache) -> int:
-    """Return when there is next something to do by `due` or `expire`; 0 for never."""
+    """Return when `due` or `expire` has something to do next; 0 for never."""
     times = [entry.due for entry in cache.entries.values() if entry.due and not entry.asked and cache.servers]
     for entry in cache.entries.values():
         times += [_end(held) for held in entry.held if held.heard != entry.answered]
@@ -175,14 +175,14 @@ def asked(cache: Cache, questions: Iterable[Question], now: int) -> Cache:
 
 
 def answered(cache: Cache, answers: Iterable[Answer], now: int, jitter: float, shortest: int = SHORTEST) -> Cache:
-    """Return the cache with these answers; those to what is not in flight are left out.
+    """Return the cache with these answers; answers to questions that are not in flight are ignored.
 
     Args:
-        cache: before.
-        answers: each to another question.
+        cache: the former cache.
+        answers: each to a different question.
         now: the time.
-        jitter: from 0 to below 1, another one each time: a tenth of the time to live is added by it.
-        shortest: the least time between two look-ups of a name, 30 to 1800 s.
+        jitter: a random number from 0 to below 1; it adds up to a tenth of the time to live.
+        shortest: the shortest time between two look-ups of a name, 30 to 1800 s.
     """
     most = _most_of_one(len(cache.entries))
     changed = {}
@@ -195,20 +195,20 @@ def answered(cache: Cache, answers: Iterable[Answer], now: int, jitter: float, s
 
 
 def lost(cache: Cache, questions: Iterable[Question], reason: str, now: int, jitter: float) -> Cache:
-    """Return the cache when no more answers come to some of what is in flight.
+    """Return the cache after some questions in flight will not be answered.
 
     Args:
-        cache: before.
-        questions: without an answer.
+        cache: the former cache.
+        questions: the unanswered questions.
         reason: one of `name_messages.REASONS`.
         now: the time.
-        jitter: as of `answered`.
+        jitter: as for `answered`.
     """
     return answered(cache, [Answer(question, FAILED, reason=reason) for question in questions], now, jitter)
 
 
 def expire(cache: Cache, now: int) -> Cache:
-    """Return the cache without addresses that left an answer long enough ago, and without names of more than a day."""
+    """Return the cache without expired former addresses, and without addresses of names that failed for a day."""
     changed = {}
     for question, entry in cache.entries.items():
         if entry.answered and now - entry.answered > STALE:
@@ -219,7 +219,7 @@ def expire(cache: Cache, now: int) -> Cache:
 
 
 def known(cache: Cache, question: Question) -> Known | None:
-    """Return what a rule goes by; None: the name is unknown, an accept matches nothing and a drop everything (F-22)."""
+    """Return the known addresses for a rule; None if unknown: an accept matches nothing, a drop everything (F-22)."""
     entry = cache.entries.get(question)
     if entry is None or not entry.answered:
         return None
@@ -235,7 +235,7 @@ def _next(entry: Entry, answer: Answer, now: int, spread: float, shortest: int) 
     entry = entry._replace(asked=0)
     if answer.kind in (ADDRESSES, PART, NODATA):
         fresh = [Held(address, now, answer.ttl) for address in answer.addresses]
-        # What left the answer is known by its time, also where two answers came within one second.
+        # The time identifies addresses that are not in the new answer, even if two answers arrive within one second.
         gone = [held for held in entry.held if held.address not in answer.addresses and _end(held) > now]
         left = [held._replace(heard=min(held.heard, now - 1)) for held in gone]
         longest = max(LONGEST_NEGATIVE, shortest) if answer.kind == NODATA else LONGEST
@@ -251,7 +251,7 @@ def _next(entry: Entry, answer: Answer, now: int, spread: float, shortest: int) 
 
 
 def _missing(entry: Entry, ttl: int, now: int, spread: float, shortest: int) -> Entry:
-    """Return an entry after an answer that its name does not exist: a known one is forgotten at the second such."""
+    """Return an entry after an answer that its name does not exist; a second such answer removes its addresses."""
     first = entry.missing or now
     entry = entry._replace(failures=0, reason=NXDOMAIN, missing=first)
     if entry.answered and now - first < APART:
@@ -265,13 +265,13 @@ def _unknown(entry: Entry) -> Entry:
 
 
 def _grid(now: int, seconds: int, spread: float) -> int:
-    """Return when so many seconds are over, a tenth at most later, but not later than the longest time."""
+    """Return the time after so many seconds plus at most a tenth, but not later than the longest time."""
     at = -(-(now + seconds + int(seconds * spread / 10)) // _GRID) * _GRID
     return at if at <= now + LONGEST else (now + LONGEST) // _GRID * _GRID
 
 
 def _end(held: Held) -> int:
-    """Return when an address goes that has left the answer."""
+    """Return when an address that the name no longer has is removed."""
     return held.heard + held.ttl + LINGER
 
 
@@ -284,12 +284,12 @@ def _sorted(held: Iterable[Held]) -> tuple[Held, ...]:
 
 
 def _most_of_one(questions: int) -> int:
-    """Return how many addresses a name may have, so that those of all names stay within their bound."""
+    """Return the most addresses per name that keep the total within its bound."""
     return min(name_messages.MOST_ADDRESSES, MOST_ADDRESSES // max(1, questions))
 
 
 def _trim(entry: Entry, most: int) -> Entry:
-    """Return an entry with so many addresses: the first of the answer, then those that left it last."""
+    """Return an entry with at most so many addresses: those of the answer first, then the latest former ones."""
     if len(entry.held) <= most:
         return entry
     current = [held for held in entry.held if held.heard == entry.answered]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The addresses of names as third-party scripts read them in QubesDB: `/dns/IP/HOST` (F-27, B68, B78).
+"""The addresses of names in the form that third-party scripts read in QubesDB: `/dns/IP/HOST` (F-27, B68, B78).
 
 The value is the text of a Python set of networks, as the daemon of qubes-core-agent-networking has always written it:
-`{'192.0.2.1/32', '192.0.2.2/32'}`. QubesDB refuses longer paths and values, so these are left out or shortened.
+`{'192.0.2.1/32', '192.0.2.2/32'}`. QubesDB refuses long paths and values, so these are left out or shortened.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _NAMED = 3  # in one line
 
 
 class Export(NamedTuple):
-    """What to write for one qube.
+    """The entries of one qube.
 
     Args:
-        folder: to remove first, with all that is below it.
-        entries: path and value, by path.
-        lines: at most one, for the journal: what is left out or shortened.
+        folder: folder to remove first, with everything below it.
+        entries: pairs of path and value, sorted by path.
+        lines: at most one line for the journal, about entries that are left out or shortened.
     """
 
     folder: str
@@ -64,7 +64,7 @@ def export(source: IPAddress, hosts: Mapping[str, Sequence[IPAddress]]) -> Expor
 
 
 def text(addresses: Iterable[IPAddress]) -> tuple[bytes, bool]:
-    """Return the value for some addresses, as many whole ones as there is room for, and whether these are all."""
+    """Return the value with as many complete addresses as fit, and whether these are all."""
     words = [
         f"'{address}/{32 if address.version == IPV4 else 128}'"
         for address in sorted(addresses, key=lambda each: (each.version, int(each)))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The messages between the agent and the name look-up: one request, then one answer for each name.
 
-A message is ASCII text, and has one form only: what would be written differently is refused, on both sides. A request:
+A message is ASCII text in a canonical form; both sides refuse any other form. A request:
 
     names 1
     server 10.139.1.1 53
@@ -26,27 +26,27 @@ from ..values import IPV4, IPV6, IPAddress
 HEADER = "names 1"
 MOST_QUESTIONS = 128
 MOST_SERVERS = 4
-MOST_ADDRESSES = 64  # of one name and family (F-25)
+MOST_ADDRESSES = 64  # per name and family (F-25)
 LONGEST_REQUEST = 40_960
 LONGEST_ANSWER = 4096
 LONGEST_NAME, LONGEST_LABEL = 253, 63  # RFC 1035, 2.3.4, as text
 LONGEST_TTL = 86_400
 
 ADDRESSES, PART, NODATA, NXDOMAIN, FAILED, REFUSED = "addresses", "part", "nodata", "nxdomain", "failed", "refused"
-# Why there is no usable answer; the last server's reason counts.
+# The reasons for a failed look-up; that of the last server counts.
 TIMEOUT, SERVER, GARBAGE, LOOP, UNREACHABLE, PROGRAM = "timeout", "server", "garbage", "loop", "unreachable", "program"
 REASONS = {
     TIMEOUT: "the name servers do not answer",
     SERVER: "the name servers refuse or fail",
     GARBAGE: "the name servers' answer is malformed",
-    LOOP: "the name is an alias without an end",
+    LOOP: "the name's aliases form a loop",
     UNREACHABLE: "the name servers cannot be reached",
     PROGRAM: "the name look-up does not work; see: journalctl -u qubes-guestnet-names",
 }
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 _NAME = _LETTERS | {"."}
 _ADDRESS = {IPV4: frozenset("0123456789."), IPV6: frozenset("0123456789abcdef:.")}
-# Never asked of a name server: RFC 6761 (6.3), RFC 6762 (3).
+# Names below these are never looked up: RFC 6761 (6.3), RFC 6762 (3).
 _LOCAL = ("localhost", "local")
 
 
@@ -56,14 +56,14 @@ class _QuestionFields(NamedTuple):
 
 
 class Question(_QuestionFields):
-    """The addresses of one family that are wanted of one name.
+    """A question for the addresses of one name and family.
 
     Args:
         family: 4 or 6.
-        name: in lower case, without the dot at its end; up to 253 of `a-z0-9._-`.
+        name: in lower case, without a trailing dot; at most 253 characters of `a-z0-9._-`.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: a field is invalid.
     """
 
     __slots__ = ()
@@ -84,19 +84,18 @@ class _AnswerFields(NamedTuple):
 
 
 class Answer(_AnswerFields):
-    """What is known of one name.
+    """The answer to one question.
 
     Args:
-        question: that it answers.
-        kind: ADDRESSES; PART, of a name that has more than are carried; NODATA, of a name without addresses of this
-            family; NXDOMAIN, of a name that does not exist; FAILED, without a usable answer; REFUSED, of what is no
-            name to ask for.
-        ttl: time to live in seconds, up to a day; 0 with FAILED and REFUSED.
-        addresses: of ADDRESSES and PART, 1 to 64, sorted, each once.
-        reason: of FAILED, one of REASONS.
+        question: the question.
+        kind: ADDRESSES; PART: the name has more addresses than fit; NODATA: the name has no address of this family;
+            NXDOMAIN: the name does not exist; FAILED: there was no usable reply; REFUSED: the name is never looked up.
+        ttl: time to live in seconds, up to a day; 0 for FAILED and REFUSED.
+        addresses: for ADDRESSES and PART, 1 to 64, sorted, each once.
+        reason: for FAILED, one of REASONS.
 
     Raises:
-        ValueError: these do not go together.
+        ValueError: the fields contradict each other.
     """
 
     __slots__ = ()
@@ -133,10 +132,10 @@ _FORMS = {
 
 
 class Request(NamedTuple):
-    """What is asked at once.
+    """A request for several names.
 
     Args:
-        servers: that the qubes would be led to, in the order of use.
+        servers: servers that client qubes are redirected to, in the order of use.
         questions: each once.
     """
 
@@ -145,12 +144,12 @@ class Request(NamedTuple):
 
 
 def canonical(name: str) -> str:
-    """Return a name as it is asked: in lower case, without one dot at its end."""
+    """Return a name in its canonical form: in lower case, without a trailing dot."""
     return name.lower().removesuffix(".")
 
 
 def problem_of(name: str) -> str:
-    """Return why a name is never asked of a name server, "" if it may be (F-11, F-26).
+    """Return why a name is never looked up, "" if it may be (F-11, F-26).
 
     Args:
         name: as `canonical` returns it.
@@ -163,9 +162,9 @@ def problem_of(name: str) -> str:
     if not all(0 < len(label) <= LONGEST_LABEL for label in labels):
         return f"each part of a name has 1 to {LONGEST_LABEL} characters"
     if checks.is_decimal(labels[-1], LONGEST_LABEL):
-        return "a name that ends with a number is none: give addresses as such"
+        return "a host name does not end with a number; write an address or network instead"
     if labels[-1] in _LOCAL:
-        return f"names below {labels[-1]} are never asked of a name server"
+        return f"names below {labels[-1]} are never looked up"
     return ""
 
 
@@ -173,7 +172,7 @@ def render_request(request: Request) -> bytes:
     """Return the message.
 
     Raises:
-        ValueError: there is no server or no question, or too many, or one is there twice.
+        ValueError: there are no or too many servers or questions, or duplicates.
     """
     servers, questions = request
     if not 0 < len(servers) <= MOST_SERVERS or not 0 < len(questions) <= MOST_QUESTIONS:
@@ -186,15 +185,15 @@ def render_request(request: Request) -> bytes:
 
 
 def parse_request(untrusted_data: bytes) -> Request:
-    """Return the request that a message is.
+    """Parse a request.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the message is not a valid request.
     """
     text = _text(untrusted_data, LONGEST_REQUEST)
     header, *lines = text.split("\n")[:-1] or [""]
     if header != HEADER or len(lines) > MOST_SERVERS + MOST_QUESTIONS:
-        raise ValueError("no request of this version, or too long")
+        raise ValueError("not a request of this version, or too long")
     words = [line.split(" ") for line in lines]
     if any(len(line) != 3 for line in words):
         raise ValueError("a line has three words")
@@ -217,10 +216,10 @@ def render_answer(answer: Answer) -> bytes:
 
 
 def parse_answer(untrusted_data: bytes) -> Answer:
-    """Return the answer that a message is.
+    """Parse an answer.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the message is not a valid answer.
     """
     words = _text(untrusted_data, LONGEST_ANSWER).split(" ")
     if len(words) < 4 or words[0] != "answer" or len(words) > 5 + MOST_ADDRESSES:
@@ -237,13 +236,13 @@ def parse_answer(untrusted_data: bytes) -> Answer:
 
 
 def address_of(family: int, untrusted_text: str) -> IPAddress:
-    """Return an address of a family, also one that is no host's: what a name has is for its owner to say.
+    """Parse an address of a family. It need not be a host's, because the owner of a name may choose any.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not an address of the family.
     """
     if len(untrusted_text) > 45 or not _ADDRESS[family].issuperset(untrusted_text):
-        raise ValueError("no address of this family")
+        raise ValueError("not an address of this family")
     return ipaddress.IPv4Address(untrusted_text) if family == IPV4 else ipaddress.IPv6Address(untrusted_text)
 
 
@@ -253,7 +252,7 @@ def _server(untrusted_text: str) -> IPAddress:
 
 def _number(untrusted_text: str, most: int) -> int:
     if not checks.is_decimal(untrusted_text, 6) or int(untrusted_text) > most:
-        raise ValueError("no number, or too large")
+        raise ValueError("not a number, or too large")
     return int(untrusted_text)
 
 

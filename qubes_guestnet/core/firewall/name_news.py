@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is wrong with names in firewall rules, in words; and what of that is new, for the journal."""
+"""Problems of names in firewall rules, in words; new ones are logged."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from . import name_cache, name_messages
 from .name_cache import Cache, Entry
 from .name_messages import NXDOMAIN, REFUSED, Question
 
-# Codes of troubles; UNKNOWN and STALE have a look-up that failed.
+# Codes of problems; UNKNOWN and STALE follow a failed look-up.
 UNKNOWN, STALE, MISSING, INVALID, PART = "unknown", "stale", "missing", "invalid", "part"
 _NAMED = 5  # in one line
 _UNKNOWN_MEANS = "an accept entry with it matches nothing, a drop entry every destination"
 _WORDS = {
     UNKNOWN: f"not known yet ({{why}}): {_UNKNOWN_MEANS}; the look-up is repeated",
     STALE: "cannot be looked up ({why}): the last addresses stay for up to 24 h; the look-up is repeated",
-    MISSING: "does not exist, says the last answer; its addresses are removed if the next, in a minute, says so too",
-    INVALID: f"never asked of a name server ({{why}}): {_UNKNOWN_MEANS}; give an address instead",
+    MISSING: "does not exist (last answer); its addresses are removed if the next answer, in a minute, confirms that",
+    INVALID: f"never looked up ({{why}}): {_UNKNOWN_MEANS}; write an address instead",
     PART: "has too many addresses: an accept entry matches the first of them, a drop entry every destination",
 }
 
 
 def trouble(question: Question, entry: Entry) -> tuple[str, str]:
-    """Return a code and the words for what is wrong with a name; both are "" for nothing."""
+    """Return the code and the words for the problem of a name; both are "" for none."""
     if entry.reason == REFUSED:
         code, why = INVALID, name_messages.problem_of(question.name) or "the look-up refuses it"
     elif not entry.answered:
@@ -39,13 +39,13 @@ def trouble(question: Question, entry: Entry) -> tuple[str, str]:
 
 
 def unknown(entry: Entry | None) -> str:
-    """Return in short why no address of a name is known, to be printed behind the name."""
+    """Return why the addresses of a name are unknown, as a short text to follow the name."""
     reason = entry.reason if entry is not None else ""
     return {NXDOMAIN: "does not exist", REFUSED: "is never looked up"}.get(reason, "is not known yet")
 
 
 def news(before: Cache, after: Cache) -> tuple[str, ...]:
-    """Return a line for each kind of trouble that is new, with the names that have it, and one for those that ended."""
+    """Return a line for each new kind of problem, with its names, and one for the names whose problem has ended."""
     found: dict[str, list[Question]] = {}
     for question, entry in sorted(after.entries.items()):
         code, words = trouble(question, entry)
@@ -56,7 +56,7 @@ def news(before: Cache, after: Cache) -> tuple[str, ...]:
 
 
 def left_out(share: name_cache.Share) -> tuple[str, ...]:
-    """Return a line for each qube whose rules have more names than are looked up."""
+    """Return a line for each qube whose rules have too many names."""
     return tuple(
         f"firewall of {qube}: {len(names)} names over the limit are not looked up ({_listed(names)}): "
         f"{_UNKNOWN_MEANS}; use fewer names"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The table `[firewall]` of guestnet.toml: what becomes of names that are not known, and how often names are asked."""
+"""The table `[firewall]` of guestnet.toml: the effect of unknown names, and the frequency of look-ups."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class _NameSettingsFields(NamedTuple):
 
 
 class NameSettings(_NameSettingsFields):
-    """What the owner of the provider chose for names in firewall rules.
+    """The owner's settings for names in firewall rules.
 
     Args:
-        unresolved: BLOCK_ENTRY: while a name is not known, an accept entry with it matches nothing, and a drop entry
-            every destination; BLOCK_QUBE: everything of the qube is refused, as by the daemon of core-agent.
-        least_ttl: the least time between two look-ups of a name, 30 to 1800 s, whatever its time to live.
+        unresolved: BLOCK_ENTRY: while a name is unknown, an accept entry with it matches nothing, and a drop entry
+            every destination; BLOCK_QUBE: everything from the qube is refused, as the daemon of core-agent does.
+        least_ttl: the shortest time between two look-ups of a name, 30 to 1800 s, whatever its time to live.
 
     Raises:
-        ValueError: a value is not valid; the message names the key.
+        ValueError: a value is invalid; the message names the key.
     """
 
     __slots__ = ()
@@ -45,12 +45,12 @@ class NameSettings(_NameSettingsFields):
 
     @property
     def blocks_qube(self) -> bool:
-        """Whether a name that is not known has everything of its qube refused."""
+        """Return whether an unknown name makes everything from its qube refused."""
         return self.unresolved == BLOCK_QUBE
 
 
 def parse(table: Mapping[str, object]) -> NameSettings:
-    """Return what the table `[firewall]` asks for.
+    """Parse the table `[firewall]`.
 
     Args:
         table: its keys are known (`config.check_keys`).

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The name cache as text, kept in /run so that a restarted agent knows what it knew.
+"""The name cache as text, kept in /run across restarts of the agent.
 
-A line for each server, name and address. A file that is not exactly as this would write it counts for nothing: an empty
-cache costs one round of look-ups, and a wrong address would open the firewall.
+The text has a line for each server, name and address. A file that is not in exactly this form is ignored: an empty
+cache costs one round of look-ups, but a wrong address would open the firewall.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _REASONS = frozenset({_NONE, NXDOMAIN, REFUSED, *name_messages.REASONS})
 
 
 def render(cache: Cache) -> bytes:
-    """Return the text of a cache. What is in flight is not in it: a restarted agent asks again."""
+    """Return the text of a cache, without look-ups in flight, which a restarted agent repeats."""
     lines = [HEADER, *(f"server {server.address} {server.port}" for server in cache.servers)]
     for question, entry in sorted(cache.entries.items()):
         numbers = (entry.answered, int(entry.whole), entry.failures, entry.missing, entry.due)
@@ -31,15 +31,15 @@ def render(cache: Cache) -> bytes:
 
 
 def restore(untrusted_data: bytes | None, path: str, now: int) -> tuple[Cache, str]:
-    """Return the cache that a former agent left.
+    """Return the cache of a former agent.
 
     Args:
-        untrusted_data: the file; None where there is none.
-        path: of it, for the message.
+        untrusted_data: content of the file; None if it is missing.
+        path: path of the file, for the message.
         now: the time, by the clock of the cache.
 
     Returns:
-        The cache, and one line for the journal if the file is damaged; then the cache is empty.
+        The cache, and "" or, if the file is damaged and the cache thus empty, one line for the journal.
     """
     if untrusted_data is None:
         return Cache(), ""
@@ -69,11 +69,11 @@ def _parse(untrusted_data: bytes, now: int) -> Cache:
             held = _held(question.family, words, entries[question].answered)
             entries[question] = entries[question]._replace(held=(*entries[question].held, held))
         else:
-            raise ValueError(f"not a line of it: {line[:40]!r}")
+            raise ValueError(f"unknown line: {line[:40]!r}")
     cache = Cache(tuple(servers), entries)
     _check(cache)
     if render(cache) != untrusted_data:
-        raise ValueError("not in its form")
+        raise ValueError("not in canonical form")
     return cache
 
 
@@ -82,7 +82,7 @@ def _entry(words: list[str], now: int) -> tuple[Question, Entry]:
     answered, whole, failures, missing, due = map(_number, numbers)
     entry = Entry((), answered, whole == 1, failures, "" if reason == _NONE else reason, missing, due)
     if reason not in _REASONS or max(answered, missing) > now or due > now + name_cache.LONGEST:
-        raise ValueError(f"{name[:40]!r}: a reason or a time that cannot be")
+        raise ValueError(f"{name[:40]!r}: invalid reason or time")
     return Question(_number(family), name), entry
 
 
@@ -90,12 +90,12 @@ def _held(family: int, words: list[str], answered: int) -> Held:
     text, heard, ttl = words
     held = Held(name_messages.address_of(family, text), _number(heard), _number(ttl))
     if held.heard > answered or held.ttl > name_messages.LONGEST_TTL:
-        raise ValueError(f"{text}: a time that cannot be")
+        raise ValueError(f"{text}: invalid time")
     return held
 
 
 def _check(cache: Cache) -> None:
-    """Raise ValueError if the cache is beyond its bounds, or its addresses are out of order."""
+    """Raise ValueError if the cache exceeds its bounds, or if its addresses are out of order."""
     most = name_cache.MOST_ADDRESSES // max(1, len(cache.entries))
     if len(cache.entries) > name_cache.MOST_QUESTIONS or len(cache.servers) > name_messages.MOST_SERVERS:
         raise ValueError("too many names or servers")
@@ -107,5 +107,5 @@ def _check(cache: Cache) -> None:
 
 def _number(untrusted_text: str) -> int:
     if not checks.is_decimal(untrusted_text, 12):
-        raise ValueError(f"no number: {untrusted_text[:12]!r}")
+        raise ValueError(f"not a number: {untrusted_text[:12]!r}")
     return int(untrusted_text)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the desktop's user is told of a list that refuses everything because of an error, and how often (F-38).
+"""Desktop notifications about a list that refuses everything because of an error, and their frequency (F-38).
 
-The notification is a courtesy: the journal, `status` and `check` have all of it.
+They are a courtesy: the journal, `status` and `check` have the same information.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from collections.abc import Iterable, Mapping
 from ..values import IPAddress
 from .binding import Bound
 
-PAUSE = 60.0  # seconds between two of one address
+PAUSE = 60.0  # seconds between two notifications about one address
 _FIRST, _REST = frozenset("abcdefghijklmnopqrstuvwxyz_"), frozenset("abcdefghijklmnopqrstuvwxyz0123456789_-")
 _LONGEST_USER, _LONGEST_TEXT = 32, 300
 
 
 def due(last: Mapping[IPAddress, float], handled: Iterable[Bound], now: float) -> tuple[Bound, ...]:
-    """Return the lists of which a notification is to be shown.
+    """Return the lists for which a notification is due.
 
     Args:
-        last: when one was shown of an address, in seconds of a monotonic clock.
+        last: address → time of its last notification, in seconds of a monotonic clock.
         handled: lists that have just come into force.
-        now: of the same clock.
+        now: present time of the same clock.
     """
     bad = (bound for bound in handled if bound.refused or bound.ruleset.problems)
     return tuple(bound for bound in bad if now >= last.get(bound.ruleset.address, -PAUSE) + PAUSE)
@@ -47,7 +47,7 @@ def text(bound: Bound) -> tuple[str, str]:
 
 
 def user(untrusted: bytes) -> str:
-    """Return the name of the desktop's user, as dom0 writes it; "" for what is no name of a user."""
+    """Return the name of the desktop's user, as dom0 writes it; "" if it is not a valid user name."""
     name = untrusted.decode("ascii", "replace")
     valid = 0 < len(name) <= _LONGEST_USER and name[0] in _FIRST and _REST.issuperset(name)
     return name if valid else ""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a pass changes of the firewall of single qubes. The texts of one pass are joined to one transaction.
+"""The operations on the firewall of client qubes. The texts of one pass form one transaction.
 
-Where that is refused, `halves` leads to the qube that is the reason (behaviour B66): its rules are replaced by their
-`instead`, and those of the others are in force.
+If nft refuses it, `halves` finds the qube that is the cause (behaviour B66): the rules of this qube are replaced by
+their `instead`, and those of the others take effect.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 @distinct
 class LoadFirewallTable(NamedTuple):
-    """Make the table of a family, with its chains and our rules in those that have none of them.
+    """Create the table of a family with its chains, and add our rules to the chains that have none of them.
 
     Args:
-        version: of the family.
+        version: the family.
         fill: the chains that get rules.
     """
 
@@ -46,7 +46,7 @@ class LoadFirewallTable(NamedTuple):
 
 @distinct
 class SetDnsServers(NamedTuple):
-    """Make `dns-addr` hold these servers and no others."""
+    """Set the elements of `dns-addr` to exactly these servers."""
 
     version: int
     servers: tuple[IPAddress, ...]
@@ -66,10 +66,10 @@ class ChangeName(NamedTuple):
     """Change the addresses of a name that rules use.
 
     Args:
-        version: of the family.
+        version: the family.
         host: the name.
         add, remove: addresses.
-        make: its set is not there yet.
+        make: its set does not exist yet.
     """
 
     version: int
@@ -94,7 +94,7 @@ class SetQubeRules(NamedTuple):
 
     Args:
         bound: its list.
-        displaces: another program has led its element elsewhere.
+        displaces: another program has redirected its element to another chain.
     """
 
     bound: Bound
@@ -107,7 +107,7 @@ class SetQubeRules(NamedTuple):
 
     @property
     def instead(self) -> SetQubeRules | None:
-        """Where nft refuses the rules of this qube alone: everything is refused; None for that itself."""
+        """Return the operation if nft refuses only the rules of this qube: refuse everything; None for that itself."""
         address = self.bound.ruleset.address
         remedy = "all traffic of this address is refused; report it as a bug of qubes-guestnet"
         problem = Problem(f"/qubes-firewall/{address}", "", "nft refused the rules", remedy)
@@ -122,7 +122,7 @@ class SetQubeRules(NamedTuple):
 
 @distinct
 class RemoveQubeRules(NamedTuple):
-    """Remove the element of a qube: nothing of it passes."""
+    """Remove the element of a qube, so that all its packets are dropped."""
 
     address: IPAddress
 
@@ -140,9 +140,9 @@ class RemoveQubeChain(NamedTuple):
     """Remove a chain without an element.
 
     Args:
-        version: of the family.
+        version: the family.
         chain: its name.
-        keep: another program's rule jumps to it: it is emptied.
+        keep: only empty it, because another program's rule jumps to it.
     """
 
     version: int
@@ -186,24 +186,24 @@ if TYPE_CHECKING:
         | RemoveName
     )  # fmt: skip
 
-# In this order, which is that of a plan: sets before the rules that use them, and removed after the last of these.
+# In the order of a plan: a set is created before the rules that use it, and removed after the last of them.
 ORDER = (LoadFirewallTable, SetDnsServers, ChangeName, SetQubeRules, RemoveQubeRules, RemoveQubeChain, RemoveName)
 _SHARED = (LoadFirewallTable, SetDnsServers, ChangeName)
 
 
 def transaction(operations: Iterable[Operation]) -> str:
-    """Return the text of all of them, as one transaction."""
+    """Return the text of all operations, as one transaction."""
     return "".join(operation.text for operation in operations)
 
 
 def halves(operations: tuple[Operation, ...]) -> tuple[tuple[Operation, ...], tuple[Operation, ...]] | None:
-    """Return two smaller transactions instead of one that nft refused; None when one qube is left.
+    """Split a transaction that nft refused into two; return None if it has only one qube.
 
-    What qubes share is in both, and may be loaded twice. What only removes names is in none: a chain that could not be
-    replaced may use them; the next plan has it again.
+    Shared operations are in both, and may be loaded twice. Operations that only remove names are in neither, because a
+    chain that could not be replaced may use the names; the next plan contains them again.
 
     Args:
-        operations: of one transaction, in order.
+        operations: operations of one transaction, in order.
     """
     shared = tuple(each for each in operations if isinstance(each, _SHARED))
     single = tuple(each for each in operations if not isinstance(each, (*_SHARED, RemoveName)))

@@ -4,12 +4,12 @@
 Rules:
 
 1. Every byte is hostile until its check has passed. `parse` never raises.
-2. Whatever is not understood refuses all traffic of that address, as dom0's documentation says; nothing is guessed, so
-   that no list ever allows more than dom0 meant. All errors are named, not the first one alone (behaviour B75).
-3. A name that no name server is asked (`a..b`, `127.1`, `localhost`) is dom0's to allow and ours to explain: the rest
-   of the list holds, and that entry is treated like a name without an answer (see `binding`).
+2. An unknown option or value refuses all traffic of the address, as dom0's documentation demands; nothing is guessed,
+   so a list never allows more than dom0 meant. All errors are reported, not only the first one (behaviour B75).
+3. dom0 permits names that are never looked up (`a..b`, `127.1`, `localhost`): the problem is reported, the rest of the
+   list stays in force, and the entry is treated like one with an unknown name (see `binding`).
 
-The grammar is dom0's (core-admin, qubes/firewall.py): options by single blanks, of each at most one.
+The grammar is dom0's (core-admin, qubes/firewall.py): options separated by single blanks, each at most once.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ _LONGEST_NUMBER = 5
 _ACTIONS = {b"accept": True, b"drop": False}
 _ADDRESS_BYTES = {IPV4: frozenset(b"0123456789."), IPV6: frozenset(b"0123456789abcdefABCDEF:.")}
 _LONGEST_ADDRESS = {IPV4: 15, IPV6: 45}
-# What people take for it: echo request, by family.
+# The ICMP type of an echo request, by family.
 _ECHO = {IPV4: 8, IPV6: 128}
 _REFUSED = "all traffic of this address is refused until it is corrected in dom0: qvm-firewall"
-_NO_NAME = "an accept by it matches nothing, a drop every destination; correct it in dom0: qvm-firewall"
+_NO_NAME = "an accept with it matches nothing, a drop every destination; correct it in dom0: qvm-firewall"
 
 
 def parse(address: IPAddress, untrusted_entries: Mapping[str, bytes]) -> Ruleset:
     """Return the rules of an address, or a list that refuses everything, with all errors.
 
     Args:
-        address: of the qube; it gives the family.
+        address: address of the qube, which determines the family.
         untrusted_entries: the last part of each key below the address's folder → raw value.
     """
     reader = _Reader(address)
@@ -75,7 +75,7 @@ def parse(address: IPAddress, untrusted_entries: Mapping[str, bytes]) -> Ruleset
 
 
 class _Reader:
-    """The entries of one address, and the problems met while reading them."""
+    """The entries of one address, and the problems found while parsing them."""
 
     def __init__(self, address: IPAddress) -> None:
         self._version = address.version
@@ -91,7 +91,7 @@ class _Reader:
         *,
         blocks: bool = True,
     ) -> None:
-        """Keep a problem; what it quotes is safe to print then."""
+        """Add a problem, with its quotations made safe to print."""
         plain = checks.is_decimal(untrusted_key, _LONGEST_NUMBER)
         key = (
             untrusted_key if plain or untrusted_key in ("", POLICY) else shown(untrusted_key.encode("utf-8", "replace"))
@@ -100,17 +100,17 @@ class _Reader:
         self.problems.append(Problem(self._folder + key, value, problem, remedy, blocks))
 
     def policy(self, untrusted_value: bytes | None) -> bool:
-        """Return whether what no rule matches is accepted."""
+        """Return whether a packet that no rule matches is accepted."""
         if untrusted_value not in _ACTIONS:
             if untrusted_value is None:
-                self.add(POLICY, None, "missing, so the list is not whole")
+                self.add(POLICY, None, "missing, so the list is incomplete")
             else:
                 self.add(POLICY, untrusted_value, "not a policy: accept or drop")
             return False
         return _ACTIONS[untrusted_value]
 
     def rules(self, untrusted_entries: Mapping[str, bytes], untrusted_keys: list[str]) -> list[Rule]:
-        """Return the rules that are valid, by number, which may have gaps: each family lacks those of the other."""
+        """Return the valid rules by number. Numbers may have gaps: each family lacks the rules of the other."""
         numbered: dict[int, str] = {}
         for key in sorted(untrusted_keys):
             if not checks.is_decimal(key, _LONGEST_NUMBER):
@@ -123,7 +123,7 @@ class _Reader:
         return [rule for rule in found if rule is not None]
 
     def _rule(self, number: int, key: str, untrusted_value: bytes) -> Rule | None:
-        """Return a rule; None with at least one problem when it is not valid."""
+        """Return a rule; None, with at least one problem, if it is invalid."""
         before = len(self.problems)
         given = self._options(key, untrusted_value)
         for problem in _contradictions(given, self._version):
@@ -144,7 +144,7 @@ class _Reader:
         return rule
 
     def _options(self, key: str, untrusted_value: bytes) -> dict[str, Any]:
-        """Return each option with its checked value; None for one that is not valid, with a problem."""
+        """Return each option with its checked value; None, with a problem, for an invalid one."""
         given: dict[str, Any] = {}
         for part in untrusted_value.split(b" "):
             checked = _checked(part)
@@ -168,13 +168,13 @@ class _Reader:
         return given
 
     def _explain(self, rule: Rule, key: str, untrusted_value: bytes) -> None:
-        """Note what is valid and does nothing."""
+        """Add problems for valid rules that have no effect."""
         if rule.host == INVALID_HOST:
             (untrusted_host,) = (part[8:] for part in untrusted_value.split(b" ") if part.startswith(b"dsthost="))
             problem = f"dsthost has no addresses: {_problem_of(untrusted_host)}"
             self.add(key, untrusted_value, problem, _NO_NAME, blocks=False)
         if rule.is_empty:
-            problem = f"name servers have TCP and UDP, port {DNS_PORT}: the rule matches nothing"
+            problem = f"DNS uses TCP and UDP, port {DNS_PORT}: the rule matches nothing"
             self.add(key, untrusted_value, problem, "remove it, or its proto and dstports", blocks=False)
         other = _ECHO[IPV6 if self._version == IPV4 else IPV4]
         if rule.icmp_type == other:
@@ -197,7 +197,7 @@ def _checked(untrusted_part: bytes) -> tuple[str, Any] | None:
 
 
 def _contradictions(given: Mapping[str, Any], version: int) -> list[str]:
-    """Return what is wrong with options that are valid one by one."""
+    """Return contradictions between options that are valid individually."""
     found = []
     destinations = [name for name in ("dst4", "dst6", "dsthost") if name in given]
     if "action" not in given:
@@ -217,7 +217,7 @@ def _contradictions(given: Mapping[str, Any], version: int) -> list[str]:
 
 
 class _Option(NamedTuple):
-    """How the value of an option is checked, and what it should be."""
+    """The check of an option's value, and its valid form."""
 
     check: Callable[[bytes], Any]
     expected: str
@@ -230,7 +230,7 @@ def _action(untrusted_value: bytes) -> bool:
 
 
 def _number(untrusted_value: bytes, most: int) -> int:
-    # dom0 keeps what was typed: 192.0.2.1/08 arrives with its zero.
+    # dom0 passes on the user's text: 192.0.2.1/08 arrives with its zero.
     if not checks.is_decimal(untrusted_value, len(str(most))):
         raise ValueError("no number")
     number = int(untrusted_value)
@@ -240,9 +240,9 @@ def _number(untrusted_value: bytes, most: int) -> int:
 
 
 def _network(untrusted_value: bytes, version: int) -> IPNetwork:
-    """Return a network; bits behind its length are masked, so that it is listed as it is loaded."""
+    """Return a network; its host bits are masked, so that it is listed as it is loaded."""
     untrusted_address, slash, untrusted_length = untrusted_value.partition(b"/")
-    # `ipaddress` alone would take a scope, and four bytes for an address.
+    # `ipaddress` alone would accept a scope, and four raw bytes.
     if len(untrusted_address) > _LONGEST_ADDRESS[version] or not _ADDRESS_BYTES[version].issuperset(untrusted_address):
         raise ValueError("no address")
     longest = 32 if version == IPV4 else 128
@@ -254,12 +254,12 @@ def _network(untrusted_value: bytes, version: int) -> IPNetwork:
 
 
 def _host(untrusted_value: bytes) -> str:
-    """Return a host name as it is asked; INVALID_HOST for one that never is."""
+    """Return the canonical form of a host name; INVALID_HOST for one that is never looked up."""
     return INVALID_HOST if _problem_of(untrusted_value) else canonical(untrusted_value.decode("ascii"))
 
 
 def _problem_of(untrusted_host: bytes) -> str:
-    # Latin-1 knows every byte, and what is not ASCII is in no name.
+    # Latin-1 decodes every byte, and no valid name has non-ASCII characters.
     return problem_of(canonical(untrusted_host.decode("latin-1")))
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The difference between what is loaded and what is wanted, as operations in their order.
+"""The difference between the loaded and the desired rules, as ordered operations.
 
-What is as it should be is not touched: an equal list costs no transaction (F-32), and no rule of another program is.
-Rules that another program deleted from `forward` stay deleted, as long as one of ours is left there: kill switches do
-that. A chain `qbs-…` is ours alone, and is replaced when it is not as it was loaded.
+Equal lists cost no transaction (F-32), and rules of other programs are not touched. Rules of ours that another program
+deleted from `forward` stay deleted as long as one of ours is left there, because kill switches delete them. A chain
+`qbs-…` belongs only to us, and is replaced if it differs from what was loaded.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
 
 class Wanted(NamedTuple):
-    """What is to be in force.
+    """The desired rules.
 
     Args:
         lists: address → its list, of both families.
-        dns: the name servers by family; a family that is missing is left as it is.
-        kept: addresses of which the rules stay as they are loaded, if they are.
+        dns: the name servers by family; a missing family is left unchanged.
+        kept: addresses whose loaded rules, if any, stay unchanged.
     """
 
     lists: Mapping[IPAddress, Bound] = {}
@@ -48,23 +48,23 @@ class Wanted(NamedTuple):
 
 
 def plan(listed: Mapping[int, Listed], wanted: Wanted) -> tuple[Operation, ...]:
-    """Return the operations that make what is loaded what is wanted; none where it is.
+    """Return the operations that turn the loaded rules into the desired ones; empty if they are equal.
 
     Args:
-        listed: by family; a family that is missing has no table.
-        wanted: of both families.
+        listed: the loaded rules by family; a missing family has no table.
+        wanted: the desired rules of both families.
     """
     found = [operation for version in FAMILIES for operation in _family(version, listed.get(version, Listed()), wanted)]
     return tuple(sorted(found, key=lambda operation: ORDER.index(type(operation))))
 
 
 def is_missing(listed: Mapping[int, Listed]) -> bool:
-    """Return whether a table, or something of it that each qube needs, is missing or not as it was made."""
+    """Return whether a table, or a part of it that each qube needs, is missing or was changed."""
     return any(True for version in FAMILIES for _ in _table(version, listed.get(version, Listed())))
 
 
 def lost_rules(version: int, listed: Listed) -> tuple[str, ...]:
-    """Return the chains whose rules of ours are not all there: another program deleted some, which `check` tells."""
+    """Return the chains from which another program deleted some of our rules, for `check`."""
     rules = ruleset.own_rules(version)
     return tuple(chain for chain, own in rules.items() if listed.comments(chain).count(ruleset.COMMENT) < len(own))
 
@@ -86,14 +86,14 @@ def _family(version: int, listed: Listed, wanted: Wanted) -> Iterator[Operation]
 
 
 def _table(version: int, listed: Listed) -> Iterator[Operation]:
-    """The table, where something of it is missing or not as it was made, or a chain has no rule of ours."""
+    """Yield the load of the table if a part of it is missing or changed, or if a chain has no rule of ours."""
     empty = tuple(chain for chain in ruleset.own_rules(version) if ruleset.COMMENT not in listed.comments(chain))
     if empty or listed.dns is None or not listed.is_whole:
         yield LoadFirewallTable(version, empty)
 
 
 def _is_loaded(listed: Listed, bound: Bound) -> bool:
-    """Whether the rules of a qube are in force. Others can delete a rule of a chain and leave the element."""
+    """Return whether the rules of a qube are loaded. Another program may delete a rule and leave the element."""
     address = bound.ruleset.address
     chain = ruleset.chain_of(address)
     element = Element(ruleset.verdict(address), bound.signature)
@@ -101,7 +101,7 @@ def _is_loaded(listed: Listed, bound: Bound) -> bool:
 
 
 def _names(version: int, listed: Listed, lists: Mapping[IPAddress, Bound], kept: set[IPAddress]) -> Iterator[Operation]:
-    """The addresses of names, and the sets that no chain uses."""
+    """Yield changes of the addresses of names, and removals of unused sets."""
     used: dict[str, frozenset[IPAddress]] = {}
     for bound in lists.values():
         for host in bound.hosts:
@@ -120,7 +120,7 @@ def _names(version: int, listed: Listed, lists: Mapping[IPAddress, Bound], kept:
 
 
 def _left(version: int, listed: Listed, lists: Mapping[IPAddress, Bound], kept: set[IPAddress]) -> Iterator[Operation]:
-    """What is loaded of qubes that are not there any more."""
+    """Yield the removal of the loaded rules of qubes that are no longer attached."""
     for address in ordered(set(listed.qubes) - set(lists) - kept):
         yield RemoveQubeRules(address)
     staying = {ruleset.chain_of(address) for address in (*lists, *kept)}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a listing will say after a plan was loaded, without asking nft for it.
+"""Predict the listing after a plan, without running nft.
 
-To list 50 qubes' rules takes longer than to load those of one. Where the generation of the ruleset says that no other
-program has changed anything, the prediction stands in for the listing until the next change. The rules in it are those
-of our texts, not as nft prints them; their comments, which a plan goes by, are the same.
+Listing the rules of 50 qubes takes longer than loading those of one. While the generation of the ruleset shows that no
+other program has changed anything, the prediction replaces the listing. Its rules are those of our texts, not as nft
+prints them; their comments, by which a plan compares them, are the same.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 
 def after(listed: Mapping[int, Listed], operations: Iterable[Operation]) -> dict[int, Listed]:
-    """Return what is loaded once these operations are, by family.
+    """Return the listing after these operations, by family.
 
     Args:
-        listed: what was loaded before them.
-        operations: of one plan, in their order, all of them carried out.
+        listed: the listing before them.
+        operations: all operations of one plan, in order, all carried out.
     """
     found = {version: listed.get(version, Listed()) for version in FAMILIES}
     for operation in operations:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The rules of one qube as values. Their constructors reject what no rule can be.
+"""The rules of one qube as values. Their constructors reject impossible rules.
 
-A rule is one entry of dom0's list. It matches a packet that fulfils all its conditions; the first one that matches
-decides, and behind the last one the policy does. Only what the values here can hold gets into a text for nft.
+A rule is one entry of dom0's list. It matches a packet that meets all its conditions; the first matching rule decides,
+and the policy if none matches. A text for nft contains only fields of these values.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from .name_messages import problem_of
 
 TCP, UDP, ICMP = "tcp", "udp", "icmp"
 PROTOCOLS = (TCP, UDP, ICMP)
-# Those that have ports: what an entry with ports and without a protocol is about.
+# The protocols with ports, which an entry with ports but without a protocol matches.
 WITH_PORTS = (TCP, UDP)
 HIGHEST_PORT = 65535
 DNS_PORT = 53
-# A name that no name server is asked: it has no addresses, and never will.
+# A name that is never looked up, so it never has addresses.
 INVALID_HOST = ""
 
 
@@ -37,9 +37,9 @@ class Ports(_PortsFields):
     __slots__ = ()
 
     def __new__(cls, first: int, last: int) -> Ports:
-        """Raise ValueError when it is no range of ports."""
+        """Raise ValueError if it is not a range of ports."""
         if not 0 <= first <= last <= HIGHEST_PORT:
-            raise ValueError(f"{first}-{last} is no range of ports")
+            raise ValueError(f"{first}-{last} is not a range of ports")
         return super().__new__(cls, first, last)
 
     def __contains__(self, port: object) -> bool:
@@ -67,14 +67,14 @@ class Rule(_RuleFields):
     """One entry.
 
     Args:
-        number: of its key; it names the entry in messages and counters.
-        accept: what becomes of a packet that matches; else it is refused.
-        network: the destination is in it; None: any.
-        host: the destination is an address of this name; None: any. INVALID_HOST: of a name that is never asked.
-        protocol: one of PROTOCOLS; "": any.
-        ports: the destination port is one of these, of TCP and UDP.
-        icmp_type: as a number, of the ICMP of the list's family.
-        dns: the destination is one of the name servers, and the port theirs.
+        number: number of its key, which identifies the entry in messages and counters.
+        accept: accept a matching packet; otherwise refuse it.
+        network: match destinations in this network; None for any.
+        host: match addresses of this name; None for any; INVALID_HOST for a name that is never looked up.
+        protocol: one of PROTOCOLS; "" for any.
+        ports: match these destination ports of TCP and UDP.
+        icmp_type: the ICMP type as a number, in the list's family.
+        dns: match port 53 of the name servers.
     """
 
     __slots__ = ()
@@ -91,7 +91,7 @@ class Rule(_RuleFields):
         icmp_type: int | None = None,
         dns: bool = False,
     ) -> Rule:
-        """Raise ValueError for conditions that no entry can have together."""
+        """Raise ValueError for contradicting conditions."""
         if number < 0 or (protocol and protocol not in PROTOCOLS):
             raise ValueError(f"no entry {number} with protocol {protocol!r}")
         if host is not None and (network is not None or (host != INVALID_HOST and problem_of(host))):
@@ -104,31 +104,31 @@ class Rule(_RuleFields):
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        """The protocols that it matches; () for any."""
+        """Return the protocols that it matches; () for any."""
         if self.protocol:
             return (self.protocol,)
         return WITH_PORTS if self.ports is not None or self.dns else ()
 
     @property
     def is_empty(self) -> bool:
-        """Whether it matches no packet at all: a name server is not asked by ICMP, nor at another port than 53."""
+        """Return whether it matches no packet at all: DNS uses neither ICMP nor a port other than 53."""
         return self.dns and (self.protocol == ICMP or (self.ports is not None and DNS_PORT not in self.ports))
 
     @property
     def destination_ports(self) -> Ports | None:
-        """The ports that it matches; None for any, and of any protocol."""
+        """Return the ports that it matches; None for any, and of any protocol."""
         return Ports(DNS_PORT, DNS_PORT) if self.dns else self.ports
 
 
 class Problem(NamedTuple):
-    """What is wrong with an entry.
+    """A problem of an entry.
 
     Args:
         key: the QubesDB path, safe to print.
         value: as dom0 wrote it, safe to print; "" for a missing one.
-        problem: what is wrong.
-        remedy: what to do about it.
-        blocks: all traffic of the address is refused because of it; else the rest of the list holds.
+        problem: the problem in words.
+        remedy: the remedy in words.
+        blocks: it makes all traffic of the address refused; otherwise the rest of the list stays in force.
     """
 
     key: str
@@ -150,13 +150,13 @@ class _RulesetFields(NamedTuple):
 
 
 class Ruleset(_RulesetFields):
-    """The list of one address, as `parsing.parse` makes it.
+    """The list of one address, as `parsing.parse` returns it.
 
     Args:
-        address: of the qube, which gives the family.
-        accept: the policy: what becomes of a packet that no rule matches.
+        address: address of the qube, which determines the family.
+        accept: the policy: whether a packet that no rule matches is accepted.
         rules: in the order of their numbers.
-        problems: all that were found.
+        problems: all problems found.
     """
 
     __slots__ = ()
@@ -168,7 +168,7 @@ class Ruleset(_RulesetFields):
         rules: tuple[Rule, ...] = (),
         problems: tuple[Problem, ...] = (),
     ) -> Ruleset:
-        """Raise ValueError for a rule of the other family, disorder, or a rule beside a problem that blocks."""
+        """Raise ValueError for a rule of the other family, a wrong order, or rules beside a blocking problem."""
         numbers = [rule.number for rule in rules]
         if numbers != sorted(set(numbers)):
             raise ValueError("the rules are not in order")
@@ -180,10 +180,10 @@ class Ruleset(_RulesetFields):
 
     @property
     def blocked(self) -> bool:
-        """Whether an error has all traffic refused."""
+        """Return whether an error makes all traffic refused."""
         return any(problem.blocks for problem in self.problems)
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The names of its rules, each once, in the order of the list."""
+        """Return the names of its rules, each once, in the order of the list."""
         return tuple(dict.fromkeys(rule.host for rule in self.rules if rule.host))

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The tables `ip qubes-firewall` and `ip6 qubes-firewall` as text for `nft -f`. Texts may be joined to one transaction.
+"""The tables `ip qubes-firewall` and `ip6 qubes-firewall` as text for `nft -f`. Several texts can form one transaction.
 
     forward ─▶ qubes-forward ─▶ map `qubes`: address of the qube ─▶ its chain qbs-…
 
-Names, hooks and priorities are those that users' scripts rely on: they jump to `qubes-forward`, insert into `forward`,
-and delete there the line that matches `vif.*accept` (behaviours B82, B90). So no text here flushes a chain but the
-`qbs-…` ones; rules of ours elsewhere carry a comment, and are added where none of them is.
+Users' scripts rely on the names, hooks and priorities: they jump to `qubes-forward`, insert into `forward`, and delete
+the line that matches `vif.*accept` there (behaviours B82, B90). Therefore the texts flush only chains `qbs-…`. Our
+rules in other chains have a comment, and are added to a chain only if it has none of them.
 
-Both families come from one template. The addresses of a name are a set of their own, which all qubes share, so a new
-answer changes elements and no rule. Of a qube without an element nothing passes, without an answer: that is the policy.
+Both families come from one template. Each name has a set of its addresses, which all qubes share, so a new answer
+changes elements and no rule. The policy drops all packets of a qube without an element.
 
-A text is made of the values of `rules` and `lines`, and of addresses; none of them can hold a command.
+A text consists only of values of `rules` and `lines`, and of addresses; none of them can contain a command.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ def own_rules(version: int) -> Mapping[str, tuple[str, ...]]:
         QUBES_FORWARD: (f"{word} saddr vmap @{FIREWALL_MAP}",),
         "forward": (
             "ct state established,related accept",
-            # What no qube sends is not ours to judge (behaviour B83). A vif that is not set up yet has no group.
+            # Only packets of client qubes are judged (behaviour B83). A vif that is not configured yet has no group.
             'iifgroup != 2 iifname != "vif*" accept',
             f"jump {QUBES_FORWARD}",
-            # A qube without rules yet, or without an address that has some: counted, then dropped by the policy.
+            # Packets of a qube without rules are counted here, then dropped by the policy.
             "counter",
         ),
     }
 
 
 def tables(version: int, fill: Iterable[str]) -> str:
-    """Return the table with sets and chains, without the qubes; what is there stays.
+    """Return the text that adds the table with sets and chains, without rules of qubes; existing content stays.
 
     Args:
-        version: of the family.
-        fill: the chains that get our rules: those that have none of them.
+        version: the family.
+        fill: the chains that get our rules, because they have none of them.
     """
     family, rules = FAMILIES[version], own_rules(version)
     table = family.table
@@ -79,10 +79,10 @@ def tables(version: int, fill: Iterable[str]) -> str:
 
 
 def anew(version: int) -> str:
-    """Return the replacement of the table by one without qubes, names or rules of users: it refuses everything.
+    """Return the text that recreates the table without qubes, names or users' rules; it then refuses everything.
 
     Args:
-        version: of the family.
+        version: the family.
     """
     table = FAMILIES[version].table
     return f"add table {table}\ndelete table {table}\n{tables(version, own_rules(version))}"
@@ -92,7 +92,7 @@ def anew(version: int) -> str:
 
 
 def chain_of(address: IPAddress) -> str:
-    """Return the name of a qube's chain, a public one: qbs-10-137-0-5."""
+    """Return the name of a qube's chain, such as qbs-10-137-0-5; users' scripts may rely on it."""
     return _CHAIN + str(address).replace(".", "-").replace(":", "-")
 
 
@@ -102,19 +102,19 @@ def is_chain(name: str) -> bool:
 
 
 def verdict(address: IPAddress) -> str:
-    """Return where a qube's element leads to."""
+    """Return the verdict of a qube's element."""
     # Not goto: a user's rules behind it see what no rule here decides.
     return f"jump {chain_of(address)}"
 
 
 def qube(bound: Bound, *, displaces: bool = False) -> str:
-    """Return the replacement of a qube's rules, chain and element together (behaviours B88, B91).
+    """Return the text that replaces a qube's rules, chain and element together (behaviours B88, B91).
 
-    The sets of its names have to be there; `name` makes them.
+    The sets of its names must exist; `name` creates them.
 
     Args:
         bound: its rules.
-        displaces: it has an element that leads elsewhere, which no other can be added to.
+        displaces: first delete its element, which has another verdict.
     """
     address = bound.ruleset.address
     table, chain = FAMILIES[address.version].table, chain_of(address)
@@ -125,7 +125,8 @@ def qube(bound: Bound, *, displaces: bool = False) -> str:
         f"add chain {table} {chain}",
         f"flush chain {table} {chain}",
         *(f"add rule {table} {chain} {rule}" for rule in bound.rules),
-        # An element that is there keeps its comment. To delete a missing one is an error, to add a present one none.
+        # An existing element keeps its comment, so it is replaced. Deleting a missing element is an error; adding one
+        # that exists is not, so it is added first.
         f"add {whole}",
         f"delete {element} }}",
         f"add {whole}",
@@ -134,17 +135,17 @@ def qube(bound: Bound, *, displaces: bool = False) -> str:
 
 
 def without_element(address: IPAddress) -> str:
-    """Return the removal of a qube's element, wherever it leads to. Nothing of the qube passes then."""
+    """Return the text that removes a qube's element, so that all its packets are dropped."""
     return f"delete element {FAMILIES[address.version].table} {FIREWALL_MAP} {{ {address} }}\n"
 
 
 def without_chain(version: int, chain: str, *, keep: bool) -> str:
-    """Return the removal of the chain of a qube that has no element any more.
+    """Return the text that removes the chain of a qube that no longer has an element.
 
     Args:
-        version: of the family.
-        chain: ValueError when it is not one of a qube.
-        keep: a rule of another program jumps to it: it stays and is empty.
+        version: the family.
+        chain: its name; ValueError if it is not that of a qube's chain.
+        keep: only empty it, because another program's rule jumps to it.
     """
     check_chain(chain)
     where = f"chain {FAMILIES[version].table} {chain}"
@@ -152,7 +153,7 @@ def without_chain(version: int, chain: str, *, keep: bool) -> str:
 
 
 def check_chain(name: str) -> None:
-    """Raise ValueError for what is not the name of a qube's chain: it may come from a listing."""
+    """Raise ValueError if a name, which may come from a listing, is not that of a qube's chain."""
     if not is_chain(name) or not frozenset("0123456789abcdef-").issuperset(name.removeprefix(_CHAIN)):
         raise ValueError(f"{name[:60]!r} is not the name of a qube's chain")
 
@@ -163,13 +164,13 @@ def check_chain(name: str) -> None:
 def name(
     version: int, host: str, add: Iterable[IPAddress], remove: Iterable[IPAddress] = (), *, make: bool = False
 ) -> str:
-    """Return the change of the addresses of a name: of elements and nothing else. Missing ones are ignored.
+    """Return the text that changes the addresses of a name, which are set elements. Missing elements are ignored.
 
     Args:
-        version: of the family.
-        host: a name that is asked; ValueError for another text.
+        version: the family.
+        host: the name; ValueError if it is not a host name.
         add, remove: addresses of that family.
-        make: its set, where there is none.
+        make: create its set first.
     """
     check_host(host)
     family = FAMILIES[version]
@@ -179,7 +180,7 @@ def name(
 
 
 def without_name(version: int, host: str) -> str:
-    """Return the removal of the set of a name, which no rule may use any more."""
+    """Return the text that removes the set of a name, which no rule may use."""
     check_host(host)
     family = FAMILIES[version]
     where = f"set {family.table} {set_of(host)}"
@@ -187,13 +188,13 @@ def without_name(version: int, host: str) -> str:
 
 
 def check_host(host: str) -> None:
-    """Raise ValueError for what is no host name."""
+    """Raise ValueError if a text is not a host name."""
     if problem_of(host):
         raise ValueError(f"{host[:60]!r} is not a host name")
 
 
 def dns_servers(version: int, servers: Iterable[IPAddress]) -> str:
-    """Return the text by which `dns-addr` holds these servers and no others (behaviours B45, B88)."""
+    """Return the text that sets the elements of `dns-addr` to exactly these servers (behaviours B45, B88)."""
     where = f"{FAMILIES[version].table} {DNS_SET}"
     return f"flush set {where}\n" + _elements("add", where, servers)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The entries of a list that never decide: an entry before them matches each packet that they match."""
+"""The entries of a list that never decide, because an earlier entry matches all of their packets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from .rules import EVERY_PORT, PROTOCOLS, Rule
 def covered(bound: Bound) -> Mapping[int, int]:
     """Return the entries that never decide, each with the first entry that matches all of its packets.
 
-    What several entries before it match together is not found. An entry by a name covers only entries by the same name.
+    Only a single earlier entry is considered, not several together. An entry with a name covers only entries with the
+    same name.
 
     Args:
         bound: the list.
@@ -56,5 +57,5 @@ def _is_within(rule: Rule, earlier: Rule) -> bool:
 
 
 def _protocols(rule: Rule) -> frozenset[str]:
-    """Return the protocols that a rule matches, "" among them for any other one."""
+    """Return the protocols that a rule matches, including "" if it matches other protocols too."""
     return frozenset(rule.protocols or (*PROTOCOLS, ""))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `firewall show` tells of the list of each address: from its entries, from what is loaded, and from the names."""
+"""The facts of `firewall show` about each list, from its entries, the loaded rules, and the names."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from .shadowing import covered
 
 
 class Facts(NamedTuple):
-    """What there is.
+    """The gathered facts.
 
     Args:
         stored: the entries in QubesDB.
-        listed: what is loaded, by family; None where it cannot be read.
+        listed: the loaded rules, by family; None if unreadable.
         packets: chain → comment → packets, by family.
-        cache: what name servers answered.
+        cache: answers of name servers.
         now: the time by the clock of the cache, in seconds.
         enforced: this program enforces the lists.
-        block_unresolved: everything of a qube is refused while an address of a name is not known.
+        block_unresolved: everything from a qube is refused while an address of a name is unknown.
     """
 
     stored: Stored
@@ -48,10 +48,10 @@ class EntryShown(NamedTuple):
     """One entry.
 
     Args:
-        number: of its key.
+        number: number of its key.
         text: as dom0 wrote it, safe to print.
-        packets: that it decided; None where that is not known, or where the entry has no rule.
-        note: what to know about it, "" for nothing.
+        packets: number of packets that it decided; None if unknown, or if the entry has no rule.
+        note: a remark on it, "" for none.
     """
 
     number: int
@@ -65,9 +65,9 @@ class AddressShown(NamedTuple):
 
     Args:
         address: the address.
-        heard: seconds since the last answer that had it; None where that is not known.
-        ttl: of that answer, in seconds; None where that is not known.
-        current: the last answer has it.
+        heard: seconds since the last answer that contained it; None if unknown.
+        ttl: time to live in that answer, in seconds; None if unknown.
+        current: the last answer contains it.
     """
 
     address: IPAddress
@@ -81,10 +81,10 @@ class NameShown(NamedTuple):
 
     Args:
         name: the name.
-        addresses: that it has now.
-        known: it was answered, be it without an address.
-        trouble: what is wrong with it, in words; "" for nothing.
-        unknown: in short, why nothing is known of it; "" for a known one.
+        addresses: its present addresses.
+        known: it was answered, with or without addresses.
+        trouble: its problem, in words; "" for none.
+        unknown: why its addresses are unknown, in short; "" if they are known.
     """
 
     name: str
@@ -98,15 +98,15 @@ class ListShown(NamedTuple):
     """The list of one address.
 
     Args:
-        address: of the qube.
-        condition: whether it is in force; None where another program enforces it.
-        same: the entries in QubesDB are those in force; None where that is not known.
+        address: address of the qube.
+        condition: whether it is in force; None if another program enforces it.
+        same: the entries in QubesDB are those in force; None if unknown.
         accept: the policy accepts.
         entries: in order.
-        policy: packets that no entry decided; None where that is not known.
-        names: of the list.
-        shadowed: name servers that the list allows as such and that an entry before that refuses, with that entry.
-        problems: what is wrong with the list.
+        policy: number of packets that no entry decided; None if unknown.
+        names: names in the list.
+        shadowed: name servers that the list allows as such but an earlier entry refuses, with that entry.
+        problems: problems of the list.
         bound: the list with its names.
     """
 
@@ -126,14 +126,14 @@ def lists(addresses: Iterable[IPAddress], facts: Facts) -> tuple[ListShown, ...]
     """Return the list of each address.
 
     Args:
-        addresses: that have a vif.
-        facts: of now.
+        addresses: addresses with a vif.
+        facts: the gathered facts.
     """
     return tuple(_list(parse(each, facts.stored.sets.get(each, {})), facts) for each in ordered(addresses))
 
 
 def names(addresses: Iterable[IPAddress], facts: Facts) -> Names:
-    """Return what is known of the names in the lists of some addresses, from the cache or else from what is loaded."""
+    """Return the known addresses of the names in some lists, from the cache or otherwise from the loaded rules."""
     return _names((parse(address, facts.stored.sets.get(address, {})) for address in addresses), facts)
 
 
@@ -151,7 +151,7 @@ def _names(rulesets: Iterable[Ruleset], facts: Facts) -> Names:
 
 
 def _loaded(version: int, host: str, listed: Mapping[int, Listed] | None) -> Known | None:
-    """Return the addresses that the rules have of a name; whether these are all is not known."""
+    """Return the addresses of a name in the rules, which may be incomplete."""
     there = listed.get(version, Listed()).names.get(host) if listed is not None else None
     return Known(tuple(sorted(there, key=int)), False) if there else None
 
@@ -175,13 +175,13 @@ def _list(found: Ruleset, facts: Facts) -> ListShown:
         counts.get(lines.BLOCKED if bound.refused else lines.POLICY) if counts is not None else None,
         tuple(_name(host, address.version, bound.known.get(host), facts) for host in bound.ruleset.hosts),
         evaluator.shadowed(bound, servers),
-        bound.ruleset.problems if entries else (),  # dom0 has written nothing yet: nothing is wrong with that
+        bound.ruleset.problems if entries else (),  # if dom0 has written nothing yet, that is not a problem
         bound,
     )
 
 
 def _entries(bound: Bound, entries: Mapping[str, bytes], counts: Mapping[str, int] | None) -> Iterable[EntryShown]:
-    """Yield the entries in order; those of a list with an error too."""
+    """Yield the entries in order, even those of a list with an error."""
     rules, idle = {rule.number: rule for rule in bound.ruleset.rules}, covered(bound)
     loaded = {line.number for line in bound.lines}
     keys = ((int(key), key) for key in entries if checks.is_decimal(key, 5))
@@ -199,7 +199,7 @@ def words(untrusted_value: bytes) -> str:
 
 def _note(rule: Rule, bound: Bound, earlier: int | None) -> str:
     if rule.is_empty:
-        return "matches nothing: name servers have TCP and UDP, port 53"
+        return "matches nothing: DNS uses TCP and UDP, port 53"
     if earlier is not None:
         return f"never decides: entry {earlier:04} matches all of its packets"
     if rule.host is None or bound.of(rule.host).whole:
@@ -209,7 +209,7 @@ def _note(rule: Rule, bound: Bound, earlier: int | None) -> str:
     if not rule.accept:
         return f"widened to every destination: not all addresses of {rule.host} are known"
     addresses = bound.of(rule.host).addresses
-    return f"not all addresses of {rule.host} are known" if addresses else f"matches nothing: {rule.host} is not known"
+    return f"not all addresses of {rule.host} are known" if addresses else f"matches nothing: {rule.host} is unknown"
 
 
 def _name(host: str, version: int, known: Known | None, facts: Facts) -> NameShown:

@@ -26,7 +26,11 @@ FINE = Entry(HELD, 900, due=1200)
         (Entry(due=900, failures=1, reason="timeout"), "unknown", "(the name servers do not answer): an accept entry"),
         (Entry(due=900, reason="nxdomain", missing=800), "unknown", "(it does not exist): an accept entry"),
         (FINE._replace(failures=1, reason="server"), "stale", "(the name servers refuse or fail): the last addresses"),
-        (FINE._replace(reason="nxdomain", missing=950), "missing", "are removed if the next, in a minute, says so too"),
+        (
+            FINE._replace(reason="nxdomain", missing=950),
+            "missing",
+            "are removed if the next answer, in a minute, confirms that",
+        ),
         (FINE._replace(whole=False), "part", "matches the first of them"),
         (Entry(reason="refused"), "invalid", "(the look-up refuses it)"),
     ],
@@ -40,7 +44,7 @@ def test_what_is_wrong_with_a_name(entry: Entry, code: str, words: str) -> None:
 
 def test_a_name_that_is_none_has_the_reason() -> None:
     entry = name_cache.follow(Cache(), [Question(4, "127.1")], SERVERS, 900).entries[Question(4, "127.1")]
-    assert "give addresses as such" in name_news.trouble(Question(4, "127.1"), entry)[1]
+    assert "write an address or network instead" in name_news.trouble(Question(4, "127.1"), entry)[1]
 
 
 @pytest.mark.behaviour("B75")

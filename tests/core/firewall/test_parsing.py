@@ -135,7 +135,7 @@ def test_what_is_no_host_name_is_named_and_the_rest_of_the_list_holds(name: str)
     assert found.hosts == ()
     (problem,) = found.problems
     assert "dsthost has no addresses: " in str(problem)
-    assert "an accept by it matches nothing, a drop every destination" in problem.remedy
+    assert "an accept with it matches nothing, a drop every destination" in problem.remedy
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_what_no_rule_can_be_is_no_value(conditions: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("first", "last"), [(-1, 2), (3, 2), (0, 65536)])
 def test_what_is_no_range_of_ports_is_no_value(first: int, last: int) -> None:
-    with pytest.raises(ValueError, match="is no range of ports"):
+    with pytest.raises(ValueError, match="is not a range of ports"):
         Ports(first, last)
 
 

@@ -69,14 +69,14 @@ def text(given: Facts, enforcer: str = OURS) -> list[str]:
 def test_a_list_in_force_with_its_packets_and_names() -> None:
     assert text(facts(*ENTRIES)) == [
         "vif4.0 10.137.0.5: in force",
-        "  /qubes-firewall/10.137.0.5/0003: 'action=accept specialtarget=dns proto=icmp': name servers have TCP and "
+        "  /qubes-firewall/10.137.0.5/0003: 'action=accept specialtarget=dns proto=icmp': DNS uses TCP and "
         "UDP, port 53: the rule matches nothing; remove it, or its proto and dstports",
         "  0000  action=accept dsthost=a.org proto=tcp  5 packets",
         "  0001  action=drop dsthost=b.org  0 packets"
         "  # widened to every destination: not all addresses of b.org are known",
         "  0002  action=accept dsthost=a.org proto=tcp dstports=80-80"
         "  # never decides: entry 0000 matches all of its packets",
-        "  0003  action=accept specialtarget=dns proto=icmp  # matches nothing: name servers have TCP and UDP, port 53",
+        "  0003  action=accept specialtarget=dns proto=icmp  # matches nothing: DNS uses TCP and UDP, port 53",
         "  policy drop  7 packets",
         "  a.org: 192.0.2.1 (heard 10 s ago, time to live 300 s),"
         " 192.0.2.2 (left the last answer; heard 60 s ago, time to live 60 s)",
@@ -89,7 +89,7 @@ def test_a_list_in_force_with_its_packets_and_names() -> None:
 @pytest.mark.parametrize(
     ("entry", "names", "note"),
     [
-        ("action=accept dsthost=c.org", {}, "matches nothing: c.org is not known"),
+        ("action=accept dsthost=c.org", {}, "matches nothing: c.org is unknown"),
         ("action=drop dsthost=c.org", {}, "widened to every destination: not all addresses of c.org are known"),
         ("action=accept dsthost=a..b", {}, "the name is never looked up: it matches nothing"),
         ("action=drop dsthost=a..b", {}, "it matches every destination"),
