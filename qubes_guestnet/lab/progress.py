@@ -42,9 +42,13 @@ class Teller:
         self._descriptor = descriptor
 
     def tell(self, **event: Any) -> None:
-        """Say anything: one event."""
-        if self._descriptor is not None:
+        """Say anything: one event. Where the command that reads has ended, end as well."""
+        if self._descriptor is None:
+            return
+        try:
             os.write(self._descriptor, json.dumps(event, default=str).encode() + b"\n")
+        except BrokenPipeError:
+            os._exit(1)  # silently: a traceback would come behind the line of the interruption (B143)
 
     def step(self, text: str) -> None:
         """A new step begins; the one before it held."""

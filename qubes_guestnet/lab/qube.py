@@ -223,7 +223,7 @@ class Qube:
         command = ["nsenter", "--target", str(self.pid), "--net", "--", "sh", "-ec", script]
         done = subprocess.run(
             command, env=self._environment(None), capture_output=True, text=True, check=False, timeout=patient(10.0),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         if done.returncode != 0:
             raise LabError(f"{self.name}: {done.stderr.strip() or 'failed'} in: {' '.join(script.split())}")

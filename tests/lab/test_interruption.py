@@ -82,6 +82,15 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.behaviour("B143")
+def test_a_lab_whose_command_has_ended_ends_silently() -> None:
+    """The command ends first, and a step may be told before the lab has ended too."""
+    code = "import os; from qubes_guestnet.lab.progress import Teller; there, say = os.pipe(); os.close(there)"
+    command = [sys.executable, "-c", f"{code}; Teller(say).step('x')"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TREE)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+@pytest.mark.behaviour("B143")
 def test_at_a_terminal_it_is_on_a_line_of_its_own() -> None:
     master, inner = pty.openpty()
     running = subprocess.Popen(
