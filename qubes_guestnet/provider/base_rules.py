@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..core.nft import rules_text, tables
+from ..core.nft.mark import Mark
 from ..core.operations import Outcome, Planned
 from ..core.owned_state import Record
 from ..core.provider import base_rules
 from ..core.provider.base_rules import Facts
-from ..core.provider.pass_memory import Mark
 from ..core.provider.rules_operations import LoadRules, LoadRulesInParts
 from ..dispatch import of_base_rules
 from ..system import service_flags

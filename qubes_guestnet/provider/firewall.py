@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ..core.firewall.consequences import Consequence
     from ..core.firewall.enforcement import Memory
     from ..core.firewall.operations import Operation
-    from ..core.provider.pass_memory import Mark
+    from ..core.nft.mark import Mark
     from ..core.provider.vif import Device
     from ..system.netlink.rtnl import Kernel
     from ..system.paths import Paths

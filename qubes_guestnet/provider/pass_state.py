@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from ..core.dns.upstream_servers import Choice
     from ..core.firewall.condition import Condition
     from ..core.nft.limits import Kept, Limits
+    from ..core.nft.mark import Mark
     from ..core.operations import Operation, Outcome, Planned
     from ..core.owned_state import Record
     from ..core.provider.firewall_unit import Scripts
-    from ..core.provider.pass_memory import Mark
     from ..core.provider.provider_report import ProviderReport
     from ..core.provider.vif_order import VifReport
     from ..flow import Adapters, Applying

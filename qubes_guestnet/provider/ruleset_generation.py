@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ..core import owned_state
 from ..core.nft import tables
+from ..core.nft.mark import Mark
 from ..core.provider import base_rules
-from ..core.provider.pass_memory import Mark
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 

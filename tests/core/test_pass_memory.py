@@ -8,7 +8,8 @@ from ipaddress import ip_address
 from qubes_guestnet.core.firewall.enforcement import Memory
 from qubes_guestnet.core.firewall.pass_memory import FirewallMemory
 from qubes_guestnet.core.firewall.plan import Wanted
-from qubes_guestnet.core.provider.pass_memory import Mark, PassMemory
+from qubes_guestnet.core.nft.mark import Mark
+from qubes_guestnet.core.provider.pass_memory import PassMemory
 
 A, B = ip_address("10.137.0.4"), ip_address("10.137.0.5")
 MARK = Mark(7, 3)

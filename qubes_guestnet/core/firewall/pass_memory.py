@@ -14,7 +14,7 @@ from .name_settings import NameSettings
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
-    from ..provider.pass_memory import Mark
+    from ..nft.mark import Mark
     from .listing import Listed
     from .rules import Problem
 

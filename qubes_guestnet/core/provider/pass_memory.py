@@ -15,19 +15,8 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/defe
 if TYPE_CHECKING:
     from ..dns.redirection import RedirectMemory
     from ..firewall.pass_memory import FirewallMemory
+    from ..nft.mark import Mark
     from .offload import OffloadMemory
-
-
-class Mark(NamedTuple):
-    """A state of nftables' rules, by which a later one is found to be of our own making, or not.
-
-    Args:
-        generation: the kernel's number; each transaction of any program makes it greater by one.
-        made: how many transactions this process had made.
-    """
-
-    generation: int
-    made: int
 
 
 class PassMemory(NamedTuple):

@@ -190,7 +190,7 @@ NOT_ASKED: Mapping[str, tuple[str, frozenset[str]]] = {
     "nft.log": ("by `firewall log`", frozenset({"cli.firewall_log"})),
     "nft.quoted_address": (_HOTPLUG, frozenset({"system.fake_address"})),
     "other_programs": (_CHECK, frozenset({"cli.diagnosis", "cli.views"})),
-    "qubesdb.wire": (_PURE, frozenset({"agent.connection", "system.qubesdb.binding", "system.qubesdb.direct"})),
+    "qubesdb.wire": (_PURE, frozenset({"system.qubesdb.binding", "system.qubesdb.direct"})),
     "retry_pause": ("it catches its library's errors: test_backoff", frozenset({"agent.loop", "uplink.system_bus"})),
     "systemctl": (
         "where systemd runs, which it does in no namespace: B147 has what it refuses",
