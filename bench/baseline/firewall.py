@@ -15,7 +15,7 @@ import sys
 from qubes_guestnet.system.qubesdb import store as qubesdb
 
 # In a user namespace, where the benchmark runs, nft 1.0.6 cannot load more at once; today's daemon is root and can.
-PIECE = 500
+PIECE = 250
 FOLDER, HANDLED = "/qubes-firewall/", "/qubes-firewall-handled/"
 _TABLE = """
 add table ip qubes-firewall

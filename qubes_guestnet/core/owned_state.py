@@ -2,8 +2,7 @@
 """The owned record: the agent's own configuration, kept in /run so that a restarted agent removes nothing else.
 
 It has one line per fact, for readers and for `split()`; JSON would cost 5 ms and 120 kB to import. An invalid line is
-ignored: a missing entry can leave an address behind, but a false entry from a damaged file could remove a user's
-address.
+ignored: a missing entry can leave an address behind, but a false one could remove a user's address.
 """
 
 from __future__ import annotations

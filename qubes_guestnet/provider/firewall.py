@@ -30,6 +30,7 @@ from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.qubesdb import store as qubesdb
 from ..system.systemd import WARNING
+from . import judged_lists
 from .pass_state import PassState
 from .ruleset_generation import Transactions
 
@@ -186,9 +187,13 @@ class Firewall:
         return {IPV4: frozenset(each for each in addresses if isinstance(each, IPv4Address)), IPV6: frozenset()}
 
     def _settle(self, work: PassState, wanted: plan.Wanted) -> None:
+        if self._source is not None:
+            work.attempt(partial(self._recall, wanted))
         turn = _Turn(self, work, wanted)
         outcome = work.settle(turn.plan, of_firewall(self._nft, partial(qubesdb.connect, writable=True)))
         _remember_lists(work, enforcement.settled(memory_of(work).lists, wanted, turn.rules, outcome))
+        if self._source is not None and work.run.applies:
+            work.attempt(lambda work: judged_lists.keep(self._paths.run, memory_of(work).lists.judged))
         # Of what was written alone: while QubesDB refuses it, each pass plans it again.
         written = (export for op in outcome.done if isinstance(op, ExportNames) for export in op.exports)
         exported = (words for export in written for words in export.lines)
@@ -201,6 +206,11 @@ class Firewall:
             from .firewall_notice import show  # few providers have a bad list
 
             remember(work, show(memory_of(work), bound, work.run.tell))
+
+    def _recall(self, wanted: plan.Wanted, work: PassState) -> None:
+        """Find out by which lists a former agent has judged connections, before this one loads any."""
+        look = partial(self.look, work)
+        _remember_lists(work, judged_lists.recalled(self._paths.run, memory_of(work).lists, wanted, look))
 
     def look(self, work: PassState) -> tuple[Mapping[int, Listed], Mark]:
         """Return what is loaded, and since when. Raises GuestnetError.

@@ -66,8 +66,8 @@ def to_end(
     Args:
         connections: connections of any source.
         before: former rules. If an address has no list here, all of its refused connections end. This is the case after
-            a restart, because a former agent may have been killed between the load of a list and this step; then a
-            connection to an address that a name no longer has ends too, which is the limit of F-24.
+            a restart, unless the former agent wrote down that it has judged by the same list (`judged_text`): it may
+            have been killed between the load of a list and this step.
         after: present rules. If an address has no list here, none of its connections end: its vif is gone, or its list
             is incomplete.
         own: addresses of this provider, whose connections are not forwarded and thus not subject to the rules.
