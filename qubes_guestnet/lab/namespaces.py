@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import select
 import signal
@@ -295,8 +296,12 @@ def _end(number: int, _frame: FrameType | None) -> NoReturn:
     os._exit(_SIGNALLED + number)  # and with process 1 all others of the lab
 
 
+@functools.cache
 def needed_paths() -> tuple[str, ...]:
-    """Return folders this Python and this package run from: they must stay visible in the lab and in every qube."""
+    """Return folders this Python and this package run from: they must stay visible in the lab and in every qube.
+
+    They are looked up once: each command that the lab runs in a qube needs them.
+    """
     package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     wanted = [package_parent, sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path]
     wanted.append(os.path.dirname(os.path.realpath(sys.executable)))

@@ -26,7 +26,7 @@ from .patience import patient
 
 QUBESDB_FOLDER = "/run/qubes"
 FLAGS_FOLDER = "/run/qubes-service"
-_POLL = 0.005
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.03
 _STOPPED = "T"
 T = TypeVar("T")
 # Python warns about a running process without a reference; the kernel ends them all with the lab.
@@ -45,13 +45,15 @@ def eventually(what: str, probe: Callable[[], T], deadline: float = 10.0) -> T:
     """
     deadline = patient(deadline)
     end = time.monotonic() + deadline
+    pause = _FIRST_PAUSE
     while True:
         outcome = probe()
         if outcome:
             return outcome
         if time.monotonic() >= end:
             raise LabError(f"timeout after {deadline:g} s: {what} (last result: {outcome!r})")
-        time.sleep(_POLL)
+        time.sleep(pause)
+        pause = min(pause * 1.2, _LONGEST_PAUSE)
 
 
 class Service:
@@ -179,7 +181,7 @@ class Qube:
 
     def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
         # PYTHONPATH and coverage settings of the caller go along, so that the qube runs the very same code.
-        kept = {key: value for key, value in os.environ.items() if key.startswith(("PYTHON", "COVERAGE", "LC_"))}
+        kept = {key: os.environ[key] for key in os.environ if key.startswith(("PYTHON", "COVERAGE", "LC_"))}
         kept["PYTHONPATH"] = ":".join((needed_paths()[0], kept.get("PYTHONPATH", ""))).rstrip(":")
         return {"PATH": tools.PATH, "HOME": "/rw", **kept, **(extra or {})}
 
@@ -282,11 +284,10 @@ class Qube:
 
     def start_store(self, entries: Mapping[str, str] | None = None) -> Service:
         """Start the qube's QubesDB daemon with `entries` and wait until it answers."""
-        settings = [word for key, value in (entries or {}).items() for word in ("--set", f"{key}={value}")]
+        words = (QUBESDB_FOLDER, *(f"{key}={value}" for key, value in (entries or {}).items()))
         store = self.store_daemon = self.spawn(
-            "store", sys.executable, "-m", "qubes_guestnet", "lab", "store", "--dir", QUBESDB_FOLDER, *settings,
-            own_processes=False,
-        )  # fmt: skip
+            "store", sys.executable, "-m", "qubes_guestnet.lab.store_serve", *words, own_processes=False
+        )
 
         def answers() -> bool:
             if not store.running:

@@ -6,20 +6,18 @@ from __future__ import annotations
 import argparse
 import os
 import select
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ..errors import ConfigError, GuestnetError, UsageError, printable
 from ..system.qubesdb import store as qubesdb
-from ..system.qubesdb.direct import READ_WRITE, DirectWatches
-from . import interruption
+from ..system.qubesdb.direct import DirectWatches
 from .caller import with_own_command
 from .store import Daemon
 from .store_entries import escape, parse_entries
 from .store_hub import Hub
+from .store_serve import entries_of, serve
 
 _EPILOG = """\
 examples:
@@ -97,28 +95,8 @@ def _daemon(args: argparse.Namespace) -> int:
             entries |= parse_entries(Path(args.file).read_bytes(), args.file)
         except OSError as error:
             raise ConfigError(f"{args.file}: {error.strerror}", "give a file with entries") from error
-    for text in args.set:
-        path, equals, value = os.fsencode(text).partition(b"=")
-        if not equals:
-            raise UsageError(f"--set {text}: there is no `=`", "write --set KEY=VALUE")
-        entries[path] = value
-    daemon = args.daemon(directory, args.hub(entries, each_removal=args.each_removal))
-    ended_by: list[int] = []
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        ended_by.append(number)
-        daemon.stop()
-
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        print(f"ready: serving {directory}/{READ_WRITE} with {len(entries)} entries", flush=True)
-        daemon.serve()
-    finally:
-        daemon.close()
-    if signal.SIGINT in ended_by:
-        interruption.say()
-    return 0
+    entries |= entries_of(args.set)
+    return serve(directory, args.hub(entries, each_removal=args.each_removal), len(entries), args.daemon)
 
 
 def _store(args: argparse.Namespace, *, writable: bool = False) -> qubesdb.Store:
