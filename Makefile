@@ -15,8 +15,9 @@ ISOLATED := tests/lab tests/netns tests/contract
 QUICK := tests/core tests/contract/netlink/test_operations.py tests/netns/test_uplink.py
 QUICK_SCENARIO := S-000-6
 # Tests of one release stay in one process (tests/conftest.py), and wait more than they compute: they run beside the
-# isolated ones. Emulated machines compute, and contain limits that no test can extend (libxl's 10 s): they run only
-# beside the pure tests, which have one process. The tests in neither list measure, and run alone.
+# isolated ones. Emulated machines compute, and contain limits that no test can extend (libxl's 10 s): they run beside the
+# pure tests, which have one process, and the tests with the oldest releases, which have a lower priority. The tests in
+# neither list measure, and run alone.
 BOOTING := tests/system
 EMULATED := tests/guest tests/system/test_xen.py
 WORKERS ?= $(shell echo $$((2 * $$(nproc))))
@@ -30,7 +31,7 @@ export PYTHON
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint hooks unit emulated quick coverage soak bench coverage-of-behaviours changelog release setup-test clean
+.PHONY: help demo test lint hooks unit beside emulated quick coverage soak bench coverage-of-behaviours changelog release setup-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
@@ -40,9 +41,8 @@ demo: ## one qube gets its network from QubesDB, step by step (no root, no Xen, 
 
 test: ## everything that CI runs: lint, types, all tests, both pyroute2 generations, coverage of core
 	$(MAKE) lint
-	.venv-oldest/bin/python -m pytest -q $(PARALLEL) tests/contract $(NETLINK_TESTS)
 	$(VENV)/python -m pytest -q $(TOGETHER) $(BOOTING) $(ISOLATED) $(addprefix --ignore=,$(EMULATED))
-	$(MAKE) --jobs=2 --output-sync=line unit emulated
+	$(MAKE) --jobs=2 --output-sync=line beside emulated
 	$(VENV)/python -m pytest -q tests $(addprefix --ignore=,tests/core $(ISOLATED) $(BOOTING) $(EMULATED))
 
 # .pre-commit-config.yaml runs these lines before each commit; a test compares the two.
@@ -58,7 +58,11 @@ unit: setup-test ## the pure tests only; every branch of core has to be covered 
 	$(VENV)/coverage run -m pytest -q tests/core
 	$(VENV)/coverage report --include='qubes_guestnet/core/*' --fail-under=100
 
-# One machine at a time, which leaves the other processor to the pure tests.
+# The tests beside the emulated machines. Those have priority: with half a processor they would miss their limits.
+beside: unit
+	nice -n 10 .venv-oldest/bin/python -m pytest -q -n 2 --dist worksteal tests/contract $(NETLINK_TESTS)
+
+# One machine at a time, which leaves the other processor to `beside`.
 emulated: setup-test
 	$(VENV)/python -m pytest -q $(EMULATED)
 
