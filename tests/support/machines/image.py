@@ -27,8 +27,20 @@ DEPENDENCIES = (
 # Others that tests install beside ours; of netbase firewalld only knows the protocols.
 OTHERS = ("firewalld", "netbase", "network-manager", "dbus-broker", "systemd-resolved")
 CACHED = " ".join((*DEPENDENCIES, *OTHERS))
+# In the image apt knows only the packages in its cache: with all of Debian it computes 1.3 s for each installation.
+FEWER = """
+cd "$1"
+ls var/cache/apt/archives | sed -n 's/_.*\\.deb$//p' >names
+for list in var/lib/apt/lists/*_Packages; do
+    awk 'BEGIN { while ((getline name <"names") > 0) cached[name]; RS = ""; ORS = "\\n\\n" }
+         { split($0, lines, "\\n") } substr(lines[1], 10) in cached' "$list" >kept
+    mv kept "$list"
+done
+rm names var/cache/apt/*.bin
+"""
 HOOKS = (
     f'chroot "$1" apt-get install --quiet --yes --download-only --no-install-recommends {CACHED}',
+    FEWER,
     # It would override the name of the machine.
     'rm -f "$1/etc/hostname"',
     # The image shares its kernel with the machine, and what it sets globally would be set there.
