@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from ipaddress import ip_address
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -224,6 +225,30 @@ def test_what_is_refused_is_answered_at_once() -> None:
             assert (error.source, error.target, error.protocol) == (OWN[version], source, naive.ICMP[version])
             (packet,) = (each for each in peers.qube.packets if MARK in each)
             assert tuple(packet[20:22] if version == 4 else packet[40:42]) == kind
+
+
+@pytest.mark.behaviour("B85")
+@pytest.mark.parametrize("version", [4, 6])
+def test_one_refused_connection_a_second_is_answered_however_many_were_refused_before(version: int) -> None:
+    """The limit of the kernel is 1000 ms: of a storm it answers the first few, then one a second (F-13)."""
+    peers, path = Peers(), {4: "ipv4/icmp_ratelimit", 6: "ipv6/icmp/ratelimit"}[version]
+    Path("/proc/sys/net", path).write_text("1000")
+    source, target = address_of(version, 1), naive.DESTINATIONS[version][0]
+    apply({source: made.bound("action=drop", address=source)})
+
+    def refuse(number: int) -> None:
+        asked = Asked(target, naive.UDP, 443)
+        peers.qube.send_packet(packet_of(source, target, body(source, *asked, number), naive.UDP))
+
+    answers = lambda: {each.word for each in peers.qube.heard()}  # noqa: E731
+    for number in range(100):  # within a second
+        refuse(number)
+    eventually(lambda: "0" in answers(), 5)
+    for number in range(100, 103):
+        time.sleep(1.1)  # what the limit is about
+        refuse(number)
+        eventually(lambda: str(number) in answers(), 5)  # noqa: B023
+    assert len(answers()) < 30
 
 
 @pytest.mark.behaviour("B84")

@@ -289,3 +289,45 @@ def test_what_is_known_of_names_outlives_the_agent(qube: Machine, server: Proces
     assert ELSEWHERE in named(qube), told(qube)
     assert named(qube) <= before
     assert qube.run("systemctl", "--failed", "--no-legend", "--plain") == "", qube.jobs()
+
+
+# --- long lists -------------------------------------------------------------------------------------------------------
+
+# As much as a transaction of 20,000 rules; net.core.wmem_max is less wherever nothing has raised it.
+ROOM = 8 << 20
+MAKES_ROOM = f"""\
+import socket
+from qubes_guestnet.system.nft import batch
+made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+batch._make_room(made, {ROOM})
+print(made.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+"""
+SANDBOXED = [
+    "CapabilityBoundingSet",
+    "NoNewPrivileges",
+    "RestrictAddressFamilies",
+    "SystemCallFilter",
+    "SystemCallErrorNumber",
+]
+
+
+@pytest.mark.behaviour("B89")
+def test_the_agents_sandbox_lets_it_send_as_long_a_transaction_as_it_likes(qube: Machine) -> None:
+    """With its only capability it may exceed net.core.wmem_max, which a user namespace may not."""
+    words = [word for name in SANDBOXED for word in ("-p", f"{name}={qube.property(UNIT, name)}")]
+    said = qube.run("systemd-run", "--quiet", "--pipe", "--wait", *words, "/usr/bin/python3", "-I", "-c", MAKES_ROOM)
+    assert int(said.split()[-1]) >= ROOM
+
+
+@pytest.mark.behaviour("B89")
+def test_a_thousand_rules_are_in_force_and_the_last_one_counts(qube: Machine, behind: Client) -> None:
+    rules = [f"action=drop dst4=198.18.{n // 250}.{n % 250}/32 proto=tcp dstports={n + 1}-{n + 2}" for n in range(999)]
+    commit((behind,), *rules, f"action=accept dst4={OUTSIDE}/32", "action=accept dst6=::/0")
+    chain = f"qbs-{behind.address.replace('.', '-')}"
+    listed = lambda: qube.run("nft", "list", "chain", "ip", "qubes-firewall", chain)  # noqa: E731
+    eventually(lambda: listed().count(" dport ") == 999, 60, "all rules", lambda: told(qube))
+    assert behind.reaches(OUTSIDE), told(qube)
+    assert not behind.inside.reaches(ELSEWHERE, within_s=1)
+    assert qube.property(UNIT, "NRestarts") == "0"
+    commit((behind,))
+    eventually(lambda: behind.reaches(ELSEWHERE), 20, "a packet through", lambda: told(qube))
