@@ -37,23 +37,18 @@ from ...core.nft.tables import (
     QUBES,
 )
 from ..netlink import wire
-from . import batch, encode_firewall, encode_rules, kept
+from . import batch, encode_firewall, encode_rules, expressions, kept
 from .batch import NLM_F_APPEND, NLM_F_CREATE, Message, header, nested, number, text
 from .kernel import NFNL_SUBSYS_NFTABLES
 from .program import BUFFER, Refused
 
 # linux/netfilter/nf_tables.h
-_NEWTABLE, _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = 0, 3, 5, 6, 8
-_NEWSET, _DELSET, _NEWSETELEM, _DELSETELEM = 9, 11, 12, 14
-_TABLE_NAME, _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 1, 3, 4, 5, 7
-_RULE_TABLE, _RULE_CHAIN = 1, 2
 _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_KEY_LEN, _SET_DATA_TYPE, _SET_DATA_LEN = range(1, 8)
 _SET_DESC, _SET_ID, _SET_TIMEOUT, _SET_USERDATA, _DESC_SIZE = 9, 10, 11, 13, 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_SET_ID = 1, 2, 3, 4
 _ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_USERDATA = 1, 2, 6
 _SET_MAP, _SET_TIMEOUTS, _SET_EVALUATED, _VERDICTS = 0x8, 0x10, 0x20, -0x100
 _POLICIES = {"drop": 0, "accept": 1}
-_HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "postrouting": 4}
 # What nft keeps with a set, by which it lists it: type ifname → verdict, and typeof ct id (libnftnl/udata.h).
 _MAP_WORDS = bytes.fromhex("00040100000001040000000006040000" + "0000")
 _IDS_WORDS = bytes.fromhex("000402000000031400040c000000010c0004170000000104ffffffff")
@@ -131,17 +126,21 @@ def _messages(line: str, identifier: int) -> tuple[Message, ...]:
 
 
 def _add_table(match: re.Match[str], _: int) -> Message:
-    return _NEWTABLE, NLM_F_CREATE, _head(match) + text(_TABLE_NAME, match["table"]) + number(2, 0)
+    return (
+        batch.NFT_MSG_NEWTABLE,
+        NLM_F_CREATE,
+        _head(match) + text(expressions.NFTA_TABLE_NAME, match["table"]) + number(expressions.NFTA_TABLE_FLAGS, 0),
+    )
 
 
 def _add_chain(match: re.Match[str], _: int) -> Message | None:
-    body = _head(match) + text(_CHAIN_TABLE, match["table"]) + text(_CHAIN_NAME, match["name"])
+    body = _of(match, expressions.NFTA_CHAIN_TABLE, expressions.NFTA_CHAIN_NAME)
     hook = match["hook"]
     if hook is not None:
-        place = number(1, _HOOKS[hook]) + number(2, _priority(match["priority"]))
-        policy = number(_CHAIN_POLICY, _POLICIES[match["policy"]])
-        body += text(_CHAIN_TYPE, "filter") + policy + nested(_CHAIN_HOOK, place)
-    return _NEWCHAIN, NLM_F_CREATE, body
+        policy = number(expressions.NFTA_CHAIN_POLICY, _POLICIES[match["policy"]])
+        body += text(expressions.NFTA_CHAIN_TYPE, "filter") + policy
+        body += expressions.hooked(hook, _priority(match["priority"]))
+    return batch.NFT_MSG_NEWCHAIN, NLM_F_CREATE, body
 
 
 def _priority(word: str) -> int:
@@ -149,17 +148,18 @@ def _priority(word: str) -> int:
 
 
 def _flush_chain(match: re.Match[str], _: int) -> Message:
-    return _DELRULE, 0, _head(match) + text(_RULE_TABLE, match["table"]) + text(_RULE_CHAIN, match["name"])
+    return batch.NFT_MSG_DELRULE, 0, _of(match, batch.NFTA_RULE_TABLE, batch.NFTA_RULE_CHAIN)
 
 
 def _delete_chain(match: re.Match[str], _: int) -> Message:
-    return _DELCHAIN, 0, _head(match) + text(_CHAIN_TABLE, match["table"]) + text(_CHAIN_NAME, match["name"])
+    return batch.NFT_MSG_DELCHAIN, 0, _of(match, expressions.NFTA_CHAIN_TABLE, expressions.NFTA_CHAIN_NAME)
 
 
 def _add_map(match: re.Match[str], identifier: int) -> Message:
     body = _set(match) + number(_SET_FLAGS, _SET_MAP) + number(_SET_KEY_TYPE, _IFNAME)
     body += number(_SET_KEY_LEN, _IFNAME_BYTES) + number(_SET_DATA_TYPE, _VERDICTS) + number(_SET_DATA_LEN, 0)
-    return _NEWSET, NLM_F_CREATE, body + number(_SET_ID, identifier) + wire.attribute(_SET_USERDATA, _MAP_WORDS)
+    body += number(_SET_ID, identifier) + wire.attribute(_SET_USERDATA, _MAP_WORDS)
+    return batch.NFT_MSG_NEWSET, NLM_F_CREATE, body
 
 
 def _add_verdicts(match: re.Match[str], identifier: int) -> Message | None:
@@ -169,7 +169,7 @@ def _add_verdicts(match: re.Match[str], identifier: int) -> Message | None:
     kind, length = _ADDRESSES[match["family"]][1:]
     body = _set(match) + number(_SET_FLAGS, _SET_MAP) + number(_SET_KEY_TYPE, kind) + number(_SET_KEY_LEN, length)
     body += number(_SET_DATA_TYPE, _VERDICTS) + number(_SET_DATA_LEN, 0) + number(_SET_ID, identifier)
-    return _NEWSET, NLM_F_CREATE, body + wire.attribute(_SET_USERDATA, _QUBES_WORDS)
+    return batch.NFT_MSG_NEWSET, NLM_F_CREATE, body + wire.attribute(_SET_USERDATA, _QUBES_WORDS)
 
 
 def _add_ids(match: re.Match[str], identifier: int) -> Message:
@@ -179,7 +179,7 @@ def _add_ids(match: re.Match[str], identifier: int) -> Message:
     if match["size"] is not None:
         body += nested(_SET_DESC, number(_DESC_SIZE, int(match["size"])))
     timeout = wire.attribute(_SET_TIMEOUT, struct.pack("!Q", int(match["seconds"]) * 1000))
-    return _NEWSET, NLM_F_CREATE, body + timeout + wire.attribute(_SET_USERDATA, _IDS_WORDS)
+    return batch.NFT_MSG_NEWSET, NLM_F_CREATE, body + timeout + wire.attribute(_SET_USERDATA, _IDS_WORDS)
 
 
 def _add_addresses(match: re.Match[str], identifier: int) -> Message | None:
@@ -188,11 +188,12 @@ def _add_addresses(match: re.Match[str], identifier: int) -> Message | None:
         return None
     kind, length = _ADDRESSES[match["family"]][1:]
     body = _set(match) + number(_SET_FLAGS, 0) + number(_SET_KEY_TYPE, kind) + number(_SET_KEY_LEN, length)
-    return _NEWSET, NLM_F_CREATE, body + number(_SET_ID, identifier) + wire.attribute(_SET_USERDATA, _SET_WORDS)
+    body += number(_SET_ID, identifier) + wire.attribute(_SET_USERDATA, _SET_WORDS)
+    return batch.NFT_MSG_NEWSET, NLM_F_CREATE, body
 
 
 def _delete_set(match: re.Match[str], _: int) -> Message:
-    return _DELSET, 0, _set(match)
+    return batch.NFT_MSG_DELSET, 0, _set(match)
 
 
 def _add_rule(match: re.Match[str], identifier: int) -> Message | tuple[Message, ...] | None:
@@ -202,7 +203,7 @@ def _add_rule(match: re.Match[str], identifier: int) -> Message | tuple[Message,
     if found is None:
         return None
     return (
-        _NEWRULE,
+        batch.NFT_MSG_NEWRULE,
         NLM_F_CREATE | NLM_F_APPEND,
         batch.rule(_NUMBERS[match["family"]], match["table"], match["name"], found),
     )
@@ -215,13 +216,13 @@ def _add_firewall_rule(match: re.Match[str], identifier: int) -> tuple[Message, 
     except encode_firewall.Unknown:
         return None
     place = _rule_place(match["family"], match["table"], match["name"])
-    message = _NEWRULE, NLM_F_CREATE | NLM_F_APPEND, place + rule.expressions
+    message = batch.NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, place + rule.expressions
     return (*_protocols(match, rule.protocols, identifier), message) if rule.protocols else (message,)
 
 
 @lru_cache(maxsize=2)  # the rules of a list come one after the other
 def _rule_place(family: str, table: str, chain: str) -> bytes:
-    return header(_NUMBERS[family]) + text(_RULE_TABLE, table) + text(_RULE_CHAIN, chain)
+    return header(_NUMBERS[family]) + text(batch.NFTA_RULE_TABLE, table) + text(batch.NFTA_RULE_CHAIN, chain)
 
 
 def _protocols(match: re.Match[str], protocols: tuple[int, ...], identifier: int) -> tuple[Message, Message]:
@@ -232,11 +233,11 @@ def _protocols(match: re.Match[str], protocols: tuple[int, ...], identifier: int
     body += nested(_SET_DESC, number(_DESC_SIZE, len(protocols))) + wire.attribute(_SET_USERDATA, _PROTOCOLS_WORDS)
     listed = b"".join(nested(batch.NFTA_LIST_ELEM, _value(_ELEMENT_KEY, bytes((each,)))) for each in protocols)
     members = names + number(_LIST_SET_ID, identifier) + nested(_LIST_ELEMENTS, listed)
-    return (_NEWSET, NLM_F_CREATE, body), (_NEWSETELEM, NLM_F_CREATE, members)
+    return (batch.NFT_MSG_NEWSET, NLM_F_CREATE, body), (batch.NFT_MSG_NEWSETELEM, NLM_F_CREATE, members)
 
 
 def _flush_set(match: re.Match[str], _: int) -> Message:
-    return _DELSETELEM, 0, _head(match) + text(_LIST_TABLE, match["table"]) + text(_LIST_SET, match["name"])
+    return batch.NFT_MSG_DELSETELEM, 0, _of(match, _LIST_TABLE, _LIST_SET)
 
 
 def _add_way(match: re.Match[str], _: int) -> Message | None:
@@ -248,13 +249,13 @@ def _add_way(match: re.Match[str], _: int) -> Message | None:
         key = _key(match["key"], parts)
     except (OSError, ValueError):
         return None
-    code = {"goto": encode_rules.GOTO, "jump": encode_rules.JUMP}[match["verdict"]]
-    verdict = nested(batch.NFTA_DATA_VERDICT, encode_rules.verdict(code, match["target"]))
+    code = {"goto": expressions.GOTO, "jump": expressions.JUMP}[match["verdict"]]
+    verdict = nested(batch.NFTA_DATA_VERDICT, expressions.verdict(code, match["target"]))
     element = _value(_ELEMENT_KEY, key) + nested(_ELEMENT_DATA, verdict)
     if match["comment"] is not None:
         words = match["comment"].encode("ascii") + b"\0"
         element += wire.attribute(_ELEMENT_USERDATA, bytes((0, len(words))) + words)
-    return _NEWSETELEM, NLM_F_CREATE, _elements(match, nested(batch.NFTA_LIST_ELEM, element))
+    return batch.NFT_MSG_NEWSETELEM, NLM_F_CREATE, _elements(match, nested(batch.NFTA_LIST_ELEM, element))
 
 
 def _change_elements(match: re.Match[str], _: int) -> Message | None:
@@ -271,7 +272,11 @@ def _change_elements(match: re.Match[str], _: int) -> Message | None:
     listed = b"".join(nested(batch.NFTA_LIST_ELEM, _value(_ELEMENT_KEY, key)) for key in keys)
     if len(listed) > 0xFFF0:  # more than the length of an attribute holds
         return None
-    return _NEWSETELEM if added else _DELSETELEM, NLM_F_CREATE if added else 0, _elements(match, listed)
+    return (
+        batch.NFT_MSG_NEWSETELEM if added else batch.NFT_MSG_DELSETELEM,
+        NLM_F_CREATE if added else 0,
+        _elements(match, listed),
+    )
 
 
 def _parts(table: str, name: str, family: str) -> tuple[Callable[[str], bytes], ...] | None:
@@ -326,12 +331,17 @@ _MAPS: dict[tuple[str, str, str], tuple[Callable[[str], bytes], ...]] = {
 }
 
 
+def _of(match: re.Match[str], table: int, name: int) -> bytes:
+    """The header of a body, the table, and the name that is in it; `table` and `name` are their attributes."""
+    return _head(match) + text(table, match["table"]) + text(name, match["name"])
+
+
 def _head(match: re.Match[str]) -> bytes:
     return header(_NUMBERS[match["family"]])
 
 
 def _set(match: re.Match[str]) -> bytes:
-    return _head(match) + text(_SET_TABLE, match["table"]) + text(_SET_NAME, match["name"])
+    return _of(match, _SET_TABLE, _SET_NAME)
 
 
 def _elements(match: re.Match[str], listed: bytes) -> bytes:
@@ -350,7 +360,7 @@ def _line(words: str) -> re.Pattern[str]:
 
 _CT_IDS = r"typeof ct id; flags dynamic,timeout; timeout (?P<seconds>\d{1,6})s;(?: size (?P<size>\d{1,7});)?"
 _HOOK = (
-    rf"type filter hook (?P<hook>{'|'.join(_HOOKS)}) priority (?P<priority>-?\d{{1,5}}|{'|'.join(NAMED)}); "
+    rf"type filter hook (?P<hook>{'|'.join(expressions.HOOKS)}) priority (?P<priority>-?\d{{1,5}}|{'|'.join(NAMED)}); "
     rf"policy (?P<policy>{'|'.join(_POLICIES)});"
 )
 _Encode = Callable[[re.Match[str], int], "Message | tuple[Message, ...] | None"]

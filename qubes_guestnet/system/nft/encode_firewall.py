@@ -15,32 +15,36 @@ from functools import lru_cache
 from ...core.namedtuple import NamedTuple
 from ..netlink import wire
 from . import batch
-from .batch import NFT_REG_1, expression, nested, number, text
-from .encode_rules import ACCEPT, COUNTER, JUMP, ending
+from .batch import expression, nested, number
+from .encode_rules import COUNTER
 from .expressions import (
+    ACCEPT,
+    AT_LEAST,
+    AT_MOST,
     EQUAL,
     ESTABLISHED,
     IIFGROUP,
     IIFNAME,
+    JUMP,
     L4PROTO,
+    NETWORK,
+    PROTOCOLS,
     RELATED,
+    TRANSPORT,
     UNEQUAL,
     bitwise,
     compare,
+    ending,
     load,
-    numbers,
+    lookup,
+    payload,
     state,
 )
 
 # linux/netfilter/nf_tables.h
-_PAYLOAD_DREG, _PAYLOAD_BASE, _PAYLOAD_OFFSET, _PAYLOAD_LEN, _NETWORK, _TRANSPORT = 1, 2, 3, 4, 1, 2
-_LOOKUP_SET, _LOOKUP_SREG, _LOOKUP_DREG, _LOOKUP_ID = 1, 2, 3, 4
 _REJECT_TYPE, _REJECT_CODE, _ICMP_UNREACHABLE = 1, 2, 0
-_AT_MOST, _AT_LEAST = 3, 5
 _USERDATA, _COMMENT, _LONGEST_COMMENT = 7, 0, 128
 ANONYMOUS = "__set%d"  # the kernel puts a number in
-# Word of a protocol → its number.
-_PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1, "icmpv6": 58}
 
 
 class _Family(NamedTuple):
@@ -118,9 +122,9 @@ class Rule:
             raise Unknown(word)
         place, value, length = self._family.places[next(left)], next(left), self._family.length
         if value == "vmap":
-            self._found += [_payload(_NETWORK, place, length), _looked_up(_named(next(left)), to_verdict=True)]
+            self._found += [_payload(NETWORK, place, length), lookup(_named(next(left)), to_verdict=True)]
         elif value.startswith("@"):
-            self._found += [_payload(_NETWORK, place, length), _looked_up(_named(value))]
+            self._found += [_payload(NETWORK, place, length), lookup(_named(value))]
         else:
             self._network(place, value)
 
@@ -132,12 +136,12 @@ class Rule:
         if not 0 < left <= 8 * len(packed) or (slash and str(left) != bits):
             raise Unknown(value)
         if not rest:  # as nft does it
-            self._found += [_payload(_NETWORK, place, whole), _compared(EQUAL, packed[:whole])]
+            self._found += [_payload(NETWORK, place, whole), _compared(EQUAL, packed[:whole])]
             return
         mask = (((1 << left) - 1) << (8 * len(packed) - left)).to_bytes(len(packed), "big")
         kept = bytes(one & other for one, other in zip(packed, mask, strict=True))
         self._found += [
-            _payload(_NETWORK, place, len(packed)),
+            _payload(NETWORK, place, len(packed)),
             bitwise(mask, bytes(len(packed))),
             _compared(EQUAL, kept),
         ]
@@ -148,35 +152,35 @@ class Rule:
             raise Unknown("meta")
         word = next(left)
         if word != "{":
-            self._protocol = _PROTOCOLS[word]
+            self._protocol = PROTOCOLS[word]
             self._found += [_LOADED, _PROTOCOL_IS[word]]
             return
         found = []
         for word in left:
             if word == "}":
                 break
-            found.append(_PROTOCOLS[word.removesuffix(",")])
+            found.append(PROTOCOLS[word.removesuffix(",")])
         if self.protocols or not found:
             raise Unknown("{")
         self.protocols = tuple(found)
-        self._found += [_LOADED, _looked_up(ANONYMOUS, self._identifier)]
+        self._found += [_LOADED, lookup(ANONYMOUS, self._identifier)]
 
     def port(self, _word: str, left: Words) -> None:
         """The destination port, or a range of them."""
         if next(left) != "dport":
             raise Unknown("th")
         first, dash, last = next(left).partition("-")
-        self._found.append(_payload(_TRANSPORT, 2, 2))
+        self._found.append(_payload(TRANSPORT, 2, 2))
         if dash:
-            self._found += [_compared(_AT_LEAST, _port(first)), _compared(_AT_MOST, _port(last))]
+            self._found += [_compared(AT_LEAST, _port(first)), _compared(AT_MOST, _port(last))]
         else:
             self._found.append(_compared(EQUAL, _port(first)))
 
     def kind(self, protocol: str, left: Words) -> None:
         """The type of an ICMP message. nft adds the protocol where the rule does not say it."""
-        if next(left) != "type" or protocol != self._family.icmp or self._protocol != _PROTOCOLS[protocol]:
+        if next(left) != "type" or protocol != self._family.icmp or self._protocol != PROTOCOLS[protocol]:
             raise Unknown(protocol)
-        self._found += [_payload(_TRANSPORT, 0, 1), _compared(EQUAL, bytes((int(next(left)),)))]
+        self._found += [_payload(TRANSPORT, 0, 1), _compared(EQUAL, bytes((int(next(left)),)))]
 
     def tracked(self, _word: str, left: Words) -> None:
         """What conntrack says of the packet."""
@@ -230,7 +234,7 @@ class Rule:
 
 
 _LOADED = load(L4PROTO)
-_PROTOCOL_IS = {word: compare(EQUAL, bytes((protocol,))) for word, protocol in _PROTOCOLS.items()}
+_PROTOCOL_IS = {word: compare(EQUAL, bytes((protocol,))) for word, protocol in PROTOCOLS.items()}
 _ACCEPTED = ending(ACCEPT)
 _STATEMENTS: dict[str, Callable[[Rule, str, Words], None]] = {
     **dict.fromkeys(_FAMILIES, Rule.address),
@@ -259,17 +263,7 @@ def _compared(relation: int, value: bytes) -> bytes:
     return _before(relation, len(value)) + value + bytes(-len(value) % 4)
 
 
-@lru_cache(maxsize=64)
-def _payload(base: int, offset: int, length: int) -> bytes:
-    """Some bytes of a header, in the first register."""
-    place = ((_PAYLOAD_BASE, base), (_PAYLOAD_OFFSET, offset), (_PAYLOAD_LEN, length))
-    return expression("payload", numbers((_PAYLOAD_DREG, NFT_REG_1), *place))
-
-
-def _looked_up(name: str, identifier: int = 0, *, to_verdict: bool = False) -> bytes:
-    asked = text(_LOOKUP_SET, name) + number(_LOOKUP_SREG, NFT_REG_1)
-    asked += number(_LOOKUP_DREG, 0) if to_verdict else b""
-    return expression("lookup", asked + (number(_LOOKUP_ID, identifier) if identifier else b""))
+_payload = lru_cache(maxsize=64)(payload)
 
 
 def _named(word: str) -> str:

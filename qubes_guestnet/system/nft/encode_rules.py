@@ -9,47 +9,46 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from ..netlink import wire
-from . import batch
-from .batch import NFT_REG_1, expression, nested, number, text
+from .batch import NFT_REG_1, expression, text
 from .expressions import (
+    ACCEPT,
+    AT_MOST,
+    DROP,
     EQUAL,
     ESTABLISHED,
     IIFNAME,
+    JUMP,
     L4PROTO,
     NEW,
+    NFTA_CT_DIRECTION,
+    NFTA_CT_DREG,
+    NFTA_CT_KEY,
     NO_BITS,
     OIFNAME,
+    PROTOCOLS,
+    TRANSPORT,
     UNEQUAL,
     bitwise,
     compare,
+    ending,
     load,
+    lookup,
     masked,
     numbers,
+    payload,
     state,
-)  # fmt: skip
+)
 
 # linux/netfilter/nf_tables.h, nf_conntrack_common.h
-DROP, ACCEPT, JUMP, GOTO = 0, 1, -3, -4
-_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
-_CT_DREG, _CT_KEY, _CT_DIRECTION = 1, 2, 3
 _CT_WAY, _CT_STATUS, _CT_EXPIRATION, _CT_PROTO_DST, _CT_ID = 1, 2, 5, 12, 23
-_AT_MOST = 3
-_LOOKUP_SET, _LOOKUP_SREG, _LOOKUP_DREG, _LOOKUP_FLAGS, _INVERTED = 1, 2, 3, 5, 1
 _DYNSET_NAME, _DYNSET_OP, _DYNSET_SREG_KEY, _DYNSET_TIMEOUT, _UPDATE = 1, 3, 4, 6, 1
-_PAYLOAD_DREG, _PAYLOAD_BASE, _PAYLOAD_OFFSET, _PAYLOAD_LEN, _TRANSPORT = 1, 2, 3, 4, 2
 _BYTEORDER_SREG, _BYTEORDER_DREG, _BYTEORDER_OP, _BYTEORDER_LEN, _BYTEORDER_SIZE, _TO_NETWORK = 1, 2, 3, 4, 5, 1
-_TCP, _SYN, _SYN_ACK = 6, 0x02, 0x12
-_PROTOCOLS = {"udp": 17, "tcp": 6, "icmp": 1, "icmpv6": 58}
+_SYN, _SYN_ACK = 0x02, 0x12
 _STATES = {"established": ESTABLISHED, "new": NEW}
 _STATUS = {"assured": 4, "confirmed": 8}
 _DIRECTIONS = {"original": 0, "reply": 1}
 _UNITS = {"ms": 1, "s": 1000}
 _WORD = r"[A-Za-z0-9._-]{1,255}"
-
-
-def verdict(code: int, chain: str = "") -> bytes:
-    """Return the attributes of a verdict."""
-    return number(_VERDICT_CODE, code) + (text(_VERDICT_CHAIN, chain) if chain else b"")
 
 
 @lru_cache(maxsize=64)  # of a vif, the rules of both families are the same
@@ -69,8 +68,8 @@ def rule(words: str) -> bytes | None:
 
 
 def _ct(key: int, direction: int | None = None) -> bytes:
-    way = wire.attribute(_CT_DIRECTION, bytes((direction,))) if direction is not None else b""
-    return expression("ct", numbers((_CT_KEY, key), (_CT_DREG, NFT_REG_1)) + way)
+    way = wire.attribute(NFTA_CT_DIRECTION, bytes((direction,))) if direction is not None else b""
+    return expression("ct", numbers((NFTA_CT_KEY, key), (NFTA_CT_DREG, NFT_REG_1)) + way)
 
 
 def _state(match: re.Match[str]) -> bytes:
@@ -91,33 +90,26 @@ def _port(match: re.Match[str]) -> bytes:
 
 
 def _other_port(match: re.Match[str]) -> bytes:
-    return _loaded(2, 2) + compare(UNEQUAL, struct.pack("!H", int(match[1])))
-
-
-def _loaded(offset: int, length: int) -> bytes:
-    """Some bytes of the transport header."""
-    place = ((_PAYLOAD_BASE, _TRANSPORT), (_PAYLOAD_OFFSET, offset), (_PAYLOAD_LEN, length))
-    return expression("payload", numbers((_PAYLOAD_DREG, NFT_REG_1), *place))
+    return payload(TRANSPORT, 2, 2) + compare(UNEQUAL, struct.pack("!H", int(match[1])))
 
 
 def _protocol(match: re.Match[str]) -> bytes:
-    return load(L4PROTO) + compare(EQUAL, bytes((_PROTOCOLS[match[1]],)))
+    return load(L4PROTO) + compare(EQUAL, bytes((PROTOCOLS[match[1]],)))
 
 
 def _begins(_: re.Match[str]) -> bytes:
-    protocol = load(L4PROTO) + compare(EQUAL, bytes((_TCP,)))
-    return protocol + _loaded(13, 1) + bitwise(bytes((_SYN_ACK,)), bytes(1)) + compare(EQUAL, bytes((_SYN,)))
+    protocol = load(L4PROTO) + compare(EQUAL, bytes((PROTOCOLS["tcp"],)))
+    return protocol + payload(TRANSPORT, 13, 1) + bitwise(bytes((_SYN_ACK,)), bytes(1)) + compare(EQUAL, bytes((_SYN,)))
 
 
 def _expires(match: re.Match[str]) -> bytes:
     ways = ((_BYTEORDER_SREG, NFT_REG_1), (_BYTEORDER_DREG, NFT_REG_1), (_BYTEORDER_OP, _TO_NETWORK))
     swapped = expression("byteorder", numbers(*ways, (_BYTEORDER_LEN, 4), (_BYTEORDER_SIZE, 4)))
-    return _ct(_CT_EXPIRATION) + swapped + compare(_AT_MOST, struct.pack("!I", int(match[1]) * _UNITS["s"]))
+    return _ct(_CT_EXPIRATION) + swapped + compare(AT_MOST, struct.pack("!I", int(match[1]) * _UNITS["s"]))
 
 
 def _among(match: re.Match[str]) -> bytes:
-    flags = number(_LOOKUP_FLAGS, _INVERTED) if match[1] else b""
-    return _ct(_CT_ID) + expression("lookup", number(_LOOKUP_SREG, NFT_REG_1) + text(_LOOKUP_SET, match[2]) + flags)
+    return _ct(_CT_ID) + lookup(match[2], inverted=bool(match[1]))
 
 
 def _update(match: re.Match[str]) -> bytes:
@@ -127,14 +119,7 @@ def _update(match: re.Match[str]) -> bytes:
 
 
 def _way(match: re.Match[str]) -> bytes:
-    asked = numbers((_LOOKUP_SREG, NFT_REG_1), (_LOOKUP_DREG, 0)) + text(_LOOKUP_SET, match[2])
-    return load(IIFNAME if match[1] == "i" else OIFNAME) + expression("lookup", asked)
-
-
-def ending(code: int, chain: str = "") -> bytes:
-    """Return the expression of a verdict."""
-    value = nested(batch.NFTA_IMMEDIATE_DATA, nested(batch.NFTA_DATA_VERDICT, verdict(code, chain)))
-    return expression("immediate", number(batch.NFTA_IMMEDIATE_DREG, 0) + value)
+    return load(IIFNAME if match[1] == "i" else OIFNAME) + lookup(match[2], to_verdict=True)
 
 
 def _fixed(value: bytes) -> Callable[[re.Match[str]], bytes]:

@@ -26,6 +26,8 @@ from ...errors import KernelError
 from ..netlink import wire
 from . import batch
 from .expressions import (
+    ACCEPT,
+    DROP,
     EQUAL,
     ESTABLISHED,
     IIFGROUP,
@@ -41,14 +43,17 @@ from .expressions import (
     PKTTYPE,
     PRIORITY,
     RELATED,
+    TRANSPORT,
     UNEQUAL,
     chain,
     compare,
+    ending,
     load,
     masked,
     meta,
     numbers,
     owned_table,
+    payload,
     state,
 )  # fmt: skip
 
@@ -57,9 +62,7 @@ _NFPROTO_IPV4, _NFPROTO_IPV6 = b"\2", b"\12"
 _NFTA_META_KEY, _NFTA_META_SREG = 2, 3
 _NFTA_FIB_DREG, _NFTA_FIB_RESULT, _NFTA_FIB_FLAGS, _FIB_OIFNAME = 1, 2, 3, 2
 _BY_SOURCE, _BY_DESTINATION = 0x1, 0x2
-_NFTA_PAYLOAD_DREG, _NFTA_PAYLOAD_BASE, _NFTA_PAYLOAD_OFFSET, _NFTA_PAYLOAD_LEN, _TRANSPORT = 1, 2, 3, 4, 2
 _HOST, _OTHER = b"\0", b"\3"
-_NFTA_VERDICT_CODE, _NFTA_DATA_VERDICT, _NF_DROP, _NF_ACCEPT = 1, 2, 0, 1
 _UPLINK, _VIF, _VIF_NAME, _LOOPBACK = struct.pack("=I", 1), struct.pack("=I", 2), b"vif", b"lo\0"
 _REDIRECTS = ((_NFPROTO_IPV4, bytes((socket.IPPROTO_ICMP,)), b"\5"), (_NFPROTO_IPV6, bytes((58,)), b"\x89"))
 
@@ -189,8 +192,7 @@ def _bits(cleared: int, added: int = 0) -> bytes:
 
 def _is_icmp(family: bytes, protocol: bytes, kind: bytes) -> bytes:
     """Whether it is a message of this type."""
-    place = ((_NFTA_PAYLOAD_BASE, _TRANSPORT), (_NFTA_PAYLOAD_OFFSET, 0), (_NFTA_PAYLOAD_LEN, len(kind)))
-    first = batch.expression("payload", numbers((_NFTA_PAYLOAD_DREG, batch.NFT_REG_1), *place))
+    first = payload(TRANSPORT, 0, len(kind))
     return meta(NFPROTO, EQUAL, family) + meta(L4PROTO, EQUAL, protocol) + first + compare(EQUAL, kind)
 
 
@@ -206,14 +208,8 @@ def _of_another_host() -> bytes:
 
 
 def _drop() -> bytes:
-    return batch.expression("counter", b"") + _verdict(_NF_DROP)
+    return batch.expression("counter", b"") + ending(DROP)
 
 
 def _accept() -> bytes:
-    return _verdict(_NF_ACCEPT)
-
-
-def _verdict(code: int) -> bytes:
-    verdict = batch.nested(_NFTA_DATA_VERDICT, batch.number(_NFTA_VERDICT_CODE, code))
-    immediate = batch.number(batch.NFTA_IMMEDIATE_DREG, 0) + batch.nested(batch.NFTA_IMMEDIATE_DATA, verdict)
-    return batch.expression("immediate", immediate)
+    return ending(ACCEPT)

@@ -185,7 +185,7 @@ NOT_ASKED: Mapping[str, tuple[str, frozenset[str]]] = {
     ),
     "nft.expressions": (
         _PURE,
-        frozenset({"system.nft.encode_firewall", "system.nft.encode_rules", "system.nft.guard", "system.nft.log"}),
+        frozenset({f"system.nft.{each}" for each in ("encode", "encode_firewall", "encode_rules", "guard", "log")}),
     ),
     "nft.log": ("by `firewall log`", frozenset({"cli.firewall_log"})),
     "nft.quoted_address": (_HOTPLUG, frozenset({"system.fake_address"})),
