@@ -180,7 +180,7 @@ class Host:
             self.look_at_everything()
             return True
         if not reply.awaited():
-            log(INFO, "vif: a question was not carried out, its asker has gone")
+            log(INFO, "vif: request dropped, because its caller has gone")
             reply.close()
             return False
         problem, done = "", tuple[str, ...]()
@@ -253,7 +253,7 @@ class Host:
             late = self.provider.late_mappings(entries)
         except GuestnetError as error:
             if self._trouble != str(error):
-                log(ERROR, f"late fake addresses were not looked for: {error}")
+                log(ERROR, f"cannot look for late fake addresses: {error}")
             self._trouble = str(error)
             return ()
         self._trouble = ""

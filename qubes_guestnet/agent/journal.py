@@ -152,7 +152,7 @@ class Journal:
         if not self._roles:
             log(INFO, pass_log.start_line(__version__, roles), "start")
         elif roles != self._roles:
-            log(INFO, f"this qube has now {roles}", "start")
+            log(INFO, f"this qube now has {roles}", "start")
         self._roles = roles
 
     def _tell_pass(self, report: Report) -> None:

@@ -42,7 +42,7 @@ def inherited() -> socket.socket:
     try:
         listening = socket.socket(fileno=FIRST_SOCKET)
     except OSError as error:
-        raise GuestnetError(f"the socket from systemd is none: {error.strerror}") from None
+        raise GuestnetError(f"the descriptor from systemd is not a socket: {error.strerror}") from None
     if (listening.family, listening.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
         listening.close()
         raise GuestnetError("the socket from systemd is not of the kind SOCK_SEQPACKET")
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str]) -> int:
         from .lookup import look_up
     except ImportError as error:
         look_up = without_library
-        log(_ERROR, f"names cannot be asked for: {error}; install python3-dnspython (Fedora: python3-dns)")
+        log(_ERROR, f"cannot look up names: {error}; install python3-dnspython (Fedora: python3-dns)")
     try:
         listening = inherited()
     except GuestnetError as error:

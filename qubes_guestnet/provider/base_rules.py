@@ -130,14 +130,15 @@ class Loading:
     def _tell(self, facts: Facts, outcome: Outcome) -> None:
         work = self._work
         if work.active and tables.ARP not in self.now:
-            log(WARNING, "this kernel has no nftables for ARP: against ARP in foreign names there is rp_filter alone")
+            log(WARNING, "this kernel has no nftables for ARP: only rp_filter stops ARP with foreign addresses")
         if facts.lost is None:
             return
         if any(isinstance(op, LoadRulesInParts) for op in outcome.done):
             refusals = [error for error in outcome.errors if isinstance(error, nft.Refused)]
             for error in refusals:
                 log(
-                    WARNING, f"nft refuses what others had in our tables, so each part is loaded alone: {error.problem}"
+                    WARNING,
+                    f"nft refuses other programs' rules in our tables; loading each part alone: {error.problem}",
                 )
             work.progress.withdraw(refusals)
         names = base_rules.missing(facts)

@@ -157,7 +157,7 @@ class DnsRedirect:
             work.failed(error)
             if work.provided.names.text:
                 return None
-            return upstream_servers.Choice((), "guestnet.toml is not valid")  # it may have named others than we would
+            return upstream_servers.Choice((), "guestnet.toml is invalid")  # it may have named others than we would
         data, unreadable = b"", ""
         try:
             data = files.read(self._paths.resolv_conf) or b""

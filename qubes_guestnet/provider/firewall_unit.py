@@ -139,4 +139,4 @@ def _have_loaded(paths: Paths) -> None:
             return
         time.sleep(_PAUSE_SECONDS)
     problem = f"the agent has not loaded the rules of the qubes within {ANSWER_SECONDS:g} s"
-    raise GuestnetError(problem, "systemctl status qubes-guestnet; nothing is forwarded that was not before")
+    raise GuestnetError(problem, "systemctl status qubes-guestnet; forwarding stays as it was")

@@ -46,7 +46,7 @@ class Guarding:
         failure = next(failures, None) if StandGuard() in outcome.failed else None
         if failure is not None and guard_plan.is_lacking(failure.errno):
             # An older kernel. Forwarding is closed as soon as the agent hears that the rules are gone, and no sooner.
-            work.run.tell(INFO, f"no guard for moments without rules: {failure}")
+            work.run.tell(INFO, f"cannot load the guard (table inet qubes-guard): {failure}")
             work.remember(work.memory._replace(guard_refused=True))
             return
         work.failed(*outcome.errors)

@@ -282,7 +282,7 @@ def _possible(settings: ProviderSettings, progress: Progress) -> ProviderSetting
     """Without what the kernel does not have: IPv4 is set up all the same (behaviour B54, #5110)."""
     missing = settings.active and settings.serves(IPV6) and not _has_ipv6()
     if missing and not progress.memory.ipv6_missing:
-        progress.run.tell(WARNING, "IPv6 is switched off in the kernel: the qubes behind this one have IPv4 only")
+        progress.run.tell(WARNING, "IPv6 is switched off in the kernel: client qubes have IPv4 only")
     progress.memory = progress.memory._replace(ipv6_missing=missing)
     return settings._replace(gateway6=None, held=settings.held - {"ipv6"}, refuse6=False) if missing else settings
 

@@ -50,7 +50,7 @@ def keep(run: str, listings: Mapping[str, str], work: PassState) -> None:
     if still != work.provided.lost:
         work.save(work.provided._replace(lost=still))
         if not still:
-            log(INFO, "what others had lost together with our rules is there again")
+            log(INFO, "all rules that were lost together with ours exist again")
 
 
 def lost(run: str, listings: Mapping[str, str]) -> Kept:
@@ -94,8 +94,8 @@ def remedy(hold: str) -> str:
     if hold == FIREWALL:
         return "qubes-firewall.service is restarted and runs the users' scripts; nothing is forwarded until then"
     if hold == HELD:
-        return "nothing is forwarded: run again whatever made them, then qubes-guestnet forwarding on"
-    return "run again whatever made them"
+        return "nothing is forwarded: run the programs that created them again, then qubes-guestnet forwarding on"
+    return "run the programs that created them again"
 
 
 def wait(work: PassState) -> None:

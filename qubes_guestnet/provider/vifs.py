@@ -122,7 +122,7 @@ class Vifs:
         """Set up one vif, or make one right that is set up. Raises GuestnetError; see Provider.online."""
         known, link = self._vifs.load(vif.name.text), self._kernel.link_named(vif.name.text)
         if link is None:
-            raise GuestnetError(f"{vif.name.text} is not there", "did the qube behind it just end?")
+            raise GuestnetError(f"{vif.name.text} does not exist", "did its qube just end?")
         same = known is not None and known.mac == vif.mac and vif_order.is_its_own(known, link)
         if known is not None and not (same and frozenset(known.addresses) <= frozenset(vif.addresses)):
             # The end of the one before was not told: what it had is not the new one's to use.
@@ -146,7 +146,7 @@ class Vifs:
             vif = vif._replace(gateways=known.gateways)  # with those that were added
         facts = self._look(vif, known, common, others, bare=known is None and not so_far.done)
         if facts.link is None or not vif_order.is_its_own(vif, facts.link):
-            raise GuestnetError(f"{vif.name.text} went while it was set up", "did the qube behind it just end?")
+            raise GuestnetError(f"{vif.name.text} disappeared while it was configured", "did its qube just end?")
         found = vif_plan.report(facts, common, every=True)
         values = _values(vif_plan.source_checks(others))
         ops = vif_plan.set_up(found, known, so_far, fresh=fresh)

@@ -92,16 +92,18 @@ class LookUp:
         except ValueError as error:
             raise GuestnetError(f"malformed answer of the name look-up: {error}", _REMEDY) from None
         if answer.question not in self._left:
-            raise GuestnetError(f"the name look-up answers {answer.question.name}, which was not asked", _REMEDY)
+            raise GuestnetError(f"the name look-up answered {answer.question.name}, which was not requested", _REMEDY)
         self._left.remove(answer.question)
         return answer
 
 
 def _problem(path: str, error: OSError) -> GuestnetError:
     if error.errno in _NOT_THERE:
-        return GuestnetError(f"{path}: the name look-up is not there", f"{_REMEDY}; is it enabled or masked?")
+        return GuestnetError(
+            f"{path}: the socket of the name look-up does not exist", f"{_REMEDY}; is it enabled or masked?"
+        )
     if isinstance(error, BrokenPipeError | ConnectionResetError):
-        return GuestnetError(f"{path}: the name look-up takes no request", "see: journalctl -u qubes-guestnet-names")
+        return GuestnetError(f"{path}: the name look-up refuses requests", "see: journalctl -u qubes-guestnet-names")
     if isinstance(error, BlockingIOError):
-        return GuestnetError(f"{path}: the name look-up is busy, and takes no more requests", _REMEDY)
+        return GuestnetError(f"{path}: the name look-up is busy and accepts no more requests", _REMEDY)
     return FileError(path, error, "run as root")

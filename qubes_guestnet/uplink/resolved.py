@@ -78,7 +78,7 @@ class Resolved:
         try:
             port = self._bus.resolved()
             if port is None:
-                raise GuestnetError("systemd-resolved cannot be asked", "install jeepney, or resolvectl of systemd")
+                raise GuestnetError("cannot query systemd-resolved", "install jeepney, or resolvectl of systemd")
             try:
                 return question(port)
             except GuestnetError:

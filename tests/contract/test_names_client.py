@@ -130,7 +130,7 @@ def test_an_answer_counts_once(peer: Peer) -> None:
     peer.say(name_messages.render_answer(GOOD))
     assert look_up.read() == (GOOD,)
     peer.say(name_messages.render_answer(GOOD))
-    with pytest.raises(GuestnetError, match=r"one\.example, which was not asked"):
+    with pytest.raises(GuestnetError, match=r"one\.example, which was not requested"):
         look_up.read()
     look_up.close()
 
@@ -162,17 +162,17 @@ def test_one_that_leaves_at_once_is_one_error(peer: Peer, monkeypatch: pytest.Mo
             peer.close()
 
     monkeypatch.setattr(names_client.socket, "socket", Leaving)
-    with pytest.raises(GuestnetError, match="takes no request; see: journalctl"):
+    with pytest.raises(GuestnetError, match="refuses requests; see: journalctl"):
         LookUp(peer.path, Request(SERVERS, (ONE,)))
 
 
 def test_without_the_unit_the_error_names_the_remedy(tmp_path: Path) -> None:
     path = str(tmp_path / "names.sock")
-    with pytest.raises(GuestnetError, match=r"not there; systemctl restart qubes-guestnet-names\.socket"):
+    with pytest.raises(GuestnetError, match=r"does not exist; systemctl restart qubes-guestnet-names\.socket"):
         LookUp(path, Request(SERVERS, (ONE,)))
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
         left.bind(path)
-    with pytest.raises(GuestnetError, match="not there"):
+    with pytest.raises(GuestnetError, match="does not exist"):
         LookUp(path, Request(SERVERS, (ONE,)))
     with pytest.raises(FileError, match="run as root"):
         LookUp("/dev/null/names.sock", Request(SERVERS, (ONE,)))

@@ -170,7 +170,7 @@ def test_what_was_lost_comes_back_in_the_same_transaction_and_closed() -> None:
     assert outcome.errors == ()
     assert load.text == TEXT + user_rules.text((SWITCH, BARE))
     assert str(load).endswith(
-        "put back what others had in our tables: ip qubes chain custom-forward, ip qubes chain mine"
+        "restore other programs' parts of our tables: ip qubes chain custom-forward, ip qubes chain mine"
     )
     assert world.well
     assert (world.provided.hold, world.provided.lost) == (FIREWALL, ("table inet mine",))
@@ -276,7 +276,7 @@ def test_one_that_goes_on_is_told_and_its_rules_are_not_taken_for_ours() -> None
     planned, outcome = world.settle(firewall=True)
     assert sum(kind(op) == "LoadRules" for op in outcome.done) == base_rules.LOADS
     assert [str(error) for error in planned.errors] == [
-        "another program changes rules all the time, perhaps ours; nft monitor shows what it does"
+        "another program keeps changing rules, possibly ours; nft monitor shows what it does"
     ]
     assert world.provided.rules == Loaded()
     assert outcome.done.count(RESTART) == 1

@@ -80,9 +80,9 @@ def test_an_operation_on_an_uplink(operation: Op, observed: State, before: str, 
 @pytest.mark.parametrize(
     ("route", "style", "reason"),
     [
-        (Route(ANY), StyleChoice(Style.DEVICE, "default"), "everything leaves here by device route (default)"),
+        (Route(ANY), StyleChoice(Style.DEVICE, "default"), "default route: device route (default)"),
         (Route(ANY, GATEWAY, onlink=True), StyleChoice(Style.GATEWAY, "guestnet.toml"),
-         "everything leaves here by gateway route (guestnet.toml)"),
+         "default route: gateway route (guestnet.toml)"),
         (Route(ANY6, ipaddress.ip_address("fe80::1"), onlink=True), DONE.choice, "IPv6 always leaves by the gateway"),
         (Route(ipaddress.ip_network(GATEWAY)), DONE.choice, "the gateway is reached here"),
     ],

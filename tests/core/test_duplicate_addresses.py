@@ -70,6 +70,6 @@ def test_whose_address_it_is_besides() -> None:
     data = as_data(Report(Settings(), provided=report), Beside())["provider"]["vifs"]
     assert [vif["duplicate_of"] for vif in data] == [["vif9.0", "vif12.0"], ["vif4.0", "vif12.0"]]
     assert list(map(str, render_provider.as_text(report)))[-2:] == [
-        "vif4.0: 10.137.0.4 fd09::4, configured; DUPLICATE ADDRESS, as vif9.0 vif12.0",
-        "vif9.0: 10.137.0.4, configured; DUPLICATE ADDRESS, as vif4.0 vif12.0",
+        "vif4.0: 10.137.0.4 fd09::4, configured; DUPLICATE ADDRESS, same as vif9.0 vif12.0",
+        "vif9.0: 10.137.0.4, configured; DUPLICATE ADDRESS, same as vif4.0 vif12.0",
     ]

@@ -299,7 +299,7 @@ def test_a_long_rule_is_named_by_its_beginning() -> None:
 
 
 REMEDIES = {
-    "before conntrack": ("prerouting", -300, "put it into a chain at hook forward, behind"),
+    "before conntrack": ("prerouting", -300, "put it into a chain at hook forward, after"),
     "behind it": ("prerouting", -150, "put `ct state established,related accept` before it"),
     "ingress": ("ingress", 300, "give the chain a priority below 300"),
 }

@@ -58,8 +58,8 @@ def test_check_says_it_and_names_the_unit(report: ProviderReport, ground: Ground
         (True, "failed", "failed", " by the last rules of the firewall (qubes-firewall.service is failed)"),
         (True, "activating", "activating", " by the last rules of the firewall (qubes-firewall.service is activating)"),
         (True, "inactive", "inactive", " by the last rules of the firewall (qubes-firewall.service is inactive)"),
-        (False, "active", "missing", ", UNFILTERED (the service qubes-firewall is on, and no firewall is there)"),
-        (False, "", "missing", ", UNFILTERED (the service qubes-firewall is on, and no firewall is there)"),
+        (False, "active", "missing", ", UNFILTERED (the service qubes-firewall is on, but there is no firewall)"),
+        (False, "", "missing", ", UNFILTERED (the service qubes-firewall is on, but there is no firewall)"),
     ],
 )
 def test_a_firewall_that_does_not_run_is_told_in_the_first_line(

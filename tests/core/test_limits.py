@@ -212,9 +212,7 @@ def test_what_a_qube_has_without_an_answer() -> None:
     limited = VifReport(VIF, LINK, limits="add rule …\n", counts=counts)
     assert limited.todo == ("nft -f: limits of vif4.0",)
     lines = list(map(str, render_provider.as_text(provider(limited._replace(limits="")))))
-    assert lines[-1].endswith(
-        "configured, without an answer: 3 of 1000 names, 70 of 6000 connections (12 packets refused)"
-    )
+    assert lines[-1].endswith("configured, unanswered: 3 of 1000 names, 70 of 6000 connections (12 packets refused)")
     quiet = VifReport(VIF, LINK, counts=Counts(Count(0, 1000, 0), Count(0, 6000, 0)))
     assert str(list(render_provider.as_text(provider(quiet)))[-1]).endswith("configured")
     data = render_provider.as_data(provider(limited), {})

@@ -90,7 +90,7 @@ OF_VIFS: dict[str, Operation] = {
     "nft -f: elements and limits of vif4.0 removed": vif_operations.RemoveElements("vif4.0", ""),
     "vif4.0: out of service": vif_operations.RemoveVifRecord("vif4.0"),
     "vif4.0: closed, its device is gone": vif_operations.MarkVifClosed(VIF),
-    "vif4.0: its end is tried again": vif_operations.KeepVifRecord(VIF),
+    "vif4.0: taking it out of service is tried again": vif_operations.KeepVifRecord(VIF),
     "vif4.0: recorded": vif_operations.WriteVifRecord(VIF),
     "nft -f: limits of vif4.0": vif_operations.SetLimits("vif4.0", ""),
     'nft add element ip qubes allowed { "vif4.0" . 10.137.0.5 }': vif_operations.SetElement(
@@ -129,7 +129,7 @@ WORDS: dict[str, Operation] = {
     "conntrack -D: entries of 10.139.1.1, 10.137.0.5": PurgeConntrack((*VIRTUAL, ADDRESS.ip)),
     "nft -f: dns-addr of qubes-firewall: 192.0.2.1": SetFirewallServers((ipaddress.IPv4Address("192.0.2.1"),)),
     "nft -f: base rules of the tables ip qubes, ip6 qubes and arp qubes": LoadRules(("ip", "ip6", "arp"), "rules"),
-    "nft -f: base rules of the tables ip qubes and ip6 qubes; put back what others had in our tables: "
+    "nft -f: base rules of the tables ip qubes and ip6 qubes; restore other programs' parts of our tables: "
     "ip qubes chain mine, each part alone": LoadRulesInParts(("ip", "ip6"), "rules", (("ip", "chain mine {", ""),)),
     "nft -f: tables ip qubes, ip6 qubes and arp qubes deleted": UnloadRules(("ip", "ip6", "arp")),
     "conntrack -D: untranslated entries of the qubes": PurgeUntranslated((ADDRESS.ip,)),

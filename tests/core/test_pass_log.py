@@ -33,7 +33,7 @@ LINES = {
     "keys beside an event": (
         (pass_log.ROUTE, pass_log.KEYS), 1, 0, "woken by QubesDB: 1 operation", True
     ),
-    "a timer": ((pass_log.RETRY,), 1, 0, "woken by a timer (something was still to do): 1 operation", True),
+    "a timer": ((pass_log.RETRY,), 1, 0, "woken by a timer (operations were pending): 1 operation", True),
     "nothing that was noted": ((), 1, 0, "woken by nothing known: 1 operation", True),
 }  # fmt: skip
 

@@ -69,7 +69,7 @@ TEXTS = {
     ),
     "without the flag, and another program forwards": (
         ProviderReport(SETTINGS, ruled=True, forwarding=frozenset({4})),
-        ["provider: forwards IPv4 as another program wants it (service flag qubes-network is not set)"],
+        ["provider: forwards IPv4, because another program enabled it (service flag qubes-network is not set)"],
     ),
     "both families, and no server": (
         WELL._replace(forwarding=frozenset({6, 4}), names=Choice((), "none known"), vifs=()),
@@ -100,9 +100,9 @@ TEXTS = {
         ProviderReport(SETTINGS._replace(virtual_dns=(), held=frozenset({"gateway", "dns"})), True),
         [
             "provider: forwards nothing yet",
-            "  base rules: NOT as they have to be",
-            "  dns: settings invalid, what is in force stays",
-            "  gateway: settings invalid, what is in force stays",
+            "  base rules: NOT as required",
+            "  dns: settings invalid, those in force stay",
+            "  gateway: settings invalid, those in force stay",
             "virtual DNS: as it was",
             OFFLOAD,
         ],

@@ -337,7 +337,7 @@ def test_status_changes_nothing_and_its_exit_status_says_that_something_is_wrong
     assert done.stdout.splitlines()[-1] == "there are problems: `qubes-guestnet check` lists them with their remedies"
     assert json.loads(appvm.qube.guestnet("status", "--json", check=False).stdout)["wrong"] is True
     assert "eth0 (00:16:3e:5e:6c:05, veth): NOT configured, down, no carrier" in done.stdout
-    assert "  IPv6: settings invalid, what was configured stays" in done.stdout
+    assert "  IPv6: settings invalid, its configuration stays" in done.stdout
     assert "error: /qubes-ip6: 'rubbish' is not valid" in done.stdout
     assert "agent: not running" in done.stdout
     assert not appvm.oracle.is_up("eth0")

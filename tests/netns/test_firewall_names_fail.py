@@ -88,7 +88,7 @@ def test_without_a_look_up_commits_go_on_and_it_is_asked_when_it_comes() -> None
     server.says(www=[WORLD])
     behind, other = host.attach(), host.attach(5)
     host.applied(behind.ip, *RULES)
-    eventually(lambda: "the name look-up is not there" in host.agent.output(), trouble=host.trouble)
+    eventually(lambda: "the socket of the name look-up does not exist" in host.agent.output(), trouble=host.trouble)
     hanging = NamesUnit(host, ("-c", "import time; time.sleep(600)"))
     eventually(lambda: hanging.starts > 0, 30, trouble=host.trouble)
     for number in range(5):
@@ -101,5 +101,5 @@ def test_without_a_look_up_commits_go_on_and_it_is_asked_when_it_comes() -> None
     NamesUnit(host)
     eventually(lambda: host.named(NAME) == {WORLD}, 40, trouble=host.trouble)
     assert host.passes(behind), host.trouble()
-    assert host.agent.output().count("the name look-up is not there") == 1
+    assert host.agent.output().count("the socket of the name look-up does not exist") == 1
     eventually(lambda: "the name look-up answers again" in host.agent.output(), trouble=host.trouble)

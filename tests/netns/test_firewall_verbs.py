@@ -223,7 +223,7 @@ def test_log_names_what_is_refused_and_leaves_nothing() -> None:
         f"{client.ip} → {WORLD} udp port 9 refused by entry 0000",
     ]
     second = host.qube.guestnet("firewall", "log", check=False)
-    assert (second.returncode, "another `firewall log` runs" in second.stderr) == (1, True), second.stderr
+    assert (second.returncode, "another `firewall log` is running" in second.stderr) == (1, True), second.stderr
     assert "foreign-chain" not in host.qube.guestnet("check", check=False).stdout
     log.kill()
     eventually(lambda: not is_logging(host))

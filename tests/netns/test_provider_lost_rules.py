@@ -62,7 +62,7 @@ def test_what_users_have_in_our_tables_comes_back_with_ours(removed: str) -> Non
     assert [host.rules("ip", chain) for chain in ("custom-forward", "custom-input")] == before
     assert host.elements("lan") == {"192.0.2.1"}
     put_back(host, whole)
-    assert "put back what others had in our tables: ip qubes" in host.trouble()
+    assert "restore other programs' parts of our tables: ip qubes" in host.trouble()
     assert host.works(behind)
 
 

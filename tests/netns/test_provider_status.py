@@ -119,7 +119,7 @@ def test_what_keeps_it_from_forwarding_is_said() -> None:
     provider = Provider(flag=False, agent=False)
     assert provider.lines("status")[1] == "provider: forwards nothing (service flag qubes-network is not set)"
     provider.qube.set_flag("qubes-network")
-    assert provider.lines("status")[1:3] == ["provider: forwards nothing yet", "  base rules: NOT as they have to be"]
+    assert provider.lines("status")[1:3] == ["provider: forwards nothing yet", "  base rules: NOT as required"]
     provider.qube.guestnet("apply")
     assert provider.lines("status")[1] == "provider: forwards IPv4"
     provider.qube.guestnet("forwarding", "off")

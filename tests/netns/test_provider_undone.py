@@ -171,7 +171,7 @@ def test_a_question_is_carried_out_only_while_its_asker_is_there() -> None:
         assert hotplug_socket.request(path, rules.ask("online", vif), 0.3) is None
         assert hotplug_socket.request(path, rules.ask("offline", vif), 0.3) is None
     os.kill(host.agent.pid, signal.SIGCONT)
-    eventually(lambda: host.agent.output().count("its asker has gone") == 2, trouble=host.trouble)
+    eventually(lambda: host.agent.output().count("its caller has gone") == 2, trouble=host.trouble)
     assert host.elements("allowed") == {"vif4.0 10.137.0.4"}
     assert "UP" in host.link("vif4.0")["flags"]
 

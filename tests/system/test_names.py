@@ -207,7 +207,8 @@ def test_without_its_unit_the_agent_is_told_the_remedy(qube: Machine) -> None:
     qube.run("systemctl", "mask", "--runtime", "--now", SOCKET)
     try:
         (line,) = ask(qube, "good.hostile.test")
-        assert line == f"{PATH}: the name look-up is not there; systemctl restart {SOCKET}; is it enabled or masked?"
+        remedy = f"systemctl restart {SOCKET}; is it enabled or masked?"
+        assert line == f"{PATH}: the socket of the name look-up does not exist; {remedy}"
         assert qube.property(UNIT, "ActiveState") == "active"
     finally:
         qube.run("systemctl", "unmask", "--runtime", SOCKET)

@@ -210,7 +210,7 @@ class _Look:
         if self._chain.hook == "ingress":
             return "give the chain a priority below 300"
         if self._chain.hook == "prerouting" and self._chain.priority <= CONNTRACK:
-            return "put it into a chain at hook forward, behind `ct state established,related accept`"
+            return "put it into a chain at hook forward, after `ct state established,related accept`"
         if "DOCKER-USER" in self._names:
             return "put `ct state established,related accept` first into DOCKER-USER, which Docker leaves to you"
         return REMEDY

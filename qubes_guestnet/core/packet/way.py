@@ -32,7 +32,7 @@ _STEPS: Mapping[tuple[str, str], str] = {
 _HOST = "host"
 # What one of these steps does with a packet that passes, where no rule of a user is the reason.
 _SAID = {
-    ON_GUARD: "the base rules have let it pass", SPOOFING: "the sender is an address of the qube",
+    ON_GUARD: "the base rules have accepted it", SPOOFING: "the sender is an address of the qube",
     LIMIT: "below the limits of unanswered connections", BASE: "no rule refuses it", REDIRECTION: "not redirected",
     NAT: "not translated",
 }  # fmt: skip
@@ -163,7 +163,7 @@ class _Journey:
         unroutable = target.is_multicast or target.is_loopback or str(target) == "255.255.255.255"
         way = Way(None) if unroutable else self._facts.route(target)
         if unroutable:
-            yield Step(ROUTE, DROPPED, f"{target} is no address that a provider forwards to")
+            yield Step(ROUTE, DROPPED, f"a provider does not forward to {target}")
         elif way.own:
             yield Step(ROUTE, PASSES, f"{target} is an address of this provider")
             yield from self._hook("input")
@@ -232,7 +232,7 @@ def _words(found: Passed, before: Packet, name: str) -> str:
     after, place = found.packet, found.place
     if found.translation == "dnat":
         port = "" if after.port == before.port else f" port {after.port}"
-        return f"{before.destination} leads to {after.destination}{port}"
+        return f"redirected from {before.destination} to {after.destination}{port}"
     if found.translation:
         return f"it leaves as {after.source}" if after.source != before.source else "it leaves as this provider"
     if found.verdict == ACCEPT and name in _SAID and not place.chain[2].startswith("custom-"):

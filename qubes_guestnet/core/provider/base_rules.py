@@ -181,7 +181,7 @@ def _after(facts: Facts, record: Record, so_far: Outcome, loads: int) -> Planned
         return Planned(ops, record, errors=(error,))
     if loads < LOADS:
         return Planned((LoadRules(tuple(facts.now), facts.rules), *ops), record)
-    error = GuestnetError("another program changes rules all the time, perhaps ours", "nft monitor shows what it does")
+    error = GuestnetError("another program keeps changing rules, possibly ours", "nft monitor shows what it does")
     return Planned(ops, record._replace(provided=provided._replace(rules=Loaded())), errors=(error,))
 
 

@@ -43,7 +43,8 @@ class LoadRules(NamedTuple):
 
     def __str__(self) -> str:
         words = f"nft -f: base rules of the tables {_named(self.families)}"
-        return f"{words}; put back what others had in our tables: {_words(self.put_back)}" if self.put_back else words
+        others = f"; restore other programs' parts of our tables: {_words(self.put_back)}" if self.put_back else ""
+        return f"{words}{others}"
 
 
 @distinct

@@ -78,7 +78,7 @@ class KeepVifRecord(NamedTuple):
         return self.vif.name.text
 
     def __str__(self) -> str:
-        return f"{self.name}: its end is tried again"
+        return f"{self.name}: taking it out of service is tried again"
 
 
 @distinct

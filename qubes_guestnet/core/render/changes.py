@@ -66,15 +66,15 @@ _UPLINK = {
     Verb.ADDRESS_DEL: "dom0 no longer gives this address",
     Verb.NEIGHBOUR_SET: "the gateway has the MAC of Xen's backend, so the first packet needs no ARP",
     Verb.NEIGHBOUR_DEL: "it is no longer the gateway",
-    Verb.ROUTE_DEL: "the settings no longer ask for this route",
+    Verb.ROUTE_DEL: "dom0's settings no longer require this route",
 }
 _VIF = {
-    Verb.LINK_GROUP: "group 2 marks the interface of a qube behind this one",
+    Verb.LINK_GROUP: "group 2 marks the interface of a client qube",
     Verb.LINK_MTU: "the MTU of the qubes is that of the uplink",
-    Verb.LINK_UP: "the qube may send only its own addresses, and all that ensures it is in force",
-    Verb.LINK_DOWN: "the qube goes out of service",
+    Verb.LINK_UP: "the rules that limit the qube to its own addresses are in force",
+    Verb.LINK_DOWN: "the vif is taken out of service",
     Verb.ADDRESS_ADD: "the gateway of the qube answers here",
-    Verb.ADDRESS_DEL: "the gateway of the qube is another one",
+    Verb.ADDRESS_DEL: "the qube has another gateway",
     Verb.NEIGHBOUR_SET: "the address belongs to this qube, whatever its neighbours claim",
     Verb.NEIGHBOUR_DEL: "the qube no longer has this address",
     Verb.ROUTE_ADD: "the qube is reached here",
@@ -92,7 +92,7 @@ def _names(op: Any) -> _Words:
 
 
 def _downstream(op: Any) -> _Words:
-    return "", _difference(op), "dom0 lists these addresses as behind this qube"
+    return "", _difference(op), "dom0 lists these addresses as those of client qubes"
 
 
 def _difference(op: Any) -> str:
@@ -100,7 +100,7 @@ def _difference(op: Any) -> str:
 
 
 def _addresses(op: Any) -> _Words:
-    return "", _difference(op) or "none", "name servers say so"
+    return "", _difference(op) or "none", "the name servers gave another answer"
 
 
 def _of_vif(op: Any) -> _Words:
@@ -115,34 +115,34 @@ def _element(op: Any) -> _Words:
 
 # Kind of operation → before, after, reason; those that need the operation are functions.
 KINDS: dict[str, _Words | Callable[[Any], _Words]] = {
-    "EndFlowtable": ("connections may be offloaded", "no offload", "offloaded packets would pass the rules by"),
+    "EndFlowtable": ("connections may be offloaded", "no offload", "offloaded packets would bypass the rules"),
     "CloseForwarding": ("1", "0", "nothing is forwarded before the rules that protect the qubes are in force"),
-    "OpenForwarding": ("0", "1", "this qube provides network, and all that protects the qubes is in force"),
+    "OpenForwarding": ("0", "1", "this qube provides network, and all rules that protect client qubes are in force"),
     "LoadRules": ("missing or different", "in force", "no qube may use the address of another one"),
     "LoadRulesInParts": ("refused together", "each part alone", "rules of users and other programs stay"),
     "UnloadRules": ("in force", "no base rules", "`rules unload` was called"),
-    "PurgeUntranslated": ("known to conntrack", "forgotten", "connections that began without rules stay untranslated"),
+    "PurgeUntranslated": ("in conntrack", "deleted", "connections that began without rules stay untranslated"),
     "LeaveGuard": ("in force", "no guard", "this qube provides network to no other qube"),
-    "StandGuard": ("no guard", "in force", "nothing passes while the base rules are away"),
+    "StandGuard": ("no guard", "in force", "no packet passes while the base rules are missing"),
     "CloseVif": _of_vif,
     "RemoveElements": ("may send", "may send nothing", "the qube is gone, or its device belongs to another one"),
-    "WriteVifRecord": ("", "recorded", "what is made for the qube can be removed later"),
+    "WriteVifRecord": ("", "recorded", "the configuration of the qube can be removed later"),
     "SetLimits": ("missing or different", "in force", "no qube may take all connections for itself"),
     "SetElement": _element,
     "WriteTunable": lambda op: ("", op.tunable.value, _TUNABLES[op.tunable.path[-1]]),
     "PrepareVif": _of_vif,
     "OpenVif": _of_vif,
-    "RemoveVifRecord": ("in service", "out of service", "the device of the qube is gone"),
+    "RemoveVifRecord": ("in service", "out of service", "the device of the qube no longer exists"),
     "MarkVifClosed": ("in service", "closed", "its device is gone; hotplug still needs its record"),
-    "KeepVifRecord": ("out of service in part", "tried again", "the end of the vif failed"),
+    "KeepVifRecord": ("partly out of service", "tried again", "taking the vif out of service failed"),
     "ChangeDownstream": _downstream,
     "LoadRedirection": _redirection,
     "KeepForeignRedirection": lambda op: ("", op.ends, "rules of another program in dnat-dns stay in force"),
-    "PurgeConntrack": ("known to conntrack", "forgotten", "old connections must not outlive the change"),
+    "PurgeConntrack": ("in conntrack", "deleted", "old connections must not outlive the change"),
     "SetFirewallServers": lambda op: (
         "", " ".join(map(str, op.addresses)) or "none", "the firewall of the qubes allows DNS to these servers"
     ),
-    "LoadFirewallTable": ("missing or different", "in force", "the firewall of the qubes drops what no rule accepts"),
+    "LoadFirewallTable": ("missing or different", "in force", "it drops packets that no rule of a qube accepts"),
     "SetDnsServers": lambda op: (
         "", " ".join(map(str, op.servers)) or "none", "the firewall of the qubes allows DNS to these servers"
     ),
@@ -150,14 +150,14 @@ KINDS: dict[str, _Words | Callable[[Any], _Words]] = {
     "SetQubeRules": lambda op: (
         "missing or different", "in force", f"dom0 has committed rules for {op.bound.ruleset.address}"
     ),
-    "RemoveQubeRules": ("in force", ABSENT, "no vif has this address, or dom0 has not committed since it came"),
+    "RemoveQubeRules": ("in force", ABSENT, "no vif has this address, or dom0 has committed no rules since"),
     "RemoveQubeChain": ("present", "empty or absent", "no qube uses it"),
     "RemoveName": ("present", ABSENT, "no rule uses the name"),
-    "EndConnections": ("known to conntrack", "forgotten", "new rules refuse what former ones accepted"),
+    "EndConnections": ("in conntrack", "deleted", "new rules refuse what former ones accepted"),
     "ExportNames": ("", "written", "scripts read the addresses of names there"),
     "CountHandled": ("", "one more", "programs of dom0 and scripts wait until rules are in force"),
     "UnitJob": lambda op: ("", f"{op.verb} queued", f"{op.unit} uses the name servers that changed"),
-    "ApplySysctl": ("files of sysctl.d not applied", "applied", "they count before the link goes up"),
+    "ApplySysctl": ("files of sysctl.d not applied", "applied", "they must be applied before the link goes up"),
     "PublishFile": ("missing or different", "as dom0 asks", "programs of this qube find their name servers there"),
     "RewriteProfile": ("former interface name", "present interface name", "the profile is the user's own"),
     "PublishProfile": ("missing or different", "as dom0 asks", "NetworkManager configures the uplink from it"),
@@ -165,7 +165,7 @@ KINDS: dict[str, _Words | Callable[[Any], _Words]] = {
     "ActivateProfile": ("not in force", "in force", "NetworkManager configures the uplink from it"),
     "ReapplyProfile": ("former settings in force", "new settings in force", "the profile changed"),
     "RemoveProfile": ("present", ABSENT, "NetworkManager no longer configures this interface"),
-    "StartHooks": ("not told", "told", "addresses, gateways or servers changed since the hooks last ran"),
+    "StartHooks": ("not run", "started", "addresses, gateways or servers changed since the hooks last ran"),
     "SetLinkNames": _names,
     "RevertLinkNames": ("has servers", "no servers", "dom0 gives this interface no name servers"),
     "LoadFlowtable": lambda op: (
@@ -224,7 +224,7 @@ def _route_reason(route: Route, interface: InterfaceReport) -> str:
         return "the gateway is reached here"
     if route.destination.version == IPV6:
         return "IPv6 always leaves by the gateway"
-    return f"everything leaves here by {wording.style(interface.choice)}"
+    return f"default route: {wording.style(interface.choice)}"
 
 
 def _ends(op: Op, observed: State | None) -> tuple[str, str]:

@@ -52,7 +52,9 @@ def as_text(lists: Iterable[ListShown], vifs: Mapping[IPAddress, str], enforcer:
         for warning in each.bound.warnings:
             yield line("  ", warn(warning))
         for server, number in each.shadowed:
-            shadow = f"entry {number:04} refuses the name server {server} before an entry allows it (specialtarget=dns)"
+            shadow = (
+                f"entry {number:04} refuses the name server {server} before another one allows it (specialtarget=dns)"
+            )
             yield line("  ", warn(shadow))
         for host in each.names:
             yield from _name(host)
@@ -88,8 +90,8 @@ def _name(host: NameShown) -> Iterator[Line]:
 def _address(held: AddressShown) -> str:
     if held.heard is None:
         return str(held.address)
-    left = "" if held.current else "left the last answer; "
-    return f"{held.address} ({left}heard {held.heard} s ago, time to live {held.ttl} s)"
+    left = "" if held.current else "not in the last answer; "
+    return f"{held.address} ({left}received {held.heard} s ago, time to live {held.ttl} s)"
 
 
 def as_data(lists: Iterable[ListShown], vifs: Mapping[IPAddress, str], enforcer: str) -> dict[str, Any]:

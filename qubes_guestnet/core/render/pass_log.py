@@ -40,7 +40,7 @@ _WORDS = {
     OWN: "the changes of the pass before",
     FIREWALL: "a timer (dom0 has not written all rules of a qube yet)",
     NAMES: "the name look-up (a name in firewall rules has other addresses)",
-    RETRY: "a timer (something was still to do)",
+    RETRY: "a timer (operations were pending)",
 }
 # Other programs cause these; what is changed after them alone is a repair.
 _FOREIGN = {LINK: "a link", ADDRESS: "an address", ROUTE: "a route", RULES: "nft rules", FILES: "resolv.conf"}

@@ -88,13 +88,13 @@ def as_text(report: ProviderReport | None) -> Iterator[Line]:
     for path, reason in report.scripts.failed if report.scripts is not None else ():
         yield line("  firewall script failed: ", bad(printable(f"{path} ({reason})")))
     for held in sorted(report.settings.held):
-        yield line("  ", warn(f"{held}: settings invalid, what is in force stays"))
+        yield line("  ", warn(f"{held}: settings invalid, those in force stay"))
     if report.active:
         yield line(name("virtual DNS"), f": {_names(report)}")
         yield line(name("offload"), f": {_offload(report)}")
     for vif in report.vifs:
         others = _sharing(report, vif)
-        shared = (bad(f"; DUPLICATE ADDRESS, as {_join(others)}"),) if others else ()
+        shared = (bad(f"; DUPLICATE ADDRESS, same as {_join(others)}"),) if others else ()
         yield from _with_firewall(report, vif, line(_vif_line(vif), *shared))
 
 
@@ -130,13 +130,13 @@ def _rules(report: ProviderReport) -> str:
     if any(error.needs_root for error in report.errors):
         return "run as root to see them"
     looked = all(isinstance(error, SettingsError) for error in report.errors)
-    return "NOT as they have to be" if looked else "not known, see the errors"
+    return "NOT as required" if looked else "unknown, see the errors"
 
 
 def _forwarding(report: ProviderReport) -> str:
     named = " and ".join(word.replace("ipv", "IPv") for word in _families(report.forwarding))
     if not report.active:
-        what = f"forwards {named} as another program wants it" if named else "forwards nothing"
+        what = f"forwards {named}, because another program enabled it" if named else "forwards nothing"
         return f"{what} (service flag qubes-network is not set)"
     if report.forwarding:
         return f"forwards {named}{_filtered(report.firewall)}{_stopped(report)}{_apart(report)}"
@@ -151,7 +151,7 @@ def _forwarding(report: ProviderReport) -> str:
 
 def _filtered(firewall: str) -> str:
     if firewall == NO_FIREWALL:
-        return ", UNFILTERED (the service qubes-firewall is on, and no firewall is there)"
+        return ", UNFILTERED (the service qubes-firewall is on, but there is no firewall)"
     return f" by the last rules of the firewall (qubes-firewall.service is {firewall})" if firewall else ""
 
 
@@ -221,7 +221,7 @@ def _unanswered(report: VifReport) -> str:
         f"{count.unanswered} of {count.limit} {kind}" + (f" ({count.refused} packets refused)" if count.refused else "")
         for kind, count in zip(("names", "connections"), counts, strict=True)
     ]
-    return f", without an answer: {', '.join(words)}"
+    return f", unanswered: {', '.join(words)}"
 
 
 def _mapping(mapping: Mapped) -> str:

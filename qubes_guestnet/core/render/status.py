@@ -91,7 +91,7 @@ def _interface_lines(interface: InterfaceReport) -> Iterator[Line]:
     for route in sorted(interface.observed.routes, key=str):
         yield line(f"    {route_text(route)}")
     for family in sorted(interface.settings.held):
-        yield line("  ", warn(f"IPv{family}: settings invalid, what was configured stays"))
+        yield line("  ", warn(f"IPv{family}: settings invalid, its configuration stays"))
 
 
 def route_text(route: Route) -> str:

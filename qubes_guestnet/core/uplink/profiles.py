@@ -41,9 +41,9 @@ READ = "read-"
 class Device(enum.Enum):
     """An interface as NetworkManager has it."""
 
-    UNASKED = "no answer is needed, or there was none"
+    UNASKED = "no reply was needed, or there was none"
     ABSENT = "NetworkManager is not running"
-    UNMANAGED = "not managed, as while udev is at work on it"
+    UNMANAGED = "not managed, for example while udev handles it"
     OTHER = "managed, with another profile or none in force"
     OURS = "our profile is in force, or about to be"
 

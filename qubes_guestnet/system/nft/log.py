@@ -33,8 +33,8 @@ _SNAP = 160  # bytes: the headers of IPv6 with extensions, and of what it carrie
 _GROUP = 8100
 _BUFFER = 1 << 20
 _REMEDIES = {
-    errno.EPERM: "another `firewall log` runs, or run as root",  # nfnetlink_log has one errno for both
-    errno.EEXIST: "another `firewall log` runs",
+    errno.EPERM: "another `firewall log` is running, or run as root",  # nfnetlink_log has one errno for both
+    errno.EEXIST: "another `firewall log` is running",
     errno.EOPNOTSUPP: "it needs kernel 5.12, with CONFIG_NETFILTER_NETLINK_LOG",
 }
 

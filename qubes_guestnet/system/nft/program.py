@@ -43,7 +43,7 @@ class _NotPermitted(NftError):
 
 # Without CAP_NET_ADMIN in the first user namespace nft cannot exceed the limit (SO_SNDBUFFORCE).
 _TOO_LONG = "Message too long"
-BUFFER = "the transaction exceeds the send buffer of its socket: raise net.core.wmem_max, or have fewer rules"
+BUFFER = "the transaction exceeds the send buffer of its socket: raise net.core.wmem_max, or use fewer rules"
 
 
 def run(text: str) -> None:

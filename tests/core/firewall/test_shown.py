@@ -78,8 +78,8 @@ def test_a_list_in_force_with_its_packets_and_names() -> None:
         "  # never decides: entry 0000 matches all of its packets",
         "  0003  action=accept specialtarget=dns proto=icmp  # matches nothing: DNS uses TCP and UDP, port 53",
         "  policy drop  7 packets",
-        "  a.org: 192.0.2.1 (heard 10 s ago, time to live 300 s),"
-        " 192.0.2.2 (left the last answer; heard 60 s ago, time to live 60 s)",
+        "  a.org: 192.0.2.1 (received 10 s ago, time to live 300 s),"
+        " 192.0.2.2 (not in the last answer; received 60 s ago, time to live 60 s)",
         "  b.org: not known",
         "    not known yet (the name servers do not answer): an accept entry with it matches nothing, a drop entry "
         "every destination; the look-up is repeated",
@@ -167,7 +167,7 @@ def test_without_root_and_where_another_program_enforces_them() -> None:
 
 def test_a_name_server_that_an_entry_refuses_before_it_is_allowed() -> None:
     given = facts("action=drop dst4=192.0.2.0/24", "action=accept specialtarget=dns")
-    assert "  entry 0000 refuses the name server 192.0.2.53 before an entry allows it (specialtarget=dns)" in text(
+    assert "  entry 0000 refuses the name server 192.0.2.53 before another one allows it (specialtarget=dns)" in text(
         given
     )
 

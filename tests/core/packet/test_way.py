@@ -70,7 +70,7 @@ def test_a_packet_that_passes_names_the_entry_that_accepts_it() -> None:
     ]  # fmt: skip
     words = {step.words for step in found.steps}
     assert {
-        "192.0.2.1 leads to 192.0.2.9",
+        "redirected from 192.0.2.1 to 192.0.2.9",
         "it leaves as 198.51.100.2",
         "the sender is an address of the qube",
     } <= words
@@ -125,7 +125,7 @@ def test_of_two_translations_of_one_hook_the_first_counts() -> None:
     loaded = rules(nat=lead, q_nat=[[{"dnat": {"addr": "192.0.2.8"}}]])
     found = walked(loaded)
     assert (found.packet.destination, found.packet.port) == (ip_address("192.0.2.9"), 5)
-    assert found.steps[0].words == "192.0.2.1 leads to 192.0.2.9 port 5"
+    assert found.steps[0].words == "redirected from 192.0.2.1 to 192.0.2.9 port 5"
     nowhere = walked(rules(postrouting=[[{"masquerade": None}]]), route=lambda _address: Way(OUT))
     assert nowhere.steps[-1].words == "it leaves as this provider"
 
@@ -133,9 +133,9 @@ def test_of_two_translations_of_one_hook_the_first_counts() -> None:
 @pytest.mark.parametrize(
     ("target", "outcome", "words"),
     [
-        ("224.0.0.1", DROPPED, "no address that a provider forwards to"),
-        ("255.255.255.255", DROPPED, "no address that a provider forwards to"),
-        ("127.0.0.1", DROPPED, "no address that a provider forwards to"),
+        ("224.0.0.1", DROPPED, "a provider does not forward to"),
+        ("255.255.255.255", DROPPED, "a provider does not forward to"),
+        ("127.0.0.1", DROPPED, "a provider does not forward to"),
         ("203.0.113.1", REFUSED, "there is no route to 203.0.113.1"),
         (str(OWN), REFUSED, "ip qubes input: q_input 0"),
     ],

@@ -22,7 +22,7 @@ STORE = 'StoreError("QubesDB: thrown")'
 BUG = 'ValueError("thrown, which no adapter should raise")'
 BUS = 'BusError("thrown: no answer within 0.5 s")'
 CROWDED = 'Crowded("thrown: no answer within 0.5 s")'
-LOOK_UP = 'GuestnetError("thrown: the name look-up is not there")'
+LOOK_UP = 'GuestnetError("thrown: the socket of the name look-up does not exist")'
 LIBRARY = 'ImportError("thrown: another release of a library")'
 
 Row = tuple[str, str]
