@@ -148,12 +148,13 @@ def advance(before: State, facts: Facts) -> Outcome:
 def _writing(before: State, facts: Facts) -> dict[IPAddress, float]:
     """Return the addresses whose set is being written, and the time of their last event."""
     writing = dict(before.writing)
+    known = facts.attached | set(facts.stored.sets) | {address for address, _ in map(told_of, facts.meanwhile)}
     for address, commit in map(told_of, (*facts.seen, *facts.meanwhile)):
         if address is not None:
             writing[address] = facts.now
         if address is not None and commit:
             del writing[address]
-    return {each: since for each, since in writing.items() if each in facts.attached or each in facts.stored.sets}
+    return {each: since for each, since in writing.items() if each in known}
 
 
 class _Read:
@@ -204,7 +205,9 @@ def _unattached(
 ) -> frozenset[IPAddress]:
     """Return the addresses whose next vif needs no other commit, if QubesDB still has their entries."""
     known = facts.stored.committed if facts.boots else frozenset[IPAddress]()
-    return (((before.committed - lost) | commits | known) - facts.attached) & facts.stored.committed
+    # A commit that was written while the entries were read is not among them.
+    stored = facts.stored.committed | {address for address, commit in map(told_of, facts.meanwhile) if commit}
+    return frozenset(((before.committed - lost) | commits | known) - facts.attached) & stored
 
 
 def ordered(addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:

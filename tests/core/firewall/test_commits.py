@@ -130,6 +130,23 @@ def test_a_commit_that_came_during_the_read_counts() -> None:
     assert in_force(advance(outcome.state, facts(1 + QUIET, NEW))) == ["2", "3"]
 
 
+@pytest.mark.behaviour("B80")
+def test_the_first_commit_of_an_address_without_a_vif_counts_though_it_came_during_the_read() -> None:
+    """The entries were read before it: a starting qube had no network until the next commit."""
+    early = advance(State(), facts(1, {}, meanwhile=(f"{FOLDER}policy", COMMIT), attached=frozenset()))
+    assert early.state.committed == HERE
+    assert in_force(advance(early.state, facts(2, NEW))) == ["2", "3"]
+    removed = advance(early.state, facts(2, {}, FOLDER, attached=frozenset()))
+    assert removed.state.committed == frozenset()
+
+
+@pytest.mark.behaviour("B91")
+def test_a_second_write_that_began_during_that_read_is_waited_for() -> None:
+    early = advance(State(), facts(1, {}, meanwhile=(f"{FOLDER}policy", COMMIT, FOLDER), attached=frozenset()))
+    assert in_force(advance(early.state, facts(1.01, NEW))) is None
+    assert in_force(advance(early.state, facts(1.02, NEW, COMMIT))) == ["2", "3"]
+
+
 @pytest.mark.behaviour("B66")
 def test_a_whole_set_with_an_error_is_handled_and_refuses_everything() -> None:
     outcome = advance(started(), facts(1, stored("action=accept", "foo"), COMMIT))
