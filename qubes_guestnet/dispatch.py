@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
 
 def of_uplink(kernel: Kernel, others: OtherServices | None) -> Adapters:
-    """For links, addresses, neighbours and routes, for resolv.conf, and for the services beside them.
+    """Return the adapters for links, addresses, neighbours, routes, resolv.conf, and the other services.
 
     Args:
         kernel: the adapter.
-        others: the other services; None where nothing is planned for them.
+        others: the other services; None if nothing is planned for them.
     """
     table: Adapters = {"Op": kernel.apply, "PublishFile": _publish}
     return {**table, **(of_services(others) if others is not None else {})}
 
 
 def _publish(op: PublishFile) -> None:
-    """Raises Vanished where the file is another one by now, which is to be judged like any other (behaviour B124)."""
+    """Publish a file. Raises Vanished if another program has replaced it meanwhile, so it is judged again (B124)."""
     from .core.dns import resolv_conf  # not at boot, nor for a vif
 
     if resolv_conf.may_be_truncated(op.over, op.data):
@@ -60,7 +60,7 @@ def _publish(op: PublishFile) -> None:
 
 
 def _let_rest(path: str, seconds: float) -> None:
-    """Wait until a file was modified some seconds ago, and no longer than these."""
+    """Wait until the last change of a file is some seconds old, and at most these seconds."""
     try:
         age = time.time() - os.stat(path).st_mtime
     except OSError:
@@ -69,7 +69,7 @@ def _let_rest(path: str, seconds: float) -> None:
 
 
 def of_services(others: OtherServices) -> Adapters:
-    """For the services beside the uplink."""
+    """Return the adapters for the other services of the uplink."""
     from .system import networkmanager
 
     return {
@@ -93,7 +93,7 @@ OF_FORWARDING: Adapters = {
 
 
 def of_base_rules(transactions: Transactions) -> Adapters:
-    """For the base rules, which every qube has, and what follows when they were lost."""
+    """Return the adapters for the base rules of every qube, and for the steps after their loss."""
     return {
         **OF_FORWARDING,
         "LoadRules": lambda op: transactions.run(op.text),
@@ -123,7 +123,7 @@ def _queue_job(op: UnitJob) -> None:
 
 
 def of_guard(guard: Guard, transactions: Transactions) -> Adapters:
-    """For the guard of the resident agent."""
+    """Return the adapters for the guard of the resident agent."""
     return {
         "StandGuard": lambda _op: transactions.do(guard.stand),
         "LeaveGuard": lambda _op: transactions.do(guard.leave),
@@ -131,7 +131,7 @@ def of_guard(guard: Guard, transactions: Transactions) -> Adapters:
 
 
 def of_rules(transactions: Transactions) -> Adapters:
-    """For what a provider has of nft, and the services that go by it."""
+    """Return the adapters for a provider's nft rules, and the services that depend on them."""
     from .core.nft import flowtable, rules_text
     from .system import conntrack
 
@@ -148,10 +148,10 @@ def of_rules(transactions: Transactions) -> Adapters:
 
 
 def of_firewall(transactions: Transactions, store: Callable[[], Store]) -> Adapters:
-    """For the firewall of single qubes.
+    """Return the adapters for the firewall of client qubes.
 
     Args:
-        transactions: of this process.
+        transactions: transactions of this process.
         store: connects to QubesDB for writing.
     """
     from .core.firewall import operations as firewall
@@ -192,12 +192,12 @@ def _count_handled(op: CountHandled, connect: Callable[[], Store]) -> None:
 
 
 def of_vifs(kernel: Kernel, records: vif_records.Folder, transactions: Transactions) -> Adapters:
-    """For the interfaces of the qubes behind a provider.
+    """Return the adapters for the vifs of a provider.
 
     Args:
         kernel: the adapter.
-        records: of the vifs.
-        transactions: of this process.
+        records: records of the vifs.
+        transactions: transactions of this process.
     """
     from .system import conntrack
 
@@ -214,7 +214,7 @@ def of_vifs(kernel: Kernel, records: vif_records.Folder, transactions: Transacti
 
 
 def _remove_elements(op: RemoveElements, transactions: Transactions) -> None:
-    """Without any rules of ours there is nothing that would let it send, and no set to take it out of."""
+    """Remove elements; ignore an error if all our tables are missing, because then the vif cannot send anyway."""
     from .system.nft import program as nft
 
     try:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The resident agent: its loop, and what it waits for."""
+"""The resident agent: its loop, and the sources of its wake-ups."""

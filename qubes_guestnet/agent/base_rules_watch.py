@@ -34,14 +34,14 @@ def with_lost_rules(report: Report, untrusted_entries: dict[str, bytes], paths: 
 
 
 def load_lost(untrusted_entries: dict[str, bytes], paths: Paths) -> Kept:
-    """Load base rules again that were loaded once and are not there as they were. What was never loaded is not lost.
+    """Load the base rules again if they were loaded before and are now missing or changed.
 
     Args:
-        untrusted_entries: of QubesDB.
+        untrusted_entries: entries of QubesDB.
         paths: locations of the qube's files.
 
     Returns:
-        What was done, in words, and what went wrong.
+        The operations carried out, in words, and the errors.
     """
     try:
         work = _lost(untrusted_entries, paths, applies=True)
@@ -51,7 +51,7 @@ def load_lost(untrusted_entries: dict[str, bytes], paths: Paths) -> Kept:
 
 
 def _lost(untrusted_entries: dict[str, bytes], paths: Paths, *, applies: bool) -> PassState | None:
-    """What came of the base rules in one pass; None where they were never loaded. Raises GuestnetError."""
+    """Return the state of a pass over the base rules; None if they were never loaded. Raises GuestnetError."""
     from ..system.owned_state import Ledger
 
     with Ledger(paths.run, reading=True) as ledger:
@@ -68,7 +68,7 @@ def _lost(untrusted_entries: dict[str, bytes], paths: Paths, *, applies: bool) -
 
 
 class Keeper:
-    """Knows whether other programs have changed rules since the base rules were looked at.
+    """Detects whether other programs have changed rules since the base rules were last read.
 
     Args:
         paths: locations of the qube's files.
@@ -77,28 +77,28 @@ class Keeper:
         rules: wakes the loop when rules change.
 
     Raises:
-        KernelError: the kernel tells nothing of changes.
+        KernelError: the kernel reports no changes.
     """
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self.rules = nft_kernel.Events()
-        self._looked = -1  # generation of the rules when all was well
+        self._looked = -1  # generation of the rules when they were last correct
         self._rules: Rules | None = None
         self._memory: PassMemory | None = None  # of the last pass over them
 
     def close(self) -> None:
-        """Leave it to the provider's half."""
+        """Stop watching; the provider's half takes over."""
         self.rules.close()
 
     def keep(self, untrusted_entries: dict[str, bytes] | None) -> Kept:
-        """Have the base rules there.
+        """Restore the base rules if another program has changed them.
 
         Args:
-            untrusted_entries: of QubesDB; None while it does not answer: rules that are there stay as they are.
+            untrusted_entries: entries of QubesDB; None while it does not answer, so that existing rules stay.
 
         Returns:
-            What was done, in words, and what went wrong.
+            The operations carried out, in words, and the errors.
         """
         try:
             generation = nft_kernel.generation()
@@ -108,7 +108,7 @@ class Keeper:
                 self._looked = generation
                 return _NOTHING
             kept = self._load(untrusted_entries)
-            # The one before: a change by another program meanwhile is looked at with the next event (behaviour B148).
+            # The former generation: the next event detects a change that another program made meanwhile (B148).
             self._looked = generation if not kept[1] else -2
         except GuestnetError as error:
             return (), (error,)

@@ -26,7 +26,7 @@ class Connection:
 
     @property
     def up(self) -> bool:
-        """Whether both are open."""
+        """Return whether both are open."""
         return self._store is not None
 
     def open(self) -> None:
@@ -40,7 +40,7 @@ class Connection:
         self._fresh = True
 
     def watch(self, watched: tuple[str, ...], prefixes: tuple[str, ...]) -> bool:
-        """Watch and read these from now on; return whether that is something else than before. Raises StoreError."""
+        """Watch and read these from now on; return whether they differ from the former ones. Raises StoreError."""
         if (self.watched, self.prefixes) == (watched, prefixes):
             return False
         self.close()
@@ -79,7 +79,7 @@ class Connection:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """What the watches told of last."""
+        """Return the paths that the watches reported last."""
         return self._watches.paths if self._watches is not None else ()
 
     # --- for the firewall of single qubes ------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Connection:
         return self._fresh or bool(self._seen)
 
     def read(self) -> tuple[dict[str, bytes], tuple[str, ...], tuple[str, ...], bool]:
-        """See `provider.firewall.Source`. What else the watches tell of meanwhile is kept for `take_aside`."""
+        """See `provider.firewall.Source`. Other paths that the watches report meanwhile are kept for `take_aside`."""
         from ..core.firewall import entries  # few providers
 
         if self._store is None:
@@ -104,7 +104,7 @@ class Connection:
         return found, seen, meanwhile, fresh
 
     def take_aside(self) -> bool:
-        """Whether watches told of other entries while those of the firewall were read; asked once for each time."""
+        """Return, once, whether watches reported other entries while those of the firewall were read."""
         aside, self._aside = self._aside, False
         return aside
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""File descriptors of a part of the agent that has other ones from time to time, as the loop's poll knows them."""
+"""The changing file descriptors of one part of the agent, registered with the loop's poll."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..system.signals import Signals
 
 
 class Descriptors:
-    """What is waited for of one part.
+    """The descriptors of one part that the loop polls.
 
     Args:
         signals: the loop's poll.

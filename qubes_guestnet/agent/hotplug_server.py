@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the resident agent does for hotplug in a provider: it is asked by a socket, and finds other vifs itself.
+"""The resident agent's service for hotplug in a provider: it answers requests on a socket, and finds other vifs itself.
 
-The agent sits in a sandbox without xenstore and without the right to make namespaces. So the command that Xen's hotplug
-calls (`cli.vif`) finds out what the vif is, has it set up here, and runs the user's hooks. A vif that was there before
-the agent ran, and one whose fake addresses came late, is handed to that same command, outside the sandbox.
+The agent's sandbox has no access to xenstore and may not create namespaces. So the command that Xen's hotplug calls
+(`cli.vif`) collects the vif's data, makes the agent configure it, and runs the user's hooks. For a vif that existed
+before the agent started, or whose fake addresses came late, the agent starts the same command outside of the sandbox.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ if TYPE_CHECKING:
     from .name_look_ups import NameLookUps
 
 WATCHED = (*settings.WATCHED, *provider.PROVIDER_WATCHED)
-# The command itself waits this long for a device, for xenstore and for hooks, with room to spare.
+# Longer than the command itself waits for a device, xenstore and hooks.
 _COMMAND_SECONDS = 120.0
 
 
 class Told(NamedTuple):
-    """What written entries ask for.
+    """The effect of written entries.
 
     Args:
-        wakes: a pass.
-        keys: they are not only about the firewall of single qubes.
+        wakes: they start a pass.
+        keys: some are outside of the firewall's folder.
         commits: dom0 has committed the rules of a qube.
     """
 
@@ -62,16 +62,16 @@ class Host:
         paths: locations of the qube's files.
         kernel: the adapter.
         others: the other services of the qube.
-        entries: reads QubesDB afresh.
-        source: where the entries of the firewall come from.
+        entries: reads QubesDB again.
+        source: source of the firewall's entries.
 
     Attributes:
         rules: wakes the loop when rules change.
-        prefixes: what is read of QubesDB.
+        prefixes: prefixes that are read from QubesDB.
 
     Raises:
-        FileError: the socket cannot be made.
-        KernelError: nftables does not tell of changes.
+        FileError: the socket cannot be created.
+        KernelError: nftables reports no changes.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Host:
         self._everything, self._stirred = True, False
         self._started: set[str] = set()
         self._look_ups: NameLookUps | None = None
-        self._handed: set[str] = set()  # those of them that did not end since, whatever is looked at anew
+        self._handed: set[str] = set()  # those of them that have not ended since, even after `look_at_everything`
         self._asking: list[hotplug_socket.Reply] = []  # requests of qubes-firewall.service, not answered yet
         self._trouble = ""
         others.follow_names()
@@ -107,11 +107,11 @@ class Host:
 
     @property
     def watched(self) -> tuple[str, ...]:
-        """What is watched in QubesDB: the lists of single qubes only where this program enforces them."""
+        """Return the watched paths of QubesDB; the lists of client qubes only if this program enforces them."""
         return (*WATCHED, firewall_entries.FOLDER) if self.provider.enforces else WATCHED
 
     def follow_names(self, signals: Signals) -> None:
-        """After a pass: wait for the look-ups of names in firewall rules that are in flight now.
+        """After a pass, poll for the look-ups of names in firewall rules that are in flight.
 
         Args:
             signals: the loop's poll.
@@ -125,49 +125,49 @@ class Host:
             self._look_ups.follow(names)
 
     def names_due(self) -> float | None:
-        """Return when a name is to be asked for, by the monotonic clock; None for never."""
+        """Return when a name is due for a look-up, by the monotonic clock; None for never."""
         return self._look_ups.due() if self._look_ups is not None else None
 
     def names_changed(self, ready: Collection[int]) -> bool:
-        """Ask for names that are due; return whether one has other addresses: then a pass has to follow."""
+        """Look up names that are due; return whether addresses of one have changed, which requires a pass."""
         return self._look_ups is not None and self._look_ups.changed(ready)
 
     def look_at_everything(self) -> None:
-        """The next pass takes nothing for granted."""
+        """Make the next pass read everything again."""
         self._everything = True
         self._started.clear()
         self.provider.look_at_everything()
 
     def gather(self, ready: Iterable[int]) -> bool:
-        """Answer a question at once; True if a pass has to follow, because something is still to do."""
+        """Answer a request at once; return whether a pass must follow, because work is pending."""
         return self._server.fileno() in ready and self._serve()
 
     def told(self, paths: tuple[str, ...]) -> Told:
-        """Return what the watches' paths ask for.
+        """Return the effect of written paths.
 
         Args:
-            paths: that were written; none: not known.
+            paths: the written paths; none if unknown.
         """
         commits = bool(paths) and self.provider.enforces and firewall_entries.commits(paths)
         keys = not paths or bool(firewall_entries.others(paths))
         return Told(keys or commits, keys, commits)
 
     def rules_changed(self) -> None:
-        """Rules have changed."""
+        """React to a change of rules."""
         self._stirred = True
         try:
             self.provider.rules_changed()
-        except GuestnetError as error:  # the pass that follows tells what is wrong
+        except GuestnetError as error:  # the next pass reports the problem
             log(ERROR, f"after a change of rules: {error}")
 
     def stirred(self) -> bool:
-        """Return whether rules have changed since this was last asked, or a pass went by."""
+        """Return whether rules have changed since the last call or the last pass."""
         stirred, self._stirred = self._stirred, False
         return stirred
 
     @property
     def known(self) -> dict[str, bytes]:
-        """What QubesDB said last; empty where it has never answered."""
+        """Return the last entries from QubesDB; empty if it has never answered."""
         return self._known
 
     def _serve(self) -> bool:
@@ -188,7 +188,7 @@ class Host:
             done = self._do(*vif_rules.asked(data), reply.awaited)
         except ValueError as error:
             problem = f"malformed request on vif.sock: {error}"
-        except Exception as error:  # the asker is answered, whatever happens
+        except Exception as error:  # the caller always gets an answer
             problem = str(as_error(error))
         for words in done:
             log(INFO, words)
@@ -213,19 +213,19 @@ class Host:
         except StoreError:
             if not self._known:
                 raise
-            # What it said last is in force while it does not answer, and the loop tells of the outage.
+            # Its last entries stay in force while it does not answer; the loop reports the outage.
 
     def find(self, entries: dict[str, bytes]) -> None:
-        """After a pass: hand vifs to the command that needs it.
+        """After a pass, start the command for vifs that need it.
 
         Args:
-            entries: as read for the pass.
+            entries: entries of the pass.
 
         Raises:
-            GuestnetError: it is not known which, or a command was not started; the next pass tries again.
+            GuestnetError: the vifs are unknown, or a command was not started; the next pass tries again.
         """
         self._answer()
-        # Where a link leads to, and settings of single links that systemd-resolved tells by no signal (B127, B130).
+        # The target of a link, and settings of links that systemd-resolved does not signal (B127, B130).
         self._folders.watch((*dir_watch.folders(self._resolv_conf), resolved.LINKS_FOLDER))
         self._known, self._stirred = entries, False
         names = []
@@ -237,7 +237,7 @@ class Host:
         self._everything = False
 
     def _answer(self) -> None:
-        """Tell qubes-firewall.service that the lists of all qubes are in force; until then it waits."""
+        """Reply to the waiting qubes-firewall.service when the lists of all qubes are in force."""
         waiting = [reply for reply in self._asking if reply.awaited()]
         for reply in (each for each in self._asking if each not in waiting):
             reply.close()
@@ -248,7 +248,7 @@ class Host:
                 reply(vif_rules.answer("", ()))
 
     def _late(self, entries: dict[str, bytes]) -> tuple[Vif, ...]:
-        """Vifs with late fake addresses; trouble is told once, and the next pass looks again."""
+        """Return vifs with late fake addresses; an error is logged once, and the next pass tries again."""
         try:
             late = self.provider.late_mappings(entries)
         except GuestnetError as error:
@@ -261,7 +261,7 @@ class Host:
 
     def _start(self, name: str, addresses: str) -> None:
         if name in self._started:
-            return  # once is enough: what fails then is in the journal, and hotplug can be called again
+            return  # start it once only: a failure is in the journal, and hotplug can be called again
         self._started.add(name)
         self._handed.add(name)
         parsed = parse_name(name)
@@ -280,7 +280,7 @@ class Host:
 
 
 def _ourselves() -> tuple[str, ...]:
-    """The command line of the program that runs."""
+    """Return the command line that starts this program."""
     installed = programs.find("qubes-guestnet")
     launched = os.path.basename(sys.argv[0]) == "qubes-guestnet"
     if launched and installed:

@@ -36,7 +36,7 @@ class Journal:
         self._errors: tuple[str, ...] = ()
         self._told: tuple[str, str] | None = None
         self._notified = ""
-        self._troubled = False  # an error was told, and not yet that all are gone
+        self._troubled = False  # an error was logged, but not yet that all are cleared
         self._failures: dict[str, bool] = {}  # text → whether it was met since the last pass that was told
         self._untold = self._replaced = ""
         self.ready = False
@@ -97,7 +97,7 @@ class Journal:
             paths: of QubesDB, which were written.
         """
         came = Causes().plus(causes, paths)
-        if self._changed:  # what comes at once after a pass is taken for its own changes
+        if self._changed:  # wake-ups directly after a pass are attributed to its own changes
             self._echoes = self._echoes.plus(came.echoes)
             came = came._replace(kinds=came.kinds - came.echoes)
         self._causes = self._causes.plus(came.kinds, came.paths)
@@ -164,7 +164,7 @@ class Journal:
             log(INFO, words, "interface")
         done = _done(report)
         causes, echoes, self._causes, self._echoes = self._causes, self._echoes, Causes(), Causes()
-        if not causes.kinds and echoes.kinds:  # what they did not explain was another program's
+        if not causes.kinds and echoes.kinds:  # our own changes do not explain this pass, so another program caused it
             causes = echoes if done else causes.plus((pass_log.OWN,))
         self._changed = bool(done)
         errors = set(map(str, report.errors)) - {*self._errors, *self._failures}
@@ -176,7 +176,7 @@ class Journal:
         count = self._passes[1] + 1 if said == self._passes[0] else 1
         self._passes = said, count
         again = f" ({count} times in a row)" if count > 1 else ""
-        # The first whole, and then of the 2nd, 4th, 8th … the line alone.
+        # Log the first pass completely, and then only the line of the 2nd, 4th, 8th …
         log(DEBUG if count & (count - 1) else INFO, line.text + again, "pass")
         for words in done:
             log(DEBUG if again else INFO, words, "operation")
@@ -192,7 +192,7 @@ class Journal:
             if str(failure) != self._untold:
                 log(ERROR, str(failure))
             self._untold = str(failure)
-            return  # what was not published is not told yet
+            return  # a state that could not be published counts as not reported
         self._told, self._untold = (status, error), ""
 
 

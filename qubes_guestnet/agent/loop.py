@@ -2,13 +2,13 @@
 """The resident loop: wake-ups, a pause to let them gather, one pass. It decides nothing about the network.
 
 Theory of operation. A wake-up never carries data: a QubesDB watch, a change of a link, address or route, a change in
-the folder of resolv.conf, SIGHUP and timers all mean "look again", and the pass reads everything afresh. So a lost or
-doubled wake-up costs a pass, never a wrong state. When QubesDB goes away both connections are thrown away (the C
-library would reconnect and silently lose every watch), opened anew with growing pauses for ever, and a full pass
-follows. The loop never sleeps anywhere but in poll: the watchdog and SIGTERM are served during an outage too.
+the folder of resolv.conf, SIGHUP and timers all mean "look again", and the pass reads everything again. So a lost or
+doubled wake-up costs a pass, never a wrong state. When QubesDB goes away, the agent closes both connections (the C
+library would reconnect and silently lose every watch), reopens them with growing pauses until that succeeds, and makes
+a full pass. The loop sleeps only in poll, so it serves the watchdog and SIGTERM even during an outage.
 
-No error of an adapter ends the loop (behaviour B146). Each is told once, by the report of its pass or in the journal.
-What failed is tried again with growing pauses, and the rest goes on.
+No error of an adapter ends the loop (behaviour B146). Each is reported once, by its pass or in the journal. A failed
+operation is repeated with growing pauses, while everything else continues.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ if TYPE_CHECKING:
     from .hotplug_server import Host
 
 _REST_SECONDS = 0.1
-# All programs of a round together: two thirds of the watchdog's limit, which is twice its period. The kernel, the lock
-# of the record and QubesDB take the rest.
+# The time for all programs of a round: two thirds of the watchdog's limit, which is twice its period. The rest is for
+# the kernel, the lock of the record and QubesDB.
 _ROUND_SHARE, _ROUND_SECONDS, _LEAST_SECONDS = 4 / 3, 20.0, 5.0
 _FED_SECONDS = 1.0
-UDEV_SECONDS = 2.0  # systemd-udevd runs systemd-sysctl for a new interface too, perhaps after the pass that set it up
+UDEV_SECONDS = 2.0  # systemd-udevd also runs systemd-sysctl for a new interface, possibly after its first pass
 FIREWALL_SECONDS = 0.5  # how often systemd is asked whether the firewall of the qubes is ready
 
 
@@ -142,7 +142,7 @@ class Agent:
         self._journal.failed(as_error(error))
         self._failed_rounds += 1
         self._timers.within("retry", retry_pause.pause(self._failed_rounds))
-        self._signals.rest(_REST_SECONDS)  # what is ready may be what fails, and would wake us at once for ever
+        self._signals.rest(_REST_SECONDS)  # the failing descriptor may be ready, and would wake us in a busy loop
 
     def _patience(self) -> float | None:
         """Return how long poll may wait: until the first thing that is due."""
@@ -196,7 +196,7 @@ class Agent:
             self._pace = self._pace.woken(time.monotonic())
 
     def _told(self, paths: tuple[str, ...]) -> bool:
-        """Take note of what the watches told of; return whether it asks for a pass."""
+        """Note the paths that the watches reported; return whether they require a pass."""
         wakes, keys, commits = self._host.told(paths) if self._host is not None else (True, True, False)
         if wakes:
             self._journal.woken(pass_log.KEYS, paths=paths)
@@ -256,7 +256,7 @@ class Agent:
         waits = due is not None and due > time.monotonic()
         if due is not None and not waits:
             self._pass()
-        # While a pass waits, what woke us may be that the interface went down.
+        # While a pass is pending, its cause may be that the interface went down.
         if self._prober.serve(judge_silence=not waits):
             self._journal.woken(pass_log.PROBE)
             self._pace = self._pace.woken(time.monotonic())
@@ -280,7 +280,7 @@ class Agent:
         self._timers["connect"] = time.monotonic() + retry_pause.pause(self._connection.attempts)
 
     def _end_offload(self) -> None:
-        """End the offload while no pass follows, which would notice changed rules."""
+        """End the offload while no passes are made, which would detect changed rules."""
         if self._host is None:
             return
         try:
@@ -322,7 +322,7 @@ class Agent:
         )  # fmt: skip
         try:
             report = reconcile(entries, self._kernel, self._paths, asked)
-        except Exception as error:  # the kernel did not even let us look
+        except Exception as error:  # the state could not be observed
             report = Report(settings.Settings(), errors=(as_error(error),), blind=True)
         report = report._replace(done=(*done, *report.done), errors=(*report.errors, *failed))
         self._follow_bus()
@@ -354,7 +354,7 @@ class Agent:
     def _hosting(self, entries: dict[str, bytes]) -> tuple[Host | None, dict[str, bytes]]:
         """Return the part that serves client qubes, made in the first pass with a provider's key, and the entries.
 
-        Only a provider loads it, and reads and watches what is about other qubes.
+        Only a provider loads it, and reads and watches entries of other qubes.
 
         Raises:
             StoreError: QubesDB does not answer.

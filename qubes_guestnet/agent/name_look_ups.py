@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The look-ups of names in firewall rules, as the loop waits for them; without such a rule there are none."""
+"""The look-ups of names in firewall rules, for the loop's poll; without a rule with a name there are none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NameLookUps:
-    """What is in flight, and what is due.
+    """The look-ups in flight, and those that are due.
 
     Args:
         signals: the loop's poll.
@@ -26,20 +26,20 @@ class NameLookUps:
         self._names: FirewallNames | None = None
 
     def follow(self, names: FirewallNames | None) -> None:
-        """Wait for what is in flight after a pass.
+        """Poll for the look-ups in flight after a pass.
 
         Args:
-            names: of the firewall's rules; None where no rule has any.
+            names: names in the firewall's rules; None if there are none.
         """
         self._names = names
         self._descriptors.follow(names.filenos() if names is not None else ())
 
     def due(self) -> float | None:
-        """Return when there is something to do without another event, by the monotonic clock; None for never."""
+        """Return the time of the next work without an event, by the monotonic clock; None for never."""
         return self._names.due() if self._names is not None else None
 
     def changed(self, ready: Collection[int]) -> bool:
-        """Take what answers are there, and ask for what is due; return whether a pass has to follow.
+        """Read the answers, and look up names that are due; return whether a pass must follow.
 
         Args:
             ready: readable descriptors.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the loop has to do at a time, by name. Times are seconds of the monotonic clock."""
+"""The named timers of the loop, in seconds of the monotonic clock."""
 
 from __future__ import annotations
 

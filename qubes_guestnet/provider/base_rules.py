@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 
 class Loading:
-    """Has the base rules in force, once.
+    """Loads the base rules in one pass.
 
     Args:
         work: the pass.
         paths: locations of the qube's files.
-        transactions: of this process.
-        refuse6: IPv6 of the qubes is refused instead of dropped.
+        transactions: transactions of this process.
+        refuse6: IPv6 of client qubes is rejected instead of dropped.
 
     Attributes:
-        looked: when the rules were last looked at.
-        now: what nft listed then, by family.
+        looked: when the rules were last listed.
+        now: nft's listing at that time, by family.
     """
 
     def __init__(self, work: PassState, paths: Paths, transactions: Transactions, *, refuse6: bool) -> None:
@@ -58,11 +58,11 @@ class Loading:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Of the tables that there are to be."""
+        """Return the families of the desired tables."""
         return self._nft.families if self._knows_families else tables.FAMILIES
 
     def settle(self) -> PassState:
-        """Look, load and look again.
+        """List the rules, load them and list them again.
 
         Returns:
             The state with `ruled`, the rules are in force, and `reloaded`.
@@ -99,12 +99,12 @@ class Loading:
         return planned
 
     def _look(self, families: tuple[str, ...]) -> None:
-        """Have nft list our tables, those that the kernel has."""
+        """List our tables, in the families that the kernel has."""
         self.looked, self.now = self._nft.mark(), {}
         self.now = self._nft.tables(families)
 
     def _first(self, families: tuple[str, ...]) -> Facts:
-        """What is known at the first look, and stays so."""
+        """Return the facts of the first listing, which stay valid."""
         without = "" if self._knows_families else self._whole(families[:-1])
         facts = Facts("", self._whole(families), self.now, self.now, self._before, without_arp=without)
         if not base_rules.are_lost(self._before.rules, self.now):
@@ -115,11 +115,10 @@ class Loading:
         return facts._replace(lost=lost, active=work.active, holds=holds, firewall=firewall)
 
     def _whole(self, families: tuple[str, ...]) -> str:
-        """The transaction, but for what others had.
+        """Return the transaction without other programs' rules.
 
-        What ends the offload that there may be, because not a packet is to pass by the new rules on the way of the old
-        ones; the rules; and what their sets hold, because no other one may send in the name of a qube that is not there
-        yet, and a qube that is there is to be heard.
+        It ends the offload, because no offloaded packet may bypass the new rules; it loads the rules; and it fills
+        their sets, so that attached qubes can send and no qube can use the address of another one.
         """
         work = self._work
         coming = rules_text.downstream(work.settings.connected if work.active else (), ())
@@ -148,7 +147,7 @@ class Loading:
 
 
 def _ending(work: PassState) -> str:
-    """What ends the offload that there may be, as a part of a transaction."""
+    """Return the part of the transaction that ends the offload, if there may be one."""
     if not work.provided.offloading:
         return ""
     from ..core.nft.flowtable import END  # few have any
@@ -157,7 +156,7 @@ def _ending(work: PassState) -> str:
 
 
 def _letting_send(run: str, settings: ProviderSettings, *, arp: bool) -> str:
-    """What the sets have to hold for the vifs that are there: also while QubesDB is away, IPv4 alone then."""
+    """Return the text that fills the sets for present vifs; while QubesDB does not answer, only for IPv4."""
     from . import downstream  # only in a provider
 
     return downstream.letting_send(run, settings, arp=arp)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The virtual DNS of a provider: its addresses lead to the servers that the provider uses itself.
+"""The redirection of a provider's virtual DNS addresses to the servers that the provider uses itself.
 
-`core.dns.upstream_servers` chooses the servers, `core.dns.redirection` plans how the chains come to lead there, and
-`core.dns.dependents` what has to know of it; here the facts are gathered.
+`core.dns.upstream_servers` chooses the servers, `core.dns.redirection` plans the rules, and `core.dns.dependents` plans
+the updates of dependent services; this module gathers the facts.
 
-There is one list of servers, and everything that needs it gets it from here: the redirection, the updates proxy, and
-the set `dns-addr` of the firewall's table where that is there (behaviour B45: the firewall's own list held 127.0.0.53
-while the redirection went to a VPN's server, and restricted qubes had no names).
+There is one list of servers for everything: the redirection, the updates proxy, and the set `dns-addr` of the
+firewall's table if it exists (behaviour B45: the firewall's own list had 127.0.0.53 while queries were redirected to a
+VPN's server, so restricted qubes could not resolve names).
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ _LOOKS = 3
 
 
 class _Ground(NamedTuple):
-    """What the choice of servers goes by, beside the record and what is looked at.
+    """The inputs of the choice of servers, besides the record and observed facts.
 
     Args:
-        own: the virtual DNS servers that this qube was given.
-        virtual: those that the qubes ask.
-        uplinks: interface indexes of its uplinks.
-        file: resolv.conf, and whose it is taken to be; None where that is not known.
-        firewall: of single qubes; None where this process does not enforce it.
+        own: the virtual DNS addresses of this qube's own provider.
+        virtual: the virtual DNS addresses of client qubes.
+        uplinks: interface indexes of the uplinks.
+        file: resolv.conf and its owner; None if unknown.
+        firewall: the firewall of client qubes; None if this process does not enforce it.
     """
 
     own: tuple[IPv4Address, ...]
@@ -70,14 +70,14 @@ class _Ground(NamedTuple):
 
 
 class DnsRedirect:
-    """The virtual DNS.
+    """The redirection of the virtual DNS addresses.
 
     Args:
         paths: locations of the qube's files.
-        kernel: the adapter, which knows the way to an address.
+        kernel: the adapter, which looks up routes.
         others: the other services of the qube, for systemd-resolved's servers.
-        transactions: of this process.
-        resident: it is the agent's, whose journal tells of what is not as usual.
+        transactions: transactions of this process.
+        resident: this is the resident agent, which logs unusual redirections.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class DnsRedirect:
         if "dns" in work.settings.held:
             if work.provided.names.text:
                 return work
-            virtual = provider.VIRTUAL_DNS  # what the qubes were told all the same; nothing is to pass by the rules
+            virtual = provider.VIRTUAL_DNS  # client qubes use the defaults then; no query may bypass the rules
         work, choice = self._follow(work, _Ground(own_servers, virtual, uplinks, file, firewall))
         if choice is None:
             return work
@@ -122,12 +122,12 @@ class DnsRedirect:
         return work
 
     def _follow(self, work: PassState, ground: _Ground) -> tuple[PassState, Choice | None]:
-        """Choose, load, and choose again: while nft is at it a VPN's client may tell of other servers.
+        """Choose, load, and choose again, because a VPN's client may announce other servers while nft runs.
 
-        The next pass may be half a second off.
+        The next pass may be half a second away.
 
         Returns:
-            The state with `names`, and the last choice; None where nothing is to follow.
+            The state with `names`, and the last choice; None if the redirection stays unchanged.
         """
         known = len(work.errors)
         for _ in range(_LOOKS):
@@ -149,7 +149,7 @@ class DnsRedirect:
         return work, choice
 
     def _choose(self, work: PassState, ground: _Ground) -> Choice | None:
-        """The decision; None for leaving what is in force, because the owner's file is not valid."""
+        """Return the choice; None to keep the redirection in force, because the owner's file is invalid."""
         file, down = ground.file, ground.file.down if ground.file is not None else ""
         try:
             settings = guestnet_toml.configured_dns(self._paths.config)
@@ -157,7 +157,7 @@ class DnsRedirect:
             work.failed(error)
             if work.provided.names.text:
                 return None
-            return upstream_servers.Choice((), "guestnet.toml is invalid")  # it may have named others than we would
+            return upstream_servers.Choice((), "guestnet.toml is invalid")  # it may name servers other than our choice
         data, unreadable = b"", ""
         try:
             data = files.read(self._paths.resolv_conf) or b""
@@ -183,10 +183,10 @@ class DnsRedirect:
     # --- the chains ------------------------------------------------------------------------------------------------
 
     def _redirect(self, work: PassState, asked: Asked, firewall: Firewall | None) -> tuple[PassState, Outcome]:
-        """Have the chains lead where they should, or keep another program's rules.
+        """Load the redirection, or keep another program's rules.
 
         Returns:
-            The state with `names`, where names go by then, and what came of the operations.
+            The state with `names`, the redirection then in force, and the result of the operations.
         """
         names = asked.choice
 
@@ -205,7 +205,7 @@ class DnsRedirect:
         return work._replace(names=names), outcome
 
     def _plan(self, work: PassState, asked: Asked, record: Record, so_far: Outcome) -> tuple[Choice, Planned]:
-        """Observe, where that may have changed, and plan. Return where names go, and the plan."""
+        """Observe, unless nothing can have changed, and plan. Return the redirection, and the plan."""
         memory, known = _memory(work), None
         if so_far == Outcome() and work.is_verified(REDIRECTION, self._nft):
             known = redirection.known(asked, memory.chains, record)
@@ -231,12 +231,12 @@ class DnsRedirect:
     def _plan_followers(
         self, work: PassState, servers: _Servers, chosen: _Servers, record: Record, so_far: Outcome
     ) -> Planned:
-        """Observe what has to know where names go, and plan; each is looked at only where it may not know yet.
+        """Plan the updates of dependent services; each is observed only if it may be out of date.
 
         Args:
             work: the pass.
-            servers: where names go, be it by rules of another program.
-            chosen: where this qube would have them go.
+            servers: servers in force, even if another program's rules chose them.
+            chosen: servers that this qube would choose.
             record: the owned record.
             so_far: result of the operations of this pass so far.
         """
@@ -266,14 +266,14 @@ class DnsRedirect:
         return planned._replace(errors=tuple(errors))
 
     def _log(self, work: PassState) -> None:
-        """The journal, once for each time that names do not go where they usually do."""
+        """Log each unusual redirection once."""
         names, memory = work.names, _memory(work)
         if names is None or not self._resident:
             return
         trouble = names.reason if names.problem else ""
         if trouble != memory.trouble:
             lead = " ".join(map(str, names.servers)) or "refused"
-            if names.servers or names.problem != upstream_servers.FOREIGN:  # theirs may lead to this qube itself
+            if names.servers or names.problem != upstream_servers.FOREIGN:  # their target may be this qube itself
                 log(WARNING if trouble else INFO, f"virtual DNS -> {lead}: {names.reason}")
             else:
                 log(WARNING, f"virtual DNS: {names.reason}")
@@ -293,5 +293,5 @@ def _loads(planned: Planned) -> bool:
 
 
 def _allowing(op: Operation) -> Operation:
-    """With the servers that rules for DNS of single qubes accept."""
+    """Return the operation with the servers that client qubes' rules for DNS accept."""
     return op._replace(allows=True) if isinstance(op, LoadRedirection) else op

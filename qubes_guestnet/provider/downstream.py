@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 def bring(
     work: PassState, transactions: Transactions, records: Iterable[Vif], held: frozenset[str], *, complete: bool = True
 ) -> None:
-    """Have it hold what it should; errors are added to those of the pass.
+    """Update the set; errors are added to those of the pass.
 
     Args:
         work: the pass.
-        transactions: of this process.
-        records: of all vifs.
-        held: what the sets hold, by `present`.
-        complete: no record is missing; else nothing is taken out.
+        transactions: transactions of this process.
+        records: records of all vifs.
+        held: present elements, from `present`.
+        complete: no record is missing; otherwise no element is removed.
     """
     behind = frozenset(address for vif in records for address in provider.elements(vif, work.settings).downstream)
     complete = complete and "connected" not in work.settings.held
@@ -53,7 +53,7 @@ def bring(
 
 
 def present(work: PassState, transactions: Transactions) -> frozenset[str]:
-    """Return what the sets hold, by `vif_order.listed`, with what is planned to come. Raises GuestnetError."""
+    """Return present and planned elements, in the form of `vif_order.listed`. Raises GuestnetError."""
     planned = (op.text for op in work.todo if isinstance(op, LoadRules | ChangeDownstream))  # and not carried out
     coming = vif_order.adding("".join(planned))
     families = transactions.families
@@ -63,17 +63,17 @@ def present(work: PassState, transactions: Transactions) -> frozenset[str]:
 
 
 def letting_send(run: str, settings: ProviderSettings, *, arp: bool) -> str:
-    """Return what has to come with base rules that are loaded while vifs are there, in the same transaction.
+    """Return the elements that must be loaded in the same transaction as base rules while vifs exist.
 
-    A set of theirs can be a new one: after a flush, or at an upgrade from a release without a table for ARP. Until the
-    first sweep the qubes that were there would not be heard (behaviour B114).
+    A set may be new: after a flush, or after an upgrade from a release without a table for ARP. Without the elements
+    the packets of attached qubes would be dropped until the first sweep (behaviour B114).
 
     Args:
         run: /run/qubes-guestnet.
-        settings: of the provider.
+        settings: settings of the provider.
         arp: the kernel has nftables for ARP.
     """
-    unread: list[GuestnetError] = []  # a sweep tells of them
+    unread: list[GuestnetError] = []  # a sweep reports them
     records = vif_records.Folder(run).all(unread)
     indexes = {name: index for index, name in devices.names().items()}
     return vif_order.letting_send(vif_order.there(records, indexes), settings, arp=arp)

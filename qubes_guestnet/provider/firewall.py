@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The firewall of single qubes in the passes of a provider. `core.firewall.enforcement` decides.
+"""The firewall of client qubes in the passes of a provider. `core.firewall.enforcement` decides.
 
-Only the resident agent enforces it, because a commit of dom0 is an event (`core.firewall.commits`); a command shows it.
-In a pass it comes behind the redirection, whose servers its rules for DNS accept, and before forwarding opens.
+Only the resident agent enforces it, because dom0's commits are events (`core.firewall.commits`); a command only prints
+it. In a pass it comes after the redirection, whose servers its rules for DNS accept, and before forwarding opens.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .firewall_names import FirewallNames
 
     class Source(Protocol):
-        """Where the entries come from, together with what watches tell of them."""
+        """The source of the entries and of the watches' events about them."""
 
         @property
         def pending(self) -> bool:
@@ -90,17 +90,17 @@ class Firewall:
         self.names: FirewallNames | None = None
 
     def ask_anew(self) -> None:
-        """The next pass asks for all names."""
+        """Make the next pass look up all names."""
         if self.names is not None:
             self.names.ask_anew()
 
     def close(self) -> None:
-        """Another program has it from now on."""
+        """Stop, because another program enforces the firewall from now on."""
         if self.names is not None:
             self.names.close()
 
     def bring(self, work: PassState, devices: Devices, uplinks: frozenset[int]) -> PassState:
-        """Have the lists in force that dom0 has committed.
+        """Load the lists that dom0 has committed.
 
         Args:
             work: the pass.
@@ -124,7 +124,7 @@ class Firewall:
         return work.attempt(self._judged)
 
     def _judged(self, work: PassState) -> PassState:
-        """Find out whether the qubes may be forwarded, and when to look again."""
+        """Determine whether client qubes may be forwarded, and when to read again."""
         held = work.provided.unfiltered
         unfiltered = held or (work.run.applies and not nft_kernel.filtering())
         if work.run.applies and not unfiltered and not work.provided.filtered:
@@ -146,7 +146,7 @@ class Firewall:
         remember(work, memory.advanced(lists, found)._replace(problems=stored.problems))
 
     def _configure(self, work: PassState) -> None:
-        """Read what the owner chose; while that is not valid, what was in force stays."""
+        """Read the owner's settings; while they are invalid, the former ones stay in force."""
         try:
             settings = guestnet_toml.configured_names(self._paths.config)
         except GuestnetError as error:
@@ -155,7 +155,7 @@ class Firewall:
         remember(work, memory_of(work)._replace(settings=settings))
 
     def _follow_names(self, work: PassState, uplinks: frozenset[int]) -> None:
-        """Have the names of all lists asked for, in this very pass; no answer is waited for."""
+        """Start the look-ups of all names in this pass, without waiting for answers."""
         memory = memory_of(work)
         outcome, share = memory.lists.outcome, memory.share
         if memory.shared_of is not outcome:
@@ -167,20 +167,20 @@ class Firewall:
             from .firewall_names import FirewallNames  # of a provider with a rule by name
 
             self.names = FirewallNames(self._paths)
-        if outcome.kept:  # rules that a former agent loaded: their names are known by the next list at the latest
+        if outcome.kept:  # names of rules that a former agent loaded are known after the next list at the latest
             share = share._replace(questions=share.questions | self.names.questions)
         servers = work.names.servers if work.names is not None else None
         self.names.follow(share, servers, uplinks, memory.settings.least_ttl)
 
     def _try_again(self, work: PassState) -> None:
-        """Try a list again that nft refused, where the table it was for has gone meanwhile."""
+        """Try a list that nft refused again if its table has been removed meanwhile."""
         refused = memory_of(work).lists.refused
         if refused and not work.is_verified(PART, self._nft) and plan.is_missing(self.look(work)[0]):
             _remember_lists(work, memory_of(work).lists._replace(refused={}))
 
     @staticmethod
     def _servers(work: PassState) -> Mapping[int, frozenset[IPAddress]] | None:
-        """The name servers by family; None where they are not known, and stay as they are."""
+        """Return the name servers by family; None if unknown, so that they stay unchanged."""
         if work.names is None:
             return None
         addresses = (each.address for each in work.names.servers)
@@ -194,7 +194,7 @@ class Firewall:
         _remember_lists(work, enforcement.settled(memory_of(work).lists, wanted, turn.rules, outcome))
         if self._source is not None and work.run.applies:
             work.attempt(lambda work: judged_lists.keep(self._paths.run, memory_of(work).lists.judged))
-        # Of what was written alone: while QubesDB refuses it, each pass plans it again.
+        # Only for written entries: while QubesDB refuses them, each pass plans them again.
         written = (export for op in outcome.done if isinstance(op, ExportNames) for export in op.exports)
         exported = (words for export in written for words in export.lines)
         counted = (address for op in outcome.done if isinstance(op, CountHandled) for address in op.addresses)
@@ -208,14 +208,14 @@ class Firewall:
             remember(work, show(memory_of(work), bound, work.run.tell))
 
     def _recall(self, wanted: plan.Wanted, work: PassState) -> None:
-        """Find out by which lists a former agent has judged connections, before this one loads any."""
+        """Read the lists by which a former agent judged connections, before this one loads any."""
         look = partial(self.look, work)
         _remember_lists(work, judged_lists.recalled(self._paths.run, memory_of(work).lists, wanted, look))
 
     def look(self, work: PassState) -> tuple[Mapping[int, Listed], Mark]:
-        """Return what is loaded, and since when. Raises GuestnetError.
+        """Return the loaded rules, and since when they are valid. Raises GuestnetError.
 
-        It is listed again only where another program has loaded something: our own transactions are known.
+        They are listed again only after a transaction of another program, because our own transactions are known.
         """
         mark, listed = self._nft.mark(), memory_of(work).listed
         if listed is None or not self._nft.undisturbed(listed[0]):
@@ -232,27 +232,27 @@ class Firewall:
 
     @staticmethod
     def loaded(work: PassState, there: Mapping[int, Listed], ops: tuple[Operation, ...], outcome: Outcome) -> None:
-        """Operations of ours were carried out; `look` tells what is there now, without asking nft.
+        """Note that our operations were carried out, so that `look` returns the result without running nft.
 
         Args:
             work: the pass.
-            there: what was there before.
-            ops: of one plan.
-            outcome: what came of them; where one failed, nft is asked again.
+            there: the rules before them.
+            ops: operations of one plan.
+            outcome: their result; if one failed, the rules are listed again.
         """
         memory, done = memory_of(work), all(op in outcome.done for op in ops)
         known = memory.listed if done else None
         remember(work, memory._replace(listed=(known[0], prediction.after(there, ops)) if known is not None else None))
 
     def has_servers(self, work: PassState) -> bool:
-        """Whether there is a set of the servers that rules for DNS accept; False also where that cannot be seen."""
+        """Return whether the set of DNS servers exists; False if that is unreadable."""
         try:
             return self.look(work)[0].get(IPV4, Listed()).dns is not None
         except GuestnetError:
             return False
 
     def allowed(self, work: PassState, servers: tuple[IPAddress, ...]) -> None:
-        """The redirection was loaded together with the servers that rules for DNS accept.
+        """Note that the redirection was loaded together with the servers that rules for DNS accept.
 
         Args:
             work: the pass.
@@ -276,16 +276,16 @@ class Firewall:
 
     @staticmethod
     def detached(work: PassState, addresses: Iterable[IPAddress]) -> None:
-        """A vif with these addresses went out of service; it may be there again by the next pass."""
+        """Note that a vif with these addresses was taken out of service; it may be back by the next pass."""
         remember(work, memory_of(work).with_detached(addresses))
 
     @staticmethod
     def found(work: PassState, addresses: Iterable[IPAddress]) -> None:
-        """A vif with these addresses is set up that was there before; dom0 has committed their rules."""
+        """Note that an existing vif with these addresses is configured; dom0 has already committed its rules."""
         remember(work, memory_of(work).with_found(addresses))
 
     def shut(self, work: PassState, addresses: Iterable[IPAddress]) -> None:
-        """Before a vif comes up whose addresses had another one: what that one was allowed is not in force any more.
+        """Remove the rules of a former vif before a new vif with the same addresses comes up.
 
         Args:
             work: of the vif.
@@ -339,10 +339,10 @@ class Firewall:
 
 
 class _Turn:
-    """One pass from what is loaded to what is wanted.
+    """One pass from the loaded to the desired rules.
 
     Attributes:
-        rules: that are in force, by which connections were judged.
+        rules: rules in force, by which connections were judged.
     """
 
     def __init__(self, firewall: Firewall, work: PassState, wanted: plan.Wanted) -> None:
@@ -353,7 +353,7 @@ class _Turn:
         self._planned: tuple[Mapping[int, Listed], tuple[Operation, ...]] | None = None
 
     def plan(self, record: Record, so_far: Outcome) -> Planned:
-        """Observe and plan: first what is loaded; and once it is in force, what follows from that."""
+        """Observe and plan: first the rules, and once they are in force, their consequences."""
         if self._planned is not None:
             self._firewall.loaded(self._work, *self._planned, so_far)
         listed, mark = self._firewall.look(self._work)
@@ -381,12 +381,12 @@ class _Turn:
 
 
 def memory_of(work: PassState) -> FirewallMemory:
-    """Return what the pass knows of the firewall."""
+    """Return the pass's memory of the firewall."""
     return work.memory.firewall or FirewallMemory()
 
 
 def remember(work: PassState, memory: FirewallMemory) -> None:
-    """Leave this for the next pass."""
+    """Store the memory for the next pass."""
     work.remember(work.memory._replace(firewall=memory))
 
 

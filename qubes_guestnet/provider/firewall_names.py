@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The names in firewall rules of the resident agent: what is known of them, and the look-ups in flight.
+"""The names in firewall rules in the resident agent: their known addresses, and the look-ups in flight.
 
-`core.firewall.name_cache` decides what is asked and when; here are the clock, the sockets, and the file in /run by
-which a restarted agent knows what it knew. No call waits: the loop polls the descriptors, and calls `turn` when one of
-them is readable or something is due. Only a provider with a rule by name loads this.
+`core.firewall.name_cache` decides what to look up and when; this module has the clock, the sockets, and the file in
+/run that keeps the addresses across a restart. No call blocks: the loop polls the descriptors, and calls `turn` when
+one is readable or a look-up is due. Only a provider with a name in its rules loads this module.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from ..system.paths import Paths
 
 FILE = "names"  # in our folder below /run
-# Root alone: it says which names the owner's qubes may reach.
+# Only root may read it: it lists the names that the owner's qubes may reach.
 _MODE = 0o600
-# Names that are new are asked for while others wait for a server that does not answer. The service takes four clients.
+# New names are looked up while others wait for an unresponsive server. The service accepts four clients.
 _LOOK_UPS = 3
 
 
 class FirewallNames:
-    """What is known of the names in firewall rules.
+    """The known addresses of the names in firewall rules.
 
     Args:
         paths: locations of the qube's files.
@@ -67,26 +67,26 @@ class FirewallNames:
 
     @property
     def known(self) -> Names:
-        """What is known: (family, name) → addresses."""
+        """Return the known addresses: (family, name) → addresses."""
         return self._known
 
     @property
     def questions(self) -> frozenset[Question]:
-        """All that anything is known of, or asked."""
+        """Return all questions that are answered or pending."""
         return frozenset(self._cache.entries)
 
     def follow(
         self, share: Share, servers: tuple[Endpoint, ...] | None, uplinks: frozenset[int], shortest: int
     ) -> None:
-        """Ask for what rules have now, where the qubes are led to now.
+        """Look up the names of the present rules, at the present servers of the redirection.
 
-        Other servers, and another uplink, are asked for everything at once.
+        If the servers or the uplink have changed, everything is looked up at once.
 
         Args:
             share: the names of all rules.
-            servers: of the redirection; None where they are not known, and stay as they were.
-            uplinks: interface indexes.
-            shortest: the least time between two look-ups of one name, in seconds.
+            servers: servers of the redirection; None if unknown, so that they stay unchanged.
+            uplinks: interface indexes of the uplinks.
+            shortest: the shortest time between two look-ups of one name, in seconds.
         """
         before, now = self._cache, boot_seconds()
         servers = before.servers if servers is None else tuple(dict.fromkeys(servers))[: name_messages.MOST_SERVERS]
@@ -104,13 +104,13 @@ class FirewallNames:
         self._settle(before)
 
     def ask_anew(self) -> None:
-        """The next pass asks for everything: the owner wants it, or what is known is in doubt."""
+        """Make the next pass look up everything, because the owner wants it or the known addresses are in doubt."""
         self._anew = True
 
     # --- in the loop ---------------------------------------------------------------------------------------------
 
     def filenos(self) -> tuple[int, ...]:
-        """For poll; other ones after each call."""
+        """Return the descriptors for poll, which may change with each call."""
         return tuple(look_up.fileno() for look_up in self._flying)
 
     def due(self) -> float | None:
@@ -122,10 +122,10 @@ class FirewallNames:
         return time.monotonic() + max(min(found), 0.0) if found else None
 
     def turn(self) -> bool:
-        """Take what answers are there, and ask for what is due.
+        """Read the answers, and start the look-ups that are due.
 
         Returns:
-            Whether something else is known now: then a pass follows.
+            Whether known addresses have changed, which requires a pass.
         """
         before, now, known = self._cache, boot_seconds(), self._known
         for look_up in tuple(self._flying):
@@ -136,7 +136,7 @@ class FirewallNames:
         return self._known != known
 
     def close(self) -> None:
-        """Give up what is in flight."""
+        """Abandon the look-ups in flight."""
         for look_up in self._flying:
             look_up.close()
         self._flying.clear()
@@ -171,14 +171,14 @@ class FirewallNames:
             log(INFO, "the name look-up answers again")
 
     def _failed(self, questions: Iterable[Question], error: GuestnetError, now: int) -> None:
-        """Have these asked again later; what is known of them stays."""
+        """Schedule another look-up of these questions; their known addresses stay."""
         self._cache = name_cache.lost(self._cache, questions, PROGRAM, now, _jitter())
         if str(error) not in self._troubles:
             log(ERROR, f"names in firewall rules: {error}")
         self._troubles[str(error)] = None
 
     def _settle(self, before: Cache) -> None:
-        """What follows from a change of the cache."""
+        """Save and report a change of the cache."""
         if self._cache is before:
             return
         for words in name_news.news(before, self._cache):
@@ -204,7 +204,7 @@ class FirewallNames:
 
 
 def read(run: str) -> Cache:
-    """Return what the agent knows, for the command line.
+    """Return the agent's cache, for the command line.
 
     Args:
         run: /run/qubes-guestnet.

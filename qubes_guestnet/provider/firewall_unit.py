@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Start, stop and reload of qubes-firewall.service. `core.provider.firewall_unit` decides, and tells the order.
+"""Start, stop and reload of qubes-firewall.service. `core.provider.firewall_unit` decides the steps and their order.
 
-These run as commands of the unit, outside the agent's sandbox.
+The unit runs these as commands, outside of the agent's sandbox.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from ..system.paths import Paths
 from ..system.systemd import WARNING, log, notify
 from .rules import Rules
 
-ANSWER_SECONDS = 60.0  # an agent that has to start, and QubesDB that has to answer
+ANSWER_SECONDS = 60.0  # the agent may still have to start, and QubesDB to answer
 _PAUSE_SECONDS = 0.2
-# What was done, in words.
+# Completed steps, in words.
 _REFUSING = "nft -f: tables ip qubes-firewall and ip6 qubes-firewall, which refuse everything"
 _IN_FORCE = "the rules of all qubes are in force"
 
 
 def start(paths: Paths, *, provides: bool) -> Iterator[str]:
-    """Have the lists enforced, and run the users' scripts.
+    """Make the agent enforce the lists, and run the users' scripts.
 
     Args:
         paths: locations of the qube's files.
-        provides: this qube is a provider, so there is an agent that has lists to load.
+        provides: this qube is a provider, so its agent has lists to load.
 
     Yields:
-        What was done, in words, as soon as it is.
+        Each completed step, in words.
 
     Raises:
-        GuestnetError: something is refused, or the agent does not answer. Forwarding then stays closed, unless the
-            rules were in force before.
+        GuestnetError: a step was refused, or the agent does not answer. Forwarding then stays closed, unless the rules
+            were already in force.
     """
     rules = Rules(paths)
     enforced = service_flags.enforces(paths.flags, paths.run)
@@ -62,17 +62,17 @@ def start(paths: Paths, *, provides: bool) -> Iterator[str]:
 
 
 def stop(paths: Paths, jobs: Mapping[str, str]) -> Iterator[str]:
-    """Close forwarding, have nothing enforced, and leave tables that refuse everything; unless it is a restart.
+    """Close forwarding, end the enforcement, and leave tables that refuse everything; do nothing in a restart.
 
     Args:
         paths: locations of the qube's files.
-        jobs: of systemd.
+        jobs: systemd's jobs.
 
     Yields:
-        What was done, in words.
+        Each completed step, in words.
 
     Raises:
-        GuestnetError: something is refused; forwarding is closed first.
+        GuestnetError: a step was refused; forwarding is closed first.
     """
     if service_flags.enforces(paths.flags, paths.run) and not firewall_unit.ends(jobs):
         yield "the unit is restarted: rules and forwarding stay as they are"
@@ -85,10 +85,10 @@ def stop(paths: Paths, jobs: Mapping[str, str]) -> Iterator[str]:
 
 
 def reload(paths: Paths) -> Iterator[str]:
-    """Have the agent look at everything, and wait until what it found is in force.
+    """Make the agent read everything again, and wait until the result is in force.
 
     Raises:
-        GuestnetError: nothing is enforced, or the agent does not answer.
+        GuestnetError: the firewall is not enforced, or the agent does not answer.
     """
     if not service_flags.enforces(paths.flags, paths.run):
         raise GuestnetError("the firewall of the qubes is not started", "systemctl start qubes-firewall")
@@ -117,7 +117,7 @@ def _run_scripts(paths: Paths) -> Iterator[str]:
 
 
 def _note(paths: Paths, scripts: Scripts) -> None:
-    """Publish it for `status` and `check`; that it cannot be published keeps no script from running."""
+    """Publish the state of the scripts for `status` and `check`; a failure to publish does not stop the scripts."""
     try:
         user_scripts.publish(paths.run, scripts)
     except GuestnetError as error:
@@ -125,7 +125,7 @@ def _note(paths: Paths, scripts: Scripts) -> None:
 
 
 def _have_loaded(paths: Paths) -> None:
-    """Wait until the agent has the lists of all qubes in force. Raises GuestnetError."""
+    """Wait until the agent has loaded the lists of all qubes. Raises GuestnetError."""
     deadline, socket = time.monotonic() + ANSWER_SECONDS, os.path.join(paths.run, hotplug_socket.NAME)
     while (left := deadline - time.monotonic()) > 0:
         answer = hotplug_socket.request(socket, firewall_unit.REQUEST, left)

@@ -20,7 +20,7 @@ def forwarded() -> frozenset[int]:
 
 
 def opened(work: PassState) -> frozenset[int]:
-    """Families that are forwarded for others now; what a qube without the flag forwards may be another program's.
+    """Return the families that this qube forwards now; without the flag, another program may have enabled them.
 
     Args:
         work: the pass.
@@ -32,9 +32,9 @@ def opened(work: PassState) -> frozenset[int]:
 
 
 def apart() -> tuple[tuple[str, str], ...]:
-    """Interfaces whose own forwarding is off while that of the family is on, and the name of the setting.
+    """Return interfaces whose own forwarding is off while that of the family is on, with the name of the setting.
 
-    What comes in by them is not forwarded: by the uplink, the answers to all qubes. Raises FileError.
+    Packets that arrive on them are not forwarded; on the uplink these are the answers to all qubes. Raises FileError.
     """
     from ..core.provider.provider_operations import FORWARDING, INTERFACE_FORWARDING
 
@@ -48,7 +48,7 @@ def apart() -> tuple[tuple[str, str], ...]:
 
 
 def obey(work: PassState) -> PassState:
-    """Find out which families another program has switched off.
+    """Detect the families that another program has switched off.
 
     Args:
         work: the pass.
@@ -76,7 +76,7 @@ def obey(work: PassState) -> PassState:
 
 
 def close_unwanted(work: PassState) -> None:
-    """Close what we opened and what is not to be forwarded any more."""
+    """Close the forwarding that we opened and that is no longer wanted."""
     unwanted = work.provided.forwarding - work.families
     if not unwanted:
         return
@@ -87,7 +87,7 @@ def close_unwanted(work: PassState) -> None:
 
 
 def shut(work: PassState) -> None:
-    """Close all that this qube forwards for others, for as long as it takes to bring the rules back."""
+    """Close all forwarding for client qubes until the rules are restored."""
     from ..core.provider import forwarding
     from ..dispatch import OF_FORWARDING
 
@@ -96,12 +96,12 @@ def shut(work: PassState) -> None:
 
 
 def open_wanted(work: PassState) -> None:
-    """Open what is to be forwarded."""
+    """Open the desired forwarding."""
     from ..core.provider import forwarding
     from ..core.provider.provider_operations import CloseForwarding
     from ..dispatch import OF_FORWARDING
 
-    # What is only planned to be closed is still open.
+    # Forwarding that is only planned to be closed is still open.
     planned = frozenset(op.family for op in work.todo if isinstance(op, CloseForwarding))
     work.settle(
         lambda record, so_far: forwarding.plan_opening(work.families, forwarded() - planned, record, so_far),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The guard of a provider: nothing passes from or to a qube while the base rules are away, not even one packet.
+"""The guard of a provider: it drops every packet from or to a client qube while the base rules are missing.
 
-It is the resident agent's alone: the table goes with its process, and that process loads the rules again.
+Only the resident agent has it: the kernel removes the table together with the process, which also restores the rules.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .ruleset_generation import Transactions
 
 
 class Guarding:
-    """Has the guard's table there while this qube gives network to others.
+    """Keeps the guard's table loaded while this qube provides network to others.
 
     Args:
-        transactions: of this process.
+        transactions: transactions of this process.
     """
 
     def __init__(self, transactions: Transactions) -> None:
@@ -30,7 +30,7 @@ class Guarding:
         self._guard = nft_guard.Guard()  # with the socket that owns the table
 
     def bring(self, work: PassState) -> None:
-        """After the base rules, without which it lets nothing pass; rules that went meanwhile are what it is for.
+        """Load the guard after the base rules, without which it drops everything.
 
         Args:
             work: the pass.
@@ -45,7 +45,7 @@ class Guarding:
         failures = (error for error in outcome.errors if isinstance(error, KernelError))
         failure = next(failures, None) if StandGuard() in outcome.failed else None
         if failure is not None and guard_plan.is_lacking(failure.errno):
-            # An older kernel. Forwarding is closed as soon as the agent hears that the rules are gone, and no sooner.
+            # An older kernel has no guard: forwarding is closed only when the agent is notified of the lost rules.
             work.run.tell(INFO, f"cannot load the guard (table inet qubes-guard): {failure}")
             work.remember(work.memory._replace(guard_refused=True))
             return

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..core.firewall.plan import Wanted
 
 FILE = "judged"  # in our folder below /run
-_MODE = 0o600  # root alone: it says which qubes there are
+_MODE = 0o600  # only root may read it: it lists the client qubes
 
 
 def recalled(

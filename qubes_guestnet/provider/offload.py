@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Flow offload for client qubes: a flowtable, while no rule may refuse established connections.
 
-The last step of a pass, and of the resident agent's alone: offloaded packets bypass every rule, so a running process
-must end the offload when rules change. Any transaction of another program starts a pass, in which the flowtable is made
-anew and so empty: every connection goes the whole way again, and is judged once more. A vif that comes or goes is an
-event of its link, which brings a pass as well; `vif online` itself knows nothing of this.
-`core.provider.offload` decides.
+It is the last step of a pass, and only of the resident agent: offloaded packets bypass every rule, so a running process
+must end the offload when rules change. Any transaction of another program starts a pass, which recreates the flowtable
+empty, so that every connection passes all rules again. The link event of a vif that appears or disappears also starts a
+pass; `vif online` itself does nothing for the offload. `core.provider.offload` decides.
 
-In an idle provider a pass asks for the names of the interfaces and for the generation of the rules, and no more.
+In an idle provider a pass reads only the names of the interfaces and the generation of the rules.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class Offload:
         _remember(work, memory)
 
     def _facts(self, work: PassState, errors: list[GuestnetError]) -> Facts:
-        """What is looked at, each only where nothing is against it before."""
+        """Return the facts; each is read only if no earlier one prevents the offload."""
         allowed = service_flags.may_offload(self._paths.flags)
         forwarding = bool(work.ruled and work.families and work.families <= forwarded())
         reason = offload.against(allowed=allowed, forwarding=forwarding, refused=_memory(work).refused)
@@ -90,12 +89,12 @@ class Offload:
         except (nft.NftError, FileError) as error:
             errors.append(error)
             reason = "the rules of other programs cannot be read"
-        # By index as well, because one of the same name may be another one.
+        # The index is included, because a device of the same name may be a different one.
         devices = tuple(device for device in listed() if device[1] != "lo")
         return Facts(reason, LoadFlowtable(devices, work.ipv6), _memory(work).holds)
 
     def _obstacle(self, work: PassState) -> str:
-        """What the rules of others have against it; looked at once for each transaction of theirs. Raises NftError."""
+        """Return the obstacle in other programs' rules, read once per foreign transaction. Raises NftError."""
         memory, mark = _memory(work), self._nft.mark()
         if memory.judged is not None and memory.judged[0] == work.ipv6 and work.is_verified(OFFLOAD, self._nft):
             return memory.judged[1]
@@ -115,14 +114,14 @@ def _remember(work: PassState, memory: OffloadMemory) -> None:
 
 
 def _refusal(outcome: Outcome) -> str:
-    """What nft said when it refused to load the flowtable in this pass, "" where it did not."""
+    """Return nft's message if it refused to load the flowtable in this pass; else ""."""
     if not any(isinstance(op, LoadFlowtable) for op in outcome.failed):
         return ""
     return next((error.problem for error in outcome.errors if isinstance(error, nft.Refused)), "")
 
 
 def _looked(*, ipv6: bool) -> str:
-    """What is against it. Raises NftError when nft does not run, FileError when the kernel's list cannot be read."""
+    """Return the obstacle. Raises NftError if nft does not run, FileError if the kernel's list is unreadable."""
     try:
         wanted = flowtable.to_look_at(foreign_chains.hooked(), ipv6=ipv6)
         legacy = foreign_chains.legacy()
