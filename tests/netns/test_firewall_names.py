@@ -105,7 +105,7 @@ def test_a_name_that_ends_is_forgotten_and_one_whose_server_hangs_is_not() -> No
     assert host.named("two.example.org") == {"192.0.2.9"}, "one bad name is one entry"
     eventually(lambda: exported(host, behind.ip) == set(), trouble=host.trouble)
     log = host.agent.output()
-    assert log.count(f"{NAME} (IPv4): does not exist, says the last answer") == 1, log
+    assert log.count(f"{NAME} (IPv4): does not exist (last answer)") == 1, log
     server.says(www=[WORLD], two=["192.0.2.9"])
     eventually(lambda: host.named(NAME) == {WORLD}, 30, trouble=host.trouble)
     server.pause()
