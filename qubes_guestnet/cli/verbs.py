@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 
 from ..core.settings import PROVIDER_KEY, parse
 from ..errors import GuestnetError, StoreError, UsageError, shown
 from ..reconcile import Pass, plan_only, reconcile, take_down
 from ..system import devices, service_flags, systemctl
+from ..system import plain_socket as socket
 from ..system.netlink import rtnl as netlink
 from ..system.paths import Paths
 from ..uplink.other_services import OtherServices

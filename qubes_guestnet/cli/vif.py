@@ -10,7 +10,6 @@ may restrict the rules further; Xen is notified last.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -25,6 +24,7 @@ from ..core.provider.vif import Vif
 from ..core.vif_name import VifName, parse_name
 from ..errors import GuestnetError, StoreError, UsageError, printable, shown
 from ..system import files, hooks, hotplug_socket, locks, programs, vif_records, xenstore
+from ..system import plain_socket as socket
 from ..system.owned_state import Ledger
 from ..system.paths import Paths
 from ..system.qubesdb import store as qubesdb

@@ -21,11 +21,11 @@ Order and the meaning of an errno are tables, not code.
 
 from __future__ import annotations
 
-import enum
 import errno
 import ipaddress
 from collections.abc import Iterable
 
+from .enumeration import Enum
 from .namedtuple import NamedTuple
 from .values import (
     BACKEND_MAC,
@@ -44,7 +44,7 @@ from .values import (
 Subject = IPInterface | IPAddress | Neighbour | Route | Tunable | int | None
 
 
-class Verb(enum.Enum):
+class Verb(Enum):
     """The verb of an operation; its value is the start of the command of `ip` or `sysctl`."""
 
     TUNABLE = "sysctl"
@@ -60,7 +60,7 @@ class Verb(enum.Enum):
     ROUTE_DEL = "route del"
 
 
-class Meaning(enum.Enum):
+class Meaning(Enum):
     """The meaning of an errno for the refused operation."""
 
     DONE = "the desired state exists already"

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -24,6 +23,7 @@ from ..dispatch import of_vifs
 from ..errors import GuestnetError, KernelError
 from ..flow import carry_out
 from ..system import conntrack, devices, procfs_sysctl, vif_records
+from ..system import plain_socket as socket
 from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 from ..system.owned_state import Ledger

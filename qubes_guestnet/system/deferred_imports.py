@@ -5,9 +5,9 @@
 s, more than this agent's whole budget. tenacity 8.2 (Debian 12) imports asyncio, another 10 MB, for a decorator that is
 not used here. The modules needed from both work on their own.
 
-Even those import `typing` for unused annotations, `logging` and `traceback` for errors in packing, and `random` for a
-jitter: 10 ms and 3 MB. Stand-ins replace these and load the real modules on use. `apply` needs them to stay within its
-budget (`make bench`).
+Even those import `typing` for unused annotations, `logging` and `traceback` for errors in packing, `random` for a
+jitter, and `socket` for some numbers: 20 ms and 3 MB. Stand-ins replace these and load the real modules on use. `apply`
+needs them to stay within its budget (`make bench`).
 
 A later release of such a package may use features that the stand-ins lack, such as a generic class, and the network
 must not depend on that (B149). So after any failure, in the import or in the caller's self-test, the import is undone,
@@ -22,6 +22,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from types import ModuleType
+
+from . import plain_socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,6 +64,15 @@ class _DeferredTyping(_Deferred):
         return _Annotation() if name in _ANNOTATIONS else super().__getattr__(name)
 
 
+class _DeferredSocket(_Deferred):
+    """Stand-in for `socket`, of which modules use constants and conversions of addresses at import."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("AddressFamily", "SocketKind"):  # they are enumerations, and stand in annotations
+            return _Annotation()
+        return getattr(plain_socket, name) if hasattr(plain_socket, name) else super().__getattr__(name)
+
+
 class _Annotation:
     """Any part of an annotation: Optional[str], Callable[[F], F], TypeVar("F")."""
 
@@ -79,7 +90,10 @@ class _Annotation:
 
 _ANNOTATIONS = frozenset({"Any", "Callable", "Dict", "List", "Literal", "Optional", "Tuple", "TypeVar", "Union"})
 
-_DEFERRED = {"logging": _DeferredLogging, "traceback": _Deferred, "random": _Deferred, "typing": _DeferredTyping}
+_DEFERRED = {
+    "logging": _DeferredLogging, "traceback": _Deferred, "random": _Deferred, "typing": _DeferredTyping,
+    "socket": _DeferredSocket,
+}  # fmt: skip
 
 
 class _StandIn(ModuleType):
@@ -126,7 +140,7 @@ def submodule(name: str) -> Any:
 
 
 def _path(package: str) -> str:
-    """Return a package's folder. By hand: `importlib.util` alone costs 3 ms.
+    """Return a package's folder. By hand at first: `importlib.util` alone costs 3 ms.
 
     Raises:
         ModuleNotFoundError: it is not installed.
@@ -135,7 +149,12 @@ def _path(package: str) -> str:
         path = os.path.join(folder or ".", package)
         if os.path.isfile(os.path.join(path, "__init__.py")):
             return path
-    raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    from importlib.util import find_spec  # its finders may know more folders, such as the launcher's
+
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    return spec.submodule_search_locations[0]
 
 
 def _without_package(package: str, path: str, names: Iterable[str]) -> tuple[Any, ...]:

@@ -6,10 +6,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
 import struct
 
 from ..errors import KernelError
+from . import plain_socket as socket
 
 _SIOCGIFMTU, _SIOCGIFFLAGS = 0x8921, 0x8913  # linux/sockios.h
 _IFF_UP = 0x1  # linux/if.h

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 
 from ..core.provider.fake_address import PEER, TABLE, Facts, Ip, Load, Step, Tune, namespace
 from ..core.vif_name import VifName
 from ..errors import FileError, KernelError
+from . import plain_socket as socket
 from . import procfs_sysctl, programs
 from .netlink import rtnl as netlink
 from .nft import program as nft

@@ -16,7 +16,6 @@ The steps of `publish`, and the reason for their order:
 
 from __future__ import annotations
 
-import enum
 import errno
 import fcntl
 import os
@@ -25,6 +24,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 
+from qubes_guestnet.core.enumeration import Enum
 from qubes_guestnet.core.namedtuple import NamedTuple
 from qubes_guestnet.errors import FileError
 
@@ -71,7 +71,7 @@ _REMEDIES = {
 }
 
 
-class Published(enum.Enum):
+class Published(Enum):
     """The result of `publish`."""
 
     UNCHANGED = "unchanged"

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import errno
 import select
-import socket
 import struct
 import time
 
 from ..errors import FileError
+from . import plain_socket as socket
 from . import root_socket
 from .systemd import WARNING, log
 

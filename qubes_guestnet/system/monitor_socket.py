@@ -8,10 +8,10 @@ Only root can connect, by the mode of the socket.
 from __future__ import annotations
 
 import select
-import socket
 import time
 
 from ..errors import FileError, GuestnetError
+from . import plain_socket as socket
 from . import root_socket
 
 NAME = "monitor.sock"  # in our folder below /run

@@ -12,12 +12,12 @@ import errno
 import itertools
 import os
 import select
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 
 from ..core.namedtuple import NamedTuple
 from ..errors import GuestnetError
+from . import plain_signal as signal
 
 SEARCHED = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 # A clean environment: what a user exported where the agent was started must not change what a program does.

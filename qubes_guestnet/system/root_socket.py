@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import os
-import socket
 import stat
 
 from ..errors import FileError
+from . import plain_socket as socket
 
 
 def listen(path: str, queue: int) -> socket.socket:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import sys
 
 from ..errors import printable
+from . import plain_socket as socket
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:

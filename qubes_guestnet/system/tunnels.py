@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
 import struct
 from collections.abc import Callable, Iterable
 
@@ -14,6 +13,7 @@ from ..core.dns.resolv_conf import TunnelFacts, Way
 from ..core.values import IPAddress
 from ..errors import KernelError
 from . import devices
+from . import plain_socket as socket
 
 _ROUTES = "/proc/net/route"
 _SIOCGIFFLAGS, _SIOCGIFHWADDR = 0x8913, 0x8927  # linux/sockios.h

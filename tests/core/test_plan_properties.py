@@ -126,7 +126,7 @@ class Case(NamedTuple):
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     uplinks = parse({"/qubes-mac": MAC.encode(), **draw(entry_sets())}).uplinks
-    style, rank = draw(st.sampled_from(uplink.Style)), draw(st.integers(0, 1))
+    style, rank = draw(st.sampled_from(tuple(uplink.Style))), draw(st.integers(0, 1))
     flags = uplink.Flags(disable_default_route=draw(st.booleans()))
     desired = uplink.desired(uplinks[0], style, flags, rank)
     state, owned = draw(states())

@@ -22,10 +22,10 @@ ours if it has exactly the form that we publish. The first true fact in this ord
 
 from __future__ import annotations
 
-import enum
 import ipaddress
 from collections.abc import Callable, Iterable
 
+from qubes_guestnet.core.enumeration import Enum
 from qubes_guestnet.core.namedtuple import NamedTuple
 from qubes_guestnet.core.owned_state import Record, checksum
 from qubes_guestnet.core.values import IPAddress
@@ -133,7 +133,7 @@ class FileFacts(NamedTuple):
         return (self.kind, self.data, self.mode) == ("regular", data, mode)
 
 
-class Owner(enum.Enum):
+class Owner(Enum):
     """The owner of the file, by the deciding fact."""
 
     PROTECTED = "protected"

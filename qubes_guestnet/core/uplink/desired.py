@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import enum
 import ipaddress
 from collections.abc import Iterable
 
+from ..enumeration import Enum
 from ..namedtuple import NamedTuple
 from ..settings import Family, UplinkSettings
 from ..values import DEFAULT, GROUP_UPLINK, IPV4, IPV6, IPInterface, Link, Neighbour, Route, State, Tunable
@@ -32,7 +32,7 @@ _UNASKED = (
 METRIC_STEP = 100
 
 
-class Style(enum.Enum):
+class Style(Enum):
     """How IPv4 leaves the qube: by a device route (the reference document's), or by the gateway."""
 
     DEVICE = "device"

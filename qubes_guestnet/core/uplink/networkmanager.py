@@ -9,10 +9,10 @@ neighbour entries and the interface group stay ours; NetworkManager knows neithe
 
 from __future__ import annotations
 
-import enum
 import ipaddress
 from collections.abc import Collection, Iterable
 
+from ..enumeration import Enum
 from ..namedtuple import NamedTuple
 from ..plan import Op, Verb
 from ..settings import Family, UplinkSettings
@@ -30,7 +30,7 @@ _UUID = "de85f79b-8c3d-405f-a652-"
 OUR_VERBS = frozenset({Verb.TUNABLE, Verb.LINK_GROUP, Verb.NEIGHBOUR_SET, Verb.NEIGHBOUR_DEL})
 
 
-class Manager(enum.Enum):
+class Manager(Enum):
     """The program that configures the uplink."""
 
     NETWORKMANAGER = "networkmanager"

@@ -8,9 +8,9 @@ text that is in force.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Collection, Iterable
 
+from ..enumeration import Enum
 from ..namedtuple import NamedTuple
 from ..operations import ApplySysctl, Outcome, Planned
 from ..owned_state import Interface, Record, checksum
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 READ = "read-"
 
 
-class Device(enum.Enum):
+class Device(Enum):
     """An interface as NetworkManager has it."""
 
     UNASKED = "no reply was needed, or there was none"

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import time
 
 from ...core import bus_messages
 from ...core.bus_messages import BUS, Exchange, Malformed, Message, Stream
 from ...errors import GuestnetError
 from .. import deferred_imports
+from .. import plain_socket as socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import socket
 
 from ...core.dns.resolved import LinkNames, parse_resolvectl
 from ...errors import GuestnetError
+from .. import plain_socket as socket
 from .. import programs
 
 TYPE_CHECKING = False

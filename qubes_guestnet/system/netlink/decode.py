@@ -8,11 +8,11 @@ pyroute2 is only used for changes (`encode`): observing an interface takes six r
 from __future__ import annotations
 
 import ipaddress
-import socket
 import struct
 import sys
 
 from ...core.values import DEFAULT, IPV4, IPV6, ROUTE_PROTOCOL, IPAddress, IPInterface, Link, Route
+from .. import plain_socket as socket
 from .wire import HEADER, attribute, attributes
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)

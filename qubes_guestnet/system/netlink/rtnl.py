@@ -11,13 +11,13 @@ import array
 import errno
 import fcntl
 import itertools
-import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
 
 from ...core.plan import REMEDIES, Meaning, Op, Verb, meaning
 from ...core.values import IPAddress, IPInterface, Link, Neighbour, Route, State, Tunable
 from ...errors import KernelError, Vanished
+from .. import plain_socket as socket
 from .. import procfs_sysctl
 from . import decode, encode, wire
 

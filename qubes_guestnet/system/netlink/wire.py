@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 from collections.abc import Iterator
 
 from ...errors import KernelError
+from .. import plain_socket as socket
 
 # linux/netlink.h
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300

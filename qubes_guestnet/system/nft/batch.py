@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 from collections.abc import Iterable
 
+from .. import plain_socket as socket
 from ..netlink import wire
 from .kernel import NFNL_SUBSYS_NFTABLES
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import socket
 import struct
 from collections.abc import Callable
 from functools import lru_cache
@@ -36,6 +35,7 @@ from ...core.nft.tables import (
     NAMED,
     QUBES,
 )
+from .. import plain_socket as socket
 from ..netlink import wire
 from . import batch, encode_firewall, encode_rules, expressions, kept
 from .batch import NLM_F_APPEND, NLM_F_CREATE, Message, header, nested, number, text

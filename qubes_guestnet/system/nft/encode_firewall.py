@@ -7,12 +7,12 @@ known as a whole or is nft's.
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 
 from ...core.namedtuple import NamedTuple
+from .. import plain_socket as socket
 from ..netlink import wire
 from . import batch
 from .batch import expression, nested, number

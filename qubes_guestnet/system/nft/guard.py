@@ -16,13 +16,13 @@ milliseconds later, and many packets can be out by then. Nothing new comes in to
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 
 from ...core.nft.guard import ALL, ASKED, HELD, LEFT, UNNAMED
 from ...core.nft.tables import GUARD as TABLE
 from ...core.nft.tables import GUARD_HOOKS
 from ...errors import KernelError
+from .. import plain_socket as socket
 from ..netlink import wire
 from . import batch
 from .expressions import (

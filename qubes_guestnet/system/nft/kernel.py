@@ -7,13 +7,13 @@ Testing for changes is far more frequent than listing, and takes one message.
 from __future__ import annotations
 
 import errno
-import socket
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from ...core.nft.tables import FIREWALL, IP_FAMILIES, LIMITS, QUBES, SETS
 from ...errors import KernelError
+from .. import plain_socket as socket
 from ..netlink import wire
 from . import kept
 

@@ -8,11 +8,11 @@ offset; the checksum of the quoted header then balances the change, so that the 
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Iterable
 
 from ...core.provider.fake_address import INNER_CHECKSUM, InnerRule
 from ...errors import KernelError
+from .. import plain_socket as socket
 from ..netlink import wire
 from . import batch
 

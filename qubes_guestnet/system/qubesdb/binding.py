@@ -23,14 +23,14 @@ from __future__ import annotations
 
 import os
 import select
-import signal
-import socket
 import struct
 import time
 from collections.abc import Iterable
 from types import ModuleType
 
 from ...errors import StoreError, StoreRefused
+from .. import plain_signal as signal
+from .. import plain_socket as socket
 from . import wire
 from .direct import READ_WRITE, DirectStore, checked_path, checked_value
 

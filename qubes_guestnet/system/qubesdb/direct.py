@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import struct
 import time
 from collections.abc import Iterable
 
 from ...errors import StoreError, StoreRefused
+from .. import plain_socket as socket
 from . import wire
 
 READ_WRITE = "qubesdb.sock"
