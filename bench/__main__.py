@@ -43,6 +43,7 @@ def runs(name: str) -> Iterator[Run]:
     if name == "apply":
         yield apply.measure
         yield lambda: apply.measure(ipv6=False)
+        yield apply.least
     elif name == "event":
         yield event.measure
     elif name == "memory":

@@ -4,6 +4,8 @@
 The script (baseline/uplink.sh) reads each key with a compiled reader and makes each object with `ip`. Both run in a
 fresh namespace each time, in turn; after every run `ip -json` confirms that the qube is configured.
 
+And the least that the command can do, `--version` and `--help`, against an interpreter that does nothing.
+
 Both IPv4 alone (what a qube has by default; less of `ip` to beat) and IPv4 with IPv6 have to keep the budget.
 """
 
@@ -11,10 +13,11 @@ from __future__ import annotations
 
 import sys
 
-from bench.figures import Result, spread
+from bench.figures import Result, Spread, spread
 from bench.stage import BASELINE, IPV4_ENTRIES, IPV6_ENTRIES, Stage, Took, child_environment, command, timed
 
 BUDGET = 1.6
+LEAST_BUDGET = 1.3
 ROUNDS = 40
 
 
@@ -63,3 +66,21 @@ def _result(took: dict[str, list[Took]], rounds: int, ipv6: bool) -> Result:
             f"{rounds} runs each, in turn, each in a fresh namespace",
         ),
     )
+
+
+def least(python: str = sys.executable, rounds: int = ROUNDS) -> tuple[Result, ...]:
+    """`--version` and `--help`."""
+    contenders = {"bare": [python, "-I", "-S", "-c", ""]}
+    contenders |= {words: command(python, words) for words in ("--version", "--help")}
+    took: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, words in contenders.items():
+            took[name].append(timed(words, child_environment()).cpu * 1e3)
+    figures = {name: spread(found) for name, found in took.items()}
+    return tuple(_least(name, figures) for name in ("--version", "--help"))
+
+
+def _least(name: str, figures: dict[str, Spread]) -> Result:
+    ratio = figures[name].median / figures["bare"].median
+    lines = tuple(f"{each}: processor time {figures[each].median:.1f} ms" for each in (name, "bare"))
+    return Result(f"{name} against a bare interpreter", ratio, f"{LEAST_BUDGET:g}", ratio <= LEAST_BUDGET, lines)

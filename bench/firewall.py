@@ -24,7 +24,7 @@ from pathlib import Path
 
 from bench.figures import Result, spread
 from bench.hosting import Provider, addresses, compiled
-from bench.stage import BASELINE, LAUNCHER, Failed
+from bench.stage import BASELINE, Failed, command
 from qubes_guestnet.core.firewall import ruleset
 from qubes_guestnet.lab.qube import QUBESDB_FOLDER, Qube
 from qubes_guestnet.provider.ruleset_generation import Transactions
@@ -71,7 +71,7 @@ class _House:
     def words(self) -> list[str]:
         """The command that puts lists in force."""
         if self.ours:
-            return [sys.executable, "-I", str(LAUNCHER), "agent"]
+            return command(sys.executable, "agent")
         return [sys.executable, str(BASELINE / "firewall.py"), QUBESDB_FOLDER]
 
     def write(self, number: int, count: int, turn: int, *, committed: bool = False) -> str:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.stage import BASELINE, LAUNCHER, TREE, Failed, Took, child_environment
+from bench.stage import BASELINE, TREE, Failed, Took, child_environment, command
 from qubes_guestnet.core.provider import vif as vif_rules
 from qubes_guestnet.lab import xenstore
 from qubes_guestnet.lab.qube import Qube, Service
@@ -143,7 +143,7 @@ class Provider:
 
     def command(self) -> Took:
         """The whole command, as Xen's hotplug calls it."""
-        return self._run([sys.executable, "-I", str(LAUNCHER), "vif", "online"])
+        return self._run(command(sys.executable, "vif", "online"))
 
     def script(self) -> Took:
         """The same by the shell script."""

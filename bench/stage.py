@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,6 +51,14 @@ IPV6_ENTRIES = {
 
 QUIET = ((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),)
 
+_FIND = """
+from importlib.util import find_spec
+for name in ("pyroute2", "tenacity", "jeepney", "qubesdb"):
+    found = find_spec(name)
+    if found is not None:
+        print(found.submodule_search_locations[0])
+"""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -64,7 +73,22 @@ def child_environment() -> dict[str, str]:
 
 def command(python: str, *arguments: str) -> list[str]:
     """Our command as a package installs it, run by the given interpreter."""
-    return [python, "-I", str(LAUNCHER), *arguments]
+    return [python, "-I", "-S", str(_packaged(python)), *arguments]
+
+
+@cache
+def _packaged(python: str) -> Path:
+    """Install the launcher, and compiled beside it all that it imports, and return its path."""
+    folder = TREE / "build" / "bench" / python.strip("/").replace("/", "-")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(TREE / "qubes_guestnet", folder / "qubes_guestnet", ignore=shutil.ignore_patterns("__pycache__"))
+    found = subprocess.run([python, "-I", "-c", _FIND], check=True, capture_output=True, text=True)
+    for package in map(Path, found.stdout.split()):
+        shutil.copytree(package, folder / package.name)
+    subprocess.run([python, "-m", "compileall", "-q", str(folder)], check=True)
+    launcher = folder / "launcher"
+    launcher.write_text(LAUNCHER.read_text().replace("FOLDERS = ()", f'FOLDERS = ("{folder}",)'))
+    return launcher
 
 
 class Stage:
@@ -79,7 +103,7 @@ class Stage:
         self.entries = dict(entries)
         self.python = python
         self.oracle = Oracle()
-        # As a package does when it is installed; compiling at the first start takes time and leaves memory behind.
+        # For what is not started by `command`. Compiling at the first start takes time and leaves memory behind.
         subprocess.run([python, "-m", "compileall", "-q", str(TREE / "qubes_guestnet")], check=True)
         self._private_etc()
         os.makedirs(STORE_FOLDER, exist_ok=True)

@@ -20,6 +20,11 @@ FISH_COMPLETIONS ?= $(PREFIX)/share/fish/vendor_completions.d
 # /usr/local).
 PYTHON_SITE ?= $(shell $(SYSTEM_PYTHON) -c 'import sysconfig as s; \
 	print(s.get_path("purelib", "deb_system" if "deb_system" in s.get_scheme_names() else s.get_default_scheme()))')
+# Where it looks for those of others; the launcher names these folders in place of `site`.
+PYTHON_FOLDERS ?= $(shell $(SYSTEM_PYTHON) -c 'import sysconfig as s; \
+	scheme = "deb_system" if "deb_system" in s.get_scheme_names() else s.get_default_scheme(); \
+	print(*dict.fromkeys((s.get_path("purelib", scheme), s.get_path("platlib", scheme))))')
+FOLDERS = ($(foreach folder,$(PYTHON_SITE) $(filter-out $(PYTHON_SITE),$(PYTHON_FOLDERS)),"$(folder)",))
 BUILD := build
 
 .PHONY: install install-files install-python deb rpm test-system
@@ -34,7 +39,7 @@ install-python:
 
 install-files:
 	install -d "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBEXECDIR)"
-	sed '1s|^#!/usr/bin/python3|#!$(SYSTEM_PYTHON)|' bin/qubes-guestnet >"$(DESTDIR)$(BINDIR)/qubes-guestnet"
+	sed -e '1s|^#!/usr/bin/python3|#!$(SYSTEM_PYTHON)|' -e 's|^FOLDERS = .*|FOLDERS = $(FOLDERS)|' bin/qubes-guestnet >"$(DESTDIR)$(BINDIR)/qubes-guestnet"
 	chmod 0755 "$(DESTDIR)$(BINDIR)/qubes-guestnet"
 	cd systemd && for script in setup-ip qubes-setup-dnat-to-ns vif-route-qubes qubes-firewall; do \
 		install -m 0755 "$$script" "$(DESTDIR)$(LIBEXECDIR)" && \

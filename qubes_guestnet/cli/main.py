@@ -10,14 +10,18 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
 
 from ..errors import GuestnetError, UsageError, printable
-from .options import EXIT_FAILED, EXIT_USAGE, MANY, VERBS, Options, Verb
 
 TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/deferred_imports)
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from types import ModuleType
+
+    from .options import Options, Verb
+
+_FAILED, _USAGE = 1, 2  # as in `options`, which takes 3 ms to load: `--version` does without
+_HELP, _VERSION = (["-h"], ["--help"]), (["-V"], ["--version"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,21 +39,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_closed_streams()
     _show_all_characters()
     try:
-        verb, options = _plain(arguments) or _parsed(arguments)
-        status = _function(verb)(options)
+        if arguments in _HELP or arguments in _VERSION:
+            print(_told(arguments))
+            status = 0
+        else:
+            verb, options = _plain(arguments) or _parsed(arguments)
+            status = _function(verb)(options)
         sys.stdout.flush()
         return status
     except UsageError as error:
         print(f"qubes-guestnet: {printable(str(error))}", file=sys.stderr)
-        return EXIT_USAGE
+        return _USAGE
     except GuestnetError as error:
         print(f"qubes-guestnet: {printable(str(error))}", file=sys.stderr)
-        return EXIT_FAILED
+        return _FAILED
     except ModuleNotFoundError as error:
         if error.name not in ("pyroute2", "tenacity"):
             raise
         print(f"qubes-guestnet: {error}; install python3-{error.name}", file=sys.stderr)
-        return EXIT_FAILED
+        return _FAILED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + 2  # as a shell shows SIGINT
@@ -60,7 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno != errno.EPIPE:
             print(f"qubes-guestnet: standard output: {error.strerror}", file=sys.stderr)
-        return EXIT_FAILED
+        return _FAILED
+
+
+def _told(arguments: list[str]) -> str:
+    if arguments in _HELP:
+        from .help_text import HELP
+
+        return HELP.rstrip("\n")
+    from .. import __version__
+
+    return f"qubes-guestnet {__version__}"
 
 
 def _open_closed_streams() -> None:
@@ -119,7 +137,11 @@ def _lab(options: Options) -> int:
 
 def _plain(arguments: list[str]) -> tuple[Verb, Options] | None:
     """Return a verb and its options from plain arguments; None if argparse must parse them."""
-    verb = VERBS.get(arguments[0]) if arguments else None
+    if not arguments:
+        return None
+    from .options import MANY, VERBS, Options
+
+    verb = VERBS.get(arguments[0])
     if verb is None:
         return None
     words = arguments[1:]
@@ -147,6 +169,7 @@ def _check_name(interface: str | None) -> None:
 
 
 def _parsed(arguments: list[str]) -> tuple[Verb, Options]:
+    from .options import VERBS, Options
     from .parser import parser
 
     try:

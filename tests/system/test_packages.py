@@ -143,7 +143,7 @@ def test_both_packages_have_the_same_contents(deb: Path, rpm: Path) -> None:
 def test_the_rpm_installs_into_a_scratch_root(rpm: Path, tmp_path: Path) -> None:
     options = ["--root", str(tmp_path), "--dbpath", "/var/lib/rpm", "--nodeps", "--noscripts"]
     run("rpm", "--install", *options, str(rpm))
-    assert (tmp_path / "usr/bin/qubes-guestnet").read_text().startswith("#!/usr/bin/python3 -I\n")
+    assert (tmp_path / "usr/bin/qubes-guestnet").read_text().startswith("#!/usr/bin/python3 -IS\n")
     run("rpm", "--verify", *options[:5], "qubes-guestnet")
     run("rpm", "--erase", *options, "qubes-guestnet")
     assert not (tmp_path / "usr/bin/qubes-guestnet").exists()
@@ -227,7 +227,7 @@ def test_make_install_alone_is_a_working_program(tmp_path: Path) -> None:
     (package,) = tmp_path.glob("usr/lib/python3*/*-packages/qubes_guestnet")
     assert (package / "core/__pycache__").is_dir()
     launcher = (tmp_path / "usr/bin/qubes-guestnet").read_text()
-    assert launcher.splitlines()[0] == "#!/usr/bin/python3 -I"
+    assert launcher.splitlines()[0] == "#!/usr/bin/python3 -IS"
     said = run("/usr/bin/python3", "-c", launcher.replace("sys.argv[1:2]", "[]"), "--version", cwd=package.parent)
     assert said == f"qubes-guestnet {__version__}\n"
 
