@@ -67,7 +67,7 @@ def _lost(untrusted_entries: dict[str, bytes], paths: Paths, *, applies: bool) -
         return Rules(paths, Transactions()).begin(untrusted_entries, Progress(run))
 
 
-class Keeper:
+class BaseRulesWatch:
     """Detects whether other programs have changed rules since the base rules were last read.
 
     Args:

@@ -31,7 +31,7 @@ from ..system.paths import Paths
 from ..system.signals import Signals
 from ..uplink.other_services import OtherServices
 from .arp_probe import Prober
-from .base_rules_watch import Keeper
+from .base_rules_watch import BaseRulesWatch
 from .connection import Connection
 from .descriptors import Descriptors
 from .journal import Journal
@@ -120,9 +120,9 @@ class Agent:
         systemd.notify("WATCHDOG=1")
         self._timers["watchdog"] = time.monotonic() + period
 
-    def _keep_rules(self) -> Keeper | None:
+    def _keep_rules(self) -> BaseRulesWatch | None:
         try:
-            keeper = Keeper(self._paths)
+            keeper = BaseRulesWatch(self._paths)
         except GuestnetError as error:
             self._journal.failed(error)
             return None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..core.provider.user_rules import Kept
 
 
-class Loading:
+class BaseRulesPlanner:
     """Loads the base rules in one pass.
 
     Args:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..core.provider.settings import ProviderSettings
 
 
-def bring(
+def apply(
     work: PassState, transactions: Transactions, records: Iterable[Vif], held: frozenset[str], *, complete: bool = True
 ) -> None:
     """Update the set; errors are added to those of the pass.

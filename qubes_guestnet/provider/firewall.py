@@ -99,7 +99,7 @@ class Firewall:
         if self.names is not None:
             self.names.close()
 
-    def bring(self, work: PassState, devices: Devices, uplinks: frozenset[int]) -> PassState:
+    def apply(self, work: PassState, devices: Devices, uplinks: frozenset[int]) -> PassState:
         """Load the lists that dom0 has committed.
 
         Args:
@@ -189,9 +189,9 @@ class Firewall:
     def _settle(self, work: PassState, wanted: plan.Wanted) -> None:
         if self._source is not None:
             work.attempt(partial(self._recall, wanted))
-        turn = _Turn(self, work, wanted)
-        outcome = work.settle(turn.plan, of_firewall(self._nft, partial(qubesdb.connect, writable=True)))
-        _remember_lists(work, enforcement.settled(memory_of(work).lists, wanted, turn.rules, outcome))
+        planner = _FirewallPlanner(self, work, wanted)
+        outcome = work.settle(planner.plan, of_firewall(self._nft, partial(qubesdb.connect, writable=True)))
+        _remember_lists(work, enforcement.settled(memory_of(work).lists, wanted, planner.rules, outcome))
         if self._source is not None and work.run.applies:
             work.attempt(lambda work: judged_lists.keep(self._paths.run, memory_of(work).lists.judged))
         # Only for written entries: while QubesDB refuses them, each pass plans them again.
@@ -338,7 +338,7 @@ class Firewall:
         return work._replace(conditions=conditions, scripts=user_scripts.read(self._paths.run))
 
 
-class _Turn:
+class _FirewallPlanner:
     """One pass from the loaded to the desired rules.
 
     Attributes:

@@ -18,7 +18,7 @@ from .pass_state import PassState
 from .ruleset_generation import Transactions
 
 
-class Guarding:
+class ProviderGuard:
     """Keeps the guard's table loaded while this qube provides network to others.
 
     Args:
@@ -29,7 +29,7 @@ class Guarding:
         self._nft = transactions
         self._guard = nft_guard.Guard()  # with the socket that owns the table
 
-    def bring(self, work: PassState) -> None:
+    def apply(self, work: PassState) -> None:
         """Load the guard after the base rules, without which it drops everything.
 
         Args:

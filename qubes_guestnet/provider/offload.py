@@ -46,7 +46,7 @@ class Offload:
     def __init__(self, paths: Paths, transactions: Transactions) -> None:
         self._paths, self._nft = paths, transactions
 
-    def bring(self, work: PassState) -> None:
+    def apply(self, work: PassState) -> None:
         """Load or remove the flowtable. An obstacle is a reason in `status`, and not an error.
 
         Args:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from ..uplink.other_services import OtherServices
     from .firewall import Firewall, Source
     from .firewall_names import FirewallNames
-    from .guard import Guarding
+    from .guard import ProviderGuard
     from .offload import Offload
 
 SETS = "sets"
@@ -93,7 +93,7 @@ class Provider:
             if work.reloaded:
                 work.remember(work.memory._replace(swept=None))
             if self._guard is not None:
-                work.attempt(self._guard.bring)
+                work.attempt(self._guard.apply)
             return work
         finally:
             self.memory = progress.memory
@@ -116,7 +116,7 @@ class Provider:
             self._firewall = None
             work.remember(work.memory._replace(firewall=None))
         if firewall is not None:
-            return firewall.bring(work, self._vifs.devices(), uplinks)
+            return firewall.apply(work, self._vifs.devices(), uplinks)
         if not work.run.applies and self.enforces:
             from .firewall import Firewall
 
@@ -164,7 +164,7 @@ class Provider:
             work = work.attempt(partial(self._enforce, indexes))
             work.attempt(self._rules.forward)
             if self._offload is not None:
-                work.attempt(self._offload.bring)
+                work.attempt(self._offload.apply)
         self.memory = work.memory
         report = work.report(forwarded())
         # Only users ask for it: with 250 vifs it is 500 files.
@@ -380,7 +380,7 @@ def _offload(paths: Paths, transactions: Transactions) -> Offload:
     return Offload(paths, transactions)
 
 
-def _guard(transactions: Transactions) -> Guarding:
-    from .guard import Guarding  # it ends with its process
+def _guard(transactions: Transactions) -> ProviderGuard:
+    from .guard import ProviderGuard  # it ends with its process
 
-    return Guarding(transactions)
+    return ProviderGuard(transactions)

@@ -26,7 +26,7 @@ from ..system.owned_state import Ledger
 from ..system.paths import Paths
 from ..system.systemd import WARNING, log
 from . import forwarding
-from .base_rules import Loading
+from .base_rules import BaseRulesPlanner
 from .pass_state import PassState, Progress, command
 from .ruleset_generation import Transactions, seen
 
@@ -191,7 +191,7 @@ class Rules:
 
         unread: list[GuestnetError] = []
         records = vif_records.Folder(self._paths.run).all(unread)
-        downstream.bring(work, self._nft, records, downstream.present(work, self._nft), complete=not unread)
+        downstream.apply(work, self._nft, records, downstream.present(work, self._nft), complete=not unread)
         work.failed(*unread)
 
     def unload(self) -> tuple[str, ...]:
@@ -257,19 +257,19 @@ class Rules:
     def _load(self, work: PassState) -> PassState:
         """Load the base rules, unless those that are there are ours."""
         refuse6 = work.active and _refuses6(work.settings, work.provided.rules)
-        loading = Loading(work, self._paths, self._nft, refuse6=refuse6)
+        planner = BaseRulesPlanner(work, self._paths, self._nft, refuse6=refuse6)
         verified = work.is_verified(RULES, self._nft)
-        if verified and work.provided.rules.text == checksum(loading.text(loading.families).encode()):
+        if verified and work.provided.rules.text == checksum(planner.text(planner.families).encode()):
             return work._replace(ruled=True)
-        work = loading.settle()
-        return work.attempt(partial(self._verified, loading)) if work.ruled else work
+        work = planner.settle()
+        return work.attempt(partial(self._verified, planner)) if work.ruled else work
 
-    def _verified(self, loading: Loading, work: PassState) -> None:
+    def _verified(self, planner: BaseRulesPlanner, work: PassState) -> None:
         """Remember that the base rules are as they should be, and what others have beside them."""
         if work.run.applies and not self._alone:
-            work.attempt(partial(_user_rules_restore().keep, self._paths.run, loading.now))
-            work.remember(work.memory._replace(handles=nft_kernel.handles(rules_text.chains(loading.now))))
-        work.mark_verified(RULES, loading.looked)
+            work.attempt(partial(_user_rules_restore().keep, self._paths.run, planner.now))
+            work.remember(work.memory._replace(handles=nft_kernel.handles(rules_text.chains(planner.now))))
+        work.mark_verified(RULES, planner.looked)
 
 
 def _user_rules_restore() -> ModuleType:

@@ -217,7 +217,7 @@ class Vifs:
         Returns:
             The state with `vifs`.
         """
-        records = self._bring(work, downstream.present(work, self._nft))
+        records = self._apply_downstream(work, downstream.present(work, self._nft))
         return self._sweep(work, records, seen=True)
 
     def look(self, work: PassState) -> PassState:
@@ -278,12 +278,12 @@ class Vifs:
         changed = late_mappings.changed(report.vif, now, work.settings.gateway)
         return report._replace(now=now.mappings if changed else None)
 
-    def _bring(self, work: PassState, present: frozenset[str]) -> tuple[Vif, ...]:
+    def _apply_downstream(self, work: PassState, present: frozenset[str]) -> tuple[Vif, ...]:
         """The set of addresses behind this qube made what it should be; and all records that can be read."""
         unread: list[GuestnetError] = []
         records = self._vifs.all(unread)
         work.failed(*unread)
-        downstream.bring(work, self._nft, records, present, complete=not unread)
+        downstream.apply(work, self._nft, records, present, complete=not unread)
         return records
 
     def close_replaced(self, work: PassState) -> None:
@@ -305,7 +305,7 @@ class Vifs:
     def refill(self, work: PassState) -> None:
         """What the sets are to hold, and nothing else of the vifs: rules have changed, perhaps some of ours."""
         present = downstream.present(work, self._nft)
-        records = tuple(vif for vif in self._bring(work, present) if vif.device != GONE)
+        records = tuple(vif for vif in self._apply_downstream(work, present) if vif.device != GONE)
         work.settle(partial(self._plan_refill, work, self._common(work), records), self._adapters())
 
     def _plan_refill(
@@ -320,7 +320,7 @@ class Vifs:
         if not work.active or downstream.followed(work):
             return
         before = len(work.errors)
-        self._bring(work, downstream.present(work, self._nft))
+        self._apply_downstream(work, downstream.present(work, self._nft))
         for error in work.errors[before:]:
             if isinstance(error, nft.NftError):  # a record that cannot be read keeps no other vif from its network
                 raise error

@@ -33,8 +33,8 @@ ALLOWED = {
     "Vifs": ({"_known"}, "the records of vifs as of a state of their folder: a cache, asked by each pass"),
     "Progress": ({"errors"}, "of one pass: it begins empty and ends with the pass"),
     "PassState": ({f"progress.{each}" for each in ("memory", "errors", "todo", "done")}, "the same"),
-    "Loading": ({"looked", "_marked", "now", "_facts"}, "of one pass"),
-    "_Turn": ({"rules", "_followed", "_planned"}, "of one pass"),
+    "BaseRulesPlanner": ({"looked", "_marked", "now", "_facts"}, "of one pass"),
+    "_FirewallPlanner": ({"rules", "_followed", "_planned"}, "of one pass"),
 }
 
 

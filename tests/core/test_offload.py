@@ -65,7 +65,7 @@ class World:
             raise Killed
 
     def settle(self, reason: str, wanted: LoadFlowtable) -> tuple[Planned, Outcome]:
-        """One pass, as `offloading.Offload.bring` has it."""
+        """One pass, as `provider.offload.Offload.apply` has it."""
         recorded = self.ledger.record.provided.offloading
         self.count = 0
 

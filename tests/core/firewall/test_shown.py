@@ -183,3 +183,18 @@ def test_what_is_no_entry_of_a_list_is_passed_over() -> None:
     given = facts()._replace(stored=facts().stored._replace(sets={ADDRESS: entries}))
     assert [(each.number, each.text) for each in one(given).entries] == [(1, "action=accept")]
     assert shown.words(b"\xff\x1b[0m") == "\\xff\\x1b[0m"
+
+
+def test_the_names_of_several_lists_are_known_together() -> None:
+    first, second = {"0000": b"action=accept dsthost=a.org"}, {"0000": b"action=accept dsthost=b.org"}
+    stored = by_address({
+        f"/qubes-firewall/{address}/{key}": value
+        for address, written in (("10.137.0.4", first), ("10.137.0.5", second))
+        for key, value in (("policy", b"drop"), *written.items())
+    })  # fmt: skip
+    held = {
+        Question(4, host): Entry((Held(ip_address("192.0.2.9"), 90, 60),), answered=90) for host in ("a.org", "b.org")
+    }
+    facts = Facts(stored, None, cache=Cache((), held))
+    assert set(shown.names((ip_address("10.137.0.4"), ip_address("10.137.0.5")), facts)) == {(4, "a.org"), (4, "b.org")}
+    assert set(shown.names((ip_address("10.137.0.5"),), facts)) == {(4, "b.org")}
