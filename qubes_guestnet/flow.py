@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The one flow: observe and plan, apply, and observe again until a plan is empty.
 
-What observes and plans is passed in, and so is what carries out each kind of operation (`dispatch`). A failed operation
-is reported once and not tried again in the same pass; the next pass plans it anew, because a plan comes from the world.
-An operation fails by any exception of its adapter: one that the adapter does not document is a bug, and fails no other
-operation (B146).
+The caller passes a planner, which observes and plans, and the adapters for each kind of operation (`dispatch`). A
+failed operation is reported once and not repeated in the same pass; the next pass plans it again, because a plan comes
+from the observed state. Any exception of its adapter fails an operation: an undocumented one is a bug, but fails no
+other operation (B146).
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ ROUNDS = 5
 
 
 class Settled(NamedTuple):
-    """What came of a plan.
+    """The result of settling a plan.
 
     Args:
-        outcome: of its operations; with what could not be observed among the errors.
+        outcome: result of its operations, including errors of observations.
         planned: the last plan.
-        todo: operations that are planned and not carried out, in a pass that only plans.
+        todo: planned operations that are not carried out, in a pass that only plans.
     """
 
     outcome: Outcome
@@ -59,7 +59,7 @@ class Settled(NamedTuple):
 
 
 class Applying:
-    """A pass that carries out what it plans.
+    """A pass that carries out its plans.
 
     Args:
         ledger: the owned record, to be written.
@@ -72,11 +72,11 @@ class Applying:
 
     @property
     def record(self) -> Record:
-        """As it is now."""
+        """Return the present record."""
         return self._ledger.record
 
     def save(self, record: Record) -> None:
-        """Put it on disk. Raises FileError."""
+        """Save the record. Raises FileError."""
         self._ledger.save(record)
 
     def settle(self, plan: Callable[[Record, Outcome], Planned], adapters: Adapters) -> Settled:
@@ -99,7 +99,7 @@ class Planning(Applying):
     applies = False
 
     def save(self, record: Record) -> None:
-        """Leave it as it is."""
+        """Do nothing: the record stays unchanged."""
 
     def settle(self, plan: Callable[[Record, Outcome], Planned], _adapters: Adapters) -> Settled:
         """Plan once. It raises nothing."""
@@ -110,16 +110,16 @@ class Planning(Applying):
         return Settled(Outcome(errors=planned.errors), planned, planned.ops)
 
     def tell(self, priority: int, words: str) -> None:
-        """Keep it for oneself."""
+        """Do nothing: a pass that only plans logs nothing."""
 
 
 def settle(plan: Callable[[Record, Outcome], Planned], adapters: Adapters, ledger: Ledger) -> tuple[Planned, Outcome]:
     """Plan, apply and plan again, a bounded number of times.
 
     Args:
-        plan: observes and plans; from the owned record, and what came of the operations of this pass so far.
+        plan: observes and plans, given the owned record and the result of the operations of this pass so far.
         adapters: by kind of operation.
-        ledger: the owned record; on disk before the operations that it tells of.
+        ledger: the owned record, saved before the operations that it describes.
 
     Returns:
         The last plan, and what came of all operations. A last plan is empty but for operations that failed; where
@@ -143,7 +143,7 @@ def settle(plan: Callable[[Record, Outcome], Planned], adapters: Adapters, ledge
 
 
 def _saved(planned: Planned, ledger: Ledger) -> Outcome:
-    """Put the record on disk. A full /run costs the record and not the qube its network."""
+    """Save the record. If /run is full, only the record is lost, not the qube's network."""
     try:
         ledger.save(planned.record)
     except Exception as error:
@@ -152,13 +152,13 @@ def _saved(planned: Planned, ledger: Ledger) -> Outcome:
 
 
 def carry_out(ops: Iterable[Operation], adapters: Adapters, before: tuple[Operation, ...] = ()) -> Outcome:
-    """Do operations in the order given, up to the end of a round.
+    """Carry out sorted operations in order, up to the end of a round.
 
     Args:
-        ops: sorted.
-        adapters: by kind of operation; each raises GuestnetError when its operation is refused. That of TRANSACTION
-            begins one for several operations, and returns what ends it.
-        before: operations of this pass that failed before.
+        ops: sorted operations.
+        adapters: adapters by kind of operation; each raises GuestnetError if its operation is refused. The adapter of
+            TRANSACTION begins a transaction for several operations, and returns the function that ends it.
+        before: operations that failed earlier in this pass.
     """
     outcome, ending = Outcome(), False
     finish: Callable[[], Outcome] | None = None
@@ -179,7 +179,7 @@ def carry_out(ops: Iterable[Operation], adapters: Adapters, before: tuple[Operat
             continue
         try:
             outcome = outcome.and_then(_done(part[0], adapters))
-        except Vanished:  # a fresh round sees what is there now
+        except Vanished:  # the next round observes the present state
             if first not in VANISHES_ALONE:
                 break
             gone.add(_vif(part[0]))
@@ -188,7 +188,7 @@ def carry_out(ops: Iterable[Operation], adapters: Adapters, before: tuple[Operat
 
 
 def _vif(op: Operation) -> object:
-    """The name of the vif whose interface an operation changes, None for none."""
+    """Return the name of the vif whose interface an operation changes, None for none."""
     return getattr(op, "name", None) if kind(op) in VANISHES_ALONE else None
 
 
@@ -196,8 +196,8 @@ def _begin(ops: tuple[Operation, ...], adapters: Adapters) -> Callable[[], Outco
     """Begin one transaction of several operations.
 
     Returns:
-        What waits for its end. Of one that is refused each operation is then tried alone, or those of half of the
-        qubes: the fault may be another's.
+        A function that waits for its end. If nft refuses the transaction, the function tries each operation alone, or
+        those of half of the qubes, to find the faulty one.
     """
     try:
         end = adapters[TRANSACTION](ops)
@@ -219,10 +219,10 @@ def _begin(ops: tuple[Operation, ...], adapters: Adapters) -> Callable[[], Outco
 
 
 def _halved(ops: tuple[Operation, ...], adapters: Adapters, error: GuestnetError) -> Outcome:
-    """Two transactions in place of a refused one, down to the qube that is the reason, of which all is refused then.
+    """Split a refused transaction into two, down to the qube that is the cause, which is then refused everything.
 
     Returns:
-        What came of it. Operations that another one stood in for have failed, with the error: they are not in force.
+        The result. Operations that were replaced count as failed, with the error, because they are not in force.
     """
     from .core.firewall import operations as firewall
 
@@ -230,7 +230,7 @@ def _halved(ops: tuple[Operation, ...], adapters: Adapters, error: GuestnetError
     if parts is not None:
         first, second = (_begin(part, adapters)() for part in parts)
         came = first.and_then(second)
-        return came._replace(done=tuple(dict.fromkeys(came.done)))  # what qubes share is in both
+        return came._replace(done=tuple(dict.fromkeys(came.done)))  # shared operations are in both halves
     others = tuple(instead(op) or op for op in ops)
     if others == ops:
         return Outcome(failed=ops, errors=(error,))
@@ -248,7 +248,7 @@ def _one_by_one(ops: Iterable[Operation], adapters: Adapters) -> Outcome:
 
 
 def _done(op: Operation, adapters: Adapters) -> Outcome:
-    """One operation, or where it is refused the one that stands in for it. Raises Vanished."""
+    """Carry out one operation or, if it is refused, its replacement. Raises Vanished."""
     try:
         adapters[kind(op)](op)
     except Vanished:

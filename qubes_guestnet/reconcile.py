@@ -43,26 +43,26 @@ if TYPE_CHECKING:
     from .uplink.other_services import OtherServices
 
     class Kernel(Protocol):
-        """What a pass asks of the kernel; `system.netlink.rtnl.Kernel` in life, a model in the tests."""
+        """The kernel's interface for a pass; `system.netlink.rtnl.Kernel`, or a model in the tests."""
 
         def links(self, macs: frozenset[str]) -> tuple[Link, ...]:
-            """Interfaces with one of these addresses."""
+            """Return the interfaces with one of these MAC addresses."""
 
         def observe(self, link: Link, neighbours: Iterable[IPAddress], settings: Iterable[Tunable] = ()) -> State:
-            """Return what an interface has now."""
+            """Return the present state of an interface."""
 
         def tunnels(self, servers: Iterable[IPAddress], ours: Iterable[int]) -> TunnelFacts:
-            """Return what may show that a VPN is there."""
+            """Return the facts that may prove that a VPN is up."""
 
         def apply(self, op: plan.Op) -> None:
             """Carry out one operation or raise KernelError."""
 
         def ipv6_disabled(self, link: Link) -> str | None:
-            """Return the interface's sysctl disable_ipv6; None when it has no IPv6 at all."""
+            """Return the interface's sysctl disable_ipv6; None if it has no IPv6 at all."""
 
 
 class Pass(NamedTuple):
-    """What a pass is asked to do.
+    """The parameters of a pass.
 
     Args:
         present: indices of the interfaces that were there before the entries were read. An uplink that is not among
@@ -86,22 +86,22 @@ class Pass(NamedTuple):
 
 
 def reconcile(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Paths, asked: Pass) -> Report:
-    """Make the kernel and resolv.conf what the entries ask for.
+    """Configure the kernel and resolv.conf as the entries require.
 
     Args:
-        untrusted_entries: all of QubesDB below `settings.UPLINK_PREFIXES`.
+        untrusted_entries: all entries of QubesDB below `settings.UPLINK_PREFIXES`.
         kernel: the adapter.
         paths: locations of the qube's files.
-        asked: what to do.
+        asked: parameters of the pass.
 
     Returns:
-        What is desired, what is there, what was done, and every error; it does not raise one.
+        The desired and the present state, the operations carried out, and every error; the function raises none.
     """
     return _pass(untrusted_entries, kernel, paths, asked, Ledger(paths.run), Applying)
 
 
 def plan_only(untrusted_entries: Mapping[str, bytes], kernel: Kernel, paths: Paths, asked: Pass) -> Report:
-    """Return what `reconcile` would do; nothing is changed, and no right to change anything is needed. See there."""
+    """Return the report of what `reconcile` would do, without changing anything; this needs no privileges."""
     return _pass(untrusted_entries, kernel, paths, asked, Ledger(paths.run, reading=True), Planning)
 
 
@@ -150,20 +150,21 @@ def _pass(
 
 
 def take_down(index: int, kernel: Kernel, paths: Paths, others: OtherServices | None = None) -> tuple[plan.Op, ...]:
-    """`uplink remove`: link down, before the firewall goes away, and down it stays. No interface is nothing to do.
+    """Carry out `uplink remove`: take the link down, before the firewall goes away, and keep it down.
 
-    It asks the owned record and not QubesDB, which may be gone at shutdown; an interface we never configured is left.
+    It reads the owned record and not QubesDB, which may be gone at shutdown; it leaves an interface alone that we never
+    configured, and does nothing if the interface does not exist.
 
     Args:
-        index: interface index when the command came. Not the name: while we wait for the lock the interface can go
-            and a new one of the same name come, which this command did not mean (#8237).
+        index: interface index at the time of the command. While we wait for the lock, another interface may get the
+            same name, which the command did not mean (#8237).
         kernel: the adapter.
         paths: locations of the qube's files.
-        others: the other services of the qube; they let go of the interface first, or would take it up again.
+        others: the other services of the qube; they release the interface first, or they would bring it up again.
 
     Raises:
-        KernelError: the kernel refuses.
-        FileError: the record cannot be written, or a profile not be removed; the link is down all the same.
+        KernelError: the kernel refused an operation.
+        FileError: the record cannot be written, or a profile cannot be removed; the link is still taken down.
     """
     with Ledger(paths.run) as ledger:
         record = ledger.record
@@ -181,9 +182,9 @@ def take_down(index: int, kernel: Kernel, paths: Paths, others: OtherServices | 
         try:
             ledger.save(record)
             let_go = carry_out(letting_go, table)
-        finally:  # the firewall goes away next, whether /run is full or not
+        finally:  # the firewall goes away next, even if /run is full
             down = carry_out(ops, table)
-    # What systemd-resolved refuses is harmless: the link is down, and its servers with it.
+    # An error of systemd-resolved is harmless: the link is down, and its servers are unused.
     for error in (*(each for each in let_go.errors if isinstance(each, FileError)), *down.errors):
         raise error
     return tuple(ops)
@@ -202,10 +203,10 @@ def record_fallback(paths: Paths, index: int, mac: str, fallback: Fallback) -> N
 
 
 def record_written(paths: Paths) -> None:
-    """Note that dom0 has written keys: an interface that went is expected again.
+    """Record that dom0 has written keys, so that a removed interface is expected again.
 
-    At once and not with the next pass, which waits until dom0 is through: a caller that asks meanwhile whether the
-    network is configured would hear that none is expected (`wait-uplink`, behaviour B3).
+    This does not wait for the next pass, which starts only after dom0's last key: until then `wait-uplink` would report
+    that no interface is expected (behaviour B3).
 
     Raises:
         FileError: the record cannot be written.
@@ -215,7 +216,7 @@ def record_written(paths: Paths) -> None:
 
 
 class _Choices(NamedTuple):
-    """What was chosen for this qube, by its owner and by dom0: default-route style, manager, MTUs by MAC."""
+    """The choices of the owner and of dom0: default-route style, manager, MTUs by MAC."""
 
     style: uplink.Style | None
     manager: ManagerChoice
@@ -223,15 +224,15 @@ class _Choices(NamedTuple):
 
 
 class UplinkState(NamedTuple):
-    """What a pass knows of the uplinks, and what it has done so far. A step takes it and returns the next one.
+    """The uplinks in a pass, and its progress. A step takes the state and returns the next one.
 
     Args:
-        interfaces: the uplinks as they were last observed.
-        late: an uplink came after the entries were read (`Pass.present`).
-        applied: operations of the kernel's carried out, in order.
+        interfaces: the uplinks as last observed.
+        late: an uplink appeared after the entries were read (`Pass.present`).
+        applied: operations carried out in the kernel, in order.
         done: operations carried out on the other services, in words.
-        todo: those that are still to be carried out, and what has to come first.
-        errors: everything that went wrong, each once.
+        todo: pending operations on them, and steps that must come first.
+        errors: all errors, each once.
     """
 
     interfaces: tuple[InterfaceReport, ...] = ()
@@ -242,28 +243,28 @@ class UplinkState(NamedTuple):
     errors: tuple[GuestnetError, ...] = ()
 
     def failed(self, errors: Iterable[GuestnetError]) -> UplinkState:
-        """Return the state with these errors; one that was met before is the same one."""
+        """Return the state with these errors added, each once."""
         known = dict.fromkeys(map(str, self.errors))
         new = [error for error in errors if str(error) not in known]
         return self._replace(errors=(*self.errors, *new))
 
 
 class _Seen(NamedTuple):
-    """What one look at the uplinks shows: see `UplinkState`."""
+    """The result of one observation of the uplinks: see `UplinkState`."""
 
     interfaces: tuple[InterfaceReport, ...] = ()
     late: bool = False
 
 
 class _Uplinks(NamedTuple):
-    """The uplinks of one pass: what they are to be, and the kernel that has them.
+    """The desired uplinks of one pass, and the kernel.
 
     Args:
-        settings: validated.
-        flags: of the qube.
-        choices: of its owner and of dom0.
+        settings: validated settings.
+        flags: flags of the qube.
+        choices: choices of its owner and of dom0.
         kernel: the adapter.
-        asked: of the pass.
+        asked: parameters of the pass.
     """
 
     settings: Settings
@@ -274,18 +275,18 @@ class _Uplinks(NamedTuple):
 
     @property
     def adapters(self) -> Adapters:
-        """What carries out the operations on them, and beside them."""
+        """Return the adapters for operations on them and on the other services."""
         return of_uplink(self.kernel, self.asked.others)
 
     def settle(self, state: UplinkState, run: Applying) -> tuple[UplinkState, tuple[GuestnetError, ...]]:
-        """Make them what they should be, or only look at them.
+        """Configure the uplinks, or only plan.
 
         Args:
-            state: of the pass.
-            run: carries out what is planned, or does not.
+            state: state of the pass.
+            run: carries out plans, or only plans.
 
         Returns:
-            The state, and why they cannot be looked at; nothing where they can.
+            The state, and the errors of the observation, if any.
         """
         settled = run.settle(partial(self._plan, notes=run.applies), self.adapters)
         seen = settled.planned.seen if isinstance(settled.planned.seen, _Seen) else _Seen()
@@ -294,7 +295,7 @@ class _Uplinks(NamedTuple):
         return state.failed(settled.outcome.errors), settled.planned.errors
 
     def _plan(self, record: Record, so_far: Outcome, *, notes: bool) -> Planned:
-        """Observe and plan; `notes`: what came and went is recorded."""
+        """Observe and plan; `notes`: record interfaces that appeared or disappeared."""
         uplinks, asked = self._wanted(record), self.asked
         links = self.kernel.links(frozenset(settings.mac for settings in uplinks)) if uplinks else ()
         if any(link.ifindex not in asked.present for link in links):
@@ -304,10 +305,9 @@ class _Uplinks(NamedTuple):
         if notes:
             macs = [settings.mac for settings in self.settings.uplinks]
             record = record.seen(macs, present, asked.keys_written)
-        if asked.revive:  # also what is only planned: `plan` says what `apply` does
+        if asked.revive:  # even in a pass that only plans: `plan` prints the operations of `apply`
             record = record.revived(link for link in present if asked.only in ("", link.name))
-        # The interface of /qubes-mac has rank 0, also while that key is invalid: no other interface then takes its
-        # place.
+        # The interface of /qubes-mac has rank 0; while that key is invalid, no interface has rank 0.
         interfaces = tuple(
             self._report(settings, link, record, rank)
             for rank, (settings, link) in enumerate(found, start=int(self.settings.held))
@@ -320,7 +320,7 @@ class _Uplinks(NamedTuple):
         return Planned(in_order(ops), record, seen=_Seen(interfaces))
 
     def _sysctl(self, report: InterfaceReport, so_far: Outcome) -> Iterable[ApplySysctl]:
-        """The files of sysctl.d count before the link goes up, also for what is planned: they may switch IPv6 off."""
+        """Yield the step that applies sysctl.d before the link goes up, even in a dry pass: it may disable IPv6."""
         if self.asked.others is None or report.link is None:
             return
         op = ApplySysctl(report.link.name)
@@ -328,10 +328,9 @@ class _Uplinks(NamedTuple):
             yield op
 
     def _wanted(self, record: Record) -> list[UplinkSettings]:
-        """Settings of every interface that the keys name, and of those that they named when we configured them.
+        """Return the settings of every interface that the keys name, and of those that they named before.
 
-        An interface that is not named any longer loses what we made on it; while it is not known which one dom0
-        manages, none does.
+        An interface that is no longer named loses our configuration, unless it is unknown which one dom0 manages.
         """
         uplinks = list(self.settings.uplinks)
         named = {settings.mac for settings in uplinks}
@@ -374,7 +373,7 @@ class _Uplinks(NamedTuple):
         return uplink.ipv6_missing(self.kernel.ipv6_disabled(link), link.mtu, networkmanager=by_manager)
 
     def settle_others(self, state: UplinkState, others: OtherServices, run: Applying) -> UplinkState:
-        """Bring the other services up to date, or only look at them."""
+        """Update the other services, or only plan."""
         uplinks = Uplinks(self.settings, self.flags, state.interfaces, not self.asked.only)
         settled = run.settle(lambda record, so_far: others.plan(uplinks, record, so_far), self.adapters)
         if run.applies:
@@ -385,7 +384,7 @@ class _Uplinks(NamedTuple):
 
 
 def _ahead(record: Record, report: InterfaceReport) -> Record:
-    """The record that has to be on disk before the plan of an interface is carried out."""
+    """Return the record that must be on disk before the plan of an interface is carried out."""
     if report.link is None or report.removed:
         return record
     entry = record.interface(report.link)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One pass over the provider's half: what it knows, and apart from that what it has done.
+"""One pass over the provider's half: its knowledge, and separately its progress.
 
-What a pass knows is a frozen value (`PassState`). A step takes it and returns it with what the step has learned; a step
-that only carries out operations returns nothing. `Progress` has what the steps did.
+The knowledge of a pass is a frozen value (`PassState`). A step takes it and returns it with new facts; a step that only
+carries out operations returns nothing. `Progress` records the operations and errors of the steps.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _NOTHING = PassMemory()
 
 
 class Progress:
-    """What a pass has done: operations carried out or planned, and errors, in their order.
+    """The progress of a pass: operations carried out or planned, and errors, in order.
 
     Args:
-        run: carries out what is planned, or does not.
-        memory: what the pass before has left.
+        run: carries out plans, or only plans.
+        memory: memory of the former pass.
 
     Attributes:
-        todo: operations that are planned and not carried out, in a pass that only plans.
-        done: what was carried out, in words.
-        errors: all that failed.
-        memory: what this pass leaves. It is here and not a field of `PassState`, because a step that fails has done and
-            seen what it has done and seen before that.
+        todo: planned operations that are not carried out, in a pass that only plans.
+        done: operations carried out, in words.
+        errors: all errors.
+        memory: memory for the next pass. It is here and not in `PassState`, because it must keep what a failing step
+            did before its failure.
     """
 
     def __init__(self, run: Applying, memory: PassMemory = _NOTHING) -> None:
@@ -57,7 +57,7 @@ class Progress:
         self.errors: list[GuestnetError] = []
 
     def withdraw(self, errors: Iterable[GuestnetError]) -> None:
-        """Take errors out again: a later step made up for them."""
+        """Remove errors that a later step has corrected."""
         withdrawn = tuple(errors)
         self.errors = [error for error in self.errors if error not in withdrawn]
 
@@ -66,26 +66,26 @@ class PassState(NamedTuple):
     """One pass of a provider.
 
     Args:
-        settings: validated.
-        active: this qube gives network to others; False also where that is not known.
-        ipv6: IPv6 as well.
-        progress: what the pass has done.
-        mtu: of the vifs, in bytes; 0 for leaving it as it is.
-        untrusted_entries: what the settings are from.
-        limits: of each vif, as far as conntrack has room for them; None: the file is not valid, those in force stay.
-        kept: how long conntrack keeps connections; None: not read.
-        ruled: the base rules are in.
-        reloaded: they were, or are to be, loaded anew: what else is in the tables is in doubt.
-        stopped: families whose forwarding another program has switched off; that is obeyed.
-        unfiltered: the firewall that this qube's flag asks for is not ready.
-        names: the name servers that the virtual DNS addresses lead to; None: not known.
-        look_again: when entries of the firewall are to be read again, in seconds of a monotonic clock; None: no need.
-        wanted: what the firewall of single qubes is to hold; None where this process does not enforce it.
-        conditions: the firewall of each address, where a person asks.
-        firewall_changed: chains of the firewall that another program has taken rules from.
-        scripts: what came of the users' scripts of the firewall, where a person asks.
-        vifs: each that was looked at.
-        before_uplink: how many operations were planned, and how many carried out, before the uplink's turn.
+        settings: validated settings.
+        active: this qube provides network to others; False if unknown.
+        ipv6: it also provides IPv6.
+        progress: progress of the pass.
+        mtu: MTU of the vifs, in bytes; 0 leaves it unchanged.
+        untrusted_entries: the entries that the settings were parsed from.
+        limits: limits of each vif, bounded by the size of conntrack; None: the file is invalid, those in force stay.
+        kept: conntrack's timeouts; None if not read.
+        ruled: the base rules are loaded.
+        reloaded: the base rules were or will be reloaded, so the other content of the tables is uncertain.
+        stopped: families whose forwarding another program has switched off; they stay off.
+        unfiltered: the firewall that this qube's flag requires is not ready.
+        names: the servers of the DNS redirection; None if unknown.
+        look_again: when to read the firewall's entries again, in seconds of a monotonic clock; None for never.
+        wanted: desired rules of the client qubes' firewall; None if this process does not enforce it.
+        conditions: the firewall of each address, for `status` and `check`.
+        firewall_changed: chains of the firewall from which another program has removed rules.
+        scripts: results of the users' firewall scripts, for `status` and `check`.
+        vifs: the observed vifs.
+        before_uplink: numbers of operations planned and carried out before the uplink.
     """
 
     settings: ProviderSettings
@@ -111,7 +111,7 @@ class PassState(NamedTuple):
 
     @property
     def families(self) -> frozenset[int]:
-        """Families that this qube is to forward."""
+        """Return the families that this qube should forward."""
         if self.provided.closed or self.provided.hold or self.unfiltered:
             return frozenset()
         wanted = ((IPV4, self.active), (IPV6, self.ipv6))
@@ -119,54 +119,54 @@ class PassState(NamedTuple):
 
     @property
     def planned(self) -> bool:
-        """Whether the base rules are to be loaded, in a pass that only plans."""
+        """Return whether a pass that only plans has planned to load the base rules."""
         return any(kind(op) == "LoadRules" for op in self.todo)
 
     # --- what was done -------------------------------------------------------------------------------------------
 
     @property
     def run(self) -> Applying:
-        """What carries out the plans of this pass, or does not."""
+        """Return the object that carries out the plans of this pass, or only plans."""
         return self.progress.run
 
     @property
     def todo(self) -> tuple[Operation, ...]:
-        """Operations that are planned and not carried out."""
+        """Return planned operations that are not carried out."""
         return tuple(self.progress.todo)
 
     @property
     def done(self) -> tuple[str, ...]:
-        """What was carried out so far, in words."""
+        """Return the operations carried out so far, in words."""
         return tuple(self.progress.done)
 
     @property
     def errors(self) -> tuple[GuestnetError, ...]:
-        """What failed so far."""
+        """Return the errors so far."""
         return tuple(self.progress.errors)
 
     @property
     def provided(self) -> Provided:
-        """The record of what was made for others, as it is now."""
+        """Return the present record of the configuration for client qubes."""
         return self.run.record.provided
 
     @property
     def memory(self) -> PassMemory:
-        """What this pass leaves for the next, as it is now."""
+        """Return the present memory for the next pass."""
         return self.progress.memory
 
     def remember(self, memory: PassMemory) -> None:
-        """Leave this for the next pass."""
+        """Store the memory for the next pass."""
         self.progress.memory = memory
 
     def is_verified(self, part: str, transactions: Transactions) -> bool:
-        """Return whether no other program has changed anything since a part of the rules was found right.
+        """Return whether no other program has changed rules since a part of them was verified.
 
         Args:
-            part: of the rules.
-            transactions: of this process.
+            part: the part of the rules.
+            transactions: transactions of this process.
 
         Raises:
-            KernelError: the kernel has no nftables, or we may not ask.
+            KernelError: the kernel has no nftables, or access is denied.
         """
         return transactions.unchanged(self.memory.verified.get(part))
 
@@ -175,18 +175,18 @@ class PassState(NamedTuple):
         self.remember(self.memory.mark_verified(part, mark))
 
     def save(self, provided: Provided) -> None:
-        """Put the record on disk, in a pass that changes things. Raises FileError."""
+        """Save the record, unless the pass only plans. Raises FileError."""
         self.run.save(self.run.record._replace(provided=provided))
 
     def failed(self, *errors: GuestnetError) -> None:
-        """Note errors; the pass goes on."""
+        """Note errors; the pass continues."""
         self.progress.errors += errors
 
     def attempt(self, step: Callable[[PassState], PassState | None]) -> PassState:
         """Take one step, whose failure does not stop the next.
 
         Returns:
-            The state with what the step has learned; as it was where the step failed or learned nothing.
+            The state with the step's new facts; unchanged if the step failed or had none.
         """
         try:
             return step(self) or self
@@ -198,7 +198,7 @@ class PassState(NamedTuple):
         """Plan, and carry out what is planned in a pass that does; see `flow.Applying.settle`. It raises nothing.
 
         Returns:
-            What came of it, with what could not be observed among the errors.
+            The result, including errors of observations.
         """
         settled = self.run.settle(plan, adapters)
         self.progress.todo += settled.todo
@@ -214,11 +214,11 @@ class PassState(NamedTuple):
     # --- the report ----------------------------------------------------------------------------------------------
 
     def after_uplink(self) -> PassState:
-        """Return the state in which what follows is reported as what comes after the uplink."""
+        """Return the state in which later operations are reported as those after the uplink."""
         return self._replace(before_uplink=(len(self.todo), len(self.done)))
 
     def report(self, forwarding: frozenset[int]) -> ProviderReport:
-        """Return what came of the pass."""
+        """Return the report of the pass."""
         from ..core.dns.upstream_servers import Choice  # not at boot, where the rules alone are loaded
         from ..core.provider.provider_report import Lines, ProviderReport
         from ..core.provider.vif import duplicates

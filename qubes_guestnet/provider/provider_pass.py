@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The provider's half of a pass: rules, vifs, virtual DNS and forwarding for the qubes behind this one.
+"""The provider's half of a pass: rules, vifs, virtual DNS and forwarding for client qubes.
 
-Theory of operation. Order is safety: anti-spoofing and base rules, then the vifs, then the redirection of the virtual
-DNS addresses, and forwarding last; on the way down the reverse. `before` and `after` are these two ends, and the uplink
-is configured between them. Firewall rules of single qubes have their place behind the base rules and before forwarding.
+Theory of operation. The order ensures safety: anti-spoofing and base rules, then the vifs, then the DNS redirection,
+and forwarding last; the shutdown has the reverse order. `before` and `after` are the two ends, and the uplink is
+configured between them. The client qubes' firewall comes after the base rules and before forwarding.
 
-A vif is set up by `online` alone, which costs the same with 1 and with 250 vifs; a pass looks at all of them only when
-something made it doubtful that they are as they were: a start, other settings, rules that another program changed. The
-generation number of nftables tells whether there was one, so an idle provider's pass lists nothing.
+`online` alone configures a vif, at the same cost with 1 and with 250 vifs. A pass checks all vifs only if they may have
+changed: after a start, with new settings, or after another program changed rules. The generation number of nftables
+detects such a change, so a pass of an idle provider lists nothing.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ NETFILTER, CONNTRACK = "netfilter", "nf_conntrack_max"
 
 
 class Provider:
-    """The provider's half of each pass of a process; what one pass leaves for the next is its one value `memory`.
+    """The provider's half of each pass of a process; its only state between passes is `memory`.
 
     Args:
         paths: locations of the qube's files.
         kernel: the adapter.
         others: the other services of the qube, for systemd-resolved's servers.
-        resident: it is the agent's, which stays, and so may offload connections: it ends that when rules change.
-        counted: the report counts what each qube has without an answer.
-        source: where the entries of the firewall come from; None in a command.
+        resident: this is the resident agent, which may offload connections because it ends the offload in time.
+        counted: the report has the numbers of each qube's unanswered connections.
+        source: source of the firewall's entries; None in a command.
 
     Attributes:
-        memory: what the last pass has left.
+        memory: memory of the last pass.
     """
 
     def __init__(
@@ -76,16 +76,16 @@ class Provider:
         self._guard = _guard(self._nft) if resident else None
         self.memory = PassMemory()
         self._source = source
-        self._firewall: Firewall | None = None  # made where this program enforces it
+        self._firewall: Firewall | None = None  # created if this program enforces it
 
     # --- a pass ------------------------------------------------------------------------------------------------
 
     def before(self, untrusted_entries: Mapping[str, bytes], run: Applying) -> PassState:
-        """What has to be in force before anything else: the rules; and off with what is not wanted any more.
+        """Load the rules, which come before anything else, and end what is no longer wanted.
 
         Args:
-            untrusted_entries: all of QubesDB below the provider's prefixes.
-            run: carries out what is planned, or does not.
+            untrusted_entries: all entries of QubesDB below the provider's prefixes.
+            run: carries out plans, or only plans.
         """
         progress = Progress(run, self.memory)
         try:
@@ -99,17 +99,17 @@ class Provider:
             self.memory = progress.memory
 
     def _enforcing(self) -> Firewall | None:
-        """The firewall of single qubes; None where this process does not enforce it."""
+        """Return the firewall of client qubes; None if this process does not enforce it."""
         if self._source is None or not self.enforces:
             return None
         if self._firewall is None:
-            from .firewall import Firewall  # others have core-agent's, or none
+            from .firewall import Firewall  # unused with core-agent's firewall, or without any
 
             self._firewall = Firewall(self._paths, self._kernel, self._nft, self._source)
         return self._firewall
 
     def _enforce(self, uplinks: frozenset[int], work: PassState) -> PassState:
-        """Have the lists of single qubes in force; in a pass for a person return what is known of them."""
+        """Load the lists of client qubes; in a pass for a command return their conditions."""
         firewall = self._enforcing()
         if firewall is None and self._firewall is not None:
             self._firewall.close()
@@ -126,16 +126,16 @@ class Provider:
     def _redirect(
         self, own: tuple[IPv4Address, ...], uplinks: frozenset[int], file: ResolverReport | None, work: PassState
     ) -> PassState:
-        """Redirect the virtual DNS addresses, and have the rules for DNS of single qubes accept the same servers."""
+        """Redirect the virtual DNS addresses, and make client qubes' rules for DNS accept the same servers."""
         return self._dns.apply(work, own, uplinks, file=file, firewall=self._enforcing())
 
     @staticmethod
     def _keep(work: PassState) -> PassState:
-        """Read how long conntrack keeps connections."""
+        """Read conntrack's timeouts."""
         return work._replace(kept=limits.kept(lambda name: procfs_sysctl.read((NETFILTER, name))))
 
     def _limit(self, work: PassState) -> PassState:
-        """Read what each qube may have of conntrack, as this kernel has it now."""
+        """Read the limits of each qube, bounded by the present size of conntrack."""
         configured = guestnet_toml.configured_limits(self._paths.config)
         return work._replace(limits=limits.possible(configured, int(procfs_sysctl.read((NETFILTER, CONNTRACK)) or 0)))
 
@@ -146,13 +146,13 @@ class Provider:
         uplinks: Iterable[InterfaceReport],
         resolver: ResolverReport | None = None,
     ) -> ProviderReport:
-        """The rest, once the uplink is configured.
+        """Carry out the rest, after the uplink is configured.
 
         Args:
             work: from `before`.
-            own_servers: the virtual DNS servers that this qube itself was given.
+            own_servers: the virtual DNS addresses of this qube's own provider.
             uplinks: its own interfaces.
-            resolver: resolv.conf, where there is an uplink.
+            resolver: resolv.conf, if there is an uplink.
         """
         work = work.after_uplink()
         if work.active:
@@ -167,7 +167,7 @@ class Provider:
                 work.attempt(self._offload.apply)
         self.memory = work.memory
         report = work.report(forwarded())
-        # Only users ask for it: with 250 vifs it is 500 files.
+        # Only for commands: with 250 vifs this reads 500 files.
         return report._replace(apart=apart()) if work.active and not work.run.applies else report
 
     # --- what the command line asks ----------------------------------------------------------------------------
@@ -175,13 +175,13 @@ class Provider:
     def sync_names(
         self, untrusted_entries: Mapping[str, bytes], settings: Settings, uplinks: frozenset[int]
     ) -> tuple[str, ...]:
-        """The redirection of the virtual DNS addresses alone.
+        """Update only the redirection of the virtual DNS addresses.
 
         Returns:
-            What was done, in words; empty when they lead where they led when this was last asked.
+            The operations carried out, in words; empty if the targets are those of the last call.
 
         Raises:
-            GuestnetError: it could not be done.
+            GuestnetError: the update failed.
         """
         with Ledger(self._paths.run) as ledger:
             work = self.before(untrusted_entries, Applying(ledger))
@@ -192,13 +192,13 @@ class Provider:
             self.memory = work.memory
             work.raise_first()
             if work.active and work.provided.synced != work.provided.leading:
-                # The agent is often faster; the caller asks whether it has to follow (B135).
+                # The agent is often faster, but the caller must know whether the targets have changed (B135).
                 work.save(work.provided._replace(synced=work.provided.leading))
                 return work.done or (f"virtual DNS: redirected to {' '.join(work.provided.servers)}",)
             return work.done
 
     def _file(self, settings: Settings, uplinks: frozenset[int], ledger: Ledger) -> ResolverReport | None:
-        """Whose resolv.conf is, without changing it; None where it cannot be looked at."""
+        """Return resolv.conf and its owner, without changing it; None if it is unreadable."""
         if not uplinks:
             return None
         from ..uplink.resolv_conf import Ground, ResolvConf
@@ -212,45 +212,49 @@ class Provider:
 
     @property
     def enforces(self) -> bool:
-        """Whether this program enforces the lists of single qubes."""
+        """Return whether this program enforces the lists of client qubes."""
         return service_flags.enforces(self._paths.flags, self._paths.run)
 
     @property
     def firewall_names(self) -> FirewallNames | None:
-        """The names in firewall rules; None where there are none."""
+        """Return the names in firewall rules; None if there are none."""
         return self._firewall.names if self._firewall is not None else None
 
     @property
     def has_lists_in_force(self) -> bool:
-        """Whether the last pass had the lists of all single qubes in force."""
+        """Return whether the last pass loaded the lists of all client qubes."""
         return self.enforces and self.memory.firewall is not None and self.memory.firewall.settled
 
     def rules_changed(self) -> None:
-        """Rules have changed: forwarding closes at once if ours are not all there. Raises GuestnetError."""
+        """After a change of rules, close forwarding at once if any of ours are missing. Raises GuestnetError."""
         self.memory = self._rules.close_if_lost(self.memory)
 
     def look_at_everything(self) -> None:
-        """The next pass takes nothing for granted."""
+        """Make the next pass read everything again."""
         self.memory = self.memory.doubted()
         if self._firewall is not None:
             self._firewall.ask_anew()
 
     def strangers(self) -> tuple[str, ...]:
-        """Return the names of vifs that hotplug has not told of: they were there before the agent ran (#1990)."""
+        """Return the names of vifs that hotplug has not announced: they existed before the agent started (#1990)."""
         return self._vifs.strangers()
 
     def late_mappings(self, untrusted_entries: Mapping[str, bytes]) -> tuple[Vif, ...]:
-        """Vifs whose fake addresses came into QubesDB only after they were set up (#9318), to be set up again.
+        """Return vifs whose fake addresses were written only after they were configured (#9318), to configure again.
 
         Raises:
-            GuestnetError: records cannot be written, or the kernel does not tell which qubes have spoken.
+            GuestnetError: records cannot be written, or it is unknown which qubes have already sent packets.
         """
         if not any(path.startswith(provider.MAPPED) for path in untrusted_entries):
             return ()
         return self._vifs.late_mappings(untrusted_entries)
 
     def end_offload(self) -> None:
-        """Until the next pass; with none to come it would not end when rules change. Raises GuestnetError."""
+        """End the offload until the next pass, because without passes it would outlive changed rules.
+
+        Raises:
+            GuestnetError: the flowtable cannot be removed.
+        """
         with Ledger(self._paths.run) as ledger:
             work = command(Applying(ledger), memory=self.memory)
             self._rules.end_offload(work)
@@ -267,20 +271,20 @@ class Provider:
         *,
         found: bool = False,
     ) -> tuple[str, ...]:
-        """Set up one vif, or make one right that is set up.
+        """Configure a vif, or repair a configured one.
 
         Args:
-            vif: as hotplug found it.
-            untrusted_entries: of QubesDB, for the gateway's addresses and IPv6.
-            wanted: asked once the lock is held: whether it is to be done still.
-            found: the vif was there before, and the agent has it set up.
+            vif: the vif as hotplug described it.
+            untrusted_entries: entries of QubesDB, for the gateway's addresses and IPv6.
+            wanted: called when the lock is held; returns whether the request is still wanted.
+            found: the vif existed before, and the agent found it.
 
         Returns:
-            What was done, in words; nothing when it was not wanted any longer.
+            The operations carried out, in words; none if the request was no longer wanted.
 
         Raises:
-            GuestnetError: something is refused. The link is then not up, or was already, and sends nothing that the
-                rules do not know.
+            GuestnetError: an operation was refused. The link is then down, or was up before, and can send only what the
+                rules allow.
         """
         with Ledger(self._paths.run) as ledger:
             if not wanted():
@@ -300,7 +304,7 @@ class Provider:
             try:
                 work = step(work)
             except GuestnetError:
-                break  # the pass and `check` tell what is wrong with the file; the qube has its network
+                break  # the pass and `check` report the problem of the file; the qube has its network
         firewall = self._enforcing()
         if firewall is not None and found:
             firewall.found(work, vif.addresses)
@@ -312,18 +316,18 @@ class Provider:
     def offline(
         self, vif: Vif, untrusted_entries: Mapping[str, bytes], wanted: Callable[[], bool] = lambda: True
     ) -> tuple[str, ...]:
-        """Take one vif out of service; usually its device is gone by then. Every step is done, whatever another says.
+        """Take a vif out of service; usually its device is already gone. A failed step does not stop the others.
 
         Args:
-            vif: what hotplug knows; the record completes it.
-            untrusted_entries: of QubesDB, empty where it is not to be had.
+            vif: hotplug's description; the record completes it.
+            untrusted_entries: entries of QubesDB, empty if it does not answer.
             wanted: as for `online`.
 
         Returns:
-            What was done, in words.
+            The operations carried out, in words.
 
         Raises:
-            GuestnetError: the first step that failed, after the others were done.
+            GuestnetError: the error of the first failed step, after the others were carried out.
         """
         with Ledger(self._paths.run) as ledger:
             if not wanted():
@@ -335,7 +339,7 @@ class Provider:
             if firewall is not None:
                 firewall.detached(work, self._vifs.leaving(vif))
             self._vifs.drop(vif, work)
-            # What is left to do is done by the next sweep.
+            # The next sweep completes the rest.
             self.memory = work.memory._replace(swept=None) if work.errors else work.memory
             work.raise_first()
             return work.done
@@ -343,7 +347,7 @@ class Provider:
     # --- vifs --------------------------------------------------------------------------------------------------
 
     def _sweep(self, work: PassState) -> PassState:
-        """Look after all vifs and the addresses behind this qube, unless they were last made for just this."""
+        """Check all vifs and the protected addresses, unless they are verified for the present settings."""
         settings = work.settings
         self._vifs.close_replaced(work)
         ipv6 = (settings.gateway6, work.ipv6, settings.refuse6)
@@ -366,9 +370,9 @@ class Provider:
         return work
 
     def _refill(self, work: PassState) -> None:
-        """What the sets are to hold; where that fails, the next pass tries again."""
+        """Fill the sets; if that fails, the next pass tries again."""
         before = len(work.errors)
-        work.mark_verified(SETS, self._nft.mark())  # our own transactions from here on keep it so
+        work.mark_verified(SETS, self._nft.mark())  # our own later transactions keep it valid
         work.attempt(self._vifs.refill)
         if len(work.errors) > before:
             work.remember(work.memory.invalidate(SETS))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The base rules, and forwarding, which is on only while they are in.
+"""The base rules, and forwarding, which is enabled only while they are loaded.
 
-Apart from the rest of the provider's half, because the boot waits for them in every qube, and most provide no
-network.
+They are separate from the rest of the provider's half, because every qube's boot waits for them, and most qubes are not
+providers.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class Rules:
     """The base rules and forwarding of a qube.
 
     Args:
-        paths: where its files are.
-        transactions: of this process.
+        paths: locations of its files.
+        transactions: transactions of this process.
     """
 
     def __init__(self, paths: Paths, transactions: Transactions | None = None) -> None:
         self._paths, self._nft = paths, transactions or Transactions()
-        self._alone = transactions is None  # a command of the boot, which ends, and before which others have nothing
+        self._alone = transactions is None  # a command at boot, before other programs have rules
 
     def begin(self, untrusted_entries: Mapping[str, bytes], progress: Progress) -> PassState:
-        """What has to be in force before anything else: the rules; and off with what is not wanted any more.
+        """Load the rules, which come before anything else, and end what is no longer wanted.
 
         Args:
-            untrusted_entries: all of QubesDB below the provider's prefixes.
-            progress: of a pass that begins.
+            untrusted_entries: all entries of QubesDB below the provider's prefixes.
+            progress: progress of a new pass.
         """
         run = progress.run
         settings = _possible(provider.parse_provider(untrusted_entries), progress)
@@ -74,7 +74,7 @@ class Rules:
         return work
 
     def _find_firewall(self, work: PassState) -> PassState:
-        """Find out whether the firewall of the qubes is missing, or not ready; one that never was is not waited for."""
+        """Detect whether the firewall of the qubes is missing or not ready; one that never existed is not awaited."""
         record = work.provided
         if service_flags.enforces(self._paths.flags, self._paths.run):
             unfiltered = record.unfiltered or not nft_kernel.filtering()
@@ -88,7 +88,7 @@ class Rules:
         return work
 
     def _restart_firewall(self, work: PassState) -> None:
-        """Its tables were removed, and in them the rules of users' scripts, which its unit runs."""
+        """Restart the firewall's unit after its tables were removed: it runs the users' scripts again."""
         still = False
         if _user_rules_restore().has_firewall_unit(self._paths):
             from ..core.provider.firewall_unit import plan_lost
@@ -104,7 +104,7 @@ class Rules:
         forwarding.close_unwanted(work)
 
     def end_offload(self, work: PassState) -> None:
-        """What is offloaded passes by the rules and by the switch of forwarding: it ends before either goes.
+        """End the offload before rules or forwarding go, because offloaded packets bypass both.
 
         Args:
             work: the pass; errors are added to its own.
@@ -115,7 +115,7 @@ class Rules:
         work.settle(offload.plan_ending, of_rules(self._nft))
 
     def _forward_nothing_without_rules(self, work: PassState) -> None:
-        """Another program removed the rules, and they cannot be loaded: no rules, no forwarding."""
+        """Close forwarding if another program removed the rules and they cannot be loaded again."""
         if not _missing():
             return
         if work.provided.offloading:
@@ -123,26 +123,26 @@ class Rules:
         forwarding.shut(work)
 
     def forward(self, work: PassState) -> None:
-        """Only when the rules are in, those for the virtual DNS too: an error before leaves forwarding as it is."""
+        """Open forwarding if all rules are loaded, including the redirection; an earlier error leaves it unchanged."""
         if not (work.ruled or work.planned) or not (work.provided.names.text or not work.run.applies):
             return
         forwarding.open_wanted(work)
 
     def close_if_lost(self, memory: PassMemory) -> PassMemory:
-        """Close forwarding at once if base rules, or the firewall of the qubes, are gone; a pass has to follow.
+        """Close forwarding at once if base rules, or the firewall of the qubes, are missing; a pass must follow.
 
-        To be called as soon as rules have changed. It costs a few messages to the kernel where only others' own
-        changed, and reads what nft would list by no program. The firewall that is told to end by a signal takes its
-        tables away while all is forwarded; systemd, and so `forwarding hold`, comes later (B155).
+        Call this as soon as rules have changed. If only other programs' rules changed, it costs a few netlink messages
+        and starts no program. A firewall that a signal ends deletes its tables while packets are still forwarded;
+        systemd, and thus `forwarding hold`, reacts later (B155).
 
         Args:
-            memory: of the last pass.
+            memory: memory of the last pass.
 
         Returns:
-            It, without the handles of rules that are gone.
+            The memory without the handles of missing rules.
 
         Raises:
-            GuestnetError: it could not be found out, or not be done.
+            GuestnetError: the rules are unreadable, or forwarding cannot be closed.
         """
         if not memory.handles or self._nft.unchanged(memory.verified.get(RULES)):
             return memory
@@ -163,14 +163,14 @@ class Rules:
     # --- what the command line asks ----------------------------------------------------------------------------
 
     def load(self, untrusted_entries: Mapping[str, bytes] | None) -> tuple[str, ...]:
-        """The base rules, before any network.
+        """Load the base rules, before any network.
 
         Args:
-            untrusted_entries: of QubesDB; None when it does not answer: rules that are there then stay as they are, and
-                where there are none IPv6 is closed.
+            untrusted_entries: entries of QubesDB; None if it does not answer: then existing rules stay, and without
+                existing ones rules are loaded that drop IPv6.
 
         Raises:
-            GuestnetError: they are not in.
+            GuestnetError: the rules are not loaded.
         """
         with Ledger(self._paths.run) as ledger:
             if untrusted_entries is None:
@@ -195,7 +195,7 @@ class Rules:
         work.failed(*unread)
 
     def unload(self) -> tuple[str, ...]:
-        """Forwarding off, and only then the rules out. Sets and users' chains go with them."""
+        """Close forwarding, then delete the rules, including sets and users' chains."""
         from ..core.provider.base_rules import plan_unloading
         from ..dispatch import of_base_rules
 
@@ -207,10 +207,10 @@ class Rules:
             return (*done, *work.done)
 
     def close(self, *, unfiltered: bool = False) -> tuple[str, ...]:
-        """No forwarding until `reopen`: what we forward ends, and in a provider what other programs switched on.
+        """Close forwarding until `reopen`: ours, and in a provider also that which other programs enabled.
 
         Args:
-            unfiltered: the reason is that the firewall of the qubes is not ready; without its flag that is none.
+            unfiltered: the reason is that the firewall of the qubes is not ready; ignored without its flag.
         """
         with Ledger(self._paths.run) as ledger:
             work = command(Applying(ledger))
@@ -225,10 +225,10 @@ class Rules:
             return work.done
 
     def reopen(self) -> None:
-        """The next pass forwards again, whatever it was that kept it from that, but for the firewall of the qubes."""
+        """Make the next pass forward again, whatever the reason against it, except the qubes' firewall."""
         with Ledger(self._paths.run) as ledger:
             if ledger.record.provided.forwarding and forwarding.apart():
-                # The kernel switches each interface on only when the family goes from 0 to 1.
+                # The kernel enables all interfaces only when the family's sysctl changes from 0 to 1.
                 work = command(Applying(ledger), active=True, ipv6=True)
                 forwarding.shut(work)
                 work.raise_first()
@@ -236,10 +236,10 @@ class Rules:
             ledger.save(ledger.record._replace(provided=opened))
 
     def release(self) -> None:
-        """The firewall of the qubes is ready: that keeps the next pass no more from forwarding.
+        """Note that the firewall of the qubes is ready, so that the next pass may forward.
 
         Raises:
-            KernelError: it is not known whether its rules are there.
+            KernelError: it is unknown whether its rules exist.
         """
         filtered = service_flags.filters(self._paths.flags) and nft_kernel.filtering()
         with Ledger(self._paths.run) as ledger:
@@ -249,13 +249,13 @@ class Rules:
     # --- what is in force --------------------------------------------------------------------------------------
 
     def _wants_ipv6(self, settings: ProviderSettings, active: bool, run: Applying) -> bool:
-        """Whether the qubes have IPv6; what is held stays as it is in force."""
+        """Return whether client qubes have IPv6; a held value keeps the present state."""
         if active and "ipv6" in settings.held:
             return _is_text_of(run.record.provided.rules, ipv6=True)
         return active and settings.gateway6 is not None
 
     def _load(self, work: PassState) -> PassState:
-        """Load the base rules, unless those that are there are ours."""
+        """Load the base rules, unless ours are already loaded."""
         refuse6 = work.active and _refuses6(work.settings, work.provided.rules)
         planner = BaseRulesPlanner(work, self._paths, self._nft, refuse6=refuse6)
         verified = work.is_verified(RULES, self._nft)
@@ -265,7 +265,7 @@ class Rules:
         return work.attempt(partial(self._verified, planner)) if work.ruled else work
 
     def _verified(self, planner: BaseRulesPlanner, work: PassState) -> None:
-        """Remember that the base rules are as they should be, and what others have beside them."""
+        """Note that the base rules are correct, and store the other programs' rules beside them."""
         if work.run.applies and not self._alone:
             work.attempt(partial(_user_rules_restore().keep, self._paths.run, planner.now))
             work.remember(work.memory._replace(handles=nft_kernel.handles(rules_text.chains(planner.now))))
@@ -279,7 +279,7 @@ def _user_rules_restore() -> ModuleType:
 
 
 def _possible(settings: ProviderSettings, progress: Progress) -> ProviderSettings:
-    """Without what the kernel does not have: IPv4 is set up all the same (behaviour B54, #5110)."""
+    """Return the settings without IPv6 if the kernel lacks it: IPv4 is still configured (behaviour B54, #5110)."""
     missing = settings.active and settings.serves(IPV6) and not _has_ipv6()
     if missing and not progress.memory.ipv6_missing:
         progress.run.tell(WARNING, "IPv6 is switched off in the kernel: client qubes have IPv4 only")
@@ -291,16 +291,16 @@ def _has_ipv6() -> bool:
     try:
         return procfs_sysctl.read(("ipv6", "conf", "all", "disable_ipv6")) == "0"
     except FileError:
-        return False  # what is not known is as good as off
+        return False  # unknown counts as off
 
 
 def _refuses6(settings: ProviderSettings, there: Loaded) -> bool:
-    """Whether IPv6 of the qubes is refused; what is held stays as it is in force."""
+    """Return whether IPv6 of client qubes is rejected; a held value keeps the present state."""
     return settings.refuse6 or ("ipv6" in settings.held and _is_text_of(there, ipv6=False, refuse6=True))
 
 
 def _is_text_of(there: Loaded, *, ipv6: bool, refuse6: bool = False) -> bool:
-    """Whether these base rules were loaded, on a kernel with nftables for ARP or without."""
+    """Return whether these base rules were loaded, with or without the table for ARP."""
     texts = (rules_text.base(ipv6=ipv6, refuse6=refuse6, arp=arp) for arp in (True, False))
     return there.text in map(checksum, map(str.encode, texts))
 
@@ -310,5 +310,5 @@ def _missing() -> bool:
         return True
     try:
         return seen(rules_text.chains(tables.IP_FAMILIES)) == MISSING
-    except nft.NftError:  # the program that cannot load them cannot list them either
+    except nft.NftError:  # a program that cannot load rules cannot list them either
         return False

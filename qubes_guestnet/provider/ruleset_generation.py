@@ -13,7 +13,7 @@ from ..system.nft import kernel as nft_kernel
 from ..system.nft import program as nft
 
 MISSING = owned_state.MISSING
-# What vifs come and go by, and the addresses of names; anything else is not even looked at.
+# The texts of vifs that appear or disappear, and of the addresses of names; no other text is encoded.
 _SHORT = (
     *(f"add table {family} {table}\n" for family in tables.IP_FAMILIES for table in (tables.LIMITS, tables.FIREWALL)),
     *(f"add chain {family} {tables.FIREWALL} " for family in tables.IP_FAMILIES),
@@ -22,23 +22,23 @@ _SHORT = (
 
 
 class Transactions:
-    """What this process does to the rules. The kernel counts the transactions of all programs; this counts ours.
+    """The nft transactions of this process. The kernel counts those of all programs; this object counts ours.
 
-    It remembers nothing about what the rules should be: that is in `PassMemory`, as marks of this count.
+    It has no knowledge of the desired rules: `PassMemory` has that, as marks of this count.
     """
 
     def __init__(self) -> None:
-        self._made = 0  # of them, by us
-        self.ours = -1  # generation that our last transaction makes, when no other one comes between
+        self._made = 0  # number of our transactions
+        self.ours = -1  # generation after our last transaction, if no other transaction came between
         self._families: tuple[str, ...] = ()
-        self._listed: tuple[int, Mapping[str, str]] = (-1, {})  # what nft said of our tables, and at which generation
+        self._listed: tuple[int, Mapping[str, str]] = (-1, {})  # nft's listing of our tables, and its generation
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Families of tables that the kernel has, of ours. What it is built with stays.
+        """Return the families of our tables that the kernel has; they never change.
 
         Raises:
-            KernelError: the kernel has no nftables, or we may not ask.
+            KernelError: the kernel has no nftables, or access is denied.
         """
         if not self._families:
             from ..system.nft import families as nft_families  # a boot finds out by loading
@@ -49,17 +49,17 @@ class Transactions:
 
     @property
     def arp(self) -> bool:
-        """Whether ARP is among them. Raises KernelError as `families`."""
+        """Return whether ARP is one of the families. Raises KernelError as `families`."""
         return tables.ARP in self.families
 
     def tables(self, families: Iterable[str]) -> Mapping[str, str]:
-        """Return what nft lists of our tables, without counters; "" for one that is not there.
+        """Return nft's listing of our tables, without counters; "" for a missing table.
 
-        It is asked once for each state of the rules: three processes take some 10 ms, and each part of a pass wants to
-        know. A table that is not there is not asked for.
+        nft runs once per generation of the rules: three processes take some 10 ms, and each part of a pass needs the
+        listing. Missing tables are not listed.
 
         Args:
-            families: that the kernel may have.
+            families: families that the kernel may have.
 
         Raises:
             KernelError: as for `families`.
@@ -80,12 +80,12 @@ class Transactions:
         return Mark(nft_kernel.generation(), self._made)
 
     def undisturbed(self, since: Mark | None = None) -> bool:
-        """Return whether no other program has changed anything since a mark, or since just before our last transaction.
+        """Return whether no other program has changed rules since a mark, or since just before our last transaction.
 
-        Asked after a look at the rules: only then is what was seen what we have loaded (behaviour B148).
+        Call this after listing the rules: only if it is true are the listed rules those that we loaded (B148).
 
         Args:
-            since: by `mark`, where what is looked at is of several transactions.
+            since: a result of `mark`, if the listed rules are those of several transactions.
 
         Raises:
             KernelError: as for `families`.
@@ -103,13 +103,13 @@ class Transactions:
         return since is not None and self.undisturbed(since)
 
     def run(self, text: str) -> None:
-        """Load one transaction. Raises NftError when it was refused; nothing of it is in force then."""
+        """Load one transaction. Raises NftError if nft refused it; then none of it is in force."""
         self.begin(text)()
 
     def begin(self, text: str) -> Callable[[], None]:
-        """Start to load one transaction; it is in force when what is returned has returned. See `run`.
+        """Start to load one transaction, and return a function that waits for its end. See `run`.
 
-        nft takes its time, in which its caller can do something else.
+        The caller can do other work while nft runs.
         """
         before, elsewhere = nft_kernel.generation(), not _concerns_our_tables(text)
         finish = _begun(text)
@@ -123,10 +123,10 @@ class Transactions:
         return end
 
     def do(self, transaction: Callable[[], bool]) -> None:
-        """Carry out what is, or is not, one transaction of ours by another way than nft. Raises what it raises.
+        """Carry out a transaction of ours without nft. Raises the errors of `transaction`.
 
         Args:
-            transaction: on another table than those that are listed here; it returns whether it was one.
+            transaction: changes a table other than those listed here, and returns whether it changed anything.
         """
         before = nft_kernel.generation()
         if transaction():
@@ -134,19 +134,19 @@ class Transactions:
             self._keep_listing(before)
 
     def _keep_listing(self, before: int) -> None:
-        """After a transaction of ours on other tables: what nft said of these is so still, unless others made one."""
+        """Keep the listing after a transaction of ours on other tables, unless another program made one."""
         if self._listed[0] == before and self.undisturbed():
             self._listed = (self.ours, self._listed[1])
 
     def _count(self, before: int) -> None:
-        """After a transaction of ours, unless it changed nothing: then the kernel does not count it either."""
+        """Count a transaction of ours, unless it changed nothing: the kernel does not count it either."""
         if nft_kernel.generation() != before:
             self.ours = before + 1
             self._made += 1
 
 
 def _begun(text: str) -> Callable[[], None]:
-    """Begin one transaction by the shortest way; what is returned raises NftError when it was refused."""
+    """Begin one transaction by the fastest way; the returned function raises NftError if it was refused."""
     if text.startswith(_SHORT):
         from ..system.nft import encode  # not at boot
 
@@ -158,17 +158,17 @@ def _begun(text: str) -> Callable[[], None]:
 
 
 def _concerns_our_tables(text: str) -> bool:
-    """Whether a transaction may change what is listed of our tables; those of the limits are others."""
+    """Return whether a transaction may change the listing of our tables, without those of the limits."""
     words = text.replace("\n", " ")
     return any(f" {family} {tables.QUBES} " in f"{words} " for family in tables.FAMILIES)
 
 
 def seen(chains: Iterable[tuple[str, str]], tables: Mapping[str, str] | None = None) -> str:
-    """Sum of what nft lists of some of our chains; MISSING when one is missing.
+    """Return the checksum of nft's listing of some of our chains; MISSING if one is missing.
 
     Args:
-        chains: family and name of each.
-        tables: listings by family; None for asking nft now.
+        chains: pairs of family and name.
+        tables: listings by family; None to run nft now.
     """
     chains = tuple(chains)
     if tables is None:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What comes back together with the base rules that were removed: users' rules, and what they depend on.
+"""Restore users' rules, and their dependencies, together with base rules that were removed.
 
-Theory of operation. What others have beside our rules is kept in a file, as of the last time when all was well. After a
-flush (behaviour B125) what was in our tables is loaded in one transaction with the base rules, so it is in force from
-their first moment on. If nft refuses it, each part is loaded alone, and while one is missing forwarding is held until
-`forwarding on`: it may be the part that closes a qube. Tables of others are not ours to make: if the firewall of the
-qubes runs here its service, which made its table and ran the users' scripts, is restarted, and nothing is forwarded
-until it is ready. Connections that began while nothing was translated are forgotten (B126).
+Theory of operation. A file has the other programs' rules beside ours, as of the last time when all rules were complete.
+After a flush (behaviour B125) those in our tables are loaded in one transaction with the base rules, so they are in
+force at the same moment. If nft refuses that, each part is loaded alone; while one is missing, forwarding is held until
+`forwarding on`, because the missing part may be the one that restricts a qube. We do not recreate other programs'
+tables: if the firewall of the qubes runs here, its service, which creates its table and runs the users' scripts, is
+restarted, and nothing is forwarded until it is ready. Connections that began without translation are deleted (B126).
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ _NAME, _MODE = "users-rules", 0o600
 
 
 def keep(run: str, listings: Mapping[str, str], work: PassState) -> None:
-    """Remember what others have, now that all is well.
+    """Store the rules of other programs while all rules are complete.
 
     Args:
         run: /run/qubes-guestnet.
-        listings: of our tables, by family.
+        listings: listings of our tables, by family.
         work: the pass.
 
     Raises:
-        GuestnetError: it cannot be written, or the names of the tables cannot be had.
+        GuestnetError: the file cannot be written, or the names of the tables are unreadable.
     """
     kept = user_rules.found(listings, nft_kernel.table_names())
     files.publish(os.path.join(run, _NAME), user_rules.render(kept), _MODE, sync=False)
@@ -54,28 +54,28 @@ def keep(run: str, listings: Mapping[str, str], work: PassState) -> None:
 
 
 def lost(run: str, listings: Mapping[str, str]) -> Kept:
-    """Return what others had and have lost together with our rules.
+    """Return the rules of other programs that were lost together with ours.
 
     Args:
         run: /run/qubes-guestnet.
-        listings: of our tables, by family, as they are now.
+        listings: present listings of our tables, by family.
 
     Raises:
-        GuestnetError: that is not known.
+        GuestnetError: the stored or the present rules are unreadable.
     """
     data = files.read(os.path.join(run, _NAME))
     return user_rules.lost(user_rules.parse(data), listings, nft_kernel.table_names()) if data is not None else Kept()
 
 
 def load_in_parts(run: Callable[[str], None], op: LoadRulesInParts) -> None:
-    """Load the base rules, and what others have lost as far as nft takes it; what it refuses is told.
+    """Load the base rules, then each part of the lost rules alone; a refused part is logged.
 
     Args:
         run: loads one transaction, raises NftError.
-        op: what to load. The record says by now that forwarding is held for it.
+        op: the rules. The record already says that forwarding is held.
 
     Raises:
-        NftError: the base rules are not in, or it is not known whether they are.
+        NftError: the base rules are not loaded, or that is unknown.
     """
     run(op.rules)
     failed = dict[Block, str]()
@@ -90,7 +90,7 @@ def load_in_parts(run: Callable[[str], None], op: LoadRulesInParts) -> None:
 
 
 def remedy(hold: str) -> str:
-    """What becomes of what others have lost."""
+    """Return the words for what happens to lost rules of other programs."""
     if hold == FIREWALL:
         return "qubes-firewall.service is restarted and runs the users' scripts; nothing is forwarded until then"
     if hold == HELD:
@@ -99,13 +99,13 @@ def remedy(hold: str) -> str:
 
 
 def wait(work: PassState) -> None:
-    """Until the firewall of the qubes is ready, nothing is forwarded.
+    """Hold forwarding until the firewall of the qubes is ready.
 
     Args:
         work: the pass.
 
     Raises:
-        GuestnetError: it is not, and no start of it is under way.
+        GuestnetError: it is not ready, and is not being started.
     """
     if work.provided.hold != FIREWALL or not work.run.applies:
         return
@@ -119,22 +119,22 @@ def wait(work: PassState) -> None:
 
 
 def untranslated(work: PassState, run: str, listings: Mapping[str, str]) -> tuple[IPAddress, ...]:
-    """Addresses of the qubes, if some connection of theirs began without translation while our rules were away.
+    """Return the qubes' addresses if one of their connections began without translation while our rules were missing.
 
     Args:
         work: the pass.
         run: /run/qubes-guestnet.
-        listings: of our tables, by family, as they were found.
+        listings: listings of our tables, by family, as found.
 
     Raises:
-        KernelError: the kernel does not say.
+        KernelError: conntrack is unreadable.
     """
     if not user_rules.passable(listings, ipv6=work.ipv6):
         return ()
     from ..core.provider.downstream import ordered  # only in a provider
     from ..system import conntrack, vif_records
 
-    unread: list[GuestnetError] = []  # a sweep tells of them; the qubes of all others are purged all the same (B146)
+    unread: list[GuestnetError] = []  # a sweep reports them; connections of all other qubes are still purged (B146)
     records = vif_records.Folder(run).all(unread)
     behind = {address for vif in records for address in vif.addresses} | set(work.settings.connected)
     return ordered(behind) if conntrack.has_untranslated(behind) else ()
@@ -146,9 +146,9 @@ def has_firewall_unit(paths: Paths) -> bool:
 
 
 def is_to_hold(work: PassState, paths: Paths) -> bool:
-    """Whether the owner wants forwarding held when our rules were lost. An error is added to those of the pass."""
+    """Return whether the owner wants forwarding held after a loss of rules. An error is added to those of the pass."""
     try:
         return guestnet_toml.holds_after_flush(paths.config)
     except ConfigError as error:
         work.failed(error)
-        return True  # what was meant is not known, and this is the safe side
+        return True  # the intention is unknown, and holding is the safe choice

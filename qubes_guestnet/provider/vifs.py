@@ -45,7 +45,7 @@ class Vifs:
         run: /run/qubes-guestnet.
         kernel: the adapter.
         transactions: of this process.
-        counted: what each qube has without an answer is counted, for people.
+        counted: count each qube's unanswered connections, for `status`.
     """
 
     def __init__(self, run: str, kernel: Kernel, transactions: Transactions, *, counted: bool = False) -> None:
@@ -65,11 +65,11 @@ class Vifs:
         return self._known[1]
 
     def devices(self) -> Mapping[IPAddress, Device | None]:
-        """Each address of the vifs in service, and its interface."""
+        """Return each address of the vifs in service, with its interface."""
         return {address: vif.device for vif in self.in_service() for address in vif.addresses}
 
     def leaving(self, vif: Vif) -> frozenset[IPAddress]:
-        """The addresses that end with a vif, by its record too. After a crash another vif may have them by then."""
+        """Return the addresses that go with a vif, including recorded ones except those that another vif has by now."""
         known = self._vifs.load(vif.name.text)
         others = (address for other in self.all() if other.name != vif.name for address in other.addresses)
         return frozenset((*vif.addresses, *(known.addresses if known is not None else ()))).difference(others)
@@ -80,12 +80,12 @@ class Vifs:
         return known is not None and link is not None and known.device == vif_order.device(link)
 
     def strangers(self) -> tuple[str, ...]:
-        """Return the names of vifs that have none."""
+        """Return the names of vifs without a record."""
         known = set(self._vifs.names())
         return tuple(link.name for link in self._kernel.vifs() if link.name not in known)
 
     def late_mappings(self, untrusted_entries: Mapping[str, bytes]) -> tuple[Vif, ...]:
-        """Vifs whose fake addresses are late. Of others that dom0 speaks of only now that is recorded."""
+        """Return vifs with late fake addresses, and record for other vifs that their mappings are now known."""
         late = []
         for vif in self.all():
             if vif.told:
@@ -100,7 +100,7 @@ class Vifs:
 
     def _learn(self, vif: Vif) -> None:
         with Ledger(self._run):
-            # Hotplug may have taken it out of service, or set it up again, meanwhile.
+            # Hotplug may have taken it out of service, or configured it again, meanwhile.
             if self._vifs.load(vif.name.text) == vif:
                 for error in carry_out((WriteVifRecord(vif._replace(told=True)),), self._adapters()).errors:
                     raise error
@@ -112,20 +112,20 @@ class Vifs:
     def _common(self, work: PassState) -> Common:
         try:
             arp = self._nft.arp
-        except KernelError:  # an ordinary user plans; or nft will say what is wrong
+        except KernelError:  # an ordinary user plans; otherwise nft will report the problem
             arp = True
         return Common(work.settings, work.mtu, work.limits, work.kept or limits.Kept(), arp)
 
     # --- one vif -------------------------------------------------------------------------------------------------
 
     def online(self, vif: Vif, work: PassState) -> None:
-        """Set up one vif, or make one right that is set up. Raises GuestnetError; see Provider.online."""
+        """Configure a vif, or repair a configured one. Raises GuestnetError; see Provider.online."""
         known, link = self._vifs.load(vif.name.text), self._kernel.link_named(vif.name.text)
         if link is None:
             raise GuestnetError(f"{vif.name.text} does not exist", "did its qube just end?")
         same = known is not None and known.mac == vif.mac and vif_order.is_its_own(known, link)
         if known is not None and not (same and frozenset(known.addresses) <= frozenset(vif.addresses)):
-            # The end of the one before was not told: what it had is not the new one's to use.
+            # Hotplug did not announce the end of the former vif: the new one must not use its configuration.
             self.drop(known, work)
             work.raise_first()
             known = None
@@ -140,10 +140,10 @@ class Vifs:
     def _plan_online(
         self, vif: Vif, common: Common, fresh: bool, others: tuple[Vif, ...], record: Record, so_far: Outcome
     ) -> Planned:
-        """Look at one vif, but for its elements and limits: that would take nft. Raises GuestnetError: it went."""
+        """Observe a vif without its elements and limits, and plan. Raises GuestnetError if it has disappeared."""
         known = self._vifs.load(vif.name.text)
         if known is not None and so_far.done:
-            vif = vif._replace(gateways=known.gateways)  # with those that were added
+            vif = vif._replace(gateways=known.gateways)  # including those that were added
         facts = self._look(vif, known, common, others, bare=known is None and not so_far.done)
         if facts.link is None or not vif_order.is_its_own(vif, facts.link):
             raise GuestnetError(f"{vif.name.text} disappeared while it was configured", "did its qube just end?")
@@ -153,9 +153,9 @@ class Vifs:
         return Planned(in_order((*ops, *vif_plan.checks(vif, others, (vif, *others), values))), record)
 
     def _on_the_way(self, vif: Vif) -> tuple[Vif, ...]:
-        """The other vif by which the kernel reaches an address of this one, as that of an HVM's stub domain (B58).
+        """Return the other vif to which the kernel routes an address of this one, as with an HVM's stub domain (B58).
 
-        By the kernel's routes and not by the records, of which there may be 250.
+        It reads the kernel's routes and not the records, of which there may be 250.
         """
         for address in vif.addresses:
             name = _name(self._kernel.way(address)) if address.version == IPV4 else ""
@@ -165,12 +165,12 @@ class Vifs:
         return ()
 
     def _left(self, vif: Vif, common: Common) -> frozenset[IPInterface]:
-        """Gateway addresses of ours on a vif without a record: a damaged one says that we set it up, no more."""
+        """Return our gateway addresses on a vif whose record is damaged, which only shows that we configured it."""
         damaged = self._vifs.has(vif.name.text)
         return vif_plan.desired(vif._replace(gateways=frozenset()), common).addresses if damaged else frozenset()
 
     def _look(self, vif: Vif, known: Vif | None, common: Common, others: tuple[Vif, ...], *, bare: bool) -> Facts:
-        """A vif as it is, its set elements left aside. One that is new and down has nothing yet: `bare`."""
+        """Return the facts of a vif without its set elements. `bare`: it is new and down, so it has none yet."""
         link = self._kernel.link_named(vif.name.text)
         if link is None:
             return Facts(vif, known, None)
@@ -180,15 +180,15 @@ class Vifs:
         return Facts(vif, known, link, observed, values, others)
 
     def drop(self, vif: Vif, work: PassState, *, taken: bool = False) -> bool:
-        """Take one vif out of service; every step is done, whatever another says.
+        """Take a vif out of service; a failed step does not stop the others.
 
         Args:
-            vif: what is known of it; the record completes it.
+            vif: its known fields; the record completes them.
             work: the pass.
             taken: another device has its name.
 
         Returns:
-            Whether all of it was done.
+            Whether all steps succeeded.
         """
         plan = partial(self._plan_drop, vif, self._common(work), taken)
         return not work.settle(plan, self._adapters()).errors
@@ -203,7 +203,7 @@ class Vifs:
         return Planned(in_order(ops), record)
 
     def _lock_out(self, vif: Vif, common: Common, *, ends: bool) -> tuple[Operation, ...]:
-        """Have it send nothing; its addresses stay protected unless it `ends`, that is until hotplug says so."""
+        """Return the operations that stop its packets; its addresses stay protected until hotplug `ends` it."""
         unread: list[GuestnetError] = []
         others = tuple(other for other in self._vifs.all(unread) if other.name != vif.name)
         values = _values(vif_plan.source_checks(others))
@@ -212,7 +212,7 @@ class Vifs:
     # --- all of them ---------------------------------------------------------------------------------------------
 
     def sweep(self, work: PassState) -> PassState:
-        """Make every vif, and the set of addresses behind this qube, what they should be.
+        """Repair every vif, and the set of protected addresses.
 
         Returns:
             The state with `vifs`.
@@ -221,11 +221,11 @@ class Vifs:
         return self._sweep(work, records, seen=True)
 
     def look(self, work: PassState) -> PassState:
-        """Return the state with what can be seen of every vif without the right to look at the sets."""
+        """Return the state with the facts of every vif that an ordinary user can read, without the sets."""
         return self._sweep(work, self.all(), seen=False)
 
     def _sweep(self, work: PassState, records: Iterable[Vif], *, seen: bool) -> PassState:
-        """Each vif, beside those that are there; `seen`: with their elements and limits."""
+        """Handle each recorded vif; `seen`: including their elements and limits."""
         common, staying, strange = self._common(work), list[Vif](), list[VifReport]()
         for vif in records:
             try:
@@ -249,7 +249,7 @@ class Vifs:
         self, work: PassState, common: Common, staying: tuple[Vif, ...], seen: bool,
         reports: dict[str, VifReport], record: Record, so_far: Outcome,
     ) -> Planned:  # fmt: skip
-        """Look at each vif; one that cannot be looked at keeps nothing from the others."""
+        """Observe each vif and plan; an unreadable one does not affect the others."""
         present = downstream.present(work, self._nft) if seen else None
         found = _limits_in_force(counted=self._counted) if seen else None
         ops: list[Operation] = []
@@ -273,13 +273,13 @@ class Vifs:
 
     @staticmethod
     def _told(report: VifReport, work: PassState) -> VifReport:
-        """With the fake addresses that dom0 has written since."""
+        """Return the report with the fake addresses that dom0 has written since."""
         now = late_mappings.shown(work.untrusted_entries, report.vif)
         changed = late_mappings.changed(report.vif, now, work.settings.gateway)
         return report._replace(now=now.mappings if changed else None)
 
     def _apply_downstream(self, work: PassState, present: frozenset[str]) -> tuple[Vif, ...]:
-        """The set of addresses behind this qube made what it should be; and all records that can be read."""
+        """Update the set of protected addresses, and return all readable records."""
         unread: list[GuestnetError] = []
         records = self._vifs.all(unread)
         work.failed(*unread)
@@ -287,10 +287,10 @@ class Vifs:
         return records
 
     def close_replaced(self, work: PassState) -> None:
-        """Close the vifs whose device went, or has left its name to another one, which may send nothing (B117).
+        """Close the vifs whose device is gone or replaced; a new device of the same name may send nothing (B117).
 
-        For every pass: it asks for the names of all interfaces in one question, and reads records only when some
-        changed. What hotplug will ask for at the end of a vif, its addresses and mappings, stays in the record.
+        Every pass calls this: it lists all interfaces with one request, and reads records only if some have changed.
+        The record keeps the addresses and mappings, which hotplug needs at the end of the vif.
         """
         there = {name: index for index, name in devices.names().items()}
         for known in self.in_service():
@@ -303,7 +303,7 @@ class Vifs:
         return Planned(in_order(vif_plan.close(vif, self._lock_out(vif, common, ends=False), so_far)), record)
 
     def refill(self, work: PassState) -> None:
-        """What the sets are to hold, and nothing else of the vifs: rules have changed, perhaps some of ours."""
+        """Fill only the sets of the vifs, because rules have changed, perhaps some of ours."""
         present = downstream.present(work, self._nft)
         records = tuple(vif for vif in self._apply_downstream(work, present) if vif.device != GONE)
         work.settle(partial(self._plan_refill, work, self._common(work), records), self._adapters())
@@ -316,23 +316,23 @@ class Vifs:
         return Planned(in_order(ops), record)
 
     def follow(self, work: PassState) -> None:
-        """The set of addresses behind this qube alone, if dom0 has changed the list. Raises NftError."""
+        """Update only the set of protected addresses, if dom0 has changed the list. Raises NftError."""
         if not work.active or downstream.followed(work):
             return
         before = len(work.errors)
         self._apply_downstream(work, downstream.present(work, self._nft))
         for error in work.errors[before:]:
-            if isinstance(error, nft.NftError):  # a record that cannot be read keeps no other vif from its network
+            if isinstance(error, nft.NftError):  # an unreadable record must not affect other vifs
                 raise error
 
 
 def _values(paths: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], str | None]:
-    """What the kernel has of some settings."""
+    """Return the kernel's values of some settings."""
     return {path: procfs_sysctl.read(path) for path in paths}
 
 
 def _name(ifindex: int) -> str:
-    """The name of an interface, "" for one that is not there."""
+    """Return the name of an interface, "" if it does not exist."""
     try:
         return socket.if_indextoname(ifindex)
     except OSError:
@@ -340,7 +340,7 @@ def _name(ifindex: int) -> str:
 
 
 def _limits_in_force(*, counted: bool = False) -> InForce:
-    """What is loaded of the limits of all vifs; `counted`: with what they count."""
+    """Return the loaded limits of all vifs; `counted`: with their counters."""
     names = nft_kernel.table_names()
     there = tuple(family for family in tables.IP_FAMILIES if f"{family} {tables.LIMITS}" in names)
     listing, rules = nft.limits(there, counted=counted), nft_kernel.limit_rules()
