@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The base rules, from what nft lists of our tables to operations, until what it lists is what was loaded.
+"""Plan the base rules from nft's listing of our tables, until the listing equals what was loaded.
 
 Rules of other programs in our tables that were removed together with ours (behaviour B125) are restored in the same
 transaction. If nft refuses it, forwarding is first held by the record, because a part may be a kill switch, and then
@@ -27,7 +27,7 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/defe
 if TYPE_CHECKING:
     from .user_rules import Block, Kept
 
-LOADS = 4  # of the rules, while other programs change rules between each and our look at what came of it
+LOADS = 4  # attempts to load the rules while other programs change them between load and listing
 TABLE, RULES = "table ", "rules of "
 _KINDS = ("LoadRules", "LoadRulesInParts")
 FIREWALL_UNIT = "qubes-firewall.service"
@@ -35,22 +35,22 @@ _FORMER = ("ip", "ip6")  # a former release had no table for ARP, which is no lo
 
 
 class Facts(NamedTuple):
-    """All that is looked at.
+    """The observed facts.
 
     Args:
-        text: the base rules as they are to be.
-        rules: the same with what ends before and what their sets are to hold, one text for nft.
-        found: what nft listed of our tables when the pass began, by family.
-        now: what it lists now.
-        before: the record when the pass began.
-        undisturbed: no other program has changed a rule since the look before the last load.
-        lost: what others had and have lost together with ours; None for nothing.
-        active: this qube gives network to others.
-        opened: families that are forwarded for others now.
+        text: the desired base rules.
+        rules: the complete transaction: end of the offload, base rules, elements of their sets.
+        found: nft's listing of our tables at the start of the pass, by family.
+        now: the present listing.
+        before: the record at the start of the pass.
+        undisturbed: no other program has changed rules since the listing before the last load.
+        lost: rules of other programs that were lost together with ours; None for none.
+        active: this qube provides network to others.
+        opened: families that are forwarded now.
         holds: the owner wants forwarding held after such a loss.
-        firewall: there is a firewall of the qubes whose start brings back what others had.
+        firewall: the start of the qubes' firewall restores other programs' rules.
         untranslated: addresses of connections that began without translation.
-        refused: what failed in this pass was refused, so nothing of it is in force.
+        refused: failed operations of this pass were refused, so they are not in force.
         without_arp: as for `LoadRules`.
     """
 
@@ -71,15 +71,15 @@ class Facts(NamedTuple):
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """What was in our tables and is to come back."""
+        """Return the parts of our tables to restore."""
         return self.lost.blocks if self.lost is not None else ()
 
 
 def seen(chains: Iterable[tuple[str, str]], tables: Mapping[str, str]) -> str:
-    """Sum of what nft lists of some of our chains; MISSING when one is missing.
+    """Return the checksum of nft's listing of some of our chains; MISSING if one is missing.
 
     Args:
-        chains: family and name of each.
+        chains: pairs of family and name.
         tables: listings by family.
     """
     listing = listing_blocks.chosen(tables, "chain", chains)
@@ -90,8 +90,8 @@ def are_there(there: Loaded, text: str, tables: Mapping[str, str]) -> bool:
     """Return whether these rules are in force as they were loaded.
 
     Args:
-        there: as recorded.
-        text: as they are to be.
+        there: the recorded rules.
+        text: the desired rules.
         tables: listings by family.
     """
     return there == Loaded(checksum(text.encode()), seen(rules_text.chains(tables), tables))
@@ -104,10 +104,10 @@ def are_lost(there: Loaded, tables: Mapping[str, str]) -> bool:
 
 
 def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
-    """Return what is to do. Once nothing is, the record has what was loaded.
+    """Return the pending operations. When none are left, the record has the loaded rules.
 
     Args:
-        facts: observed.
+        facts: observed facts.
         record: the owned record.
         so_far: result of the operations of this pass so far.
     """
@@ -122,12 +122,12 @@ def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
 
 
 def plan_unloading(families: tuple[str, ...], record: Record, so_far: Outcome) -> Planned:
-    """Delete the rules once forwarding is closed; after that nothing is recorded but that it stays closed.
+    """Delete the rules after forwarding is closed; the record then only says that it stays closed.
 
     Args:
-        families: of the tables that the kernel may have.
+        families: families of the tables that the kernel may have.
         record: the owned record.
-        so_far: what came of the operations of this command.
+        so_far: result of the operations of this command.
     """
     op = UnloadRules(families)
     if op in so_far.done:
@@ -136,7 +136,7 @@ def plan_unloading(families: tuple[str, ...], record: Record, so_far: Outcome) -
 
 
 def missing(facts: Facts) -> tuple[str, ...]:
-    """Return what others had and is not there again, in words."""
+    """Return other programs' rules that are not restored, in words."""
     if facts.lost is None:
         return ()
     return (*(f"{TABLE}{name}" for name in facts.lost.tables), *_named(_not_back(facts)))
@@ -147,21 +147,21 @@ def _load(facts: Facts, put_back: tuple[Block, ...] = ()) -> LoadRules:
 
 
 def _bring_back(facts: Facts, record: Record, so_far: Outcome) -> Planned:
-    """Close forwarding, and load the rules with what others have lost."""
+    """Close forwarding, and load the rules together with other programs' lost rules."""
     closing = forwarding.plan_shutting(facts.opened, facts.opened, record)
     joined = _load(facts, facts.blocks)
     if joined not in so_far.failed:
         return Planned((*closing.ops, joined), _held(facts, closing.record, _emptied(facts)))
     apart = LoadRulesInParts(joined.families, joined.rules, joined.put_back)
     if facts.blocks and facts.refused and apart not in so_far.failed:
-        # Held before the base rules are in: once they are, a pass after a crash finds nothing missing, and would open.
+        # Hold forwarding before loading: a pass after a crash would find complete base rules, and would open it.
         return Planned((*closing.ops, apart), _held(facts, closing.record, facts.blocks))
-    # If nothing is in, the next pass tries it from the start.
+    # If nothing was loaded, the next pass starts again.
     return Planned((), _held(facts, record, ()) if facts.refused else record)
 
 
 def _after(facts: Facts, record: Record, so_far: Outcome, loads: int) -> Planned:
-    """What follows a load: a look, and what has to come before anything is forwarded."""
+    """Plan the steps after a load, which come before forwarding opens."""
     ops: tuple[PurgeUntranslated | UnitJob, ...] = ()
     if facts.lost is not None:
         record = _held(facts, record, _not_back(facts))
@@ -169,14 +169,14 @@ def _after(facts: Facts, record: Record, so_far: Outcome, loads: int) -> Planned
     ops = tuple(op for op in ops if op not in so_far.done)
     provided = record.provided
     if facts.undisturbed:
-        # What redirects the virtual DNS addresses may have gone with the rest, or be a former release's.
+        # The DNS redirection may have been lost together with the rules, or may be a former release's.
         names = provided.names
         still = names.seen == seen(rules_text.DNS_CHAINS, facts.now) and rules_text.lets_pass(facts.now.get("ip", ""))
         rules = Loaded(checksum(facts.text.encode()), seen(rules_text.chains(facts.now), facts.now))
         provided = provided._replace(rules=rules, names=names if still else Loaded(), offload="", connected="")
         return Planned(ops, record._replace(provided=provided))
     if seen(rules_text.chains(facts.now), facts.now) == MISSING:
-        # The record stays as it is, and so the next pass knows that they were lost.
+        # The record stays unchanged, so the next pass knows that the rules were lost.
         error = GuestnetError("the base rules were removed as soon as they were loaded", "is nft flush in a loop?")
         return Planned(ops, record, errors=(error,))
     if loads < LOADS:
@@ -186,8 +186,8 @@ def _after(facts: Facts, record: Record, so_far: Outcome, loads: int) -> Planned
 
 
 def _following(facts: Facts, record: Record) -> tuple[tuple[PurgeUntranslated | UnitJob, ...], Record]:
-    """What has to follow once rules that were lost are in again, and the record that says so."""
-    from . import user_rules  # a boot has lost nothing
+    """Return the operations after lost rules are restored, and the record with that."""
+    from . import user_rules  # a boot has no lost rules
 
     ops: list[PurgeUntranslated | UnitJob] = [PurgeUntranslated(facts.untranslated)] if facts.untranslated else []
     provided, names = record.provided, missing(facts)
@@ -196,7 +196,7 @@ def _following(facts: Facts, record: Record) -> tuple[tuple[PurgeUntranslated | 
         if facts.holds:
             hold = HELD
         elif names and facts.firewall:
-            # The owner's word is waited for all the same, if it was before; its scripts may bring the rest back.
+            # An earlier hold by the owner stays in force; the unit's scripts may restore the rest.
             ops += [UnitJob("restart", FIREWALL_UNIT)] if facts.before.hold != FIREWALL else []
             hold = hold or FIREWALL
     lost = tuple(dict.fromkeys((*provided.lost, *names)))
@@ -204,7 +204,7 @@ def _following(facts: Facts, record: Record) -> tuple[tuple[PurgeUntranslated | 
 
 
 def _held(facts: Facts, record: Record, failed: tuple[Block, ...]) -> Record:
-    """The record with what is not back, and forwarding held for it; if nothing is, as it was before."""
+    """Return the record with the parts that are not restored, and with forwarding held if there are any."""
     names = _named(failed)
     hold = HELD if names and facts.active else facts.before.hold
     lost = tuple(dict.fromkeys((*facts.before.lost, *names)))
@@ -212,12 +212,12 @@ def _held(facts: Facts, record: Record, failed: tuple[Block, ...]) -> Record:
 
 
 def _emptied(facts: Facts) -> tuple[Block, ...]:
-    """What can only come back without its elements."""
+    """Return sets that can only be restored without their elements."""
     return tuple(block for block in facts.blocks if facts.lost is not None and block[:2] in facts.lost.emptied)
 
 
 def _not_back(facts: Facts) -> tuple[Block, ...]:
-    """What was in our tables and is not as it was."""
+    """Return the parts of our tables that differ from their former state."""
     if not facts.blocks:
         return ()
     from . import user_rules

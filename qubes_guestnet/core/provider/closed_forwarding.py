@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Why a provider forwards nothing though its rules are in: the words for `status`, `check` and `firewall test`."""
+"""The reason why a provider with loaded rules does not forward, in words for `status`, `check` and `firewall test`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HOLDS = {
 
 
 def reason(of: Provided | ProviderReport) -> str:
-    """Return the reason that the record has; "" for none.
+    """Return the recorded reason; "" for none.
 
     Args:
         of: the record, or the report of a pass, which has the same three fields.

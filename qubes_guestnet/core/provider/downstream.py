@@ -20,10 +20,10 @@ class Facts(NamedTuple):
     """The facts for the plan.
 
     Args:
-        connected: addresses that dom0 lists as behind this qube.
-        behind: those of the vifs.
-        there: those in the set.
-        complete: `connected` and `behind` are all there are.
+        connected: addresses in dom0's list of client qubes.
+        behind: addresses of the vifs.
+        there: addresses in the set.
+        complete: `connected` and `behind` are complete.
     """
 
     connected: frozenset[IPAddress]
@@ -33,7 +33,7 @@ class Facts(NamedTuple):
 
 
 def plan(facts: Facts, record: Record) -> Planned:
-    """Return the pending operations; once nothing is, the record says for which list of dom0's."""
+    """Return the pending operations; when none are left, the record has the checksum of dom0's list."""
     wanted = facts.connected | facts.behind
     stale = facts.there - wanted if facts.complete else frozenset[IPAddress]()
     if wanted <= facts.there and not stale:
@@ -52,5 +52,5 @@ def ordered(addresses: Iterable[IPAddress]) -> tuple[IPAddress, ...]:
 
 
 def total(connected: Iterable[IPAddress]) -> str:
-    """Return a sum of dom0's list."""
+    """Return a checksum of dom0's list."""
     return checksum(" ".join(map(str, ordered(connected))).encode())

@@ -4,16 +4,16 @@
     qube ── vifN.M │ ruleset below │ provider ══ vifN.M ── the provider's own namespace
                    └── namespace vifN-nat ──┘
 
-The qube's packets leave it with the real address, and what comes for that reaches the qube as its visible one; the same
-with the gateway. Without connection tracking, so a packet belongs to the qube whatever it is part of. Destinations are
-rewritten before the routing decision, sources after it: the visible gateway's address is the namespace's nowhere, and
-no packet is a martian one.
+The qube's packets leave the namespace with the real address, and packets to that address reach the qube with its
+visible one; the same holds for the gateway. This needs no connection tracking, so it works for every packet.
+Destinations are rewritten before the routing decision, sources after it: the namespace does not own the visible
+gateway's address, so no packet is martian.
 
-An ICMP error carries the header of the packet it is about, with addresses of the wrong side. The side that gets it
-would not know its own packet again (path MTU discovery would be a black hole), or would learn the other address. So
-those inner addresses are rewritten as well, by the rules of `inner_rules`: nft's text cannot ask the kernel to mend the
-inner checksum too, and with that the ICMP checksum stays right by itself. What still has an address that the qube must
-not know is dropped; so are IP options, which can record addresses.
+An ICMP error contains the header of the packet that caused it, with addresses of the other side. Its receiver would not
+recognise its own packet (path MTU discovery would be a black hole), or would learn the other address. Therefore the
+rules of `inner_rules` also rewrite those inner addresses. They update the inner checksum, which nft's text cannot
+express; the ICMP checksum then stays correct. Packets that still contain an address that the qube must not know are
+dropped, and so are IP options, which can record addresses.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from ..values import BACKEND_MAC
 from ..vif_name import VifName
 from .vif import Mapping, Vif
 
-# The provider's end of the namespace. Of the namespace alone, so every one can have the same name.
+# The provider's end of the namespace. It exists only inside the namespace, so all of them can have the same name.
 PEER = "provider"
 TABLE = "qubes-nat"
-# What a router without an address of its own signs ICMP errors with (RFC 7600): rewritten before it leaves.
+# A router without an address of its own sends ICMP errors from this one (RFC 7600); it is rewritten on the way out.
 DUMMY = IPv4Address("192.0.0.8")
 
-# linux/icmp.h: all that quote a packet, but the redirect, which is for the network it comes from alone.
+# linux/icmp.h: all types that quote a packet, except redirect, which is only valid on its own network.
 _ERRORS = "icmp type { destination-unreachable, source-quench, time-exceeded, parameter-problem }"
-# Of the inner IPv4 header (RFC 791), behind 8 bytes of ICMP (RFC 792).
+# Offsets in the inner IPv4 header (RFC 791), after 8 bytes of ICMP (RFC 792).
 INNER_SOURCE, INNER_DESTINATION, INNER_CHECKSUM = 20, 24, 18
 
 
 class InnerRule(NamedTuple):
-    """A rule that nft has no words for: write an address into an inner header and mend the checksum there.
+    """A rule that nft's text cannot express: write an address into an inner header and update its checksum.
 
     Args:
-        chain: which has nothing else in it.
-        offset: of the address, from the transport header.
-        address: to write.
+        chain: its chain, which has no other rule.
+        offset: offset of the address from the transport header.
+        address: the new address.
     """
 
     chain: str
@@ -52,14 +52,14 @@ class InnerRule(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What there is of a vif's namespace.
+    """The state of a vif's namespace.
 
     Args:
-        file: something of its name is in the folder of the namespaces.
-        is_namespace: and that is one.
+        file: the folder of the namespaces has a file of its name.
+        is_namespace: that file is a namespace.
         moved: the vif is in it.
-        joined: the provider's end of it is there.
-        mtu: of the vif, 0 where it is gone.
+        joined: the provider's end of it exists.
+        mtu: MTU of the vif, 0 if it is gone.
     """
 
     file: bool = False
@@ -83,7 +83,7 @@ class Tune(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Load the ruleset of the namespace, and append the rules that nft has no words for."""
+    """Load the ruleset of the namespace, and append the rules that nft's text cannot express."""
 
     text: str
     inner: tuple[InnerRule, ...]
@@ -93,15 +93,15 @@ Step = Ip | Tune | Load
 
 
 def build(facts: Facts, vif: Vif, mapping: Mapping, gateway: IPv4Address, outside: str) -> tuple[Step, ...]:
-    """Plan the namespace between a qube and this provider, or what an existing one lacks.
+    """Plan the namespace between a qube and this provider, or the missing parts of an existing one.
 
-    An interface of the same name and address replaces the vif. It stays down until anti-spoofing is in force.
+    An interface with the same name and address replaces the vif. It stays down until anti-spoofing is in force.
 
     Args:
-        facts: what there is.
-        vif: whose device is there.
-        mapping: of its address.
-        gateway: the real one.
+        facts: the present state.
+        vif: the vif, whose device exists.
+        mapping: the mapping of its address.
+        gateway: the real gateway.
         outside: path of the provider's own namespace.
     """
     name, space, joined = vif.name.text, namespace(vif.name), facts.joined
@@ -112,7 +112,7 @@ def build(facts: Facts, vif: Vif, mapping: Mapping, gateway: IPv4Address, outsid
         steps.append(Ip((f"netns add {space}",)))
     steps.append(Tune(tunables()))
     if joined and not facts.moved:
-        # Left by a former vif. While its peer has the name, no new vif can get it.
+        # This is left from a former vif. While its peer has the name, no new vif can get it.
         steps.append(Ip((f"link delete {PEER}",), inside=True))
         joined = False
     if not facts.moved:
@@ -152,21 +152,21 @@ def namespace(name: VifName) -> str:
 
 
 def pair(vif: Vif, mtu: int, outside: str) -> str:
-    """Return the `ip` command for the interface in the vif's place. It stays down until its rules are loaded.
+    """Return the `ip` command for the interface that replaces the vif. It stays down until its rules are loaded.
 
     Args:
-        vif: that is in the namespace.
-        mtu: of the vif.
+        vif: the vif in the namespace.
+        mtu: MTU of the vif.
         outside: path of the provider's own namespace.
     """
     name = vif.name.text
-    # The qube's own address inside: so the provider has one to one what it would have without the namespace.
+    # The inner end has the qube's own MAC address, so the provider sees the same as without the namespace.
     here = f"link add name {PEER} address {vif.mac} mtu {mtu} type veth"
     return f"{here} peer name {name} address {BACKEND_MAC} mtu {mtu} netns {outside}"
 
 
 def commands(vif: Vif, mapping: Mapping, gateway: IPv4Address) -> tuple[str, ...]:
-    """`ip` commands: links, neighbours and routes in the namespace. All can be said again.
+    """Return the `ip` commands for links, neighbours and routes in the namespace. All can be repeated.
 
     No ARP request is sent to the qube, which would reveal the sender's address, nor to the provider.
     """
@@ -175,7 +175,7 @@ def commands(vif: Vif, mapping: Mapping, gateway: IPv4Address) -> tuple[str, ...
         f"address replace {DUMMY}/32 dev lo",
         "link set dev lo up",
         f"link set dev {PEER} up",
-        # Another mapping than before leaves nothing behind.
+        # Remove the entries of a former mapping.
         f"neighbour flush dev {PEER} nud permanent",
         f"neighbour flush dev {name} nud permanent",
         f"route flush dev {name}",
@@ -196,9 +196,9 @@ def tunables() -> tuple[_Setting, ...]:
     every = ("all", "default")
     return (
         *((("ipv6", "conf", scope, "disable_ipv6"), 1) for scope in every),
-        # Before the others, for it sets some of them.
+        # This comes before the others, because it also sets some of them.
         (("ipv4", "ip_forward"), 1),
-        # A redirect would name the real gateway. What may come from where is the ruleset's.
+        # A redirect would reveal the real gateway. The ruleset checks the sources.
         *(
             (("ipv4", "conf", scope, setting), 0)
             for setting in ("accept_redirects", "send_redirects", "rp_filter", "arp_notify")
@@ -208,7 +208,7 @@ def tunables() -> tuple[_Setting, ...]:
 
 
 def vif_tunables(name: VifName) -> tuple[_Setting, ...]:
-    """Return settings of the vif in its namespace: it answers for every address, as each provider does, and at once."""
+    """Return settings of the vif in its namespace: like each provider, it answers ARP for all addresses at once."""
     return (
         (("ipv4", "conf", name.text, "proxy_arp"), 1),
         (("ipv4", "neigh", name.text, "proxy_delay"), 0),
@@ -216,7 +216,7 @@ def vif_tunables(name: VifName) -> tuple[_Setting, ...]:
 
 
 def inner_rules(mapping: Mapping, gateway: IPv4Address) -> tuple[InnerRule, ...]:
-    """Return what the chains `inner-…` of `rules` are filled with, after it was loaded."""
+    """Return the rules that are appended to the chains `inner-…` after `rules` is loaded."""
     found = (
         InnerRule("inner-source-visible", INNER_SOURCE, mapping.visible),
         InnerRule("inner-destination-real", INNER_DESTINATION, mapping.real),
@@ -234,9 +234,9 @@ def rules(name: VifName, mapping: Mapping, gateway: IPv4Address) -> str:
     """Return the ruleset of the namespace, one transaction for nft.
 
     Args:
-        name: of the vif.
-        mapping: whose gateway None means that the qube knows the real one.
-        gateway: the real one.
+        name: name of the vif.
+        mapping: the mapping; without a fake gateway the qube knows the real one.
+        gateway: the real gateway.
     """
     fake = mapping.gateway if mapping.gateway != gateway else None
     chains = {
@@ -269,7 +269,7 @@ def _arriving(real: IPv4Address, visible: IPv4Address, gateway: IPv4Address, fak
         "from-qube": (
             f"ip saddr != {visible} counter drop",
             f"ip daddr {{ {visible}, {DUMMY} }} counter drop",
-            # Its answer would come from the visible one.
+            # The answer would come from the visible address.
             *_if(fake, f"ip daddr {gateway} counter drop", f"ip daddr {fake} ip daddr set {gateway}"),
             "accept",
         ),
@@ -285,7 +285,7 @@ def _arriving(real: IPv4Address, visible: IPv4Address, gateway: IPv4Address, fak
 
 
 def _leaving(real: IPv4Address, visible: IPv4Address, gateway: IPv4Address, fake: IPv4Address | None) -> _Chains:
-    """Sources, and what ICMP errors quote: also of those that the namespace itself sends."""
+    """Rewrite sources and the packets that ICMP errors quote, even in errors that the namespace itself sends."""
     return {
         "leave-to-provider": (
             f"{_ERRORS} {_inner(INNER_DESTINATION, visible)} jump inner-destination-real",
@@ -300,7 +300,7 @@ def _leaving(real: IPv4Address, visible: IPv4Address, gateway: IPv4Address, fake
             "accept",
         ),
         "error-to-qube": (
-            # What it sent itself had no IP options: version 4, five words.
+            # The quoted packets of the qube have no IP options: version 4, five words.
             "@th,64,8 != 0x45 counter drop",
             f"{_inner(INNER_SOURCE, real)} jump inner-source-visible",
             f"{_inner(INNER_SOURCE, visible, '!=')} counter drop",
@@ -323,7 +323,7 @@ def _inner(offset: int, address: IPv4Address | None, relation: str = "==") -> st
 
 
 def _render(chains: _Chains) -> str:
-    # All chains first, for rules lead to others. Nothing is deleted: at every moment one ruleset is in force.
+    # All chains come first, because rules jump to others. Nothing is deleted, so a ruleset is always in force.
     lines = [f"add table ip {TABLE}"]
     for chain, words in chains.items():
         hook = f" {{ {words[0]} }}" if "hook" in "".join(words[:1]) else ""

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What qubes-firewall.service does at its start, stop and reload. Pure.
+"""Start, stop and reload of qubes-firewall.service. Pure.
 
-The resident agent enforces the lists of single qubes; the unit switches that on and off, and runs the users' scripts,
-which need all that the agent's sandbox takes away.
+The resident agent enforces the lists of client qubes; the unit switches that on and off, and runs the users' scripts,
+which cannot run in the agent's sandbox.
 
-Order of a start: forwarding closed, tables that refuse everything, the mark by which the agent enforces, the scripts,
-the lists of all qubes in force, forwarding open. Order of a stop: forwarding closed, no mark, tables that refuse
-everything.
+A start closes forwarding, loads tables that refuse everything, creates the mark that makes the agent enforce the lists,
+runs the scripts, waits until the lists of all qubes are in force, and opens forwarding. A stop closes forwarding,
+removes the mark, and loads tables that refuse everything.
 
-A restart (of the unit, by an upgrade, after a crash) finds tables, mark and open forwarding, and leaves them: no packet
-that is refused passes, and none that is allowed is lost. A stop and then a start make the tables anew, without what
-scripts put in before.
+A restart (of the unit, by an upgrade, after a crash) keeps tables, mark and open forwarding: no refused packet passes,
+and no allowed packet is lost. A stop followed by a start recreates the tables, without rules of earlier scripts.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ..owned_state import Record
 from ..shared_operations import UnitJob
 from .base_rules import FIREWALL_UNIT as UNIT
 
-# To the resident agent, on the socket of hotplug: look at everything, and answer once the lists are in force.
+# The request to the resident agent on the socket of hotplug: make a full pass, and reply when the lists are in force.
 REQUEST = b"firewall\n"
 RESTART = UnitJob("restart", UNIT)
 _SHUTDOWN = "shutdown.target"
@@ -34,11 +33,11 @@ _PERSISTENT = "/rw/"
 
 
 class Scripts(NamedTuple):
-    """What came of the users' scripts at the last start of the unit.
+    """The results of the users' scripts at the last start of the unit.
 
     Args:
-        running: the path of the one that runs, "" for none.
-        failed: path and reason of those that failed, in the order in which they ran.
+        running: path of the running script, "" for none.
+        failed: path and reason of each failed script, in the order of their runs.
     """
 
     running: str = ""
@@ -46,20 +45,20 @@ class Scripts(NamedTuple):
 
 
 def begins(*, enforced: bool, filtered: bool) -> bool:
-    """Return whether a start has to close forwarding and make the tables.
+    """Return whether a start must close forwarding and create the tables.
 
     Args:
-        enforced: the mark is there: the unit ran before, and was not stopped.
-        filtered: the tables are there.
+        enforced: the mark exists, so the unit was started before and not stopped.
+        filtered: the tables exist.
     """
     return not (enforced and filtered)
 
 
 def ends(jobs: Mapping[str, str]) -> bool:
-    """Return whether the stop of the unit is one for good, or with the whole system, and no part of a restart.
+    """Return whether a stop of the unit is final, or a part of the shutdown, and not a part of a restart.
 
     Args:
-        jobs: type of the job of each unit that has one; empty where systemd does not say: then it is one for good.
+        jobs: type of each unit's job; empty if systemd does not answer, which counts as final.
     """
     return _SHUTDOWN in jobs or jobs.get(UNIT, "stop") == "stop"
 
@@ -68,7 +67,7 @@ def places(*, persists: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the folders of users' scripts and the paths of single ones, in the order of their runs (behaviour B81).
 
     Args:
-        persists: the qube has the service custom-persist, with which scripts below /rw are not in use.
+        persists: the qube has the service custom-persist, with which scripts below /rw do not run.
     """
     folders, files = FOLDERS, (SCRIPT,)
     if not persists:
@@ -92,14 +91,14 @@ def plan_lost(record: Record, so_far: Outcome) -> Planned:
 
 
 def render(scripts: Scripts) -> bytes:
-    """Return the text of a file that says what came of the scripts."""
+    """Return the text of the file with the results of the scripts."""
     running = [f"running {scripts.running}"] if scripts.running else []
     lines = (*running, *(f"failed {path}\t{reason}" for path, reason in scripts.failed))
     return "".join(f"{_one_line(line)}\n" for line in lines).encode("utf-8", "surrogateescape")
 
 
 def parse(data: bytes) -> Scripts:
-    """Return what such a file says; lines that do not parse are left out."""
+    """Parse the content of that file; invalid lines are ignored."""
     running, failed = "", list[tuple[str, str]]()
     for line in data.decode("utf-8", "surrogateescape").splitlines():
         word, _, rest = line.partition(" ")
