@@ -336,11 +336,13 @@ class Provider:
             progress = Progress(Applying(ledger), self.memory)
             work = PassState(settings, active=True, ipv6=False, progress=progress)
             firewall = self._enforcing()
-            if firewall is not None:
-                firewall.detached(work, self._vifs.leaving(vif))
-            self._vifs.drop(vif, work)
-            # The next sweep completes the rest.
-            self.memory = work.memory._replace(swept=None) if work.errors else work.memory
+            try:
+                if firewall is not None:
+                    firewall.detached(work, self._vifs.leaving(vif))
+                self._vifs.drop(vif, work)
+            finally:
+                # The next sweep completes the rest.
+                self.memory = work.memory._replace(swept=None) if work.errors else work.memory
             work.raise_first()
             return work.done
 
