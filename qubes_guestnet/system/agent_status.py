@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the resident agent leaves in /run for `status` and `check`: that it is there, since when, its last error."""
+"""The state that the resident agent publishes in /run for `status` and `check`: running, since when, last error."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What systemd wants to hear from a service: sd_notify(3), and the log level in front of a line (sd-daemon(3)).
+"""Notifications to systemd: sd_notify(3), and the log level in front of a line (sd-daemon(3)).
 
 python3-systemd would bring a C library and 1 MB for these few lines.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The users' scripts of the firewall: list them, run one, and publish what came of them."""
+"""The users' firewall scripts: list them, run one, and publish the results."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run(path: str) -> str:
 
 
 def publish(run_folder: str, scripts: Scripts) -> None:
-    """Write down what came of the scripts so far. Raises FileError."""
+    """Publish the results of the scripts so far. Raises FileError."""
     files.publish(os.path.join(run_folder, _NAME), firewall_unit.render(scripts), _MODE, sync=False)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is known of each vif: one small file a vif, so that one attach costs the same with 1 and with 250 of them."""
+"""The records of vifs: one small file per vif, so that an attach costs the same with 1 and with 250 of them."""
 
 from __future__ import annotations
 

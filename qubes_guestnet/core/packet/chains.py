@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a chain with a hook makes of one packet: rule by rule, with the chains that it jumps to.
+"""Evaluate a chain with a hook for one packet: rule by rule, with the chains that it jumps to.
 
-A rule with a part that is not understood leaves a doubt: what it would do is noted, and the walk goes on as if the
-packet did not meet it. A limit or quota counts as not used up, because one packet alone is asked about.
+A rule with an unknown part leaves a doubt: the rule is noted, and the evaluation continues as if the packet did not
+match it. A limit or quota counts as not used up, because only one packet is evaluated.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Place(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """What a chain made of a packet.
+    """The result of a chain for a packet.
 
     Args:
         base: the chain.
         verdict: ACCEPT, DROP or REJECT.
-        packet: behind it.
-        place: what decided.
-        doubts: rules before that which are not understood and could have decided otherwise.
+        packet: the packet after the chain.
+        place: the rule or policy that decided.
+        doubts: earlier rules that are not understood and could have decided differently.
         translation: the NAT statement that was carried out; "" for none.
     """
 
@@ -53,11 +53,11 @@ class Passed(NamedTuple):
 
 
 def passed(base: Base, packet: Packet, loaded: Loaded) -> Passed:
-    """Return what a chain makes of a packet.
+    """Evaluate a chain for a packet.
 
     Args:
         base: the chain.
-        packet: as it comes to it.
+        packet: the packet before the chain.
         loaded: all rules.
     """
     walk = _Walk(packet, loaded)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a packet meets a condition of a rule, as far as the condition is understood.
+"""Decide whether a packet matches a condition of a rule, as far as the condition is understood.
 
-`Unclear` is raised for what is not: an expression of another kind, or a value that one packet does not tell, such as
-its source port. `Absent` is raised for what the packet does not have: no condition about a TCP port is met by UDP.
+`Unclear` is raised for an unknown kind of expression, or for an unknown value of the packet, such as its source port.
+`Absent` is raised for a value that the packet does not have: a UDP packet matches no condition about a TCP port.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _MOST_BITS = (1 << 32) - 1
 
 
 class Unclear(Exception):
-    """Whether the condition is met cannot be said."""
+    """It is unknown whether the condition matches."""
 
 
 class Absent(Exception):
-    """The packet has nothing of what is asked for, so the condition is not met."""
+    """The packet lacks the value in question, so the condition does not match."""
 
 
 class Device(NamedTuple):

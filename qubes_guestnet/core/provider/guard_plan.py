@@ -19,13 +19,13 @@ def is_lacking(number: int) -> bool:
 
 
 def plan(record: Record, *, active: bool, ruled: bool, stands: bool) -> Planned:
-    """Return what is to do.
+    """Return the pending operations.
 
     Args:
         record: the owned record.
-        active: this qube gives network to others.
-        ruled: the base rules are in, without which it lets nothing pass.
-        stands: it is there.
+        active: this qube provides network to others.
+        ruled: the base rules are loaded, without which the guard drops everything.
+        stands: the guard is loaded.
     """
     if stands and not active:
         return Planned((LeaveGuard(),), record)

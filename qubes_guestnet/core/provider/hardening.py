@@ -15,7 +15,7 @@ def wanted(untrusted_value: bytes, flag: bool) -> bool:
     """Return whether it is on.
 
     Args:
-        untrusted_value: of KEY, b"" where dom0 has not written it. "0" is off, as for every other service.
-        flag: the file of the service that was made at boot, which counts where there is no key.
+        untrusted_value: value of KEY, b"" if dom0 has not written it. "0" is off, as for every other service.
+        flag: the service's file exists since boot; it counts if there is no key.
     """
     return untrusted_value != b"0" if untrusted_value else flag

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether connections are offloaded: from what is there to operations.
+"""Plan whether connections are offloaded.
 
-What is offloaded passes by the rules and by the switch of forwarding. So the record says that there may be a flowtable
-before it is loaded, and says otherwise only when it is gone: whatever ends forwarding, or loads rules, ends it first.
+Offloaded packets bypass the rules and the forwarding sysctl. So the record notes the flowtable before it is loaded, and
+removes the note only after it is deleted: each step that closes forwarding, or loads rules, deletes it first.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from ..operations import Outcome, Planned
 from ..owned_state import OFFLOADED, Record
 from .provider_operations import EndFlowtable, LoadFlowtable
 
-# Reasons that go by themselves: another pass comes soon.
+# Temporary reasons, which a later pass removes.
 NOT_YET, NO_DEVICE = "nothing is forwarded yet", "there is no interface"
 _QUIET = (NOT_YET, NO_DEVICE)
 
 
 class Facts(NamedTuple):
-    """All that is looked at.
+    """The observed facts.
 
     Args:
-        reason: what is against it, "" for nothing.
-        wanted: what is to be loaded where nothing is.
-        holds: what this process loaded last, as long as no other program changed any rule since; None for nothing.
-        recorded: the record said before this pass that there may be a flowtable.
-        refusal: why the kernel refused to load it in this pass, "" where it did not, or the program failed.
+        reason: the obstacle, "" for none.
+        wanted: the flowtable to load if there is no obstacle.
+        holds: the flowtable that this process loaded last, if no other program changed rules since; None for none.
+        recorded: before this pass the record noted a flowtable.
+        refusal: why the kernel refused to load it in this pass; "" if it did not, or if nft failed.
     """
 
     reason: str = ""
@@ -36,13 +36,13 @@ class Facts(NamedTuple):
 
 
 class OffloadMemory(NamedTuple):
-    """What one pass leaves for the next.
+    """The state between passes.
 
     Args:
-        refused: why the kernel takes no flowtable; asked once in the life of an agent.
-        judged: what the rules of others have against it, and whether that was for IPv6 too; None: to be looked at.
-        holds: what was loaded last, as long as no other program changed any rule since.
-        told: what the journal was told last.
+        refused: why the kernel takes no flowtable; tested once in the life of an agent.
+        judged: the obstacle in other programs' rules, and whether IPv6 was included; None: not judged.
+        holds: the flowtable loaded last, if no other program changed rules since.
+        told: the last logged state.
     """
 
     refused: str = ""
@@ -52,12 +52,12 @@ class OffloadMemory(NamedTuple):
 
 
 def against(*, allowed: bool, forwarding: bool, refused: str) -> str:
-    """Return what is against it before the rules of others are looked at, "" for nothing.
+    """Return the obstacle apart from other programs' rules, "" for none.
 
     Args:
-        allowed: by the owner of the qube.
-        forwarding: the base rules are in, and every family that is to be forwarded is.
-        refused: why the kernel takes no flowtable, "" where it is not known to take none.
+        allowed: the owner of the qube allows the offload.
+        forwarding: the base rules are loaded, and every desired family is forwarded.
+        refused: why the kernel takes no flowtable, "" if unknown or if it takes one.
     """
     if not allowed:
         return "service flag guestnet-no-offload is set"
@@ -79,7 +79,7 @@ def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
     if not reason and refused and facts.refusal:
         reason = f"the kernel takes no flowtable ({facts.refusal})"
     if reason:
-        # Of a transaction that was refused nothing is in force, nor is what the record said of it beforehand.
+        # A refused transaction is not in force, so the note in the record is wrong.
         there = facts.recorded if refused else record.provided.offloading
         if there and EndFlowtable() not in so_far.done:
             return Planned((EndFlowtable(),), record, (reason,))
@@ -102,7 +102,7 @@ def plan_ending(record: Record, so_far: Outcome) -> Planned:
 
 
 def is_quiet(reason: str) -> bool:
-    """Return whether the owner of the qube need not be told of a reason."""
+    """Return whether a reason is not logged."""
     return reason in _QUIET
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What one pass of a provider leaves for the next: one frozen value, with one part for each step that needs one.
+"""The memory of a provider between passes: one frozen value, with a part for each step that needs one.
 
-A pass is a function of what it observes and of this value, so it can be replayed, and tested from any state. The empty
-value is that of a process that has just begun: everything is looked at.
+A pass is a function of its observations and of this value, so it can be replayed, and tested from any state. A new
+process has the empty value, with which a pass reads everything.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 class PassMemory(NamedTuple):
-    """What one pass leaves for the next. A part that is None was not needed so far.
+    """The memory between passes. A part that is None was not needed so far.
 
     Args:
-        verified: part of the rules → when it was last found as it should be.
-        handles: of the base rules, as long as all are there (family, chain, handle).
-        ipv6_missing: the journal was told that the kernel has no IPv6.
-        scripts_lost: the firewall's tables were removed, and with them the rules of users' scripts; its unit is to be
+        verified: part of the rules → when it was last verified.
+        handles: handles of the base rules, while all exist (family, chain, handle).
+        ipv6_missing: the missing IPv6 of the kernel is logged.
+        scripts_lost: the firewall's tables were removed, and with them the rules of users' scripts, so its unit must be
             restarted.
-        guard_refused: the kernel takes no table with an owner; that is asked once in the life of a process.
-        swept: what all vifs were last made for; None: each is to be looked at.
-        redirect: of the virtual DNS.
-        offload: of the flowtable.
-        firewall: of single qubes.
+        guard_refused: the kernel has no tables with an owner; tested once in the life of a process.
+        swept: the settings for which all vifs are verified; None: check each.
+        redirect: memory of the DNS redirection.
+        offload: memory of the flowtable.
+        firewall: memory of the client qubes' firewall.
     """
 
     verified: Mapping[str, Mark] = {}
@@ -46,19 +46,19 @@ class PassMemory(NamedTuple):
     firewall: FirewallMemory | None = None
 
     def mark_verified(self, part: str, mark: Mark) -> PassMemory:
-        """Return the memory in which a part of the rules is as it should be.
+        """Return the memory with a part of the rules marked as verified.
 
         Args:
-            part: a name for it.
-            mark: taken before looking, so that a change meanwhile is noticed.
+            part: its name.
+            mark: a mark taken before the listing, so that a change meanwhile is detected.
         """
         return self._replace(verified={**self.verified, part: mark})
 
     def invalidate(self, part: str) -> PassMemory:
-        """Return the memory in which it is not known whether a part of the rules is as it should be."""
+        """Return the memory with a part of the rules marked as unverified."""
         return self._replace(verified={each: mark for each, mark in self.verified.items() if each != part})
 
     def doubted(self) -> PassMemory:
-        """Return the memory that takes nothing in the kernel for granted."""
+        """Return the memory with nothing marked as verified."""
         firewall = self.firewall.doubted() if self.firewall is not None else None
         return self._replace(verified={}, swept=None, firewall=firewall)

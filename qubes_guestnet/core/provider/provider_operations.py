@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The operations of a provider, for the qubes behind it."""
+"""The operations of a provider for its client qubes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/defe
 if TYPE_CHECKING:
     from types import ModuleType
 
-# Where the kernel has the switch of forwarding of each family.
+# The forwarding sysctl of each family.
 FORWARDING = {IPV4: ("ipv4", "ip_forward"), IPV6: ("ipv6", "conf", "all", "forwarding")}
-# The same of one interface; the switch of the family sets all of them.
+# The sysctl of one interface; that of the family sets all of them.
 INTERFACE_FORWARDING = {IPV4: ("ipv4", "conf", "{}", "forwarding"), IPV6: ("ipv6", "conf", "{}", "forwarding")}
 
 
@@ -49,7 +49,7 @@ class OpenForwarding(NamedTuple):
 
 @distinct
 class StandGuard(NamedTuple):
-    """Have nothing pass from or to a qube while the base rules are away, as long as this process is there."""
+    """Drop every packet from or to a client qube while the base rules are missing, as long as this process runs."""
 
     def __str__(self) -> str:
         return f"nft: table inet {GUARD} of this process"
@@ -57,7 +57,7 @@ class StandGuard(NamedTuple):
 
 @distinct
 class LeaveGuard(NamedTuple):
-    """End that."""
+    """Remove the guard."""
 
     def __str__(self) -> str:
         return f"nft: table inet {GUARD} deleted"
@@ -65,7 +65,7 @@ class LeaveGuard(NamedTuple):
 
 @distinct
 class ChangeDownstream(NamedTuple):
-    """Add addresses to the sets `downstream`, and take others out, in one transaction."""
+    """Add addresses to the sets `downstream`, and remove others, in one transaction."""
 
     add: tuple[IPAddress, ...]
     remove: tuple[IPAddress, ...]
@@ -83,12 +83,12 @@ class ChangeDownstream(NamedTuple):
 
 @distinct
 class LoadFlowtable(NamedTuple):
-    """Offload connections of these devices; what was offloaded before goes the whole way again.
+    """Offload connections of these devices; formerly offloaded connections first pass all rules again.
 
     Args:
-        devices: index, name and MTU of each. The kernel keeps the MTU of the way in an offloaded connection, and does
-            not look at it again in IPv6: with another one, what does not fit any more would be lost without a word.
-        ipv6: whether the qubes have IPv6.
+        devices: index, name and MTU of each. The kernel stores the path MTU in an offloaded connection and, in IPv6,
+            never updates it: after a change of the MTU, larger packets would be lost silently.
+        ipv6: whether client qubes have IPv6.
     """
 
     devices: tuple[tuple[int, str, int], ...]
@@ -99,13 +99,13 @@ class LoadFlowtable(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The devices that may stand in a text for nft."""
+        """Return the devices whose names are valid in a text for nft."""
         return tuple(name for _, name, _ in self.devices if _flowtable().usable(name))
 
 
 @distinct
 class EndFlowtable(NamedTuple):
-    """End the offload, whether there is any or not."""
+    """End the offload, if there is any."""
 
     def __str__(self) -> str:
         return f"nft -f: table inet {_flowtable().TABLE} deleted"

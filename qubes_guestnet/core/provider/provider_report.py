@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a pass found and did for the qubes behind this one."""
+"""The report of a pass about client qubes."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ if TYPE_CHECKING:
 
 
 class Lines(NamedTuple):
-    """One end of a pass: operations that are still to do, and what was done, in words."""
+    """One end of a pass: pending operations, and operations carried out, in words."""
 
     todo: tuple[object, ...] = ()
     done: tuple[str, ...] = ()
 
 
 class ProviderReport(NamedTuple):
-    """The provider's half of one pass.
+    """The report of the provider's half of a pass.
 
     Args:
-        settings: validated.
-        active: this qube gives network to others: its key and its service flag are there.
-        ipv6: to them IPv6 as well.
+        settings: validated settings.
+        active: this qube provides network to others: its key and its service flag exist.
+        ipv6: it also provides IPv6.
         forwarding: families (4, 6) that the kernel forwards at the end of the pass.
-        names: where the virtual DNS addresses lead to, and why.
-        vifs: those that were looked at; a resident pass looks at all of them only when it has a reason to.
-        before: what comes before the uplink: rules first.
-        after: what comes after it.
-        errors: everything that went wrong, settings first.
+        names: the DNS redirection, and the reason.
+        vifs: the checked vifs; a pass of the agent checks all of them only if they may have changed.
+        before: operations before the uplink: rules first.
+        after: operations after the uplink.
+        errors: all errors, those of settings first.
         ruled: the base rules are in force as they were loaded.
         closed: `forwarding off` was run, and `forwarding on` was not run since.
         offload: whether connections are offloaded, in words; "" if not checked yet.
         stopped: families whose forwarding another program switched off.
         hold: why nothing is forwarded since the rules were lost, see `owned_state.Provided`.
-        lost: what others lost together with our rules, in words.
+        lost: rules of other programs that were lost together with ours, in words.
         unfiltered: qubes-firewall.service is not ready, and so nothing is forwarded.
-        firewall: what is wrong with it, as `foreign_chains.firewall` says; "" also where nothing has looked.
-        apart: interfaces whose own forwarding is off, and the name of that setting; only looked at for a person.
-        look_again: when entries of the firewall are to be read again, in seconds of a monotonic clock; None: no need.
-        wanted: what the firewall of single qubes is to hold; None where this process does not enforce it.
-        conditions: the firewall of each address behind this qube, where this program enforces it and a person asks.
-        firewall_changed: chains of the firewall that another program has taken rules of ours from.
-        scripts: what came of the users' scripts of the firewall; None as for `conditions`.
-        duplicates: addresses that more than one of the qubes has, by the names of their vifs.
+        firewall: its problem, as `foreign_chains.firewall` describes it; "" for none, or if not checked.
+        apart: interfaces whose own forwarding is off, and the name of that setting; only for `status` and `check`.
+        look_again: when to read the firewall's entries again, in seconds of a monotonic clock; None for never.
+        wanted: desired rules of the client qubes' firewall; None if this process does not enforce it.
+        conditions: the firewall of each client address, if this program enforces it, for `status` and `check`.
+        firewall_changed: chains of the firewall from which another program has removed rules of ours.
+        scripts: results of the users' firewall scripts; None as for `conditions`.
+        duplicates: addresses that several client qubes have, by the names of their vifs.
     """
 
     settings: ProviderSettings
@@ -83,20 +83,20 @@ class ProviderReport(NamedTuple):
 
     @property
     def waits(self) -> bool:
-        """Whether the firewall of the qubes is waited for, of whose readiness no event tells."""
+        """Return whether the pass waits for the qubes' firewall, whose readiness causes no event."""
         return self.hold == FIREWALL
 
     @property
     def followed(self) -> tuple[object, ...]:
-        """What the pass had to follow: name servers, offloaded devices, and the firewall of single qubes."""
+        """Return the variable inputs of the pass: name servers, offloaded devices, and the client qubes' firewall."""
         return self.names.servers, self.offload, self.wanted
 
     @property
     def todo(self) -> tuple[str, ...]:
-        """What is still to do, one line each, at both ends."""
+        """Return the pending operations of both ends, one line each."""
         return tuple(map(str, self.before.todo + self.after.todo))
 
     @property
     def done(self) -> tuple[str, ...]:
-        """What was done, in words, at both ends."""
+        """Return the operations carried out at both ends, in words."""
         return self.before.done + self.after.done

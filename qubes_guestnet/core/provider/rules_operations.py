@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @distinct
 class LoadRules(NamedTuple):
-    """Load the base rules in one transaction, with all that is to be in force from their first moment on.
+    """Load the base rules in one transaction, with everything that must be in force at the same moment.
 
     Args:
-        families: of the tables that it fills.
-        rules: text for nft: what ends before, the rules, and what their sets hold.
-        put_back: what others had in these tables and have lost.
-        without_arp: the text for a kernel that has no nftables for ARP, where it is not known yet whether it has.
+        families: families of the tables.
+        rules: text for nft: end of the offload, the rules, and the elements of their sets.
+        put_back: lost parts of other programs in these tables.
+        without_arp: the text for a kernel without nftables for ARP, if that is not known yet.
     """
 
     families: tuple[str, ...]
@@ -32,12 +32,12 @@ class LoadRules(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The whole transaction, as nft takes it."""
+        """Return the whole transaction, as text for nft."""
         return self.rules + _text(self.put_back)
 
     @property
     def instead(self) -> LoadRules | None:
-        """Where it is refused, the same without ARP."""
+        """Return the operation without ARP, for a refused transaction."""
         families = tuple(family for family in self.families if family != "arp")
         return LoadRules(families, self.without_arp, self.put_back) if self.without_arp else None
 
@@ -49,11 +49,11 @@ class LoadRules(NamedTuple):
 
 @distinct
 class LoadRulesInParts(NamedTuple):
-    """The same after a refusal: the base rules, and then each part of what others had in a transaction of its own.
+    """After a refusal, load the base rules, and then each part of other programs in a transaction of its own.
 
     Args:
         families, rules: as for `LoadRules`.
-        put_back: of which some may be refused.
+        put_back: the parts, some of which nft may refuse.
     """
 
     families: tuple[str, ...]
@@ -66,10 +66,10 @@ class LoadRulesInParts(NamedTuple):
 
 @distinct
 class UnloadRules(NamedTuple):
-    """Delete our tables, with sets and users' chains, and with them the offload that passes by their rules.
+    """Delete our tables, with sets and users' chains, and the offload, which bypasses their rules.
 
     Args:
-        families: of the tables.
+        families: families of the tables.
     """
 
     families: tuple[str, ...]
@@ -87,7 +87,7 @@ class UnloadRules(NamedTuple):
 
 @distinct
 class PurgeUntranslated(NamedTuple):
-    """Forget the connections of these addresses that began while nothing was translated (behaviour B126)."""
+    """Delete the connections of these addresses that began without translation (behaviour B126)."""
 
     addresses: tuple[IPAddress, ...]
 
@@ -96,7 +96,7 @@ class PurgeUntranslated(NamedTuple):
 
 
 def _named(families: Iterable[str]) -> str:
-    """Our tables, for a line of text."""
+    """Return the names of our tables, for a line of text."""
     *first, last = (f"{family} {QUBES}" for family in families)
     return f"{', '.join(first)} and {last}"
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QubesDB entries → settings of a provider, and what follows from them for the interface of each qube behind it.
+"""Parse QubesDB entries into settings of a provider, and derive the desired state of each vif.
 
-The rules for untrusted values are those of `settings`. Each name in `held` stands for something that stays as it is in
-force until dom0 writes a good value: a typing error in a gateway disconnects no qube.
+The rules for untrusted values are those of `settings`. Each name in `held` stands for a part that stays in force until
+dom0 writes a valid value: a typing error in a gateway disconnects no qube.
 """
 
 from __future__ import annotations
@@ -28,31 +28,32 @@ DNS_KEYS = ("/qubes-netvm-primary-dns", "/qubes-netvm-secondary-dns")
 CONNECTED_KEYS = ("/connected-ips", "/connected-ips6")
 MAPPED = "/mapped-ip/"
 
-# What a provider reads besides `settings.UPLINK_PREFIXES_OF_A_PROVIDER`; mappings are read for one address each.
+# A provider reads these besides `settings.UPLINK_PREFIXES_OF_A_PROVIDER`; mappings are read separately per address.
 PROVIDER_PREFIXES: tuple[str, ...] = CONNECTED_KEYS[:1]  # a prefix of both
 # All keys of a provider, for a caller that reads them at once; few qubes have mappings.
 EVERYTHING: tuple[str, ...] = (*UPLINK_PREFIXES_OF_A_PROVIDER, *PROVIDER_PREFIXES, MAPPED)
-# What a provider watches besides `settings.WATCHED`.
+# A provider watches these besides `settings.WATCHED`.
 PROVIDER_WATCHED: tuple[str, ...] = (GATEWAY_KEY, GATEWAY6_KEY, *DNS_KEYS, *CONNECTED_KEYS, MAPPED)
 
 GROUP_VIF = 2
-# The addresses that dom0 names unless it is told otherwise; the qubes behind have them, whatever this one can read.
+# dom0's default addresses; client qubes use them even if this qube cannot read the keys.
 VIRTUAL_DNS = (ipaddress.IPv4Address("10.139.1.1"), ipaddress.IPv4Address("10.139.1.2"))
 
 
 class ProviderSettings(NamedTuple):
-    """What dom0 asks of a provider.
+    """The settings of a provider.
 
     Args:
-        active: this qube is to provide a network. What else it takes is the caller's to know.
-        gateway: our IPv4 address towards the qubes; None when there is none, or not a valid one.
-        gateway6: the same of IPv6, may be link-local; None: no IPv6, or not a valid one (then "ipv6" is in `held`).
-        virtual_dns: the addresses that the qubes ask for names, without repetition.
+        active: dom0 makes this qube a provider; the caller checks the service flag.
+        gateway: our IPv4 address towards client qubes; None if absent or invalid.
+        gateway6: our IPv6 address towards them, may be link-local; None: no IPv6, or invalid (then "ipv6" is in
+            `held`).
+        virtual_dns: the addresses that client qubes query, without duplicates.
         connected: addresses of the qubes that have this one as their provider, running or not.
-        held: of "gateway", "dns", "ipv6" and "connected", those with a value that is not valid.
-        errors: one for each key that is not valid.
-        refuse6: qubes behind this one have IPv6, and dom0 has given this one none for them: IPv6 was switched on while
-            it ran (behaviour B160). They are refused.
+        held: those of "gateway", "dns", "ipv6" and "connected" that have an invalid value.
+        errors: one for each invalid key.
+        refuse6: client qubes have IPv6, but dom0 has given this qube no IPv6 gateway: IPv6 was switched on while it ran
+            (behaviour B160). Their IPv6 packets are rejected.
     """
 
     active: bool = False
@@ -65,19 +66,19 @@ class ProviderSettings(NamedTuple):
     refuse6: bool = False
 
     def serves(self, version: int) -> bool:
-        """Return whether the vifs get this family. With an invalid key they do: the rules in force then decide.
+        """Return whether the vifs get this family. With an invalid key they do, and the rules in force decide.
 
-        IPv4 is always on. To refuse IPv6 takes a way to the qube as well.
+        IPv4 is always on. Rejecting IPv6 packets also requires a route to the qube.
         """
         return version == IPV4 or self.gateway6 is not None or "ipv6" in self.held or self.refuse6
 
 
 class Elements(NamedTuple):
-    """What a vif has in the sets of the rules.
+    """The elements of a vif in the sets of the rules.
 
     Args:
-        allowed: interface and address: what may be sent on it.
-        downstream: addresses that must not be seen on any interface but a vif.
+        allowed: pairs of interface and source address.
+        downstream: addresses that may appear only on vifs.
     """
 
     allowed: tuple[tuple[str, IPAddress], ...] = ()
@@ -103,7 +104,7 @@ class _Reader:
             return None
 
     def addresses(self, key: str, check: Callable[[bytes], Any], expected: str, name: str) -> list[IPAddress]:
-        """Return the good words of a list; the first bad one makes an error."""
+        """Return the valid words of a list; the first invalid one causes an error."""
         found, untrusted_bad = [], []
         for untrusted_word in self._untrusted_entries.get(key, b"").split():
             try:
@@ -120,7 +121,7 @@ class _Reader:
 
 
 def parse_provider(untrusted_entries: Entries[str, bytes]) -> ProviderSettings:
-    """Return entries as read with `PROVIDER_PREFIXES` and those of the uplink → settings. It does not raise.
+    """Parse the entries below `PROVIDER_PREFIXES` and those of the uplink into settings. It raises no error.
 
     In a qube that is not a provider all other keys are ignored: they may be left from a former role.
     """
@@ -152,18 +153,18 @@ def parse_provider(untrusted_entries: Entries[str, bytes]) -> ProviderSettings:
 
 
 def mapping_prefix(address: IPAddress) -> str:
-    """Below it QubesDB has what the qube with this address sees instead."""
+    """Return the prefix of the entries with the visible addresses of a qube."""
     return f"{MAPPED}{address}/"
 
 
 def parse_mappings(
     untrusted_entries: Entries[str, bytes], addresses: Iterable[IPAddress]
 ) -> tuple[tuple[Mapping, ...], tuple[SettingsError, ...]]:
-    """Return the mappings of these addresses, and the errors. A mapping with a value that is not valid is none.
+    """Return the mappings of these addresses, and the errors. A mapping with an invalid value is left out.
 
     Args:
-        untrusted_entries: as read with `mapping_prefix` of each address.
-        addresses: of a qube; IPv6 ones have no mappings.
+        untrusted_entries: entries below `mapping_prefix` of each address.
+        addresses: addresses of a qube; IPv6 ones have no mappings.
     """
     reader = _Reader(untrusted_entries)
     found = []
@@ -175,7 +176,7 @@ def parse_mappings(
         expected = checks.HOST4_EXPECTED.format("192.168.1.5")
         visible = reader.value(f"{prefix}visible-ip", checks.host4, expected)
         gateway = reader.value(f"{prefix}visible-gateway", checks.host4, expected)
-        # dom0 writes these entries for every qube; where nothing is hidden the visible address is the real one.
+        # dom0 writes these entries for every qube; without a fake address the visible address is the real one.
         if len(reader.errors) == before and visible != address:
             found.append(Mapping(address, visible, gateway))
     return tuple(found), tuple(reader.errors)
@@ -190,18 +191,18 @@ def _addresses(vif: Vif, settings: ProviderSettings) -> tuple[IPAddress, ...]:
 
 
 def desired(vif: Vif, settings: ProviderSettings) -> State:
-    """Return what the interface of a qube is to have.
+    """Return the desired state of a vif.
 
     Args:
-        vif: what is known of it.
-        settings: of the provider; where the gateway is held, the ones that we put on the interface stay.
+        vif: the vif.
+        settings: settings of the provider; if the gateway is held, our present gateway addresses stay.
     """
     addresses = _addresses(vif, settings)
     gateways: set[IPInterface] = set()
     for version, gateway, name in ((IPV4, settings.gateway, "gateway"), (IPV6, settings.gateway6, "ipv6")):
         if name in settings.held:
             gateways.update(own for own in vif.gateways if own.version == version)
-        # The kernel makes the link-local address itself, from the MAC that every vif has.
+        # The kernel derives the link-local address itself from the MAC address, which is the same for every vif.
         elif gateway is not None and gateway not in checks.LINK_LOCAL6:
             gateways.update(ipaddress.ip_interface(gateway) for own in addresses if own.version == version)
     return State(
@@ -214,6 +215,6 @@ def desired(vif: Vif, settings: ProviderSettings) -> State:
 
 
 def elements(vif: Vif, settings: ProviderSettings) -> Elements:
-    """Return what the sets of the rules have to hold for a vif, of both families. No address: it may send nothing."""
+    """Return the set elements of a vif, of both families. Without an address it may send nothing."""
     addresses = _addresses(vif, settings)
     return Elements(tuple((vif.name.text, address) for address in addresses), addresses)
