@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""nftables: rules as text, and what nft lists of them as values."""
+"""nftables: rules as text, and nft's listings as values."""

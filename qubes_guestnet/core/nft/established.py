@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a chain of others judges the packets of an established connection, which an offloaded one does not show it.
+"""Decide whether another program's chain must see packets of established connections, which an offload hides from it.
 
-A rule is no obstacle when it provably treats an offloaded connection as if that went the whole way:
+A rule is not an obstacle if offloaded connections provably get the same treatment as if their packets passed the rule:
 
-* It concerns other packets, see `other_packets`.
-* It lets pass what it fits: `accept`, `return` or no verdict, whatever its conditions are, a limit or a set included.
-  What it does not fit comes to the rules behind it, which are judged by themselves. Counters, named ones too, and the
-  kernel's log tell of the first packets of such a connection, as docs/provider.md says.
-* It refuses, and only on the way from a qube to the outside, by what never changes for a connection. The packet that
-  brings a connection into the flowtable has just passed it. Not so when a rule before it lets pass by what changes: a
-  connection could be accepted there once, by a limit for instance, and be refused later.
+* It matches other packets, see `other_packets`.
+* It refuses nothing: it has `accept`, `return` or no verdict, whatever its conditions are, including limits and sets.
+  Packets that it does not match go on to the next rules, which are judged separately. Counters, including named ones,
+  and the kernel's log see only the first packets of an offloaded connection, as docs/provider.md says.
+* It refuses only packets from a qube to the outside, by conditions that are constant for a connection. The packet that
+  puts a connection into the flowtable has just passed the rule. This does not hold after a rule that accepts by
+  variable conditions: it could accept a connection once, for example by a limit, that would later be refused.
 * It jumps to a chain of such rules.
 
-What comes back to a qube need not have passed a rule even once: conntrack calls a connection established as soon as it
-has seen an answer, whatever became of that. So a rule that may refuse answers is an obstacle, and so is a policy of
-drop. A mark is one too: routing, traffic control and chains at egress may need it on each packet. So is a log that goes
-to a program (`log group`), which may want every packet. What is not understood counts as an obstacle.
+An answer to a qube may never have passed a rule: conntrack calls a connection established when it has seen an answer,
+even if that was dropped. So a rule that may refuse answers is an obstacle, and so is a policy of drop. A mark is an
+obstacle because routing, traffic control and chains at egress may need it on each packet; a log to a program (`log
+group`), because the program may need every packet. An unknown expression counts as an obstacle.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _keys(*words: str) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(key.split()) for key in words)
 
 
-# What is the same for all packets that one end of a connection sends by one way. No sets by name, marks or limits.
+# Values that are the same for all packets that one end of a connection sends on one path; no named sets, marks, limits.
 CONSTANT = _keys(
     *("iif", "iifname", "iifgroup", "oif", "oifname", "oifgroup"),
     *("ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr", "ip protocol", "ip6 nexthdr", "meta l4proto"),
@@ -58,9 +58,9 @@ _REFUSES = frozenset({"drop", "reject"})
 _JUMPS = frozenset({"jump", "goto"})
 _USABLE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
 _SHOWN = 100
-_MOST_CHAINS, _MOST_LOOKS = 64, 1000  # to ask nft for one takes 3 ms; one can be jumped to by many rules
+_MOST_CHAINS, _MOST_LOOKS = 64, 1000  # listing one takes 3 ms; many rules can jump to the same chain
 REMEDY = "put `ct state established,related accept` before it, or restrict it with `ct state new`"
-# What the firewall of the qubes has against stolen addresses: it fits no connection that got established past it.
+# The rules of the qubes' firewall against stolen addresses, which match no connection that is already established.
 _AGAINST_SPOOFING = (
     ("prerouting", 'iifname != "vif*" ip saddr '),
     ("prerouting", 'iifname != "vif*" ip6 saddr '),
@@ -141,12 +141,12 @@ class _Look:
             self.reason = f"its policy is {chain.policy}; {remedy}"
 
     def _walk(self, name: str, listing: str, way: tuple[_Condition, ...] | None) -> bool:
-        """Look at the rules of one chain; whether all established connections are accepted there.
+        """Judge the rules of one chain; return whether it accepts all established connections.
 
         Args:
-            name: of the chain.
-            listing: of it.
-            way: conditions under which it is jumped to; None where they change.
+            name: name of the chain.
+            listing: its listing.
+            way: conditions of the jump to it; None if they are variable.
         """
         self._names.append(name)
         found = nft_listing.chains(listing)
@@ -171,7 +171,7 @@ class _Look:
         return False
 
     def _ends(self, rule: Rule, name: str, text: str) -> bool:
-        """What follows a rule that lets pass; whether that is nothing, because it fits everything."""
+        """Handle a rule that refuses nothing; return whether it ends the chain, because it matches everything."""
         if rule.verdict == "return" and name == self._chain.name and self._chain.policy != "accept":
             self._stop(name, text)
         if rule.verdict in ("accept", "return"):
@@ -180,7 +180,7 @@ class _Look:
         return False
 
     def _follow(self, name: str, text: str, rule: Rule, way: tuple[_Condition, ...] | None) -> bool:
-        """Look at the chain that a rule jumps to; whether all established connections are accepted there."""
+        """Judge the chain that a rule jumps to; return whether it accepts all established connections."""
         if rule.verdict == "goto" and self._chain.policy != "accept":
             self._stop(name, text)  # from there packets come to the policy
             return False
@@ -218,9 +218,9 @@ class _Look:
     def _is_passed(self, rule: Rule, way: tuple[_Condition, ...] | None) -> bool:
         """Return whether a rule refuses only packets from a qube to the outside, and each connection always or never.
 
-        As the `oifgroup 1 drop` of a VPN qube. What brings a connection into the flowtable has just passed it, the
-        answers are none of its business, and a connection whose route changes leaves the flowtable
-        (nf_flow_dst_check). Behind the forward hook it has not been asked yet.
+        An example is `oifgroup 1 drop` of a VPN qube. The packet that puts a connection into the flowtable has just
+        passed it, it does not match answers, and a connection whose route changes leaves the flowtable
+        (nf_flow_dst_check). After the forward hook the rule has not seen the packet yet.
         """
         if way is None or rule.changing or self._let_pass or self._chain.hook not in ("forward", "prerouting"):
             return False
@@ -352,8 +352,8 @@ def _is_the_firewalls(chain: Chain, rule: str) -> bool:
 def _is_wg_quicks(chain: Chain, rule: str) -> bool:
     """Return whether it is a rule of wg-quick, in a table of that name.
 
-    It refuses what is for the address of the tunnel and does not come by it; a connection is known to the flowtable by
-    its interfaces. And it keeps the mark of its own encrypted packets, which no packet of a qube has.
+    It refuses packets to the tunnel's address that arrive by another interface, and a flowtable distinguishes
+    connections by interface. It also stores the mark of its own encrypted packets, which no packet of a qube has.
     """
     if not chain.table.startswith("wg-quick-"):
         return False

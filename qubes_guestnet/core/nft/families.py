@@ -40,22 +40,22 @@ FAMILIES = (
         "icmpv6 admin-prohibited",
         "icmpv6 type nd-redirect",
         LEFT,
-        # Neighbour discovery is to IPv6 what ARP is to IPv4, and passes by here. A qube, which antispoof holds to its
-        # own addresses, asks. It is never asked, because its entries are permanent: what it advertises is about others
+        # Neighbour discovery is the ARP of IPv6, and passes these rules. A qube, whose addresses antispoof checks, may
+        # solicit. Its entries are permanent, so it is never solicited, and its advertisements are about other qubes
         # (behaviour B114).
         (
             "iifgroup 2 icmpv6 type nd-neighbor-solicit accept",
             "iifgroup 2 icmpv6 type nd-neighbor-advert counter drop",
         ),
         (
-            # An advertisement that answers no question (without the flag S, RFC 4861) can move an address (B116).
+            # An unsolicited advertisement (without the flag S, RFC 4861) can move an address (B116).
             "iifgroup 1 icmpv6 type nd-neighbor-advert @th,33,1 0 counter drop",
             "iifgroup 1 icmpv6 type nd-neighbor-advert @th,33,1 1 accept",
             "iifgroup 1 icmpv6 type nd-neighbor-solicit accept",
             "iifgroup != { 1, 2 } icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
-            # A provider gives a qube the IPv6 that dom0 gave it, and no other: on a network card alone (B116).
+            # Router advertisements are accepted only from a network card: a qube's IPv6 comes from dom0 (B116).
             "iifgroup != { 1, 2 } icmpv6 type nd-router-advert accept",
-            # The answer comes from an address that was not asked, so conntrack does not know it (behaviour B93).
+            # The answer comes from another address than the request went to, so conntrack does not know it (B93).
             "iifgroup != { 1, 2 } ip6 saddr fe80::/64 ip6 daddr fe80::/64 udp dport 546 accept",
         ),
     ),

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Flow offload: the transaction that loads a flowtable, and the conditions for it.
 
-The packets of an offloaded connection go from one interface to the other by a flowtable, behind the ingress hook, and
-pass by all chains of prerouting, forward and postrouting, the counters in them, and the switch of forwarding. So it is
-loaded only while none of these chains may refuse packets of established connections. Ours do not: a connection got as
-far only by them, and the flowtable knows it by its interface and addresses, as anti-spoofing does.
+A flowtable forwards the packets of an offloaded connection directly from one interface to the other, at the ingress
+hook. They bypass all chains of prerouting, forward and postrouting, their counters, and the forwarding sysctl. So it is
+loaded only while none of these chains may refuse packets of established connections. Our own chains do not: they have
+accepted each connection before, and the flowtable matches it by interface and addresses, as anti-spoofing does.
 
-Parsed is what nft prints for people, because JSON is too expensive for a resident agent. An unknown expression counts
-as an obstacle.
+This module parses nft's text, because JSON is too expensive for a resident agent. An unknown expression counts as an
+obstacle.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .tables import FLOWTABLE_PRIORITY, GUARD, GUARD_HOOKS, IP_FAMILIES, LIMITS,
 from .tables import OFFLOAD as TABLE
 
 FLOWTABLE = "qubes"
-# One transaction that every kernel takes, also where there is no such table.
+# One transaction that every kernel accepts, even if the table does not exist.
 END = f"add table inet {TABLE}\ndelete table inet {TABLE}\n"
 _BATCH = 200  # a message takes 256 devices (NFT_NETDEVICE_MAX in the kernel)
 
 _OURS = frozenset((family, QUBES, name) for family, name in (*CHAINS, *DNS_CHAINS)) | {
     ("inet", TABLE, "forward"),
     *(("inet", GUARD, name) for name in GUARD_HOOKS),
-    # Both accept an assured connection first, but for names, of which none is offloaded.
+    # Both accept an assured connection first, except DNS, which is never offloaded.
     *((family, LIMITS, name) for family in IP_FAMILIES for name in ("prerouting", "forward")),
 }
 _CUSTOM = "custom-forward"
@@ -46,8 +46,8 @@ def usable(name: str) -> bool:
 def load(devices: Iterable[str], *, ipv6: bool) -> str:
     """Return the transaction that deletes the former table, with its offloaded connections, and adds a new one.
 
-    Only connections between the qubes and what is outside (behaviour B83), and none for names: those may be led
-    elsewhere at any time. It is the qube's packet that brings its connection in, after every chain has let it pass.
+    It offloads only connections between client qubes and the outside (behaviour B83), without DNS, whose redirection
+    may change at any time. A packet of the qube adds its connection, after every chain has accepted it.
 
     Args:
         devices: names of the interfaces, at least one; ValueError when one is not `usable`.
@@ -75,10 +75,10 @@ def to_look_at(listing: str, *, ipv6: bool) -> tuple[Chain, ...]:
 
     Args:
         listing: `nft list chains`.
-        ipv6: whether IPv6 is to be offloaded too.
+        ipv6: whether IPv6 is offloaded too.
 
     Raises:
-        ValueError: it is not understood, or not whole.
+        ValueError: the listing is not understood, or incomplete.
     """
     _whole(listing)
     found = [Chain(word, QUBES, _CUSTOM, "filter", "forward", 0) for word in (IP_FAMILIES if ipv6 else IP_FAMILIES[:1])]
@@ -100,8 +100,8 @@ def to_look_at(listing: str, *, ipv6: bool) -> tuple[Chain, ...]:
 def _passed_by(family: str, table: str, name: str, line: str, *, ipv6: bool) -> Iterator[Chain]:
     """Yield the chain, if packets of an offloaded connection would reach it and it may refuse them.
 
-    Not at egress, which they come to like every packet, nor at an ingress that is before the flowtable. A chain of type
-    nat sees the first packet of a connection only.
+    Chains at egress, and at an ingress before the flowtable, see every packet. A chain of type nat sees only the first
+    packet of a connection.
     """
     words = line.split()
     kind, hook = words[1], words[words.index("hook") + 1]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Find chains of other programs that run before ours.
 
-The kernel calls the chains of one hook in the order of their priorities. A `drop` in any of them is the end of the
-packet, an `accept` only the end of that one chain; and the first chain of type nat that translates a connection is the
-only one. At the same priority the order is the one of registration, which after a reload is another (#9711). So what is
-earlier or at the same priority can take packets that the rules of a provider, and users' rules in them, never see.
+The kernel calls the chains of one hook in the order of their priorities. A `drop` in any of them ends the packet, an
+`accept` ends only that chain, and only the first chain of type nat that translates a connection takes effect. Chains of
+the same priority run in the order of their registration, which changes with a reload (#9711). So an earlier chain, or
+one of the same priority, can take packets that a provider's rules, and users' rules in them, never see.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ..namedtuple import NamedTuple
 from .tables import ARP, FIREWALL, GUARD, IP_FAMILIES, LIMITS, LOG, QUBES, QUBES_HOOKS
 
 NAT = "nat"
-# Tables of the Qubes firewall, which has its place at the same priority on purpose: both only ever drop.
+# Tables of the Qubes firewall, which has the same priority on purpose: both only drop packets.
 _KNOWN = ((family, name) for family in IP_FAMILIES for name in (QUBES, LIMITS, FIREWALL))
 KNOWN = frozenset(_KNOWN) | {("inet", GUARD), ("inet", LOG), (ARP, QUBES)}
-# In place of a state: the firewall of the qubes has no rules.
+# Instead of a state: the firewall of the qubes has no rules.
 NO_FIREWALL = "missing"
-# Of its service, as systemd calls them; one that was just killed is "activating" until it is started anew.
+# States of its service in systemd's words; one that was just killed is "activating" until it is started again.
 _RUNS = frozenset({"", "active", "reloading", "refreshing", "queued"})
 _FAMILIES = frozenset({*IP_FAMILIES, "inet"})  # others see other packets
 
@@ -67,7 +67,7 @@ class Shadow(NamedTuple):
 
     @property
     def words(self) -> str:
-        """For people."""
+        """Return the description of the chain, for messages."""
         chain, ours = self.chain, self.ours
         equal = chain.priority == ours.priority
         order = f"at the same priority as our {ours.name}, in undefined order" if equal else f"before our {ours.name}"
@@ -87,17 +87,17 @@ def called(chains: Iterable[Chain], dormant: Collection[tuple[str, str]]) -> tup
 
 
 def is_filtered(chains: Iterable[Chain]) -> bool:
-    """Return whether the firewall of the qubes is there: in its table, the chain that refuses what it does not know."""
+    """Return whether the firewall of the qubes exists: its table has the chain with the policy drop."""
     places = {(chain.family, chain.table, chain.hook, chain.policy) for chain in chains}
     return ("ip", FIREWALL, "forward", "drop") in places
 
 
 def firewall(filtered: bool, state: str) -> str:
-    """Return what is wrong with the firewall of the qubes (behaviour B155): NO_FIREWALL, or a state; "" for nothing.
+    """Return the problem of the firewall of the qubes (behaviour B155): NO_FIREWALL, or a state; "" for none.
 
     Args:
-        filtered: its chains are there. They stay when its process is killed.
-        state: of qubes-firewall.service, as systemd calls it; "" where there is no such unit, or no systemd.
+        filtered: its chains exist. They stay when its process is killed.
+        state: state of qubes-firewall.service in systemd's words; "" without such a unit, or without systemd.
     """
     if not filtered:
         return NO_FIREWALL

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How many connections without an answer a qube may have, so that none takes what all share (behaviour B112).
+"""The limits of each qube's unanswered connections, so that no qube uses up shared resources (behaviour B112).
 
 One qube's 65,535 packets to the virtual DNS addresses took every translated port of the name server, and for half a
 minute no other qube had names. The same goes for conntrack as a whole, and for neighbours of the uplink.
@@ -7,31 +7,31 @@ minute no other qube had names. The same goes for conntrack as a whole, and for 
 Each vif has two sets: `vifN.M-names` (to port 53) and `vifN.M-connections` (all, names a second time). They are in a
 table of their own, because a table is listed with all that is in it. A new connection becomes an element (its `ct id`,
 which it has before it is confirmed, since Linux 5.4), and the first answer makes that element expire. `size` is the
-limit: where the set is full the element cannot be added, and the packet is dropped before the connection is confirmed
-and before it gets a translated port. A connection that is established (assured) is not looked at, and a qube may have
-any number of these.
+limit: if the set is full, the element cannot be added, and the packet is dropped before the connection is confirmed and
+before it gets a translated port. Established (assured) connections are not limited.
 
-An element must not expire before conntrack forgets its connection: else a qube that opens new connections first and
-then goes on with the old ones has its limit anew with each timeout. So:
+An element must not expire before conntrack forgets its connection: otherwise a qube that opens new connections and then
+continues the old ones would get its whole limit anew with each timeout. So:
 
-* every packet that has conntrack keep a connection for longer does the same to the element, directly behind conntrack:
-  a packet of TTL 1 ends before the hook forward, and conntrack has counted it;
-* the timeouts are those of this kernel (`net.netfilter.nf_conntrack_*_timeout*`), and a second more, because conntrack
-  begins to count when the packet leaves;
-* an ICMP error is no answer: conntrack keeps the connection;
-* names keep their place among the connections until conntrack forgets them, also when they were answered, because the
-  translated port is taken until then. How long that is conntrack says itself (`ct expiration`).
+* every packet that extends a connection in conntrack also extends its element, directly after conntrack: a packet with
+  TTL 1 ends before the hook forward, but conntrack has counted it;
+* the timeouts are those of this kernel (`net.netfilter.nf_conntrack_*_timeout*`) plus one second, because conntrack
+  starts the timeout when the packet leaves;
+* an ICMP error is not an answer: conntrack keeps the connection;
+* a DNS query counts as a connection until conntrack forgets it, even if it was answered, because it occupies the
+  translated port until then; `ct expiration` gives that time.
 
-A `ct id` has 32 bits. Of the connections that a full set refuses, one in 2**32 / size has the id of an element, is
-taken for that element's connection, and passes: one of 65,000 with a chance of 1.5 % at a size of 1000. Its addresses,
-protocol and ports would be exact, but nft 1.0.6 takes `ct proto-src` into no concatenation.
+A `ct id` has 32 bits. If a set is full, one in 2**32 / size of the refused connections has the id of an element, is
+mistaken for that element's connection, and passes: at a size of 1000, 65,000 refused connections have a chance of 1.5 %
+that one passes. Addresses, protocol and ports would be exact, but nft 1.0.6 allows no `ct proto-src` in a
+concatenation.
 
-What else there is, and why it is not used: `ct count` counts answered connections as well, and walks all of a qube's
-connections (up to once each clock tick); a rate for new connections slows down a qube with many that are answered; a
-conntrack timeout makes the flood shorter and not smaller. An answered element expires (`update … timeout`) and is not
-deleted: before Linux 6.1.47 a deletion by a rule left the set's size as it was. It expires once: what is expired counts
-until the kernel clears the set, and a new element for each packet of an answered connection would fill it. A refusal
-would spend the kernel's common budget of ICMP errors, so it is a drop.
+Rejected alternatives: `ct count` also counts answered connections, and walks all connections of a qube (up to once each
+clock tick); a rate limit for new connections slows down a qube with many answered ones; a conntrack timeout makes a
+flood shorter but not smaller. An answered element expires (`update … timeout`) and is not deleted, because before Linux
+6.1.47 a deletion by a rule did not reduce the size of the set. It expires once: expired elements count until the kernel
+removes them, and a new element for each packet of an answered connection would fill the set. A reject would use the
+kernel's common budget of ICMP errors, so packets are dropped.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 KEYS = ("unanswered_names", "unanswered_connections")
 _RANGES = ((50, 60000), (500, 1000000))
-# Of the whole of conntrack one qube may have this part without an answer.
+# The part of conntrack that one qube's unanswered connections may use.
 SHARE = 4
 
 # Names of protocols are those that nft knows itself: /etc/protocols (netbase) is not in a minimal template.
@@ -68,7 +68,7 @@ class _Fields(NamedTuple):
 
 
 class Limits(_Fields):
-    """What one qube may have without an answer, of each family.
+    """The limits of one qube's unanswered connections, per family.
 
     Args:
         names: connections to port 53, by TCP or UDP.
@@ -78,7 +78,7 @@ class Limits(_Fields):
     __slots__ = ()
 
     def __new__(cls, names: int = 1000, connections: int = 6000) -> Limits:
-        """Raises ValueError for what is no limit."""
+        """Raise ValueError for an invalid limit."""
         for value, (least, most) in zip((names, connections), _RANGES, strict=True):
             if type(value) is not int or not least <= value <= most:
                 raise ValueError(f"{str(value)[:40]!r} is not a whole number from {least} to {most}")
@@ -89,14 +89,14 @@ class Limits(_Fields):
 
 
 class Kept(NamedTuple):
-    """How long conntrack keeps a connection after its last packet, in seconds.
+    """Conntrack's timeouts after the last packet of a connection, in seconds.
 
     Args:
-        datagrams: UDP or ping without an answer.
-        syn: TCP of which nothing but SYN was seen; another SYN does not lengthen it.
-        tcp: TCP without an answer that began with anything else, and TCP that ends.
-        other: any other protocol without an answer.
-        established: TCP with an answer, the longest.
+        datagrams: unanswered UDP or ping.
+        syn: TCP with only SYN packets; another SYN does not extend it.
+        tcp: unanswered TCP that began otherwise, and TCP that is closing.
+        other: any other unanswered protocol.
+        established: answered TCP, the longest.
     """
 
     datagrams: int = 30
@@ -128,9 +128,9 @@ class Count(NamedTuple):
     """One limit of a vif, both families together.
 
     Args:
-        unanswered: connections without an answer now.
-        limit: how many there may be of each family; the greater one.
-        refused: packets that were dropped since the limit was set.
+        unanswered: present number of unanswered connections.
+        limit: the limit per family; the greater one.
+        refused: packets dropped since the limit was set.
     """
 
     unanswered: int = 0
@@ -152,7 +152,7 @@ def parse(table: Mapping[str, Any]) -> Limits:
         table: its keys are known (`config.check_keys`), some of them for other readers.
 
     Raises:
-        ValueError: a value is not valid; the message names the key.
+        ValueError: a value is invalid; the message names the key.
     """
     given = dict[str, int]()
     for key, field in zip(KEYS, Limits._fields, strict=True):
@@ -165,11 +165,11 @@ def parse(table: Mapping[str, Any]) -> Limits:
 
 
 def possible(limits: Limits, conntrack: int) -> Limits:
-    """Limits that leave the greater part of conntrack to others.
+    """Return the limits, reduced so that most of conntrack is left to other qubes.
 
     Args:
-        limits: as configured.
-        conntrack: net.netfilter.nf_conntrack_max; 0 where that is not known.
+        limits: the configured limits.
+        conntrack: net.netfilter.nf_conntrack_max; 0 if unknown.
     """
     least, _ = _RANGES[1]
     share = max(conntrack // SHARE, least) if conntrack > 0 else limits.connections
@@ -177,10 +177,10 @@ def possible(limits: Limits, conntrack: int) -> Limits:
 
 
 def kept(setting: Callable[[str], str | None]) -> Kept:
-    """How long this kernel keeps connections.
+    """Return this kernel's timeouts.
 
     Args:
-        setting: of net.netfilter by its name; None where the kernel has none of that name.
+        setting: returns a setting of net.netfilter by name; None if the kernel lacks it.
     """
     found = []
     for names, usual in zip(_SETTINGS, USUAL, strict=True):
