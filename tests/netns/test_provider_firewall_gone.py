@@ -48,7 +48,7 @@ def filtered(*, flag: bool = True) -> Provider:
     host.nft(FIREWALL)
     host.qube.guestnet("forwarding", "release")
     behind = host.attach()
-    eventually(lambda: host.works(behind), trouble=host.trouble)
+    eventually(lambda: host.works(behind) and host.forwards(6), trouble=host.trouble)
     assert "firewall-missing" not in codes(host)
     assert first_line(host) == "provider: forwards IPv4 and IPv6"
     return host
