@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A plan as a difference: of each operation what is, what will be, and the reason.
+"""A plan as a difference: the present value, the future value and the reason of each operation.
 
 `plan` and `status --json` print it. What a kind of operation changes is a row of a table here, by its class; a test
 says which row is missing. An operation of the kernel's is explained by what was observed on its interface.
@@ -29,11 +29,11 @@ class Change(NamedTuple):
     """One operation of a plan.
 
     Args:
-        operation: in the words of ip(8), nft(8) and others.
-        interface: that it is about, "" for none.
-        before: what is; "" where that was not looked at.
-        after: what will be.
-        reason: why, one line.
+        operation: in the syntax of ip(8), nft(8) and others.
+        interface: its interface, "" for none.
+        before: the present value; "" if it was not read.
+        after: the future value.
+        reason: one line.
     """
 
     operation: str
@@ -43,7 +43,7 @@ class Change(NamedTuple):
     reason: str
 
 
-# Why a setting below /proc/sys is written, by its last word.
+# The reason for a setting below /proc/sys, by the last word of its path.
 _TUNABLES = {
     "accept_ra": "only dom0 gives this interface addresses and routes",
     "accept_redirects": "only dom0 gives this interface routes",
@@ -56,7 +56,7 @@ _TUNABLES = {
     "disable_ipv6": "as dom0 gives the qube IPv6, or not",
 }
 
-# Why an operation on an uplink is planned, and one on the interface of a qube behind this one.
+# The reason for an operation on an uplink, and for one on a vif.
 _UPLINK = {
     Verb.LINK_GROUP: "group 1 marks the uplink",
     Verb.LINK_MTU: "dom0 sets the MTU",
@@ -113,7 +113,7 @@ def _element(op: Any) -> _Words:
     return ABSENT, "present", "the qube may send from this address, and from no other"
 
 
-# Kind of operation → before, after, reason; those that need the operation are functions.
+# Kind of operation → before, after, reason; a function if these depend on the operation.
 KINDS: dict[str, _Words | Callable[[Any], _Words]] = {
     "EndFlowtable": ("connections may be offloaded", "no offload", "offloaded packets would bypass the rules"),
     "CloseForwarding": ("1", "0", "nothing is forwarded before the rules that protect the qubes are in force"),
@@ -173,7 +173,7 @@ KINDS: dict[str, _Words | Callable[[Any], _Words]] = {
     ),
 }  # fmt: skip
 
-# What another program has to do first.
+# A step that another program must take first.
 _OTHERWISE = ("", "later", "another program has to act first")
 
 
@@ -201,7 +201,7 @@ def _changes(report: Report) -> Iterator[Change]:
 
 
 def _explained(op: object) -> Change:
-    """An operation; or what another program has to do first, in words."""
+    """Return the change of an operation, or of a step that another program must take first, in words."""
     found = KINDS.get(type(op).__name__)
     if found is not None:
         name = op.name if isinstance(op, VifOperation) else getattr(op, "interface", "")
@@ -228,7 +228,7 @@ def _route_reason(route: Route, interface: InterfaceReport) -> str:
 
 
 def _ends(op: Op, observed: State | None) -> tuple[str, str]:
-    """What is and what will be, of one operation of the kernel's; without an observed state as far as it tells."""
+    """Return the present and the future value of a kernel operation; if nothing was observed, as far as known."""
     subject = op.subject
     if op.verb in (Verb.LINK_UP, Verb.LINK_DOWN):
         return ("down", "up") if op.verb is Verb.LINK_UP else ("up", "down")

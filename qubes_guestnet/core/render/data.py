@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
     Thing = TypeVar("Thing")
 
-SCHEMA = 1  # grows when a key changes its meaning or goes
+SCHEMA = 1  # it is raised when a key changes its meaning or is removed
 
 
 class Beside(NamedTuple):
-    """What is shown beside a report.
+    """Further facts that are printed with a report.
 
     Args:
         standing: of the agent.

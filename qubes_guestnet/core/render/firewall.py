@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Render the firewall of single qubes: what a vif's addresses have, as pieces of a line and as data."""
+"""Render the firewall of client qubes: the condition of each vif's addresses, as pieces of a line and as data."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _WORDS: Mapping[str, tuple[Callable[[str], Piece], str]] = {
 
 
 def of(addresses: Iterable[IPAddress], conditions: Mapping[IPAddress, Condition]) -> Mapping[IPAddress, Condition]:
-    """Return the conditions of some addresses; none where this program enforces no lists."""
+    """Return the conditions of some addresses; none if this program enforces no lists."""
     return {address: conditions[address] for address in addresses if address in conditions}
 
 
 def pieces(conditions: Mapping[IPAddress, Condition]) -> Iterator[str | Piece]:
-    """Yield the end of a vif's line: once where all its addresses have the same."""
+    """Yield the end of a vif's line: one condition if all its addresses have the same."""
     if not conditions:
         return
     states = {condition.state for condition in conditions.values()}

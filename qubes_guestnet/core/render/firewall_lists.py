@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..firewall.shown import AddressShown, EntryShown, ListShown, NameShown
 
 SCHEMA = 1
-# Which program enforces the lists.
+# The program that enforces the lists.
 OURS, ANOTHER, OFF = "qubes-guestnet", "another", "none"
 _STATES: Mapping[str, tuple[Callable[[str], Piece], str]] = {
     IN_FORCE: (good, "in force"),

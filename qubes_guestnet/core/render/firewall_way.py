@@ -32,14 +32,14 @@ _NAME, _OUTCOME = 20, 9
 
 
 class Judged(NamedTuple):
-    """One packet and what becomes of it.
+    """One packet and its verdict.
 
     Args:
         packet: as the qube sends it.
-        walked: its way.
-        explained: what the entries of the list say, up to the one that decides.
-        shown: the list; None where there is none.
-        notes: what else is to know.
+        walked: its path.
+        explained: results of the entries of the list, up to the one that decides.
+        shown: the list; None if there is none.
+        notes: further remarks.
     """
 
     packet: Packet
@@ -76,7 +76,7 @@ def _place(place: Place) -> str:
 
 
 def _entries(tested: Judged) -> Iterator[Line]:
-    """Yield what the entries of the list say."""
+    """Yield the results of the entries of the list."""
     if tested.shown is None:
         return
     texts = {entry.number: entry.text for entry in tested.shown.entries}
@@ -104,7 +104,7 @@ def reason(tested: Judged) -> str:
 
 
 def _decided(tested: Judged, step: Step) -> str:
-    """Return the entry of the list that decided, in words; "" where it was another rule."""
+    """Return the entry of the list that decided, in words; "" if another rule decided."""
     place, source = step.place, tested.packet.source
     if place is None or place.chain[1] != FIREWALL:
         return ""
@@ -174,25 +174,25 @@ def all_data(name_: str | None, tested: Iterable[Judged], outcome: str) -> dict[
     """Return the JSON of all addresses of one destination.
 
     Args:
-        name_: the host name that was asked for; None for an address.
-        tested: each address.
-        outcome: of all of them together.
+        name_: the requested host name; None for an address.
+        tested: the result for each address.
+        outcome: the combined outcome.
     """
     return {"schema": SCHEMA, "name": name_, "outcome": outcome, "packets": [as_data(each) for each in tested]}
 
 
 def together(tested: Iterable[Judged]) -> str:
-    """Return the outcome of several packets: that of the worst one."""
+    """Return the combined outcome of several packets, which is the worst one."""
     order = (way.PASSES, way.UNCLEAR, way.DROPPED, way.REFUSED)
     return max((each.walked.outcome for each in tested), key=order.index, default=way.PASSES)
 
 
 def explained(shown: ListShown | None, packet: Packet, servers: frozenset[IPAddress]) -> tuple[Explained, ...]:
-    """Return what the entries of a list say about a packet as the chain `forward` sees it; nothing for no list.
+    """Return the results of a list's entries for a packet as the chain `forward` sees it; empty without a list.
 
     Args:
         shown: the list.
-        packet: behind the redirection.
+        packet: the packet after the redirection.
         servers: the name servers.
     """
     if shown is None or shown.bound.refused:

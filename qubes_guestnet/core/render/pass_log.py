@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The journal's lines about a pass: its cause, its operations, and interfaces that came or went.
+"""The journal's lines about a pass: its cause, its operations, and interfaces that appeared or disappeared.
 
 A cause is a hint for people. No decision depends on it: a wake-up carries no data, and a pass reads everything afresh.
 """
@@ -22,7 +22,7 @@ RETRY, SETTLE, PROBE, HOTPLUG, OWN, FIREWALL, NAMES = "retry", "settle", "probe"
 # The timers of the agent.
 TIMERS = {"retry": RETRY, "bus": BUS, "again": SETTLE, "firewall": FIREWALL}
 
-# In the order in which they are said.
+# In the order in which they are printed.
 _WORDS = {
     START: "the start of the agent",
     STORE: "QubesDB, which answers again",
@@ -42,19 +42,19 @@ _WORDS = {
     NAMES: "the name look-up (a name in firewall rules has other addresses)",
     RETRY: "a timer (operations were pending)",
 }
-# Other programs cause these; what is changed after them alone is a repair.
+# Other programs cause these; changes in a pass with no other cause are a repair.
 _FOREIGN = {LINK: "a link", ADDRESS: "an address", ROUTE: "a route", RULES: "nft rules", FILES: "resolv.conf"}
-# What is asked of the agent: beside it, events of the kernel explain nothing.
+# Requests to the agent: if there is one, events of the kernel are not the cause.
 _ORDERS = frozenset({START, STORE, KEYS, RELOAD})
 _MOST_PATHS = 6
 
 
 class Causes(NamedTuple):
-    """What woke a pass.
+    """The causes of a pass.
 
     Args:
-        kinds: of the constants above.
-        paths: of QubesDB, which were written.
+        kinds: some of the constants above.
+        paths: written paths of QubesDB.
     """
 
     kinds: frozenset[str] = frozenset()
@@ -66,7 +66,7 @@ class Causes(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The causes, for a line of text."""
+        """Return the causes, for a line of text."""
         said = self.kinds - set(_FOREIGN) if self.kinds & _ORDERS else self.kinds
         return ", ".join(self._named(kind) for kind in _WORDS if kind in said) or "nothing known"
 
@@ -79,14 +79,14 @@ class Causes(NamedTuple):
 
     @property
     def foreign(self) -> str:
-        """What other programs changed, if nothing else woke the pass; else ""."""
+        """Return the changes of other programs, if they are the only causes; else ""."""
         if not self.kinds or not self.kinds <= set(_FOREIGN):
             return ""
         return ", ".join(words for kind, words in _FOREIGN.items() if kind in self.kinds)
 
     @property
     def echoes(self) -> frozenset[str]:
-        """Those that a pass also causes by its own changes."""
+        """Return the causes that a pass may produce by its own changes."""
         return self.kinds.intersection(_FOREIGN)
 
 
@@ -106,10 +106,10 @@ def pass_line(causes: Causes, operations: int, errors: int = 0, *, moved: bool =
     """Return the line of a pass.
 
     Args:
-        causes: what woke it.
-        operations: how many it carried out.
-        errors: how many it met that the pass before did not.
-        moved: an interface came or went, which explains what was done.
+        causes: its causes.
+        operations: number of operations carried out.
+        errors: number of errors that the former pass did not have.
+        moved: an interface appeared or disappeared, which explains the operations.
     """
     counts = [amount(count, word) for count, word in ((operations, "operation"), (errors, "error")) if count]
     did = ", ".join(counts) or "nothing to do"
@@ -149,7 +149,7 @@ def interfaces(before: Interfaces, report: Report) -> dict[str, tuple[str, int]]
 
 
 def moves(before: Interfaces, after: Interfaces) -> Iterator[str]:
-    """Yield a line for each interface that came, went or was renamed between two passes."""
+    """Yield a line for each interface that appeared, disappeared or was renamed between two passes."""
     for mac, (name, index) in after.items():
         former, was = before.get(mac, ("", 0))
         if mac not in before:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Lines for a terminal: which words of a line stand out, and when colour is used. The escape codes are in `output`."""
+"""Lines for a terminal: the styles of their parts, and when colour is used. The escape codes are in `output`."""
 
 from __future__ import annotations
 

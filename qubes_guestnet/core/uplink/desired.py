@@ -11,16 +11,16 @@ from ..namedtuple import NamedTuple
 from ..settings import Family, UplinkSettings
 from ..values import DEFAULT, GROUP_UPLINK, IPV4, IPV6, IPInterface, Link, Neighbour, Route, State, Tunable
 
-# Drivers of an interface that dom0 can have meant, best first. A passed-through network card or the emulated card of
-# an HVM can carry the same address and must never get the qube's IP (#1882); a VLAN or bridge on top of eth0 inherits
-# its address. veth is eth0 in the lab and in a container.
+# Drivers of interfaces that dom0 may refer to, the best first. A passed-through network card or the emulated card of an
+# HVM can have the same MAC address and must never get the qube's IP (#1882); a VLAN or bridge on top of eth0 inherits
+# its MAC address. In the lab and in a container eth0 is a veth.
 DRIVERS = ("vif", "veth")
 
-# IPv6: one more than what the kernel takes where no metric is given (IP6_RT_PRIO_USER, 1024). Two IPv6 routes with the
-# same metric and a gateway each become one multipath route: half of the connections would pass a VPN by.
+# IPv6: one more than the kernel's default metric (IP6_RT_PRIO_USER, 1024). Two IPv6 routes with the same metric, each
+# with a gateway, become one multipath route: half of the connections would bypass a VPN.
 METRIC_BASE = {IPV4: 0, IPV6: 1025}
-# What the kernel takes from whatever is on the link unless it is told to leave it: a provider gives a qube what dom0
-# gave it, and no other address, route or neighbour (behaviour B116).
+# By default the kernel accepts these from any peer on the link: a provider must not give a qube any address, route or
+# neighbour other than dom0's (behaviour B116).
 _UNASKED = (
     ("ipv6", "accept_ra", "0"),
     ("ipv6", "accept_redirects", "0"),
@@ -28,12 +28,12 @@ _UNASKED = (
     ("ipv4", "accept_redirects", "0"),
     ("ipv4", "drop_gratuitous_arp", "1"),
 )
-# A second uplink must not tie with the first for the default route: IPv4 would keep only one of the two.
+# The default route of a second uplink needs another metric: IPv4 would keep only one of two equal routes.
 METRIC_STEP = 100
 
 
 class Style(Enum):
-    """How IPv4 leaves the qube: by a device route (the reference document's), or by the gateway."""
+    """The style of the IPv4 default route: a device route (as in the reference document), or by the gateway."""
 
     DEVICE = "device"
     GATEWAY = "gateway"
@@ -78,12 +78,12 @@ SMALLEST_MTU6 = 1280  # RFC 8200; below it the kernel has no IPv6 on an interfac
 
 
 def ipv6_missing(disabled: str | None, mtu: int, *, networkmanager: bool = False) -> str:
-    """Return why IPv6 cannot be had on an interface, "" where it can: then it is left out, as its owner wishes (B129).
+    """Return why IPv6 is impossible on an interface and thus left out, as its owner wishes (B129); "" if possible.
 
     Args:
-        disabled: net.ipv6.conf.IFACE.disable_ipv6, None where there is no such setting.
-        mtu: of the interface, in bytes; 0 when unknown.
-        networkmanager: it has the interface, and sets that sysctl itself, to 1 in between and to 0 in the end.
+        disabled: net.ipv6.conf.IFACE.disable_ipv6, None if there is no such setting.
+        mtu: MTU of the interface, in bytes; 0 if unknown.
+        networkmanager: NetworkManager configures the interface, and sets that sysctl itself: first to 1, finally to 0.
     """
     if disabled is None:
         return (
@@ -93,12 +93,12 @@ def ipv6_missing(disabled: str | None, mtu: int, *, networkmanager: bool = False
 
 
 def choose_style(flags: Flags, configured: Style | None, fallback: str) -> StyleChoice:
-    """`gateway` where the flag or the file says so or the device route was given up, else `device`.
+    """Return the style `gateway` if the flag, the file or a fall-back requires it, else `device`.
 
     Args:
-        flags: of this qube.
-        configured: style from guestnet.toml, None where it says nothing.
-        fallback: why the device route was given up for this interface, "" if it was not.
+        flags: flags of this qube.
+        configured: style from guestnet.toml, None if not set.
+        fallback: the reason of the fall-back on this interface, "" for none.
     """
     if flags.gateway_route:
         return StyleChoice(Style.GATEWAY, "service flag guestnet-gateway-route")
@@ -110,7 +110,7 @@ def choose_style(flags: Flags, configured: Style | None, fallback: str) -> Style
 
 
 def tunables(name: str) -> frozenset[Tunable]:
-    """Return settings of an uplink, to be there before its link goes up.
+    """Return the settings of an uplink that must be written before its link goes up.
 
     Args:
         name: of the interface.
@@ -119,14 +119,14 @@ def tunables(name: str) -> frozenset[Tunable]:
 
 
 def desired(settings: UplinkSettings, style: Style, flags: Flags, rank: int = 0, mtu: int = 0) -> State:
-    """Return the state that the settings ask for. A held family asks for nothing; `plan` leaves what it has.
+    """Return the desired state for the settings. It has nothing of a held family, which `plan` leaves unchanged.
 
     Args:
         settings: validated settings of this interface.
         style: default-route style of IPv4. IPv6 always goes by the gateway: NDP has no catch-all proxy.
         flags: of this qube.
         rank: 0 for the interface of /qubes-mac, 1 and up for further ones.
-        mtu: in bytes, 0 for leaving it as it is.
+        mtu: in bytes, 0 to leave it unchanged.
     """
     addresses: set[IPInterface] = set()
     neighbours: set[Neighbour] = set()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def changed(interfaces: Iterable[InterfaceReport], settings: Settings, record: Record) -> tuple[tuple[Link, str], ...]:
-    """Return the uplinks of which the hooks are to be told, each with the fingerprint of what is so now."""
+    """Return the uplinks for which the hooks are due, each with the fingerprint of its present state."""
     found = []
     for interface in interfaces:
         if interface.link is not None:
@@ -51,6 +51,6 @@ def plan(
         record = record.with_interface(record.interface(link)._replace(hooked=now))
         record = record._replace(provided=record.provided._replace(hooks=clock))
         ops += [StartHooks(link.ifindex, paths)] if paths else []
-    # Hooks that could not be started are still to run (behaviour B147).
+    # Hooks that could not be started stay due (behaviour B147).
     entries = (entry._replace(hooked="") if entry.ifindex in refused else entry for entry in record.interfaces)
     return Planned(tuple(ops), record._replace(interfaces=tuple(entries)))

@@ -13,7 +13,7 @@ from ...errors import SettingsError
 from .. import checks
 from ..settings import MTU_KEY, PER_INTERFACE
 
-# Below it the kernel takes IPv6 away from an interface (RFC 8200, 5).
+# With a smaller MTU the kernel removes IPv6 from an interface (RFC 8200, 5).
 LOWEST = 1280
 # XEN_NETIF_MAX_TX_SIZE (65535) less the longest Ethernet header, as xen-netfront has it.
 HIGHEST = 65517
@@ -45,7 +45,7 @@ def parse(untrusted_entries: Mapping[str, bytes], macs: Iterable[str]) -> tuple[
 
 def common(untrusted_entries: Mapping[str, bytes]) -> int:
     """Return the MTU of all interfaces, including vifs; 0 if there is none, or an invalid one."""
-    return _value(untrusted_entries, MTU_KEY, []) or 0  # `parse` tells of the error
+    return _value(untrusted_entries, MTU_KEY, []) or 0  # `parse` reports the error
 
 
 def _value(untrusted_entries: Mapping[str, bytes], path: str, errors: list[SettingsError]) -> int | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""NetworkManager as the owner of the uplink: whether it is, its profile, and what is left to us. All pure.
+"""NetworkManager as the manager of the uplink: the choice, its profile, and our remaining operations. All pure.
 
 With the service flag `network-manager`, and where its `nmcli` is installed, NetworkManager configures the device from
 a profile that we write (behaviours B25 to B29). We then keep our hands off addresses, routes and the link's state: two
@@ -20,13 +20,13 @@ from ..values import IPV4, IPV6, IPAddress, State
 from .desired import Flags, Style, device_route
 
 FOLDER = "/etc/NetworkManager/system-connections"
-UNREAD = "unread"  # in the owned record: a profile that was in force before is written anew, and to be read again
-# The names that the former scripts gave: an upgrade replaces their profile and does not add a second one.
+UNREAD = "unread"  # in the owned record: a profile that was in force was written again and must be loaded
+# The former scripts used the same names, so an upgrade replaces their profile instead of adding a second one.
 _FILE = "qubes-uplink-"
 _NAME = "VM uplink "
 _UUID = "de85f79b-8c3d-405f-a652-"
 
-# What we still do ourselves on an interface of NetworkManager's.
+# The operations that we still carry out on an interface that NetworkManager configures.
 OUR_VERBS = frozenset({Verb.TUNABLE, Verb.LINK_GROUP, Verb.NEIGHBOUR_SET, Verb.NEIGHBOUR_DEL})
 
 
@@ -38,7 +38,7 @@ class Manager(Enum):
 
 
 class ManagerFacts(NamedTuple):
-    """All that the decision needs.
+    """The facts for the choice of the manager.
 
     Args:
         flag: service flag `network-manager`.
@@ -57,12 +57,12 @@ class ManagerChoice(NamedTuple):
 
     @property
     def networkmanager(self) -> bool:
-        """It is NetworkManager."""
+        """Return whether it is NetworkManager."""
         return self.manager is Manager.NETWORKMANAGER
 
 
 def choose_manager(facts: ManagerFacts) -> ManagerChoice:
-    """NetworkManager if the user switched it on and it is there; never because it happens to run."""
+    """Return NetworkManager if the user switched it on and it is installed, never just because it runs."""
     manager = Manager.NETWORKMANAGER if facts.flag and facts.nmcli else Manager.DIRECT
     words = [f"network-manager={_yes(facts.flag)}"]
     if facts.flag:
@@ -95,7 +95,7 @@ def profile_uuid(mac: str) -> str:
 
 
 class ProfileOptions(NamedTuple):
-    """What of the profile is not in the interface's own settings.
+    """The fields of the profile that are not in the interface's own settings.
 
     Args:
         style: default-route style of IPv4.
@@ -173,7 +173,7 @@ def _dns(options: ProfileOptions) -> Iterable[str]:
 
 
 def left_to_us(ops: Collection[Op], observed: State) -> tuple[Op, ...]:
-    """Of a plan, what we do on an interface of NetworkManager's.
+    """Return the operations of a plan that we carry out on an interface of NetworkManager.
 
     A neighbour only once its family has an address: before that NetworkManager switches IPv6 off and on, and the kernel
     refuses or forgets the entry. A sysctl only if it is another one: before a link-up of ours all of them are made
@@ -187,7 +187,7 @@ def left_to_us(ops: Collection[Op], observed: State) -> tuple[Op, ...]:
 
 
 def waiting(desired: State, observed: State) -> str:
-    """Return what NetworkManager has still to do before the interface is as asked for; "" when nothing is.
+    """Return the missing part of NetworkManager's configuration of the interface; "" for none.
 
     Its routes have metrics and a protocol of its own, so a default route of the right family is enough.
     """

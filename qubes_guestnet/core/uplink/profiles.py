@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The profiles of the uplinks on disk and in NetworkManager: from what is there to operations.
+"""Plan the profiles of the uplinks on disk and in NetworkManager.
 
 NetworkManager puts a profile in force by itself, or when it is told to; it is told once for each interface and after
 each change, and never because a user took the interface down (behaviour B27). The owned record holds the sum of the
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from ..operations import Operation
 
 
-# Before a sum in the owned record: NetworkManager has read that profile, or does when it starts, and has had none of
-# ours in force.
+# Prefix of a checksum in the owned record: NetworkManager has loaded that profile, or will when it starts, but has not
+# activated any of ours.
 READ = "read-"
 
 
@@ -52,7 +52,7 @@ _UNMANAGED = "10 "  # NM_DEVICE_STATE_UNMANAGED, and its name behind it
 
 
 def device(state: str, uuid: str, mac: str) -> Device:
-    """Return what nmcli says of an interface.
+    """Return the state of an interface as nmcli prints it.
 
     Args:
         state: number and name.
@@ -85,14 +85,14 @@ class ProfileFacts(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """All that is looked at.
+    """The observed facts.
 
     Args:
-        profiles: one for each uplink that has a profile.
-        stale: file name and uuid of each profile of ours that no interface is to have; "" for a file without one.
-        links: uplinks that have none.
-        saved: profiles of the user's, text by file name.
-        present: names of the interfaces there are.
+        profiles: one per uplink with a profile.
+        stale: file name and uuid of each profile of ours that no interface needs; uuid "" for a file without one.
+        links: uplinks without a profile.
+        saved: the user's profiles, text by file name.
+        present: names of the existing interfaces.
     """
 
     profiles: tuple[ProfileFacts, ...] = ()
@@ -103,7 +103,7 @@ class Facts(NamedTuple):
 
 
 def asked(interface: InterfaceReport, settings: Settings, flags: Flags) -> ProfileFacts | None:
-    """Return the profile that an interface is to have; None for none, or where that which there is stays."""
+    """Return the profile that an interface should have; None for none, or if the present one stays."""
     link, own = interface.link, interface.asked
     if link is None or interface.removed or not interface.manager.networkmanager:
         return None
@@ -163,7 +163,7 @@ def plan(facts: Facts, record: Record, so_far: Outcome) -> Planned:
 
 
 def forget(entry: Interface, link: Link) -> Iterable[Operation]:
-    """Return what takes the profile of an interface away that is taken out of service."""
+    """Return the operations that remove the profile of an interface that is taken down."""
     if entry.profile:
         yield RemoveProfile(nm.file_name(link.name), nm.profile_uuid(entry.mac))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The operations on the services beside the uplink: NetworkManager, systemd-resolved, and a user's hooks."""
+"""The operations on other services: NetworkManager, systemd-resolved, and a user's hooks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @distinct
 class PublishFile(NamedTuple):
-    """Write a file, all of it or nothing.
+    """Write a file atomically.
 
     Args:
-        path: of the file.
-        data: what it is to hold.
-        over: the file as it was judged; another one is not overwritten (behaviour B124).
+        path: path of the file.
+        data: its new content.
+        over: the file as it was judged; a file that has changed since is not overwritten (behaviour B124).
     """
 
     path: str
@@ -32,7 +32,7 @@ class PublishFile(NamedTuple):
 
 @distinct
 class RewriteProfile(NamedTuple):
-    """Save a profile of the user's anew, with the present name of its interface (behaviour B31)."""
+    """Rewrite a user's profile with the present name of its interface (behaviour B31)."""
 
     name: str
     text: str
@@ -54,7 +54,7 @@ class PublishProfile(NamedTuple):
 
 @distinct
 class RemoveProfile(NamedTuple):
-    """Take a profile of ours away, from NetworkManager and from disk; `uuid` is "" where the file names none."""
+    """Remove a profile of ours from NetworkManager and from disk; `uuid` is "" if the file has none."""
 
     name: str
     uuid: str
@@ -65,7 +65,7 @@ class RemoveProfile(NamedTuple):
 
 @distinct
 class LoadProfile(NamedTuple):
-    """Have NetworkManager read a profile: it does not watch its folder."""
+    """Make NetworkManager load a profile, because it does not watch its folder."""
 
     name: str
 
@@ -75,7 +75,7 @@ class LoadProfile(NamedTuple):
 
 @distinct
 class ActivateProfile(NamedTuple):
-    """Put a profile in force on an interface."""
+    """Activate a profile on an interface."""
 
     name: str
     interface: str
@@ -87,7 +87,7 @@ class ActivateProfile(NamedTuple):
 
 @distinct
 class ReapplyProfile(NamedTuple):
-    """Put a changed profile in force, with the interface staying up."""
+    """Reapply a changed profile while the interface stays up."""
 
     name: str
     interface: str
@@ -98,7 +98,7 @@ class ReapplyProfile(NamedTuple):
 
     @property
     def instead(self) -> ActivateProfile:
-        """What is done where it is refused: a device that cannot be changed in place goes down and up."""
+        """Return the activation, for a device that cannot be changed in place and must go down and up."""
         return ActivateProfile(*self)
 
 
@@ -128,7 +128,7 @@ class SetLinkNames(NamedTuple):
 
 @distinct
 class RevertLinkNames(NamedTuple):
-    """Take the servers and domains of a link away in systemd-resolved."""
+    """Remove the servers and domains of a link in systemd-resolved."""
 
     ifindex: int
     interface: str

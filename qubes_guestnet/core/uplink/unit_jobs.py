@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the stop of qubes-network-uplink@ means that the interface is to go down. Pure: the jobs of systemd in.
+"""Decide from systemd's jobs whether a stop of qubes-network-uplink@ takes the interface down. Pure.
 
 The unit of qubes-core-agent-networking requires network-pre.target, and that one requires the base rules. A restart or
 stop of any of these, or the removal of a package with one of them, has systemd stop the uplink's unit too. The rules
@@ -23,11 +23,11 @@ def parse(lines: Iterable[str]) -> dict[str, str]:
 
 
 def takes_down(unit: str, jobs: Mapping[str, str]) -> bool:
-    """Return whether a unit is stopped for itself, or with the whole system.
+    """Return whether a unit itself is stopped, or the whole system.
 
     Args:
         unit: the uplink's.
-        jobs: from `parse`; empty where systemd does not say: then it is safer to take the interface down.
+        jobs: from `parse`; empty if systemd does not answer: then taking the interface down is safer.
     """
     if SHUTDOWN in jobs:
         return True
