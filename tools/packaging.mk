@@ -20,9 +20,10 @@ FISH_COMPLETIONS ?= $(PREFIX)/share/fish/vendor_completions.d
 # /usr/local).
 PYTHON_SITE ?= $(shell $(SYSTEM_PYTHON) -c 'import sysconfig as s; \
 	print(s.get_path("purelib", "deb_system" if "deb_system" in s.get_scheme_names() else s.get_default_scheme()))')
-# Where it looks for those of others; the launcher names these folders in place of `site`.
+# Where it looks for those of others; the launcher names these folders in place of `site`. Fedora's default scheme is
+# below /usr/local unless an rpm is built, and its own packages' is rpm_prefix.
 PYTHON_FOLDERS ?= $(shell $(SYSTEM_PYTHON) -c 'import sysconfig as s; \
-	scheme = "deb_system" if "deb_system" in s.get_scheme_names() else s.get_default_scheme(); \
+	scheme = next((e for e in ("deb_system", "rpm_prefix") if e in s.get_scheme_names()), s.get_default_scheme()); \
 	print(*dict.fromkeys((s.get_path("purelib", scheme), s.get_path("platlib", scheme))))')
 FOLDERS = ($(foreach folder,$(PYTHON_SITE) $(filter-out $(PYTHON_SITE),$(PYTHON_FOLDERS)),"$(folder)",))
 BUILD := build

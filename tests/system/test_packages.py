@@ -132,6 +132,11 @@ def test_both_packages_are_the_release_that_the_tree_is(deb: Path, rpm: Path) ->
     assert run(*asked, str(rpm.with_name("qubes-guestnet.spec"))) == f"qubes-guestnet-{release}.fc42"
 
 
+def test_the_modules_are_compiled_when_they_are_installed(deb: Path) -> None:
+    """Else each command compiles them anew. An rpm has the compiled files in it: Fedora's rpmbuild makes them."""
+    assert "\n\tpy3compile -p qubes-guestnet" in run("dpkg-deb", "--info", str(deb), "postinst")
+
+
 def test_both_packages_have_the_same_contents(deb: Path, rpm: Path) -> None:
     needs("rpm")
     directories = {line.split()[-1] for line in run("rpm", "-qlvp", str(rpm)).splitlines() if line.startswith("d")}
@@ -227,6 +232,7 @@ def test_make_install_alone_is_a_working_program(tmp_path: Path) -> None:
     assert (package / "core/__pycache__").is_dir()
     launcher = (tmp_path / "usr/bin/qubes-guestnet").read_text()
     assert launcher.splitlines()[0] == "#!/usr/bin/python3 -IS"
+    assert f'FOLDERS = ("/{package.parent.relative_to(tmp_path)}",' in launcher
     said = run("/usr/bin/python3", "-c", launcher.replace("sys.argv[1:2]", "[]"), "--version", cwd=package.parent)
     assert said == f"qubes-guestnet {__version__}\n"
 
