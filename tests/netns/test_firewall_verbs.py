@@ -64,7 +64,7 @@ def test_what_show_and_print_say_is_in_force() -> None:
         "  0008  action=accept dst4=203.0.113.5/32  0 packets  # never decides: entry 0006 matches all of its packets",
     ]
     assert lines[6] == "  policy drop  1 packet"
-    assert lines[7].startswith(f"  www.example.org: {WORLD} (heard ")
+    assert lines[7].startswith(f"  www.example.org: {WORLD} (received ")
     found = valid("show", json.loads(host.qube.guestnet("firewall", "show", "-j").stdout))
     states = {each["address"]: each["state"] for each in found["lists"]}
     assert states == {client.ip: "in force", client.ip6: "waiting", waiting.ip: "waiting", waiting.ip6: "waiting"}
