@@ -21,7 +21,7 @@ _SIGNALS: dict[int, str] = {signal.SIGHUP: pass_log.RELOAD, signal.SIGIO: pass_l
 
 
 class Journal:
-    """What the agent has reported so far, so that it reports each change once.
+    """The reports of the agent so far, so that it reports each change once.
 
     Args:
         paths: locations of the qube's files.

@@ -83,7 +83,7 @@ def network_there(vm: Vm) -> list[str]:
 
 
 def _agent(stage: Stage, vm: Vm) -> None:
-    stage.step("the agent starts, and carries them out")
+    stage.step("the agent starts, and carries out these operations")
     start = time.monotonic()
     vm.running.start_agent()
     ready = time.monotonic() - start
@@ -144,7 +144,7 @@ def _provider(stage: Stage, vm: Vm) -> None:
 
 
 def _firewall(stage: Stage, vm: Vm) -> None:
-    stage.step("dom0 lets vm1 reach one port of a name, and no other one (qvm-firewall)")
+    stage.step("dom0 lets vm1 reach only one port of a name (qvm-firewall)")
     netvm1, outside = stage.netvm1, stage.netvm1.world
     assert outside is not None
     port, other = map(str, world.ECHO_PORTS)
@@ -214,7 +214,7 @@ def _live_change(stage: Stage, vm: Vm) -> None:
 
 
 def _lost_and_regained(stage: Stage, vm: Vm) -> None:
-    stage.step("eth0 is unplugged: nothing is left, though every key still is")
+    stage.step("eth0 is unplugged: its configuration is gone, though every key is still set")
     stage.dom0.detach(vm)
     stage.reaches_nothing(vm)
     kept = [key for key in stage.dom0.read_all(vm) if key in vm.entries()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a name server's reply says of a question, at a cost that the reply cannot raise. dnspython reads the names.
+"""Parse a name server's reply to a question, at a bounded cost. dnspython reads the names.
 
 Only the header, the question and the first records of the answer are read; of the authority section only what a missing
 name's time to live needs. `dns.message.from_wire` would parse every record of every type, before anything can stop it.

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
         @property
         def pending(self) -> bool:
-            """Whether watches have told of anything since `read`, or were set anew since."""
+            """Return whether watches have reported changes since `read`, or were set again since."""
 
         def read(self) -> tuple[Mapping[str, bytes], tuple[str, ...], tuple[str, ...], bool]:
             """Read.

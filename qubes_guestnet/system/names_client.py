@@ -79,7 +79,7 @@ class LookUp:
 
     @property
     def ended(self) -> bool:
-        """Whether each question has its answer."""
+        """Return whether each question has its answer."""
         return not self._left
 
     def close(self) -> None:

@@ -51,7 +51,7 @@ def enforces(folder: str, run: str) -> bool:
 
 
 def set_enforced(run: str, *, on: bool = True) -> None:
-    """Have the agent enforce the lists of single qubes from its next pass on, or no more.
+    """Make the agent enforce the lists of client qubes from its next pass on, or stop that.
 
     Args:
         run: /run/qubes-guestnet, which is there.

@@ -40,7 +40,7 @@ def jobs() -> tuple[str, ...]:
 
 
 def queue_job(verb: str, unit: str) -> None:
-    """Have systemd queue a job for a unit; its end is not waited for.
+    """Queue a systemd job for a unit, without waiting for its end.
 
     Args:
         verb: of systemctl.

@@ -24,7 +24,7 @@ _PIECE = 4096  # select.PIPE_BUF: what is writable takes so much without waiting
 
 
 class _State:
-    """What is to be said once: lines that were lost, and the last failure of NOTIFY_SOCKET."""
+    """Facts that are reported once: lost lines, and the last failure of NOTIFY_SOCKET."""
 
     lost = 0
     failure = unfollowed = ""
@@ -69,7 +69,7 @@ def tell_all(verbose: bool) -> None:
 
 
 def follow(follower: Callable[[int, str, str], None] | None) -> None:
-    """Have a function called with level, kind and text of each line, also of the level DEBUG; None: no longer."""
+    """Call a function with level, kind and text of each line, even of the level DEBUG; None ends that."""
     _State.follower = follower
 
 

@@ -65,7 +65,7 @@ class OtherServices:
 
     @property
     def wakes(self) -> bool:
-        """Whether the start of NetworkManager wakes the agent; else a pass has to look from time to time."""
+        """Return whether the start of NetworkManager wakes the agent; otherwise passes must check regularly."""
         return self._bus.fileno() >= 0
 
     def follow_names(self) -> None:

@@ -79,7 +79,7 @@ class Facts(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What one pass leaves for the next of the chains.
+    """The state of the chains between passes.
 
     Args:
         foreign: the facts for which another program's rules were kept, and their targets; None if none are kept.
@@ -93,7 +93,7 @@ class Memory(NamedTuple):
 
 
 class RedirectMemory(NamedTuple):
-    """What one pass leaves for the next of the virtual DNS.
+    """The state of the redirection between passes.
 
     Args:
         chains: of the rules that redirect.

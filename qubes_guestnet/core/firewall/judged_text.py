@@ -30,7 +30,7 @@ _SIGNATURE = frozenset("0123456789abcdef-")
 
 
 class Judged(NamedTuple):
-    """What a former agent wrote down.
+    """The record of a former agent.
 
     Args:
         signatures: address → the checksum of the rules of its list.

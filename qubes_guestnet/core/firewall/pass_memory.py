@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What one pass leaves for the next of the firewall of single qubes: the lists, and what is beside them."""
+"""The memory of the client qubes' firewall between passes: the lists, and related state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class FirewallMemory(NamedTuple):
-    """What one pass leaves for the next.
+    """The memory between passes.
 
     Args:
         lists: of all qubes, and what of them is in force.
@@ -47,7 +47,7 @@ class FirewallMemory(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """Whether what is loaded was found to be as wanted, and nothing was in doubt since."""
+        """Return whether the loaded rules were verified, and nothing has changed since."""
         return self.lists.wanted is not None
 
     def doubted(self) -> FirewallMemory:

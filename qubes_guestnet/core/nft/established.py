@@ -86,7 +86,7 @@ class Rule(NamedTuple):
 
     @property
     def fits_all(self) -> bool:
-        """Whether it fits every packet of an established connection."""
+        """Return whether it matches every packet of an established connection."""
         return not (self.conditions or self.changing)
 
 

@@ -48,7 +48,7 @@ class Chain(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a chain of ours stands."""
+    """The place of one of our chains."""
 
     name: str
     hook: str

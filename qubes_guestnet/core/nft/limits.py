@@ -290,7 +290,7 @@ def detach(name: str) -> str:
 
 
 def _words(limits: Limits, kept: Kept) -> str:
-    """What was attached, for the comment by which it is known again."""
+    """Return the comment that identifies the attached limits."""
     return f"{limits}, {kept}"
 
 
@@ -307,7 +307,7 @@ def _chains(name: str) -> tuple[str, str]:
 
 
 class InForce(NamedTuple):
-    """What is loaded.
+    """The loaded limits.
 
     Args:
         words: name of a vif → family → its limits in words, by `in_force`.
@@ -365,7 +365,7 @@ def missing(
 
 
 def _is_damaged(name: str, version: int, rules: Mapping[tuple[str, str], int], kept: Kept) -> bool:
-    """Whether one of the chains that judge a vif has not as many rules as `attach` makes."""
+    """Return whether a chain of a vif has another number of rules than `attach` creates."""
     word, icmp = _WORDS[version]
     made = Counter(rule.split()[0] for rule in (*_DISPATCH, *_rules(name, icmp, kept)))
     return any(rules.get((word, chain), 0) != number for chain, number in made.items())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `nft -s list table` prints, chain by chain and rule by rule. What a rule says is for others to know."""
+"""Split the output of `nft -s list table` into chains and rules; other modules parse the rules."""
 
 from __future__ import annotations
 

@@ -347,7 +347,7 @@ def refusal(virtual: Iterable[ipaddress.IPv4Address], servers: Iterable[Endpoint
 
 
 def lets_pass(listing: str) -> bool:
-    """Whether dns-reject tells the guard what passes. One of a former release does not, and all of it would be held."""
+    """Return whether dns-reject reports accepted packets to the guard, which a former release's chain does not."""
     return "meta priority" in chosen({"ip": listing}, "chain", DNS_CHAINS[1:])
 
 

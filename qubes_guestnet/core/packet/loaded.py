@@ -51,7 +51,7 @@ class Base(NamedTuple):
 
 
 class Loaded(NamedTuple):
-    """What the kernel has.
+    """The rules in the kernel.
 
     Args:
         bases: chains with a hook, each hook in the order in which the kernel calls them.

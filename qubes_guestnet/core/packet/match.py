@@ -105,7 +105,7 @@ class Packet(NamedTuple):
 
 
 class _Value(NamedTuple):
-    """What a packet has.
+    """A value of a packet.
 
     Args:
         what: the value.

@@ -39,7 +39,7 @@ _SAID = {
 
 
 class Way(NamedTuple):
-    """Where a packet for an address goes.
+    """The route of a packet to an address.
 
     Args:
         out: the interface; None where there is no route.
@@ -53,7 +53,7 @@ class Way(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What decides besides the packet.
+    """The facts for the verdict, besides the packet.
 
     Args:
         loaded: all rules.
@@ -89,7 +89,7 @@ class Step(NamedTuple):
 
 
 class Walked(NamedTuple):
-    """What became of a packet.
+    """The result for a packet.
 
     Args:
         steps: in order; of steps with one name that it passes, one is left.

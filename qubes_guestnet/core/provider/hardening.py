@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether to harden vifs by sysctls (service harden-network-interfaces).
+"""Decide whether to harden vifs by sysctls (service harden-network-interfaces).
 
 As in qubes-core-agent-networking (behaviours B17, B154) it is off by default, and read from QubesDB, so that a change
 applies to the next interface without a restart of the qube.

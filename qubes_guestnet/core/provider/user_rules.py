@@ -28,7 +28,7 @@ Block = tuple[str, str, str]  # family, first line, text; see `Kept`
 
 
 class Kept(NamedTuple):
-    """What others have.
+    """The rules and tables of other programs.
 
     Args:
         blocks: in our tables: family, the first line as "chain custom-forward {", and the whole text of each.
@@ -75,7 +75,7 @@ def gone(listings: Mapping[str, str]) -> frozenset[str]:
 
 
 def lost(kept: Kept, listings: Mapping[str, str], tables: Iterable[str]) -> Kept:
-    """What others had and have no more, where it went together with our rules. What they took away alone is no loss.
+    """Return rules of other programs that were lost together with ours, not those that they removed separately.
 
     Args:
         kept: what there was before.
@@ -214,12 +214,12 @@ def _has_elements(head: str) -> bool:
 
 
 def _is_regular(block: tuple[str, str, str]) -> bool:
-    """Whether it is a chain without a hook: only to such a one others can jump."""
+    """Return whether it is a chain without a hook, to which other programs' rules can jump."""
     return block[1].startswith("chain ") and "\t\ttype " not in block[2]
 
 
 def _is_ours(head: str) -> bool:
-    """Whether a block is one of the base rules', from whose text its name is taken."""
+    """Return whether a block is a part of the base rules, whose text contains its name."""
     kind, name = head.split()[:2]
     return not name.startswith("custom-") and f"  {kind} {name} {{" in base(ipv6=True)
 

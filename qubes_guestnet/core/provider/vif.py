@@ -87,7 +87,7 @@ class _VifFields(NamedTuple):
 
 
 class Vif(_VifFields):
-    """What is known of a vif.
+    """A vif.
 
     Args:
         name: of the interface.

@@ -23,7 +23,7 @@ class CloseVif(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the vif."""
+        """Return the name of the vif."""
         return self.op.name
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class MarkVifClosed(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the vif."""
+        """Return the name of the vif."""
         return self.vif.name.text
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ class KeepVifRecord(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the vif."""
+        """Return the name of the vif."""
         return self.vif.name.text
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class WriteVifRecord(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the vif."""
+        """Return the name of the vif."""
         return self.vif.name.text
 
     def __str__(self) -> str:
@@ -142,7 +142,7 @@ class PrepareVif(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the vif."""
+        """Return the name of the vif."""
         return self.op.name
 
     def __str__(self) -> str:
@@ -157,7 +157,7 @@ class OpenVif(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the vif."""
+        """Return the name of the vif."""
         return self.op.name
 
     def __str__(self) -> str:

@@ -54,7 +54,7 @@ class VifReport(NamedTuple):
 
     @property
     def configured(self) -> bool:
-        """Whether the vif is present and nothing is pending, as far as it was checked."""
+        """Return whether the vif is present and, as far as checked, nothing is pending."""
         return self.link is not None and self.seen and not self.todo
 
     @property
@@ -150,7 +150,7 @@ def device(link: Link) -> Device:
 
 
 def is_its_own(vif: Vif, link: Link) -> bool:
-    """Whether an interface is the one that a record is about; where that was not written down, it is taken for it."""
+    """Return whether an interface is the recorded one; True if the record does not identify it."""
     return vif.device is None or vif.device == device(link)
 
 

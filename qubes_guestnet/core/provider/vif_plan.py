@@ -45,7 +45,7 @@ Values = Mapping[tuple[str, ...], "str | None"]
 
 
 class Common(NamedTuple):
-    """What goes for every vif of a pass.
+    """The facts that all vifs of a pass share.
 
     Args:
         settings: of the provider.
@@ -63,7 +63,7 @@ class Common(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is looked at of one vif.
+    """The facts about one vif.
 
     Args:
         vif: what is to be recorded of it.

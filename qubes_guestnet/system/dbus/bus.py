@@ -49,7 +49,7 @@ class BusError(GuestnetError):
 
     @property
     def absent(self) -> bool:
-        """Whether the service is not running, which is not a fault."""
+        """Return whether the service is not running, which is not a fault."""
         return self.name.rpartition(".")[2] in ("ServiceUnknown", "NameHasNoOwner", "NoSuchUnit", "UnitMasked")
 
 
@@ -114,7 +114,7 @@ class Bus:
 
     @property
     def ended(self) -> bool:
-        """Whether the connection is unusable; `drain` then raises the reason."""
+        """Return whether the connection is unusable; `drain` then raises the reason."""
         return self._ended is not None
 
     def watch_owner(self, service: str) -> None:

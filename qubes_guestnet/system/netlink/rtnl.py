@@ -197,12 +197,12 @@ class Kernel:
         return procfs_sysctl.read(("ipv6", "conf", link.name, "disable_ipv6"))
 
     def solicit(self, ifindex: int, address: IPAddress) -> None:
-        """Have the kernel resolve a neighbour now, as if a packet went there (NTF_USE)."""
+        """Make the kernel resolve a neighbour now, as for a packet to it (NTF_USE)."""
         message = encode.neighbour_message(ifindex, address, encode.NTF_USE)
         self._command("neighbour use", message, encode.RTM_NEWNEIGH, encode.NLM_F_CREATE | encode.NLM_F_REPLACE)
 
     def solicit_again(self, ifindex: int, address: IPAddress) -> None:
-        """Have the kernel repeat its request now; packets that wait for the answer go on waiting.
+        """Make the kernel repeat its request now; packets that wait for the answer stay queued.
 
         A deletion of the unresolved entry would have these packets refused, as by an unreachable host: 2 of 61 pings at
         a restart of the agent in an upgrade. A fresh state (NUD_NONE, 0) has the next use send a request at once.

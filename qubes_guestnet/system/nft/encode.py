@@ -280,7 +280,7 @@ def _change_elements(match: re.Match[str], _: int) -> Message | None:
 
 
 def _parts(table: str, name: str, family: str) -> tuple[Callable[[str], bytes], ...] | None:
-    """What an element of a set is made of; None for a set that is not known here."""
+    """Return the parts of a set's element; None for an unknown set."""
     if table == FIREWALL and family in IP_FAMILIES and name.startswith(NAME_SETS) and name != NAME_SETS:
         return (_ipv4,) if family == IP_FAMILIES[0] else (_ipv6,)
     return _KEYS.get((table, name, family))

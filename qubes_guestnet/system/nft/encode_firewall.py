@@ -48,7 +48,7 @@ ANONYMOUS = "__set%d"  # the kernel puts a number in
 
 
 class _Family(NamedTuple):
-    """What the headers of one family are.
+    """The headers of one family.
 
     Args:
         number: of it.
@@ -183,13 +183,13 @@ class Rule:
         self._found += [_payload(TRANSPORT, 0, 1), _compared(EQUAL, bytes((int(next(left)),)))]
 
     def tracked(self, _word: str, left: Words) -> None:
-        """What conntrack says of the packet."""
+        """Match conntrack's state of the packet."""
         if (next(left), next(left)) != ("state", "established,related"):
             raise Unknown("ct")
         self._found.append(state(ESTABLISHED | RELATED))
 
     def group(self, _word: str, left: Words) -> None:
-        """The group of the interface that it came by."""
+        """Match the group of the incoming interface."""
         if next(left) != "!=":
             raise Unknown("iifgroup")
         self._found += [load(IIFGROUP), compare(UNEQUAL, struct.pack("=I", int(next(left))))]
@@ -213,11 +213,11 @@ class Rule:
         self._found.append(_ACCEPTED)
 
     def jump(self, _word: str, left: Words) -> None:
-        """Have another chain judge it."""
+        """Jump to another chain."""
         self._found.append(ending(JUMP, next(left)))
 
     def reject(self, _word: str, left: Words) -> None:
-        """Refuse it with an error."""
+        """Reject the packet with an error."""
         if (next(left), next(left), next(left)) != ("with", self._family.icmp, "admin-prohibited"):
             raise Unknown("reject")
         code = wire.attribute(_REJECT_CODE, bytes((self._family.prohibited,)))

@@ -75,11 +75,11 @@ class Guard:
 
     @property
     def stands(self) -> bool:
-        """Whether this object has it there."""
+        """Return whether this object has loaded the table."""
         return self._socket is not None
 
     def stand(self) -> bool:
-        """Have the table there; only once the base rules are in, or nothing of the qubes passes.
+        """Load the table; call this only after the base rules are loaded, or all packets of the qubes are dropped.
 
         Returns:
             Whether it was made just now.
@@ -102,7 +102,7 @@ class Guard:
         return True
 
     def leave(self) -> bool:
-        """Have it gone; whether it was there."""
+        """Delete the table; return whether it existed."""
         if self._socket is None:
             return False
         self._socket.close()
@@ -175,12 +175,12 @@ def _rules() -> dict[str, tuple[bytes, ...]]:
 
 
 def _is(bits: int) -> bytes:
-    """Whether the priority has a bit."""
+    """Return the match on a bit of the priority."""
     return load(PRIORITY) + masked(bits) + compare(UNEQUAL, NO_BITS)
 
 
 def _has_none(bits: int) -> bytes:
-    """Whether the priority has none of these bits."""
+    """Return the match on none of these bits in the priority."""
     return load(PRIORITY) + masked(bits) + compare(EQUAL, NO_BITS)
 
 
@@ -191,7 +191,7 @@ def _bits(cleared: int, added: int = 0) -> bytes:
 
 
 def _is_icmp(family: bytes, protocol: bytes, kind: bytes) -> bytes:
-    """Whether it is a message of this type."""
+    """Return the match on an ICMP message of this type."""
     first = payload(TRANSPORT, 0, len(kind))
     return meta(NFPROTO, EQUAL, family) + meta(L4PROTO, EQUAL, protocol) + first + compare(EQUAL, kind)
 

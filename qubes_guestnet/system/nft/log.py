@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Have the kernel report the first packets of connections of client qubes, by nflog, while this process lives.
+"""Make the kernel report first packets of client qubes' connections by nflog while this process lives.
 
 A table of its own belongs to the socket by which it is made (flag `owner`, kernel 5.12), so that the kernel removes it
 with the process, however that ends. Its chain runs ahead of the chains that judge, has a policy of accept, and only
@@ -40,7 +40,7 @@ _REMEDIES = {
 
 
 class Log:
-    """What the kernel reports.
+    """The kernel's reports.
 
     Args:
         vif: name of the qube's interface; "" for all qubes.
@@ -73,7 +73,7 @@ class Log:
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Have the table and the group gone."""
+        """Remove the table and the group."""
         if self._owner is not None:
             self._owner.close()
             self._owner = None
