@@ -74,11 +74,21 @@ def _carried_out(asking: socket.socket, messages: tuple[Message, ...], *, keep: 
     # A refusal of the whole batch is also an answer, and raised.
     left = sum(bool(flags & wire.NLM_F_ACK) for _, flags, _ in messages)
     while left:
-        data = asking.recv(wire.RECEIVE_BYTES)
+        data = _answer(asking)
         for offset, length, kind, _, sequence in wire.messages(data):
             if kind == wire.NLMSG_ERROR:
                 _raise_refusal(data, offset, length, sequence - 1 if 1 <= sequence <= len(messages) else None)
                 left -= 1
+
+
+def _answer(asking: socket.socket) -> bytes:
+    """Return the next answers. Of more refusals than the buffer can hold, the first ones are in it."""
+    try:
+        return asking.recv(wire.RECEIVE_BYTES)
+    except OSError as error:
+        if error.errno != errno.ENOBUFS:
+            raise
+    return asking.recv(wire.RECEIVE_BYTES)
 
 
 def _make_room(asking: socket.socket, length: int) -> None:

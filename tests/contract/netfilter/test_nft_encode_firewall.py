@@ -228,3 +228,13 @@ def test_a_refused_list_is_named_and_leaves_all_as_it_was(oracle: Oracle) -> Non
         encoded(ruleset.qube(long(50, "10.137.0.6")) + wrong).commit()
     assert "n-missing.org" in str(why.value)
     assert listed() == before
+
+
+def test_of_more_refusals_than_the_socket_can_hold_the_first_is_named(oracle: Oracle) -> None:
+    """Without the table each of the rules is refused, and the kernel answers each one (ENOBUFS)."""
+    chain = "ip qubes-firewall qbs-10-137-0-5"
+    with pytest.raises(nft.Refused, match=f"^nft: No such file or directory: add chain {chain}$"):
+        encoded(ruleset.qube(long(700))).commit()
+    assert listed() == ""
+    encoded(TABLES + ruleset.qube(long(3))).commit()
+    assert listed().count(" dport ") == 3
