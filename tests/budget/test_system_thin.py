@@ -114,6 +114,8 @@ EXCEPTIONS = {
     ("files:_lists", "branches"): "a reader of lists of files",
     ("dbus.resolved:ByBus.link", "branches"): "a decoder of properties",
 }
+# Modules of the standard library, without their enumerations.
+STANDARD = {"plain_signal", "plain_socket"}
 
 
 class Module:
@@ -138,7 +140,7 @@ class Module:
             local = alias.asname or alias.name
             if module.startswith("core") and node.level:
                 self.core[local] = f"{module.removeprefix('core').lstrip('.')}.{alias.name}".lstrip(".")
-            elif node.level and module != "errors":
+            elif node.level and module != "errors" and alias.name not in STANDARD:
                 self.adapters.add(local)
 
     def functions(self) -> Iterator[tuple[str, Function]]:
