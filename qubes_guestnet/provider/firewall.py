@@ -366,11 +366,11 @@ class _FirewallPlanner:
         if self._followed:
             return Planned(ops, record)
         self._followed = True
-        return Planned((*ops, *self._consequences(so_far)), record)
+        return Planned((*ops, *self._consequences(so_far, listed)), record)
 
-    def _consequences(self, so_far: Outcome) -> tuple[Consequence, ...]:
+    def _consequences(self, so_far: Outcome, listed: Mapping[int, Listed]) -> tuple[Consequence, ...]:
         lists = enforcement.in_force(self._lists, self._wanted, so_far)
-        dns = frozenset().union(*self._wanted.dns.values())
+        dns = enforcement.servers(self._wanted, listed)
         incomplete = self._lists.outcome.incomplete
         self.rules = Rules({each: bound for each, bound in lists.items() if each not in incomplete}, dns)
         judging = enforcement.to_judge(self._lists, lists, dns)

@@ -164,3 +164,23 @@ def test_what_ends_at_the_provider_itself_is_no_matter_of_these_rules(host: Enfo
     assert numbers(host, behind.ip) == {"22"}
     server.close()
     client.close()
+
+
+@pytest.mark.behaviour("B70", "B71")
+def test_name_servers_that_are_not_known_at_the_moment_end_no_connection(host: Enforcing) -> None:
+    """While the owner's file is invalid, the redirection stays as it was, and so do the servers that rules accept."""
+    behind = host.attach()
+    server = host.world.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind((ROUTER, 53))
+    server.settimeout(5)
+    client = behind.qube.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    host.applied(behind.ip, "action=accept specialtarget=dns")
+    client.sendto(b"question", (DNS, 53))
+    assert server.recvfrom(100)[0] == b"question"
+    host.qube.write("/etc/qubes/guestnet.toml", "[dns]\nservers = 7\n")
+    host.applied(behind.ip, "action=accept specialtarget=dns", "action=accept proto=icmp")
+    assert numbers(host, behind.ip) == {"53"}, host.trouble()
+    host.applied(behind.ip, "action=drop specialtarget=dns", "action=accept")
+    assert numbers(host, behind.ip) == set()
+    server.close()
+    client.close()

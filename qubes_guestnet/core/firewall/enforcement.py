@@ -25,6 +25,7 @@ TYPE_CHECKING = False  # of `typing`, which costs 5 ms and 1 MB (see system/defe
 if TYPE_CHECKING:
     from ..operations import Outcome as Came
     from ..provider.vif import Device
+    from .listing import Listed
     from .rules import Ruleset
 
 
@@ -136,6 +137,17 @@ def in_force(memory: Memory, wanted: Wanted, came: Came) -> Mapping[IPAddress, B
         else:
             lists.pop(address, None)
     return lists
+
+
+def servers(wanted: Wanted, listed: Mapping[int, Listed]) -> frozenset[IPAddress]:
+    """Return the name servers that rules accept, of both families.
+
+    Args:
+        wanted: the desired rules; a family without name servers there keeps the loaded ones.
+        listed: the loaded rules by family.
+    """
+    loaded = {version: each.dns or frozenset() for version, each in listed.items()}
+    return frozenset().union(*{**loaded, **wanted.dns}.values())
 
 
 def unloaded(came: Came) -> frozenset[IPAddress]:

@@ -14,9 +14,11 @@ from qubes_guestnet.core.firewall.connections import Connection, Rules
 from qubes_guestnet.core.firewall.consequences import CountHandled, EndConnections, ExportNames
 from qubes_guestnet.core.firewall.enforcement import Memory
 from qubes_guestnet.core.firewall.entries import by_address
+from qubes_guestnet.core.firewall.listing import Listed
 from qubes_guestnet.core.firewall.name_cache import Known
 from qubes_guestnet.core.firewall.name_messages import Question
 from qubes_guestnet.core.firewall.operations import SetQubeRules
+from qubes_guestnet.core.firewall.plan import Wanted
 from qubes_guestnet.core.operations import Outcome
 from qubes_guestnet.core.provider.vif import Device
 
@@ -228,3 +230,11 @@ def test_a_vif_that_gets_a_late_fake_address_keeps_the_list_of_its_qube() -> Non
     assert A in lost.outcome.waiting
     kept = enforcement.advanced(before, facts(2, x4=OPEN)._replace(found=frozenset({A})), devices)
     assert kept.outcome.lists == before.outcome.lists
+
+
+def test_a_family_whose_name_servers_are_not_known_keeps_the_loaded_ones() -> None:
+    loaded = {4: Listed(dns=frozenset({SERVER})), 6: Listed(dns=None)}
+    assert enforcement.servers(Wanted(), loaded) == {SERVER}
+    assert enforcement.servers(Wanted(dns={4: frozenset({OTHER}), 6: frozenset()}), loaded) == {OTHER}
+    assert enforcement.servers(Wanted(dns={4: frozenset()}), loaded) == set()
+    assert enforcement.servers(Wanted(), {}) == set()
