@@ -301,6 +301,8 @@ class Firewall:
         table = of_firewall(self._nft, partial(qubesdb.connect, writable=True))
 
         def shutting(record: Record, so_far: Outcome) -> Planned:
+            if so_far.done:  # list again: a known listing still has what was removed, which nft refuses to remove twice
+                remember(work, memory_of(work)._replace(listed=None))
             listed, _ = self.look(work)
             there = {address for each in listed.values() for address in each.qubes}
             return Planned(tuple(RemoveQubeRules(each) for each in sorted(left & there, key=str)), record)

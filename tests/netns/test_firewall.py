@@ -6,6 +6,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -132,6 +133,25 @@ def test_of_a_vif_that_comes_back_at_once_nothing_of_the_former_one_is_in_force(
     host.applied(behind.ip, "action=accept")
     host.offline(behind)
     host.online(behind)
+    assert not host.mapped()
+    assert not host.passes(behind)
+
+
+@pytest.mark.behaviour("B80")
+def test_a_vif_that_comes_back_before_the_next_pass_loses_its_rules_once() -> None:
+    """S-111 under load: the rules were removed in vain a second time, nft refused that, and the qube did not start."""
+    host = Enforcing()
+    behind = host.attach()
+    host.applied(behind.ip, "action=accept")
+    with ThreadPoolExecutor() as both:
+        host.agent.signal(signal.SIGSTOP)
+        requests = []
+        for action in ("offline", "online"):
+            requests.append(both.submit(host.call, action, behind))
+            time.sleep(0.7)  # both wait at the socket, in this order
+        host.agent.signal(signal.SIGCONT)
+        done = [request.result() for request in requests]
+    assert [(each.returncode, each.stderr) for each in done] == [(0, ""), (0, "")], host.trouble()
     assert not host.mapped()
     assert not host.passes(behind)
 
