@@ -344,13 +344,14 @@ class _FirewallPlanner:
     """One pass from the loaded to the desired rules.
 
     Attributes:
-        rules: rules in force, by which connections were judged.
+        rules: rules by which connections were judged.
     """
 
     def __init__(self, firewall: Firewall, work: PassState, wanted: plan.Wanted) -> None:
         self._firewall, self._work, self._wanted = firewall, work, wanted
         self._lists = memory_of(work).lists
-        self.rules = self._lists.judged
+        # Until connections are judged anew: by which lists they are whatever fails before.
+        self.rules = enforcement.undoubted(self._lists.judged, Rules(wanted.lists, self._lists.judged.dns))
         self._followed = False
         self._planned: tuple[Mapping[int, Listed], tuple[Operation, ...]] | None = None
 
@@ -374,10 +375,12 @@ class _FirewallPlanner:
         lists = enforcement.in_force(self._lists, self._wanted, so_far)
         dns = enforcement.servers(self._wanted, listed)
         incomplete = self._lists.outcome.incomplete
-        self.rules = Rules({each: bound for each, bound in lists.items() if each not in incomplete}, dns)
+        rules = Rules({each: bound for each, bound in lists.items() if each not in incomplete}, dns)
+        self.rules = enforcement.undoubted(self._lists.judged, rules)
         judging = enforcement.to_judge(self._lists, lists, dns)
         found = self._firewall.begun(judging) if judging else ()
-        cut = enforcement.ending(self._lists, self.rules, found, self._firewall.is_own)
+        cut = enforcement.ending(self._lists, rules, found, self._firewall.is_own)
+        self.rules = rules
         written = enforcement.written(self._lists, self._wanted, enforcement.unloaded(so_far))
         return (*cut, *written)
 

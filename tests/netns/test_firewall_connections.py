@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 
 import pytest
@@ -184,3 +185,41 @@ def test_name_servers_that_are_not_known_at_the_moment_end_no_connection(host: E
     assert numbers(host, behind.ip) == set()
     server.close()
     client.close()
+
+
+# As the kernel does to every dump that another change interrupts, each time.
+_UNREADABLE = """
+import os
+from qubes_guestnet.errors import KernelError
+from qubes_guestnet.system import conntrack
+begun = conntrack.begun
+def interrupted(sources):
+    if os.path.exists("/run/unreadable"):
+        raise KernelError("conntrack dump", 4)
+    return begun(sources)
+conntrack.begun = interrupted
+"""
+
+
+@pytest.mark.behaviour("B70")
+@pytest.mark.parametrize("then", ["the same list", "the list before"])
+def test_connections_that_could_not_be_listed_are_judged_once_they_can_be(then: str) -> None:
+    host = Enforcing(agent=False)
+    host.qube.write("/run/faults/sitecustomize.py", _UNREADABLE)
+    host.qube.start_agent(env={"PYTHONPATH": ":".join(("/run/faults", *sys.path))})
+    behind = host.attach()
+    before = "action=accept proto=tcp dstports=80-80"
+    host.applied(behind.ip, before if then == "the list before" else "action=accept")
+    if then == "the list before":
+        host.qube.write("/run/unreadable", "")
+        host.commit(behind.ip, "action=accept")
+        eventually(lambda: "0000" in "".join(host.chain(behind.ip)) and "dport" not in "".join(host.chain(behind.ip)))
+    talk = Talk(host, behind, 443)
+    assert talk.goes_on()
+    host.qube.write("/run/unreadable", "")
+    host.commit(behind.ip, before)
+    eventually(lambda: "dport 80" in "".join(host.chain(behind.ip)), trouble=host.trouble)
+    assert talk.goes_on(), "the fault of this test works"
+    host.qube.path("/run/unreadable").unlink()
+    eventually(lambda: not talk.goes_on(0.3), 20, trouble=host.trouble)
+    talk.close()

@@ -168,6 +168,22 @@ def to_judge(memory: Memory, lists: Mapping[IPAddress, Bound], dns: Collection[I
     )
 
 
+def undoubted(judged: Rules, rules: Rules) -> Rules:
+    """Return the lists by which connections are still judged while those of new rules are not yet.
+
+    The connections of another list may have begun under either, so even the former list judges them anew.
+
+    Args:
+        judged: lists by which connections were last judged.
+        rules: rules in force.
+    """
+    if frozenset(judged.dns) != frozenset(rules.dns):
+        return Rules({}, judged.dns)
+    return judged._replace(
+        lists={each: bound for each, bound in judged.lists.items() if is_same_list(bound, rules.lists.get(each))}
+    )
+
+
 def ending(
     memory: Memory,
     rules: Rules,
@@ -229,8 +245,8 @@ def settled(memory: Memory, wanted: Wanted, rules: Rules, came: Came) -> Memory:
     Args:
         memory: memory of this pass.
         wanted: the desired rules.
-        rules: rules in force, by which connections were judged.
-        came: result of the operations.
+        rules: rules by which connections were judged, unless their deletion failed.
+        came: result of the operations, and errors of observations.
     """
     counted = frozenset(address for op in came.done if isinstance(op, CountHandled) for address in op.addresses)
     uncut = any(isinstance(op, EndConnections) for op in came.failed)
@@ -244,8 +260,8 @@ def settled(memory: Memory, wanted: Wanted, rules: Rules, came: Came) -> Memory:
         exported |= {each: bound for each, bound in wanted.lists.items() if folder_of(each) in folders}
     return memory._replace(
         refused=refused,
-        judged=memory.judged if uncut else rules,
+        judged=undoubted(memory.judged, rules) if uncut else rules,
         owed=memory.owed - counted,
         exported=exported,
-        wanted=None if came.failed else wanted,
+        wanted=None if came.failed or came.errors else wanted,
     )

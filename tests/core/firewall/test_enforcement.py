@@ -21,6 +21,7 @@ from qubes_guestnet.core.firewall.operations import SetQubeRules
 from qubes_guestnet.core.firewall.plan import Wanted
 from qubes_guestnet.core.operations import Outcome
 from qubes_guestnet.core.provider.vif import Device
+from qubes_guestnet.errors import GuestnetError
 
 A, B = ipaddress.ip_address("10.137.0.4"), ipaddress.ip_address("10.137.0.5")
 SERVER, OTHER, OWN = (ipaddress.ip_address(f"198.51.100.{number}") for number in (1, 2, 3))
@@ -199,8 +200,27 @@ def test_connections_are_judged_once_for_each_change() -> None:
     assert cut == (EndConnections((b"\0", b"\1", b"\3")),)
     assert enforcement.ending(memory, rules, found[2:3], lambda _address: True) == ()
     uncut = done(memory, Outcome(failed=cut))
-    assert uncut.judged == memory.judged
+    assert uncut.judged.lists == {B: memory.judged.lists[B]}, "what A's connections began under is not known"
     assert done(memory).judged == rules
+
+
+@pytest.mark.behaviour("B70")
+def test_what_was_not_judged_is_judged_even_by_the_list_before() -> None:
+    """A connection of the list between, which could not be deleted, is not one of the list that comes again."""
+    memory = done(begun(x4=SHUT, x5=OPEN))
+    memory = enforcement.advanced(memory, facts(2, committed(A), x4=OPEN, x5=OPEN), DEVICES)
+    between = enforcement.want(memory, {}, DNS)
+    rules = Rules(between.lists, DNS[4])
+    left = enforcement.undoubted(memory.judged, rules)
+    assert left == Rules({B: between.lists[B]}, DNS[4])
+    assert enforcement.undoubted(memory.judged, rules._replace(dns=())).lists == {}
+    memory = enforcement.settled(memory, between, left, Outcome(errors=(GuestnetError("conntrack: no"),)))
+    assert memory.wanted is None, "the next pass does it again"
+    memory = enforcement.advanced(memory, facts(3, committed(A), x4=SHUT, x5=OPEN), DEVICES)
+    lists = enforcement.want(memory, {}, DNS).lists
+    assert enforcement.to_judge(memory, lists, DNS[4]) == {A}
+    found = [(Connection(1, A, SERVER, 6, 80), b"1")]
+    assert enforcement.ending(memory, Rules(lists, DNS[4]), found, lambda _address: False) == (EndConnections((b"1",)),)
 
 
 @pytest.mark.behaviour("B70")
