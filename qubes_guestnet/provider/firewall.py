@@ -209,8 +209,8 @@ class Firewall:
 
     def _recall(self, wanted: plan.Wanted, work: PassState) -> None:
         """Read the lists by which a former agent judged connections, before this one loads any."""
-        look = partial(self.look, work)
-        _remember_lists(work, judged_lists.recalled(self._paths.run, memory_of(work).lists, wanted, look))
+        look, lists, applies = partial(self.look, work), memory_of(work).lists, work.run.applies
+        _remember_lists(work, judged_lists.recalled(self._paths.run, lists, wanted, look, applies=applies))
 
     def look(self, work: PassState) -> tuple[Mapping[int, Listed], Mark]:
         """Return the loaded rules, and since when they are valid. Raises GuestnetError.

@@ -21,7 +21,12 @@ _MODE = 0o600  # only root may read it: it lists the client qubes
 
 
 def recalled(
-    run: str, memory: Memory, wanted: Wanted, look: Callable[[], tuple[Mapping[int, Listed], object]]
+    run: str,
+    memory: Memory,
+    wanted: Wanted,
+    look: Callable[[], tuple[Mapping[int, Listed], object]],
+    *,
+    applies: bool,
 ) -> Memory:
     """Return the memory with the lists that a former agent has judged connections by.
 
@@ -30,14 +35,19 @@ def recalled(
         memory: of this pass; that of an agent which has judged something itself is left as it is.
         wanted: what is to be in force.
         look: returns what is, before anything of this pass, and since when.
+        applies: the pass loads lists. The others are then taken out of the file first: killed before it judges, this
+            agent would leave there a list that is wanted and loaded, but judged before another one was loaded.
 
     Raises:
-        FileError: the file is there and cannot be read. GuestnetError of `look`.
+        FileError: the file is there and cannot be read, or it cannot be written. GuestnetError of `look`.
     """
     if memory.judged.lists or not wanted.lists:
         return memory
     judged = judged_text.parse(files.read(os.path.join(run, FILE), judged_text.LONGEST))
-    return memory._replace(judged=judged_text.restored(judged, wanted.lists, look()[0]))
+    same = judged_text.restored(judged, wanted.lists, look()[0])
+    if applies:
+        keep(run, same)
+    return memory._replace(judged=same)
 
 
 def keep(run: str, judged: Rules) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tests.netns.test_firewall_connections import Talk
@@ -57,6 +59,42 @@ def test_a_connection_to_an_address_that_left_its_name_outlives_the_agent(versio
         assert talk.goes_on(5.0), host.trouble()
     host.agent.kill()
     host.commit(source, "action=accept proto=icmp")
+    host.qube.start_agent(env=environment)
+    eventually(lambda: not talk.goes_on(0.3), 20, trouble=host.trouble)
+    talk.close()
+
+
+_DEADLY = """
+import os
+from qubes_guestnet.system import conntrack
+begun = conntrack.begun
+def killed(sources):
+    if os.path.exists("/run/deadly"):
+        os.kill(os.getpid(), 9)
+    return begun(sources)
+conntrack.begun = killed
+"""
+
+
+@pytest.mark.behaviour("B65", "B70")
+def test_an_agent_killed_twice_before_it_judged_leaves_no_connection_of_the_list_between() -> None:
+    """The list before comes again while no agent runs; what was written of it is of the time before."""
+    host = Enforcing(agent=False)
+    host.qube.write("/run/faults/sitecustomize.py", _DEADLY)
+    environment = {"PYTHONPATH": ":".join(("/run/faults", *sys.path))}
+    agent = host.qube.start_agent(env=environment)
+    behind, few = host.attach(), "action=accept proto=tcp dstports=80-80"
+    host.applied(behind.ip, few)
+    host.qube.write("/run/deadly", "")
+    host.commit(behind.ip, "action=accept")
+    eventually(lambda: not agent.running, trouble=host.trouble)
+    talk = Talk(host, behind, 443)
+    assert talk.goes_on()
+    host.commit(behind.ip, few)
+    again = host.qube.start_agent(wait=False, env=environment)
+    eventually(lambda: not again.running, trouble=host.trouble)
+    assert "dport 80" in "".join(host.chain(behind.ip))
+    host.qube.path("/run/deadly").unlink()
     host.qube.start_agent(env=environment)
     eventually(lambda: not talk.goes_on(0.3), 20, trouble=host.trouble)
     talk.close()
