@@ -106,7 +106,7 @@ class Rule:
                 raise Unknown(word)
             try:
                 statement(self, word, left)
-            except (StopIteration, KeyError, ValueError, OverflowError, OSError):
+            except (StopIteration, KeyError, ValueError, OverflowError, OSError, struct.error):
                 raise Unknown(words) from None
 
     @property
@@ -160,6 +160,8 @@ class Rule:
             if word == "}":
                 break
             found.append(PROTOCOLS[word.removesuffix(",")])
+        else:
+            raise Unknown("{")  # nothing closes it
         if self.protocols or not found:
             raise Unknown("{")
         self.protocols = tuple(found)
