@@ -226,17 +226,25 @@ def written(memory: Memory, wanted: Wanted, later: frozenset[IPAddress]) -> tupl
     exports = []
     for address in ordered((refreshed - later).union(counted)):
         bound = wanted.lists.get(address)
-        hosts = {} if bound is None else {host: bound.of(host).addresses for host in bound.ruleset.hosts}
-        exports.append(export(address, hosts))
+        exports.append(export(address, {} if bound is None else _spelled(bound)))
     return (*((ExportNames(tuple(exports)),) if exports else ()), *handled(counted))
+
+
+def _spelled(bound: Bound) -> Mapping[str, tuple[IPAddress, ...]]:
+    """Return the addresses of each name as dom0 wrote it."""
+    return {spelling: bound.of(host).addresses for spelling, host in bound.ruleset.spellings.items()}
 
 
 def _names_differ(before: Bound | None, bound: Bound) -> bool:
     """Return whether the entries of a list's names below /dns/ have changed."""
     if before is None:
         return bool(bound.ruleset.hosts)
-    hosts = bound.ruleset.hosts if before is not bound else ()
-    return any(before.of(host) != bound.of(host) for host in hosts) or before.ruleset.hosts != bound.ruleset.hosts
+    if before is bound:
+        return False
+    hosts = bound.ruleset.hosts
+    return before.ruleset.spellings != bound.ruleset.spellings or any(
+        before.of(host) != bound.of(host) for host in hosts
+    )
 
 
 def settled(memory: Memory, wanted: Wanted, rules: Rules, came: Came) -> Memory:

@@ -42,7 +42,8 @@ def export(source: IPAddress, hosts: Mapping[str, Sequence[IPAddress]]) -> Expor
 
     Args:
         source: the qube's address, as dom0 has it in the firewall's keys.
-        hosts: the names as dom0 wrote them, and the addresses of each; without any it has no entry.
+        hosts: the names as dom0 wrote them, because scripts look for the words of the rule, and the addresses of each;
+            without any it has no entry.
     """
     folder = folder_of(source)
     entries, skipped, cut = [], [], []

@@ -139,6 +139,7 @@ class _Reader:
             ports=given.get("dstports"),
             icmp_type=given.get("icmptype"),
             dns="specialtarget" in given,
+            spelling=_untrusted_host(untrusted_value).decode("ascii") if given.get("dsthost") else "",
         )
         self._explain(rule, key, untrusted_value)
         return rule
@@ -170,8 +171,7 @@ class _Reader:
     def _explain(self, rule: Rule, key: str, untrusted_value: bytes) -> None:
         """Add problems for valid rules that have no effect."""
         if rule.host == INVALID_HOST:
-            (untrusted_host,) = (part[8:] for part in untrusted_value.split(b" ") if part.startswith(b"dsthost="))
-            problem = f"dsthost has no addresses: {_problem_of(untrusted_host)}"
+            problem = f"dsthost has no addresses: {_problem_of(_untrusted_host(untrusted_value))}"
             self.add(key, untrusted_value, problem, _NO_NAME, blocks=False)
         if rule.is_empty:
             problem = f"DNS uses TCP and UDP, port {DNS_PORT}: the rule matches nothing"
@@ -256,6 +256,12 @@ def _network(untrusted_value: bytes, version: int) -> IPNetwork:
 def _host(untrusted_value: bytes) -> str:
     """Return the canonical form of a host name; INVALID_HOST for one that is never looked up."""
     return INVALID_HOST if _problem_of(untrusted_value) else canonical(untrusted_value.decode("ascii"))
+
+
+def _untrusted_host(untrusted_value: bytes) -> bytes:
+    """Return the name of an entry that has one, as dom0 wrote it."""
+    (untrusted_host,) = (part[8:] for part in untrusted_value.split(b" ") if part.startswith(b"dsthost="))
+    return untrusted_host
 
 
 def _problem_of(untrusted_host: bytes) -> str:

@@ -7,9 +7,11 @@ and the policy if none matches. A text for nft contains only fields of these val
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ..namedtuple import NamedTuple
 from ..values import IPV4, IPAddress, IPNetwork
-from .name_messages import problem_of
+from .name_messages import canonical, problem_of
 
 TCP, UDP, ICMP = "tcp", "udp", "icmp"
 PROTOCOLS = (TCP, UDP, ICMP)
@@ -61,6 +63,7 @@ class _RuleFields(NamedTuple):
     ports: Ports | None
     icmp_type: int | None
     dns: bool
+    spelling: str
 
 
 class Rule(_RuleFields):
@@ -70,11 +73,13 @@ class Rule(_RuleFields):
         number: number of its key, which identifies the entry in messages and counters.
         accept: accept a matching packet; otherwise refuse it.
         network: match destinations in this network; None for any.
-        host: match addresses of this name; None for any; INVALID_HOST for a name that is never looked up.
+        host: match addresses of this name, in its canonical form; None for any; INVALID_HOST for a name that is never
+            looked up.
         protocol: one of PROTOCOLS; "" for any.
         ports: match these destination ports of TCP and UDP.
         icmp_type: the ICMP type as a number, in the list's family.
         dns: match port 53 of the name servers.
+        spelling: the name as dom0 wrote it, for `/dns/IP/NAME`; by default as `host`.
     """
 
     __slots__ = ()
@@ -90,17 +95,21 @@ class Rule(_RuleFields):
         ports: Ports | None = None,
         icmp_type: int | None = None,
         dns: bool = False,
+        spelling: str = "",
     ) -> Rule:
         """Raise ValueError for contradicting conditions."""
         if number < 0 or (protocol and protocol not in PROTOCOLS):
             raise ValueError(f"no entry {number} with protocol {protocol!r}")
         if host is not None and (network is not None or (host != INVALID_HOST and problem_of(host))):
             raise ValueError(f"{host[:60]!r} is not the destination of a rule")
+        if spelling and canonical(spelling) != host:
+            raise ValueError(f"{spelling[:60]!r} is another name")
         if ports is not None and protocol == ICMP:
             raise ValueError("ICMP has no ports")
         if icmp_type is not None and (protocol != ICMP or not 0 <= icmp_type <= 255):
             raise ValueError(f"{icmp_type} is not an ICMP type, or the protocol is not ICMP")
-        return super().__new__(cls, number, accept, network, host, protocol, ports, icmp_type, dns)
+        spelling = spelling or host or ""
+        return super().__new__(cls, number, accept, network, host, protocol, ports, icmp_type, dns, spelling)
 
     @property
     def protocols(self) -> tuple[str, ...]:
@@ -187,3 +196,8 @@ class Ruleset(_RulesetFields):
     def hosts(self) -> tuple[str, ...]:
         """Return the names of its rules, each once, in the order of the list."""
         return tuple(dict.fromkeys(rule.host for rule in self.rules if rule.host))
+
+    @property
+    def spellings(self) -> Mapping[str, str]:
+        """Return each name as dom0 wrote it → the name; dom0 may write the same name in several ways."""
+        return {rule.spelling: rule.host for rule in self.rules if rule.host}

@@ -141,6 +141,19 @@ def test_names_that_left_a_list_are_written_with_its_commit() -> None:
     assert refreshed(gone, {})[0].exported == {}
 
 
+@pytest.mark.behaviour("B78")
+def test_names_are_written_as_dom0_wrote_them() -> None:
+    """A script that knows the rule looks for the word in it; dom0 passes a trailing dot on."""
+    own, dotted = "action=accept dsthost=a.example", "action=accept dsthost=A.Example."
+    value = b"{'198.51.100.1/32'}"
+    memory, written = refreshed(begun(x4=dotted), known(SERVER))
+    assert written[0].exports[0].entries == (("/dns/10.137.0.4/A.Example.", value),)
+    assert refreshed(memory, known(SERVER))[1] == []
+    memory = enforcement.advanced(memory, facts(2, committed(A), x4=own), DEVICES)
+    memory, written = refreshed(memory, known(SERVER))
+    assert written[0].exports[0].entries == (("/dns/10.137.0.4/a.example", value),)
+
+
 def test_what_is_asked_is_by_qube_and_nothing_of_lists_without_names() -> None:
     lists = begun(x4=BY_NAME, x5=OPEN).outcome.lists
     assert enforcement.questions(lists) == {"10.137.0.4": (Question(4, "a.example"),)}

@@ -31,7 +31,7 @@ NETWORK = ipaddress.ip_network
         ("action=accept dst4=192.0.2.1/08", Rule(0, True, network=NETWORK("192.0.0.0/8"))),
         ("action=accept dst4=0.0.0.0/0", Rule(0, True, network=NETWORK("0.0.0.0/0"))),
         ("action=accept dsthost=example.org", Rule(0, True, host="example.org")),
-        ("action=accept dsthost=Example.ORG.", Rule(0, True, host="example.org")),
+        ("action=accept dsthost=Example.ORG.", Rule(0, True, host="example.org", spelling="Example.ORG.")),
         ("action=accept dsthost=_srv-1.x", Rule(0, True, host="_srv-1.x")),
         (f"action=accept dsthost={LONG}", Rule(0, True, host=LONG)),
         ("action=accept proto=tcp", Rule(0, True, protocol="tcp")),

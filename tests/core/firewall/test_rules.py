@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qubes_guestnet.core.firewall.rules import INVALID_HOST, Ports, Problem, Rule, Ruleset
-from tests.core.firewall.made import FOUR, SIX, A
+from tests.core.firewall.made import FOUR, SIX, A, ruleset
 
 NETWORK = ipaddress.ip_network
 BLOCKS = Problem("/k", "", "wrong", "right it")
@@ -25,6 +25,8 @@ BLOCKS = Problem("/k", "", "wrong", "right it")
         {"host": "A.org"},
         {"host": "x.org }\nflush ruleset"},
         {"host": "x.org", "network": NETWORK("10.0.0.0/8")},
+        {"host": "x.org", "spelling": "y.org"},
+        {"spelling": "x.org"},
         {"host": INVALID_HOST, "network": NETWORK("10.0.0.0/8")},
         {"protocol": "icmp", "ports": Ports(1, 2)},
         {"icmp_type": 8},
@@ -83,3 +85,10 @@ def test_what_an_entry_is_about() -> None:
     assert not Rule(0, False, dns=True, ports=Ports(50, 60)).is_empty
     assert Rule(0, False, dns=True, ports=Ports(80, 90)).is_empty
     assert Rule(0, False, dns=True, protocol="icmp").is_empty
+
+
+def test_a_name_that_is_written_in_two_ways_is_one_name_with_two_spellings() -> None:
+    entries = ("action=accept dsthost=x.org", "action=accept dsthost=X.org. proto=tcp", "action=drop dsthost=a..b")
+    found = ruleset(*entries)
+    assert found.hosts == ("x.org",)
+    assert found.spellings == {"x.org": "x.org", "X.org.": "x.org"}
