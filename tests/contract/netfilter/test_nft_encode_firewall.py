@@ -109,9 +109,10 @@ def test_drawn_lists_are_encoded_and_no_rule_is_left_to_nft(oracle: Oracle) -> N
             text += ruleset.qube(bound)
             nft.run("flush ruleset\n")
             encoded(text).commit()
-            ours = listed()
+            ours = listed(), in_bytecode()
+            assert ours[1]
             nft.run(f"flush ruleset\n{text}")
-            assert ours == listed()
+            assert ours == (listed(), in_bytecode())
 
 
 @pytest.mark.parametrize(
