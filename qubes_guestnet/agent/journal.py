@@ -42,7 +42,7 @@ class Journal:
         self.ready = False
         self._notes: tuple[object, ...] = ()
         self._causes, self._echoes = Causes().plus((pass_log.START,)), Causes()
-        self._changed = False  # by the last pass
+        self._changed = self._pending = False  # by the last pass; it left something to the next one
         self._roles = ""
         self._interfaces: pass_log.Interfaces = {}
         self._passes: tuple[tuple[str, ...], int] = ((), 0)  # what the last pass said, and how often in a row
@@ -134,7 +134,8 @@ class Journal:
             self._troubled = True
             if text not in before:
                 log(ERROR, text)
-        undone = report.todo or any(interface.plan for interface in report.interfaces)
+        undone = bool(report.todo) or any(interface.plan for interface in report.interfaces)
+        self._pending = undone or any(error.retryable for error in report.errors)
         if self._troubled and not (errors or standing_failures or undone):
             self._troubled = False
             log(INFO, "all errors cleared")
@@ -164,8 +165,7 @@ class Journal:
             log(INFO, words, "interface")
         done = _done(report)
         causes, echoes, self._causes, self._echoes = self._causes, self._echoes, Causes(), Causes()
-        if not causes.kinds and echoes.kinds:  # our own changes do not explain this pass, so another program caused it
-            causes = echoes if done else causes.plus((pass_log.OWN,))
+        causes = causes.explained(echoes, changed=bool(done), pending=self._pending)
         self._changed = bool(done)
         errors = set(map(str, report.errors)) - {*self._errors, *self._failures}
         line = pass_log.pass_line(causes, len(done), len(errors), moved=bool(moves))

@@ -56,6 +56,25 @@ def test_what_a_pass_causes_by_itself() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.behaviour("B146")
+@pytest.mark.parametrize(
+    ("kinds", "echoes", "changed", "pending", "said"),
+    [
+        ((), (), True, False, "woken by nothing known: 1 operation"),
+        ((pass_log.KEYS,), (pass_log.RULES,), True, False, "woken by QubesDB: 1 operation"),
+        ((), (pass_log.RULES,), True, False, "repair, because another program changed nft rules: 1 operation"),
+        ((), (pass_log.RULES,), False, False, "woken by the changes of the pass before: nothing to do"),
+        ((), (pass_log.RULES,), True, True, "woken by the changes of the pass before: 1 operation"),
+        ((pass_log.RULES,), (), True, True, "repair, because another program changed nft rules: 1 operation"),
+    ],
+)
+def test_what_the_pass_before_left_is_no_repair(
+    kinds: tuple[str, ...], echoes: tuple[str, ...], changed: bool, pending: bool, said: str
+) -> None:
+    causes = NOTHING.plus(kinds).explained(NOTHING.plus(echoes), changed=changed, pending=pending)
+    assert pass_line(causes, int(changed)).text == said
+
+
 def test_every_cause_has_words() -> None:
     kinds = {value for name, value in vars(pass_log).items() if name.isupper() and isinstance(value, str)}
     assert set(pass_log._WORDS) == kinds >= set(pass_log.TIMERS.values())

@@ -89,6 +89,18 @@ class Causes(NamedTuple):
         """Return the causes that a pass may produce by its own changes."""
         return self.kinds.intersection(_FOREIGN)
 
+    def explained(self, echoes: Causes, *, changed: bool, pending: bool) -> Causes:
+        """Return the causes of a pass, also where all wake-ups came directly after the pass before.
+
+        Args:
+            echoes: those wake-ups, which the changes of the pass before explain.
+            changed: this pass changed something, so another program changed something too, unless
+            pending: the pass before left something to this one.
+        """
+        if self.kinds or not echoes.kinds:
+            return self
+        return echoes if changed and not pending else self.plus((OWN,))
+
 
 class PassLine(NamedTuple):
     """The line of one pass.
