@@ -39,6 +39,7 @@ class Memory(NamedTuple):
         judged: the lists by which connections were last judged.
         owed: addresses whose handled commit is not counted yet.
         exported: address → the list whose names were last written below /dns/.
+        unexported: addresses whose names could not be written; QubesDB may have lost the former entries.
         wanted: the rules last found in force; None if unknown.
         began: a pass was made.
     """
@@ -49,6 +50,7 @@ class Memory(NamedTuple):
     judged: Rules = Rules()
     owed: frozenset[IPAddress] = frozenset()
     exported: Mapping[IPAddress, Bound] = {}
+    unexported: frozenset[IPAddress] = frozenset()
     wanted: Wanted | None = None
     began: bool = False
 
@@ -224,7 +226,7 @@ def written(memory: Memory, wanted: Wanted, later: frozenset[IPAddress]) -> tupl
         address for address, bound in wanted.lists.items() if _names_differ(memory.exported.get(address), bound)
     }
     exports = []
-    for address in ordered((refreshed - later).union(counted)):
+    for address in ordered(((refreshed | memory.unexported) - later).union(counted)):
         bound = wanted.lists.get(address)
         exports.append(export(address, {} if bound is None else _spelled(bound)))
     return (*((ExportNames(tuple(exports)),) if exports else ()), *handled(counted))
@@ -263,7 +265,7 @@ def settled(memory: Memory, wanted: Wanted, rules: Rules, came: Came) -> Memory:
         if isinstance(op, SetQubeRules) and op.instead in {*came.done, *came.failed}:
             refused[op.bound.ruleset.address] = op.bound
     exported = {each: bound for each, bound in memory.exported.items() if each in wanted.lists}
-    folders = {each.folder for op in came.done if isinstance(op, ExportNames) for each in op.exports}
+    folders, unwritten = _folders(came.done), _folders(came.failed)
     if folders:
         exported |= {each: bound for each, bound in wanted.lists.items() if folder_of(each) in folders}
     return memory._replace(
@@ -271,5 +273,15 @@ def settled(memory: Memory, wanted: Wanted, rules: Rules, came: Came) -> Memory:
         judged=undoubted(memory.judged, rules) if uncut else rules,
         owed=memory.owed - counted,
         exported=exported,
+        unexported=frozenset(
+            each
+            for each in memory.devices
+            if folder_of(each) in unwritten or (each in memory.unexported and folder_of(each) not in folders)
+        ),
         wanted=None if came.failed or came.errors else wanted,
     )
+
+
+def _folders(ops: Iterable[object]) -> frozenset[str]:
+    """Return the folders below /dns/ that operations write."""
+    return frozenset(each.folder for op in ops if isinstance(op, ExportNames) for each in op.exports)

@@ -141,6 +141,26 @@ def test_names_that_left_a_list_are_written_with_its_commit() -> None:
     assert refreshed(gone, {})[0].exported == {}
 
 
+@pytest.mark.behaviour("B78", "B146")
+def test_names_that_could_not_be_written_are_written_later_though_they_are_the_same() -> None:
+    """The folder may be gone by then: it is removed first. The commit is counted all the same."""
+    memory, _ = refreshed(begun(x4=BY_NAME, x5=OPEN), known(SERVER))
+    memory = enforcement.advanced(memory, facts(2, committed(A), x4=f"{BY_NAME} proto=tcp", x5=OPEN), DEVICES)
+    export, count = enforcement.written(memory, enforcement.want(memory, known(SERVER), DNS), frozenset())
+    memory, _ = refreshed(memory, known(SERVER), Outcome(failed=(export,)))
+    assert (memory.owed, memory.unexported, memory.wanted) == (frozenset(), {A}, None)
+    # A pass that could not observe anything wrote nothing either.
+    memory = enforcement.settled(memory, enforcement.want(memory, known(SERVER), DNS), memory.judged, NOTHING)
+    assert memory.unexported == {A}
+    gone = enforcement.advanced(memory, facts(3), {})
+    assert refreshed(gone, {})[0].unexported == frozenset()
+    memory, written = refreshed(memory, known(SERVER))
+    assert written == [export]
+    assert memory.unexported == frozenset()
+    assert refreshed(memory, known(SERVER))[1] == []
+    assert isinstance(count, CountHandled)
+
+
 @pytest.mark.behaviour("B78")
 def test_names_are_written_as_dom0_wrote_them() -> None:
     """A script that knows the rule looks for the word in it; dom0 passes a trailing dot on."""
