@@ -191,9 +191,11 @@ class Firewall:
             work.attempt(partial(self._recall, wanted))
         planner = _FirewallPlanner(self, work, wanted)
         outcome = work.settle(planner.plan, of_firewall(self._nft, partial(qubesdb.connect, writable=True)))
-        _remember_lists(work, enforcement.settled(memory_of(work).lists, wanted, planner.rules, outcome))
-        if self._source is not None and work.run.applies:
-            work.attempt(lambda work: judged_lists.keep(self._paths.run, memory_of(work).lists.judged))
+        lists = enforcement.settled(memory_of(work).lists, wanted, planner.rules, outcome)
+        keeps = self._source is not None and work.run.applies
+        _remember_lists(work, lists._replace(wanted=None) if keeps else lists)
+        if keeps:  # until the file is written, each pass settles again
+            work.attempt(lambda work: _remember_lists(work, judged_lists.kept(self._paths.run, lists)))
         # Only for written entries: while QubesDB refuses them, each pass plans them again.
         written = (export for op in outcome.done if isinstance(op, ExportNames) for export in op.exports)
         exported = (words for export in written for words in export.lines)
@@ -381,8 +383,7 @@ class _FirewallPlanner:
         found = self._firewall.begun(judging) if judging else ()
         cut = enforcement.ending(self._lists, rules, found, self._firewall.is_own)
         self.rules = rules
-        written = enforcement.written(self._lists, self._wanted, enforcement.unloaded(so_far))
-        return (*cut, *written)
+        return (*cut, *enforcement.written(self._lists, self._wanted, enforcement.unloaded(so_far)))
 
 
 def memory_of(work: PassState) -> FirewallMemory:

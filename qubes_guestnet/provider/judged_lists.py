@@ -46,10 +46,16 @@ def recalled(
     judged = judged_text.parse(files.read(os.path.join(run, FILE), judged_text.LONGEST))
     same = judged_text.restored(judged, wanted.lists, look()[0])
     if applies:
-        keep(run, same)
+        _keep(run, same)
     return memory._replace(judged=same)
 
 
-def keep(run: str, judged: Rules) -> None:
+def kept(run: str, memory: Memory) -> Memory:
+    """Write down the lists by which connections were judged, and return the memory. Raises FileError."""
+    _keep(run, memory.judged)
+    return memory
+
+
+def _keep(run: str, judged: Rules) -> None:
     """Write down the lists by which connections were judged, where they differ. Raises FileError."""
     files.publish(os.path.join(run, FILE), judged_text.render(judged), _MODE, sync=False)
