@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every adapter × its errors (B146): what a running agent asks, and which errors that is made to raise.
 
-A row is a place, `module:function`, and one of the errors of that place. Tests say what makes the agent ask it; a test
+A row is a place, `module:function`, and one of the errors of that place. A path behind it means calls for what is
+below that path. Tests say what makes the agent ask it; a test
 of the budgets compares the rows with the modules in `qubes_guestnet/system`.
 """
 
@@ -160,12 +161,23 @@ NAMES = rows((
     ("guestnet_toml:configured_names", ('ConfigError("/thrown: bad")',)),
 ))  # fmt: skip
 
+# What a provider asks to enforce a list that dom0 has committed, and to tell of it.
+ENFORCED = rows((
+    ("conntrack:begun", (KERNEL, RAW, BUG)),
+    ("conntrack:end", (KERNEL, RAW, BUG)),
+    ("qubesdb.direct:DirectStore.rm /dns/", (STORE, RAW)),
+    ("qubesdb.direct:DirectStore.write /dns/", (STORE, RAW)),
+    ("qubesdb.direct:DirectStore.read /qubes-firewall-handled/", (STORE, RAW)),
+    ("qubesdb.direct:DirectStore.write /qubes-firewall-handled/", (STORE, RAW)),
+    ("files:publish /run/qubes-guestnet/judged", (FILE, FULL, RAW)),
+))  # fmt: skip
+
 # What it asks for a list that has an error.
 NOTICE = rows((("desktop:notify", (PROGRAM, RAW, BUG)),))
 
 ALL = (
     PROVIDER, FIRST, FIRST_PLAIN, AGAIN, EVERYWHERE, BINDING, LINK_NAMES, LINK_NAMES_BY_COMMAND, UPSTREAM, HOOKS,
-    MONITOR, HANGING, NAMES, NOTICE,
+    MONITOR, HANGING, NAMES, ENFORCED, NOTICE,
 )  # fmt: skip
 
 _CHECK, _HOTPLUG, _PURE = "for `check` and `status`", "by the hotplug command, a process of its own", "pure"

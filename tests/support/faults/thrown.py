@@ -16,6 +16,7 @@ import errno, functools, importlib, os, signal
 from qubes_guestnet import errors
 
 def arm(place, act):
+    place, _, below = place.partition(" ")
     module, _, path = place.partition(":")
     *owners, name = path.split(".")
     owner = importlib.import_module(module)
@@ -25,6 +26,8 @@ def arm(place, act):
 
     @functools.wraps(real)
     def once(*args, **kwargs):
+        if below and not any(isinstance(arg, str) and arg.startswith(below) for arg in args):
+            return real(*args, **kwargs)
         try:
             os.unlink({order!r})
         except OSError:
@@ -55,7 +58,7 @@ def armed(qube: Qube, place: str, expression: str) -> dict[str, str]:
 
     Args:
         qube: of the agent.
-        place: `module:function` or `module:Class.method`.
+        place: `module:function` or `module:Class.method`; with a path behind it, only calls with an argument below it.
         expression: the error, with the names of `errors`, `errno` and the adapters.
     """
     return _environment(qube, place, "throw", expression)
