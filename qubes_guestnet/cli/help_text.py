@@ -1,7 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What `--help` prints: as `parser` makes it in 80 columns, which takes argparse and so 20 ms more; a test compares."""
 
-HELP = """\
+EPILOG = """\
+examples:
+  qubes-guestnet status            print the state of this qube's network
+  qubes-guestnet check             list problems and their remedies
+  qubes-guestnet plan              print the changes that `apply` would make
+  sudo qubes-guestnet apply        make them
+  qubes-guestnet VERB --help       show the help of one verb
+
+Exit status: 0 success, or nothing to do; 1 failure (status, check: there is a problem); 2 wrong usage;
+3 firewall test: the packet does not pass, 4: the verdict is unknown; 100 dns sync: no change.
+
+See qubes-guestnet(8) for details.
+"""
+HELP = f"""\
 usage: qubes-guestnet [-h] [-V] VERB ...
 
 Network agent of a Qubes OS virtual machine: QubesDB to kernel and resolv.conf.
@@ -32,15 +45,4 @@ options:
   -h, --help     show this help message and exit
   -V, --version  show program's version number and exit
 
-examples:
-  qubes-guestnet status            print the state of this qube's network
-  qubes-guestnet check             list problems and their remedies
-  qubes-guestnet plan              print the changes that `apply` would make
-  sudo qubes-guestnet apply        make them
-  qubes-guestnet VERB --help       show the help of one verb
-
-Exit status: 0 success, or nothing to do; 1 failure (status, check: there is a problem); 2 wrong usage;
-3 firewall test: the packet does not pass, 4: the verdict is unknown; 100 dns sync: no change.
-
-See qubes-guestnet(8) for details.
-"""
+{EPILOG}"""

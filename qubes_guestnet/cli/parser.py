@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..core.render.styled import AUTO, WHEN
 from ..errors import printable
+from .help_text import EPILOG
 from .options import MANY, VERBS, WAIT_SECONDS, Verb
 
 
@@ -160,19 +161,6 @@ _INTERFACES = {
     "status": "only this interface: an uplink such as eth0, or a vif such as vif4.0",
     "uplink": "its name, such as eth0",
 }
-_EPILOG = """\
-examples:
-  qubes-guestnet status            print the state of this qube's network
-  qubes-guestnet check             list problems and their remedies
-  qubes-guestnet plan              print the changes that `apply` would make
-  sudo qubes-guestnet apply        make them
-  qubes-guestnet VERB --help       show the help of one verb
-
-Exit status: 0 success, or nothing to do; 1 failure (status, check: there is a problem); 2 wrong usage;
-3 firewall test: the packet does not pass, 4: the verdict is unknown; 100 dns sync: no change.
-
-See qubes-guestnet(8) for details.
-"""
 _WIDTH = 10
 
 
@@ -181,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(
         prog="qubes-guestnet",
         description="Network agent of a Qubes OS virtual machine: QubesDB to kernel and resolv.conf.",
-        epilog=_EPILOG,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("-V", "--version", action="version", version=f"qubes-guestnet {__version__}")
