@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from ..core.namedtuple import NamedTuple
 
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_DONE, EXIT_FAILED = 0, 1
 EXIT_REFUSED, EXIT_UNCLEAR = 3, 4  # of `firewall test`
 WAIT_SECONDS = 9.0  # dom0 gives the call 10 s (qubes.WaitForNetworkUplink)
 

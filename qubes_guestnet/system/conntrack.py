@@ -9,7 +9,6 @@ budget of `vif online` is 10 ms.
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 
@@ -258,9 +257,8 @@ def _delete(table: Netfilter, entry: bytes) -> int:
         # CTA_ID: do not delete a new connection with the same addresses and ports.
         if kind in (CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE)
     )
-    family = socket.AddressFamily(entry[16])
     try:
-        for _ in table.request(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, named, family):
+        for _ in table.request(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, named, entry[16]):
             continue
     except FileNotFoundError:
         return 0

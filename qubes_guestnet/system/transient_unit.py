@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 from collections.abc import Iterable, Mapping
 
 from ..core.namedtuple import NamedTuple
+from . import plain_signal as signal
 from . import programs
 from .systemd import WARNING, log
 

@@ -81,6 +81,16 @@ def test_apply_has_not_loaded_what_it_seldom_needs() -> None:
     assert {module: why for module, why in NOT_FOR_APPLY.items() if module in loaded} == {}
 
 
+@pytest.mark.parametrize("module", ["cli.vif", "provider.provider_pass"])
+def test_a_provider_has_not_loaded_enumerations(module: str) -> None:
+    """`vif` runs while a qube starts, and a provider's pass at boot."""
+    ask = f"import sys; sys.path += [{str(TREE)!r}, {packages()!r}]\nfrom qubes_guestnet.cli import main\n"
+    words = [sys.executable, "-IS", "-c", f"{ask}import qubes_guestnet.{module}\nprint(*sys.modules)"]
+    loaded = set(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
+    assert f"qubes_guestnet.{module}" in loaded
+    assert loaded & {"enum", "signal", "socket", "selectors", "typing", "re"} == set()
+
+
 def test_the_help_is_that_of_the_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     done = subprocess.run([sys.executable, str(LAUNCHER), "--help"], capture_output=True, text=True, check=True)
@@ -95,6 +105,18 @@ def test_what_the_folders_lack_is_found_by_site(tmp_path: Path) -> None:
     ours_alone = launcher(tmp_path, str(TREE))
     done = subprocess.run([sys.executable, "-IS", ours_alone, "apply"], capture_output=True, text=True)
     assert "QubesDB" in done.stderr
+
+
+def test_an_optional_package_may_be_elsewhere_too(tmp_path: Path) -> None:
+    """As jeepney by pip, all else by the distribution: without it resolved would be asked by program."""
+    for name in ("pyroute2", "tenacity"):
+        (tmp_path / name).symlink_to(f"{packages()}/{name}")
+    script = launcher(tmp_path, str(TREE), str(tmp_path))
+    ask = "import sys; sys.argv = ['x', '--version']\nimport os; os._exit = lambda status: None\n"
+    ask += f"exec(open({script!r}).read())\nfrom qubes_guestnet.system.dbus import bus\nprint(bus._library())"
+    done = subprocess.run([sys.executable, "-IS", "-c", ask], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "jeepney" in done.stdout
 
 
 def test_what_is_nowhere_is_named_with_its_package(tmp_path: Path) -> None:

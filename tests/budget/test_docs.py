@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+from qubes_guestnet.cli import main as entry
 from qubes_guestnet.cli import options as command_line
 from qubes_guestnet.cli import verbs as commands
 from qubes_guestnet.core import hooks, settings
@@ -202,7 +203,7 @@ def test_the_man_page_has_every_exit_status() -> None:
     assert documented == {
         command_line.EXIT_DONE,
         command_line.EXIT_FAILED,
-        command_line.EXIT_USAGE,
+        entry._USAGE,
         command_line.EXIT_REFUSED,
         command_line.EXIT_UNCLEAR,
         commands.UNCHANGED,

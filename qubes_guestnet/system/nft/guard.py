@@ -128,14 +128,18 @@ def _rules() -> dict[str, tuple[bytes, ...]]:
     from_vif, to_vif = meta(IIFGROUP, EQUAL, _VIF), meta(OIFGROUP, EQUAL, _VIF)
     # Before it is in its group, nothing passes it (behaviour B121).
     from_name, to_name = meta(IIFNAME, EQUAL, _VIF_NAME), meta(OIFNAME, EQUAL, _VIF_NAME)
-    elsewhere, hold, clear = meta(OIFGROUP, UNEQUAL, _VIF), _bits(ALL, HELD) + _accept(), _bits(ALL) + _accept()
+    elsewhere, hold, clear = (
+        meta(OIFGROUP, UNEQUAL, _VIF),
+        _bits(ALL, HELD) + ending(ACCEPT),
+        _bits(ALL) + ending(ACCEPT),
+    )
     # What a qube sends to the outside is held once more until the chain egress has let it pass.
     leaving, known = from_vif + elsewhere + hold, state(ESTABLISHED | RELATED)
     return {
         "prerouting": (
             # Broadcasts and multicasts are never forwarded as they are; what comes in of them the base rules judge.
-            from_vif + unicast + _of_another_host() + _accept(),
-            from_name + unicast + _of_another_host() + _accept(),
+            from_vif + unicast + _of_another_host() + ending(ACCEPT),
+            from_name + unicast + _of_another_host() + ending(ACCEPT),
             meta(IIFGROUP, UNEQUAL, _VIF) + unicast + _routed_to_a_vif(_BY_DESTINATION) + _of_another_host(),
         ),
         "input": (
@@ -149,7 +153,7 @@ def _rules() -> dict[str, tuple[bytes, ...]]:
             ),
         ),
         "before-input": (
-            meta(IIFNAME, EQUAL, _LOOPBACK) + _accept(),
+            meta(IIFNAME, EQUAL, _LOOPBACK) + ending(ACCEPT),
             from_vif + state(INVALID | ESTABLISHED | RELATED | NEW) + hold,
             from_name + state(INVALID | ESTABLISHED | RELATED | NEW) + hold,
             state(NEW) + hold,
@@ -160,7 +164,7 @@ def _rules() -> dict[str, tuple[bytes, ...]]:
             _is(HELD) + _drop(),
             known + leaving,  # first, because most packets are of these
             known + clear,
-            _has_none(ASKED | LEFT | UNNAMED) + _accept(),
+            _has_none(ASKED | LEFT | UNNAMED) + ending(ACCEPT),
             _has_none(LEFT) + leaving,
             _has_none(LEFT) + clear,
             _is(UNNAMED) + _drop(),
@@ -209,7 +213,3 @@ def _of_another_host() -> bytes:
 
 def _drop() -> bytes:
     return batch.expression("counter", b"") + ending(DROP)
-
-
-def _accept() -> bytes:
-    return ending(ACCEPT)
