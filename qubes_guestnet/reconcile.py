@@ -244,9 +244,10 @@ class UplinkState(NamedTuple):
 
     def failed(self, errors: Iterable[GuestnetError]) -> UplinkState:
         """Return the state with these errors added, each once."""
-        known = dict.fromkeys(map(str, self.errors))
-        new = [error for error in errors if str(error) not in known]
-        return self._replace(errors=(*self.errors, *new))
+        found = {str(error): error for error in self.errors}
+        for error in errors:
+            found.setdefault(str(error), error)
+        return self._replace(errors=tuple(found.values()))
 
 
 class _Seen(NamedTuple):

@@ -178,8 +178,8 @@ class FirewallNames:
         self._troubles[str(error)] = None
 
     def _settle(self, before: Cache) -> None:
-        """Save and report a change of the cache."""
-        if self._cache is before:
+        """Save and report a change of the cache, and save again what could not be saved."""
+        if self._cache is before and not self._unsaved:
             return
         for words in name_news.news(before, self._cache):
             log(WARNING, words)

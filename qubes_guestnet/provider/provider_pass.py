@@ -365,6 +365,8 @@ class Provider:
                 work.failed(error)
                 return self._vifs.look(work)
             raise
+        # Vifs may have the new settings even if another one fails; then the former settings must count as a change.
+        work.remember(work.memory._replace(swept=None))
         before = len(work.errors)
         work = self._vifs.sweep(work)
         if len(work.errors) == before:

@@ -8,6 +8,7 @@ from qubes_guestnet.core.operations import Outcome, Planned
 from qubes_guestnet.core.owned_state import Record
 from qubes_guestnet.core.shared_operations import UnitJob
 from qubes_guestnet.errors import GuestnetError
+from qubes_guestnet.reconcile import UplinkState
 from tests.core.memory import Memory
 
 JOB = UnitJob("restart", "some.service")
@@ -40,3 +41,9 @@ def test_nothing_was_seen_where_the_first_look_fails() -> None:
 
     planned, outcome = flow.settle(plan, {}, Memory())  # type: ignore[arg-type]
     assert (planned.seen, planned.ops, outcome) == (None, (), Outcome())
+
+
+def test_errors_of_the_uplinks_are_told_once_each() -> None:
+    same, other = GuestnetError("same"), GuestnetError("other")
+    state = UplinkState().failed([same, GuestnetError("same")]).failed([other, GuestnetError("same")])
+    assert state.errors == (same, other)
