@@ -65,6 +65,7 @@ _BY_SOURCE, _BY_DESTINATION = 0x1, 0x2
 _HOST, _OTHER = b"\0", b"\3"
 _UPLINK, _VIF, _VIF_NAME, _LOOPBACK = struct.pack("=I", 1), struct.pack("=I", 2), b"vif", b"lo\0"
 _REDIRECTS = ((_NFPROTO_IPV4, bytes((socket.IPPROTO_ICMP,)), b"\5"), (_NFPROTO_IPV6, bytes((58,)), b"\x89"))
+_ACCEPTED = ending(ACCEPT)
 
 
 class Guard:
@@ -128,18 +129,14 @@ def _rules() -> dict[str, tuple[bytes, ...]]:
     from_vif, to_vif = meta(IIFGROUP, EQUAL, _VIF), meta(OIFGROUP, EQUAL, _VIF)
     # Before it is in its group, nothing passes it (behaviour B121).
     from_name, to_name = meta(IIFNAME, EQUAL, _VIF_NAME), meta(OIFNAME, EQUAL, _VIF_NAME)
-    elsewhere, hold, clear = (
-        meta(OIFGROUP, UNEQUAL, _VIF),
-        _bits(ALL, HELD) + ending(ACCEPT),
-        _bits(ALL) + ending(ACCEPT),
-    )
+    elsewhere, hold, clear = meta(OIFGROUP, UNEQUAL, _VIF), _bits(ALL, HELD) + _ACCEPTED, _bits(ALL) + _ACCEPTED
     # What a qube sends to the outside is held once more until the chain egress has let it pass.
     leaving, known = from_vif + elsewhere + hold, state(ESTABLISHED | RELATED)
     return {
         "prerouting": (
             # Broadcasts and multicasts are never forwarded as they are; what comes in of them the base rules judge.
-            from_vif + unicast + _of_another_host() + ending(ACCEPT),
-            from_name + unicast + _of_another_host() + ending(ACCEPT),
+            from_vif + unicast + _of_another_host() + _ACCEPTED,
+            from_name + unicast + _of_another_host() + _ACCEPTED,
             meta(IIFGROUP, UNEQUAL, _VIF) + unicast + _routed_to_a_vif(_BY_DESTINATION) + _of_another_host(),
         ),
         "input": (
@@ -153,7 +150,7 @@ def _rules() -> dict[str, tuple[bytes, ...]]:
             ),
         ),
         "before-input": (
-            meta(IIFNAME, EQUAL, _LOOPBACK) + ending(ACCEPT),
+            meta(IIFNAME, EQUAL, _LOOPBACK) + _ACCEPTED,
             from_vif + state(INVALID | ESTABLISHED | RELATED | NEW) + hold,
             from_name + state(INVALID | ESTABLISHED | RELATED | NEW) + hold,
             state(NEW) + hold,
@@ -164,7 +161,7 @@ def _rules() -> dict[str, tuple[bytes, ...]]:
             _is(HELD) + _drop(),
             known + leaving,  # first, because most packets are of these
             known + clear,
-            _has_none(ASKED | LEFT | UNNAMED) + ending(ACCEPT),
+            _has_none(ASKED | LEFT | UNNAMED) + _ACCEPTED,
             _has_none(LEFT) + leaving,
             _has_none(LEFT) + clear,
             _is(UNNAMED) + _drop(),
